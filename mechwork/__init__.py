@@ -1,0 +1,37 @@
+"""mechwork: find, test and draw circuits in language models.
+
+import mechwork as mw
+model = mw.load_model("gpt2-6l")                      # a bundled model; or a local folder, or a hub name
+task = mw.tasks.ioi(model, n=64, seed=0)              # clean/corrupt pairs and a metric
+exact = mw.patch(model, task, sites=["resid_pre"])    # measured effects
+approx = mw.attribute(model, task, sites=["resid_pre"], rules="relp")   # estimated effects
+scores = mw.score_edges(model, task.train)            # every edge of the computational graph
+circuit = scores.circuit(n_edges=80)
+curve = mw.evaluate(model, task.test, scores)         # faithfulness, beside random and empty circuits
+mw.report("ioi.html", task, exact, scores, circuit, curve)
+"""
+
+from . import tasks as tasks
+from .ablation import HeadStudy as HeadStudy
+from .ablation import study_heads as study_heads
+from .circuits import Circuit as Circuit
+from .circuits import CircuitEvaluation as CircuitEvaluation
+from .circuits import EdgeScores as EdgeScores
+from .circuits import EdgeSpace as EdgeSpace
+from .circuits import FaithfulnessCurve as FaithfulnessCurve
+from .circuits import evaluate as evaluate
+from .circuits import score_edges as score_edges
+from .models import load_model as load_model
+from .patching import Effects as Effects
+from .patching import attribute as attribute
+from .patching import patch as patch
+from .relevance import Composite as Composite
+from .relevance import find_composite as find_composite
+from .runs import AttentionPatterns as AttentionPatterns
+from .runs import record_attention as record_attention
+from .runs import record_run as record_run
+from .sites import Site as Site
+from .tasks.pairs import PromptPairs as PromptPairs
+from .tasks.task import Task as Task
+
+__version__ = "0.1.0"

@@ -1,0 +1,182 @@
+"""A circuit: a subset of the edges of the computational graph, as a value."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..display import Displayable
+from ..errors import ArtefactError, InputError
+from ..provenance import Provenance, stable
+from ..shapes import EdgeMask, EdgeMatrix
+from .space import INPUT, LOGITS, EdgeSpace
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Circuit(Displayable):
+    """The edges where `mask` is True. `scores`, if known, are the signed scores the circuit was selected by.
+
+    `n_requested` is the nominal size before pruning. Circuits of one space support ``&``, ``|``, ``-`` and `complement`.
+    """
+
+    space: EdgeSpace
+    mask: EdgeMask
+    scores: EdgeMatrix | None = None
+    n_requested: int | None = None
+    roles: dict[str, str] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if tuple(self.mask.shape) != (self.space.n_writers, self.space.n_readers):
+            raise InputError(
+                f"a circuit's mask is [writer, reader] = {(self.space.n_writers, self.space.n_readers)}; got {tuple(self.mask.shape)}"
+            )
+        if bool((self.mask & ~self.space.mask).any()):
+            row, column = (self.mask & ~self.space.mask).nonzero()[0].tolist()
+            raise InputError(f"{self.space.edge_name(row, column)} is not an edge of this graph")
+
+    @classmethod
+    def from_edges(cls, space: EdgeSpace, edges: Iterable[str]) -> Circuit:
+        """A circuit from edge names such as ``"a0.h1->a1.h0<k>"``."""
+        mask = torch.zeros(space.n_writers, space.n_readers, dtype=torch.bool)
+        for edge in edges:
+            mask[space.edge_index(edge)] = True
+        return cls(space, mask)
+
+    @property
+    def n_edges(self) -> int:
+        return int(self.mask.sum())
+
+    @property
+    def fraction(self) -> float:
+        """Share of all edges of the graph."""
+        return self.n_edges / self.space.n_edges
+
+    @property
+    def edges(self) -> tuple[str, ...]:
+        """Edge names, strongest first when scores are known, else in graph order."""
+        index = self.mask.nonzero()
+        if self.scores is not None:
+            index = index[self.scores[index[:, 0], index[:, 1]].abs().argsort(descending=True, stable=True)]
+        return tuple(self.space.edge_name(row, column) for row, column in index.tolist())
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """Names of the nodes that have an edge in the circuit, in the order they run, ``logits`` last."""
+        rows = self.mask.any(dim=1) | (self.space.feeds & self.mask.any(dim=0)[None, :]).any(dim=1)
+        names = [name for name, used in zip(self.space.writers, rows.tolist(), strict=True) if used]
+        return (*names, LOGITS) if bool(self.mask[:, self.space.logits_reader].any()) else tuple(names)
+
+    def __contains__(self, edge: str) -> bool:
+        return bool(self.mask[self.space.edge_index(edge)])
+
+    def __len__(self) -> int:
+        return self.n_edges
+
+    def __and__(self, other: Circuit) -> Circuit:
+        return self._with(self.mask & self._mask_of(other))
+
+    def __or__(self, other: Circuit) -> Circuit:
+        return self._with(self.mask | self._mask_of(other))
+
+    def __sub__(self, other: Circuit) -> Circuit:
+        return self._with(self.mask & ~self._mask_of(other))
+
+    def complement(self) -> Circuit:
+        """The rest of the graph."""
+        return self._with(self.space.mask & ~self.mask)
+
+    def pruned(self) -> Circuit:
+        """Without edges that do not lie on a path from the input to the logits."""
+        return replace(self, mask=prune(self.space, self.mask))
+
+    def overlap(self, other: Circuit) -> float:
+        """Jaccard index of the edge sets (1 for two empty circuits)."""
+        union = int((self.mask | self._mask_of(other)).sum())
+        return int((self.mask & other.mask).sum()) / union if union else 1.0
+
+    def to_json(self) -> dict[str, Any]:
+        """The circuit as JSON; the same inputs give the same text."""
+        scores = (
+            {}
+            if self.scores is None
+            else {e: round(float(self.scores[self.space.edge_index(e)]), 9) for e in self.edges}
+        )
+        return {
+            "what": "mechwork circuit",
+            "format": FORMAT,
+            "space": self.space.to_dict(),
+            "n_edges": self.n_edges,
+            "n_edges_of_graph": self.space.n_edges,
+            "n_requested": self.n_requested,
+            "nodes": list(self.nodes),
+            "edges": [{"edge": edge, **({"score": scores[edge]} if scores else {})} for edge in self.edges],
+            "roles": self.roles,
+            "provenance": stable(self.provenance),
+        }
+
+    def save(self, path: str | Path) -> Path:
+        """Write JSON. Returns the path."""
+        path = Path(path)
+        path.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Circuit:
+        """Read what `save` wrote; raises `ArtefactError` for another or a newer format."""
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            known = data["what"] == "mechwork circuit" and data["format"] <= FORMAT
+        except (ValueError, KeyError, TypeError) as error:
+            raise ArtefactError(f"{path} is not a circuit file: {error}") from error
+        if not known:
+            raise ArtefactError(
+                f"{path} is a {data['what']!r} of format {data['format']}; this version reads circuits up to format {FORMAT}. Upgrade mechwork."
+            )
+        space = EdgeSpace(**data["space"])
+        circuit = cls.from_edges(space, (edge["edge"] for edge in data["edges"]))
+        scores = None
+        if all("score" in edge for edge in data["edges"]) and data["edges"]:
+            scores = torch.zeros(space.n_writers, space.n_readers)
+            for edge in data["edges"]:
+                scores[space.edge_index(edge["edge"])] = edge["score"]
+        return replace(
+            circuit, scores=scores, n_requested=data["n_requested"], roles=data["roles"], provenance=data["provenance"]
+        )
+
+    def __repr__(self) -> str:
+        return f"Circuit({self.n_edges} of {self.space.n_edges} edges, {len(self.nodes)} nodes)"
+
+    def _mask_of(self, other: Circuit) -> EdgeMask:
+        if other.space != self.space:
+            raise InputError(f"only circuits of one graph can be compared; got {self.space} and {other.space}")
+        return other.mask
+
+    def _with(self, mask: EdgeMask) -> Circuit:
+        return Circuit(self.space, mask, self.scores, provenance=self.provenance)
+
+
+def prune(space: EdgeSpace, mask: EdgeMask) -> EdgeMask:
+    """`mask` without the edges that lie on no path from the input to the logits.
+
+    A component is alive when some edge from a living writer reaches one of its readers, and useful when some edge
+    leads from it to a useful reader. Writers are in running order, so one sweep each way is enough.
+    """
+    alive = torch.zeros(space.n_writers, dtype=torch.bool)
+    alive[space.writers.index(INPUT)] = True
+    for row in range(1, space.n_writers):
+        fed = (mask & alive[:, None]).any(dim=0)
+        alive[row] = bool((space.feeds[row] & fed).any())
+    useful = torch.zeros(space.n_readers, dtype=torch.bool)
+    useful[space.logits_reader] = True
+    for row in range(space.n_writers - 1, 0, -1):
+        if bool((mask[row] & useful).any()):
+            useful |= space.feeds[row]
+    return mask & alive[:, None] & useful[None, :]

@@ -1,0 +1,111 @@
+"""Find the circuit of a task in a model, test it, and write a report that opens in any browser, offline.
+
+Writes report.html, report.json, circuit.json, edges.csv, effects.csv and curve.csv into --out, all at once at the end.
+
+  mechwork discover ioi
+  mechwork discover greater_than --rules gradient --ig-steps 5 --fraction 0.05
+  mechwork discover pairs.csv --model openai-community/gpt2 --out reports/mine
+
+TASK is a name ('mechwork tasks' lists them) or a .csv or .jsonl file with the columns clean, corrupt, correct, incorrect.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import NotFoundError
+from .console import Console, dump_json
+from .options import PAIR_FILES, add_model, at_least, fraction, load
+from .output import MARK, check_output, new_folder
+
+if TYPE_CHECKING:
+    from .discovery import Discovery
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's own arguments."""
+    parser.add_argument("task", metavar="TASK", help="a task's name, or a file of pairs")
+    parser.add_argument(
+        "--n-pairs", type=at_least(4), default=128, metavar="N", help="pairs, half of them held out (default: 128)"
+    )
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of the pairs and of the controls (default: 0)")
+    method = parser.add_argument_group("method")
+    method.add_argument(
+        "--rules", default="relp", help="rules of the backward pass: relp, gradient, ... (default: relp)"
+    )
+    method.add_argument(
+        "--ig-steps",
+        type=at_least(1),
+        default=1,
+        metavar="N",
+        help="points on the path between the prompts (default: 1)",
+    )
+    size = method.add_mutually_exclusive_group()
+    size.add_argument("--n-edges", type=at_least(1), metavar="N", help="size of the circuit, before pruning")
+    size.add_argument(
+        "--fraction", type=fraction, default=0.1, metavar="F", help="size as a share of all edges (default: 0.1)"
+    )
+    files = parser.add_argument_group("files")
+    files.add_argument("--out", type=Path, metavar="DIR", help="folder of the report (default: reports/TASK)")
+    files.add_argument("--force", action="store_true", help="replace an earlier report in that folder")
+    add_model(parser)
+
+
+def run(args: argparse.Namespace, console: Console) -> None:
+    """Refuse at once what can be refused at once; then compute, write and print."""
+    from_file = args.task.endswith(PAIR_FILES)
+    out = args.out or Path("reports") / (Path(args.task).stem if from_file else args.task)
+    if from_file and not Path(args.task).is_file():
+        raise NotFoundError(f"no file of pairs at {args.task}")
+    check_output(out, force=args.force)
+    from ..relevance import find_composite
+    from ..tasks import find_task
+    from ..tasks import from_file as read_task
+    from .discovery import Settings, discover
+    from .summary import render_text, summarise
+
+    find_composite(args.rules)
+    build = None if from_file else find_task(args.task)
+    with console.step(f"loading {args.model}"):
+        model = load(args)
+        task = build(model, n=args.n_pairs, seed=args.seed) if build else read_task(model, args.task)
+    console.detail(task.describe(2))
+    settings = Settings(args.rules, args.ig_steps, args.n_edges, args.fraction, args.seed)
+    found = discover(model, args.model, task, settings, console)
+    data = summarise(found)
+    with console.step("writing the report"), new_folder(out, force=args.force) as folder:
+        write(found, data, folder)
+    files = {file.name: str(out / file.name) for file in sorted(out.iterdir())}
+    console.result(f"{render_text(found, data)}\n\n{_next(args, out)}", {**data, "files": files})
+
+
+def write(found: Discovery, data: dict[str, Any], folder: Path) -> None:
+    """Every file of a report. `circuit.json` and the tables are the same bytes for the same inputs."""
+    from ..render import report
+
+    results = (found.measured, found.estimated, found.scores, found.circuit, found.curve, found.evaluation)
+    report(folder / "report.html", found.task, *results, found.study, found.attention)
+    found.circuit.save(folder / "circuit.json")
+    edges = found.scores.to_dataframe()
+    kept = set(found.circuit.edges)
+    edges["in_circuit"] = [f"{a}->{b}" in kept for a, b in zip(edges["source"], edges["target"], strict=True)]
+    edges.to_csv(folder / "edges.csv", index=False, lineterminator="\n")
+    effects = found.measured.to_dataframe()
+    effects["estimate"] = found.estimated.to_dataframe()["effect"]
+    effects.to_csv(folder / "effects.csv", index=False, lineterminator="\n")
+    found.curve.to_dataframe().to_csv(folder / "curve.csv", index=False, lineterminator="\n")
+    (folder / MARK).write_text(dump_json(data) + "\n", encoding="utf-8")
+
+
+def _next(args: argparse.Namespace, out: Path) -> str:
+    other = "gradient" if args.rules != "gradient" else "relp"
+    return "\n".join(
+        (
+            f"The report: {out / 'report.html'} (open it in a browser; it needs no network)",
+            f"  in Python   mechwork.Circuit.load({str(out / 'circuit.json')!r}).show()",
+            f"  other rules mechwork discover {args.task} --rules {other} --out {out}-{other}",
+            "  other tasks mechwork tasks",
+        )
+    )

@@ -1,0 +1,113 @@
+"""From a model and a task to everything the report shows: one pipeline, nothing printed, nothing written.
+
+Effects are measured and estimated, and edges are scored, on ``task.train``; the circuit and its heads are tested on
+``task.test``, whose words and templates are others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ..ablation import HeadStudy, study_heads
+from ..circuits import Circuit, CircuitEvaluation, EdgeScores, EdgeSpace, FaithfulnessCurve, evaluate, score_edges
+from ..circuits.score import require_aligned
+from ..errors import InputError
+from ..models.anatomy import check_ready
+from ..patching import Effects, attribute, patch
+from ..patching.result import AgreementTable
+from ..runs import AttentionPatterns, record_attention
+from ..tasks.task import Task
+from .console import Console
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+SITES = ("resid_pre", "attn_out", "mlp_out", "z")
+"""Where effects are measured: the stream and what is written to it by position, heads at all positions."""
+
+N_ATTENTION = 6
+"""Of how many heads, those of largest effect, the report shows attention."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to compute. The circuit's size is `n_edges`, or else `fraction` of the graph's edges."""
+
+    rules: str = "relp"
+    ig_steps: int = 1
+    n_edges: int | None = None
+    fraction: float = 0.1
+    seed: int = 0
+
+    def size(self, space: EdgeSpace) -> int:
+        """The number of edges to keep; raises `InputError` when the graph has fewer."""
+        if self.n_edges is None:
+            return max(1, int(self.fraction * space.n_edges))
+        if self.n_edges > space.n_edges:
+            raise InputError(f"this model's graph has {space.n_edges} edges; got --n-edges {self.n_edges}")
+        return self.n_edges
+
+
+@dataclass(frozen=True, eq=False)
+class Discovery:
+    """Everything that was found, as result objects."""
+
+    task: Task
+    model_name: str
+    settings: Settings
+    measured: Effects
+    estimated: Effects
+    agreement: AgreementTable
+    scores: EdgeScores
+    circuit: Circuit
+    curve: FaithfulnessCurve
+    evaluation: CircuitEvaluation
+    study: HeadStudy
+    attention: AttentionPatterns
+
+    @property
+    def held_out(self) -> bool:
+        """Whether the circuit was tested on other pairs than it was found on."""
+        return bool(self.task.splits)
+
+
+def discover(model: TransformerBridge, model_name: str, task: Task, settings: Settings, console: Console) -> Discovery:
+    """Run the pipeline. Raises `InputError` for what cannot be done, before the first long step."""
+    anatomy = check_ready(model)
+    n_edges = settings.size(EdgeSpace.of(anatomy))
+    require_aligned(task)
+    train, test = task.train, task.test
+    positions = None if train.pairs.one_length or train.pairs.spans else "all"
+    with console.step("measuring effects") as progress:
+        measured = patch(model, train, sites=SITES, positions=positions, progress=progress)
+    with console.step("estimating effects"):
+        estimated = attribute(
+            model, train, sites=SITES, rules=settings.rules, ig_steps=settings.ig_steps, positions=positions
+        )
+    with console.step("scoring edges") as progress:
+        scores = score_edges(model, train, rules=settings.rules, ig_steps=settings.ig_steps, progress=progress)
+    with console.step("studying heads") as progress:
+        study = study_heads(model, test, progress=progress)
+        attention = record_attention(model, test, heads=[row.head for row in study.rows[:N_ATTENTION]])
+    circuit = scores.circuit(n_edges=n_edges)
+    roles = {row.head: row.role for row in study.rows if row.role and row.head in circuit.nodes}
+    circuit = replace(circuit, roles=roles)
+    with console.step("testing the circuit") as progress:
+        evaluation = evaluate(model, test, circuit, seed=settings.seed, progress=progress)
+    with console.step("testing all sizes") as progress:
+        curve = evaluate(model, test, scores, seed=settings.seed, progress=progress)
+    return Discovery(
+        task=task,
+        model_name=model_name,
+        settings=settings,
+        measured=measured,
+        estimated=estimated,
+        agreement=estimated.agreement(measured),
+        scores=scores,
+        circuit=circuit,
+        curve=curve,
+        evaluation=evaluation,
+        study=study,
+        attention=attention,
+    )

@@ -1,0 +1,112 @@
+"""The parser, and how what happens becomes an exit code.
+
+| code | meaning |
+|---|---|
+| 0 | done |
+| 1 | the run failed |
+| 2 | the arguments or the data break a contract |
+| 3 | a model, a file or the network is missing, or a stored file is damaged |
+| 130 | interrupted |
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from ..errors import ArtefactError, InputError, MechworkError, MetricError, NotFoundError, nearest
+from .console import Console
+from .options import add_common, apply_common
+
+OK, FAILED, USAGE, MISSING, INTERRUPTED = 0, 1, 2, 3, 130
+
+VERBS = {
+    "discover": "find the circuit of a task and write a report",
+    "tasks": "list the tasks, or show one",
+    "models": "list the bundled models, or verify their files",
+    "train": "train a bundled model again from its recipe",
+    "doctor": "say what this installation has and lacks",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Names the nearest verb when one is mistyped."""
+
+    def error(self, message: str) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if "invalid choice: '" in message:
+            wrong = message.split("invalid choice: '", 1)[1].split("'", 1)[0]
+            message += nearest(wrong, VERBS)
+        super().error(message)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all verbs; each verb's file adds its own arguments."""
+    parser = _Parser(
+        prog="mechwork",
+        description="Find, test and draw circuits in language models.",
+        epilog="'mechwork VERB --help' describes a verb. Start with: mechwork discover ioi",
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB")
+    for name, what in VERBS.items():
+        verb = importlib.import_module(f".{name}", __package__)
+        sub = verbs.add_parser(
+            name, help=what, description=verb.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        verb.add_arguments(sub)
+        add_common(sub)
+        sub.set_defaults(run=verb.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    try:
+        args = build_parser().parse_args(argv)
+    except SystemExit as stop:  # argparse has printed help or usage
+        return stop.code if isinstance(stop.code, int) else USAGE
+    if args.version:
+        from .doctor import version
+
+        print(f"mechwork {version('mechwork')}")
+        return OK
+    if args.verb is None:
+        build_parser().print_help(sys.stderr)
+        return USAGE
+    console = Console(json=args.json, verbosity=-1 if args.quiet else args.verbose)
+    try:
+        apply_common(args)
+        with console.reserved():
+            args.run(args, console)
+    except KeyboardInterrupt:
+        console.error("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has gone, as in `mechwork tasks | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except Exception as error:  # noqa: BLE001 - every failure becomes one line and an exit code
+        return _explain(error, console)
+    return OK
+
+
+def _explain(error: Exception, console: Console) -> int:
+    if console.verbosity > 0:
+        traceback.print_exception(error, file=console.err)
+    if isinstance(error, MetricError):
+        code = FAILED
+    elif isinstance(error, InputError):
+        code = USAGE
+    elif isinstance(error, NotFoundError | ArtefactError):
+        code = MISSING
+    else:
+        code = FAILED
+    if isinstance(error, MechworkError):
+        console.error(str(error))
+    else:
+        hint = "" if console.verbosity > 0 else " Run again with -v for the traceback."
+        console.error(f"unexpected {type(error).__name__}: {error}.{hint}")
+    return code

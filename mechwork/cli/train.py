@@ -1,0 +1,87 @@
+"""Train a bundled model again from its recipe: seeded, interruptible, resumable.
+
+Checkpoints go to --out; the finished model, with its card and manifest, to the folder 'model' inside it, which
+'mechwork discover --model' takes.
+
+  mechwork train gpt2-6l --out runs/gpt2-6l
+  mechwork train gpt2-6l --out runs/gpt2-6l --resume
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import InputError
+from .console import Console
+from .console import Progress as Line
+from .options import at_least
+
+if TYPE_CHECKING:
+    from ..models.training.train import Progress
+
+MODEL = "model"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's own arguments."""
+    parser.add_argument("recipe", metavar="RECIPE", help="the name of a bundled model, e.g. gpt2-6l")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder of the checkpoints and the model (default: runs/RECIPE)"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in that folder")
+    parser.add_argument(
+        "--stop-after", type=at_least(1), metavar="N", help="stop after N further steps, with a checkpoint"
+    )
+
+
+def run(args: argparse.Namespace, console: Console) -> None:
+    """Train, and export the model when the recipe is finished."""
+    from ..models.training.card import export
+    from ..models.training.recipe import find_recipe
+    from ..models.training.train import STATE, train
+
+    recipe = find_recipe(args.recipe)
+    out = args.out or Path("runs") / recipe.name
+    again = f"mechwork train {recipe.name} --out {out} --resume"
+    has_checkpoint = (out / STATE).is_file()
+    if args.resume and not has_checkpoint:
+        raise InputError(f"--resume goes on from a checkpoint, and {out} has none. Leave --resume out to begin.")
+    if not args.resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        remedy = f"Go on with: {again}" if has_checkpoint else "Choose another --out."
+        raise InputError(f"{out} exists and is not overwritten. {remedy}")
+    try:
+        with console.step(f"training {recipe.name}") as line:
+            trained = train(recipe, out, progress=_report(line), stop_after=args.stop_after)
+    except KeyboardInterrupt:
+        console.say(f"The checkpoint is in {out}. Go on with: {again}")
+        raise
+    data = {
+        "recipe": recipe.name,
+        "step": trained.step,
+        "steps": recipe.steps,
+        "out": str(out),
+        "finished": trained.finished,
+    }
+    if not trained.finished:
+        console.result(f"Stopped at step {trained.step} of {recipe.steps}. Go on with: {again}", data)
+        return
+    with console.step("measuring on held-out words and templates"):
+        card = export(trained, out / MODEL)
+    lines = [f"{task:<14} {100 * score['accuracy']:5.1f} % right" for task, score in card["test"].items()]
+    lines.append(f"The model: {out / MODEL}. Use it with: mechwork discover ioi --model {out / MODEL}")
+    console.result("\n".join(lines), {**data, "model": str(out / MODEL), "card": card})
+
+
+def _report(line: Line) -> object:
+    def report(progress: Progress) -> None:
+        scores = ", ".join(f"{task} {accuracy:.2f}" for task, accuracy in progress.validation.items())
+        speed = progress.tokens / max(progress.seconds, 1e-9)
+        line(
+            progress.step,
+            progress.steps,
+            f"loss {progress.loss:.3f}, {speed:,.0f} tokens/s{', ' + scores if scores else ''}, step",
+        )
+
+    return report

@@ -1,0 +1,53 @@
+"""The tree of errors. Every message says the contract, what was received, and the remedy.
+
+MechworkError
+├── InputError (also ValueError)     the caller's arguments or data break a contract; raised before any forward pass
+│   └── UnknownNameError             a name that is not in its table; names the nearest ones
+├── NotFoundError                    a model, file or hub that cannot be reached
+├── UnsupportedModelError            an architecture or a configuration that mechwork does not claim
+├── ArtefactError                    a file that is damaged, altered, or belongs to another model or task
+└── MetricError                      a metric that is NaN, or whose clean and corrupt values coincide
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class MechworkError(Exception):
+    """Root of every error that mechwork raises on purpose."""
+
+
+class InputError(MechworkError, ValueError):
+    """An argument or the data break a contract."""
+
+
+class UnknownNameError(InputError):
+    """A name that is not in its table."""
+
+    def __init__(self, kind: str, name: object, options: Iterable[str]) -> None:
+        options = list(options)
+        super().__init__(f"unknown {kind} {name!r}{nearest(str(name), options)}; known: {', '.join(options)}")
+
+
+class NotFoundError(MechworkError):
+    """A model, a file or the network that is not there."""
+
+
+class UnsupportedModelError(MechworkError):
+    """A model whose architecture or configuration mechwork does not claim."""
+
+
+class ArtefactError(MechworkError):
+    """A stored file that is damaged, altered, or belongs to something else."""
+
+
+class MetricError(MechworkError, ValueError):
+    """A metric whose values cannot carry the question asked of it."""
+
+
+def nearest(name: str, options: Iterable[str], n: int = 3) -> str:
+    """``"; nearest: a, b"`` for the options closest to `name`, or an empty string when none is close."""
+    close = difflib.get_close_matches(name, list(options), n=n, cutoff=0.5)
+    return f"; nearest: {', '.join(close)}" if close else ""

@@ -1,0 +1,92 @@
+"""Writes: a replacement at a site and at some positions; and the context manager that installs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..models.anatomy import check_ready
+from ..shapes import PositionMask
+from ..sites import SITE_KINDS, Site, hook_name
+from .replacements import Replacement
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+Hook = tuple[str, Callable[..., Tensor | None]]
+
+
+@dataclass(frozen=True, eq=False)
+class Write:
+    """Put `replacement` at `site`, at the positions where `where` is True (None: everywhere).
+
+    A site with a head is written for that head alone; `resid_mid` is written on both branches that read it.
+    """
+
+    site: Site
+    replacement: Replacement
+    where: PositionMask | None = None
+
+    def apply(self, activation: Tensor) -> Tensor:
+        """The activation with this write done."""
+        if self.site.head is None:
+            return self._masked(activation, self.replacement(activation))
+        axis = SITE_KINDS[self.site.kind].axes.index("head")
+        old = activation.select(axis, self.site.head)
+        new = activation.clone()
+        new.select(axis, self.site.head).copy_(self._masked(old, self.replacement(old)))
+        return new
+
+    def _masked(self, old: Tensor, new: Tensor) -> Tensor:
+        if self.where is None:
+            return new
+        axes = SITE_KINDS[self.site.kind].axes
+        if "pos" not in axes:
+            raise InputError(f"writes at {self.site} cannot be limited to positions: the site's axes are {axes}")
+        if tuple(self.where.shape) != tuple(old.shape[:2]):
+            raise InputError(
+                f"positions are a mask [batch, pos] = {tuple(old.shape[:2])} for this run; got {tuple(self.where.shape)}"
+            )
+        mask = self.where.to(old.device).reshape(*self.where.shape, *[1] * (old.ndim - 2))
+        return torch.where(mask, new, old)
+
+
+@contextmanager
+def intervene(model: TransformerBridge, writes: Sequence[Write]) -> Iterator[None]:
+    """Inside, the model runs with `writes`, in the order given; on exit, also after an exception, they are gone."""
+    anatomy = check_ready(model)
+    for write in writes:
+        anatomy.check_site(write.site)
+    hooks = [hook for write in writes for hook in _hooks_of(write)]
+    with model.hooks(fwd_hooks=hooks):
+        yield
+
+
+def _hooks_of(write: Write) -> list[Hook]:
+    if write.site.kind == "resid_mid":
+        return _resid_mid_hooks(write)
+
+    def put(activation: Tensor, hook: Any) -> Tensor:
+        return write.apply(activation)
+
+    return [(hook_name(write.site), put)]
+
+
+def _resid_mid_hooks(write: Write) -> list[Hook]:
+    """The host's resid_mid hook feeds the MLP alone. Since resid_mid = resid_pre + attn_out, writing attn_out writes both."""
+    layer = write.site.layer
+    pre: list[Tensor] = []
+
+    def keep(activation: Tensor, hook: Any) -> None:
+        pre[:] = [activation]
+
+    def put(attn_out: Tensor, hook: Any) -> Tensor:
+        return write.apply(pre[0] + attn_out) - pre[0]
+
+    return [(hook_name(Site("resid_pre", layer)), keep), (hook_name(Site("attn_out", layer)), put)]

@@ -1,0 +1,228 @@
+"""What a model is made of, read from the loaded bridge: the facts that every method needs and no method should look up.
+
+An architecture is claimed when it stands in `CLAIMED` *and* its blocks have the parts this file knows; everything else
+is refused by name, never treated approximately.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..errors import InputError, UnsupportedModelError
+from ..sites import BLOCK_NORMS, FINAL_NORM, HEAD_NORMS, SITE_KINDS, Site, block_module, hook_name
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+CLAIMED = (
+    "GPT2LMHeadModel",
+    "GPTNeoXForCausalLM",
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "Gemma2ForCausalLM",
+    "Gemma3ForCausalLM",
+    "Olmo2ForCausalLM",
+    "MixtralForCausalLM",
+)
+"""Architectures on which every fast method is tested against its literal form."""
+
+NormPlace = Literal["pre", "post", "both"]
+
+
+@dataclass(frozen=True)
+class ModelAnatomy:
+    """The parts of a decoder-only transformer. Sizes are counts; `soft cap` values are None where there is none."""
+
+    architecture: str
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    d_model: int
+    d_head: int
+    d_vocab: int
+    n_ctx: int
+    parallel: bool
+    gated: bool
+    n_experts: int | None
+    norm_kind: Literal["layer", "rms"]
+    norm_place: NormPlace
+    qk_norm: bool
+    attn_soft_cap: float | None
+    final_soft_cap: float | None
+
+    @property
+    def group_size(self) -> int:
+        """Query heads per key/value head."""
+        return self.n_heads // self.n_kv_heads
+
+    def has_site(self, kind: str) -> bool:
+        """Whether this architecture has the kind of site."""
+        if kind == "resid_mid":
+            return not self.parallel
+        if kind == "mlp_pre_linear":
+            return self.gated and self.n_experts is None
+        if kind in ("mlp_pre", "mlp_post"):
+            return self.n_experts is None
+        return kind in SITE_KINDS
+
+    def check_site(self, site: Site) -> None:
+        """Raises `InputError` when the model has no such place."""
+        if not self.has_site(site.kind):
+            missing = (
+                "its attention and MLP run in parallel" if site.kind == "resid_mid" else "its MLP has no such tensor"
+            )
+            raise InputError(
+                f"{self.architecture} has no site {site.kind!r}: {missing}. Use another kind, e.g. 'resid_pre'."
+            )
+        if site.layer is not None and not 0 <= site.layer < self.n_layers:
+            raise InputError(f"layers of this model are 0 to {self.n_layers - 1}; got {site}")
+        heads = self.n_kv_heads if site.kind in ("k", "v") else self.n_heads
+        if site.head is not None and not 0 <= site.head < heads:
+            raise InputError(f"heads at {site.kind!r} are 0 to {heads - 1}; got {site}")
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, eq=False)
+class Norm:
+    """A LayerNorm or RMSNorm as numbers: ``gain * centre(x) / scale(x) + bias``, in at least float32."""
+
+    centred: bool
+    gain: Float[Tensor, " d_model"]
+    bias: Float[Tensor, " d_model"] | None
+    eps: float
+
+    def centre(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        return x - x.mean(dim=-1, keepdim=True) if self.centred else x
+
+    def scale(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch 1"]:
+        """The denominator: root mean square of the (centred) input."""
+        return (self.centre(x).pow(2).mean(dim=-1, keepdim=True) + self.eps).sqrt()
+
+    def __call__(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        y = self.gain * self.centre(x) / self.scale(x)
+        return y if self.bias is None else y + self.bias
+
+    def linear(
+        self, x: Float[Tensor, "*batch d_model"], scale: Float[Tensor, "*batch 1"]
+    ) -> Float[Tensor, "*batch d_model"]:
+        """The norm's linear part at a given scale, without bias: how a *share* of the input comes out."""
+        return self.gain * self.centre(x) / scale
+
+
+def read_norm(component: Any) -> Norm:
+    """The numbers of a bridge's normalisation module."""
+    original = component.original_component
+    eps = getattr(original, "eps", None)
+    if eps is None:
+        eps = getattr(original, "variance_epsilon", None)
+    if eps is None:
+        eps = component.config.eps
+    weight = component.weight.detach()
+    bias = getattr(original, "bias", None)
+    gain = 1.0 + weight if component.uses_weight_offset else weight
+    return Norm(not component.uses_rms_norm, gain, None if bias is None else bias.detach(), float(eps))
+
+
+def block_norm(model: TransformerBridge, layer: int, name: str) -> Norm | None:
+    """Norm ``ln1``, ``ln2``, ``ln1_post`` or ``ln2_post`` of a block; None when the block has none there."""
+    block = model.blocks[layer]
+    return read_norm(getattr(block, name)) if name in block.submodules else None
+
+
+def final_norm(model: TransformerBridge) -> Norm:
+    """The norm before the unembedding."""
+    return read_norm(getattr(model, FINAL_NORM))
+
+
+def read_anatomy(model: TransformerBridge) -> ModelAnatomy:
+    """The anatomy of a loaded bridge; raises `UnsupportedModelError`, saying what is missing, for others."""
+    cfg = model.cfg
+    architecture = str(cfg.architecture)
+    if architecture not in CLAIMED:
+        raise UnsupportedModelError(
+            f"mechwork claims {', '.join(CLAIMED)}; this model is {architecture}. Its parts have not been tested against "
+            "literal forms, so results could be silently wrong."
+        )
+    block = model.blocks[0]
+    parts = set(block.submodules)
+    if not {"attn", "mlp"} <= parts:
+        raise UnsupportedModelError(
+            f"every block needs attention and an MLP; {architecture} has {', '.join(sorted(parts))}"
+        )
+    pre, post = "ln1" in parts, "ln1_post" in parts
+    if not (pre or post):
+        raise UnsupportedModelError(
+            f"{architecture} blocks have no norm that mechwork knows; found {', '.join(sorted(parts))}"
+        )
+    names = {hook_name(Site(kind, 0)) for kind in ("resid_pre", "attn_out", "mlp_out", "q", "k", "v", "z", "mlp_in")}
+    missing = sorted(names - set(model.hook_dict))
+    if missing:
+        raise UnsupportedModelError(f"{architecture} lacks the hook points {', '.join(missing)}")
+    return ModelAnatomy(
+        architecture=architecture,
+        n_layers=int(cfg.n_layers),
+        n_heads=int(cfg.n_heads),
+        n_kv_heads=int(cfg.n_key_value_heads or cfg.n_heads),
+        d_model=int(cfg.d_model),
+        d_head=int(cfg.d_head),
+        d_vocab=int(cfg.d_vocab),
+        n_ctx=int(cfg.n_ctx),
+        parallel=bool(cfg.parallel_attn_mlp),
+        gated=bool(cfg.gated_mlp),
+        n_experts=int(cfg.num_experts) if cfg.num_experts else None,
+        norm_kind="rms" if getattr(block, "ln1" if pre else "ln1_post").uses_rms_norm else "layer",
+        norm_place="both" if pre and post else "pre" if pre else "post",
+        qk_norm="q_norm" in block.attn.submodules,
+        attn_soft_cap=_cap(cfg.attn_scores_soft_cap),
+        final_soft_cap=_cap(cfg.output_logits_soft_cap),
+    )
+
+
+def norm_modules(model: TransformerBridge) -> Iterator[tuple[str, nn.Module]]:
+    """Every normalisation module with the bridge's dotted name: block norms, q/k-norms, the final norm."""
+    for layer, block in enumerate(model.blocks):
+        for name in BLOCK_NORMS:
+            if name in block.submodules:
+                yield block_module(layer, name), getattr(block, name)
+        for name in HEAD_NORMS:
+            if name in block.attn.submodules:
+                yield block_module(layer, "attn", name), getattr(block.attn, name)
+    yield FINAL_NORM, getattr(model, FINAL_NORM)
+
+
+def check_ready(model: TransformerBridge) -> ModelAnatomy:
+    """The anatomy, after checking that results would be meaningful: evaluation mode, finite weights are the caller's own.
+
+    Raises `InputError` for a model in training mode (dropout would make every number random).
+    """
+    if not hasattr(model, "hook_dict") or not hasattr(model, "blocks"):
+        raise InputError(
+            f"a TransformerBridge is needed; got {type(model).__name__}. Use mechwork.load_model(...), which also wraps Hugging Face modules."
+        )
+    if model.training:
+        raise InputError("the model is in training mode, where dropout makes results random. Call model.eval() first.")
+    return read_anatomy(model)
+
+
+def device_of(model: TransformerBridge) -> torch.device:
+    """The device the model's inputs go to."""
+    return next(model.parameters()).device
+
+
+def dtype_of(model: TransformerBridge) -> torch.dtype:
+    """The dtype of the model's parameters."""
+    return next(model.parameters()).dtype
+
+
+def _cap(value: Any) -> float | None:
+    return float(value) if value is not None and float(value) > 0 else None

@@ -1,0 +1,167 @@
+"""What is trained and how: a frozen, validated value from which a bundled model can be made again.
+
+Everything that decides the weights is in the recipe: architecture, mixture of text by phase, number of steps, schedule,
+seed, arithmetic, threads. The named recipes are those of the models under ``data/models``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from types import MappingProxyType
+from typing import Any, Literal
+
+from ...errors import InputError, UnknownNameError
+from .grammar import KINDS
+from .tokenizer import CONTEXT
+
+LEAST_SHARE = 0.05
+"""A kind of text below this share of the mixture is forgotten again."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of `steps` optimizer steps on one mixture (kind of text -> share; shares are relative)."""
+
+    steps: int
+    mixture: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise InputError(f"a phase has at least 1 step, got {self.steps}")
+        if not self.mixture:
+            raise InputError(f"a phase needs a mixture of at least one of {sorted(KINDS)}, got none")
+        for kind, share in self.mixture.items():
+            if kind not in KINDS:
+                raise UnknownNameError("task in the mixture", kind, KINDS)
+            if not share > 0:
+                raise InputError(f"the share of {kind!r} must be positive, got {share}; leave it out instead")
+        total = sum(self.mixture.values())
+        small = {kind: round(share / total, 3) for kind, share in self.mixture.items() if share / total < LEAST_SHARE}
+        if small:
+            raise InputError(f"each share of a mixture is at least {LEAST_SHARE} of the whole, got {small}")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one bundled model is trained. Frozen and checked on construction.
+
+    `documents` is the number of texts per step, packed into rows of `row` tokens; the learning rate rises linearly over `warm_up` of all steps and falls
+    along a cosine to `final_learning_rate` times its peak. ``select="best"`` keeps, of the weights measured every
+    `validate_every` steps, those with the highest mean accuracy on the *validation* words and templates (earliest wins);
+    ``"last"`` keeps the final ones. ``precision="bf16"`` runs the matrix products in bfloat16 (weights stay float32).
+    """
+
+    name: str
+    phases: tuple[Phase, ...]
+    seed: int
+    n_layers: int = 6
+    n_heads: int = 4
+    d_model: int = 128
+    d_mlp: int = 256
+    vocabulary: int | None = None
+    documents: int = 48
+    learning_rate: float = 2e-3
+    final_learning_rate: float = 0.02
+    warm_up: float = 0.02
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.98)
+    clip: float = 1.0
+    initial_std: float = 0.04
+    precision: Literal["bf16", "fp32"] = "bf16"
+    threads: int = 1
+    validate_every: int = 1000
+    validate_pairs: int = 200
+    checkpoint_every: int = 500
+    select: Literal["last", "best"] = "last"
+    context: int = CONTEXT
+    row: int = 96
+
+    def __post_init__(self) -> None:
+        if not self.phases:
+            raise InputError(f"recipe {self.name!r} needs at least one phase, got none")
+        counts = ("n_layers", "n_heads", "d_model", "d_mlp", "documents", "threads", "validate_every", "validate_pairs")
+        for name in (*counts, "checkpoint_every", "row"):
+            if getattr(self, name) < 1:
+                raise InputError(f"recipe {self.name!r}: {name} must be at least 1, got {getattr(self, name)}")
+        if self.d_model % self.n_heads:
+            raise InputError(
+                f"recipe {self.name!r}: d_model {self.d_model} is not a multiple of n_heads {self.n_heads}"
+            )
+        if self.row > self.context:
+            raise InputError(f"recipe {self.name!r}: a row of {self.row} tokens exceeds the context of {self.context}")
+        if self.vocabulary is not None and self.vocabulary < 1:
+            raise InputError(f"recipe {self.name!r}: vocabulary must be at least 1, got {self.vocabulary}")
+        if not self.learning_rate > 0:
+            raise InputError(f"recipe {self.name!r}: learning_rate must be positive, got {self.learning_rate}")
+        if not 0 <= self.warm_up < 1 or not 0 <= self.final_learning_rate <= 1:
+            raise InputError(f"recipe {self.name!r}: warm_up and final_learning_rate are fractions of 1")
+        if self.precision not in ("bf16", "fp32") or self.select not in ("last", "best"):
+            raise InputError(
+                f"recipe {self.name!r}: precision is 'bf16' or 'fp32', select is 'last' or 'best'; "
+                f"got {self.precision!r}, {self.select!r}"
+            )
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of all phases together."""
+        return sum(phase.steps for phase in self.phases)
+
+    def mixture(self, step: int) -> Mapping[str, float]:
+        """The mixture in force at a step, counted from 0."""
+        for phase in self.phases:
+            if step < phase.steps:
+                return phase.mixture
+            step -= phase.steps
+        return self.phases[-1].mixture
+
+    def check_vocabulary(self, tokenizer_size: int) -> int:
+        """The number of embeddings of the model: `vocabulary`, or the tokenizer's size where that is None.
+
+        Raises:
+            InputError: the recipe's vocabulary is larger than the tokenizer's, or too small to hold its ids.
+        """
+        if self.vocabulary is None:
+            return tokenizer_size
+        if self.vocabulary > tokenizer_size:
+            raise InputError(
+                f"recipe {self.name!r} asks for a vocabulary of {self.vocabulary}, the tokenizer has {tokenizer_size}; "
+                "lower it, or leave it out to take the tokenizer's"
+            )
+        if self.vocabulary < tokenizer_size:
+            raise InputError(
+                f"recipe {self.name!r}: a vocabulary of {self.vocabulary} cannot hold {tokenizer_size} tokens"
+            )
+        return self.vocabulary
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; two recipes are equal when their dictionaries are."""
+        table = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "phases"}
+        table["betas"] = list(self.betas)
+        table["phases"] = [{"steps": p.steps, "mixture": dict(p.mixture)} for p in self.phases]
+        return table
+
+
+_FULL_MIXTURE: Mapping[str, float] = MappingProxyType(
+    {
+        "ioi": 0.32, "greater_than": 0.06, "pronoun": 0.06, "agreement": 0.06, "docstring": 0.08,
+        "induction": 0.17, "copy": 0.11, "people": 0.06, "filler": 0.08,
+    }
+)  # fmt: skip
+
+RECIPES: Mapping[str, Recipe] = MappingProxyType(
+    {
+        "gpt2-6l": Recipe("gpt2-6l", (Phase(16_000, _FULL_MIXTURE),), seed=0, select="best"),
+    }
+)
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe of a bundled model.
+
+    Raises:
+        UnknownNameError: no recipe has this name; names the nearest.
+    """
+    if name not in RECIPES:
+        raise UnknownNameError("recipe", name, RECIPES)
+    return RECIPES[name]

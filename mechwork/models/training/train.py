@@ -1,0 +1,340 @@
+"""The training loop: weights are a pure function of the recipe, also when it is interrupted and resumed.
+
+Text of step s depends on (seed, s) only and there is no dropout, so the state of a run is weights, optimizer moments
+and the number of the next step. A checkpoint is ``checkpoint.safetensors`` plus ``checkpoint.json``; both are written beside
+their final names and moved, and the JSON carries the sha256 of the tensors, so that a torn pair is noticed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from ...bundled import read_json, sha256
+from ...errors import ArtefactError
+from .grammar import Document, step_documents
+from .measure import measure
+from .recipe import Recipe
+from .tokenizer import END_OF_TEXT, build_tokenizer
+
+log = logging.getLogger(__name__)
+
+TENSORS, STATE = "checkpoint.safetensors", "checkpoint.json"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What the progress callback receives: the step just finished, of how many, loss, speed, last validation."""
+
+    step: int
+    steps: int
+    loss: float
+    tokens: int
+    seconds: float
+    validation: dict[str, float]
+
+
+@dataclass
+class Run:
+    """A trained (or interrupted) model with its history; ``finished`` says which."""
+
+    recipe: Recipe
+    model: GPT2LMHeadModel
+    tokenizer: PreTrainedTokenizerFast
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, Any] = field(default_factory=dict)
+    selected: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def finished(self) -> bool:
+        return self.step >= self.recipe.steps
+
+
+def build_model(recipe: Recipe, vocabulary: int) -> GPT2LMHeadModel:
+    """A freshly initialised GPT-2; the initial weights depend on the recipe's seed only."""
+    config = GPT2Config(
+        vocab_size=vocabulary,
+        n_positions=recipe.context,
+        n_embd=recipe.d_model,
+        n_layer=recipe.n_layers,
+        n_head=recipe.n_heads,
+        n_inner=recipe.d_mlp,
+        activation_function="gelu_pytorch_tanh",  # the same function as "gelu_new", in one kernel
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        initializer_range=recipe.initial_std,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+        use_cache=False,
+    )
+    config._attn_implementation = "eager"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        return GPT2LMHeadModel(config).float()
+
+
+def learning_rate(recipe: Recipe, step: int) -> float:
+    """Linear warm-up, then a cosine down to ``final_learning_rate`` of the peak."""
+    rise = max(1, round(recipe.warm_up * recipe.steps))
+    if step < rise:
+        return recipe.learning_rate * (step + 1) / rise
+    part = (step - rise) / max(1, recipe.steps - rise)
+    low = recipe.final_learning_rate
+    return recipe.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * part)))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Several documents per row; none sees another, and each counts its positions from 0.
+
+    `weights` belong to tokens as *targets*; `document` numbers the documents of a row, -1 where the row is padded.
+    """
+
+    tokens: Int[Tensor, "row pos"]
+    weights: Float[Tensor, "row pos"]
+    positions: Int[Tensor, "row pos"]
+    document: Int[Tensor, "row pos"]
+
+
+class Encoder:
+    """Documents to packed rows of at most `width` tokens, each document opened by the begin token."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, width: int) -> None:
+        self._core = tokenizer.backend_tokenizer
+        self._start = tokenizer.get_vocab()[END_OF_TEXT]
+        self._width = width
+
+    def _encode(self, documents: list[Document]) -> Iterator[tuple[list[int], list[float]]]:
+        encoded = iter(
+            self._core.encode_batch_fast(
+                [text for document in documents for text, _ in document], add_special_tokens=False
+            )
+        )
+        for document in documents:
+            ids, weights = [self._start], [0.0]
+            for _, weight in document:
+                piece = next(encoded).ids
+                ids += piece
+                weights += [weight] * len(piece)
+            yield ids[: self._width], weights[: self._width]
+
+    def __call__(self, documents: list[Document]) -> Batch:
+        """First fit, longest document first (ties in the given order), so that rows are nearly full."""
+        rows: list[list[tuple[list[int], list[float]]]] = []
+        free: list[int] = []
+        for ids, weights in sorted(self._encode(documents), key=lambda pair: -len(pair[0])):
+            row = next((i for i, left in enumerate(free) if left >= len(ids)), len(rows))
+            if row == len(rows):
+                rows.append([])
+                free.append(self._width)
+            rows[row].append((ids, weights))
+            free[row] -= len(ids)
+        width = self._width - min(free)
+        columns: tuple[list[list[Any]], ...] = ([], [], [], [])
+        for row in rows:
+            parts = (
+                [i for ids, _ in row for i in ids],
+                [w for _, weights in row for w in weights],
+                [p for ids, _ in row for p in range(len(ids))],
+                [n for n, (ids, _) in enumerate(row) for _ in ids],
+            )
+            for column, values, padding in zip(columns, parts, (0, 0.0, 0, -1), strict=True):
+                column.append(values + [padding] * (width - len(values)))
+        tokens, weight, position, document = (torch.tensor(column) for column in columns)
+        return Batch(tokens, weight, position, document)
+
+
+def attention_mask(document: Int[Tensor, "row pos"]) -> Float[Tensor, "row 1 pos pos"]:
+    """0 where a token may look (its own document, not later), the most negative float elsewhere."""
+    same = (document[:, :, None] == document[:, None, :]).tril()
+    return torch.zeros(same.shape).masked_fill(~same, torch.finfo(torch.float32).min)[:, None]
+
+
+def weighted_loss(model: GPT2LMHeadModel, batch: Batch) -> Float[Tensor, ""]:
+    """Weighted mean cross-entropy; logits are made only for tokens that weigh anything."""
+    mask = attention_mask(batch.document)
+    hidden = model.transformer(batch.tokens, attention_mask=mask, position_ids=batch.positions).last_hidden_state[
+        :, :-1
+    ]
+    targets, weight = batch.tokens[:, 1:], batch.weights[:, 1:]
+    chosen = weight > 0
+    logits = model.lm_head(hidden[chosen]).float()
+    losses = torch.nn.functional.cross_entropy(logits, targets[chosen], reduction="none")
+    return (losses * weight[chosen]).sum() / weight.sum()
+
+
+def _optimizer(recipe: Recipe, model: GPT2LMHeadModel) -> torch.optim.AdamW:
+    """Only weight matrices decay; decaying embeddings would forget the words that are seen seldom."""
+    matrices, others = [], []
+    for name, parameter in model.named_parameters():
+        (matrices if parameter.ndim == 2 and ".wte." not in name and ".wpe." not in name else others).append(parameter)
+    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=True)
+
+
+@contextlib.contextmanager
+def _threads(n: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def write_atomically(file: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a neighbour of `file`, then move it into place."""
+    part = file.with_name(file.name + ".part")
+    write(part)
+    part.replace(file)
+
+
+def save_checkpoint(folder: Path, run: Run, optimizer: torch.optim.Optimizer) -> None:
+    """Everything from which training goes on: weights, moments, selected weights, step and history."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"model.{name}": p.detach() for name, p in run.model.named_parameters()}
+    for name, parameter in run.model.named_parameters():
+        for key, value in optimizer.state[parameter].items():
+            tensors[f"optimizer.{key}.{name}"] = torch.as_tensor(value)
+    tensors |= {f"selected.{name}": value for name, value in run.selected.items()}
+    file = folder / TENSORS
+    write_atomically(file, lambda part: save_file(tensors, str(part)))
+    state = {
+        "recipe": run.recipe.to_dict(), "step": run.step, "tokens": run.tokens, "seconds": run.seconds,
+        "history": run.history, "best": run.best, "sha256": sha256(file),
+    }  # fmt: skip
+    write_atomically(folder / STATE, lambda part: part.write_text(json.dumps(state, indent=1), encoding="utf-8"))
+
+
+def load_checkpoint(folder: Path, run: Run, optimizer: torch.optim.Optimizer) -> bool:
+    """Restore what `save_checkpoint` wrote; False when there is none.
+
+    Raises:
+        ArtefactError: the files are damaged, do not belong together, or were made by another recipe.
+    """
+    if not (folder / STATE).is_file():
+        return False
+    state = read_json(folder / STATE)
+    if state["recipe"] != json.loads(json.dumps(run.recipe.to_dict())):
+        raise ArtefactError(
+            f"{folder} holds a checkpoint of another recipe; train into another folder, or empty this one"
+        )
+    file = folder / TENSORS
+    if not file.is_file() or sha256(file) != state["sha256"]:
+        raise ArtefactError(
+            f"{file} is missing or is not the one {STATE} was written with; empty {folder} to start again"
+        )
+    tensors = load_file(str(file))
+    with torch.no_grad():
+        for name, parameter in run.model.named_parameters():
+            parameter.copy_(tensors[f"model.{name}"])
+            mine = {
+                k.split(".")[1]: v for k, v in tensors.items() if k.startswith("optimizer.") and k.endswith(f".{name}")
+            }
+            if mine:
+                optimizer.state[parameter] = mine
+    run.selected = {k.removeprefix("selected."): v for k, v in tensors.items() if k.startswith("selected.")}
+    run.step, run.tokens, run.seconds = state["step"], state["tokens"], state["seconds"]
+    run.history, run.best = state["history"], state["best"]
+    return True
+
+
+def _validate(run: Run) -> dict[str, float]:
+    scores = measure(run.model, run.tokenizer, "validation", run.recipe.validate_pairs)
+    accuracy = {task: round(score.accuracy, 4) for task, score in scores.items()}
+    run.history.append({"step": run.step, **accuracy})
+    mean = sum(accuracy.values()) / len(accuracy)
+    if run.recipe.select == "best" and mean > run.best.get("accuracy", -1.0):
+        run.best = {"step": run.step, "accuracy": mean}
+        run.selected = {name: p.detach().clone() for name, p in run.model.named_parameters()}
+    return accuracy
+
+
+def train(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    progress: Callable[[Progress], None] | None = None,
+    stop_after: int | None = None,
+) -> Run:
+    """Train `recipe`, going on from the checkpoint in `folder` if there is one.
+
+    A ``KeyboardInterrupt`` saves a checkpoint and is raised again. `stop_after` ends the call early, after that many
+    further steps, with a checkpoint. When the run is finished its model holds the selected weights.
+
+    Raises:
+        InputError: the recipe does not fit the tokenizer.
+        ArtefactError: the folder's checkpoint is damaged or belongs to another recipe.
+    """
+    tokenizer = build_tokenizer()
+    vocabulary = recipe.check_vocabulary(len(tokenizer))
+    with _threads(recipe.threads):
+        run = Run(recipe, build_model(recipe, vocabulary), tokenizer)
+        optimizer = _optimizer(recipe, run.model)
+        if load_checkpoint(folder, run, optimizer):
+            log.info("resumed %s at step %d", recipe.name, run.step)
+        end = recipe.steps if stop_after is None else min(recipe.steps, run.step + stop_after)
+        try:
+            _loop(run, optimizer, folder, end, progress)
+        except KeyboardInterrupt:
+            save_checkpoint(folder, run, optimizer)
+            raise
+        save_checkpoint(folder, run, optimizer)
+    if run.finished and run.selected:
+        with torch.no_grad():
+            for name, parameter in run.model.named_parameters():
+                parameter.copy_(run.selected[name])
+    run.model.eval()
+    return run
+
+
+def _loop(
+    run: Run,
+    optimizer: torch.optim.Optimizer,
+    folder: Path,
+    end: int,
+    progress: Callable[[Progress], None] | None,
+) -> None:
+    recipe, model = run.recipe, run.model
+    encode = Encoder(run.tokenizer, recipe.row)
+    parameters = list(model.parameters())
+    model.train()
+    accuracy: dict[str, float] = {}
+    while run.step < end:
+        begun = time.monotonic()
+        batch = encode(step_documents(recipe.mixture(run.step), recipe.documents, recipe.seed, run.step))
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(recipe, run.step)
+        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bf16"):
+            loss = weighted_loss(model, batch)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
+        optimizer.step()
+        run.step += 1
+        run.tokens += int((batch.document >= 0).sum())
+        run.seconds += time.monotonic() - begun
+        if run.step % recipe.validate_every == 0 or run.step == recipe.steps:
+            accuracy = _validate(run)
+        if progress is not None:
+            progress(Progress(run.step, recipe.steps, loss.item(), run.tokens, run.seconds, accuracy))
+        if run.step % recipe.checkpoint_every == 0 and run.step < end:
+            save_checkpoint(folder, run, optimizer)

@@ -1,0 +1,240 @@
+"""Effects as objects: values with axes, baselines of both ends, direction, and where they came from.
+
+Sign: an effect is m(clean value at the place) - m(corrupt value at the place), everything else as in the run that is
+patched; positive means that the clean value raises the metric, in both directions. Estimated effects (`estimated=True`)
+have the same axes and sign, and no measured metric.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from jaxtyping import Float
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..display import Displayable
+from ..errors import ArtefactError, InputError
+from ..provenance import Provenance
+from ..runs.record import Baseline
+
+if TYPE_CHECKING:
+    import pandas
+
+Direction = Literal["denoise", "noise"]
+FORMAT = 1
+
+
+def check_direction(direction: str) -> Direction:
+    """`direction` if it is one of the two; raises `InputError` otherwise."""
+    if direction not in ("denoise", "noise"):
+        raise InputError(
+            f"direction must be 'denoise' (clean into corrupt) or 'noise' (corrupt into clean); got {direction!r}"
+        )
+    return direction
+
+
+@dataclass(frozen=True, eq=False)
+class Effect(Displayable):
+    """Effects at one kind of site. `per_example` is ``[batch, *axes]``; `values` is its mean over pairs.
+
+    `axes` are names from the glossary (``("layer", "pos")``); `labels` gives each axis' entries as text.
+    """
+
+    kind: str
+    per_example: Float[Tensor, "batch ..."]
+    axes: tuple[str, ...]
+    labels: dict[str, tuple[str, ...]]
+    baseline: Baseline
+    direction: Direction
+    estimated: bool
+    metric_name: str
+    provenance: Provenance
+
+    @property
+    def values(self) -> Float[Tensor, "..."]:
+        """Mean effect over pairs, in units of the metric."""
+        return self.per_example.mean(dim=0)
+
+    @property
+    def metric(self) -> Float[Tensor, "..."]:
+        """Mean metric of the patched runs themselves; only measured effects have it."""
+        if self.estimated:
+            raise InputError(
+                "estimated effects come without patched runs, so there is no patched metric. Use mechwork.patch for measured ones."
+            )
+        return self.baseline.corrupt + self.values if self.direction == "denoise" else self.baseline.clean - self.values
+
+    def normalized(self) -> Effect:
+        """The same effects as a share of m(clean) - m(corrupt) (means over pairs); 1 = the whole gap."""
+        return replace(
+            self,
+            per_example=self.per_example / self.baseline.require_gap(),
+            metric_name=f"{self.metric_name} (share of gap)",
+        )
+
+    def standard_error(self) -> Float[Tensor, "..."]:
+        """Standard error of `values` over pairs (NaN for a single pair)."""
+        return self.per_example.std(dim=0) / len(self.per_example) ** 0.5
+
+    def top(self, n: int = 10) -> list[tuple[str, float]]:
+        """The `n` places of largest absolute effect, as text, strongest first."""
+        values = self.values
+        order = values.abs().flatten().argsort(descending=True)[:n].tolist()
+        return [(self._place(i), float(values.flatten()[i])) for i in order]
+
+    def _place(self, flat: int) -> str:
+        index = torch.unravel_index(torch.tensor(flat), self.values.shape)
+        parts = [f"{axis} {self.labels[axis][int(i)]}" for axis, i in zip(self.axes, index, strict=True)]
+        return ", ".join((self.kind, *parts))
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """One row per place: kind, one column per axis, effect, standard error."""
+        import pandas
+
+        rows = torch.cartesian_prod(*(torch.arange(n) for n in self.values.shape)).reshape(-1, len(self.axes))
+        frame = pandas.DataFrame(
+            {axis: [self.labels[axis][i] for i in rows[:, d].tolist()] for d, axis in enumerate(self.axes)}
+        )
+        frame.insert(0, "kind", self.kind)
+        frame["effect"] = self.values.flatten().tolist()
+        frame["standard_error"] = self.standard_error().flatten().tolist()
+        return frame
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How an estimate agrees with measured effects at one kind of site."""
+
+    kind: str
+    pearson: float
+    spearman: float
+    relative_error: float
+    n_places: int
+
+    def __str__(self) -> str:
+        return f"{self.kind:<10} Pearson {self.pearson:+.3f}   Spearman {self.spearman:+.3f}   relative error {self.relative_error:.3f}   ({self.n_places} places)"
+
+
+class AgreementTable(dict[str, Agreement]):
+    """Agreement per site kind; prints as a table."""
+
+    def __str__(self) -> str:
+        return "\n".join(str(row) for row in self.values())
+
+    __repr__ = __str__
+
+
+@dataclass(frozen=True, eq=False)
+class Effects(Displayable, Mapping[str, Effect]):
+    """Effects by site kind: ``effects["resid_pre"].values``. `sites` can be handed on to another method."""
+
+    by_kind: dict[str, Effect]
+
+    def __getitem__(self, kind: str) -> Effect:
+        if kind not in self.by_kind:
+            raise InputError(f"no effects at {kind!r}; there are {', '.join(self.by_kind)}")
+        return self.by_kind[kind]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.by_kind)
+
+    def __len__(self) -> int:
+        return len(self.by_kind)
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The site kinds, in order."""
+        return tuple(self.by_kind)
+
+    @property
+    def baseline(self) -> Baseline:
+        """The metric of the unpatched runs."""
+        return next(iter(self.by_kind.values())).baseline
+
+    @property
+    def provenance(self) -> Provenance:
+        """What the effects were computed from."""
+        return next(iter(self.by_kind.values())).provenance
+
+    def agreement(self, other: Effects) -> AgreementTable:
+        """Pearson, Spearman and relative L2 error of these effects against `other` (the truth), per common site kind."""
+        common = [kind for kind in self if kind in other]
+        if not common:
+            raise InputError(f"no common site kinds: {', '.join(self)} and {', '.join(other)}")
+        return AgreementTable({kind: compare_effects(self[kind], other[kind]) for kind in common})
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """All effects, one row per place."""
+        import pandas
+
+        return pandas.concat([effect.to_dataframe() for effect in self.values()], ignore_index=True)
+
+    def save(self, path: str | Path) -> Path:
+        """Write one safetensors file (tensors, and everything else as JSON in its header). Returns the path."""
+        path = Path(path).with_suffix(".safetensors")
+        tensors = {f"{kind}.per_example": e.per_example.contiguous() for kind, e in self.items()}
+        tensors["baseline.clean"] = self.baseline.clean_per_example.clone()
+        tensors["baseline.corrupt"] = self.baseline.corrupt_per_example.clone()
+        header = {
+            kind: {
+                name: getattr(e, name)
+                for name in ("axes", "labels", "direction", "estimated", "metric_name", "provenance")
+            }
+            for kind, e in self.items()
+        }
+        save_file(tensors, path, metadata={"format": str(FORMAT), "what": "effects", "effects": json.dumps(header)})
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Effects:
+        """Read what `save` wrote; raises `ArtefactError` for another or a newer format."""
+        with safe_open(str(path), framework="pt") as file:
+            header = file.metadata() or {}
+            if header.get("what") != "effects" or int(header.get("format", 0)) > FORMAT:
+                raise ArtefactError(
+                    f"{path} is not an effects file of format <= {FORMAT}; it says {header.get('what')}, {header.get('format')}"
+                )
+            baseline = Baseline(file.get_tensor("baseline.clean"), file.get_tensor("baseline.corrupt"))
+            facts: dict[str, Any] = json.loads(header["effects"])
+            effects = {}
+            for kind, fact in facts.items():
+                labels = {axis: tuple(names) for axis, names in fact.pop("labels").items()}
+                axes = tuple(fact.pop("axes"))
+                effects[kind] = Effect(kind, file.get_tensor(f"{kind}.per_example"), axes, labels, baseline, **fact)
+        return cls(effects)
+
+
+def compare_effects(estimate: Effect, truth: Effect) -> Agreement:
+    """Agreement of two effects with the same axes; raises `InputError` when they do not describe the same places."""
+    if estimate.axes != truth.axes or estimate.values.shape != truth.values.shape:
+        raise InputError(
+            f"only effects with the same axes can be compared; got {estimate.axes} {tuple(estimate.values.shape)} and {truth.axes} {tuple(truth.values.shape)}"
+        )
+    if estimate.direction != truth.direction:
+        raise InputError(
+            f"only effects of one direction can be compared; got {estimate.direction} and {truth.direction}"
+        )
+    a, b = estimate.values.flatten().double(), truth.values.flatten().double()
+    error = float((a - b).norm() / b.norm().clamp(min=1e-30))
+    return Agreement(estimate.kind, pearson(a, b), pearson(_ranks(a), _ranks(b)), error, a.numel())
+
+
+def pearson(a: Float[Tensor, " n"], b: Float[Tensor, " n"]) -> float:
+    """Pearson correlation; NaN when one side is constant."""
+    a, b = a - a.mean(), b - b.mean()
+    norm = a.norm() * b.norm()
+    return float((a @ b) / norm) if norm > 0 else float("nan")
+
+
+def _ranks(values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """Average ranks, ties shared."""
+    unique, inverse, counts = values.unique(return_inverse=True, return_counts=True)
+    last = counts.cumsum(0).double()
+    return (last - (counts.double() - 1) / 2)[inverse] if unique.numel() else values

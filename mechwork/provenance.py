@@ -1,0 +1,69 @@
+"""Provenance: what a result was made from. A dictionary of plain JSON values that every result carries.
+
+Hashes are sha256. The time and the command line are recorded, but kept out of everything that must be byte-identical
+for the same inputs (see `stable`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import shlex
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Provenance = dict[str, Any]
+
+VOLATILE = ("time", "command", "machine")
+"""Keys that differ between two runs of the same computation."""
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over names, dtypes, shapes and bytes, in name order."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def hash_weights(module: nn.Module) -> str:
+    """sha256 of the parameters actually used by `module` (after any folding), tied weights once."""
+    return hash_tensors(dict(module.named_parameters()))
+
+
+def hash_json(value: object) -> str:
+    """sha256 of a JSON value in canonical form."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), default=str).encode()).hexdigest()
+
+
+def build_provenance(**facts: Any) -> Provenance:
+    """`facts` with versions, machine, time and the command line."""
+    versions = {name: _version(name) for name in ("mechwork", "transformer-lens", "torch", "transformers")}
+    return {
+        **facts,
+        "versions": {**versions, "python": platform.python_version()},
+        "machine": {"platform": platform.platform(), "cuda": torch.cuda.is_available()},
+        "command": shlex.join(sys.argv),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def stable(provenance: Provenance) -> Provenance:
+    """`provenance` without the keys that change from run to run."""
+    return {key: value for key, value in provenance.items() if key not in VOLATILE}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,26 @@
+"""Drawings of results: heat maps, curves, attention, tables of heads, the interactive circuit graph, and the report.
+
+Owns every page, figure, script and style. Imports result classes of `circuits`, `patching`, `ablation`, `runs` and
+`tasks`; it never runs a model. plotly and circuitsvis are imported by the functions that need them, so that importing
+mechwork stays light. Importing this package registers the drawings, which gives every result `show()` and its form in
+Jupyter.
+
+    report("ioi.html", task, exact, approx, scores, circuit, curve)      # one offline file
+    Path("graph.html").write_text(render_graph(circuit), encoding="utf-8")
+    heatmap_figure(exact["resid_pre"]).update_layout(width=500)           # a plotly figure, to be changed at will
+"""
+
+from .agreement import agreement_figure as agreement_figure
+from .agreement import render_agreement as render_agreement
+from .attention import render_attention as render_attention
+from .curve import curve_figure as curve_figure
+from .curve import render_curve as render_curve
+from .curve import render_evaluation as render_evaluation
+from .graph import render_graph as render_graph
+from .graph_payload import Fact as Fact
+from .graph_payload import GraphOptions as GraphOptions
+from .heads import render_heads as render_heads
+from .heatmap import heatmap_figure as heatmap_figure
+from .heatmap import render_heatmap as render_heatmap
+from .report import render_report as render_report
+from .report import report as report

@@ -1,0 +1,67 @@
+// Plotly figures: drawn from JSON, coloured by the page, and linked: a cell or a point that stands for a node selects it
+// everywhere, and a selection made elsewhere is outlined here.
+
+const LIGHT_MUTED = "#57606a"; // the subtitle's colour as Python writes it
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const DARK_SCALE = ["#f7a08d", "#e0654f", "#b8402f", "#7f2b22", "#48211d", "#20252b", "#1b3547", "#1f5377", "#2f7cb3", "#59a5d8", "#a6d2f0"];
+
+function themed(spec) {
+  const style = getComputedStyle(document.documentElement), colour = (name) => style.getPropertyValue(name).trim();
+  const layout = structuredClone(spec.layout), ink = colour("--mw-ink"), muted = colour("--mw-muted"), line = colour("--mw-line");
+  layout.font = { ...layout.font, color: ink };
+  layout.title = { ...layout.title, text: layout.title.text.replace(`color:${LIGHT_MUTED}`, `color:${muted}`), font: { ...layout.title.font, color: ink } };
+  layout.hoverlabel = { ...layout.hoverlabel, bgcolor: colour("--mw-raised"), bordercolor: colour("--mw-control"), font: { ...layout.hoverlabel?.font, color: ink } };
+  for (const key of Object.keys(layout)) {
+    if (/^[xy]axis\d*$/.test(key)) layout[key] = { ...layout[key], color: muted, gridcolor: line, linecolor: line, zerolinecolor: colour("--mw-control"), tickcolor: line };
+  }
+  for (const note of layout.annotations ?? []) note.font = { ...note.font, color: note.font?.color ?? ink };
+  if (layout.coloraxis && dark.matches) layout.coloraxis.colorscale = DARK_SCALE.map((value, i) => [i / (DARK_SCALE.length - 1), value]);
+  const data = structuredClone(spec.data);
+  if (dark.matches) for (const trace of data) swapColours(trace);
+  return { data, layout };
+}
+
+// Lines and markers in the palette's light colours get their dark counterparts.
+const DARK_COLOURS = { "#0072B2": "#4aa8e0", "#D55E00": "#f0833a", "#6e7781": "#919ba6", "#1b1f24": "#e8ebef", "#57606a": "#a3adb8" };
+function swapColours(trace) {
+  for (const part of [trace.line, trace.marker]) if (part && typeof part.color === "string") part.color = DARK_COLOURS[part.color] ?? part.color;
+}
+
+function mountFigure(root) {
+  const spec = JSON.parse(root.querySelector("script[type='application/json']").textContent);
+  const plot = document.createElement("div");
+  root.replaceChildren(plot);
+  root.removeAttribute("style");
+  const config = { displaylogo: false, responsive: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"], toImageButtonOptions: { format: "svg", filename: "mechwork-figure" } };
+  const draw = () => {
+    const { data, layout } = themed(spec);
+    layout.shapes = [...(layout.shapes ?? []), ...outlines(root, spec)];
+    return Plotly.react(plot, data, layout, config);
+  };
+  draw();
+  dark.addEventListener("change", draw);
+  const view = { select: draw };
+  plot.on("plotly_click", (event) => {
+    const point = event.points[0], data = point.customdata;
+    const name = Array.isArray(data) ? data[data.length - 1] : "";
+    if (!name) return;
+    mechwork.select(mechwork.selection === name ? null : name, null);
+  });
+  mechwork.register(view);
+}
+
+// The frames around the cells of the selected node.
+function outlines(root, spec) {
+  if (root.dataset.mwFollow !== "cells" || mechwork.selection === null) return [];
+  const found = [];
+  spec.data.forEach((trace, k) => {
+    (trace.customdata ?? []).forEach((row, y) => row.forEach?.((cell, x) => {
+      if (!Array.isArray(cell) || cell[cell.length - 1] !== mechwork.selection) return;
+      const style = getComputedStyle(document.documentElement);
+      found.push({ type: "rect", xref: trace.xaxis ?? "x", yref: trace.yaxis ?? "y", x0: x - 0.5, x1: x + 0.5, y0: y - 0.5, y1: y + 0.5, line: { color: style.getPropertyValue("--mw-accent").trim(), width: 2.5 } });
+    }));
+  });
+  return found;
+}
+
+document.querySelectorAll("[data-mw-figure]").forEach(mountFigure);

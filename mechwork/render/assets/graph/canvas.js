@@ -1,0 +1,61 @@
+// The canvas beneath the SVG: edges beyond the cap, one plain stroke each (thousands of dashes would take seconds). It is redrawn when the view rests; while the view
+// moves, its picture moves with it.
+
+function createUnderlay(canvas, root) {
+  const context = canvas.getContext("2d");
+  let graph = null, seen = null, shown = 0, drawn = null, timer = 0;
+
+  function set(nextGraph, nextSeen, nextShown) {
+    graph = nextGraph;
+    seen = nextSeen;
+    shown = nextShown;
+  }
+
+  function busy() {
+    return graph !== null && Math.min(shown, graph.m) > CAP;
+  }
+
+  function paint(view, dim) {
+    clearTimeout(timer);
+    canvas.style.transform = "";
+    drawn = { ...view };
+    if (!busy()) {
+      if (canvas.width > 1) canvas.width = canvas.height = 1;
+      return;
+    }
+    const ratio = window.devicePixelRatio || 1, { width, height } = root.getBoundingClientRect();
+    canvas.width = Math.round(width * ratio);
+    canvas.height = Math.round(height * ratio);
+    context.setTransform(ratio * view.k, 0, 0, ratio * view.k, ratio * view.x, ratio * view.y);
+    const style = getComputedStyle(root);
+    const colour = { positive: style.getPropertyValue("--mw-pos"), negative: style.getPropertyValue("--mw-neg"), neutral: style.getPropertyValue("--mw-muted") };
+    context.globalAlpha = dim ? 0.06 : 0.35;
+    for (let e = Math.min(shown, graph.m) - 1; e >= CAP; e--) {
+      if (!seen.edgeOn[e]) continue;
+      const p = curve(graph, e), sign = graph.score ? signOf(graph.score[e]) : "neutral";
+      context.strokeStyle = colour[sign];
+      context.lineWidth = strokeOf(graph, e);
+      context.beginPath();
+      context.moveTo(p[0], p[1]);
+      context.bezierCurveTo(p[2], p[3], p[4], p[5], p[6], p[7]);
+      context.stroke();
+    }
+  }
+
+  function soon(view, dim) {
+    if (!busy()) return paint(view, dim);
+    clearTimeout(timer);
+    timer = setTimeout(() => paint(view, dim), 60);
+  }
+
+  // Carries the last picture along and repaints once the view has rested.
+  function follow(view, dim) {
+    if (!busy() || !drawn) return;
+    const k = view.k / drawn.k;
+    canvas.style.transform = `translate(${view.x - drawn.x * k}px, ${view.y - drawn.y * k}px) scale(${k})`;
+    clearTimeout(timer);
+    timer = setTimeout(() => paint(view, dim), 140);
+  }
+
+  return { set, paint, soon, follow };
+}

@@ -1,0 +1,120 @@
+// Supernodes: the graph with the members of every group replaced by one node, their edges redirected and summed.
+
+const GROUP_WIDTH = 132, GROUP_HEIGHT = 42;
+
+function deriveGraph(base, state) {
+  const groups = state.groups.filter((group) => group.members.some((name) => base.index.has(name)));
+  const moved = Object.entries(state.moved).filter(([name]) => base.index.has(name) || groups.some((g) => g.name === name));
+  if (!groups.length && !moved.length) return base;
+  const graph = groups.length ? merge(base, groups) : { ...base, x: base.x.slice(), y: base.y.slice(), bend: base.bend };
+  for (const [name, [x, y]] of moved) {
+    const i = graph.index.get(name);
+    if (i !== undefined) {
+      graph.x[i] = x;
+      graph.y[i] = y;
+    }
+  }
+  return graph;
+}
+
+function merge(base, groups) {
+  const owner = new Int32Array(base.n).fill(-1);
+  groups.forEach((group, g) => group.members.forEach((name) => base.index.has(name) && (owner[base.index.get(name)] = g)));
+  const single = [...base.names.keys()].filter((i) => owner[i] < 0);
+  const members = groups.map((_, g) => [...base.names.keys()].filter((i) => owner[i] === g));
+  const place = new Int32Array(base.n);
+  single.forEach((i, k) => (place[i] = k));
+  for (let i = 0; i < base.n; i++) if (owner[i] >= 0) place[i] = single.length + owner[i];
+  const mean = (values, list) => list.reduce((sum, i) => sum + values[i], 0) / list.length;
+  const column = (values, ofGroup) => [...single.map((i) => values[i]), ...members.map(ofGroup)];
+  const edges = redirect(base, place, owner);
+  return finish({
+    ...base,
+    names: column(base.names, (_, g) => groups[g].name),
+    type: column(base.type, () => "group"),
+    layer: column(base.layer, (list) => Math.min(...list.map((i) => base.layer[i]))),
+    x: Float64Array.from(column(base.x, (list) => mean(base.x, list))),
+    y: Float64Array.from(column(base.y, (list) => mean(base.y, list))),
+    width: Float64Array.from(column(base.width, () => GROUP_WIDTH)),
+    height: Float64Array.from(column(base.height, () => GROUP_HEIGHT)),
+    total: base.total && Float64Array.from(column(base.total, (list) => list.reduce((sum, i) => sum + base.total[i], 0))),
+    role: column(base.role, (list) => `${list.length} nodes`),
+    side: column(base.side, () => "top"),
+    members: column(base.members, (list) => list),
+    ...edges,
+  });
+}
+
+// Edges between the same two places and of the same kind become one; edges inside a group vanish.
+function redirect(base, place, owner) {
+  const table = new Map(), links = [];
+  for (let e = 0; e < base.all; e++) {
+    const s = place[base.source[e]], t = place[base.target[e]];
+    if (s === t) continue;
+    const grouped = owner[base.source[e]] >= 0 || owner[base.target[e]] >= 0;
+    const key = e >= base.m ? `link ${s} ${t}` : `${s} ${t} ${base.kind[e]}`;
+    const known = table.get(key);
+    if (known) {
+      known.score += base.score ? base.score[e] : 0;
+      known.bend = 0;
+      known.error = null;
+      known.confidence = Math.max(known.confidence, base.confidence ? base.confidence[e] : 0);
+      known.member |= base.member ? base.member[e] : 0;
+    } else {
+      const row = {
+        s, t, kind: base.kind[e], bend: grouped ? 0 : base.bend[e],
+        score: base.score && e < base.m ? base.score[e] : 0,
+        error: base.error && e < base.m ? base.error[e] : null,
+        confidence: base.confidence && e < base.m ? base.confidence[e] : 0,
+        member: base.member && e < base.m ? base.member[e] : 0,
+      };
+      table.set(key, row);
+      if (e >= base.m) links.push(row);
+    }
+  }
+  const scored = [...table.values()].filter((row) => row.kind !== LINK);
+  scored.sort((a, b) => Math.abs(b.score) - Math.abs(a.score));
+  const rows = [...scored, ...links];
+  return {
+    source: rows.map((r) => r.s),
+    target: rows.map((r) => r.t),
+    kind: rows.map((r) => r.kind),
+    bend: rows.map((r) => r.bend),
+    score: base.score && scored.map((r) => r.score),
+    error: base.error && scored.map((r) => r.error),
+    confidence: base.confidence && scored.map((r) => r.confidence),
+    member: base.member && scored.map((r) => r.member),
+    m: scored.length,
+  };
+}
+
+// Suggested groups: heads of neighbouring layers whose signed profiles of edges point the same way (cosine >= 0.6).
+function suggestGroups(graph) {
+  const heads = [...graph.names.keys()].filter((i) => graph.type[i] === "head");
+  const profile = new Map(heads.map((i) => [i, new Map()]));
+  for (let e = 0; e < graph.m; e++) {
+    const weight = graph.score ? graph.score[e] : 1, s = graph.source[e], t = graph.target[e];
+    profile.get(s)?.set(`to ${t} ${graph.kind[e]}`, weight);
+    profile.get(t)?.set(`from ${s} ${graph.kind[e]}`, weight);
+  }
+  const cosine = (a, b) => {
+    let dot = 0, aa = 0, bb = 0;
+    for (const [key, value] of a) (aa += value * value), (dot += value * (b.get(key) ?? 0));
+    for (const value of b.values()) bb += value * value;
+    return aa && bb ? dot / Math.sqrt(aa * bb) : 0;
+  };
+  const found = [], taken = new Set();
+  for (const i of heads) {
+    if (taken.has(i)) continue;
+    const group = [i];
+    for (const j of heads) {
+      const alike = (k) => Math.abs(graph.layer[k] - graph.layer[j]) <= 1 && cosine(profile.get(k), profile.get(j)) >= 0.6;
+      if (j > i && !taken.has(j) && group.every(alike)) group.push(j);
+    }
+    if (group.length > 1) {
+      group.forEach((k) => taken.add(k));
+      found.push(group.map((k) => graph.names[k]));
+    }
+  }
+  return found;
+}

@@ -1,0 +1,198 @@
+// Drawing: the graph as SVG. Edges are made when they are first shown; later steps only switch what has changed.
+
+const CAP = 2000; // edges above this many are drawn on the canvas beneath (see canvas.js)
+const ROLE_LIMIT = 24;
+const HEAVY = 400; // from this many edges on, moving is simplified
+
+function createDrawing(svg) {
+  const world = svgElement("g", { class: "mw-world" }, svg);
+  const layer = (name) => svgElement("g", { class: name, "aria-hidden": "true" }, world);
+  const bands = layer("mw-bands"), base = layer("mw-edges"), lit = layer("mw-lit");
+  const nodes = svgElement("g", { class: "mw-nodes" }, world);
+  const gutter = svgElement("g", { class: "mw-gutter", "aria-hidden": "true" }, svg);
+  let graph = null, paths = [], links = [], on = null, boxes = [], looks = [], showing = [], litEdges = [], resting = 0;
+
+  function build(next) {
+    graph = next;
+    for (const group of [bands, base, lit, nodes, gutter]) group.replaceChildren();
+    paths = [];
+    links = [];
+    litEdges = [];
+    on = new Uint8Array(graph.all);
+    graph.payload.layers.forEach((band, i) => {
+      svgElement("rect", { x: -1e5, y: band.top, width: 2e5, height: band.bottom - band.top, class: i % 2 ? "mw-band odd" : "mw-band" }, bands);
+      const label = svgElement("text", { x: 12, class: "mw-layer" }, gutter);
+      label.textContent = `layer ${band.layer}`;
+    });
+    for (let e = graph.m; e < graph.all; e++) links.push(edgePath(e, base));
+    boxes = graph.names.map((_, i) => drawNode(graph, i, nodes));
+    looks = [];
+    showing = boxes.map(() => true);
+  }
+
+  function edgePath(e, parent, extra = "") {
+    const path = svgElement("path", { d: pathOf(curve(graph, e)), "stroke-width": strokeOf(graph, e).toFixed(2), class: edgeClass(graph, e) + extra });
+    if (parent) parent.append(path);
+    return path;
+  }
+
+  // Paint order is weakest first, so new (weaker) edges go in front of the older ones in the document.
+  function grow(n) {
+    const fresh = [];
+    for (let e = paths.length; e < Math.min(n, graph.m, CAP); e++) {
+      const path = edgePath(e, null);
+      path.style.display = "none";
+      paths.push(path);
+      fresh.unshift(path);
+    }
+    base.prepend(...fresh);
+  }
+
+  function update(state, seen, focus) {
+    grow(state.shown);
+    for (let e = 0; e < paths.length; e++) toggle(paths[e], e, seen.edgeOn[e]);
+    links.forEach((path, k) => toggle(path, graph.m + k, seen.edgeOn[graph.m + k]));
+    const roles = focus && focusRoles(graph, focus);
+    base.classList.toggle("is-dim", Boolean(focus));
+    svg.classList.toggle("by-member", state.colour === "member");
+    drawLit(focus, roles);
+    for (let i = 0; i < graph.n; i++) {
+      const box = boxes[i], part = roles ? roles.nodes[i] : "";
+      const shown = Boolean(seen.nodeOn[i] || (part && part !== "is-dim"));
+      if (shown !== showing[i]) box.style.display = (showing[i] = shown) ? "" : "none";
+      const found = seen.searched && seen.searched[i];
+      const isolated = !seen.used[i] && !part ? " is-isolated" : "";
+      const look = `mw-node ${graph.type[i]} ${nodeSign(graph, i)} ${part}${found ? " is-found" : ""}${seen.pins.has(i) ? " is-pinned" : ""}${isolated}`;
+      if (looks[i] === look) continue;
+      looks[i] = look;
+      box.setAttribute("class", look);
+      box.setAttribute("aria-pressed", String(part === "is-focus"));
+    }
+  }
+
+  function toggle(path, e, wanted) {
+    if (on[e] === wanted) return;
+    on[e] = wanted;
+    path.style.display = wanted ? "" : "none";
+  }
+
+  // The focused part is drawn once more above the dimmed graph, including direct edges below the threshold.
+  function drawLit(focus, roles) {
+    lit.replaceChildren();
+    litEdges = [];
+    if (!focus) return;
+    for (let e = 0; e < graph.all && litEdges.length < CAP; e++) if (roles.edges[e]) litEdges.push(e);
+    for (const e of [...litEdges].reverse()) edgePath(e, lit, ` ${roles.edges[e]}`);
+  }
+
+  // Redraws what hangs on one node while it is dragged.
+  function moveNode(i, x, y) {
+    graph.x[i] = x;
+    graph.y[i] = y;
+    boxes[i].setAttribute("transform", `translate(${x} ${y})`);
+    for (const e of [...graph.incoming.of(i), ...graph.outgoing.of(i)]) {
+      const path = e >= graph.m ? links[e - graph.m] : paths[e];
+      if (path) path.setAttribute("d", pathOf(curve(graph, e)));
+    }
+  }
+
+  function place(view) {
+    world.setAttribute("transform", `translate(${view.x} ${view.y}) scale(${view.k})`);
+    svg.classList.toggle("far", view.k < 0.62);
+    svg.classList.toggle("very-far", view.k < 0.34);
+    graph.payload.layers.forEach((band, i) => {
+      const label = gutter.children[i], height = (band.bottom - band.top) * view.k;
+      label.setAttribute("y", (band.top + band.bottom) / 2 * view.k + view.y + 4);
+      label.style.display = height < 13 ? "none" : "";
+    });
+  }
+
+  // Large graphs are drawn more simply while they move and in full once they rest.
+  function moving() {
+    if (paths.length < HEAVY) return;
+    svg.classList.add("is-moving");
+    clearTimeout(resting);
+    resting = setTimeout(() => svg.classList.remove("is-moving"), 180);
+  }
+
+  return { build, update, place, moving, moveNode, box: (i) => boxes[i], isShown: (i) => showing[i], lit: () => litEdges };
+}
+
+function edgeClass(graph, e) {
+  if (graph.kind[e] === LINK) return "mw-edge link";
+  const sign = graph.score ? signOf(graph.score[e]) : "neutral";
+  return `mw-edge ${sign}${graph.member ? ` in${graph.member[e]}` : ""}`;
+}
+
+function nodeSign(graph, i) {
+  return graph.total && graph.type[i] !== "logits" && graph.type[i] !== "kv" ? signOf(graph.total[i]) : "neutral";
+}
+
+// How each node and edge takes part in the focus, as class names.
+function focusRoles(graph, focus) {
+  const nodes = new Array(graph.n).fill("is-dim"), edges = new Array(graph.all).fill("");
+  if (focus.path) {
+    const widest = new Set(focus.path.widest);
+    for (let i = 0; i < graph.n; i++) if (focus.path.nodes[i]) nodes[i] = "is-path";
+    for (let e = 0; e < graph.all; e++) if (focus.path.edges[e]) edges[e] = widest.has(e) ? "is-widest" : "is-reach";
+    nodes[focus.path.first] = nodes[focus.path.last] = "is-end";
+  } else {
+    for (let i = 0; i < graph.n; i++) if (focus.up.nodes[i] || focus.down.nodes[i]) nodes[i] = "is-reach";
+    for (let e = 0; e < graph.all; e++) {
+      if (focus.direct[e]) {
+        edges[e] = "is-direct";
+        nodes[graph.source[e]] = nodes[graph.target[e]] = "is-near";
+      } else if (focus.up.edges[e] || focus.down.edges[e]) edges[e] = "is-reach";
+    }
+  }
+  nodes[focus.node] = "is-focus";
+  return { nodes, edges };
+}
+
+function drawNode(graph, i, parent) {
+  const w = graph.width[i], h = graph.height[i], type = graph.type[i];
+  const box = svgElement("g", { class: "mw-node", transform: `translate(${graph.x[i]} ${graph.y[i]})`, role: "button", tabindex: "-1", "aria-label": nodeLabel(graph, i), "data-node": i }, parent);
+  box.style.setProperty("--tint", `${Math.round(100 * tintOf(graph, i))}%`);
+  svgElement("path", { d: outlineOf(type, w + 10, h + 10), class: "mw-ring" }, box);
+  svgElement("path", { d: outlineOf(type, w, h), class: "mw-shape" }, box);
+  const marks = type === "head" ? readerMarks(graph, i) : "";
+  const label = svgElement("text", { class: "mw-label", y: marks ? -0.5 : 4.5 }, box);
+  label.textContent = shorten(graph.names[i], type === "group" ? 18 : 12);
+  [..."qkv"].forEach((mark, k) => {
+    if (!marks.includes(mark)) return;
+    svgElement("text", { class: "mw-mark", x: (k - 1) * graph.port * w, y: h / 2 - 4.5 }, box).textContent = mark;
+  });
+  if (graph.role[i]) {
+    svgElement("text", { class: "mw-role", ...rolePlace(graph, i) }, box).textContent = shorten(graph.role[i], ROLE_LIMIT);
+  }
+  return box;
+}
+
+// Where a role is written: beside the node where there is room (chosen in Python), else above it.
+function rolePlace(graph, i) {
+  if (graph.side[i] === "right") return { x: graph.width[i] / 2 + 6, y: 4, "text-anchor": "start" };
+  return { x: 0, y: -graph.height[i] / 2 - 6, "text-anchor": "middle" };
+}
+
+function readerMarks(graph, i) {
+  const found = new Set();
+  for (const e of graph.incoming.of(i)) if (graph.kind[e] < 3) found.add("qkv"[graph.kind[e]]);
+  return [...found].join("");
+}
+
+// How strongly a node is tinted: its share of the largest absolute total, lifted so that small ones can be seen.
+function tintOf(graph, i) {
+  if (nodeSign(graph, i) === "neutral") return 0;
+  return 0.08 + 0.3 * Math.sqrt(Math.abs(graph.total[i]) / graph.largestTotal);
+}
+
+function nodeLabel(graph, i) {
+  const total = graph.total && graph.type[i] !== "logits" ? `, summed score ${formatSigned(graph.total[i])}` : "";
+  const real = (list) => list.filter((e) => e < graph.m).length;
+  const role = graph.role[i] ? `, ${graph.role[i]}` : "";
+  return `${graph.type[i]} ${graph.names[i]}${role}${total}, ${real(graph.incoming.of(i))} edges in, ${real(graph.outgoing.of(i))} edges out`;
+}
+
+function shorten(text, limit) {
+  return text.length > limit ? `${text.slice(0, limit - 1)}…` : text;
+}

@@ -1,0 +1,69 @@
+// Geometry: the outline of a node and the curve of an edge. The curve's formula is that of graph_layout.control_points.
+
+const SVG = "http://www.w3.org/2000/svg";
+
+function svgElement(tag, attributes = {}, parent = null) {
+  const element = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  if (parent) parent.append(element);
+  return element;
+}
+
+function htmlElement(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name === "class") element.className = value;
+    else if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (value === true) element.setAttribute(name, "");
+    else if (value !== false && value !== null && value !== undefined) element.setAttribute(name, value);
+  }
+  element.append(...children.filter((child) => child !== null && child !== undefined && child !== false));
+  return element;
+}
+
+// Control points of edge e as [x0, y0, x1, y1, x2, y2, x3, y3].
+function curve(graph, e) {
+  const s = graph.source[e], t = graph.target[e];
+  const x0 = graph.x[s], y0 = graph.y[s] - graph.height[s] / 2;
+  let x3 = graph.x[t];
+  if (graph.type[t] === "head" && graph.kind[e] < 3) x3 += (graph.kind[e] - 1) * graph.port * graph.width[t];
+  const y3 = graph.y[t] + graph.height[t] / 2;
+  const rise = Math.min(150, Math.max(14, 0.45 * (y0 - y3)));
+  const bend = graph.bend[e];
+  return [x0, y0, x0 + bend, y0 - rise, x3 + bend, y3 + rise, x3, y3];
+}
+
+function pathOf(points) {
+  const p = points.map((v) => Math.round(v * 10) / 10);
+  return `M${p[0]} ${p[1]}C${p[2]} ${p[3]} ${p[4]} ${p[5]} ${p[6]} ${p[7]}`;
+}
+
+// The point at parameter t of a cubic given by eight numbers.
+function pointAt(p, t) {
+  const u = 1 - t, a = u * u * u, b = 3 * u * u * t, c = 3 * u * t * t, d = t * t * t;
+  return [a * p[0] + b * p[2] + c * p[4] + d * p[6], a * p[1] + b * p[3] + c * p[5] + d * p[7]];
+}
+
+// Shape says type: pill = head, rectangle = MLP, trapezoids = the two ends, small pill = key/value group,
+// double-edged rounded box = a group made by the reader.
+function outlineOf(type, width, height) {
+  const w = width / 2, h = height / 2, cut = Math.min(11, w / 3);
+  switch (type) {
+    case "input":
+      return `M${-w} ${h}L${-w + cut} ${-h}H${w - cut}L${w} ${h}Z`;
+    case "logits":
+      return `M${-w} ${-h}L${-w + cut} ${h}H${w - cut}L${w} ${-h}Z`;
+    case "mlp":
+      return `M${-w} ${-h}H${w}V${h}H${-w}Z`;
+    case "group":
+      return roundedBox(w, h, 9);
+    default:
+      return roundedBox(w, h, h);
+  }
+}
+
+function roundedBox(w, h, radius) {
+  const r = Math.min(radius, w, h);
+  return `M${-w + r} ${-h}H${w - r}A${r} ${r} 0 0 1 ${w} ${-h + r}V${h - r}A${r} ${r} 0 0 1 ${w - r} ${h}H${-w + r}` +
+    `A${r} ${r} 0 0 1 ${-w} ${h - r}V${-h + r}A${r} ${r} 0 0 1 ${-w + r} ${-h}Z`;
+}

@@ -1,0 +1,106 @@
+// The side panel: what is known about the focused node, or about the whole circuit. Measured facts stand apart from
+// estimates, and both apart from interpretation.
+
+function createPanel(app) {
+  const body = htmlElement("div", { class: "mw-panel-body", tabindex: "0", role: "region", "aria-label": "Details" });
+  const legend = createLegend(app);
+  const element = htmlElement("aside", { class: "mw-panel", "aria-label": "Details and legend" }, body, legend.element);
+
+  function update(state, seen, focus) {
+    // Typing a note must not rebuild the field under the cursor.
+    if (!body.contains(document.activeElement) || !document.activeElement.matches("textarea, input[type=text]")) {
+      body.replaceChildren(...(focus ? nodeDetails(app, state, seen, focus) : overview(app, state, seen)), ...groupTools(app, state));
+    }
+    legend.update(state);
+  }
+  return { element, update };
+}
+
+function nodeDetails(app, state, seen, focus) {
+  const graph = app.graph(), { store, payload } = app, i = focus.node, name = graph.names[i];
+  const first = graph.members[i][0], many = graph.members[i].length > 1;
+  const pinned = state.pins.includes(name);
+  const head = htmlElement(
+    "header", { class: "mw-panel-head" },
+    htmlElement("h3", {}, name), htmlElement("span", { class: "mw-kind" }, TYPE_WORDS[graph.type[i]]),
+    htmlElement("button", { type: "button", class: "mw-button small", "aria-pressed": String(pinned), onclick: () => app.actions.pin(name) }, pinned ? "Unpin" : "Pin"),
+    htmlElement("button", { type: "button", class: "mw-button small", onclick: () => app.actions.focus(null) }, "Clear"),
+  );
+  const parts = [head];
+  if (many) parts.push(htmlElement("p", {}, `Members: ${graph.members[i].map((k) => app.base().names[k]).join(", ")}`));
+  if (graph.role[i] && !many) parts.push(badgeLine("interpretation", "Role", graph.role[i]));
+  if (graph.total && !["logits", "kv"].includes(graph.type[i])) {
+    parts.push(badgeLine("estimated", "Sum of outgoing scores", formatSigned(graph.total[i])));
+  }
+  if (!many) for (const [label, text, certainty] of payload.nodes.facts[first]) parts.push(badgeLine(certainty, label, text));
+  const picture = mechwork.thumbnail?.(name);
+  if (picture) parts.push(htmlElement("figure", { class: "mw-thumb" }, picture, htmlElement("figcaption", {}, "Attention on one prompt (query down, key across)")));
+  parts.push(reachLine(app, focus), pathTools(app, state, focus));
+  parts.push(edgeList(app, "Inputs", realEdges(graph, graph.incoming.of(i), seen, focus), "source"));
+  parts.push(edgeList(app, "Outputs", realEdges(graph, graph.outgoing.of(i), seen, focus), "target"));
+  const note = htmlElement("textarea", {
+    rows: 2, class: "mw-note", placeholder: "Your note (kept in the JSON export)", "aria-label": `Note on ${name}`,
+    oninput: (event) => store.set({ notes: { ...store.get().notes, [name]: event.target.value } }, `note ${name}`),
+  });
+  note.value = state.notes[name] ?? payload.nodes.note[first] ?? "";
+  parts.push(htmlElement("h4", {}, "Note"), note);
+  return parts;
+}
+
+const TYPE_WORDS = { head: "attention head", mlp: "MLP", input: "residual stream entering block 0", logits: "unembedding", kv: "key/value group", group: "supernode" };
+
+function badgeLine(certainty, label, text) {
+  return htmlElement("p", { class: "mw-fact" }, htmlElement("span", { class: `mw-badge ${certainty}` }, certainty), htmlElement("span", {}, `${label}: `, htmlElement("b", {}, text)));
+}
+
+function reachLine(app, focus) {
+  const size = (mask) => mask.reduce((sum, on) => sum + on, 0);
+  const up = size(focus.up.nodes), down = size(focus.down.nodes);
+  return htmlElement("p", { class: "mw-muted" }, `Over the edges shown: ${up} ${up === 1 ? "ancestor" : "ancestors"}, ${down} ${down === 1 ? "descendant" : "descendants"}.`);
+}
+
+function pathTools(app, state, focus) {
+  const graph = app.graph(), { store } = app;
+  const choice = htmlElement("select", { "aria-label": "Show the paths to another node", onchange: (event) => store.set({ to: event.target.value || null }) });
+  choice.append(htmlElement("option", { value: "" }, "none"));
+  graph.names.forEach((name, i) => i !== focus.node && choice.append(htmlElement("option", { value: name, selected: state.to === name }, name)));
+  const line = htmlElement("p", { class: "mw-path" }, htmlElement("label", {}, "Paths to ", choice));
+  if (!focus.path) return line;
+  const { path } = focus;
+  const said = !path.found
+    ? "No path over the edges shown."
+    : `${path.edges.slice(0, graph.m).reduce((sum, on) => sum + on, 0)} edges lie on paths. Widest path (largest smallest |score|): ${routeText(graph, path)}.`;
+  return htmlElement("div", {}, line, htmlElement("p", { class: "mw-muted", role: "status" }, said));
+}
+
+function routeText(graph, path) {
+  const hops = path.widest.map((e) => (graph.kind[e] < 3 ? ` →${KIND_NAMES[graph.kind[e]]} ` : " → ") + graph.names[graph.target[e]]);
+  return graph.names[path.first] + hops.join("");
+}
+
+function overview(app, state, seen) {
+  const graph = app.graph(), { payload } = app;
+  const thousands = (n) => n.toLocaleString("en");
+  const share = `${((100 * payload.nEdgesOfCircuit) / payload.nEdgesOfGraph).toPrecision(3).replace(/\.?0+$/, "")} %`;
+  const metric = payload.metric ? ` Scores are estimated effects on the ${payload.metric.replaceAll("_", " ")}.` : "";
+  const said = payload.whole
+    ? `All ${thousands(payload.nEdgesOfGraph)} edges of the model are scored; the strongest are shown.`
+    : `${payload.compare ? "Both circuits together have" : "The circuit has"} ${thousands(payload.nEdgesOfCircuit)} of the model's ${thousands(payload.nEdgesOfGraph)} edges (${share}).`;
+  const parts = [htmlElement("header", { class: "mw-panel-head" }, htmlElement("h3", {}, "Overview"))];
+  if (!graph.m) parts.push(htmlElement("p", { class: "mw-empty" }, "This circuit has no edges, so there is nothing to draw between input and logits."));
+  parts.push(htmlElement("p", {}, said + (payload.scored ? metric : "")));
+  parts.push(htmlElement("p", { class: "mw-muted" }, `${thousands(seen.nNodes)} nodes and ${thousands(seen.nEdges)} edges are drawn. Click a node to see its inputs, outputs, ancestors and descendants; Shift-click a second one for the paths between them.`));
+  if (payload.compare) parts.push(compareCounts(app));
+  const visible = [];
+  for (let e = 0; e < graph.m && visible.length < 8; e++) if (seen.edgeOn[e]) visible.push(e);
+  parts.push(edgeList(app, "Strongest edges", visible, "both"));
+  return parts;
+}
+
+function compareCounts(app) {
+  const { payload } = app, tally = { 1: 0, 2: 0, 3: 0 };
+  for (const member of payload.edges.member) tally[member]++;
+  const union = tally[1] + tally[2] + tally[3], [first, second] = payload.compare;
+  const jaccard = union ? formatNumber(tally[3] / union) : "n/a";
+  return htmlElement("p", {}, `Only ${first}: ${tally[1]}; only ${second}: ${tally[2]}; both: ${tally[3]}. Jaccard ${jaccard}.`);
+}

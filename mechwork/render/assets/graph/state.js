@@ -1,0 +1,80 @@
+// The state of one graph as a value, with undo. Everything that a reader can change is in it, except pan and zoom.
+
+function initialState(graph) {
+  return {
+    shown: graph.payload.shown, // how many edges, strongest first
+    nodes: graph.n, // how many nodes, strongest first
+    kinds: { q: true, k: true, v: true, mlp: true, logits: true },
+    types: { input: true, head: true, mlp: true, logits: true },
+    signs: { positive: true, negative: true },
+    members: { 1: true, 2: true, 3: true },
+    confidence: 0,
+    isolated: !graph.payload.whole && graph.n <= 60, // whether nodes without a drawn edge stay
+    colour: graph.payload.compare ? "member" : "sign",
+    focus: null, // a node's name
+    to: null, // the other end of a path
+    query: "",
+    pins: [],
+    groups: [], // { name, members: [names] }
+    notes: {},
+    moved: {}, // name -> [x, y]
+  };
+}
+
+// A store with undo. `set(patch)` makes one step; patches with the same `merge` key in a row make one step together.
+function createStore(first) {
+  let state = first, lastMerge = null;
+  const past = [], future = [], listeners = [];
+  const tell = (before) => listeners.forEach((listener) => listener(state, before));
+  return {
+    get: () => state,
+    subscribe: (listener) => listeners.push(listener),
+    canUndo: () => past.length > 0,
+    canRedo: () => future.length > 0,
+    set(patch, merge = null) {
+      const changed = Object.entries(patch).filter(([key, value]) => !same(state[key], value));
+      if (!changed.length) return;
+      const before = state;
+      if (merge === null || merge !== lastMerge) past.push(state);
+      if (past.length > 200) past.shift();
+      future.length = 0;
+      lastMerge = merge;
+      state = { ...state, ...Object.fromEntries(changed) };
+      tell(before);
+    },
+    undo() {
+      if (!past.length) return;
+      const before = state;
+      future.push(state);
+      state = past.pop();
+      lastMerge = null;
+      tell(before);
+    },
+    redo() {
+      if (!future.length) return;
+      const before = state;
+      past.push(state);
+      state = future.pop();
+      lastMerge = null;
+      tell(before);
+    },
+  };
+}
+
+function same(a, b) {
+  return a === b || JSON.stringify(a) === JSON.stringify(b);
+}
+
+// A state read from a file: known keys of the right type only, everything else as it is now.
+function adoptState(current, candidate) {
+  const adopted = {};
+  for (const [key, value] of Object.entries(candidate ?? {})) {
+    if (!(key in current)) continue;
+    const mine = current[key];
+    const nullable = key === "focus" || key === "to";
+    if (nullable ? value === null || typeof value === "string" : typeof value === typeof mine && Array.isArray(value) === Array.isArray(mine)) {
+      adopted[key] = mine && typeof mine === "object" && !Array.isArray(mine) ? { ...mine, ...value } : value;
+    }
+  }
+  return adopted;
+}

@@ -1,0 +1,39 @@
+// The tooltip of a node or an edge, for pointer and keyboard alike.
+
+function createTooltip(app, tip) {
+  const place = (x, y) => {
+    tip.hidden = false;
+    const left = Math.min(x + 14, app.stage.clientWidth - tip.offsetWidth - 6), top = y + 16 + tip.offsetHeight > app.stage.clientHeight ? y - tip.offsetHeight - 8 : y + 16;
+    tip.style.transform = `translate(${Math.max(4, left)}px, ${Math.max(4, top)}px)`;
+  };
+  const nodeLines = (i) => {
+    const graph = app.graph(), lines = [graph.names[i] + (graph.role[i] ? ` – ${graph.role[i]}` : "")];
+    if (graph.total && !["logits", "kv"].includes(graph.type[i])) lines.push(`summed score ${formatSigned(graph.total[i])}`);
+    return lines;
+  };
+  const edgeLines = (e) => {
+    const graph = app.graph(), kind = graph.kind[e];
+    const lines = [`${graph.names[graph.source[e]]} → ${graph.names[graph.target[e]]}${kind < 3 ? ` (${KIND_NAMES[kind]})` : ""}`];
+    if (graph.score) lines.push(`score ${formatSigned(graph.score[e])}${graph.error && graph.error[e] !== null ? ` ± ${formatNumber(graph.error[e])} (SE)` : ""}`);
+    if (graph.confidence) lines.push(`chosen in ${Math.round(100 * graph.confidence[e])} % of resamples`);
+    if (graph.member) lines.push({ 1: `only in ${app.payload.compare[0]}`, 2: `only in ${app.payload.compare[1]}`, 3: "in both" }[graph.member[e]]);
+    return lines;
+  };
+  const show = (lines, x, y) => {
+    tip.replaceChildren(...lines.map((line, k) => htmlElement(k ? "span" : "b", {}, line)));
+    place(x, y);
+  };
+  return {
+    hide: () => (tip.hidden = true),
+    node(i) {
+      const graph = app.graph(), { k, x, y } = app.view.view;
+      show(nodeLines(i), graph.x[i] * k + x, (graph.y[i] + graph.height[i] / 2) * k + y);
+    },
+    at(i, x, y, findEdge) {
+      if (i >= 0) return show(nodeLines(i), x, y);
+      const e = x < 0 ? -1 : findEdge(...app.view.toWorld(x, y));
+      if (e >= 0) show(edgeLines(e), x, y);
+      else tip.hidden = true;
+    },
+  };
+}

@@ -1,0 +1,157 @@
+"""The results of a report, sorted by what they are, and the facts that several sections need."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..ablation.heads import HeadStudy
+from ..circuits.circuit import Circuit
+from ..circuits.curves import CircuitEvaluation, FaithfulnessCurve
+from ..circuits.scores import EdgeScores
+from ..errors import InputError
+from ..patching.result import Effect, Effects
+from ..provenance import Provenance
+from ..runs.attention import AttentionPatterns
+from ..tasks.task import Task
+from .agreement import method_name
+from .graph_payload import Fact
+from .heads import head_facts
+from .text import number, signed, words
+
+REPORTED = (Effects, Effect, EdgeScores, Circuit, FaithfulnessCurve, CircuitEvaluation, AttentionPatterns, HeadStudy)
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """A task and everything that was found on it."""
+
+    task: Task
+    measured: tuple[Effects, ...]
+    estimated: tuple[Effects, ...]
+    scores: tuple[EdgeScores, ...]
+    circuits: tuple[Circuit, ...]
+    curves: tuple[FaithfulnessCurve, ...]
+    evaluations: tuple[CircuitEvaluation, ...]
+    patterns: tuple[AttentionPatterns, ...]
+    studies: tuple[HeadStudy, ...]
+
+    @property
+    def provenances(self) -> list[tuple[str, Provenance]]:
+        """(what, where it came from) of every result, in the order of the report."""
+        named: list[tuple[str, Any]] = [("measured effects", e) for e in self.measured]
+        named += [(f"estimated effects ({method_name(e)})", e) for e in self.estimated]
+        named += [(f"edge scores ({e.rules})", e) for e in self.scores]
+        named += [("circuit", e) for e in self.circuits] + [("evaluation of the circuit", e) for e in self.evaluations]
+        named += [("faithfulness curve", e) for e in self.curves]
+        named += [("attention patterns", e) for e in self.patterns] + [("head study", e) for e in self.studies]
+        return [(what, result.provenance) for what, result in named]
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """What provenance says about the model; empty when nothing is known."""
+        known = [provenance.get("model") for _, provenance in self.provenances]
+        return next((model for model in known if isinstance(model, dict)), {})
+
+    @property
+    def model_name(self) -> str:
+        return str(self.model.get("name", "")) or "the model"
+
+    def pairs_word(self, provenance: Provenance) -> str:
+        """``"test pair"``, ``"train pair"`` or ``"pair"``: on which pairs of the task a result was computed."""
+        fact = provenance.get("task")
+        sha = fact.get("sha256") if isinstance(fact, dict) else None
+        if self.task.splits and sha is not None:
+            for split in ("test", "train"):
+                if split in self.task.splits and sha == getattr(self.task, split).pairs.fingerprint():
+                    return f"{split} pair"
+        return "pair"
+
+    @property
+    def circuit(self) -> Circuit | None:
+        """The main circuit, its roles filled in from the head study where it has none."""
+        found = self.circuits[0] if self.circuits else (self.evaluations[0].circuit if self.evaluations else None)
+        return None if found is None else self.with_roles(found)
+
+    def with_roles(self, circuit: Circuit) -> Circuit:
+        """`circuit` with the roles that the head studies found."""
+        roles = {row.head: row.role for study in self.studies for row in study.rows if row.role}
+        return replace(circuit, roles={**roles, **circuit.roles})
+
+    def evaluation_of(self, circuit: Circuit) -> CircuitEvaluation | None:
+        """The evaluation of that circuit, if there is one."""
+        for evaluation in self.evaluations:
+            same_space = evaluation.circuit.space == circuit.space
+            if same_space and bool((evaluation.circuit.mask == circuit.mask).all()):
+                return evaluation
+        return None
+
+    def scores_of(self, circuit: Circuit) -> EdgeScores | None:
+        """The scores that the circuit was selected by, if they are here."""
+        for scores in self.scores:
+            if scores.space == circuit.space and circuit.scores is not None and bool((scores.values == circuit.scores).all()):
+                return scores
+        return None
+
+    def node_facts(self) -> dict[str, list[Fact]]:
+        """What was measured or estimated about each node, for the side panel of the graph."""
+        facts: dict[str, list[Fact]] = {}
+        for study in self.studies:
+            for head, known in head_facts(study).items():
+                facts.setdefault(head, []).extend(known)
+        for effects in (*self.measured, *self.estimated):
+            for kind, effect in effects.items():
+                if kind == "z" and effect.axes == ("layer", "head"):
+                    _add_effect(facts, effect, "h")
+                if kind == "mlp_out" and effect.axes == ("layer",):
+                    _add_effect(facts, effect, "")
+        return facts
+
+
+def collect(task: Task, results: Sequence[object]) -> Findings:
+    """Sorts results by class.
+
+    Raises:
+        InputError: no results, or something that a report cannot show.
+    """
+    if not isinstance(task, Task):
+        raise InputError(f"a report is about a task: report(path, task, *results); got {type(task).__name__}")
+    if not results:
+        raise InputError("a report needs at least one result, such as effects, scores, a circuit or a curve; got none")
+    results = [Effects({r.kind: r}) if isinstance(r, Effect) else r for r in results]
+    for result in results:
+        if not isinstance(result, REPORTED):
+            raise InputError(f"a report shows {', '.join(c.__name__ for c in REPORTED)}; got {type(result).__name__}")
+    effects = [r for r in results if isinstance(r, Effects) and len(r)]
+    return Findings(
+        task=task,
+        measured=tuple(r for r in effects if not _is_estimated(r)),
+        estimated=tuple(r for r in effects if _is_estimated(r)),
+        scores=tuple(r for r in results if isinstance(r, EdgeScores)),
+        circuits=tuple(r for r in results if isinstance(r, Circuit)),
+        curves=tuple(r for r in results if isinstance(r, FaithfulnessCurve)),
+        evaluations=tuple(r for r in results if isinstance(r, CircuitEvaluation)),
+        patterns=tuple(r for r in results if isinstance(r, AttentionPatterns)),
+        studies=tuple(r for r in results if isinstance(r, HeadStudy)),
+    )
+
+
+def _is_estimated(effects: Effects) -> bool:
+    return any(effect.estimated for effect in effects.values())
+
+
+def _add_effect(facts: dict[str, list[Fact]], effect: Effect, part: str) -> None:
+    values, errors = effect.values, effect.standard_error()
+    certainty = "estimated" if effect.estimated else "measured"
+    label = f"{'Denoising' if effect.direction == 'denoise' else 'Noising'} effect on {words(effect.metric_name)}"
+    for index in range(values.numel()):
+        if part:
+            layer, head = divmod(index, values.shape[1])
+            name = f"a{effect.labels['layer'][layer]}.{part}{effect.labels['head'][head]}"
+        else:
+            name = f"m{effect.labels['layer'][index]}"
+        value, error = float(values.flatten()[index]), float(errors.flatten()[index])
+        facts.setdefault(name, []).append(Fact(label, f"{signed(value)} ± {number(error, 2)} (SE)", certainty))
+
+

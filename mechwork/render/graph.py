@@ -1,0 +1,113 @@
+"""The interactive circuit graph: one offline page, or a fragment of a larger one.
+
+What is drawn is prepared in `graph_payload` and `graph_layout`; `assets/graph/*.js` draws it. Where no script runs the
+page shows a static picture (`graph_static`) and a table of edges, which is also the view for screen readers.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+from ..circuits.circuit import Circuit
+from ..circuits.scores import EdgeScores
+from ..display import draws
+from .graph_payload import GraphOptions, graph_payload
+from .graph_static import static_svg
+from .page import Fragment, assemble, embed_json
+from .table import Column, table
+from .text import count, escape, plural, signed
+
+TABLE_LIMIT = 200
+SHOWN_OF_SCORES = 200
+"""How many edges of a whole scored graph are drawn at first; of a circuit all (up to `DRAWN_LIMIT`) are."""
+DRAWN_LIMIT = 2000
+
+
+def render_graph(
+    circuit: Circuit,
+    options: GraphOptions | None = None,
+    *,
+    scores: EdgeScores | None = None,
+    other: Circuit | None = None,
+) -> str:
+    """One self-contained HTML page with the interactive graph of `circuit`.
+
+    `scores` adds standard errors and confidence to the edges; `other` is a second circuit of the same graph, laid over
+    the first.
+    """
+    payload = graph_payload(circuit, _with_defaults(options, circuit), scores=scores, other=other)
+    return assemble(payload["title"], [graph_fragment(payload)], body_class="mw-standalone")
+
+
+@draws(Circuit)
+def circuit_page(circuit: Circuit) -> str:
+    """The page of a circuit."""
+    return render_graph(circuit)
+
+
+@draws(EdgeScores)
+def scores_page(scores: EdgeScores) -> str:
+    """The page of scored edges: the whole graph, of which the strongest edges are drawn at first."""
+    circuit = whole_graph(scores)
+    task = scores.provenance.get("task", {})
+    title = " ".join(part for part in ("Edge scores", _name_of(task), scores.rules) if part)
+    return render_graph(
+        circuit, GraphOptions(title=title, shown=SHOWN_OF_SCORES, metric_name=scores.metric_name), scores=scores
+    )
+
+
+def whole_graph(scores: EdgeScores) -> Circuit:
+    """Every edge of the graph as a circuit, with its scores."""
+    return Circuit(scores.space, scores.space.mask, scores.values, provenance=scores.provenance)
+
+
+def graph_fragment(payload: dict[str, Any]) -> Fragment:
+    """The graph with its fallbacks."""
+    picture = base64.b64encode(static_svg(payload).encode()).decode()
+    alternative = escape(f"{payload['title']}: {describe(payload)}")
+    image = f'<img class="mw-static" src="data:image/svg+xml;base64,{picture}" alt="{alternative}">'
+    body = (
+        f'<div class="mw-graph" data-mw-graph>{embed_json(payload)}'
+        f"<noscript><p>Without scripts the graph is a picture; its edges are in the table below.</p>{image}</noscript></div>\n"
+        f'<details class="mw-fallback"><summary>Edges as a table ({escape(_table_size(payload))})</summary>'
+        f"{edge_table(payload)}</details>"
+    )
+    return Fragment(body, needs=("graph",))
+
+
+def describe(payload: dict[str, Any]) -> str:
+    """The graph in one sentence."""
+    n_nodes, n_edges = len(payload["nodes"]["name"]), payload["nEdgesOfCircuit"]
+    return f"{plural(n_nodes, 'node')} and {count(n_edges)} of {plural(payload['nEdgesOfGraph'], 'edge')} of the model"
+
+
+def edge_table(payload: dict[str, Any], limit: int = TABLE_LIMIT) -> str:
+    """The strongest edges as an HTML table."""
+    names, kinds, edges = payload["nodes"]["name"], payload["kinds"], payload["edges"]
+    n = min(limit, len(edges["source"]))
+    columns = [
+        Column("source", [names[i] for i in edges["source"][:n]]),
+        Column("target", [names[i] for i in edges["target"][:n]]),
+        Column("into", [kinds[k] for k in edges["kind"][:n]]),
+    ]
+    if edges["score"] is not None:
+        columns.append(Column("score", [signed(s) for s in edges["score"][:n]], numeric=True))
+    return table(columns, caption=f"{payload['title']}: the strongest edges, strongest first")
+
+
+def _table_size(payload: dict[str, Any]) -> str:
+    n = len(payload["edges"]["source"])
+    return count(n) if n <= TABLE_LIMIT else f"the strongest {TABLE_LIMIT} of {count(n)}; all are in the CSV export"
+
+
+def _with_defaults(options: GraphOptions | None, circuit: Circuit) -> GraphOptions:
+    options = options or GraphOptions()
+    task = _name_of(circuit.provenance.get("task", {}))
+    title = options.title or (f"Circuit for {task}" if task else "Circuit")
+    shown = options.shown or min(DRAWN_LIMIT, circuit.n_edges)
+    return GraphOptions(title, options.facts, options.notes, options.names, shown, options.metric_name)
+
+
+def _name_of(fact: Any) -> str:
+    return str(fact.get("name", "")) if isinstance(fact, dict) else ""

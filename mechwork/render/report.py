@@ -1,0 +1,108 @@
+"""The report: everything found on a task as one self-contained HTML file that opens offline in any browser.
+
+    report("ioi.html", task, exact, approx, scores, circuit, curve)
+
+The file is written beside its final place and moved there when it is complete, so a failure leaves nothing half-written.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..errors import InputError, UnknownNameError
+from ..tasks.task import Task
+from .findings import collect
+from .page import Fragment, assemble, embed_json
+from .sections import SECTIONS, Section, build_sections, machine_readable
+from .text import escape
+
+
+def report(
+    path: str | Path,
+    task: Task,
+    *results: object,
+    force: bool = False,
+    title: str | None = None,
+    texts: Mapping[str, str] | None = None,
+) -> Path:
+    """Write one offline HTML file about `results` on `task`. Returns its path.
+
+    `results` are any of effects (measured or estimated), edge scores, circuits, faithfulness curves, evaluations,
+    attention patterns and head studies, in any order. `texts` adds your own words to a section, by its name: summary,
+    task, localisation, graph, evaluation, heads, agreement, limits, provenance.
+
+    Raises:
+        InputError: the file exists (pass ``force=True``), its folder is missing or cannot be written to, or `results`
+            holds something that a report cannot show.
+        UnknownNameError: `texts` names a section that does not exist.
+    """
+    path = Path(path)
+    _check_target(path, force=force)
+    page = render_report(task, *results, title=title, texts=texts)
+    _write(path, page)
+    return path
+
+
+def render_report(task: Task, *results: object, title: str | None = None, texts: Mapping[str, str] | None = None) -> str:
+    """The report as a string of HTML; see `report`."""
+    texts = dict(texts or {})
+    for name in texts:
+        if name not in SECTIONS:
+            raise UnknownNameError("section of a report", name, SECTIONS)
+    findings = collect(task, results)
+    sections = build_sections(findings)
+    heading = title or f"The circuit for {task.name} in {findings.model_name}"
+    # A text for a section without results still deserves its place.
+    present = {section.name for section in sections}
+    sections += [Section(name, SECTIONS[name][0], ()) for name in texts if name not in present]
+    sections.sort(key=lambda section: list(SECTIONS).index(section.name))
+    fragments = [_head(heading, sections)]
+    for section in sections:
+        fragments += [_open(section, texts.get(section.name, "")), *section.fragments, Fragment("</section>")]
+    fragments.append(Fragment(f"</main>{embed_json(machine_readable(findings), name='mechwork-report')}", needs=("report",)))
+    return assemble(heading, fragments, body_class="mw-report")
+
+
+def _head(heading: str, sections: list[Section]) -> Fragment:
+    links = "".join(f'<li><a href="#{section.name}">{escape(section.title)}</a></li>' for section in sections)
+    return Fragment(
+        f'<a class="mw-skip" href="#summary">Skip to the summary</a>'
+        f'<header class="mw-report-head"><h1>{escape(heading)}</h1></header>'
+        f'<nav class="mw-contents" aria-label="Contents"><ol>{links}</ol><p class="mw-selected" data-mw-selected role="status"></p></nav><main class="mw-report-body">'
+    )
+
+
+def _open(section: Section, text: str) -> Fragment:
+    paragraphs = "".join(f'<p class="mw-own">{escape(part)}</p>' for part in text.split("\n\n") if part.strip())
+    return Fragment(f'<section id="{section.name}" aria-labelledby="h-{section.name}"><h2 id="h-{section.name}">{escape(section.title)}</h2>{paragraphs}')
+
+
+def _check_target(path: Path, *, force: bool) -> None:
+    """Refuses a target that cannot be written, before anything is drawn."""
+    folder = path.parent
+    if path.is_dir():
+        raise InputError(f"a report is a file; {path} is a folder. Name a file in it, e.g. {path / 'report.html'}")
+    if not folder.is_dir():
+        raise InputError(f"the report's folder {folder} does not exist. Make it first, or choose another path.")
+    if path.exists() and not force:
+        raise InputError(f"{path} exists. Pass force=True to replace it, or choose another path.")
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"the report's folder {folder} cannot be written to. Choose another path.")
+
+
+def _write(path: Path, page: str) -> None:
+    temporary: Path | None = None
+    try:
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", suffix=".part", delete=False, encoding="utf-8") as file:
+            temporary = Path(file.name)
+            file.write(page)
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        raise InputError(f"the report could not be written to {path}: {error.strerror}. Choose another path, or free space.") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)

@@ -1,0 +1,255 @@
+"""The sections of a report, each from the findings; a section without anything to show is left out."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+from ..patching.result import Effect
+from ..provenance import stable
+from .agreement import agreement_fragment, agreement_table, method_name
+from .attention import attention_fragment, prompt_markup
+from .curve import curve_fragment, curve_table, evaluation_table
+from .findings import Findings
+from .graph import SHOWN_OF_SCORES, graph_fragment, whole_graph
+from .graph_payload import GraphOptions, graph_payload
+from .graph_static import static_svg
+from .heads import heads_fragment
+from .heatmap import heatmap_fragment
+from .page import Fragment
+from .table import Column, table
+from .text import count, escape, number, plural, signed, words
+from .words import METRIC_WORDS, comparable, key_numbers, limits, summary_sentences
+
+N_PAIRS = 5
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the report; `name` is its anchor and the key under which a caller can add text."""
+
+    name: str
+    title: str
+    fragments: tuple[Fragment, ...]
+
+
+def build_sections(findings: Findings) -> list[Section]:
+    """All sections that have something to show, in reading order."""
+    built = [Section(name, title, tuple(build(findings))) for name, (title, build) in SECTIONS.items()]
+    return [section for section in built if section.fragments]
+
+
+def _summary(findings: Findings) -> list[Fragment]:
+    tiles = "".join(
+        f'<div class="mw-tile"><dt>{escape(what)}</dt><dd><b>{escape(value)}</b><span>{escape(detail)}</span></dd></div>'
+        for value, what, detail in key_numbers(findings)
+    )
+    said = "".join(f"<p>{escape(sentence)}</p>" for sentence in summary_sentences(findings))
+    picture = ""
+    circuit = findings.circuit
+    if circuit is not None and circuit.n_edges:
+        payload = graph_payload(circuit, GraphOptions(title=f"Circuit for {findings.task.name}"))
+        encoded = base64.b64encode(static_svg(payload, limit=150).encode()).decode()
+        picture = (
+            f'<figure class="mw-overview"><a href="#graph"><img src="data:image/svg+xml;base64,{encoded}" '
+            f'alt="{escape(payload["title"])}: {escape(plural(circuit.n_edges, "edge"))}; the interactive graph is below"></a>'
+            f"<figcaption>The circuit. Blue: raises the metric; orange, dashed: lowers it; width: |score|. Interactive below.</figcaption></figure>"
+        )
+    tiles = f'<dl class="mw-tiles">{tiles}</dl>' if tiles else ""
+    return [Fragment(f'{tiles}<div class="mw-summary"><div class="mw-said-text">{said}</div>{picture}</div>')]
+
+
+def _task(findings: Findings) -> list[Fragment]:
+    task = findings.task
+    metric = METRIC_WORDS.get(task.metric.name, "a metric given by the user")
+    splits = {split: task.splits.count(split) for split in dict.fromkeys(task.splits)}
+    divided = f" ({', '.join(f'{n} {split}' for split, n in splits.items())})" if splits else ""
+    lines = [f"<p><b>{escape(task.name)}</b>: {escape(plural(len(task), 'clean/corrupt pair'))}{escape(divided)}. {escape(task.description)}</p>"]
+    lines.append(f"<p>Metric: <b>{escape(words(task.metric.name))}</b>, the {escape(metric)}.</p>")
+    if task.citation:
+        lines.append(f'<p class="mw-muted">After {escape(task.citation)}</p>')
+    if not task.pairs.aligned:
+        lines.append("<p>The two prompts of a pair may differ in length; they are aligned by named spans.</p>")
+    shown = min(N_PAIRS, len(task))
+    rows = "".join(_pair_row(findings, i) for i in range(shown))
+    pairs = (
+        f'<div class="mw-scroll" tabindex="0" role="region" aria-label="Pairs of prompts"><table class="mw-pairs"><caption>The first {shown} of '
+        f"{escape(plural(len(task), 'pair'))}; tokens that differ are marked</caption><thead><tr><th>clean prompt</th><th>corrupt prompt</th>"
+        f"<th>correct</th><th>incorrect</th></tr></thead><tbody>{rows}</tbody></table></div>"
+    )
+    return [Fragment("".join(lines) + pairs + _baselines(findings))]
+
+
+def _pair_row(findings: Findings, row: int) -> str:
+    task = findings.task
+    clean, corrupt = task.prompt_texts(row)
+    answers = task.answer_texts[row] if task.answer_texts else _answer_ids(findings, row)
+    cells = [prompt_markup(clean, corrupt, name="corrupt"), prompt_markup(corrupt, clean, name="clean")]
+    cells += [f"<bdi>{escape(answer)}</bdi>" for answer in answers]
+    return f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+
+
+def _answer_ids(findings: Findings, row: int) -> tuple[str, str]:
+    pairs = findings.task.pairs
+    texts = [", ".join(f"token {i}" for i in side[row].tolist() if i >= 0) for side in (pairs.correct, pairs.incorrect)]
+    return texts[0], texts[1]
+
+
+def _baselines(findings: Findings) -> str:
+    known = [(f"{what}", effects.baseline, effects.provenance) for what, group in (("patching", findings.measured), ("attribution", findings.estimated)) for effects in group]
+    known += [("edge scores", scores.baseline, scores.provenance) for scores in findings.scores]
+    if not known:
+        return ""
+
+    def spread(values: Any) -> str:
+        return number(float(values.std() / len(values) ** 0.5), 2) if len(values) > 1 else "n/a"
+
+    columns = [
+        Column("pairs of", [what for what, _, _ in known]),
+        Column("pairs", [f"{count(len(b.clean_per_example))} {findings.pairs_word(p).removesuffix(' pair').replace('pair', '')}".strip() for _, b, p in known], numeric=True),
+        Column("clean", [signed(b.clean) for _, b, _ in known], numeric=True),
+        Column("± SE", [spread(b.clean_per_example) for _, b, _ in known], numeric=True),
+        Column("corrupt", [signed(b.corrupt) for _, b, _ in known], numeric=True),
+        Column("± SE ", [spread(b.corrupt_per_example) for _, b, _ in known], numeric=True),
+    ]
+    return table(columns, caption=f"Baselines: mean {words(findings.task.metric.name)} of the unpatched runs")
+
+
+def _localisation(findings: Findings) -> list[Fragment]:
+    groups = (*findings.measured, *findings.estimated)
+    kinds = list(dict.fromkeys(kind for effects in groups for kind in effects))
+    found = []
+    for kind in kinds:
+        alike: list[Effect] = [effects[kind] for effects in groups if kind in effects]
+        limit = max(float(effect.values.nan_to_num().abs().max()) for effect in alike) or 1.0
+        found.append(Fragment('<div class="mw-beside">'))
+        found += [heatmap_fragment(effect, limit=limit) for effect in alike]
+        found.append(Fragment("</div>"))
+    if found:
+        lead = "An effect is m(clean value at the place) − m(corrupt value at the place), everything else as in the run that is patched; positive means that the clean value raises the metric. Panels of one site share their colours. Click a head or an MLP to select it in every view."
+        found.insert(0, Fragment(f"<p>{escape(lead)}</p>"))
+    return found
+
+
+def _graph(findings: Findings) -> list[Fragment]:
+    facts = findings.node_facts()
+    found = []
+    circuits = [findings.with_roles(c) for c in findings.circuits] or ([findings.circuit] if findings.circuit is not None else [])
+    compared = len(circuits) == 2 and circuits[0].space == circuits[1].space  # noqa: PLR2004
+    for i, circuit in enumerate(circuits):
+        scores = findings.scores_of(circuit)
+        title = f"Circuit for {findings.task.name}" + (f" ({i + 1})" if len(circuits) > 1 else "")
+        options = GraphOptions(title=title, facts=facts, shown=min(2000, circuit.n_edges), metric_name=findings.task.metric.name)
+        found.append(graph_fragment(graph_payload(circuit, options, scores=scores)))
+    if compared:
+        names = ("circuit 1", "circuit 2")
+        options = GraphOptions(title="Both circuits", facts=facts, names=names, metric_name=findings.task.metric.name)
+        found.append(graph_fragment(graph_payload(circuits[0], options, other=circuits[1])))
+    if not circuits:
+        for scores in findings.scores:
+            options = GraphOptions(title=f"Edge scores ({scores.rules})", facts=facts, shown=SHOWN_OF_SCORES, metric_name=scores.metric_name)
+            found.append(graph_fragment(graph_payload(whole_graph(scores), options, scores=scores)))
+    return found
+
+
+def _evaluation(findings: Findings) -> list[Fragment]:
+    found = [Fragment(evaluation_table(list(findings.evaluations)))] if findings.evaluations else []
+    circuit = findings.circuit
+    chosen = findings.evaluation_of(circuit) if circuit is not None else None
+    for curve in findings.curves:
+        pairs = findings.pairs_word(curve.provenance)
+        found.append(curve_fragment(curve, chosen=chosen if chosen and chosen.ablation == curve.ablation else None, pairs=pairs))
+        found.append(Fragment(f'<details class="mw-fallback"><summary>The numbers of the curve</summary>{curve_table(curve)}</details>'))
+    if found:
+        lead = "Faithfulness = (m(circuit) − m(empty)) / (m(model) − m(empty)), m = mean metric over the pairs, not clipped. CPR: area under the curve of circuits ranked by signed score. CMD: area of |1 − faithfulness| of circuits ranked by absolute score."
+        found.insert(0, Fragment(f"<p>{escape(lead)}</p>"))
+    return found
+
+
+def _heads(findings: Findings) -> list[Fragment]:
+    found = [heads_fragment(study) for study in findings.studies]
+    for patterns in findings.patterns:
+        found += [Fragment("<h3>Attention on one prompt</h3>"), attention_fragment(patterns)]
+    return found
+
+
+def _agreement(findings: Findings) -> list[Fragment]:
+    matched = [(e, m) for e in findings.estimated for m in findings.measured if comparable(e, m)]
+    if not matched:
+        return []
+    named = [(method_name(estimate), estimate, truth) for estimate, truth in matched]
+    return [*(agreement_fragment(estimate, truth) for estimate, truth in matched), Fragment(agreement_table(named))]
+
+
+def _limits(findings: Findings) -> list[Fragment]:
+    return [Fragment(f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in limits(findings))}</ul>")]
+
+
+def _provenance(findings: Findings) -> list[Fragment]:
+    known = findings.provenances
+    commands = list(dict.fromkeys(_command(str(p["command"])) for _, p in known if p.get("command")))
+    how = "".join(f"<pre><code>{escape(command)}</code></pre>" for command in commands)
+    again = f"<p>To reproduce, run again with the same versions, model and seed:</p>{how}" if commands else "<p>The results do not say by which command they were made.</p>"
+    columns = [
+        Column("result", [what for what, _ in known]),
+        Column("method", [str(p.get("method", "")) for _, p in known]),
+        Column("model", [_name_and_hash(p.get("model"), "weights_sha256") for _, p in known]),
+        Column("data", [_name_and_hash(p.get("task"), "sha256") for _, p in known]),
+        Column("made", [str(p.get("time", "")) for _, p in known]),
+    ]
+    versions: dict[str, Any] = next((p["versions"] for _, p in known if isinstance(p.get("versions"), dict)), {})
+    made_with = ", ".join(f"{name} {version}" for name, version in versions.items())
+    full = json.dumps([{"result": what, **p} for what, p in known], indent=1, default=str, ensure_ascii=False)
+    body = (
+        again + table(columns, caption="Where every result comes from; hashes are sha256, first 12 digits") + f'<p class="mw-muted">{escape(made_with)}</p>'
+        f'<details class="mw-fallback"><summary>Everything that is recorded, as JSON</summary><pre class="mw-json" tabindex="0">{escape(full)}</pre></details>'
+    )
+    return [Fragment(body)]
+
+
+def _command(recorded: str) -> str:
+    """The recorded command line, with the program as one types it."""
+    try:
+        program, *arguments = shlex.split(recorded)
+    except ValueError:
+        return recorded
+    name = PurePath(program).name
+    return shlex.join(["mechwork" if name in ("__main__.py", "mechwork") else program, *arguments])
+
+
+def _name_and_hash(fact: Any, key: str) -> str:
+    if not isinstance(fact, dict):
+        return ""
+    sha = str(fact.get(key, ""))[:12]
+    return " ".join(part for part in (str(fact.get("name", "")), sha) if part)
+
+
+def machine_readable(findings: Findings) -> dict[str, Any]:
+    """What `mechwork verify` needs: circuits as JSON and stable provenance, without what changes from run to run."""
+    return {
+        "what": "mechwork report",
+        "format": 1,
+        "task": findings.task.provenance(),
+        "circuits": [circuit.to_json() for circuit in findings.circuits],
+        "results": [{"result": what, "provenance": stable(provenance)} for what, provenance in findings.provenances],
+    }
+
+
+Builder = Callable[[Findings], Sequence[Fragment]]
+SECTIONS: dict[str, tuple[str, Builder]] = {
+    "summary": ("Summary", _summary),
+    "task": ("Task and data", _task),
+    "localisation": ("Where the answer is made", _localisation),
+    "graph": ("The circuit", _graph),
+    "evaluation": ("How faithful the circuit is", _evaluation),
+    "heads": ("What the heads do", _heads),
+    "agreement": ("Estimated against measured", _agreement),
+    "limits": ("Limits", _limits),
+    "provenance": ("Provenance and how to reproduce", _provenance),
+}
+"""Name -> (title, what builds it), in reading order."""

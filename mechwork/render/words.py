@@ -1,0 +1,159 @@
+"""What a report says in words: the summary and the limits, composed from the results and nothing else."""
+
+from __future__ import annotations
+
+from ..patching.result import Effects
+from .agreement import method_name
+from .findings import Findings
+from .text import count, fixed, number, percent, plural, signed, words
+
+METRIC_WORDS = {
+    "logit_difference": "mean logit of the correct answers minus mean logit of the incorrect ones, at the last token; in logits",
+    "probability_difference": "summed probability of the correct minus of the incorrect answers, at the last token",
+    "kl_divergence": "KL(clean run ‖ this run) over the vocabulary at the last token, in nats; 0 for the clean run, so useful places have negative effects",
+    "log_probability": "log of the summed probability of the correct answers at the last token, in nats",
+}
+ABLATION_WORDS = {
+    "corrupt": "every other edge carries its value in the paired corrupt prompt",
+    "zero": "every other edge carries zero",
+    "mean": "every other edge carries its mean over the data",
+    "mean_by_position": "every other edge carries its mean over the data at the same position",
+    "resample": "every other edge carries its value in another random prompt",
+    "optimal": "every other edge carries a learned constant",
+}
+
+
+def summary_sentences(findings: Findings) -> list[str]:
+    """What was found, in the order: behaviour, circuit, heads, agreement."""
+    said = [sentence for sentence in (_behaviour(findings), _circuit(findings), _heads(findings), _agreement(findings)) if sentence]
+    return said or [f"Results on the task {findings.task.name}."]
+
+
+def key_numbers(findings: Findings) -> list[tuple[str, str, str]]:
+    """(number, what it is, detail) for the head of the report."""
+    numbers: list[tuple[str, str, str]] = []
+    circuit = findings.circuit
+    if circuit is not None:
+        numbers.append((f"{count(circuit.n_edges)}", "edges in the circuit", f"{percent(circuit.fraction)} of {count(circuit.space.n_edges)}"))
+        evaluation = findings.evaluation_of(circuit)
+        if evaluation is not None:
+            low, high = evaluation.interval()
+            numbers.append((fixed(evaluation.faithfulness, 2), "faithfulness", f"95 % interval {fixed(low, 2)} to {fixed(high, 2)}"))
+            if evaluation.random:
+                numbers.append((fixed(sum(evaluation.random) / len(evaluation.random), 2), "random circuits", f"faithfulness, mean of {len(evaluation.random)} of the same size"))
+            numbers.append((percent(evaluation.accuracy, 0), "accuracy of the circuit", f"whole model {percent(evaluation.model_accuracy, 0)}"))
+    for curve in findings.curves[:1]:
+        numbers.append((fixed(curve.cpr, 2), "CPR", f"random {fixed(curve.random_cpr, 2)}; higher is better"))
+        numbers.append((fixed(curve.cmd, 2), "CMD", f"random {fixed(curve.random_cmd, 2)}; 0 is best"))
+    return numbers
+
+
+def limits(findings: Findings) -> list[str]:
+    """What the reader must know before trusting the numbers; composed from what the results say about themselves."""
+    said: list[str] = []
+    if findings.estimated or findings.scores:
+        what = [f"effects ({method_name(e)})" for e in findings.estimated] + [f"edge scores ({s.rules})" for s in findings.scores]
+        said.append(f"Estimated, not measured: {'; '.join(what)}. Estimates are first-order along one path of coefficients; where they saturate or cancel they can be wrong in size and sign.")
+    if any(_frozen(findings)):
+        said.append("The propagation rules treat the scale of every norm as a constant of the run (and, where the rules say so, attention patterns): what a place does through a change of scale is not counted.")
+    directions = {e.direction for group in (*findings.measured, *findings.estimated) for e in group.values()} | {s.direction for s in findings.scores}
+    if directions == {"denoise"}:
+        said.append("Effects are denoising (clean value into the corrupt run): they show what suffices. What is necessary (noising) was not tested here, and backup components may be missed.")
+    elif directions == {"noise"}:
+        said.append("Effects are noising (corrupt value into the clean run): they show what is necessary. What suffices (denoising) was not tested here.")
+    ablations = sorted({e.ablation for e in findings.evaluations} | {c.ablation for c in findings.curves})
+    if ablations:
+        meaning = "; ".join(f"{a}: {ABLATION_WORDS.get(a, a)}" for a in ablations)
+        more = " Faithfulness depends on the ablation; another one may give another number." if len(ablations) == 1 else ""
+        said.append(f"Faithfulness was measured under {' and '.join(ablations)} ablation ({meaning}).{more}")
+    for circuit in findings.circuits:
+        if circuit.n_requested is not None and circuit.n_requested > circuit.n_edges:
+            dropped = circuit.n_requested - circuit.n_edges
+            verb = "was" if dropped == 1 else "were"
+            said.append(f"Of the {count(circuit.n_requested)} edges of largest score, {count(dropped)} {verb} dropped because they lie on no path from the input to the logits.")
+    for evaluation in findings.evaluations:
+        if findings.pairs_word(evaluation.provenance) != "test pair":
+            said.append("The circuit was not tested on the task's held-out pairs; its faithfulness may be flattered by the pairs it was found on.")
+    if findings.studies:
+        said.append("Roles of heads are words chosen by rules from their attention and effects. They are interpretation; the numbers beside them are measured.")
+    said.append(_model_limit(findings))
+    n_pairs = len(findings.task)
+    said.append(f"The task has {plural(n_pairs, 'pair')} from templates; other wordings of the same behaviour may use other parts of the model.")
+    return said
+
+
+def _behaviour(findings: Findings) -> str:
+    groups: tuple[Effects, ...] = (*findings.measured, *findings.estimated)
+    ends = groups[0].baseline if groups else findings.scores[0].baseline if findings.scores else None
+    name = words(findings.task.metric.name)
+    who = findings.model_name
+    accuracy = ""
+    if findings.evaluations:
+        evaluation = findings.evaluations[0]
+        which = findings.pairs_word(evaluation.provenance)
+        accuracy = f" It answers {percent(evaluation.model_accuracy)} of the {which}s correctly."
+    if ends is None:
+        return f"Task {findings.task.name}: {plural(len(findings.task), 'pair')}, metric {name}.{accuracy}"
+    n = len(ends.clean_per_example)
+    first = groups[0].provenance if groups else findings.scores[0].provenance
+    return f"On {plural(n, findings.pairs_word(first))} of the task {findings.task.name}, {who} has a mean {name} of {signed(ends.clean)} on clean and {signed(ends.corrupt)} on corrupt prompts.{accuracy}"
+
+
+def _circuit(findings: Findings) -> str:
+    circuit = findings.circuit
+    if circuit is None:
+        return ""
+    size = f"{count(circuit.n_edges)} of the model's {count(circuit.space.n_edges)} edges ({percent(circuit.fraction)})"
+    evaluation = findings.evaluation_of(circuit)
+    if evaluation is None:
+        return f"The circuit has {size}; it was not evaluated by itself."
+    low, high = evaluation.interval()
+    where = plural(len(evaluation.per_example), findings.pairs_word(evaluation.provenance))
+    controls = evaluation.random
+    beside = f"; random circuits of that size reach {fixed(sum(controls) / len(controls), 2)}" if controls else ""
+    return f"A circuit of {size} has a faithfulness of {fixed(evaluation.faithfulness, 2)} (95 % interval {fixed(low, 2)} to {fixed(high, 2)}), measured on {where} under {evaluation.ablation} ablation{beside}. The empty circuit is 0 and the whole model 1."
+
+
+def _heads(findings: Findings) -> str:
+    if not findings.studies or not findings.studies[0].rows:
+        return ""
+    rows = sorted(findings.studies[0].rows, key=lambda row: -abs(row.effect))[:4]
+    named = [f"{row.head} ({f'{row.role}, ' if row.role else ''}{signed(row.effect)} ± {number(row.standard_error, 2)})" for row in rows]
+    return f"Heads of largest measured effect (metric lost when the head is mean-ablated): {', '.join(named)}."
+
+
+def _agreement(findings: Findings) -> str:
+    parts = []
+    for estimate in findings.estimated:
+        for truth in findings.measured:
+            if comparable(estimate, truth):
+                rows = estimate.agreement(truth)
+                parts.append(f"{method_name(estimate)}: " + ", ".join(f"{fixed(row.pearson)} at {kind}" for kind, row in rows.items()))
+    return f"Correlation (Pearson) of estimated with measured effects: {'; '.join(parts)}." if parts else ""
+
+
+def comparable(estimate: Effects, truth: Effects) -> bool:
+    """Whether two groups of effects describe the same places in the same direction."""
+    common = [kind for kind in estimate if kind in truth]
+    return bool(common) and all(
+        estimate[kind].axes == truth[kind].axes
+        and estimate[kind].values.shape == truth[kind].values.shape
+        and estimate[kind].direction == truth[kind].direction
+        for kind in common
+    )
+
+
+def _frozen(findings: Findings) -> list[bool]:
+    """Per estimate: whether its rules freeze something (every composite but the plain gradient does)."""
+    names = [method_name(e) for e in findings.estimated] + [s.rules for s in findings.scores]
+    return [not name.startswith("gradient") for name in names]
+
+
+def _model_limit(findings: Findings) -> str:
+    anatomy = findings.model.get("anatomy")
+    size = ""
+    if isinstance(anatomy, dict) and "n_layers" in anatomy and "n_heads" in anatomy:
+        size = f" ({anatomy['n_layers']} layers of {anatomy['n_heads']} heads)"
+    if findings.model_name == "gpt2-6l":
+        return f"{findings.model_name}{size} is a small model trained for this package on generated text; what it does need not hold for larger language models."
+    return f"All of this is about one model, {findings.model_name}{size}."

@@ -1,0 +1,91 @@
+"""Attention patterns of some heads on one prompt, and where heads look by span on many."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..display import Displayable
+from ..errors import InputError
+from ..models.anatomy import ModelAnatomy
+from ..provenance import Provenance, build_provenance
+from ..tasks.task import Task
+from .record import check_task, record_run
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionPatterns(Displayable):
+    """Patterns ``[head, query_pos, key_pos]`` of named heads (``"a3.h1"``) on the clean prompt of one pair."""
+
+    tokens: tuple[str, ...]
+    heads: tuple[str, ...]
+    patterns: Float[Tensor, "head query_pos key_pos"]
+    task_name: str
+    provenance: Provenance
+
+
+def record_attention(model: TransformerBridge, task: Task, heads: Sequence[str], *, row: int = 0) -> AttentionPatterns:
+    """Attention of `heads` on the clean prompt of pair `row`. Cost: 1 forward of one prompt.
+
+    Raises `InputError` for heads that the model does not have or that are not written like ``"a3.h1"``.
+    """
+    anatomy = check_task(model, task)
+    places = [parse_head(anatomy, head) for head in heads]
+    if not -len(task) <= row < len(task):
+        raise InputError(f"task {task.name!r} has pairs 0 to {len(task) - 1}; got row {row}")
+    one = task[[row % len(task)]]
+    run = record_run(model, one.pairs, ["pattern"])
+    length = int(one.pairs.lengths[0])
+    patterns = torch.stack([run.layers["pattern"][layer][0, head, :length, :length] for layer, head in places])
+    provenance = build_provenance(method="attention patterns", task=task.provenance(), row=row)
+    return AttentionPatterns(one.prompt_texts(0)[0], tuple(heads), patterns.cpu(), task.name, provenance)
+
+
+def parse_head(anatomy: ModelAnatomy, name: str) -> tuple[int, int]:
+    """Layer and head of ``"a3.h1"``; raises `InputError` for anything else and for heads that are not there."""
+    match = re.fullmatch(r"a(\d+)\.h(\d+)", name)
+    layer, head = (int(match[1]), int(match[2])) if match else (-1, -1)
+    if not (0 <= layer < anatomy.n_layers and 0 <= head < anatomy.n_heads):
+        raise InputError(
+            f"heads are written 'a<layer>.h<head>', here a0.h0 to a{anatomy.n_layers - 1}.h{anatomy.n_heads - 1}; got {name!r}"
+        )
+    return layer, head
+
+
+def attention_between(
+    model: TransformerBridge, task: Task, spans: Sequence[tuple[str, str]]
+) -> dict[tuple[str, str], Float[Tensor, "layer head"]]:
+    """Mean attention from the positions of one span to those of another, on clean prompts, for every head. Cost: 1 forward.
+
+    A value is the probability mass that a query of the first span puts on all keys of the second, averaged over queries
+    and over the pairs that have both spans; NaN when none has. Raises `InputError` for a span the task does not have.
+    """
+    anatomy = check_task(model, task)
+    masks = task.pairs.spans
+    for name in {name for pair in spans for name in pair}:
+        if name not in masks:
+            raise InputError(f"task {task.name!r} has the spans {', '.join(masks) or 'none'}; got {name!r}")
+    sums = {pair: torch.zeros(anatomy.n_layers, anatomy.n_heads, dtype=torch.float64) for pair in spans}
+    counts = dict.fromkeys(spans, 0)
+    for pairs in task.pairs.batches(32):
+        run = record_run(model, pairs, ["pattern"])
+        for pair in spans:
+            query, key = (pairs.spans[name].to(run.logits.device) for name in pair)
+            both = query.any(dim=1) & key.any(dim=1)
+            weights = query.double() / query.sum(dim=1, keepdim=True).clamp(min=1)
+            counts[pair] += int(both.sum())
+            for layer, pattern in enumerate(run.layers["pattern"]):
+                mass = torch.einsum("bhqk,bq,bk->bh", pattern.double(), weights, key.double())
+                sums[pair][layer] += mass[both].sum(dim=0).cpu()
+    return {
+        pair: sums[pair] / counts[pair] if counts[pair] else torch.full_like(sums[pair], torch.nan) for pair in spans
+    }

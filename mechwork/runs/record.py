@@ -1,0 +1,172 @@
+"""Record a run: one forward pass over one side of the pairs, keeping the activations of some kinds of site.
+
+Activations are stacked over layers, ``[layer, batch, pos, ...]``, on the model's device. With `grad=True` they stay in
+the autograd graph, each as its own node, so that `torch.autograd.grad` with respect to an activation is the
+coefficient through that place alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..errors import InputError, MetricError
+from ..models.anatomy import ModelAnatomy, check_ready, device_of
+from ..shapes import Logits, PerExample
+from ..sites import SITE_KINDS, Site, hook_name, site_kind
+from ..tasks.pairs import ABSENT, PromptPairs
+from ..tasks.task import Task
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+EDITS_ONE_BRANCH = frozenset({"resid_mid"})
+"""Kinds whose hook feeds only one of the branches that read the tensor: recorded as it is, never replaced by a node."""
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One recorded forward pass: `layers[kind]` is a list of per-layer activations ``[batch, pos, ...]``."""
+
+    logits: Logits
+    layers: dict[str, list[Tensor]]
+
+    def __getitem__(self, kind: str) -> Float[Tensor, "layer ..."]:
+        """Activations of a kind, stacked over layers (kinds outside the blocks: as they are)."""
+        if kind not in self.layers:
+            raise InputError(f"this run has not recorded {kind!r}; it has {', '.join(self.layers)}")
+        return torch.stack(self.layers[kind]) if SITE_KINDS[kind].per_layer else self.layers[kind][0]
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory of the recorded activations."""
+        return sum(t.numel() * t.element_size() for ts in self.layers.values() for t in ts)
+
+
+def record_run(
+    model: TransformerBridge, pairs: PromptPairs, kinds: Sequence[str], *, corrupt: bool = False, grad: bool = False
+) -> Run:
+    """Run the clean (or corrupt) prompts once and keep the activations of `kinds` at every layer. Cost: 1 forward.
+
+    With `grad`, run inside whatever composite of rules is active; gradients start at the embedding.
+    """
+    anatomy = check_ready(model)
+    sites = [site for kind in kinds for site in sites_of(anatomy, kind)]
+    tokens = (pairs.corrupt_tokens if corrupt else pairs.clean_tokens).to(device_of(model))
+    store: dict[str, list[Tensor]] = {kind: [] for kind in kinds}
+
+    def keep(site: Site) -> Any:
+        def hook(activation: Tensor, hook: Any) -> Tensor | None:
+            if not grad:
+                store[site.kind].append(activation.detach())
+                return None
+            node = activation if site.kind in EDITS_ONE_BRANCH else activation.view_as(activation)
+            store[site.kind].append(node)
+            return None if site.kind in EDITS_ONE_BRANCH else node
+
+        return hook
+
+    hooks = [(hook_name(site), keep(site)) for site in sites]
+    with ExitStack() as stack:
+        stack.enter_context(torch.set_grad_enabled(grad))
+        if grad:
+            stack.enter_context(leaf_at_embedding(model))
+        stack.enter_context(model.hooks(fwd_hooks=hooks))
+        logits = model(tokens)
+    return Run(logits, store)
+
+
+@contextmanager
+def leaf_at_embedding(model: TransformerBridge) -> Iterator[None]:
+    """Makes the embedding the leaf of the graph, so that frozen models have gradients and parameters never get any."""
+
+    def start(activation: Tensor, hook: Any) -> Tensor:
+        return activation.detach().requires_grad_(True)
+
+    with model.hooks(fwd_hooks=[(hook_name(Site("embed")), start)]):
+        yield
+
+
+def sites_of(anatomy: ModelAnatomy, kind: str) -> list[Site]:
+    """The sites of a kind, layer by layer; raises `InputError` when the model has none."""
+    site_kind(kind)
+    sites = [Site(kind, layer) for layer in range(anatomy.n_layers)] if SITE_KINDS[kind].per_layer else [Site(kind)]
+    anatomy.check_site(sites[0])
+    return sites
+
+
+def align_donor(
+    donor: Float[Tensor, "batch pos *rest"], host: Float[Tensor, "batch pos *rest"], index: Int[Tensor, "batch pos"]
+) -> Float[Tensor, "batch pos *rest"]:
+    """Donor activations moved to the host's positions; the host's own where nothing corresponds.
+
+    `index` says, for every host position, the donor's position or `ABSENT` (see `PromptPairs.alignment`).
+    """
+    shape = (*index.shape, *[1] * (donor.ndim - 2))
+    present = (index != ABSENT).to(donor.device).reshape(shape)
+    places = index.clamp(min=0).to(donor.device).reshape(shape).expand_as(donor)
+    return torch.where(present, donor.gather(1, places), host)
+
+
+def check_task(model: TransformerBridge, task: Task) -> ModelAnatomy:
+    """Everything that can be refused before the first forward pass: readiness, token ids, context length."""
+    anatomy = check_ready(model)
+    pairs = task.pairs
+    for name in ("clean_tokens", "corrupt_tokens", "correct", "incorrect"):
+        tokens = getattr(pairs, name)
+        if int(tokens.max()) >= anatomy.d_vocab:
+            raise InputError(
+                f"token ids of this model are below {anatomy.d_vocab}; {name} of task {task.name!r} has {int(tokens.max())}. Was the task made for another model?"
+            )
+    if pairs.clean_tokens.shape[1] > anatomy.n_ctx:
+        raise InputError(
+            f"prompts must fit the context of {anatomy.n_ctx} tokens; the longest has {pairs.clean_tokens.shape[1]}"
+        )
+    return anatomy
+
+
+@dataclass(frozen=True, eq=False)
+class Baseline:
+    """The metric of the two unpatched runs, per pair."""
+
+    clean_per_example: PerExample
+    corrupt_per_example: PerExample
+
+    @property
+    def clean(self) -> float:
+        """Mean metric of the clean run."""
+        return float(self.clean_per_example.mean())
+
+    @property
+    def corrupt(self) -> float:
+        """Mean metric of the corrupt run."""
+        return float(self.corrupt_per_example.mean())
+
+    @property
+    def gap(self) -> float:
+        """m(clean) - m(corrupt)."""
+        return self.clean - self.corrupt
+
+    def require_gap(self) -> float:
+        """The gap; raises `MetricError` when clean and corrupt coincide, since nothing can be normalised by it."""
+        spread = max(abs(self.clean), abs(self.corrupt), 1e-12)
+        if abs(self.gap) <= 1e-6 * spread:
+            raise MetricError(
+                f"the clean and corrupt runs have the same metric ({self.clean:.6g} and {self.corrupt:.6g}), so effects cannot be "
+                "expressed as a share of the gap. Choose corrupt prompts that change the answer."
+            )
+        return self.gap
+
+
+def measure_baseline(task: Task, clean: Logits, corrupt: Logits) -> Baseline:
+    """The metric of the two unpatched runs; raises `MetricError` for values that are not finite."""
+    pairs = task.pairs
+    return Baseline(
+        task.measure(clean, pairs).detach().cpu(), task.measure(corrupt, pairs.corrupt_as_host()).detach().cpu()
+    )

@@ -1,0 +1,38 @@
+"""Restart a forward pass at a block: the blocks below do not run.
+
+TransformerLens' own `start_at_layer` runs the lower blocks and throws their output away; here they pass their input
+through, and the residual stream is put in where block `layer` begins. Exact: the same operations run on the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ..sites import Site, hook_name
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+
+@contextmanager
+def restart_at(model: TransformerBridge, layer: int, resid_pre: Float[Tensor, "batch pos d_model"]) -> Iterator[None]:
+    """Inside, forwards begin at block `layer` with `resid_pre` as its input, whatever the tokens (of the same shape)."""
+
+    def start(activation: Tensor, hook: Any) -> Tensor:
+        return resid_pre
+
+    with ExitStack() as undo:
+        for block in model.blocks[:layer]:
+            object.__setattr__(block, "forward", _pass_through)
+            undo.callback(object.__delattr__, block, "forward")
+        with model.hooks(fwd_hooks=[(hook_name(Site("resid_pre", layer)), start)]):
+            yield
+
+
+def _pass_through(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return hidden_states

@@ -1,0 +1,44 @@
+"""Tasks: pairs of clean and corrupt prompts, the metric that says whether a behaviour is there, and the classic ones.
+
+Owns what a behaviour is. Imports `models` (for tokenizers and word lists) and the bottom layer; runs no analysis.
+
+    task = ioi(model, n=64, seed=0)             # task.train, task.test: disjoint names and templates
+    print(task.describe())
+    task = from_file(model, "pairs.csv")        # a user's own
+"""
+
+from collections.abc import Callable
+
+from ..errors import UnknownNameError
+from .agreement import agreement as agreement
+from .build import from_file as from_file
+from .docstring import docstring as docstring
+from .greater_than import greater_than as greater_than
+from .induction import induction as induction
+from .ioi import ioi as ioi
+from .metrics import METRICS as METRICS
+from .metrics import Metric as Metric
+from .metrics import kl_divergence as kl_divergence
+from .metrics import log_probability as log_probability
+from .metrics import logit_difference as logit_difference
+from .metrics import probability_difference as probability_difference
+from .pairs import PromptPairs as PromptPairs
+from .pronoun import pronoun as pronoun
+from .task import Task as Task
+
+TASKS: dict[str, Callable[..., Task]] = {
+    "ioi": ioi,
+    "greater_than": greater_than,
+    "pronoun": pronoun,
+    "agreement": agreement,
+    "docstring": docstring,
+    "induction": induction,
+}
+"""The classic tasks by name: ``TASKS[name](model, n=64, seed=0)``."""
+
+
+def find_task(name: str) -> Callable[..., Task]:
+    """The builder of a classic task; raises `UnknownNameError` with the nearest names."""
+    if name not in TASKS:
+        raise UnknownNameError("task", name, TASKS)
+    return TASKS[name]

@@ -1,0 +1,162 @@
+"""A task: pairs of prompts and the metric that says whether the behaviour is there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError, MetricError
+from ..provenance import Provenance
+from .metrics import Metric, MetricFunction, find_metric, logit_difference
+from .pairs import PromptPairs, Spans
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """Clean/corrupt pairs, a metric, and which pairs are for finding (`train`) and which for testing (`test`).
+
+    `splits` holds ``"train"`` or ``"test"`` per pair; without splits, `train` and `test` are the whole task.
+    `texts` holds the pairs' prompts as token strings, for people.
+
+    >>> task = Task.from_tokens([[1, 2, 3]], [[1, 4, 3]], correct=[5], incorrect=[6])
+    >>> len(task), task.metric.name
+    (1, 'logit_difference')
+    """
+
+    name: str
+    pairs: PromptPairs
+    metric: Metric = logit_difference
+    description: str = ""
+    citation: str = ""
+    splits: tuple[str, ...] = ()
+    texts: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = ()
+    answer_texts: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def from_tokens(
+        cls,
+        clean: Tensor | Sequence[Sequence[int]],
+        corrupt: Tensor | Sequence[Sequence[int]],
+        correct: Tensor | Sequence[int] | Sequence[Sequence[int]],
+        incorrect: Tensor | Sequence[int] | Sequence[Sequence[int]],
+        *,
+        metric: str | Metric | MetricFunction = "logit_difference",
+        name: str = "custom",
+        spans: Sequence[Spans] | None = None,
+        corrupt_spans: Sequence[Spans] | None = None,
+    ) -> Task:
+        """A task from token ids ``[batch, pos]`` and answers ``[batch]`` or ``[batch, n]``; see `PromptPairs.from_tokens`.
+
+        Raises `InputError` for unequal lengths without spans, identical pairs, missing or overlapping answers.
+        """
+        pairs = PromptPairs.from_tokens(clean, corrupt, correct, incorrect, spans=spans, corrupt_spans=corrupt_spans)
+        return cls(name, pairs, find_metric(metric))
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, rows: slice | Sequence[int]) -> Task:
+        index = list(range(len(self)))[rows] if isinstance(rows, slice) else list(rows)
+        return replace(
+            self,
+            pairs=self.pairs[index],
+            splits=tuple(self.splits[i] for i in index) if self.splits else (),
+            texts=tuple(self.texts[i] for i in index) if self.texts else (),
+            answer_texts=tuple(self.answer_texts[i] for i in index) if self.answer_texts else (),
+        )
+
+    @property
+    def train(self) -> Task:
+        """The pairs to find circuits on."""
+        return self._split("train")
+
+    @property
+    def test(self) -> Task:
+        """The held-out pairs (other names, other templates) to test circuits on."""
+        return self._split("test")
+
+    def _split(self, split: str) -> Task:
+        if not self.splits:
+            return self
+        rows = [i for i, s in enumerate(self.splits) if s == split]
+        if not rows:
+            raise InputError(f"task {self.name!r} has no {split} pairs; its splits are {sorted(set(self.splits))}")
+        return self[rows]
+
+    def with_metric(self, metric: str | Metric | MetricFunction, model: TransformerBridge | None = None) -> Task:
+        """The same pairs under another metric; `kl_divergence` runs `model` once on the clean prompts (1 forward)."""
+        metric = find_metric(metric)
+        pairs = self.pairs
+        if metric.needs_reference:
+            if model is None:
+                raise InputError(
+                    f"{metric.name} compares with the clean run: pass the model, task.with_metric({metric.name!r}, model)"
+                )
+            with torch.no_grad():
+                logits = model(pairs.clean_tokens.to(next(model.parameters()).device))
+            pairs = replace(pairs, reference_logprobs=pairs.final(logits).log_softmax(dim=-1).cpu())
+        return replace(self, pairs=pairs, metric=metric)
+
+    def measure(self, logits: Tensor, pairs: PromptPairs | None = None) -> Tensor:
+        """The metric per pair; raises `MetricError` when a value is not finite or the shape is not ``(batch,)``."""
+        pairs = self.pairs if pairs is None else pairs
+        values = self.metric(logits, pairs)
+        if tuple(values.shape) != (len(pairs),):
+            raise MetricError(
+                f"metric {self.metric.name!r} must return one value per pair, shape ({len(pairs)},), not averaged; got {tuple(values.shape)}"
+            )
+        if not bool(values.isfinite().all()):
+            row = int((~values.isfinite()).nonzero()[0])
+            raise MetricError(f"metric {self.metric.name!r} must be finite; it is {float(values[row])} for pair {row}")
+        return values
+
+    def describe(self, n: int = 5) -> str:
+        """The first `n` pairs side by side as text, differing tokens in [brackets], with the answers."""
+        lines = [f"{self.name}: {len(self)} pairs, metric {self.metric.name}", self.description]
+        for i in range(min(n, len(self))):
+            clean, corrupt = self.prompt_texts(i)
+            marked = [self._mark(clean, corrupt), self._mark(corrupt, clean)]
+            correct, incorrect = self.answer_texts[i] if self.answer_texts else self._answer_ids(i)
+            lines += [
+                f"  clean    {marked[0]}",
+                f"  corrupt  {marked[1]}",
+                f"           -> {correct!r} rather than {incorrect!r}",
+            ]
+        return "\n".join(line for line in lines if line)
+
+    def prompt_texts(self, row: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Token strings of the clean and the corrupt prompt of pair `row` (token ids where no text is known)."""
+        if self.texts:
+            return self.texts[row]
+        pairs = self.pairs
+        clean = pairs.clean_tokens[row, : int(pairs.lengths[row])].tolist()
+        corrupt = pairs.corrupt_tokens[row, : int(pairs.corrupt_lengths[row])].tolist()
+        return tuple(f" {t}" for t in clean), tuple(f" {t}" for t in corrupt)
+
+    def position_labels(self, positions: tuple[str, ...]) -> tuple[str, ...]:
+        """Labels for a position axis: the token where all clean prompts share it, the position's number otherwise."""
+        if not (self.texts and self.pairs.one_length and len(positions) == int(self.pairs.lengths[0])):
+            return positions
+        columns = zip(*(clean for clean, _ in self.texts), strict=True)
+        return tuple(
+            f"{i} {tokens[0].strip()}" if len(set(tokens)) == 1 else str(i) for i, tokens in enumerate(columns)
+        )
+
+    def provenance(self) -> Provenance:
+        """Name, size, metric and sha256 of the data."""
+        return {"name": self.name, "n": len(self), "metric": self.metric.name, "sha256": self.pairs.fingerprint()}
+
+    def _answer_ids(self, row: int) -> tuple[Any, Any]:
+        return self.pairs.correct[row].tolist(), self.pairs.incorrect[row].tolist()
+
+    @staticmethod
+    def _mark(tokens: Sequence[str], other: Sequence[str]) -> str:
+        padded = list(other) + [""] * max(0, len(tokens) - len(other))
+        return "".join(f"[{token}]" if token != twin else token for token, twin in zip(tokens, padded, strict=False))

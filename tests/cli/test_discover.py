@@ -1,0 +1,251 @@
+"""mechwork discover: the whole path, its files, and every bad input with its one message."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import mechwork
+from mechwork.circuits import Circuit
+from mechwork.cli.console import dump_json
+from mechwork.models import load_model
+from mechwork.tasks import ioi
+
+from .conftest import Cli
+
+ROOT = Path(mechwork.__file__).parents[1]
+FILES = {"report.html", "report.json", "circuit.json", "edges.csv", "effects.csv", "curve.csv"}
+FEW = ("--n-pairs", 8)
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def left_over(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def write_pairs(file: Path, *pairs: dict[str, Any]) -> Path:
+    file.write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
+    return file
+
+
+def some_pairs(n: int = 4) -> list[dict[str, Any]]:
+    """Pairs as a user would bring them, from prompts that the bundled model knows."""
+    task = ioi(load_model("gpt2-6l"), n=n, seed=5, template="When {IO} and {S1} had lunch, {S2} gave a {object} to")
+    names = ("clean", "corrupt", "correct", "incorrect")
+    texts = zip(task.texts, task.answer_texts, strict=True)
+    return [dict(zip(names, ("".join(a[1:]), "".join(b[1:]), *answers), strict=True)) for (a, b), answers in texts]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """One run of the command as a process of its own: its folder, and what it printed with --json."""
+    place = tmp_path_factory.mktemp("discover")
+    command = [sys.executable, "-m", "mechwork.cli", "discover", "ioi", "--n-pairs", "8", "--json"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    finished = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=True)
+    assert "testing all sizes" in finished.stderr
+    return place / "reports" / "ioi", json.loads(finished.stdout)
+
+
+def test_every_file_is_written_and_named(done: tuple[Path, dict[str, Any]]) -> None:
+    folder, data = done
+    assert {file.name for file in folder.iterdir()} == FILES == set(data["files"])
+    assert [path.name for path in folder.parent.iterdir()] == ["ioi"]
+    assert json.loads((folder / "report.json").read_text()) == {k: v for k, v in data.items() if k != "files"}
+
+
+def test_the_numbers_hang_together(done: tuple[Path, dict[str, Any]]) -> None:
+    folder, data = done
+    assert data["task"]["n_train"] == data["task"]["n_test"] == 4
+    assert data["task"]["held_out"]
+    assert data["baseline"]["train"]["clean"] > 0 > data["baseline"]["train"]["corrupt"]
+    assert (
+        data["circuit"]["n_edges"] <= data["circuit"]["n_requested"] == int(0.1 * data["circuit"]["n_edges_of_graph"])
+    )
+    assert data["evaluation"]["interval"][0] <= data["evaluation"]["faithfulness"] <= data["evaluation"]["interval"][1]
+    assert data["curve"]["faithfulness"][-1] == pytest.approx(1, abs=1e-4)
+    assert set(data["agreement"]) == {"resid_pre", "attn_out", "mlp_out", "z"}
+    assert data["agreement"]["resid_pre"]["pearson"] > 0.5
+    edges = rows(folder / "edges.csv")
+    assert len(edges) == data["circuit"]["n_edges_of_graph"]
+    assert sum(row["in_circuit"] == "True" for row in edges) == data["circuit"]["n_edges"]
+    effects = rows(folder / "effects.csv")
+    assert {row["kind"] for row in effects} == {"resid_pre", "attn_out", "mlp_out", "z"}
+    assert any(float(row["effect"]) != 0 and float(row["estimate"]) != 0 for row in effects)
+    assert len(rows(folder / "curve.csv")) == len(data["curve"]["sizes"])
+    assert len(Circuit.load(folder / "circuit.json")) == data["circuit"]["n_edges"]
+
+
+def test_the_report_needs_no_network(done: tuple[Path, dict[str, Any]]) -> None:
+    page = (done[0] / "report.html").read_text(encoding="utf-8")
+    assert "<html" in page
+    for tag in ('src="http', "src='http", 'href="http', "@import"):
+        assert tag not in page.split("<body")[0], tag
+
+
+def test_the_same_command_gives_the_same_bytes_and_readable_text(cli: Cli, done: tuple[Path, dict[str, Any]]) -> None:
+    outcome = cli("discover", "ioi", *FEW, "--out", "again")
+    assert outcome.code == 0, outcome.err
+    for name in ("circuit.json", "edges.csv", "effects.csv", "curve.csv"):
+        assert Path("again", name).read_bytes() == (done[0] / name).read_bytes(), name
+    for text in ("faithfulness", "random circuits", "a0.h", "->", "Pearson", "again/report.html"):
+        assert text in outcome.out
+    other = cli("discover", "ioi", *FEW, "--seed", 1, "--out", "other", "-q", "--json")
+    assert other.code == 0
+    assert other.err == ""
+    assert Path("other", "circuit.json").read_bytes() != (done[0] / "circuit.json").read_bytes()
+
+
+def test_an_existing_report_is_kept_unless_forced(cli: Cli, tmp_path: Path) -> None:
+    assert cli("discover", "ioi", *FEW, "--n-edges", 20).code == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "reports" / "ioi").iterdir()}
+    refused = cli("discover", "ioi", *FEW)
+    assert refused.code == 2
+    assert "--force" in refused.err
+    assert {path: path.read_bytes() for path in (tmp_path / "reports" / "ioi").iterdir()} == before
+    forced = cli("discover", "ioi", *FEW, "--n-edges", 30, "--force", "--json")
+    assert forced.code == 0
+    assert forced.json["circuit"]["n_requested"] == 30
+
+
+def test_a_file_of_pairs(cli: Cli) -> None:
+    write_pairs(Path("mine.jsonl"), *some_pairs())
+    outcome = cli("discover", "mine.jsonl", "--rules", "gradient", "--ig-steps", 2)
+    assert outcome.code == 0, outcome.err
+    assert "not held out" in outcome.out
+    assert Path("reports", "mine", "report.html").is_file()
+
+
+BAD = {
+    "unknown task": (("discover", "ioii"), 2, "nearest: ioi"),
+    "unknown rules": (("discover", "ioi", "--rules", "relpp"), 2, "nearest: relp"),
+    "unknown model": (("discover", "ioi", "--model", "gpt2-6"), 3, "nearest: gpt2-6l"),
+    "hub model offline": (("discover", "ioi", "--model", "openai-community/gpt2", "--offline"), 3, "offline"),
+    "folder without a model": (("discover", "ioi", "--model", "./nothing"), 3, "nothing"),
+    "unknown device": (("discover", "ioi", "--device", "cuda:9"), 2, "--device"),
+    "nonsense for a device": (("discover", "ioi", "--device", "gpu"), 2, "--device"),
+    "unknown dtype": (("discover", "ioi", "--dtype", "float12"), 2, "float32"),
+    "too few pairs": (("discover", "ioi", "--n-pairs", 1), 2, "at least 4"),
+    "no pairs at all": (("discover", "ioi", "--n-pairs", "many"), 2, "whole number"),
+    "too many edges": (("discover", "ioi", "--n-edges", 10**6), 2, "--n-edges"),
+    "size given twice": (("discover", "ioi", "--n-edges", 9, "--fraction", 0.1), 2, "not allowed"),
+    "impossible share": (("discover", "ioi", "--fraction", 1.5), 2, "up to 1"),
+    "no steps": (("discover", "ioi", "--ig-steps", 0), 2, "at least 1"),
+    "missing file": (("discover", "nowhere.csv"), 3, "nowhere.csv"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_arguments_are_refused_before_any_work(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    def work(*_: object, **__: object) -> None:
+        pytest.fail("a long computation was begun")
+
+    for name in ("patch", "attribute", "score_edges", "study_heads", "evaluate"):
+        monkeypatch.setattr(f"mechwork.cli.discovery.{name}", work)
+    arguments, code, message = BAD[case]
+    outcome = cli(*arguments)
+    assert outcome.code == code, outcome.err
+    assert message in outcome.err
+    assert outcome.out == ""
+    assert "Traceback" not in outcome.err
+    assert left_over(tmp_path) == []
+
+
+BAD_PAIRS = {
+    "identical prompts": ({"corrupt": None}, "identical"),
+    "an answer of several tokens": ({"correct": " antidisestablishmentarianism"}, "single token"),
+    "a missing column": ({"incorrect": ""}, "incorrect"),
+    "the same answer twice": ({"incorrect": None}, "differ"),
+    "unequal lengths": ({"corrupt": "When Anna and"}, "same"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_PAIRS)
+def test_bad_pairs_are_refused(cli: Cli, tmp_path: Path, case: str) -> None:
+    change, message = BAD_PAIRS[case]
+    pairs = some_pairs()
+    source = {"corrupt": "clean", "incorrect": "correct"}
+    pairs[1] |= {key: pairs[1][source[key]] if value is None else value for key, value in change.items()}
+    write_pairs(tmp_path / "mine.jsonl", *pairs)
+    outcome = cli("discover", "mine.jsonl")
+    assert outcome.code == 2, outcome.err
+    assert message in outcome.err
+    assert left_over(tmp_path) == ["mine.jsonl"]
+
+
+def test_a_failure_while_writing_leaves_nothing(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full_disk(*_: object, **__: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("mechwork.circuits.Circuit.save", full_disk)
+    outcome = cli("discover", "ioi", *FEW)
+    assert outcome.code == 1
+    assert "no space left" in outcome.err
+    assert left_over(tmp_path) == []
+
+
+@pytest.mark.parametrize("place", ["mechwork.cli.discovery.score_edges", "mechwork.circuits.Circuit.save"])
+def test_an_interruption_leaves_nothing(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(place, interrupt)
+    outcome = cli("discover", "ioi", *FEW)
+    assert outcome.code == 130
+    assert outcome.out == ""
+    assert left_over(tmp_path) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for single processes")
+def test_control_c_in_a_real_process(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mechwork.cli", "discover", "ioi"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    assert "loading" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert out == ""
+    assert err.endswith("mechwork: interrupted\n")
+    assert "Traceback" not in err
+    assert left_over(tmp_path) == []
+
+
+def test_offline_reaches_libraries_that_are_already_imported(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub.constants as constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    assert cli("discover", "ioi", "--model", "owner/name", "--offline").code == 3
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
+    assert constants.HF_HUB_OFFLINE is True
+
+
+def test_small_models_run_on_one_thread(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    assert cli("tasks", "ioi", "-n", 1).code == 0
+    assert cli("tasks", "ioi", "-n", 1, "--threads", 2).code == 0
+    assert chosen == [1, 2]
+
+
+def test_json_of_a_report_is_strict() -> None:
+    assert json.loads(dump_json({"x": float("nan")})) == {"x": None}

@@ -1,0 +1,93 @@
+"""tasks, models, doctor."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mechwork import bundled
+from mechwork.tasks import TASKS
+
+from .conftest import Cli
+
+PAIR = '{"clean": "The cats", "corrupt": "The cat", "correct": " are", "incorrect": " is"}\n'
+
+
+def test_tasks_are_listed_with_their_sources(cli: Cli) -> None:
+    outcome = cli("tasks", "--json")
+    assert outcome.code == 0
+    assert [row["name"] for row in outcome.json["tasks"]] == list(TASKS)
+    assert all(row["description"] and row["citation"] for row in outcome.json["tasks"])
+    assert "Wang et al. 2022" in cli("tasks").out
+
+
+def test_a_task_is_shown_with_differing_tokens_marked(cli: Cli) -> None:
+    outcome = cli("tasks", "ioi", "-n", 2)
+    assert outcome.code == 0
+    assert outcome.out.count("clean ") == 2
+    assert "[" in outcome.out
+    data = cli("tasks", "ioi", "-n", 2, "--json").json
+    assert len(data["pairs"]) == 2
+    assert {"IO", "S1", "S2", "END"} <= set(data["spans"])
+
+
+def test_an_unknown_task_gives_the_nearest(cli: Cli) -> None:
+    outcome = cli("tasks", "greater_then")
+    assert outcome.code == 2
+    assert "nearest: greater_than" in outcome.err
+
+
+def test_a_missing_file_of_pairs(cli: Cli) -> None:
+    outcome = cli("tasks", "nowhere.csv")
+    assert outcome.code == 3
+    assert "nowhere.csv" in outcome.err
+
+
+def test_bundled_models_are_listed(cli: Cli) -> None:
+    outcome = cli("models", "--json")
+    assert outcome.code == 0
+    row = next(row for row in outcome.json["models"] if row["name"] == "gpt2-6l")
+    assert row["parameters"] > 100_000
+    assert set(row["accuracy"]) == set(TASKS)
+    assert Path(row["card"]).is_file()
+    assert "gpt2-6l" in cli("models").out
+
+
+def test_verify_finds_whole_and_altered_files(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cli("models", "verify").code == 0
+    shutil.copytree(bundled.root(), tmp_path / "data")
+    monkeypatch.setattr(bundled, "root", lambda: tmp_path / "data")
+    assert cli("models", "verify", "gpt2-6l", "--json").json == {"verified": ["gpt2-6l"]}
+    config = tmp_path / "data" / "models" / "gpt2-6l" / "config.json"
+    config.write_text(config.read_text().replace("1", "2", 1))
+    outcome = cli("models", "verify")
+    assert outcome.code == 3
+    assert "config.json was altered" in outcome.err
+    assert cli("discover", "ioi").code == 3
+    config.unlink()
+    assert "missing" in cli("models", "verify").err
+
+
+def test_verify_of_an_unknown_model(cli: Cli) -> None:
+    outcome = cli("models", "verify", "gpt2-6L")
+    assert outcome.code == 2
+    assert "nearest: gpt2-6l" in outcome.err
+
+
+def test_doctor_reports_versions_devices_and_models(cli: Cli) -> None:
+    data = cli("doctor", "--json").json
+    assert data["packages"]["torch"] != "not installed"
+    assert data["devices"][0]["name"] == "cpu"
+    assert data["models"]["gpt2-6l"] == "ok"
+    assert "torch" in cli("doctor").out
+
+
+def test_doctor_says_which_file_is_damaged(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(bundled.root(), tmp_path / "data")
+    monkeypatch.setattr(bundled, "root", lambda: tmp_path / "data")
+    (tmp_path / "data" / "models" / "gpt2-6l" / "tokenizer.json").write_text("{}")
+    outcome = cli("doctor")
+    assert outcome.code == 0
+    assert "tokenizer.json" in outcome.out

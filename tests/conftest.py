@@ -1,0 +1,131 @@
+"""What every test shares: offline, one thread per worker, seeds that are printed, and tiny models that are only borrowed.
+
+| fixture | what it gives |
+|---|---|
+| `seed` | an integer that depends on the test's name only; printed when the test fails; `MECHWORK_SEED` overrides it |
+| `family` | the name of an architecture family; parametrises the test over all of them |
+| `family_model`, `family_model64` | its tiny random model in float32 / float64 |
+| `tiny_gpt2`, `tiny_gpt2_64` | the GPT-2 one alone |
+| `tiny_task` | three random pairs of ten tokens that fit every tiny model |
+| `bundled_model` | ``gpt2-6l`` as a user loads it |
+
+Models are built once per worker and lent to each test; a test that gives one back with hooks, flags or weights changed
+fails. A test that wants to change a model builds its own with `tests.families.build_model`.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import zlib
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["OMP_NUM_THREADS"] = "1"  # also for the processes that tests start
+
+import hypothesis
+import pytest
+import torch
+
+from mechwork.models.load import load_model
+from mechwork.tasks.task import Task
+from tests.families import FAMILIES, borrowed, build_model, build_task
+
+hypothesis.settings.register_profile("mechwork", deadline=None, derandomize=True, max_examples=50, database=None)
+hypothesis.settings.load_profile("mechwork")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One torch thread: tiny models gain nothing from more, and lose a hundredfold when a core is busy elsewhere."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _offline() -> Iterator[None]:
+    """No test reaches the network: connecting anywhere but to this machine is an error."""
+    connect = socket.socket.connect
+
+    def refuse(self: socket.socket, address: Any) -> None:
+        if isinstance(address, tuple) and str(address[0]) not in {"127.0.0.1", "::1", "localhost"}:
+            raise OSError(f"tests run offline; something connects to {address}")
+        connect(self, address)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", refuse)
+        yield
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> Iterator[int]:
+    """A seed that differs between tests, is the same in every run, and is reported when the test fails."""
+    value = int(os.environ.get("MECHWORK_SEED", zlib.crc32(request.node.nodeid.encode()) % 10_000))
+    torch.manual_seed(value)
+    print(f"seed {value}; repeat with MECHWORK_SEED={value}")  # pytest shows what a failing test printed
+    return value
+
+
+@pytest.fixture(params=list(FAMILIES))
+def family(request: pytest.FixtureRequest) -> str:
+    """Every architecture family in turn."""
+    return request.param
+
+
+@cache
+def _shared(family: str, dtype: torch.dtype) -> Any:
+    return _run_once(build_model(family, dtype))
+
+
+def _run_once(model: Any) -> Any:
+    """A bridge finishes setting itself up in its first forward pass, which must not look like somebody's change."""
+    with torch.no_grad():
+        model.run_with_cache(torch.tensor([[1, 2, 3]]))
+    return model
+
+
+@pytest.fixture
+def family_model(family: str) -> Iterator[Any]:
+    """The family's tiny random model in float32."""
+    with borrowed(_shared(family, torch.float32)) as model:
+        yield model
+
+
+@pytest.fixture
+def family_model64(family: str) -> Iterator[Any]:
+    """The family's tiny random model in float64."""
+    with borrowed(_shared(family, torch.float64)) as model:
+        yield model
+
+
+@pytest.fixture
+def tiny_gpt2() -> Iterator[Any]:
+    """The tiny random GPT-2 in float32."""
+    with borrowed(_shared("gpt2", torch.float32)) as model:
+        yield model
+
+
+@pytest.fixture
+def tiny_gpt2_64() -> Iterator[Any]:
+    """The tiny random GPT-2 in float64."""
+    with borrowed(_shared("gpt2", torch.float64)) as model:
+        yield model
+
+
+@pytest.fixture
+def tiny_task() -> Task:
+    """Three random pairs of ten tokens, for any tiny model."""
+    return build_task()
+
+
+@cache
+def _bundled() -> Any:
+    return _run_once(load_model("gpt2-6l"))
+
+
+@pytest.fixture
+def bundled_model() -> Iterator[Any]:
+    """The bundled trained model, loaded once per worker."""
+    with borrowed(_bundled()) as model:
+        yield model

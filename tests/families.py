@@ -1,0 +1,112 @@
+"""Tiny random models of every architecture family that mechwork claims, with weights at which bugs show.
+
+Freshly initialised weights make a transformer almost linear and its gains and biases trivial, so a wrong scale or a
+forgotten bias would pass. Here every matrix is drawn at 1.5 / sqrt(fan in), gains and biases are perturbed, soft caps are
+low enough to bend, and sliding windows are shorter than the prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import transformers as hf
+from transformers.pytorch_utils import Conv1D
+
+from mechwork.models.load import load_model
+from mechwork.provenance import hash_weights
+from mechwork.tasks.task import Task
+
+D_VOCAB = 97
+N_POS = 10
+SLIDING_WINDOW = 5
+
+_GPT2: dict[str, Any] = {"n_layer": 3, "n_head": 4, "n_embd": 32, "n_positions": 64, "vocab_size": D_VOCAB}
+_NEOX: dict[str, Any] = {
+    "num_hidden_layers": 3, "num_attention_heads": 4, "hidden_size": 32, "intermediate_size": 48,
+    "max_position_embeddings": 64, "vocab_size": D_VOCAB,
+}  # fmt: skip
+_LLAMA: dict[str, Any] = {**_NEOX, "num_key_value_heads": 2}
+_GEMMA: dict[str, Any] = {**_LLAMA, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": SLIDING_WINDOW}
+_CAPS: dict[str, Any] = {"attn_logit_softcapping": 3.0, "final_logit_softcapping": 4.0}
+
+FAMILIES: dict[str, Callable[[], Any]] = {
+    "gpt2": lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**_GPT2)),
+    "neox": lambda: hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(**_NEOX)),
+    "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**_LLAMA)),
+    "mistral": lambda: hf.MistralForCausalLM(hf.MistralConfig(sliding_window=SLIDING_WINDOW, **_LLAMA)),
+    "qwen2": lambda: hf.Qwen2ForCausalLM(hf.Qwen2Config(**_LLAMA)),
+    "qwen3": lambda: hf.Qwen3ForCausalLM(hf.Qwen3Config(head_dim=8, **_LLAMA)),
+    "gemma2": lambda: hf.Gemma2ForCausalLM(hf.Gemma2Config(**_GEMMA, **_CAPS)),
+    "gemma3": lambda: hf.Gemma3ForCausalLM(hf.Gemma3TextConfig(**_GEMMA)),
+    "olmo2": lambda: hf.Olmo2ForCausalLM(hf.Olmo2Config(**_LLAMA)),
+    "mixtral": lambda: hf.MixtralForCausalLM(hf.MixtralConfig(num_local_experts=4, num_experts_per_tok=2, **_LLAMA)),
+}
+"""Family name -> a freshly initialised Hugging Face module: 3 layers, 4 heads (2 key/value heads), d_model 32."""
+
+
+def build_module(family: str, seed: int = 0) -> Any:
+    """A Hugging Face module of the family with redrawn weights; a pure function of its arguments."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = FAMILIES[family]().eval()
+        _redraw(module)
+    return module
+
+
+def build_model(family: str, dtype: torch.dtype = torch.float64, seed: int = 0) -> Any:
+    """The same as a `TransformerBridge`, loaded as a user would load it."""
+    return load_model(build_module(family, seed), dtype=dtype)
+
+
+@torch.no_grad()
+def _redraw(module: torch.nn.Module) -> None:
+    conv = {id(m.weight) for m in module.modules() if isinstance(m, Conv1D)}
+    embeddings = {id(m.weight) for m in module.modules() if isinstance(m, torch.nn.Embedding)}
+    for parameter in module.parameters():
+        if parameter.ndim < 2:
+            parameter.add_(0.3 * torch.randn_like(parameter))
+        elif id(parameter) in embeddings:
+            parameter.copy_(torch.randn_like(parameter))
+        else:
+            fan_in = parameter.shape[0] if id(parameter) in conv else parameter.shape[-1]
+            parameter.copy_(torch.randn_like(parameter) * 1.5 / fan_in**0.5)
+
+
+def build_task(n: int = 3, n_pos: int = N_POS, seed: int = 0, **settings: Any) -> Task:
+    """Random pairs of `n_pos` tokens that differ at one to three positions, answers among the first tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    clean = torch.randint(D_VOCAB, (n, n_pos), generator=generator)
+    corrupt = clean.clone()
+    for row in range(n):
+        n_differing = int(torch.randint(1, 4, (), generator=generator))
+        places = torch.randperm(n_pos - 1, generator=generator)[:n_differing]
+        corrupt[row, places] = (clean[row, places] + 1 + row) % D_VOCAB
+    answers = torch.stack([torch.randperm(D_VOCAB, generator=generator)[:2] for _ in range(n)])
+    return Task.from_tokens(clean, corrupt, answers[:, 0], answers[:, 1], **settings)
+
+
+@contextmanager
+def borrowed(model: Any) -> Iterator[Any]:
+    """The model; on exit asserts that nothing about it has changed: hooks, flags, training mode, gradients, weights."""
+    before = _state(model)
+    yield model
+    after = _state(model)
+    changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    assert not changed, f"the model was borrowed and came back changed: {', '.join(changed[:8])}"
+
+
+def _state(model: Any) -> dict[str, Any]:
+    state: dict[str, Any] = {"weights": hash_weights(model)}
+    for name, parameter in model.named_parameters():
+        state[f"requires_grad of {name}"] = parameter.requires_grad
+        state[f"gradient of {name}"] = parameter.grad is not None
+    for name, module in model.named_modules():
+        hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+        state[f"hooks of {name}"] = tuple(len(table) for table in hooks)
+        state[f"training mode of {name}"] = module.training
+        state[f"forward of {name}"] = "forward" in vars(module)
+    state |= {f"setting {key}": value for key, value in vars(model.cfg).items() if isinstance(value, bool | int | str)}
+    return state

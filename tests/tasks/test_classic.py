@@ -1,0 +1,180 @@
+"""The six classic tasks on the bundled tokenizer and on one that breaks words up."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from mechwork import bundled
+from mechwork.errors import InputError
+from mechwork.models.training.examples import SAMPLERS, templates
+from mechwork.models.training.tokenizer import build_tokenizer
+from mechwork.tasks.agreement import agreement
+from mechwork.tasks.docstring import docstring
+from mechwork.tasks.greater_than import greater_than
+from mechwork.tasks.induction import induction
+from mechwork.tasks.ioi import ioi
+from mechwork.tasks.pronoun import pronoun
+
+TASKS: dict[str, Any] = {
+    "ioi": ioi,
+    "greater_than": greater_than,
+    "pronoun": pronoun,
+    "agreement": agreement,
+    "docstring": docstring,
+    "induction": induction,
+}
+
+
+class FakeModel(SimpleNamespace):
+    """What the tasks ask of a model: its tokenizer and two settings."""
+
+    def __init__(self, words=None):
+        super().__init__(tokenizer=build_tokenizer(words), cfg=SimpleNamespace(n_ctx=128, default_prepend_bos=True))
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return FakeModel()
+
+
+@pytest.fixture(scope="module")
+def bytes_only() -> Any:
+    return FakeModel(words=())
+
+
+def test_every_sampler_has_its_task():
+    assert set(TASKS) == set(SAMPLERS)
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_pairs_are_well_formed(model, name):
+    task = TASKS[name](model, n=12, seed=3)
+    pairs = task.pairs
+    assert len(task) == 12
+    assert (len(task.train), len(task.test)) == (6, 6)
+    assert task.citation
+    assert task.description
+    assert bool((pairs.lengths == pairs.corrupt_lengths).all())
+    differing = ((pairs.clean_tokens != pairs.corrupt_tokens) & pairs.mask).sum(-1)
+    assert bool((differing == 1).all())
+    assert "END" in pairs.spans
+    end = pairs.spans["END"]
+    assert bool((end.sum(-1) == 1).all())
+    assert torch.equal(end.int().argmax(-1), pairs.lengths - 1)
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_pairs_depend_on_the_seed_only(model, name):
+    first, again, other = (TASKS[name](model, n=8, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(first.pairs.clean_tokens, again.pairs.clean_tokens)
+    assert torch.equal(first.pairs.correct, again.pairs.correct)
+    assert first.texts != other.texts
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_train_and_test_share_no_template(model, name):
+    task = TASKS[name](model, n=40)
+    held_out = set(templates(name, "test"))
+    assert set(task.test.pairs.templates) <= held_out
+    assert not set(task.train.pairs.templates) & held_out
+
+
+@pytest.mark.parametrize("name", ["ioi", "pronoun"])
+def test_train_and_test_share_no_name(model, name):
+    table = bundled.load_json("tasks", "names.json")
+    names = {
+        split: {f" {n}" for kind in ("female", "male", "invented") for n in table[kind][split]}
+        for split in ("train", "test")
+    }
+    task = TASKS[name](model, n=60)
+    for part, own, foreign in ((task.train, "train", "test"), (task.test, "test", "train")):
+        tokens = {token for texts in part.texts for text in texts for token in text}
+        assert tokens & names[own]
+        assert not tokens & names[foreign]
+
+
+def test_ioi_spans_stand_on_their_names(model):
+    task = ioi(model, n=10)
+    pairs = task.pairs
+    for row in range(len(task)):
+        clean, corrupt = task.texts[row]
+        places = {name: int(pairs.spans[name][row].int().argmax()) for name in ("IO", "S1", "S2")}
+        assert clean[places["S1"]] == clean[places["S2"]]
+        assert clean[places["IO"]] == model.tokenizer.decode([int(pairs.correct[row, 0])])
+        assert clean[places["S1"]] == model.tokenizer.decode([int(pairs.incorrect[row, 0])])
+        assert corrupt[places["S2"]] == clean[places["IO"]]
+
+
+def test_ioi_repeats_either_name_and_others_stand_in_between(model):
+    task = ioi(model, n=60)
+    spans = task.pairs.spans
+    order = spans["IO"].int().argmax(-1) < spans["S1"].int().argmax(-1)
+    assert 10 < int(order.sum()) < 50
+
+
+def test_ioi_third_name_is_new(model):
+    task = ioi(model, n=20, corruption="third_name")
+    for row, (clean, corrupt) in enumerate(task.texts):
+        place = int(task.pairs.spans["S2"][row].int().argmax())
+        assert corrupt[place] not in clean
+
+
+def test_ioi_refuses_an_unknown_corruption(model):
+    bad: Any = "swap"
+    with pytest.raises(Exception, match=r"corruption|swap"):
+        ioi(model, corruption=bad)
+
+
+def test_greater_than_answers_are_the_later_years(model):
+    task = greater_than(model, n=20)
+    assert task.metric.name == "probability_difference"
+    for row, (clean, corrupt) in enumerate(task.texts):
+        place = int(task.pairs.spans["YY"][row].int().argmax())
+        year = int(clean[place])
+        assert corrupt[place] == "01"
+        later = {int(model.tokenizer.decode([i])) for i in task.pairs.correct[row].tolist() if i >= 0}
+        earlier = {int(model.tokenizer.decode([i])) for i in task.pairs.incorrect[row].tolist() if i >= 0}
+        assert later == set(range(year + 1, 100))
+        assert earlier == set(range(year + 1))
+
+
+def test_induction_answer_follows_the_first_mention(model):
+    task = induction(model, n=20, length=6, again=3)
+    assert task.pairs.spans["FIRST"].any()
+    for row, (clean, _) in enumerate(task.texts):
+        first = int(task.pairs.spans["FIRST"][row].int().argmax())
+        assert clean[first] == clean[-1]
+        assert clean[first + 1] == model.tokenizer.decode([int(task.pairs.correct[row, 0])])
+
+
+@pytest.mark.parametrize(("length", "again"), [(2, None), (6, 6), (6, 0), (None, 9)])
+def test_induction_refuses_impossible_lengths(model, length, again):
+    with pytest.raises(InputError, match="induction"):
+        induction(model, length=length, again=again)
+
+
+def test_a_template_of_ones_own(model):
+    task = ioi(model, n=6, template="When {IO} and {S1} went to the {place}, {S2} gave a {object} to")
+    assert task.pairs.one_length
+    with pytest.raises(InputError, match="S2"):
+        ioi(model, template="When {IO} and {S1} went home, John gave a drink to")
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_too_few_single_tokens_says_found_and_needed(bytes_only, name):
+    with pytest.raises(InputError, match=r"at least \d+ .* has \d+"):
+        TASKS[name](bytes_only, n=4)
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_no_pairs_are_refused(model, name):
+    with pytest.raises(InputError, match="at least 1"):
+        TASKS[name](model, n=0)
+
+
+def test_one_pair_is_a_training_pair(model):
+    assert ioi(model, n=1).splits == ("train",)
