@@ -11,6 +11,7 @@ curve = mw.evaluate(model, task.test, scores)         # faithfulness, beside ran
 mw.report("ioi.html", task, exact, scores, circuit, curve)
 """
 
+from . import errors as errors
 from . import tasks as tasks
 from .ablation import HeadStudy as HeadStudy
 from .ablation import study_heads as study_heads
@@ -27,6 +28,7 @@ from .patching import attribute as attribute
 from .patching import patch as patch
 from .relevance import Composite as Composite
 from .relevance import find_composite as find_composite
+from .render import report as report
 from .runs import AttentionPatterns as AttentionPatterns
 from .runs import record_attention as record_attention
 from .runs import record_run as record_run

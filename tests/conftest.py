@@ -59,7 +59,7 @@ def _offline() -> Iterator[None]:
 
 
 @pytest.fixture
-def seed(request: pytest.FixtureRequest) -> Iterator[int]:
+def seed(request: pytest.FixtureRequest) -> int:
     """A seed that differs between tests, is the same in every run, and is reported when the test fails."""
     value = int(os.environ.get("MECHWORK_SEED", zlib.crc32(request.node.nodeid.encode()) % 10_000))
     torch.manual_seed(value)

@@ -74,7 +74,7 @@ def score_edges(
     scores, clean, corrupt = [], [], []
     for start in range(0, len(task), batch_size):
         piece = task[start : start + batch_size]
-        values, baseline = _score_batch(model, piece, space, composite, ig_steps, direction)
+        values, baseline = score_batch(model, piece, space, composite, ig_steps, direction)
         scores.append(values)
         clean.append(baseline.clean_per_example)
         corrupt.append(baseline.corrupt_per_example)
@@ -103,7 +103,7 @@ def require_aligned(task: Task) -> None:
         )
 
 
-def _score_batch(
+def score_batch(
     model: TransformerBridge,
     task: Task,
     space: EdgeSpace,
@@ -112,6 +112,7 @@ def _score_batch(
     direction: Direction,
     fractions: Sequence[float] | None = None,
 ) -> tuple[Float[Tensor, "batch writer reader"], Baseline]:
+    """Scores of all pairs of `task` in one piece; `fractions` overrides the points of the path (see `coefficient_points`)."""
     donor, host, baseline = record_both(model, task, WRITER_KINDS, direction)
     delta = record_writers(model, space, donor) - record_writers(model, space, host)
     sign = 1.0 if direction == "denoise" else -1.0

@@ -4,7 +4,8 @@ Writers come from the cached `z` (times W_O), `mlp_out` and the stream entering 
 q, k, v and the MLP input, pulled back through the weights and the norm. No split-QKV flags, no hook per head.
 
 Post-norm models (Gemma-2, OLMo-2) normalise the *sum* of the heads before it is added. A head's write is then its share of
-that sum at the scale of its own run, so that head writes always add up to `attn_out` exactly.
+that sum at the scale of its own run, so that head writes always add up to `attn_out` exactly. Heads of a layer are thereby
+coupled: one that leads nowhere still moves the scale of the others.
 """
 
 from __future__ import annotations

@@ -5,4 +5,4 @@ Imports anything, and is imported by nothing; what is heavy is imported inside a
     mechwork discover ioi --model gpt2-6l --rules relp --out reports/ioi
 """
 
-from .main import main as main
+from .entry import main as main

@@ -10,6 +10,7 @@ Checkpoints go to --out; the finished model, with its card and manifest, to the 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
     console.result("\n".join(lines), {**data, "model": str(out / MODEL), "card": card})
 
 
-def _report(line: Line) -> object:
+def _report(line: Line) -> Callable[[Progress], None]:
     def report(progress: Progress) -> None:
         scores = ", ".join(f"{task} {accuracy:.2f}" for task, accuracy in progress.validation.items())
         speed = progress.tokens / max(progress.seconds, 1e-9)

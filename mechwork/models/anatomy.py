@@ -112,36 +112,39 @@ class Norm:
         y = self.gain * self.centre(x) / self.scale(x)
         return y if self.bias is None else y + self.bias
 
+    def detached(self) -> Norm:
+        """The same numbers outside any autograd graph."""
+        return Norm(self.centred, self.gain.detach(), None if self.bias is None else self.bias.detach(), self.eps)
+
     def linear(
-        self, x: Float[Tensor, "*batch d_model"], scale: Float[Tensor, "*batch 1"]
+        self, x: Float[Tensor, "*batch d_model"], scale: Float[Tensor, "*#batch 1"]
     ) -> Float[Tensor, "*batch d_model"]:
         """The norm's linear part at a given scale, without bias: how a *share* of the input comes out."""
         return self.gain * self.centre(x) / scale
 
 
 def read_norm(component: Any) -> Norm:
-    """The numbers of a bridge's normalisation module."""
+    """The numbers of a bridge's normalisation module, its parameters live (their gradients are the bias account)."""
     original = component.original_component
     eps = getattr(original, "eps", None)
     if eps is None:
         eps = getattr(original, "variance_epsilon", None)
     if eps is None:
         eps = component.config.eps
-    weight = component.weight.detach()
-    bias = getattr(original, "bias", None)
+    weight = component.weight
     gain = 1.0 + weight if component.uses_weight_offset else weight
-    return Norm(not component.uses_rms_norm, gain, None if bias is None else bias.detach(), float(eps))
+    return Norm(not component.uses_rms_norm, gain, getattr(original, "bias", None), float(eps))
 
 
 def block_norm(model: TransformerBridge, layer: int, name: str) -> Norm | None:
     """Norm ``ln1``, ``ln2``, ``ln1_post`` or ``ln2_post`` of a block; None when the block has none there."""
     block = model.blocks[layer]
-    return read_norm(getattr(block, name)) if name in block.submodules else None
+    return read_norm(getattr(block, name)).detached() if name in block.submodules else None
 
 
 def final_norm(model: TransformerBridge) -> Norm:
     """The norm before the unembedding."""
-    return read_norm(getattr(model, FINAL_NORM))
+    return read_norm(getattr(model, FINAL_NORM)).detached()
 
 
 def read_anatomy(model: TransformerBridge) -> ModelAnatomy:

@@ -55,7 +55,8 @@ class LNRule(Rule):
     family: ClassVar[Family] = "norm"
 
     def surrogate(self, norm: Norm, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
-        return norm.linear(x, norm.scale(x).detach())
+        y = norm.linear(x, norm.scale(x).detach())
+        return y if norm.bias is None else y + norm.bias
 
 
 @dataclass(frozen=True)

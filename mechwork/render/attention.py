@@ -36,7 +36,9 @@ def attention_fragment(patterns: AttentionPatterns) -> Fragment:
     if not n_heads or not n_tokens:
         raise InputError("attention needs at least one head and one token to be drawn; got none")
     if tuple(patterns.patterns.shape) != (n_heads, n_tokens, n_tokens):
-        raise InputError(f"patterns are [head, query_pos, key_pos] = {(n_heads, n_tokens, n_tokens)}; got {tuple(patterns.patterns.shape)}")
+        raise InputError(
+            f"patterns are [head, query_pos, key_pos] = {(n_heads, n_tokens, n_tokens)}; got {tuple(patterns.patterns.shape)}"
+        )
     kept = min(n_tokens, MAX_TOKENS)
     values = patterns.patterns[:, :kept, :kept].float()
     data = {
@@ -72,7 +74,12 @@ def _table(patterns: AttentionPatterns) -> str:
     last, firsts, anywhere = patterns.patterns[:, -1], [], []
     for head, row in zip(patterns.patterns, last, strict=True):
         top = row.topk(min(3, len(row)))
-        firsts.append("; ".join(f"{_name(patterns, i)} {number(v, 2)}" for v, i in zip(top.values.tolist(), top.indices.tolist(), strict=True)))
+        firsts.append(
+            "; ".join(
+                f"{_name(patterns, i)} {number(v, 2)}"
+                for v, i in zip(top.values.tolist(), top.indices.tolist(), strict=True)
+            )
+        )
         # The first position soaks up what a head has no use for, so it is left out here.
         rest = head[:, 1:] if head.shape[1] > 1 else head
         flat = int(rest.argmax())

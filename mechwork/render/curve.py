@@ -37,26 +37,58 @@ def curve_figure(curve: FaithfulnessCurve, *, chosen: CircuitEvaluation | None =
     figure = go.Figure(
         [
             band,
-            line(curve.faithfulness.tolist(), f"by absolute score (CMD {number(curve.cmd)})", POSITIVE, "solid", "circle"),
+            line(
+                curve.faithfulness.tolist(), f"by absolute score (CMD {number(curve.cmd)})", POSITIVE, "solid", "circle"
+            ),
             line(curve.signed.tolist(), f"by signed score (CPR {number(curve.cpr)})", NEGATIVE, "dash", "square"),
-            line(curve.random.tolist(), f"random circuits (CPR {number(curve.random_cpr)}, CMD {number(curve.random_cmd)})", NEUTRAL, "dot", "diamond"),
+            line(
+                curve.random.tolist(),
+                f"random circuits (CPR {number(curve.random_cpr)}, CMD {number(curve.random_cmd)})",
+                NEUTRAL,
+                "dot",
+                "diamond",
+            ),
         ]
     )
     if chosen is not None:
         figure.add_trace(_chosen_mark(chosen))
     for height, name in ((0.0, "empty circuit"), (1.0, "whole model")):
-        figure.add_hline(y=height, line={"color": MUTED, "width": 1, "dash": "4px 3px"}, annotation={"text": name, "font": {"size": 11, "color": MUTED}, "xanchor": "left", "x": 0.004, "yanchor": "top" if height == 0 else "bottom"})
-    figure.update_xaxes(type="log", title={"text": "share of the model's edges (log scale)"}, tickvals=x, ticktext=[_tick(f) for f in x], showgrid=True, zeroline=False)
+        figure.add_hline(
+            y=height,
+            line={"color": MUTED, "width": 1, "dash": "4px 3px"},
+            annotation={
+                "text": name,
+                "font": {"size": 11, "color": MUTED},
+                "xanchor": "left",
+                "x": 0.004,
+                "yanchor": "top" if height == 0 else "bottom",
+            },
+        )
+    figure.update_xaxes(
+        type="log",
+        title={"text": "share of the model's edges (log scale)"},
+        tickvals=x,
+        ticktext=[_tick(f) for f in x],
+        showgrid=True,
+        zeroline=False,
+    )
     figure.update_yaxes(title={"text": "faithfulness"}, zeroline=False, showgrid=True)
-    figure.update_layout(legend={"orientation": "h", "y": -0.24, "x": 0, "xanchor": "left", "yanchor": "top"}, margin={"l": 64, "r": 24, "t": 66, "b": 150})
+    figure.update_layout(
+        legend={"orientation": "h", "y": -0.24, "x": 0, "xanchor": "left", "yanchor": "top"},
+        margin={"l": 64, "r": 24, "t": 66, "b": 150},
+    )
     n = len(curve.model_per_example)
     subtitle = f"{words(curve.metric_name)}, {curve.ablation} ablation of all other edges, {plural(n, pairs)}; measured"
     return titled(figure, "Faithfulness over circuit size", subtitle, width=820, height=480)
 
 
-def curve_fragment(curve: FaithfulnessCurve, *, chosen: CircuitEvaluation | None = None, pairs: str = "pair") -> Fragment:
+def curve_fragment(
+    curve: FaithfulnessCurve, *, chosen: CircuitEvaluation | None = None, pairs: str = "pair"
+) -> Fragment:
     """The curve as part of a page."""
-    rows = ", ".join(f"{percent(f)} {number(v)}" for f, v in zip(curve.fractions, curve.faithfulness.tolist(), strict=True))
+    rows = ", ".join(
+        f"{percent(f)} {number(v)}" for f, v in zip(curve.fractions, curve.faithfulness.tolist(), strict=True)
+    )
     alternative = f"Faithfulness over the share of edges: {rows}. CPR {number(curve.cpr)}, CMD {number(curve.cmd)}."
     return figure_fragment(curve_figure(curve, chosen=chosen, pairs=pairs), alternative)
 
@@ -86,7 +118,12 @@ def evaluation_table(evaluations: list[CircuitEvaluation]) -> str:
         controls = evaluation.random
         mean = sum(controls) / len(controls) if controls else float("nan")
         spread = f"[{fixed(min(controls))}, {fixed(max(controls))}] (range)" if controls else ""
-        names += [f"the circuit ({evaluation.ablation} ablation)", "whole model", f"random circuits, mean of {len(controls)}", "empty circuit"]
+        names += [
+            f"the circuit ({evaluation.ablation} ablation)",
+            "whole model",
+            f"random circuits, mean of {len(controls)}",
+            "empty circuit",
+        ]
         edges += [n, count(evaluation.circuit.space.n_edges), n, "0"]
         faith += [fixed(evaluation.faithfulness), "1", fixed(mean), "0"]
         interval += [f"[{fixed(low)}, {fixed(high)}]", "", spread, ""]

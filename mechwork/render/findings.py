@@ -90,7 +90,11 @@ class Findings:
     def scores_of(self, circuit: Circuit) -> EdgeScores | None:
         """The scores that the circuit was selected by, if they are here."""
         for scores in self.scores:
-            if scores.space == circuit.space and circuit.scores is not None and bool((scores.values == circuit.scores).all()):
+            if (
+                scores.space == circuit.space
+                and circuit.scores is not None
+                and bool((scores.values == circuit.scores).all())
+            ):
                 return scores
         return None
 
@@ -153,5 +157,3 @@ def _add_effect(facts: dict[str, list[Fact]], effect: Effect, part: str) -> None
             name = f"m{effect.labels['layer'][index]}"
         value, error = float(values.flatten()[index]), float(errors.flatten()[index])
         facts.setdefault(name, []).append(Fact(label, f"{signed(value)} ± {number(error, 2)} (SE)", certainty))
-
-

@@ -37,7 +37,7 @@ def render_graph(
     the first.
     """
     payload = graph_payload(circuit, _with_defaults(options, circuit), scores=scores, other=other)
-    return assemble(payload["title"], [graph_fragment(payload)], body_class="mw-standalone")
+    return assemble(payload["title"], [Fragment("<main>"), graph_fragment(payload), Fragment("</main>")], body_class="mw-standalone")
 
 
 @draws(Circuit)

@@ -115,7 +115,9 @@ def graph_payload(
     names = [_name(space, i) for i in ids.tolist()]
     roles = [plain(circuit.roles.get(name, "")) for name in names]
     sides = graph_layout.role_sides(layout, types, roles)
-    written = [graph_layout.role_width(role) if side == "right" else 0.0 for role, side in zip(roles, sides, strict=True)]
+    written = [
+        graph_layout.role_width(role) if side == "right" else 0.0 for role, side in zip(roles, sides, strict=True)
+    ]
     bends = graph_layout.find_bends(layout, types, source, target, port, np.array(written))
     totals = np.bincount(source, edges.score, len(ids))
     provenance = stable(circuit.provenance)

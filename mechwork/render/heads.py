@@ -36,17 +36,48 @@ def _head_table(study: HeadStudy, rows: Sequence[HeadRow]) -> str:
     spans = _spans(rows)
     columns = [
         Column("head", [row.head for row in rows]),
-        Column(f"effect on {unit}", [signed(row.effect) for row in rows], numeric=True, signs=[row.effect for row in rows], title="m(model) − m(head mean-ablated), measured"),
-        Column("± SE", [number(row.standard_error, 2) for row in rows], numeric=True, title="standard error over pairs"),
+        Column(
+            f"effect on {unit}",
+            [signed(row.effect) for row in rows],
+            numeric=True,
+            signs=[row.effect for row in rows],
+            title="m(model) − m(head mean-ablated), measured",
+        ),
+        Column(
+            "± SE", [number(row.standard_error, 2) for row in rows], numeric=True, title="standard error over pairs"
+        ),
     ]
     if any(row.direct_effect is not None for row in rows):
         values = [row.direct_effect if row.direct_effect is not None else float("nan") for row in rows]
-        columns.append(Column("direct effect", [signed(v) for v in values], numeric=True, signs=values, title="through the residual stream to the logits alone"))
+        columns.append(
+            Column(
+                "direct effect",
+                [signed(v) for v in values],
+                numeric=True,
+                signs=values,
+                title="through the residual stream to the logits alone",
+            )
+        )
     for name in spans:
-        columns.append(Column(name, [fixed(row.attention.get(name, float("nan")), 2) for row in rows], numeric=True, title=f"mean attention {name}"))
+        columns.append(
+            Column(
+                name,
+                [fixed(row.attention.get(name, float("nan")), 2) for row in rows],
+                numeric=True,
+                title=f"mean attention {name}",
+            )
+        )
     if any(row.role for row in rows):
-        columns.append(Column("role (interpretation)", [row.role for row in rows], title="words chosen by rule from the measurements"))
-    caption = f"{plural(len(rows), 'head')}, largest effect first. Measured: everything but the role" if rows else "No heads were studied"
+        columns.append(
+            Column(
+                "role (interpretation)", [row.role for row in rows], title="words chosen by rule from the measurements"
+            )
+        )
+    caption = (
+        f"{plural(len(rows), 'head')}, largest effect first. Measured: everything but the role"
+        if rows
+        else "No heads were studied"
+    )
     return table(columns, caption=caption, links=RowLinks([row.head for row in rows]))
 
 
@@ -56,7 +87,9 @@ def head_facts(study: HeadStudy) -> dict[str, list[Fact]]:
 
 
 def _facts(row: HeadRow, unit: str) -> list[Fact]:
-    facts = [Fact(f"Mean-ablating it changes {unit} by", f"{signed(-row.effect)} ± {number(row.standard_error, 2)} (SE)")]
+    facts = [
+        Fact(f"Mean-ablating it changes {unit} by", f"{signed(-row.effect)} ± {number(row.standard_error, 2)} (SE)")
+    ]
     if row.direct_effect is not None:
         facts.append(Fact("Direct effect on the logits", signed(row.direct_effect)))
     strongest = sorted(row.attention.items(), key=lambda item: -item[1])[:3]

@@ -23,7 +23,19 @@ from .text import plain, plural, shorten, show_token, signed, words
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-RDBU = ("#67001f", "#b2182b", "#d6604d", "#f4a582", "#fddbc7", "#f7f7f7", "#d1e5f0", "#92c5de", "#4393c3", "#2166ac", "#053061")
+RDBU = (
+    "#67001f",
+    "#b2182b",
+    "#d6604d",
+    "#f4a582",
+    "#fddbc7",
+    "#f7f7f7",
+    "#d1e5f0",
+    "#92c5de",
+    "#4393c3",
+    "#2166ac",
+    "#053061",
+)
 SCALE = [[i / (len(RDBU) - 1), colour] for i, colour in enumerate(RDBU)]
 COLUMNS = 4
 SITE_WORDS = {
@@ -53,7 +65,9 @@ def heatmap_figure(effect: Effect, *, limit: float | None = None) -> Figure:
     n_rows = math.ceil(len(panels) / n_columns)
     titles = [name for name, _, _ in panels] if len(panels) > 1 else None
     gap = {"horizontal_spacing": 0.05, "vertical_spacing": min(0.22, 0.9 / n_rows)}
-    figure = make_subplots(n_rows, n_columns, subplot_titles=titles, shared_yaxes=True, shared_xaxes=len(panels) > 1, **gap)
+    figure = make_subplots(
+        n_rows, n_columns, subplot_titles=titles, shared_yaxes=True, shared_xaxes=len(panels) > 1, **gap
+    )
     x_axis = "pos" if "pos" in effect.axes else effect.axes[-1]
     labels = effect.labels[x_axis]
     layers = effect.labels["layer"]
@@ -76,7 +90,13 @@ def heatmap_figure(effect: Effect, *, limit: float | None = None) -> Figure:
             "cmid": 0,
             "cmin": -bound,
             "cmax": bound,
-            "colorbar": {"title": {"text": "effect", "side": "top"}, "thickness": 12, "outlinewidth": 0, "len": 1.0, "x": 1.02},
+            "colorbar": {
+                "title": {"text": "effect", "side": "top"},
+                "thickness": 12,
+                "outlinewidth": 0,
+                "len": 1.0,
+                "x": 1.02,
+            },
         }
     )
     width, height, bottom = _size(effect, labels, n_rows=n_rows, n_columns=n_columns)
@@ -135,7 +155,9 @@ def _panels(effect: Effect) -> list[tuple[str, Tensor, Tensor]]:
         return [("", values, errors)]
     if effect.axes == ("layer", "pos", "head"):
         return [(f"head {head}", values[:, :, i], errors[:, :, i]) for i, head in enumerate(effect.labels["head"])]
-    raise InputError(f"heat maps are drawn of the axes layer and pos, layer and head, or layer, pos and head; got {effect.axes}")
+    raise InputError(
+        f"heat maps are drawn of the axes layer and pos, layer and head, or layer, pos and head; got {effect.axes}"
+    )
 
 
 def _cell_data(
@@ -148,7 +170,11 @@ def _cell_data(
         row = []
         for x, label in enumerate(labels):
             head = label if by_head else panel.removeprefix("head ") or None
-            place = f"a{layer}.h{label}" if by_head else f"{plotly_text(label, 60)}, layer {layer}{f', {panel}' if panel else ''}"
+            place = (
+                f"a{layer}.h{label}"
+                if by_head
+                else f"{plotly_text(label, 60)}, layer {layer}{f', {panel}' if panel else ''}"
+            )
             error = float(errors[y, x])
             spread = "" if math.isnan(error) else f" ± {signed(error).lstrip('+')} (SE)"
             row.append([place, f"{signed(float(cells[y, x]))}{spread}", node_of(effect.kind, layer, head)])
@@ -160,17 +186,33 @@ def _bars(effect: Effect) -> Figure:
     """Effects that vary by layer only: bars with their standard errors."""
     import plotly.graph_objects as go
 
-    values, errors, layers = effect.values.tolist(), effect.standard_error().nan_to_num().tolist(), effect.labels["layer"]
+    values, errors, layers = (
+        effect.values.tolist(),
+        effect.standard_error().nan_to_num().tolist(),
+        effect.labels["layer"],
+    )
     bars = go.Bar(
         x=list(range(len(layers))), y=values, marker={"color": [POSITIVE if v >= 0 else NEGATIVE for v in values]},
         error_y={"type": "data", "array": errors, "color": MUTED, "thickness": 1.2}, hovertemplate="%{customdata[0]}<br>effect %{customdata[1]}<extra></extra>",
         customdata=[[f"layer {layer}", signed(v), node_of(effect.kind, layer, None)] for layer, v in zip(layers, values, strict=True)],
     )  # fmt: skip
     figure = go.Figure([bars])
-    figure.update_xaxes(title={"text": "layer"}, tickmode="array", tickvals=list(range(len(layers))), ticktext=list(layers), showgrid=False)
+    figure.update_xaxes(
+        title={"text": "layer"},
+        tickmode="array",
+        tickvals=list(range(len(layers))),
+        ticktext=list(layers),
+        showgrid=False,
+    )
     figure.update_yaxes(title={"text": f"effect on {words(effect.metric_name)}"}, zeroline=True, showgrid=True)
     figure.update_layout(margin={"l": 64, "r": 24, "t": 66, "b": 48}, bargap=0.35)
-    return titled(figure, heading(effect), f"{_subtitle(effect)}; bars: standard error", width=max(430, 90 + 34 * len(layers)), height=300)
+    return titled(
+        figure,
+        heading(effect),
+        f"{_subtitle(effect)}; bars: standard error",
+        width=max(430, 90 + 34 * len(layers)),
+        height=300,
+    )
 
 
 def _axes(figure: Figure, effect: Effect, x_axis: str, *, n_rows: int, n_columns: int) -> None:
@@ -187,11 +229,19 @@ def _axes(figure: Figure, effect: Effect, x_axis: str, *, n_rows: int, n_columns
         tickangle=-55 if x_axis == "pos" and max(map(len, shown), default=0) > 2 else 0,
         range=[-0.5, len(labels) - 0.5],
     )
-    figure.update_yaxes(**common, tickmode="array", tickvals=list(range(0, len(layers), step)), ticktext=list(layers[::step]), range=[-0.5, len(layers) - 0.5])
+    figure.update_yaxes(
+        **common,
+        tickmode="array",
+        tickvals=list(range(0, len(layers), step)),
+        ticktext=list(layers[::step]),
+        range=[-0.5, len(layers) - 0.5],
+    )
     for row in range(1, n_rows + 1):
         figure.update_yaxes(title={"text": "layer", "standoff": 6}, row=row, col=1)
     for column in range(1, n_columns + 1):
-        figure.update_xaxes(title={"text": "position" if x_axis == "pos" else "head", "standoff": 10}, row=n_rows, col=column)
+        figure.update_xaxes(
+            title={"text": "position" if x_axis == "pos" else "head", "standoff": 10}, row=n_rows, col=column
+        )
 
 
 def _size(effect: Effect, labels: tuple[str, ...], *, n_rows: int, n_columns: int) -> tuple[int, int, int]:

@@ -46,7 +46,9 @@ def report(
     return path
 
 
-def render_report(task: Task, *results: object, title: str | None = None, texts: Mapping[str, str] | None = None) -> str:
+def render_report(
+    task: Task, *results: object, title: str | None = None, texts: Mapping[str, str] | None = None
+) -> str:
     """The report as a string of HTML; see `report`."""
     texts = dict(texts or {})
     for name in texts:
@@ -62,7 +64,9 @@ def render_report(task: Task, *results: object, title: str | None = None, texts:
     fragments = [_head(heading, sections)]
     for section in sections:
         fragments += [_open(section, texts.get(section.name, "")), *section.fragments, Fragment("</section>")]
-    fragments.append(Fragment(f"</main>{embed_json(machine_readable(findings), name='mechwork-report')}", needs=("report",)))
+    fragments.append(
+        Fragment(f"</main>{embed_json(machine_readable(findings), name='mechwork-report')}", needs=("report",))
+    )
     return assemble(heading, fragments, body_class="mw-report")
 
 
@@ -77,7 +81,9 @@ def _head(heading: str, sections: list[Section]) -> Fragment:
 
 def _open(section: Section, text: str) -> Fragment:
     paragraphs = "".join(f'<p class="mw-own">{escape(part)}</p>' for part in text.split("\n\n") if part.strip())
-    return Fragment(f'<section id="{section.name}" aria-labelledby="h-{section.name}"><h2 id="h-{section.name}">{escape(section.title)}</h2>{paragraphs}')
+    return Fragment(
+        f'<section id="{section.name}" aria-labelledby="h-{section.name}"><h2 id="h-{section.name}">{escape(section.title)}</h2>{paragraphs}'
+    )
 
 
 def _check_target(path: Path, *, force: bool) -> None:
@@ -96,13 +102,17 @@ def _check_target(path: Path, *, force: bool) -> None:
 def _write(path: Path, page: str) -> None:
     temporary: Path | None = None
     try:
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", suffix=".part", delete=False, encoding="utf-8") as file:
+        with tempfile.NamedTemporaryFile(
+            "w", dir=path.parent, prefix=f".{path.name}.", suffix=".part", delete=False, encoding="utf-8"
+        ) as file:
             temporary = Path(file.name)
             file.write(page)
         temporary.chmod(0o644)
         temporary.replace(path)
     except OSError as error:
-        raise InputError(f"the report could not be written to {path}: {error.strerror}. Choose another path, or free space.") from error
+        raise InputError(
+            f"the report could not be written to {path}: {error.strerror}. Choose another path, or free space."
+        ) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

@@ -69,7 +69,9 @@ def _task(findings: Findings) -> list[Fragment]:
     metric = METRIC_WORDS.get(task.metric.name, "a metric given by the user")
     splits = {split: task.splits.count(split) for split in dict.fromkeys(task.splits)}
     divided = f" ({', '.join(f'{n} {split}' for split, n in splits.items())})" if splits else ""
-    lines = [f"<p><b>{escape(task.name)}</b>: {escape(plural(len(task), 'clean/corrupt pair'))}{escape(divided)}. {escape(task.description)}</p>"]
+    lines = [
+        f"<p><b>{escape(task.name)}</b>: {escape(plural(len(task), 'clean/corrupt pair'))}{escape(divided)}. {escape(task.description)}</p>"
+    ]
     lines.append(f"<p>Metric: <b>{escape(words(task.metric.name))}</b>, the {escape(metric)}.</p>")
     if task.citation:
         lines.append(f'<p class="mw-muted">After {escape(task.citation)}</p>')
@@ -101,7 +103,11 @@ def _answer_ids(findings: Findings, row: int) -> tuple[str, str]:
 
 
 def _baselines(findings: Findings) -> str:
-    known = [(f"{what}", effects.baseline, effects.provenance) for what, group in (("patching", findings.measured), ("attribution", findings.estimated)) for effects in group]
+    known = [
+        (f"{what}", effects.baseline, effects.provenance)
+        for what, group in (("patching", findings.measured), ("attribution", findings.estimated))
+        for effects in group
+    ]
     known += [("edge scores", scores.baseline, scores.provenance) for scores in findings.scores]
     if not known:
         return ""
@@ -111,7 +117,14 @@ def _baselines(findings: Findings) -> str:
 
     columns = [
         Column("pairs of", [what for what, _, _ in known]),
-        Column("pairs", [f"{count(len(b.clean_per_example))} {findings.pairs_word(p).removesuffix(' pair').replace('pair', '')}".strip() for _, b, p in known], numeric=True),
+        Column(
+            "pairs",
+            [
+                f"{count(len(b.clean_per_example))} {findings.pairs_word(p).removesuffix(' pair').replace('pair', '')}".strip()
+                for _, b, p in known
+            ],
+            numeric=True,
+        ),
         Column("clean", [signed(b.clean) for _, b, _ in known], numeric=True),
         Column("± SE", [spread(b.clean_per_example) for _, b, _ in known], numeric=True),
         Column("corrupt", [signed(b.corrupt) for _, b, _ in known], numeric=True),
@@ -139,12 +152,16 @@ def _localisation(findings: Findings) -> list[Fragment]:
 def _graph(findings: Findings) -> list[Fragment]:
     facts = findings.node_facts()
     found = []
-    circuits = [findings.with_roles(c) for c in findings.circuits] or ([findings.circuit] if findings.circuit is not None else [])
+    circuits = [findings.with_roles(c) for c in findings.circuits] or (
+        [findings.circuit] if findings.circuit is not None else []
+    )
     compared = len(circuits) == 2 and circuits[0].space == circuits[1].space  # noqa: PLR2004
     for i, circuit in enumerate(circuits):
         scores = findings.scores_of(circuit)
         title = f"Circuit for {findings.task.name}" + (f" ({i + 1})" if len(circuits) > 1 else "")
-        options = GraphOptions(title=title, facts=facts, shown=min(2000, circuit.n_edges), metric_name=findings.task.metric.name)
+        options = GraphOptions(
+            title=title, facts=facts, shown=min(2000, circuit.n_edges), metric_name=findings.task.metric.name
+        )
         found.append(graph_fragment(graph_payload(circuit, options, scores=scores)))
     if compared:
         names = ("circuit 1", "circuit 2")
@@ -152,7 +169,12 @@ def _graph(findings: Findings) -> list[Fragment]:
         found.append(graph_fragment(graph_payload(circuits[0], options, other=circuits[1])))
     if not circuits:
         for scores in findings.scores:
-            options = GraphOptions(title=f"Edge scores ({scores.rules})", facts=facts, shown=SHOWN_OF_SCORES, metric_name=scores.metric_name)
+            options = GraphOptions(
+                title=f"Edge scores ({scores.rules})",
+                facts=facts,
+                shown=SHOWN_OF_SCORES,
+                metric_name=scores.metric_name,
+            )
             found.append(graph_fragment(graph_payload(whole_graph(scores), options, scores=scores)))
     return found
 
@@ -163,8 +185,14 @@ def _evaluation(findings: Findings) -> list[Fragment]:
     chosen = findings.evaluation_of(circuit) if circuit is not None else None
     for curve in findings.curves:
         pairs = findings.pairs_word(curve.provenance)
-        found.append(curve_fragment(curve, chosen=chosen if chosen and chosen.ablation == curve.ablation else None, pairs=pairs))
-        found.append(Fragment(f'<details class="mw-fallback"><summary>The numbers of the curve</summary>{curve_table(curve)}</details>'))
+        found.append(
+            curve_fragment(curve, chosen=chosen if chosen and chosen.ablation == curve.ablation else None, pairs=pairs)
+        )
+        found.append(
+            Fragment(
+                f'<details class="mw-fallback"><summary>The numbers of the curve</summary>{curve_table(curve)}</details>'
+            )
+        )
     if found:
         lead = "Faithfulness = (m(circuit) − m(empty)) / (m(model) − m(empty)), m = mean metric over the pairs, not clipped. CPR: area under the curve of circuits ranked by signed score. CMD: area of |1 − faithfulness| of circuits ranked by absolute score."
         found.insert(0, Fragment(f"<p>{escape(lead)}</p>"))
@@ -194,7 +222,11 @@ def _provenance(findings: Findings) -> list[Fragment]:
     known = findings.provenances
     commands = list(dict.fromkeys(_command(str(p["command"])) for _, p in known if p.get("command")))
     how = "".join(f"<pre><code>{escape(command)}</code></pre>" for command in commands)
-    again = f"<p>To reproduce, run again with the same versions, model and seed:</p>{how}" if commands else "<p>The results do not say by which command they were made.</p>"
+    again = (
+        f"<p>To reproduce, run again with the same versions, model and seed:</p>{how}"
+        if commands
+        else "<p>The results do not say by which command they were made.</p>"
+    )
     columns = [
         Column("result", [what for what, _ in known]),
         Column("method", [str(p.get("method", "")) for _, p in known]),
@@ -206,7 +238,9 @@ def _provenance(findings: Findings) -> list[Fragment]:
     made_with = ", ".join(f"{name} {version}" for name, version in versions.items())
     full = json.dumps([{"result": what, **p} for what, p in known], indent=1, default=str, ensure_ascii=False)
     body = (
-        again + table(columns, caption="Where every result comes from; hashes are sha256, first 12 digits") + f'<p class="mw-muted">{escape(made_with)}</p>'
+        again
+        + table(columns, caption="Where every result comes from; hashes are sha256, first 12 digits")
+        + f'<p class="mw-muted">{escape(made_with)}</p>'
         f'<details class="mw-fallback"><summary>Everything that is recorded, as JSON</summary><pre class="mw-json" tabindex="0">{escape(full)}</pre></details>'
     )
     return [Fragment(body)]

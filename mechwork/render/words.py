@@ -25,7 +25,11 @@ ABLATION_WORDS = {
 
 def summary_sentences(findings: Findings) -> list[str]:
     """What was found, in the order: behaviour, circuit, heads, agreement."""
-    said = [sentence for sentence in (_behaviour(findings), _circuit(findings), _heads(findings), _agreement(findings)) if sentence]
+    said = [
+        sentence
+        for sentence in (_behaviour(findings), _circuit(findings), _heads(findings), _agreement(findings))
+        if sentence
+    ]
     return said or [f"Results on the task {findings.task.name}."]
 
 
@@ -34,14 +38,38 @@ def key_numbers(findings: Findings) -> list[tuple[str, str, str]]:
     numbers: list[tuple[str, str, str]] = []
     circuit = findings.circuit
     if circuit is not None:
-        numbers.append((f"{count(circuit.n_edges)}", "edges in the circuit", f"{percent(circuit.fraction)} of {count(circuit.space.n_edges)}"))
+        numbers.append(
+            (
+                f"{count(circuit.n_edges)}",
+                "edges in the circuit",
+                f"{percent(circuit.fraction)} of {count(circuit.space.n_edges)}",
+            )
+        )
         evaluation = findings.evaluation_of(circuit)
         if evaluation is not None:
             low, high = evaluation.interval()
-            numbers.append((fixed(evaluation.faithfulness, 2), "faithfulness", f"95 % interval {fixed(low, 2)} to {fixed(high, 2)}"))
+            numbers.append(
+                (
+                    fixed(evaluation.faithfulness, 2),
+                    "faithfulness",
+                    f"95 % interval {fixed(low, 2)} to {fixed(high, 2)}",
+                )
+            )
             if evaluation.random:
-                numbers.append((fixed(sum(evaluation.random) / len(evaluation.random), 2), "random circuits", f"faithfulness, mean of {len(evaluation.random)} of the same size"))
-            numbers.append((percent(evaluation.accuracy, 0), "accuracy of the circuit", f"whole model {percent(evaluation.model_accuracy, 0)}"))
+                numbers.append(
+                    (
+                        fixed(sum(evaluation.random) / len(evaluation.random), 2),
+                        "random circuits",
+                        f"faithfulness, mean of {len(evaluation.random)} of the same size",
+                    )
+                )
+            numbers.append(
+                (
+                    percent(evaluation.accuracy, 0),
+                    "accuracy of the circuit",
+                    f"whole model {percent(evaluation.model_accuracy, 0)}",
+                )
+            )
     for curve in findings.curves[:1]:
         numbers.append((fixed(curve.cpr, 2), "CPR", f"random {fixed(curve.random_cpr, 2)}; higher is better"))
         numbers.append((fixed(curve.cmd, 2), "CMD", f"random {fixed(curve.random_cmd, 2)}; 0 is best"))
@@ -52,33 +80,55 @@ def limits(findings: Findings) -> list[str]:
     """What the reader must know before trusting the numbers; composed from what the results say about themselves."""
     said: list[str] = []
     if findings.estimated or findings.scores:
-        what = [f"effects ({method_name(e)})" for e in findings.estimated] + [f"edge scores ({s.rules})" for s in findings.scores]
-        said.append(f"Estimated, not measured: {'; '.join(what)}. Estimates are first-order along one path of coefficients; where they saturate or cancel they can be wrong in size and sign.")
+        what = [f"effects ({method_name(e)})" for e in findings.estimated] + [
+            f"edge scores ({s.rules})" for s in findings.scores
+        ]
+        said.append(
+            f"Estimated, not measured: {'; '.join(what)}. Estimates are first-order along one path of coefficients; where they saturate or cancel they can be wrong in size and sign."
+        )
     if any(_frozen(findings)):
-        said.append("The propagation rules treat the scale of every norm as a constant of the run (and, where the rules say so, attention patterns): what a place does through a change of scale is not counted.")
-    directions = {e.direction for group in (*findings.measured, *findings.estimated) for e in group.values()} | {s.direction for s in findings.scores}
+        said.append(
+            "The propagation rules treat the scale of every norm as a constant of the run (and, where the rules say so, attention patterns): what a place does through a change of scale is not counted."
+        )
+    directions = {e.direction for group in (*findings.measured, *findings.estimated) for e in group.values()} | {
+        s.direction for s in findings.scores
+    }
     if directions == {"denoise"}:
-        said.append("Effects are denoising (clean value into the corrupt run): they show what suffices. What is necessary (noising) was not tested here, and backup components may be missed.")
+        said.append(
+            "Effects are denoising (clean value into the corrupt run): they show what suffices. What is necessary (noising) was not tested here, and backup components may be missed."
+        )
     elif directions == {"noise"}:
-        said.append("Effects are noising (corrupt value into the clean run): they show what is necessary. What suffices (denoising) was not tested here.")
+        said.append(
+            "Effects are noising (corrupt value into the clean run): they show what is necessary. What suffices (denoising) was not tested here."
+        )
     ablations = sorted({e.ablation for e in findings.evaluations} | {c.ablation for c in findings.curves})
     if ablations:
         meaning = "; ".join(f"{a}: {ABLATION_WORDS.get(a, a)}" for a in ablations)
-        more = " Faithfulness depends on the ablation; another one may give another number." if len(ablations) == 1 else ""
+        more = (
+            " Faithfulness depends on the ablation; another one may give another number." if len(ablations) == 1 else ""
+        )
         said.append(f"Faithfulness was measured under {' and '.join(ablations)} ablation ({meaning}).{more}")
     for circuit in findings.circuits:
         if circuit.n_requested is not None and circuit.n_requested > circuit.n_edges:
             dropped = circuit.n_requested - circuit.n_edges
             verb = "was" if dropped == 1 else "were"
-            said.append(f"Of the {count(circuit.n_requested)} edges of largest score, {count(dropped)} {verb} dropped because they lie on no path from the input to the logits.")
+            said.append(
+                f"Of the {count(circuit.n_requested)} edges of largest score, {count(dropped)} {verb} dropped because they lie on no path from the input to the logits."
+            )
     for evaluation in findings.evaluations:
         if findings.pairs_word(evaluation.provenance) != "test pair":
-            said.append("The circuit was not tested on the task's held-out pairs; its faithfulness may be flattered by the pairs it was found on.")
+            said.append(
+                "The circuit was not tested on the task's held-out pairs; its faithfulness may be flattered by the pairs it was found on."
+            )
     if findings.studies:
-        said.append("Roles of heads are words chosen by rules from their attention and effects. They are interpretation; the numbers beside them are measured.")
+        said.append(
+            "Roles of heads are words chosen by rules from their attention and effects. They are interpretation; the numbers beside them are measured."
+        )
     said.append(_model_limit(findings))
     n_pairs = len(findings.task)
-    said.append(f"The task has {plural(n_pairs, 'pair')} from templates; other wordings of the same behaviour may use other parts of the model.")
+    said.append(
+        f"The task has {plural(n_pairs, 'pair')} from templates; other wordings of the same behaviour may use other parts of the model."
+    )
     return said
 
 
@@ -118,7 +168,10 @@ def _heads(findings: Findings) -> str:
     if not findings.studies or not findings.studies[0].rows:
         return ""
     rows = sorted(findings.studies[0].rows, key=lambda row: -abs(row.effect))[:4]
-    named = [f"{row.head} ({f'{row.role}, ' if row.role else ''}{signed(row.effect)} ± {number(row.standard_error, 2)})" for row in rows]
+    named = [
+        f"{row.head} ({f'{row.role}, ' if row.role else ''}{signed(row.effect)} ± {number(row.standard_error, 2)})"
+        for row in rows
+    ]
     return f"Heads of largest measured effect (metric lost when the head is mean-ablated): {', '.join(named)}."
 
 
@@ -128,7 +181,10 @@ def _agreement(findings: Findings) -> str:
         for truth in findings.measured:
             if comparable(estimate, truth):
                 rows = estimate.agreement(truth)
-                parts.append(f"{method_name(estimate)}: " + ", ".join(f"{fixed(row.pearson)} at {kind}" for kind, row in rows.items()))
+                parts.append(
+                    f"{method_name(estimate)}: "
+                    + ", ".join(f"{fixed(row.pearson)} at {kind}" for kind, row in rows.items())
+                )
     return f"Correlation (Pearson) of estimated with measured effects: {'; '.join(parts)}." if parts else ""
 
 

@@ -10,8 +10,8 @@ import pytest
 
 import mechwork
 from mechwork import errors
-from mechwork.cli import main as main_module
-from mechwork.cli.main import VERBS, main
+from mechwork.cli.console import Console
+from mechwork.cli.entry import VERBS, main
 
 from .conftest import Cli
 
@@ -91,7 +91,7 @@ def test_every_failure_is_one_line_and_a_code(
 
 
 def test_what_libraries_print_is_kept_off_stdout(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    def chatter(args: object, console: main_module.Console) -> None:
+    def chatter(args: object, console: Console) -> None:
         print("a library says hello")
         console.result("text", {"key": 1})
 

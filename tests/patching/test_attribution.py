@@ -16,7 +16,11 @@ from tests.reference import literal
 @pytest.mark.parametrize("direction", ["denoise", "noise"])
 def test_equals_the_gradient_at_a_leaf(family_model64: Any, tiny_task: Task, direction: str) -> None:
     model, pairs = family_model64, tiny_task.pairs
-    host, donor = (pairs.corrupt_tokens, pairs.clean_tokens) if direction == "denoise" else (pairs.clean_tokens, pairs.corrupt_tokens)
+    host, donor = (
+        (pairs.corrupt_tokens, pairs.clean_tokens)
+        if direction == "denoise"
+        else (pairs.clean_tokens, pairs.corrupt_tokens)
+    )
     given, own = literal.cached(model, donor), literal.cached(model, host)
     kinds = ["resid_pre", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "z"]
     scores = attribute(model, tiny_task, kinds, rules="gradient", direction=direction)

@@ -24,7 +24,11 @@ def kinds_of(model: Any) -> list[str]:
 @pytest.mark.parametrize("direction", ["denoise", "noise"])
 def test_equals_one_forward_per_cell(family_model64: Any, tiny_task: Task, direction: str) -> None:
     model, pairs = family_model64, tiny_task.pairs
-    host, donor = (pairs.corrupt_tokens, pairs.clean_tokens) if direction == "denoise" else (pairs.clean_tokens, pairs.corrupt_tokens)
+    host, donor = (
+        (pairs.corrupt_tokens, pairs.clean_tokens)
+        if direction == "denoise"
+        else (pairs.clean_tokens, pairs.corrupt_tokens)
+    )
     cache = literal.cached(model, donor)
     kinds = kinds_of(model)
     effects = patch(model, tiny_task, kinds, direction=direction)
@@ -41,13 +45,21 @@ def test_equals_one_forward_per_cell(family_model64: Any, tiny_task: Task, direc
                     patched = resid_mid_cell(model, host, cache[literal.hook(kind, layer)], layer, tiny_task, cell)
                 else:
                     patched = literal.patch_cell(
-                        model, host, cache[literal.hook(kind, layer)], kind, layer, lambda x: tiny_task.metric(x, pairs), **place
+                        model,
+                        host,
+                        cache[literal.hook(kind, layer)],
+                        kind,
+                        layer,
+                        lambda x: tiny_task.metric(x, pairs),
+                        **place,
                     )
                 change = patched - reference if direction == "denoise" else reference - patched
                 torch.testing.assert_close(effect.per_example[:, layer, cell], change, rtol=0, atol=1e-9)
 
 
-def resid_mid_cell(model: Any, host: torch.Tensor, value: torch.Tensor, layer: int, task: Task, pos: int) -> torch.Tensor:
+def resid_mid_cell(
+    model: Any, host: torch.Tensor, value: torch.Tensor, layer: int, task: Task, pos: int
+) -> torch.Tensor:
     """Both branches that read resid_mid: the MLP through its own input, and the stream through the block's output."""
     old: list[torch.Tensor] = []
 
@@ -105,7 +117,9 @@ def test_prompts_of_different_length_are_compared_by_span(tiny_gpt2_64: Any) -> 
     effect = patch(tiny_gpt2_64, task, ["resid_pre"])["resid_pre"]
     assert effect.labels["pos"] == ("start", "X", "X+", "END")
     for row in range(2):
-        alone = Task.from_tokens(clean[row : row + 1], corrupt[row : row + 1], [[1], [2]][row], [[3], [4]][row], spans=spans[row : row + 1])
+        alone = Task.from_tokens(
+            clean[row : row + 1], corrupt[row : row + 1], [[1], [2]][row], [[3], [4]][row], spans=spans[row : row + 1]
+        )
         single = patch(tiny_gpt2_64, alone, ["resid_pre"], positions="spans")["resid_pre"]
         for i, name in enumerate(single.labels["pos"]):
             j = effect.labels["pos"].index(name)
@@ -114,7 +128,12 @@ def test_prompts_of_different_length_are_compared_by_span(tiny_gpt2_64: Any) -> 
 
 def test_pairs_of_unequal_length_align_by_span(tiny_gpt2_64: Any) -> None:
     task = Task.from_tokens(
-        [[5, 6, 7, 8]], [[5, 6, 16, 7, 8]], [1], [2], spans=[{"A": [1], "B": [2]}], corrupt_spans=[{"A": [1, 2], "B": [3]}]
+        [[5, 6, 7, 8]],
+        [[5, 6, 16, 7, 8]],
+        [1],
+        [2],
+        spans=[{"A": [1], "B": [2]}],
+        corrupt_spans=[{"A": [1, 2], "B": [3]}],
     )
     assert task.pairs.alignment()[0, :4].tolist() == [0, 2, 3, 4]
     assert task.pairs.corrupt_as_host().alignment()[0].tolist() == [0, ABSENT, 1, 2, 3]
@@ -128,7 +147,9 @@ def test_pairs_of_unequal_length_align_by_span(tiny_gpt2_64: Any) -> None:
         return new
 
     with torch.no_grad():
-        logits = tiny_gpt2_64.run_with_hooks(task.pairs.corrupt_tokens, fwd_hooks=[("blocks.2.hook_resid_pre", put)])[:, -1]
+        logits = tiny_gpt2_64.run_with_hooks(task.pairs.corrupt_tokens, fwd_hooks=[("blocks.2.hook_resid_pre", put)])[
+            :, -1
+        ]
     expected = logits[0, 1] - logits[0, 2] - effect.baseline.corrupt_per_example[0]
     assert float(effect.per_example[0, 2, end]) == pytest.approx(float(expected), abs=1e-9)
     assert abs(float(expected)) > 1e-3

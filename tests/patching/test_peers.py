@@ -33,9 +33,7 @@ def test_activation_patching_of_heads_by_position() -> None:
 
 
 @pytest.mark.parametrize("tag", ["f32", "f64"])
-@pytest.mark.parametrize(
-    ("rules", "theirs"), [("gradient", "attrpatch"), ("relp", "relp"), ("relp_ah", "relp_ah")]
-)
+@pytest.mark.parametrize(("rules", "theirs"), [("gradient", "attrpatch"), ("relp", "relp"), ("relp_ah", "relp_ah")])
 def test_attribution_and_relevance_patching(rules: str, theirs: str, tag: str) -> None:
     scores = attribute(peers.model(tag), peers.task(), SITES, rules=rules)
     nodes = peers.arrays("nodes", tag)
@@ -50,9 +48,7 @@ def stabilised(self: IdentityRule, x: torch.Tensor, act: Any) -> torch.Tensor:
     return moved * (act(x) / moved).detach()
 
 
-@pytest.mark.parametrize(
-    ("rules", "theirs"), [("gradient", "attrpatch"), ("relp", "relp"), ("relp_ah", "relp_ah")]
-)
+@pytest.mark.parametrize(("rules", "theirs"), [("gradient", "attrpatch"), ("relp", "relp"), ("relp_ah", "relp_ah")])
 def test_the_stabiliser_is_the_only_difference(rules: str, theirs: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(IdentityRule, "surrogate", stabilised)
     scores = attribute(peers.model("f64"), peers.task(), SITES, rules=rules)

@@ -134,7 +134,7 @@ def _copy(rng: random.Random) -> Document:
 
 
 def _people(rng: random.Random) -> Document:
-    """A sentence in which one of several names (held-out names too) is said twice, and either kind is asked for."""
+    """Two people (held-out names too), of whom one is named twice and then meets the other."""
     return _named(rng, "people")
 
 
@@ -200,5 +200,7 @@ def template_texts() -> list[str]:
     for part in ("leads", "openings", "agents", "actions", "three_openings", "three_endings"):
         found += [form for text in parts[part] for form in (text, text[0].upper() + text[1:])]
     data = task_data("filler")
-    found += [t.replace("*}", "}") for key in ("gendered", "number", "copy", "people", "words", "plain") for t in data[key]]
+    found += [
+        t.replace("*}", "}") for key in ("gendered", "number", "copy", "people", "words", "plain") for t in data[key]
+    ]
     return [f"{lead}{fill(t, dict.fromkeys(slots(t), 'Mary')).text}" for t in found for lead in ("", " ")] + ["."]

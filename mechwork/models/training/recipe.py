@@ -65,6 +65,7 @@ class Recipe:
     final_learning_rate: float = 0.02
     warm_up: float = 0.02
     weight_decay: float = 0.05
+    embedding_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.98)
     clip: float = 1.0
     initial_std: float = 0.04
@@ -144,14 +145,14 @@ class Recipe:
 
 _FULL_MIXTURE: Mapping[str, float] = MappingProxyType(
     {
-        "ioi": 0.32, "greater_than": 0.06, "pronoun": 0.06, "agreement": 0.06, "docstring": 0.08,
-        "induction": 0.17, "copy": 0.11, "people": 0.06, "filler": 0.08,
+        "ioi": 0.33, "greater_than": 0.06, "pronoun": 0.06, "agreement": 0.06, "docstring": 0.08,
+        "induction": 0.18, "copy": 0.10, "people": 0.05, "filler": 0.08,
     }
 )  # fmt: skip
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
-        "gpt2-6l": Recipe("gpt2-6l", (Phase(16_000, _FULL_MIXTURE),), seed=0, select="best"),
+        "gpt2-6l": Recipe("gpt2-6l", (Phase(13_000, _FULL_MIXTURE),), seed=0, select="best"),
     }
 )
 

@@ -182,12 +182,13 @@ def weighted_loss(model: GPT2LMHeadModel, batch: Batch) -> Float[Tensor, ""]:
 
 
 def _optimizer(recipe: Recipe, model: GPT2LMHeadModel) -> torch.optim.AdamW:
-    """Only weight matrices decay; decaying embeddings would forget the words that are seen seldom."""
-    matrices, others = [], []
+    """Weight matrices decay, biases and norms do not; embeddings have a decay of their own."""
+    groups: dict[float, list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        (matrices if parameter.ndim == 2 and ".wte." not in name and ".wpe." not in name else others).append(parameter)
-    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=True)
+        decay = recipe.embedding_decay if ".wte." in name or ".wpe." in name else recipe.weight_decay
+        groups.setdefault(decay if parameter.ndim == 2 else 0.0, []).append(parameter)
+    tables = [{"params": parameters, "weight_decay": decay} for decay, parameters in groups.items()]
+    return torch.optim.AdamW(tables, lr=recipe.learning_rate, betas=recipe.betas, fused=True)
 
 
 @contextlib.contextmanager

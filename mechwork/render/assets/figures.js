@@ -14,18 +14,19 @@ function themed(spec) {
   for (const key of Object.keys(layout)) {
     if (/^[xy]axis\d*$/.test(key)) layout[key] = { ...layout[key], color: muted, gridcolor: line, linecolor: line, zerolinecolor: colour("--mw-control"), tickcolor: line };
   }
-  for (const note of layout.annotations ?? []) note.font = { ...note.font, color: note.font?.color ?? ink };
+  for (const note of layout.annotations ?? []) note.font = { ...note.font, color: paint(note.font?.color ?? ink) };
+  for (const shape of layout.shapes ?? []) if (shape.line) shape.line.color = paint(shape.line.color);
   if (layout.coloraxis && dark.matches) layout.coloraxis.colorscale = DARK_SCALE.map((value, i) => [i / (DARK_SCALE.length - 1), value]);
   const data = structuredClone(spec.data);
-  if (dark.matches) for (const trace of data) swapColours(trace);
+  for (const trace of data) {
+    for (const part of [trace.line, trace.marker, trace.error_y]) if (part?.color) part.color = Array.isArray(part.color) ? part.color.map(paint) : paint(part.color);
+  }
   return { data, layout };
 }
 
-// Lines and markers in the palette's light colours get their dark counterparts.
+// The palette's light colours and their dark counterparts.
 const DARK_COLOURS = { "#0072B2": "#4aa8e0", "#D55E00": "#f0833a", "#6e7781": "#919ba6", "#1b1f24": "#e8ebef", "#57606a": "#a3adb8" };
-function swapColours(trace) {
-  for (const part of [trace.line, trace.marker]) if (part && typeof part.color === "string") part.color = DARK_COLOURS[part.color] ?? part.color;
-}
+const paint = (colour) => (dark.matches && DARK_COLOURS[colour]) || colour;
 
 function mountFigure(root) {
   const spec = JSON.parse(root.querySelector("script[type='application/json']").textContent);

@@ -23,7 +23,7 @@ function createControls(app) {
   const full = button(icon("M3 6V3h3M10 3h3v3M13 10v3h-3M6 13H3v-3"), "Full screen (F)", actions.fullScreen);
   const bar = htmlElement(
     "div", { class: "mw-bar", role: "toolbar", "aria-label": "Graph tools" },
-    htmlElement("strong", { class: "mw-title" }, payload.title), search, names,
+    heading(0, payload.title, { class: "mw-title" }), search, names,
     htmlElement("span", { class: "mw-set" }, button("−", "Zoom out (−)", actions.zoomOut), button("+", "Zoom in (+)", actions.zoomIn), button("Fit", "Fit the graph (0)", actions.fit), full),
     htmlElement("span", { class: "mw-set" }, undo, redo, button("Reset", "Reset filters, focus and positions", actions.reset)),
     createMenu(app), button("?", "Keys and help", actions.help),
@@ -76,7 +76,7 @@ function createFilters(app) {
   const parts = [
     set("Nodes", has("head") && toggle("types", "head", "heads", "Show attention heads"), has("mlp") && toggle("types", "mlp", "MLPs", "Show MLPs"),
       toggle("types", "input", "input", "Show the input"), toggle("types", "logits", "logits", "Show the logits")),
-    set("Into", ...["q", "k", "v", "mlp", "logits"].map((key, k) => kinds.has(k) && toggle("kinds", key, key === "mlp" ? "MLP" : key, `Show edges into ${READER_WORDS[key]}`))),
+    set("Into", ...["q", "k", "v", "mlp", "logits"].map((key, k) => kinds.has(k) && toggle("kinds", key, key === "mlp" ? "MLPs" : key, key === "logits" || key === "mlp" ? `Show edges into ${READER_WORDS[key]}` : `Show edges into ${READER_WORDS[key]} (${key})`))),
   ];
   if (payload.scored) parts.push(set("Sign", toggle("signs", "positive", "+", "Show edges with positive score"), toggle("signs", "negative", "−", "Show edges with negative score")));
   if (payload.compare) {

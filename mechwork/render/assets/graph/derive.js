@@ -5,8 +5,8 @@ const GROUP_WIDTH = 132, GROUP_HEIGHT = 42;
 function deriveGraph(base, state) {
   const groups = state.groups.filter((group) => group.members.some((name) => base.index.has(name)));
   const moved = Object.entries(state.moved).filter(([name]) => base.index.has(name) || groups.some((g) => g.name === name));
-  if (!groups.length && !moved.length) return base;
-  const graph = groups.length ? merge(base, groups) : { ...base, x: base.x.slice(), y: base.y.slice(), bend: base.bend };
+  // Never the base itself: dragging writes positions.
+  const graph = groups.length ? merge(base, groups) : { ...base, x: base.x.slice(), y: base.y.slice() };
   for (const [name, [x, y]] of moved) {
     const i = graph.index.get(name);
     if (i !== undefined) {

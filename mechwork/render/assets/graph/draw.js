@@ -66,7 +66,7 @@ function createDrawing(svg) {
       if (looks[i] === look) continue;
       looks[i] = look;
       box.setAttribute("class", look);
-      box.setAttribute("aria-pressed", String(part === "is-focus"));
+      box.firstChild.setAttribute("aria-pressed", String(part === "is-focus"));
     }
   }
 
@@ -115,7 +115,7 @@ function createDrawing(svg) {
     resting = setTimeout(() => svg.classList.remove("is-moving"), 180);
   }
 
-  return { build, update, place, moving, moveNode, box: (i) => boxes[i], isShown: (i) => showing[i], lit: () => litEdges };
+  return { build, update, place, moving, moveNode, button: (i) => boxes[i]?.firstChild, isShown: (i) => showing[i], lit: () => litEdges };
 }
 
 function edgeClass(graph, e) {
@@ -151,19 +151,21 @@ function focusRoles(graph, focus) {
 
 function drawNode(graph, i, parent) {
   const w = graph.width[i], h = graph.height[i], type = graph.type[i];
-  const box = svgElement("g", { class: "mw-node", transform: `translate(${graph.x[i]} ${graph.y[i]})`, role: "button", tabindex: "-1", "aria-label": nodeLabel(graph, i), "data-node": i }, parent);
+  const box = svgElement("g", { class: "mw-node", transform: `translate(${graph.x[i]} ${graph.y[i]})`, "data-node": i }, parent);
   box.style.setProperty("--tint", `${Math.round(100 * tintOf(graph, i))}%`);
-  svgElement("path", { d: outlineOf(type, w + 10, h + 10), class: "mw-ring" }, box);
-  svgElement("path", { d: outlineOf(type, w, h), class: "mw-shape" }, box);
+  // The button holds the name alone, so that what it shows and what it is called agree; marks and role stand beside it.
+  const button = svgElement("g", { class: "mw-hit", role: "button", tabindex: "-1", "aria-label": nodeLabel(graph, i) }, box);
+  svgElement("path", { d: outlineOf(type, w + 10, h + 10), class: "mw-ring" }, button);
+  svgElement("path", { d: outlineOf(type, w, h), class: "mw-shape" }, button);
   const marks = type === "head" ? readerMarks(graph, i) : "";
-  const label = svgElement("text", { class: "mw-label", y: marks ? -0.5 : 4.5 }, box);
+  const label = svgElement("text", { class: "mw-label", y: marks ? -0.5 : 4.5 }, button);
   label.textContent = shorten(graph.names[i], type === "group" ? 18 : 12);
   [..."qkv"].forEach((mark, k) => {
     if (!marks.includes(mark)) return;
-    svgElement("text", { class: "mw-mark", x: (k - 1) * graph.port * w, y: h / 2 - 4.5 }, box).textContent = mark;
+    svgElement("text", { class: "mw-mark", "aria-hidden": "true", x: (k - 1) * graph.port * w, y: h / 2 - 4.5 }, box).textContent = mark;
   });
   if (graph.role[i]) {
-    svgElement("text", { class: "mw-role", ...rolePlace(graph, i) }, box).textContent = shorten(graph.role[i], ROLE_LIMIT);
+    svgElement("text", { class: "mw-role", "aria-hidden": "true", ...rolePlace(graph, i) }, box).textContent = shorten(graph.role[i], ROLE_LIMIT);
   }
   return box;
 }
@@ -190,7 +192,7 @@ function nodeLabel(graph, i) {
   const total = graph.total && graph.type[i] !== "logits" ? `, summed score ${formatSigned(graph.total[i])}` : "";
   const real = (list) => list.filter((e) => e < graph.m).length;
   const role = graph.role[i] ? `, ${graph.role[i]}` : "";
-  return `${graph.type[i]} ${graph.names[i]}${role}${total}, ${real(graph.incoming.of(i))} edges in, ${real(graph.outgoing.of(i))} edges out`;
+  return `${TYPE_WORDS[graph.type[i]]} ${graph.names[i]}${role}${total}, ${real(graph.incoming.of(i))} edges in, ${real(graph.outgoing.of(i))} edges out`;
 }
 
 function shorten(text, limit) {

@@ -21,6 +21,12 @@ function htmlElement(tag, attributes = {}, ...children) {
   return element;
 }
 
+// Headings continue the page's own order: a page of one graph starts at h1, a graph in a report stands below an h2.
+function heading(depth, text, attributes = {}) {
+  const top = document.body.classList.contains("mw-standalone") ? 1 : 3;
+  return htmlElement(`h${top + depth}`, attributes, text);
+}
+
 // Control points of edge e as [x0, y0, x1, y1, x2, y2, x3, y3].
 function curve(graph, e) {
   const s = graph.source[e], t = graph.target[e];

@@ -22,23 +22,27 @@ function attachKeyboard(app, stage) {
 
   function stand(i, { focus = true } = {}) {
     const graph = app.graph();
-    if (current >= 0 && current < graph.n) app.drawing.box(current)?.setAttribute("tabindex", "-1");
+    if (current >= 0 && current < graph.n) app.drawing.button(current)?.setAttribute("tabindex", "-1");
     current = i;
-    const box = i >= 0 ? app.drawing.box(i) : null;
-    if (!box) return;
-    box.setAttribute("tabindex", "0");
+    const button = i >= 0 ? app.drawing.button(i) : null;
+    if (!button) return;
+    button.setAttribute("tabindex", "0");
     if (!focus) return;
     app.view.reveal(graph.x[i], graph.y[i]);
-    box.focus({ preventScroll: true });
+    button.focus({ preventScroll: true });
   }
 
-  // After every rebuild one visible node must be in the tab order.
-  function restore() {
-    const graph = app.graph(), shown = app.drawing.isShown;
-    const wanted = store.get().focus === null ? -1 : graph.index.get(store.get().focus) ?? -1;
-    const first = wanted >= 0 ? wanted : current >= 0 && current < graph.n && shown(current) ? current : [...graph.names.keys()].find(shown) ?? -1;
-    const held = document.activeElement?.closest?.(".mw-node") !== null && stage.contains(document.activeElement);
-    stand(first, { focus: held && first !== current });
+  // After every change one visible node must be in the tab order: the one that has the keyboard, else the focus.
+  function restore(held) {
+    const graph = app.graph(), { focus } = store.get();
+    const wanted = focus === null ? -1 : graph.index.get(focus) ?? -1;
+    const usable = (i) => i >= 0 && i < graph.n && app.drawing.isShown(i);
+    const next = [...(held ? [current, wanted] : [wanted, current]), ...graph.names.keys()].find(usable) ?? -1;
+    stand(next, { focus: held && !holds() });
+  }
+
+  function holds() {
+    return stage.contains(document.activeElement) && document.activeElement.closest(".mw-node") !== null;
   }
 
   function step(dx, dy) {
@@ -86,6 +90,7 @@ function attachKeyboard(app, stage) {
   });
 
   app.root.addEventListener("keydown", (event) => {
+    if (app.help.open) return;
     const typing = event.target.matches("input:not([type=range]):not([type=checkbox]), textarea, select");
     const control = event.ctrlKey || event.metaKey;
     if (control && event.key.toLowerCase() === "z" && !typing) event.shiftKey ? store.redo() : store.undo();
@@ -102,14 +107,14 @@ function attachKeyboard(app, stage) {
     else return;
     event.preventDefault();
   });
-  return { stand, restore };
+  return { stand, restore, holds };
 }
 
 function createHelp() {
   const rows = KEYS.map(([keys, what]) => htmlElement("tr", {}, htmlElement("th", { scope: "row" }, keys), htmlElement("td", {}, what)));
   const dialog = htmlElement("dialog", { class: "mw-help", "aria-label": "Keys and help" });
   dialog.append(
-    htmlElement("h3", {}, "Keys"),
+    heading(1, "Keys"),
     htmlElement("table", {}, htmlElement("tbody", {}, ...rows)),
     htmlElement("p", {}, "Mouse: drag the background to pan, the wheel to zoom, a node to move it; click to focus; Shift-click a second node for the paths between them."),
     htmlElement("button", { type: "button", class: "mw-button", onclick: () => dialog.close() }, "Close"),

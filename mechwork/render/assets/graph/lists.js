@@ -13,7 +13,7 @@ function edgeList(app, title, edges, far) {
   const more = edges.length > LIST_LIMIT ? htmlElement("p", { class: "mw-muted" }, `and ${edges.length - LIST_LIMIT} weaker ones (all are in the CSV export)`) : null;
   const count = far === "both" ? "" : ` (${edges.length})`;
   if (!rows.length) rows.push(htmlElement("li", { class: "mw-muted" }, "none"));
-  return htmlElement("section", {}, htmlElement("h4", {}, title + count), htmlElement("ol", { class: "mw-edge-list" }, ...rows), more);
+  return htmlElement("section", {}, heading(2, title + count), htmlElement("ol", { class: "mw-edge-list" }, ...rows), more);
 }
 
 function edgeRow(app, e, far) {
@@ -43,7 +43,7 @@ function groupTools(app, state) {
   const { store, actions } = app, parts = [];
   const chip = (name) => htmlElement("li", {}, htmlElement("button", { type: "button", class: "mw-link", onclick: () => actions.focus(name) }, name),
     htmlElement("button", { type: "button", class: "mw-x", "aria-label": `Unpin ${name}`, onclick: () => actions.pin(name) }, "×"));
-  if (state.pins.length) parts.push(htmlElement("h4", {}, `Pinned (${state.pins.length})`), htmlElement("ul", { class: "mw-chips" }, ...state.pins.map(chip)));
+  if (state.pins.length) parts.push(heading(2, `Pinned (${state.pins.length})`), htmlElement("ul", { class: "mw-chips" }, ...state.pins.map(chip)));
   const groupable = state.pins.filter((name) => app.base().index.has(name));
   if (groupable.length > 1) {
     const name = htmlElement("input", { type: "text", class: "mw-name", placeholder: "Name of the supernode", "aria-label": "Name of the supernode", maxlength: 40 });
@@ -54,7 +54,7 @@ function groupTools(app, state) {
   if (state.groups.length) {
     const rows = state.groups.map((group) => htmlElement("li", {}, htmlElement("button", { type: "button", class: "mw-link", onclick: () => actions.focus(group.name) }, group.name), ` (${group.members.join(", ")}) `,
       htmlElement("button", { type: "button", class: "mw-button small", onclick: () => actions.ungroup(group.name) }, "Ungroup")));
-    parts.push(htmlElement("h4", {}, "Supernodes"), htmlElement("ul", { class: "mw-plain" }, ...rows));
+    parts.push(heading(2, "Supernodes"), htmlElement("ul", { class: "mw-plain" }, ...rows));
   }
   if (state.focus === null && app.base().m > 1 && !state.groups.length) {
     const suggest = htmlElement("button", { type: "button", class: "mw-button small", onclick: () => showSuggestions(app, suggest) }, "Suggest supernodes");

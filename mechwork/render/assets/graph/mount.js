@@ -28,7 +28,7 @@ function mountGraph(root, id) {
   const keyboard = attachKeyboard(app, stage);
 
   function refresh(before) {
-    const state = store.get();
+    const state = store.get(), held = keyboard.holds();
     if (!before || before.groups !== state.groups || before.moved !== state.moved) {
       graph = deriveGraph(first, state);
       find = createEdgeFinder(graph);
@@ -42,7 +42,7 @@ function mountGraph(root, id) {
     underlay.soon(view.view, focus !== null);
     app.controls.update(state, seen);
     panel.update(state, seen, focus);
-    keyboard.restore();
+    keyboard.restore(held);
   }
 
   let pending = null;

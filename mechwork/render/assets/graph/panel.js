@@ -22,7 +22,7 @@ function nodeDetails(app, state, seen, focus) {
   const pinned = state.pins.includes(name);
   const head = htmlElement(
     "header", { class: "mw-panel-head" },
-    htmlElement("h3", {}, name), htmlElement("span", { class: "mw-kind" }, TYPE_WORDS[graph.type[i]]),
+    heading(1, name), htmlElement("span", { class: "mw-kind" }, TYPE_WORDS[graph.type[i]]),
     htmlElement("button", { type: "button", class: "mw-button small", "aria-pressed": String(pinned), onclick: () => app.actions.pin(name) }, pinned ? "Unpin" : "Pin"),
     htmlElement("button", { type: "button", class: "mw-button small", onclick: () => app.actions.focus(null) }, "Clear"),
   );
@@ -33,21 +33,21 @@ function nodeDetails(app, state, seen, focus) {
     parts.push(badgeLine("estimated", "Sum of outgoing scores", formatSigned(graph.total[i])));
   }
   if (!many) for (const [label, text, certainty] of payload.nodes.facts[first]) parts.push(badgeLine(certainty, label, text));
-  const picture = mechwork.thumbnail?.(name);
-  if (picture) parts.push(htmlElement("figure", { class: "mw-thumb" }, picture, htmlElement("figcaption", {}, "Attention on one prompt (query down, key across)")));
   parts.push(reachLine(app, focus), pathTools(app, state, focus));
   parts.push(edgeList(app, "Inputs", realEdges(graph, graph.incoming.of(i), seen, focus), "source"));
   parts.push(edgeList(app, "Outputs", realEdges(graph, graph.outgoing.of(i), seen, focus), "target"));
+  const picture = mechwork.thumbnail?.(name);
+  if (picture) parts.push(htmlElement("figure", { class: "mw-thumb" }, picture, htmlElement("figcaption", {}, "Attention on one prompt (query down, key across)")));
   const note = htmlElement("textarea", {
     rows: 2, class: "mw-note", placeholder: "Your note (kept in the JSON export)", "aria-label": `Note on ${name}`,
     oninput: (event) => store.set({ notes: { ...store.get().notes, [name]: event.target.value } }, `note ${name}`),
   });
   note.value = state.notes[name] ?? payload.nodes.note[first] ?? "";
-  parts.push(htmlElement("h4", {}, "Note"), note);
+  parts.push(heading(2, "Note"), note);
   return parts;
 }
 
-const TYPE_WORDS = { head: "attention head", mlp: "MLP", input: "residual stream entering block 0", logits: "unembedding", kv: "key/value group", group: "supernode" };
+const TYPE_WORDS = { head: "attention head", mlp: "MLP", input: "input (residual stream entering block 0)", logits: "unembedding", kv: "key/value group", group: "supernode" };
 
 function badgeLine(certainty, label, text) {
   return htmlElement("p", { class: "mw-fact" }, htmlElement("span", { class: `mw-badge ${certainty}` }, certainty), htmlElement("span", {}, `${label}: `, htmlElement("b", {}, text)));
@@ -86,7 +86,7 @@ function overview(app, state, seen) {
   const said = payload.whole
     ? `All ${thousands(payload.nEdgesOfGraph)} edges of the model are scored; the strongest are shown.`
     : `${payload.compare ? "Both circuits together have" : "The circuit has"} ${thousands(payload.nEdgesOfCircuit)} of the model's ${thousands(payload.nEdgesOfGraph)} edges (${share}).`;
-  const parts = [htmlElement("header", { class: "mw-panel-head" }, htmlElement("h3", {}, "Overview"))];
+  const parts = [htmlElement("header", { class: "mw-panel-head" }, heading(1, "Overview"))];
   if (!graph.m) parts.push(htmlElement("p", { class: "mw-empty" }, "This circuit has no edges, so there is nothing to draw between input and logits."));
   parts.push(htmlElement("p", {}, said + (payload.scored ? metric : "")));
   parts.push(htmlElement("p", { class: "mw-muted" }, `${thousands(seen.nNodes)} nodes and ${thousands(seen.nEdges)} edges are drawn. Click a node to see its inputs, outputs, ancestors and descendants; Shift-click a second one for the paths between them.`));

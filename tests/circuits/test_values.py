@@ -1,0 +1,183 @@
+"""Edge spaces, circuits, selection, curves and files: everything that needs no model."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, strategies as st
+
+from mechwork.circuits import Circuit, EdgeScores, EdgeSpace
+from mechwork.circuits.circuit import prune
+from mechwork.circuits.curves import MIB_FRACTIONS, FaithfulnessCurve, faithfulness
+from mechwork.circuits.select import select_random, select_top
+from mechwork.errors import ArtefactError, InputError, MetricError, UnknownNameError
+from mechwork.runs.record import Baseline
+
+SPACE = EdgeSpace(n_layers=2, n_heads=2, n_kv_heads=1)
+spaces = st.builds(
+    lambda layers, kv, group, parallel: EdgeSpace(layers, kv * group, kv, parallel),
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.booleans(),
+)
+
+
+def scores_of(values: torch.Tensor, n: int = 4) -> EdgeScores:
+    per_example = (values * SPACE.mask).expand(n, -1, -1) + 0.0
+    baseline = Baseline(torch.ones(n), torch.zeros(n))
+    return EdgeScores(
+        SPACE, per_example, "denoise", "gradient", 1, "logit_difference", baseline, {"model": {"weights_sha256": "a"}}
+    )
+
+
+@given(spaces)
+def test_every_edge_leads_forward_and_is_counted(space: EdgeSpace) -> None:
+    assert int(space.mask.sum()) == space.n_edges
+    assert len(space.writers) == space.n_writers == len(set(space.writers))
+    assert len(space.readers) == space.n_readers == len(set(space.readers))
+    fed_by = space.feeds.float().T  # reader -> the writers it feeds
+    steps = space.mask.float() @ fed_by  # writer -> writer
+    assert float(steps.tril().abs().max()) == 0
+
+
+def test_gpt2_small_has_the_known_number_of_edges() -> None:
+    assert EdgeSpace(12, 12, 12).n_edges == 32_491
+    assert EdgeSpace(32, 32, 8).n_edges == 805_681
+
+
+def test_names_round_trip() -> None:
+    for row, column in SPACE.mask.nonzero().tolist():
+        assert SPACE.edge_index(SPACE.edge_name(row, column)) == (row, column)
+    with pytest.raises(UnknownNameError, match="nearest: a0.h0"):
+        SPACE.edge_index("a0.h00->m0")
+    with pytest.raises(InputError, match="runs before"):
+        SPACE.edge_index("m1->m0")
+    with pytest.raises(InputError, match="source->target"):
+        SPACE.edge_index("m1")
+
+
+def literal_prune(space: EdgeSpace, mask: torch.Tensor) -> torch.Tensor:
+    """Drop edges from or to dead ends until nothing changes."""
+    mask = mask.clone()
+    while True:
+        before = mask.clone()
+        for row in range(1, space.n_writers):
+            if not bool((space.feeds[row] & mask.any(dim=0)).any()):
+                mask[row] = False
+        for column in range(space.n_readers - 1):
+            if not bool(mask[space.feeds[:, column]].any()):
+                mask[:, column] = False
+        if torch.equal(before, mask):
+            return mask
+
+
+@given(spaces, st.integers(0, 10_000), st.floats(0.02, 0.6))
+def test_pruning_equals_dropping_dead_ends_until_nothing_changes(space: EdgeSpace, seed: int, share: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    mask = space.mask & (torch.rand(space.mask.shape, generator=generator) < share)
+    assert torch.equal(prune(space, mask), literal_prune(space, mask))
+
+
+@given(st.integers(1, SPACE.n_edges), st.integers(0, 1000))
+def test_selection_takes_exactly_the_strongest(n: int, seed: int) -> None:
+    values = torch.randn(SPACE.mask.shape, generator=torch.Generator().manual_seed(seed))
+    mask = select_top(SPACE, values, n)
+    assert int(mask.sum()) == n
+    inside, outside = values[mask].abs(), values[SPACE.mask & ~mask].abs()
+    assert outside.numel() == 0 or float(inside.min()) >= float(outside.max())
+    signed = select_top(SPACE, values, n, by="signed")
+    assert float(values[signed].sum()) >= float(values[mask].sum()) - 1e-5
+
+
+def test_random_circuits_repeat_with_their_seed() -> None:
+    assert torch.equal(select_random(SPACE, 9, 1), select_random(SPACE, 9, 1))
+    assert not torch.equal(select_random(SPACE, 9, 1), select_random(SPACE, 9, 2))
+
+
+def test_sizes_outside_the_graph() -> None:
+    scores = scores_of(torch.randn(SPACE.mask.shape))
+    for n in (0, SPACE.n_edges + 1):
+        with pytest.raises(InputError, match=f"1 to {SPACE.n_edges}"):
+            scores.circuit(n)
+
+
+def test_circuit_algebra() -> None:
+    a = Circuit.from_edges(SPACE, ["input->m0", "m0->logits"])
+    b = Circuit.from_edges(SPACE, ["m0->logits", "input->logits"])
+    assert (a & b).edges == ("m0->logits",)
+    assert len(a | b) == 3
+    assert (a - b).edges == ("input->m0",)
+    assert a.overlap(b) == pytest.approx(1 / 3)
+    assert len(a.complement()) == SPACE.n_edges - 2
+    assert a.nodes == ("input", "m0", "logits")
+    assert "m0->logits" in a
+    with pytest.raises(InputError, match="one graph"):
+        a & Circuit.from_edges(EdgeSpace(1, 1, 1), ["input->m0"])
+    with pytest.raises(InputError, match="not an edge"):
+        Circuit(SPACE, torch.ones_like(SPACE.mask))
+
+
+def test_circuit_file_is_the_same_bytes_for_the_same_inputs(tmp_path: Any) -> None:
+    values = torch.randn(SPACE.mask.shape, generator=torch.Generator().manual_seed(0))
+    circuit = scores_of(values).circuit(20)
+    first, second = circuit.save(tmp_path / "a.json"), scores_of(values).circuit(20).save(tmp_path / "b.json")
+    assert first.read_bytes() == second.read_bytes()
+    loaded = Circuit.load(first)
+    assert torch.equal(loaded.mask, circuit.mask)
+    assert loaded.edges == circuit.edges
+    data = json.loads(first.read_text())
+    first.write_text(json.dumps({**data, "format": 99}))
+    with pytest.raises(ArtefactError, match="Upgrade"):
+        Circuit.load(first)
+    first.write_text("{")
+    with pytest.raises(ArtefactError, match="not a circuit"):
+        Circuit.load(first)
+
+
+def test_scores_save_load_and_know_their_model(tmp_path: Any) -> None:
+    scores = scores_of(torch.randn(SPACE.mask.shape))
+    loaded = EdgeScores.load(scores.save(tmp_path / "scores"))
+    assert torch.equal(loaded.per_example, scores.per_example)
+    assert loaded.space == SPACE
+    with pytest.raises(InputError, match="another model"):
+        loaded.require_model("b")
+    with pytest.raises(MetricError, match="finite"):
+        scores_of(torch.full(SPACE.mask.shape, torch.nan))
+
+
+def test_intervals_hold_the_mean_and_shrink_to_it_without_spread() -> None:
+    scores = scores_of(torch.randn(SPACE.mask.shape))
+    low, high = scores.interval()
+    torch.testing.assert_close(low, scores.values, rtol=0, atol=1e-6)
+    torch.testing.assert_close(high, scores.values, rtol=0, atol=1e-6)
+    assert float(scores.inclusion(10).sum()) == pytest.approx(10)
+
+
+def curve_of(chosen: list[float], signed: list[float]) -> FaithfulnessCurve:
+    n = len(chosen)
+    one = torch.ones(1)
+    return FaithfulnessCurve(
+        fractions=MIB_FRACTIONS[-n:], sizes=tuple(range(1, n + 1)), n_kept=tuple(range(1, n + 1)),
+        per_example=torch.tensor(chosen)[:, None], signed_per_example=torch.tensor(signed)[:, None],
+        random_per_example=torch.zeros(1, n, 1), empty_per_example=0 * one, model_per_example=one,
+        ablation="corrupt", metric_name="logit_difference", provenance={},
+    )  # fmt: skip
+
+
+def test_areas_by_hand() -> None:
+    """Fractions .5 and 1: CPR = (.4 + 1)/2 * .5, CMD = (|1 - .6| + 0)/2 * .5."""
+    curve = curve_of([0.6, 1.0], [0.4, 1.0])
+    assert curve.cpr == pytest.approx(0.35)
+    assert curve.cmd == pytest.approx(0.1)
+    assert curve.random_cmd == pytest.approx(0.5)
+
+
+def test_faithfulness_is_a_ratio_of_means_and_may_be_undefined() -> None:
+    circuit, empty, model = torch.tensor([1.0, 3.0]), torch.tensor([0.0, 1.0]), torch.tensor([2.0, 5.0])
+    assert faithfulness(circuit, empty, model) == pytest.approx((2 - 0.5) / (3.5 - 0.5))
+    with pytest.raises(MetricError, match="undefined"):
+        faithfulness(circuit, model, model)

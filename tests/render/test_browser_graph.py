@@ -1,0 +1,503 @@
+"""The interactive graph as a person uses it: mouse and keyboard, in a real browser, offline."""
+
+import csv
+import io
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from mechwork.circuits.circuit import Circuit
+from mechwork.display import frame
+from mechwork.render import GraphOptions, render_graph
+from mechwork.render.graph_payload import Fact, graph_payload
+from mechwork.render.graph_static import static_svg
+from tests.render import synthetic
+from tests.render.conftest import OpenPage, Tab
+
+
+@pytest.fixture
+def tab(open_page: OpenPage) -> Tab:
+    facts = {"a4.h1": [Fact("Effect", "+1.4 ± 0.1 (SE)")]}
+    return open_page(render_graph(synthetic.circuit(), GraphOptions(title="Circuit for ioi", facts=facts), scores=synthetic.scores()))
+
+
+def ancestors(circuit: Circuit, name: str, *, down: bool) -> set[str]:
+    """The slow way: breadth-first over edge names."""
+    pairs = [(edge.split("->")[0], edge.split("->")[1].split("<")[0]) for edge in circuit.edges]
+    found, todo = set(), [name]
+    while todo:
+        here = todo.pop()
+        for source, target in pairs:
+            near, far = (source, target) if down else (target, source)
+            if near == here and far not in found:
+                found.add(far)
+                todo.append(far)
+    return found
+
+
+def test_the_whole_circuit_is_drawn_and_counted(tab: Tab) -> None:
+    circuit = synthetic.circuit()
+    assert sorted(tab.drawn()) == sorted(circuit.edges)
+    assert tab.page.locator(".mw-counted").text_content().startswith(f"showing {circuit.n_edges} of 1,108 edges")
+    assert tab.page.locator(".mw-nodes .mw-node:visible").count() == len(circuit.nodes)
+    assert "negative" in tab.node("a5.h0").locator("../..").get_attribute("class")
+    tab.picture("graph-light")
+
+
+def test_the_script_draws_the_curves_that_python_laid_out(tab: Tab) -> None:
+    root = ElementTree.fromstring(static_svg(graph_payload(synthetic.circuit(), scores=synthetic.scores())))
+    static = {path.get("d") for path in root.iter("{http://www.w3.org/2000/svg}path") if "C" in (path.get("d") or "")}
+    drawn = set(tab.page.evaluate("() => [...document.querySelectorAll('.mw-edges path')].map((p) => p.getAttribute('d'))"))
+    assert len(drawn) == synthetic.circuit().n_edges
+
+    def numbers(path: str) -> tuple[float, ...]:
+        return tuple(float(part) for part in path.replace("M", " ").replace("C", " ").split())
+
+    rounded = {tuple(round(v) for v in numbers(path)) for path in static if path}
+    assert sum(tuple(round(v) for v in numbers(path)) in rounded for path in drawn) > 0.9 * len(drawn)
+
+
+def test_fewer_edges_by_slider_number_and_keys(tab: Tab) -> None:
+    circuit = synthetic.circuit()
+    tab.page.locator(".mw-exact").fill("10")
+    tab.page.locator(".mw-exact").press("Enter")
+    assert tab.drawn() == list(circuit.edges[:10])
+    assert "strongest 10 of" in tab.page.locator(".mw-active").text_content()
+    tab.page.locator(".mw-threshold .mw-slider").focus()
+    tab.page.keyboard.press("Home")
+    assert tab.drawn() == [circuit.edges[0]]
+    tab.page.keyboard.press("End")
+    assert len(tab.drawn()) == circuit.n_edges
+    tab.page.locator(".mw-hit[tabindex='0']").focus()
+    tab.page.keyboard.press("[")
+    assert tab.state()["shown"] < circuit.n_edges
+
+
+def test_a_click_shows_direct_edges_ancestors_and_descendants(tab: Tab) -> None:
+    circuit = synthetic.circuit()
+    tab.click_node("a2.h0")
+    near = {"a2.h0"}
+    for edge in circuit.edges:
+        source, target = edge.split("->")[0], edge.split("->")[1].split("<")[0]
+        near |= {source, target} if "a2.h0" in (source, target) else set()
+    related = ancestors(circuit, "a2.h0", down=True) | ancestors(circuit, "a2.h0", down=False) | {"a2.h0"}
+    for name in circuit.nodes:
+        look = tab.node(name).locator("../..").get_attribute("class")
+        assert ("is-dim" in look) == (name not in related), name
+        assert ("is-near" in look or "is-focus" in look) == (name in near), name
+    said = tab.page.locator(".mw-panel").text_content()
+    up, down = (len(ancestors(circuit, "a2.h0", down=d)) for d in (False, True))
+    assert f"{up} ancestors, {down} descendants" in said
+    assert "S-inhibition" in said
+    tab.picture("graph-focus")
+    tab.click_node("a2.h0")
+    assert tab.state()["focus"] is None
+
+
+def test_edges_of_the_focus_are_drawn_below_the_threshold(tab: Tab) -> None:
+    tab.page.locator(".mw-exact").fill("3")
+    tab.page.locator(".mw-exact").press("Enter")
+    tab.page.locator(".mw-search").fill("a2.h0")
+    tab.page.locator(".mw-search").press("Enter")
+    circuit = synthetic.circuit()
+    own = {edge for edge in circuit.edges if edge.startswith("a2.h0->") or "->a2.h0<" in edge}
+    assert own <= set(tab.drawn())
+    assert len(own) > 2
+
+
+def test_shift_click_shows_the_paths_between_two_nodes(tab: Tab) -> None:
+    tab.click_node("a0.h1")
+    tab.click_node("logits", modifiers=["Shift"])
+    assert tab.state()["to"] == "logits"
+    circuit = synthetic.circuit()
+    between = ancestors(circuit, "a0.h1", down=True) & (ancestors(circuit, "logits", down=False) | {"logits"}) | {"a0.h1"}
+    for name in circuit.nodes:
+        look = tab.node(name).locator("../..").get_attribute("class")
+        assert ("is-dim" in look) == (name not in between), name
+    said = tab.page.locator(".mw-panel [role=status]").text_content()
+    assert "Widest path" in said
+    assert said.rstrip(".").endswith("logits")
+    tab.picture("graph-paths")
+    tab.page.locator(".mw-panel select").select_option("")
+    assert tab.state()["to"] is None
+
+
+def test_the_widest_path_is_the_best_of_all(tab: Tab) -> None:
+    circuit = synthetic.circuit()
+    assert circuit.scores is not None
+    weight = {edge: abs(float(circuit.scores[circuit.space.edge_index(edge)])) for edge in circuit.edges}
+
+    def best(node: str, end: str) -> float:
+        if node == end:
+            return float("inf")
+        onward = [(edge, edge.split("->")[1].split("<")[0]) for edge in circuit.edges if edge.startswith(f"{node}->")]
+        return max([min(weight[edge], best(target, end)) for edge, target in onward], default=0.0)
+
+    tab.click_node("input")
+    tab.click_node("logits", modifiers=["Shift"])
+    found = tab.page.evaluate("() => { const a = mechwork.graphs[0]; return Math.min(...a.focus().path.widest.map((e) => Math.abs(a.graph().score[e]))) }")
+    assert found == pytest.approx(best("input", "logits"), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("label", "keeps"),
+    [
+        ("Show MLPs", lambda source, target, kind, score: "m" not in (source[0], target[0])),
+        ("Show edges into queries", lambda source, target, kind, score: kind != "q"),
+        ("Show edges with negative score", lambda source, target, kind, score: score >= 0),
+        ("Show the logits", lambda source, target, kind, score: target != "logits"),
+    ],
+)
+def test_filters_hide_what_they_say_and_the_legend_tells(tab: Tab, label: str, keeps: object) -> None:
+    circuit = synthetic.circuit()
+    assert circuit.scores is not None
+    button = tab.page.get_by_role("button", name=label)
+    assert button.get_attribute("aria-pressed") == "true"
+    button.click()
+    tab.settle()
+    assert button.get_attribute("aria-pressed") == "false"
+    expected = []
+    for edge in circuit.edges:
+        source, target = edge.split("->")
+        score = float(circuit.scores[circuit.space.edge_index(edge)])
+        if keeps(source, target.split("<")[0], target[-2] if "<" in target else "", score):  # pyright: ignore[reportCallIssue]
+            expected.append(edge)
+    assert tab.drawn() == expected
+    assert 0 < len(expected) < circuit.n_edges
+    assert "without" in tab.page.locator(".mw-active").text_content()
+
+
+def test_confidence_and_node_sliders(tab: Tab) -> None:
+    tab.page.get_by_label("Least share of resamples").fill("1")
+    confidence = graph_payload(synthetic.circuit(), scores=synthetic.scores())["edges"]["confidence"]
+    assert len(tab.drawn()) == sum(c >= 1 for c in confidence) < len(confidence)
+    tab.page.get_by_label("Least share of resamples").fill("0")
+    tab.page.get_by_label("Number of nodes kept").fill("5")
+    tab.settle()
+    assert tab.page.locator(".mw-nodes .mw-node:visible").count() == 5
+
+
+def test_search_marks_and_focuses(tab: Tab) -> None:
+    tab.page.locator(".mw-search").fill("name mover")
+    tab.settle()
+    assert tab.page.locator(".mw-node.is-found").count() == 3
+    tab.page.locator(".mw-search").press("Enter")
+    assert tab.state()["focus"] in {"a4.h1", "a4.h2", "a5.h0"}
+    tab.page.locator(".mw-search").press("Escape")
+    tab.page.locator(".mw-search").fill("no such node")
+    tab.page.locator(".mw-search").press("Enter")
+    assert "No node has this text" in tab.page.locator(".mw-said").text_content()
+
+
+def test_everything_by_keyboard(tab: Tab) -> None:
+    page = tab.page
+    page.locator(".mw-hit[tabindex='0']").focus()
+    assert page.locator(".mw-hit[tabindex='0']").count() == 1
+
+    def here() -> str:
+        return page.evaluate("() => mechwork.graphs[0].graph().names[Number(document.activeElement.closest('.mw-node')?.dataset.node)]")
+
+    def ring() -> str:
+        return page.evaluate("() => getComputedStyle(document.activeElement.querySelector('.mw-ring')).stroke")
+
+    start = here()
+    page.keyboard.press("ArrowUp")
+    assert here() != start
+    assert ring() != "none"
+    assert page.locator(".mw-tip").is_visible()
+    page.keyboard.press("Enter")
+    first = here()
+    assert tab.state()["focus"] == first
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("Shift+Enter")
+    assert tab.state()["to"] == here()
+    page.keyboard.press("Escape")
+    assert tab.state()["to"] is None
+    page.keyboard.press("Escape")
+    assert tab.state()["focus"] is None
+    page.keyboard.press("p")
+    assert tab.state()["pins"] == [here()]
+    page.keyboard.press("Control+z")
+    assert tab.state()["pins"] == []
+    page.keyboard.press("Control+Shift+z")
+    assert tab.state()["pins"] == [here()]
+    before = page.evaluate("() => ({ ...mechwork.graphs[0].view.view })")
+    page.keyboard.press("+")
+    page.keyboard.press("-")
+    page.keyboard.press("-")
+    assert page.evaluate("() => mechwork.graphs[0].view.view.k") < before["k"]
+    page.keyboard.press("0")
+    assert page.evaluate("() => mechwork.graphs[0].view.view.k") == pytest.approx(before["k"])
+    page.keyboard.press("Alt+ArrowRight")
+    assert list(tab.state()["moved"]) == [here()]
+    page.keyboard.press("/")
+    assert page.evaluate("() => document.activeElement.className") == "mw-search"
+    page.locator(".mw-hit[tabindex='0']").focus()
+    page.keyboard.press("?")
+    assert page.locator("dialog.mw-help").is_visible()
+    tab.picture("graph-help")
+    page.keyboard.press("Escape")
+    assert not page.locator("dialog.mw-help").is_visible()
+
+
+def test_every_control_can_be_reached_with_tab_and_shows_its_focus(tab: Tab) -> None:
+    page = tab.page
+    seen = []
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        here = page.evaluate(
+            """() => { const e = document.activeElement; if (e === document.body) return null; const s = getComputedStyle(e);
+            const ring = e.querySelector?.('.mw-ring'); const shown = ring ? getComputedStyle(ring).stroke !== 'none' : s.outlineStyle !== 'none' && parseFloat(s.outlineWidth) > 0;
+            return [e.getAttribute('aria-label') || e.textContent.trim().slice(0, 40) || e.tagName, shown] }"""
+        )
+        if here is None or (seen and here[0] == seen[0][0]):
+            break
+        seen.append(here)
+    assert all(shown for _, shown in seen), seen
+    names = " | ".join(name for name, _ in seen)
+    for wanted in ("Search nodes", "Fit the graph", "Full screen", "Export", "Edges shown", "Show MLPs", "Details", "Suggest supernodes", "Legend"):
+        assert wanted in names
+    assert any("summed score" in name or name.startswith("unembedding") for name, _ in seen)
+
+
+def test_pan_zoom_and_fit_with_the_mouse(tab: Tab) -> None:
+    page = tab.page
+    box = page.locator(".mw-stage").bounding_box()
+    corner = (box["x"] + 120, box["y"] + 30)
+    before = page.evaluate("() => ({ ...mechwork.graphs[0].view.view })")
+    page.mouse.move(*corner)
+    page.mouse.down()
+    page.mouse.move(corner[0] + 60, corner[1] + 40, steps=4)
+    page.mouse.up()
+    after = page.evaluate("() => ({ ...mechwork.graphs[0].view.view })")
+    assert after["x"] - before["x"] == pytest.approx(60, abs=1)
+    assert after["y"] - before["y"] == pytest.approx(40, abs=1)
+    page.mouse.wheel(0, -300)
+    page.wait_for_function("(k) => mechwork.graphs[0].view.view.k > k", arg=after["k"])
+    assert tab.state()["focus"] is None
+    page.get_by_role("button", name="Fit the graph (0)").click()
+    again = page.evaluate("() => ({ ...mechwork.graphs[0].view.view })")
+    assert again == pytest.approx(before, abs=1)
+
+
+def test_a_node_can_be_dragged_and_its_edges_follow(tab: Tab) -> None:
+    page = tab.page
+    box = tab.node("a4.h1").bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    before = page.evaluate("() => document.querySelectorAll('.mw-edges path')[0].ownerSVGElement.querySelector('.mw-edges').innerHTML")
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 80, y + 10, steps=4)
+    page.mouse.up()
+    moved = tab.node("a4.h1").bounding_box()
+    assert moved["x"] - box["x"] == pytest.approx(80, abs=4)
+    assert tab.state()["focus"] is None
+    assert page.evaluate("() => document.querySelector('.mw-edges').innerHTML") != before
+    page.get_by_role("button", name="Undo (Ctrl+Z)").click()
+    tab.settle()
+    assert tab.node("a4.h1").bounding_box()["x"] == pytest.approx(box["x"], abs=1)
+
+
+def test_hovering_says_what_a_node_and_an_edge_are(tab: Tab) -> None:
+    page = tab.page
+    box = tab.node("a4.h1").bounding_box()
+    page.mouse.move(box["x"] + 20, box["y"] + 8)
+    assert "a4.h1 – name mover" in page.locator(".mw-tip").text_content()
+    x, y = page.evaluate(
+        """() => { const a = mechwork.graphs[0], g = a.graph(), e = 0, s = g.source[e], v = a.view.view, r = a.stage.getBoundingClientRect();
+        return [g.x[s] * v.k + v.x + r.left, (g.y[s] - g.height[s] / 2 - 6) * v.k + v.y + r.top] }"""
+    )
+    page.mouse.move(x, y)
+    said = page.locator(".mw-tip").text_content()
+    assert "score" in said
+    assert "±" in said
+    assert "of resamples" in said
+    tab.picture("graph-hover")
+
+
+def test_pins_become_a_named_supernode_and_back(tab: Tab) -> None:
+    page = tab.page
+    for name in ("a4.h1", "a4.h2"):
+        tab.click_node(name)
+        page.get_by_role("button", name="Pin", exact=True).click()
+        tab.settle()
+    page.get_by_label("Name of the supernode").fill("name movers </script>")
+    page.get_by_label("Name of the supernode").press("Enter")
+    tab.settle()
+    assert tab.state()["groups"] == [{"name": "name movers </script>", "members": ["a4.h1", "a4.h2"]}]
+    assert tab.page.evaluate("() => mechwork.graphs[0].graph().index.has('a4.h1')") is False
+    merged = tab.page.evaluate(
+        "() => { const g = mechwork.graphs[0].graph(), i = g.index.get('name movers </script>'); return [...Array(g.m).keys()].filter((e) => g.source[e] === i && g.names[g.target[e]] === 'logits').map((e) => g.score[e]) }"
+    )
+    circuit = synthetic.circuit()
+    assert circuit.scores is not None
+    both = sum(float(circuit.scores[circuit.space.edge_index(f"{name}->logits")]) for name in ("a4.h1", "a4.h2"))
+    assert merged == [pytest.approx(both, rel=1e-4)]
+    assert "1 supernode" in page.locator(".mw-active").text_content()
+    tab.picture("graph-supernode")
+    page.get_by_role("button", name="Ungroup").click()
+    tab.settle()
+    assert len(tab.drawn()) == circuit.n_edges
+
+
+def test_supernodes_are_suggested_by_signed_profile(tab: Tab) -> None:
+    tab.page.get_by_role("button", name="Suggest supernodes").click()
+    said = tab.page.locator(".mw-panel [role=status]").text_content()
+    assert "suggestion" in said or "No two" in said
+
+
+def exported(tab: Tab, item: str) -> Path:
+    tab.page.get_by_role("button", name="Export ▾").click()
+    with tab.page.expect_download() as download:
+        tab.page.get_by_role("menuitem", name=item).click()
+    return Path(download.value.path())
+
+
+def test_exports(tab: Tab) -> None:
+    circuit = synthetic.circuit()
+    tab.page.locator(".mw-exact").fill("20")
+    tab.page.locator(".mw-exact").press("Enter")
+    tab.settle()
+    svg = ElementTree.parse(exported(tab, "SVG (vector, light)")).getroot()
+    assert "strongest 20 of" in "".join(svg.itertext())
+    assert len([p for p in svg.iter("{http://www.w3.org/2000/svg}path") if "C" in (p.get("d") or "")]) == 20
+    assert exported(tab, "PNG").read_bytes().startswith(b"\x89PNG")
+    rows = list(csv.DictReader(io.StringIO(exported(tab, "CSV").read_text())))
+    assert len(rows) == 20
+    assert rows[0]["source"] == circuit.edges[0].split("->")[0]
+    assert float(rows[0]["score"]) > 0
+    data = json.loads(exported(tab, "JSON (graph").read_text(encoding="utf-8"))
+    assert data["what"] == "mechwork graph"
+    assert data["state"]["shown"] == 20
+
+
+def test_a_saved_json_brings_back_notes_pins_and_filters(tab: Tab, tmp_path: Path) -> None:
+    page = tab.page
+    tab.click_node("a4.h1")
+    page.get_by_label("Note on a4.h1").fill("moves the name")
+    page.get_by_role("button", name="Pin", exact=True).click()
+    page.get_by_role("button", name="Show MLPs").click()
+    tab.settle()
+    saved = exported(tab, "JSON (graph").read_text(encoding="utf-8")
+    page.reload()
+    page.wait_for_selector(".mw-nodes .mw-node", state="attached")
+    assert tab.state()["notes"] == {}
+
+    def load(name: str, text: str) -> None:
+        file = tmp_path / name
+        file.write_text(text, encoding="utf-8")
+        page.get_by_role("button", name="Export ▾").click()
+        with page.expect_file_chooser() as chooser:
+            page.get_by_role("menuitem", name="Open a saved JSON").click()
+        chooser.value.set_files(str(file))
+
+    load("saved.json", saved)
+    page.wait_for_function("() => mechwork.graphs[0].store.get().notes['a4.h1']")
+    state = tab.state()
+    assert state["notes"] == {"a4.h1": "moves the name"}
+    assert state["pins"] == ["a4.h1"]
+    assert state["types"]["mlp"] is False
+    load("newer.json", json.dumps({**json.loads(saved), "format": 99}))
+    page.wait_for_function("() => document.querySelector('.mw-said').textContent.includes('format 99')")
+    load("other.json", '{"a": 1}')
+    page.wait_for_function("() => document.querySelector('.mw-said').textContent.includes('not a graph')")
+
+
+def test_full_screen_and_reset(tab: Tab) -> None:
+    page = tab.page
+    page.get_by_role("button", name="Full screen (F)").click()
+    page.wait_for_function("() => document.fullscreenElement !== null || document.querySelector('.mw-said').textContent")
+    page.evaluate("() => document.fullscreenElement && document.exitFullscreen()")
+    tab.click_node("a4.h1")
+    page.get_by_role("button", name="Show MLPs").click()
+    page.get_by_role("button", name="Reset filters, focus and positions").click()
+    state = tab.state()
+    assert state["focus"] is None
+    assert state["types"]["mlp"] is True
+    page.get_by_role("button", name="Undo (Ctrl+Z)").click()
+    assert tab.state()["focus"] == "a4.h1"
+
+
+def test_two_circuits_are_compared(open_page: OpenPage) -> None:
+    first, second = synthetic.scores().circuit(40), synthetic.scores(seed=9).circuit(40)
+    tab = open_page(render_graph(first, GraphOptions(title="RelP and gradient", names=("relp", "gradient")), other=second))
+    assert f"only gradient: {(second - first).n_edges}" in tab.page.locator(".mw-panel").text_content()
+    tab.page.get_by_role("button", name="Show edges in both").click()
+    both = set((first & second).edges)
+    assert not both & set(tab.drawn())
+    tab.page.get_by_role("button", name="Show edges in both").click()
+    tab.picture("graph-compare")
+    tab.page.get_by_label("colour by circuit").uncheck()
+    assert tab.state()["colour"] == "sign"
+
+
+def test_without_scripts_there_is_a_picture_and_a_table(open_page: OpenPage) -> None:
+    tab = open_page(render_graph(synthetic.circuit()), scripts=False)
+    assert tab.page.locator("img.mw-static").is_visible()
+    assert tab.page.locator("img.mw-static").evaluate("(image) => image.naturalWidth") > 300
+    tab.page.locator("summary").click()
+    assert tab.page.locator("tbody tr").count() == synthetic.circuit().n_edges
+    tab.picture("graph-without-scripts", full_page=True)
+
+
+def test_an_empty_circuit_says_so(open_page: OpenPage) -> None:
+    tab = open_page(render_graph(Circuit.from_edges(synthetic.space(), [])))
+    assert "has no edges" in tab.page.locator(".mw-panel").text_content()
+    assert tab.page.locator(".mw-nodes .mw-node:visible").count() == 2
+
+
+def test_a_circuit_without_scores_is_neutral(open_page: OpenPage) -> None:
+    tab = open_page(render_graph(Circuit.from_edges(synthetic.space(), ["input->a0.h0<q>", "a0.h0->m1", "m1->logits"])))
+    assert tab.page.locator(".mw-edges .neutral").count() == 3
+    assert tab.page.get_by_role("button", name="Show edges with positive score").count() == 0
+
+
+def test_grouped_key_value_heads(open_page: OpenPage) -> None:
+    tab = open_page(render_graph(synthetic.grouped_circuit()))
+    name = next(n for n in tab.page.evaluate("() => mechwork.graphs[0].graph().names") if ".kv" in n)
+    tab.click_node(name)
+    assert "key/value group" in tab.page.locator(".mw-panel").text_content()
+    assert tab.page.evaluate("() => mechwork.graphs[0].focus().down.nodes.reduce((a, b) => a + b)") >= 2
+    tab.picture("graph-grouped")
+
+
+def test_hostile_names_and_roles_run_nothing(open_page: OpenPage) -> None:
+    from dataclasses import replace
+
+    circuit = synthetic.circuit()
+    hostile = replace(circuit, roles=dict(zip(circuit.nodes, synthetic.HOSTILE, strict=False)))
+    facts = {name: [Fact(text, text)] for name, text in zip(circuit.nodes, synthetic.HOSTILE, strict=False)}
+    notes = dict(zip(circuit.nodes, synthetic.HOSTILE, strict=False))
+    tab = open_page(render_graph(hostile, GraphOptions(title=synthetic.HOSTILE[0], facts=facts, notes=notes)))
+    for name in circuit.nodes:
+        tab.page.evaluate("(name) => mechwork.graphs[0].actions.focus(name)", name)
+        tab.settle()
+    assert tab.page.evaluate("() => window.pwned === undefined")
+    tab.picture("graph-hostile")
+
+
+def test_it_works_in_the_frame_of_a_notebook(open_page: OpenPage) -> None:
+    tab = open_page(f"<!doctype html><meta charset='utf-8'>{frame(render_graph(synthetic.circuit()))}", wait="iframe", width=900)
+    inside = tab.page.frame_locator("iframe")
+    inside.locator(".mw-nodes .mw-node").first.wait_for(state="attached")
+    inside.locator("[aria-label^='attention head a4.h1'] .mw-shape").click()
+    inside.locator(".mw-panel-head h2", has_text="a4.h1").wait_for()
+    tab.picture("graph-notebook")
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_no_accessibility_violations(open_page: OpenPage, axe: str, dark: bool) -> None:
+    tab = open_page(render_graph(synthetic.circuit(), scores=synthetic.scores()), dark=dark)
+    tab.click_node("a4.h1")
+    tab.page.evaluate(axe)
+    found = tab.page.evaluate("() => axe.run(document, { resultTypes: ['violations'] })")
+    assert {v["id"]: [n["html"][:140] for n in v["nodes"][:3]] for v in found["violations"]} == {}
+    tab.picture(f"graph-focus-{'dark' if dark else 'light'}")
+
+
+def test_a_narrow_window_stacks_the_panel(open_page: OpenPage) -> None:
+    tab = open_page(render_graph(synthetic.circuit()), width=420, height=860)
+    assert tab.page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
+    tab.picture("graph-narrow", full_page=True)

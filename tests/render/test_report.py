@@ -1,0 +1,201 @@
+import json
+import os
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+
+from mechwork.ablation.heads import HeadRow, HeadStudy
+from mechwork.errors import InputError, UnknownNameError
+from mechwork.render import render_attention, render_heads, render_report, report
+from mechwork.render.attention import MAX_TOKENS
+from mechwork.render.page import BUNDLES, asset, assemble, embed_json, Fragment
+from mechwork.render.sections import SECTIONS
+from mechwork.runs.attention import AttentionPatterns
+from tests.render import synthetic
+
+
+class Outline(HTMLParser):
+    """Section names, visible text, and every attribute of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.sections: list[str] = []
+        self.text: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.open: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.open.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag == "section":
+            self.sections.append(dict(attrs)["id"] or "")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in self.open:
+            self.open.remove(tag)
+
+    def handle_data(self, data: str) -> None:
+        if not {"script", "style"} & set(self.open):
+            self.text.append(data)
+
+
+def test_the_report_has_every_section_and_fits(tmp_path: Path) -> None:
+    path = report(tmp_path / "ioi.html", synthetic.task(), *synthetic.everything())
+    page = path.read_text(encoding="utf-8")
+    outline = Outline(page)
+    assert outline.sections == list(SECTIONS)
+    assert path.stat().st_size < 8_000_000
+    assert page.count("* plotly.js v") == 1
+    assert page.count("var CircuitsVis=") == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["ioi.html"]
+
+
+def test_the_summary_gives_numbers_with_their_interval() -> None:
+    text = " ".join(Outline(render_report(synthetic.task(), *synthetic.everything())).text)
+    evaluation = synthetic.evaluation()
+    low, high = evaluation.interval()
+    assert f"faithfulness of {evaluation.faithfulness:.2f} (95 % interval {low:.2f} to {high:.2f})" in text
+    assert "random circuits of that size reach 0.01" in text
+    assert "a4.h1 (name mover, +1.61 ± 0.050)" in text
+    assert f"of the model's 1,108 edges" in text
+
+
+def test_limits_are_filled_in_from_the_results() -> None:
+    def limits(*results: object) -> str:
+        page = render_report(synthetic.task(), *results)
+        return page[page.index('id="limits"') : page.index('id="provenance"')]
+
+    full = limits(*synthetic.everything())
+    for wanted in ("Estimated, not measured", "scale of every norm", "denoising", "corrupt ablation", "no path from the input", "small model", "interpretation"):
+        assert wanted in full
+    noising = limits(synthetic.effects(direction="noise"))
+    assert "they show what is necessary" in noising
+    assert "Estimated, not measured" not in noising
+    gradient = limits(replace(synthetic.scores(), rules="gradient"))
+    assert "scale of every norm" not in gradient
+
+
+@pytest.mark.parametrize("k", range(8))
+def test_any_single_result_makes_a_report(k: int) -> None:
+    outline = Outline(render_report(synthetic.task(), synthetic.everything()[k]))
+    assert {"summary", "task", "limits", "provenance"} <= set(outline.sections)
+
+
+def test_scripts_that_are_not_needed_are_left_out() -> None:
+    page = render_report(synthetic.task(), synthetic.circuit())
+    assert len(page) < 400_000
+
+
+def test_differing_tokens_are_marked_in_the_pairs() -> None:
+    page = render_report(synthetic.task(), synthetic.circuit())
+    rows = page[page.index("mw-pairs") : page.index("</table>", page.index("mw-pairs"))]
+    assert rows.count('<mark class="mw-token" title="differs from the corrupt prompt">John</mark>') == 5
+    assert rows.count('<mark class="mw-token" title="differs from the clean prompt">Mary</mark>') == 5
+
+
+def test_own_texts_stand_in_their_section_escaped() -> None:
+    page = render_report(synthetic.task(), synthetic.circuit(), texts={"graph": "first\n\n<b>second</b>", "heads": "to do"})
+    outline = Outline(page)
+    assert "<b>second</b>" in " ".join(outline.text)
+    assert "heads" in outline.sections
+    with pytest.raises(UnknownNameError, match="nearest: graph"):
+        render_report(synthetic.task(), synthetic.circuit(), texts={"grph": ""})
+
+
+def test_an_existing_file_is_only_replaced_with_force(tmp_path: Path) -> None:
+    path = tmp_path / "r.html"
+    path.write_text("mine")
+    with pytest.raises(InputError, match="force=True"):
+        report(path, synthetic.task(), synthetic.circuit())
+    assert path.read_text() == "mine"
+    report(path, synthetic.task(), synthetic.circuit(), force=True)
+    assert path.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_targets_that_cannot_be_written_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        report(tmp_path / "missing" / "r.html", synthetic.task(), synthetic.circuit())
+    with pytest.raises(InputError, match="is a folder"):
+        report(tmp_path, synthetic.task(), synthetic.circuit(), force=True)
+    monkeypatch.setattr(os, "access", lambda *_: False)  # the tests may run as a user who can write everywhere
+    with pytest.raises(InputError, match="cannot be written"):
+        report(tmp_path / "r.html", synthetic.task(), synthetic.circuit())
+
+
+def test_a_failure_while_writing_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Path, target: Path) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(InputError, match="No space left"):
+        report(tmp_path / "r.html", synthetic.task(), synthetic.circuit())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_report_cannot_show_is_refused() -> None:
+    with pytest.raises(InputError, match="shows Effects"):
+        render_report(synthetic.task(), "a string")
+    with pytest.raises(InputError, match="at least one result"):
+        render_report(synthetic.task())
+
+
+def test_the_machine_readable_part_is_stable_and_holds_the_circuit() -> None:
+    pages = [render_report(synthetic.task(), *synthetic.everything()) for _ in range(2)]
+    assert pages[0] == pages[1]
+    held = re.search(r'<script type="application/json" data-name="mechwork-report">(.*?)</script>', pages[0])
+    assert held is not None
+    data = json.loads(held[1])
+    assert data["circuits"][0]["edges"] == synthetic.circuit().to_json()["edges"]
+    assert not any("time" in entry["provenance"] for entry in data["results"])
+
+
+def test_the_command_is_shown_as_one_types_it() -> None:
+    text = " ".join(Outline(render_report(synthetic.task(), replace(synthetic.circuit(), provenance={"command": "/x/mechwork/cli/__main__.py discover ioi"}))).text)
+    assert "mechwork discover ioi" in text
+    assert "__main__" not in text.split("Everything that is recorded")[0]
+
+
+def test_hostile_prompts_cannot_add_elements_or_handlers() -> None:
+    task = synthetic.task(synthetic.HOSTILE)
+    results = (synthetic.effects(texts=synthetic.HOSTILE), synthetic.effects(texts=synthetic.HOSTILE, estimated=True), synthetic.patterns(synthetic.HOSTILE), synthetic.circuit())
+    outline = Outline(render_report(task, *results, title=synthetic.HOSTILE[0], texts={"summary": synthetic.HOSTILE[1]}))
+    assert not any(name.startswith("on") for _, name, _ in outline.attributes)
+    assert all(value.startswith("data:") for tag, name, value in outline.attributes if name == "src")
+    assert all(value.startswith("#") for tag, name, value in outline.attributes if tag == "a" and name == "href")
+
+
+def test_attention_is_checked_and_long_prompts_are_cut() -> None:
+    patterns = synthetic.patterns(tuple(f" t{i}" for i in range(90)))
+    page = render_attention(patterns)
+    assert f"Only the first {MAX_TOKENS} of 90 tokens are drawn" in page
+    with pytest.raises(InputError, match="at least one head"):
+        render_attention(AttentionPatterns(("a",), (), torch.zeros(0, 1, 1), "", {}))
+    with pytest.raises(InputError, match="patterns are"):
+        render_attention(replace(patterns, tokens=("a",)))
+
+
+def test_the_table_of_heads_keeps_measured_and_interpreted_apart() -> None:
+    page = render_heads(synthetic.study())
+    assert page.count('data-mw-row="a4.h1"') == 1
+    assert "role (interpretation)" in page
+    bare = HeadStudy((HeadRow("a0.h0", 0.1, float("nan"), None),), "logit_difference", {})
+    page = render_heads(bare)
+    assert "direct effect" not in page
+    assert "role (interpretation)" not in page
+
+
+def test_every_asset_is_read_and_short() -> None:
+    for bundle in BUNDLES.values():
+        for name in (*bundle.styles, *bundle.scripts):
+            assert len(asset(name).splitlines()) < 400
+
+
+def test_assembling_refuses_unknown_bundles_and_embeds_safely() -> None:
+    with pytest.raises(UnknownNameError, match="bundle"):
+        assemble("t", [Fragment("", needs=("grpah",))])
+    assert "</script><" not in embed_json({"x": "</script><b>"}).removesuffix("</script>")

@@ -1,0 +1,79 @@
+"""The public list of names is what this file says; adding or removing one is a decision."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import mechwork
+
+PUBLIC = {
+    "AttentionPatterns",
+    "Circuit",
+    "CircuitEvaluation",
+    "Composite",
+    "EdgeScores",
+    "EdgeSpace",
+    "Effects",
+    "FaithfulnessCurve",
+    "HeadStudy",
+    "PromptPairs",
+    "Site",
+    "Task",
+    "attribute",
+    "evaluate",
+    "find_composite",
+    "load_model",
+    "patch",
+    "record_attention",
+    "record_run",
+    "report",
+    "score_edges",
+    "study_heads",
+    "tasks",
+}
+
+
+def declared() -> dict[str, str]:
+    """Name -> the name it is imported as, from every import in `mechwork/__init__.py` that is part of the list."""
+    tree = ast.parse(Path(mechwork.__file__).read_text(encoding="utf-8"))
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level]
+    return {alias.name: alias.asname or "" for node in imports for alias in node.names}
+
+
+def test_the_file_declares_the_list_explicitly() -> None:
+    assert declared() == {name: name for name in PUBLIC}
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC))
+def test_every_name_can_be_used_and_is_documented(name: str) -> None:
+    assert getattr(mechwork, name).__doc__
+
+
+def test_python_sees_the_same_list() -> None:
+    names = {name for name in dir(mechwork) if not name.startswith("_")}
+    modules = {name for name in names if isinstance(getattr(mechwork, name), ModuleType)} - PUBLIC
+    assert names - modules == PUBLIC
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="load_modle"):
+        getattr(mechwork, "load_modle")  # noqa: B009
+
+
+def test_importing_does_nothing() -> None:
+    """No print, no download, and plotly and circuitsvis only when something is drawn."""
+    script = "import sys, mechwork as mw; mw.load_model; mw.report; print({'plotly', 'circuitsvis'} & set(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=Path(mechwork.__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (done.stdout, done.stderr) == ("set()\n", "")
