@@ -35,7 +35,9 @@ def test_axes_and_baselines(written: dict[str, Any]) -> None:
     assert effect.per_example.shape == (64, *effect.values.shape)
     assert effect.metric.shape == effect.values.shape
     assert effect.baseline.clean > 2 > -2 > effect.baseline.corrupt
-    torch.testing.assert_close(effect.normalized().values, effect.values / (effect.baseline.clean - effect.baseline.corrupt))
+    torch.testing.assert_close(
+        effect.normalized().values, effect.values / (effect.baseline.clean - effect.baseline.corrupt)
+    )
     assert written["approx"]["mlp_out"].estimated
     with pytest.raises(mw.errors.InputError, match="measured"):
         _ = written["approx"]["mlp_out"].metric
@@ -76,7 +78,7 @@ def test_a_tenth_of_the_edges_carries_the_behaviour_on_unseen_names_and_template
 def test_the_report_is_one_offline_file(written: dict[str, Any]) -> None:
     html = Path(written["path"]).read_text(encoding="utf-8")
     assert 100_000 < len(html) < 8_000_000
-    assert "src=\"http" not in html
+    assert 'src="http' not in html
 
 
 def test_token_ids_in() -> None:

@@ -190,7 +190,7 @@ def _patch_layer(
         writes = _writes(plan, chunk, layer, values)
         tokens = pairs.clean_tokens.repeat(len(chunk), 1)
         with torch.no_grad(), restart_at(model, layer, resid_pre.repeat(len(chunk), 1, 1)), intervene(model, writes):
-            logits = model(tokens, use_cache=False)
+            logits = model(tokens)
         metrics += [task.measure(part, pairs) for part in logits.split(len(pairs))]
     return torch.stack(metrics, dim=1)
 

@@ -69,7 +69,7 @@ def graph_fragment(payload: dict[str, Any]) -> Fragment:
     image = f'<img class="mw-static" src="data:image/svg+xml;base64,{picture}" alt="{alternative}">'
     body = (
         f'<div class="mw-graph" data-mw-graph>{embed_json(payload)}'
-        f"<noscript><p>Without scripts the graph is a picture; its edges are in the table below.</p>{image}</noscript></div>\n"
+        f"<noscript><style>.mw-graph {{ height: auto !important; }}</style><p>Without scripts the graph is a picture; its edges are in the table below.</p>{image}</noscript></div>\n"
         f'<details class="mw-fallback"><summary>Edges as a table ({escape(_table_size(payload))})</summary>'
         f"{edge_table(payload)}</details>"
     )

@@ -76,17 +76,19 @@ def _node(payload: dict[str, Any], i: int) -> str:
     colour = POSITIVE if total > 0 else NEGATIVE if total < 0 else NEUTRAL
     fill = _mix(colour, 0.08 + 0.3 * (abs(total) / largest) ** 0.5) if total and largest else "#ffffff"
     dash = ' stroke-dasharray="5 2.5"' if total < 0 else ""
-    role = nodes["role"][i]
-    said = (
-        f'<text y="{-h - 6:g}" font-size="10.5" font-style="italic" fill="{MUTED}">{escape(shorten(role, 22))}</text>'
-        if role
-        else ""
-    )
+    said = _role(nodes["role"][i], w, h, beside=nodes["side"][i] == "right") if nodes["role"][i] else ""
     label = f'<text y="4.5" font-size="{12.5 if kind != "kv" else 9:g}" font-weight="600" fill="{INK}">{escape(shorten(nodes["name"][i], 12))}</text>'
     outline = f'<path d="{_outline(kind, w, h)}" fill="{fill}" stroke="{colour}" stroke-width="1.6"{dash}/>'
     return (
         f'<g transform="translate({nodes["x"][i]:g} {nodes["y"][i]:g})" text-anchor="middle">{outline}{label}{said}</g>'
     )
+
+
+def _role(role: str, w: float, h: float, *, beside: bool) -> str:
+    x, y, anchor = (w + 6, 4.0, "start") if beside else (0.0, -h - 6, "middle")
+    halo = 'stroke="#ffffff" stroke-width="3" paint-order="stroke"'
+    style = f'font-size="11" font-style="italic" fill="{MUTED}" {halo} text-anchor="{anchor}"'
+    return f'<text x="{x:g}" y="{y:g}" {style}>{escape(shorten(role, ROLE_LIMIT))}</text>'
 
 
 def _outline(kind: str, w: float, h: float) -> str:

@@ -99,14 +99,18 @@ def test_relevance_is_conserved_without_biases(family_model64: Any, family: str,
     """With constant scales, patterns, gates and routers the metric is linear in the stream: R is the same at every layer."""
     run, found, value = coefficients(family_model64, tiny_task, RELP_AH, ["resid_pre", "resid_post"])
     relevance = [
-        float((run.layers[k][layer] * found[k][layer]).sum().detach()) for k in ("resid_pre", "resid_post") for layer in range(3)
+        float((run.layers[k][layer] * found[k][layer]).sum().detach())
+        for k in ("resid_pre", "resid_post")
+        for layer in range(3)
     ]
     if family in CONSERVING:
         assert relevance == pytest.approx([value] * 6, abs=2e-5 * max(1, abs(value)))
     else:  # biases carry relevance away
         assert any(abs(r - value) > 1e-3 for r in relevance)
     _, plain, _ = coefficients(family_model64, tiny_task, GRADIENT, ["resid_post"])
-    assert abs(float((run.layers["resid_post"][-1].detach() * plain["resid_post"][-1]).sum())) < 1e-3 * abs(value) or family in {
+    assert abs(float((run.layers["resid_post"][-1].detach() * plain["resid_post"][-1]).sum())) < 1e-3 * abs(
+        value
+    ) or family in {
         "gpt2",
         "neox",
     }

@@ -90,7 +90,16 @@ def open_page(browser: Any, tmp_path: Path, artefacts: Path) -> Iterator[OpenPag
     """Opens HTML from a file, with the network cut; checks at the end that nothing was requested and nothing failed."""
     contexts, tabs = [], []
 
-    def open_(html: str, *, dark: bool = False, width: int = 1280, height: int = 860, scripts: bool = True, wait: str = ".mw-nodes .mw-node", before: str = "") -> Tab:
+    def open_(
+        html: str,
+        *,
+        dark: bool = False,
+        width: int = 1280,
+        height: int = 860,
+        scripts: bool = True,
+        wait: str = ".mw-nodes .mw-node",
+        before: str = "",
+    ) -> Tab:
         path = tmp_path / f"page{len(tabs)}.html"
         path.write_text(html, encoding="utf-8")
         context = browser.new_context(
@@ -125,7 +134,12 @@ def open_page(browser: Any, tmp_path: Path, artefacts: Path) -> Iterator[OpenPag
 def axe() -> str:
     """The source of axe-core, if this machine has it: MECHWORK_AXE, or node_modules/axe-core beside the checkout."""
     root = Path(__file__).resolve().parents[2]
-    places = [os.environ.get("MECHWORK_AXE"), root / "node_modules/axe-core/axe.min.js", "/usr/lib/node_modules/axe-core/axe.min.js", "/usr/local/lib/node_modules/axe-core/axe.min.js"]
+    places = [
+        os.environ.get("MECHWORK_AXE"),
+        root / "node_modules/axe-core/axe.min.js",
+        "/usr/lib/node_modules/axe-core/axe.min.js",
+        "/usr/local/lib/node_modules/axe-core/axe.min.js",
+    ]
     for place in places:
         if place and Path(place).is_file():
             return Path(place).read_text(encoding="utf-8")

@@ -21,7 +21,23 @@ from mechwork.runs.attention import AttentionPatterns
 from mechwork.runs.record import Baseline
 from mechwork.tasks.task import Task
 
-TOKENS = ("<bos>", " When", " Mary", " and", " John", " went", " to", " the", " store", ",", " John", " gave", " a", " drink", " to")
+TOKENS = (
+    "<bos>",
+    " When",
+    " Mary",
+    " and",
+    " John",
+    " went",
+    " to",
+    " the",
+    " store",
+    ",",
+    " John",
+    " gave",
+    " a",
+    " drink",
+    " to",
+)
 HOSTILE = (
     "</script><script>window.pwned=1</script>", "<img src=x onerror=window.pwned=1>", '" onload="window.pwned=1', "'&amp;<b>",
     "مرحبا", "\u202eevil\u202c", "🙂👩‍👩‍👧", "a\nb\tc", "x" * 200, "${window.pwned=1}", "%{x}", "\u2028", "\x00\x07", "", "  ",
@@ -61,11 +77,18 @@ def scores(n: int = 32, graph: EdgeSpace | None = None, seed: int = 0, rules: st
     generator = torch.Generator().manual_seed(seed)
     values = 0.02 * torch.randn(graph.n_writers, graph.n_readers, generator=generator).pow(3)
     for source, target, value in STRONG:
-        if value and source in graph.writers and target in graph.readers and "->".join((source, target)) != "m0->a0.h1<q>":
+        if (
+            value
+            and source in graph.writers
+            and target in graph.readers
+            and "->".join((source, target)) != "m0->a0.h1<q>"
+        ):
             values[graph.edge_index(f"{source}->{target}")] = value
     values = values * graph.mask
     noise = 0.25 * values.abs() * torch.randn(n, graph.n_writers, graph.n_readers, generator=generator)
-    return EdgeScores(graph, values + noise, "denoise", rules, 1, "logit_difference", baseline(n), provenance(method="edge scores"))
+    return EdgeScores(
+        graph, values + noise, "denoise", rules, 1, "logit_difference", baseline(n), provenance(method="edge scores")
+    )
 
 
 def circuit(n_edges: int = 60) -> Circuit:
@@ -82,7 +105,10 @@ def large_circuit(n_edges: int = 30_000) -> Circuit:
     """About 1,000 nodes: 30 layers of 32 heads and an MLP."""
     graph = EdgeSpace(n_layers=30, n_heads=32, n_kv_heads=32)
     generator = torch.Generator().manual_seed(5)
-    heavy = torch.randn(graph.n_writers, 1, generator=generator).exp() * torch.randn(1, graph.n_readers, generator=generator).exp()
+    heavy = (
+        torch.randn(graph.n_writers, 1, generator=generator).exp()
+        * torch.randn(1, graph.n_readers, generator=generator).exp()
+    )
     values = torch.randn(graph.n_writers, graph.n_readers, generator=generator) * heavy * graph.mask
     order = values.abs().flatten().argsort(descending=True)[:n_edges]
     mask = torch.zeros(values.numel(), dtype=torch.bool)
@@ -105,13 +131,38 @@ def task(texts: tuple[str, ...] = TOKENS, n: int = 12) -> Task:
     )  # fmt: skip
 
 
-def _effect(kind: str, values: torch.Tensor, axes: tuple[str, ...], labels: dict, *, estimated: bool, direction: Literal["denoise", "noise"], n: int) -> Effect:
+def _effect(
+    kind: str,
+    values: torch.Tensor,
+    axes: tuple[str, ...],
+    labels: dict,
+    *,
+    estimated: bool,
+    direction: Literal["denoise", "noise"],
+    n: int,
+) -> Effect:
     generator = torch.Generator().manual_seed(7)
     noise = 0.15 * values.abs() * torch.randn(n, *values.shape, generator=generator)
-    return Effect(kind, values + noise, axes, labels, baseline(n), direction, estimated, "logit_difference", provenance(method="patching"))
+    return Effect(
+        kind,
+        values + noise,
+        axes,
+        labels,
+        baseline(n),
+        direction,
+        estimated,
+        "logit_difference",
+        provenance(method="patching"),
+    )
 
 
-def effects(*, estimated: bool = False, direction: Literal["denoise", "noise"] = "denoise", texts: tuple[str, ...] = TOKENS, heads: bool = True) -> Effects:
+def effects(
+    *,
+    estimated: bool = False,
+    direction: Literal["denoise", "noise"] = "denoise",
+    texts: tuple[str, ...] = TOKENS,
+    heads: bool = True,
+) -> Effects:
     n, n_layers, n_pos = 32, 6, len(texts)
     layer = torch.arange(n_layers).float()[:, None]
     subject, end = min(10, n_pos - 1), n_pos - 1
@@ -121,14 +172,26 @@ def effects(*, estimated: bool = False, direction: Literal["denoise", "noise"] =
     attn = torch.diff(resid, dim=0, append=resid[-1:]) * 0.7
     generator = torch.Generator().manual_seed(2)
     head = 0.08 * torch.randn(n_layers, 4, generator=generator)
-    for name, value in (("a4.h1", 1.4), ("a4.h2", 0.7), ("a5.h0", -0.7), ("a2.h0", 1.1), ("a3.h3", 0.6), ("a0.h1", 0.9), ("a1.h2", 0.4)):
+    for name, value in (
+        ("a4.h1", 1.4),
+        ("a4.h2", 0.7),
+        ("a5.h0", -0.7),
+        ("a2.h0", 1.1),
+        ("a3.h3", 0.6),
+        ("a0.h1", 0.9),
+        ("a1.h2", 0.4),
+    ):
         head[int(name[1]), int(name[-1])] = value
     positions = tuple(f"{i} {t.strip()}" for i, t in enumerate(texts))
     axes = {"layer": tuple(str(i) for i in range(n_layers)), "pos": positions}
     blur = (1 + 0.15 * torch.randn(n_layers, 1, generator=generator)) if estimated else torch.ones(1)
     made = {
-        "resid_pre": _effect("resid_pre", resid * blur, ("layer", "pos"), axes, estimated=estimated, direction=direction, n=n),
-        "attn_out": _effect("attn_out", attn * blur, ("layer", "pos"), axes, estimated=estimated, direction=direction, n=n),
+        "resid_pre": _effect(
+            "resid_pre", resid * blur, ("layer", "pos"), axes, estimated=estimated, direction=direction, n=n
+        ),
+        "attn_out": _effect(
+            "attn_out", attn * blur, ("layer", "pos"), axes, estimated=estimated, direction=direction, n=n
+        ),
     }
     if heads:
         by_head = {"layer": axes["layer"], "head": ("0", "1", "2", "3")}
@@ -143,18 +206,45 @@ def curve(n: int = 32) -> FaithfulnessCurve:
     ends = baseline(n)
     clean, empty = ends.clean_per_example, ends.corrupt_per_example
     shares = torch.tensor([1 - math.exp(-30 * f) for f in MIB_FRACTIONS[:-1]] + [1.0])
-    found = empty + shares[:, None] * (clean - empty) + 0.3 * torch.randn(len(sizes), n, generator=generator) * (shares[:, None] < 1)
+    found = (
+        empty
+        + shares[:, None] * (clean - empty)
+        + 0.3 * torch.randn(len(sizes), n, generator=generator) * (shares[:, None] < 1)
+    )
     signed = empty + (shares * (1 + 0.15 * (1 - shares)))[:, None] * (clean - empty)
     control = torch.tensor([f**3 for f in MIB_FRACTIONS])
     random = (empty + control[:, None] * (clean - empty)).expand(3, -1, -1).clone()
     kept = tuple(max(0, s - 3) for s in sizes)
-    return FaithfulnessCurve(MIB_FRACTIONS, sizes, kept, found, signed, random, empty, clean, "corrupt", "logit_difference", provenance(method="evaluation"))
+    return FaithfulnessCurve(
+        MIB_FRACTIONS,
+        sizes,
+        kept,
+        found,
+        signed,
+        random,
+        empty,
+        clean,
+        "corrupt",
+        "logit_difference",
+        provenance(method="evaluation"),
+    )
 
 
 def evaluation(of: Circuit | None = None, n: int = 32) -> CircuitEvaluation:
     ends = baseline(n)
     clean, empty = ends.clean_per_example, ends.corrupt_per_example
-    return CircuitEvaluation(of or circuit(), empty + 0.93 * (clean - empty), empty, clean, (0.01, 0.03, -0.02), 0.97, 1.0, "corrupt", "logit_difference", provenance())
+    return CircuitEvaluation(
+        of or circuit(),
+        empty + 0.93 * (clean - empty),
+        empty,
+        clean,
+        (0.01, 0.03, -0.02),
+        0.97,
+        1.0,
+        "corrupt",
+        "logit_difference",
+        provenance(),
+    )
 
 
 def patterns(tokens: tuple[str, ...] = TOKENS) -> AttentionPatterns:
@@ -175,13 +265,31 @@ def patterns(tokens: tuple[str, ...] = TOKENS) -> AttentionPatterns:
     for q in range(1, n):
         logits[1, q, q - 1] += 6
     hidden = torch.ones(n, n, dtype=torch.bool).triu(1)
-    return AttentionPatterns(tokens, heads, logits.masked_fill(hidden, -torch.inf).softmax(dim=-1), "ioi", provenance(row=0))
+    return AttentionPatterns(
+        tokens, heads, logits.masked_fill(hidden, -torch.inf).softmax(dim=-1), "ioi", provenance(row=0)
+    )
 
 
 def study() -> HeadStudy:
     generator = torch.Generator().manual_seed(8)
-    measured = {"a4.h1": (1.61, 1.38), "a4.h2": (0.8, 0.66), "a5.h0": (-0.55, -0.6), "a2.h0": (1.2, 0.02), "a3.h3": (0.5, 0.01), "a0.h1": (0.95, 0.0), "a1.h2": (0.4, 0.0)}
-    looks = {"a4.h1": {"END→IO": 0.71}, "a4.h2": {"END→IO": 0.55}, "a5.h0": {"END→IO": 0.48}, "a2.h0": {"END→S2": 0.62}, "a3.h3": {"END→S2": 0.44}, "a0.h1": {"S2→S1": 0.83}, "a1.h2": {"S2→S1+": 0.58}}
+    measured = {
+        "a4.h1": (1.61, 1.38),
+        "a4.h2": (0.8, 0.66),
+        "a5.h0": (-0.55, -0.6),
+        "a2.h0": (1.2, 0.02),
+        "a3.h3": (0.5, 0.01),
+        "a0.h1": (0.95, 0.0),
+        "a1.h2": (0.4, 0.0),
+    }
+    looks = {
+        "a4.h1": {"END→IO": 0.71},
+        "a4.h2": {"END→IO": 0.55},
+        "a5.h0": {"END→IO": 0.48},
+        "a2.h0": {"END→S2": 0.62},
+        "a3.h3": {"END→S2": 0.44},
+        "a0.h1": {"S2→S1": 0.83},
+        "a1.h2": {"S2→S1+": 0.58},
+    }
     rows = []
     for layer in range(6):
         for head in range(4):
@@ -189,7 +297,9 @@ def study() -> HeadStudy:
             effect, direct = measured.get(name, (0.06 * float(torch.randn((), generator=generator)), 0.0))
             attention = {span: 0.04 for span in ("END→IO", "END→S1", "END→S2", "S2→S1", "S2→S1+")} | looks.get(name, {})
             rows.append(HeadRow(name, effect, 0.05, direct, attention, ROLES.get(name, "")))
-    return HeadStudy(tuple(sorted(rows, key=lambda row: -abs(row.effect))), "logit_difference", provenance(method="head study"))
+    return HeadStudy(
+        tuple(sorted(rows, key=lambda row: -abs(row.effect))), "logit_difference", provenance(method="head study")
+    )
 
 
 def everything() -> tuple:

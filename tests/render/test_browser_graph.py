@@ -20,7 +20,9 @@ from tests.render.conftest import OpenPage, Tab
 @pytest.fixture
 def tab(open_page: OpenPage) -> Tab:
     facts = {"a4.h1": [Fact("Effect", "+1.4 ± 0.1 (SE)")]}
-    return open_page(render_graph(synthetic.circuit(), GraphOptions(title="Circuit for ioi", facts=facts), scores=synthetic.scores()))
+    return open_page(
+        render_graph(synthetic.circuit(), GraphOptions(title="Circuit for ioi", facts=facts), scores=synthetic.scores())
+    )
 
 
 def ancestors(circuit: Circuit, name: str, *, down: bool) -> set[str]:
@@ -49,7 +51,9 @@ def test_the_whole_circuit_is_drawn_and_counted(tab: Tab) -> None:
 def test_the_script_draws_the_curves_that_python_laid_out(tab: Tab) -> None:
     root = ElementTree.fromstring(static_svg(graph_payload(synthetic.circuit(), scores=synthetic.scores())))
     static = {path.get("d") for path in root.iter("{http://www.w3.org/2000/svg}path") if "C" in (path.get("d") or "")}
-    drawn = set(tab.page.evaluate("() => [...document.querySelectorAll('.mw-edges path')].map((p) => p.getAttribute('d'))"))
+    drawn = set(
+        tab.page.evaluate("() => [...document.querySelectorAll('.mw-edges path')].map((p) => p.getAttribute('d'))")
+    )
     assert len(drawn) == synthetic.circuit().n_edges
 
     def numbers(path: str) -> tuple[float, ...]:
@@ -112,7 +116,9 @@ def test_shift_click_shows_the_paths_between_two_nodes(tab: Tab) -> None:
     tab.click_node("logits", modifiers=["Shift"])
     assert tab.state()["to"] == "logits"
     circuit = synthetic.circuit()
-    between = ancestors(circuit, "a0.h1", down=True) & (ancestors(circuit, "logits", down=False) | {"logits"}) | {"a0.h1"}
+    between = ancestors(circuit, "a0.h1", down=True) & (ancestors(circuit, "logits", down=False) | {"logits"}) | {
+        "a0.h1"
+    }
     for name in circuit.nodes:
         look = tab.node(name).locator("../..").get_attribute("class")
         assert ("is-dim" in look) == (name not in between), name
@@ -137,7 +143,9 @@ def test_the_widest_path_is_the_best_of_all(tab: Tab) -> None:
 
     tab.click_node("input")
     tab.click_node("logits", modifiers=["Shift"])
-    found = tab.page.evaluate("() => { const a = mechwork.graphs[0]; return Math.min(...a.focus().path.widest.map((e) => Math.abs(a.graph().score[e]))) }")
+    found = tab.page.evaluate(
+        "() => { const a = mechwork.graphs[0]; return Math.min(...a.focus().path.widest.map((e) => Math.abs(a.graph().score[e]))) }"
+    )
     assert found == pytest.approx(best("input", "logits"), rel=1e-4)
 
 
@@ -197,7 +205,9 @@ def test_everything_by_keyboard(tab: Tab) -> None:
     assert page.locator(".mw-hit[tabindex='0']").count() == 1
 
     def here() -> str:
-        return page.evaluate("() => mechwork.graphs[0].graph().names[Number(document.activeElement.closest('.mw-node')?.dataset.node)]")
+        return page.evaluate(
+            "() => mechwork.graphs[0].graph().names[Number(document.activeElement.closest('.mw-node')?.dataset.node)]"
+        )
 
     def ring() -> str:
         return page.evaluate("() => getComputedStyle(document.activeElement.querySelector('.mw-ring')).stroke")
@@ -257,7 +267,17 @@ def test_every_control_can_be_reached_with_tab_and_shows_its_focus(tab: Tab) -> 
         seen.append(here)
     assert all(shown for _, shown in seen), seen
     names = " | ".join(name for name, _ in seen)
-    for wanted in ("Search nodes", "Fit the graph", "Full screen", "Export", "Edges shown", "Show MLPs", "Details", "Suggest supernodes", "Legend"):
+    for wanted in (
+        "Search nodes",
+        "Fit the graph",
+        "Full screen",
+        "Export",
+        "Edges shown",
+        "Show MLPs",
+        "Details",
+        "Suggest supernodes",
+        "Legend",
+    ):
         assert wanted in names
     assert any("summed score" in name or name.startswith("unembedding") for name, _ in seen)
 
@@ -286,7 +306,9 @@ def test_a_node_can_be_dragged_and_its_edges_follow(tab: Tab) -> None:
     page = tab.page
     box = tab.node("a4.h1").bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    before = page.evaluate("() => document.querySelectorAll('.mw-edges path')[0].ownerSVGElement.querySelector('.mw-edges').innerHTML")
+    before = page.evaluate(
+        "() => document.querySelectorAll('.mw-edges path')[0].ownerSVGElement.querySelector('.mw-edges').innerHTML"
+    )
     page.mouse.move(x, y)
     page.mouse.down()
     page.mouse.move(x + 80, y + 10, steps=4)
@@ -408,7 +430,9 @@ def test_a_saved_json_brings_back_notes_pins_and_filters(tab: Tab, tmp_path: Pat
 def test_full_screen_and_reset(tab: Tab) -> None:
     page = tab.page
     page.get_by_role("button", name="Full screen (F)").click()
-    page.wait_for_function("() => document.fullscreenElement !== null || document.querySelector('.mw-said').textContent")
+    page.wait_for_function(
+        "() => document.fullscreenElement !== null || document.querySelector('.mw-said').textContent"
+    )
     page.evaluate("() => document.fullscreenElement && document.exitFullscreen()")
     tab.click_node("a4.h1")
     page.get_by_role("button", name="Show MLPs").click()
@@ -422,7 +446,9 @@ def test_full_screen_and_reset(tab: Tab) -> None:
 
 def test_two_circuits_are_compared(open_page: OpenPage) -> None:
     first, second = synthetic.scores().circuit(40), synthetic.scores(seed=9).circuit(40)
-    tab = open_page(render_graph(first, GraphOptions(title="RelP and gradient", names=("relp", "gradient")), other=second))
+    tab = open_page(
+        render_graph(first, GraphOptions(title="RelP and gradient", names=("relp", "gradient")), other=second)
+    )
     assert f"only gradient: {(second - first).n_edges}" in tab.page.locator(".mw-panel").text_content()
     tab.page.get_by_role("button", name="Show edges in both").click()
     both = set((first & second).edges)
@@ -479,7 +505,9 @@ def test_hostile_names_and_roles_run_nothing(open_page: OpenPage) -> None:
 
 
 def test_it_works_in_the_frame_of_a_notebook(open_page: OpenPage) -> None:
-    tab = open_page(f"<!doctype html><meta charset='utf-8'>{frame(render_graph(synthetic.circuit()))}", wait="iframe", width=900)
+    tab = open_page(
+        f"<!doctype html><meta charset='utf-8'>{frame(render_graph(synthetic.circuit()))}", wait="iframe", width=900
+    )
     inside = tab.page.frame_locator("iframe")
     inside.locator(".mw-nodes .mw-node").first.wait_for(state="attached")
     inside.locator("[aria-label^='attention head a4.h1'] .mw-shape").click()

@@ -46,7 +46,13 @@ def test_heads_by_position_are_one_panel_per_head() -> None:
     effect = synthetic.effects()["resid_pre"]
     per_example = effect.per_example[..., None] * torch.arange(1.0, 7.0)
     heads = tuple(str(i) for i in range(6))
-    effect = replace(effect, kind="z", per_example=per_example, axes=("layer", "pos", "head"), labels={**effect.labels, "head": heads})
+    effect = replace(
+        effect,
+        kind="z",
+        per_example=per_example,
+        axes=("layer", "pos", "head"),
+        labels={**effect.labels, "head": heads},
+    )
     figure = heatmap_figure(effect).to_dict()
     assert len(figure["data"]) == 6
     torch.testing.assert_close(torch.tensor(figure["data"][5]["z"]), effect.values[:, :, 5])
@@ -84,7 +90,10 @@ def test_a_single_pair_and_all_zero_effects_are_drawn() -> None:
 def test_hostile_tokens_never_become_markup_or_templates() -> None:
     effect = synthetic.effects(texts=synthetic.HOSTILE)["resid_pre"]
     figure = heatmap_figure(effect).to_dict()
-    texts = [*figure["layout"]["xaxis"]["ticktext"], *(cell[0] for row in figure["data"][0]["customdata"] for cell in row)]
+    texts = [
+        *figure["layout"]["xaxis"]["ticktext"],
+        *(cell[0] for row in figure["data"][0]["customdata"] for cell in row),
+    ]
     assert not any("<" in text or "%{" in text or "\n" in text for text in texts)
     assert all(len(text) < 100 for text in texts)
 
@@ -129,7 +138,16 @@ def test_agreement_is_drawn_against_the_diagonal() -> None:
 
 
 def test_every_result_has_a_page_and_a_frame_for_notebooks() -> None:
-    for result in (synthetic.effects(), synthetic.effects()["z"], synthetic.curve(), synthetic.evaluation(), synthetic.circuit(), synthetic.scores(), synthetic.patterns(), synthetic.study()):
+    for result in (
+        synthetic.effects(),
+        synthetic.effects()["z"],
+        synthetic.curve(),
+        synthetic.evaluation(),
+        synthetic.circuit(),
+        synthetic.scores(),
+        synthetic.patterns(),
+        synthetic.study(),
+    ):
         html = page(result)
         assert html.startswith("<!doctype html>")
         assert "Content-Security-Policy" in html

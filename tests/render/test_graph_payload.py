@@ -90,7 +90,10 @@ def test_grouped_key_value_readers_are_nodes_linked_to_their_heads() -> None:
 def test_bends_lead_edges_around_other_nodes() -> None:
     """A long edge in one column with nodes between its ends must not run through them."""
     space = EdgeSpace(n_layers=4, n_heads=1, n_kv_heads=1)
-    circuit = Circuit.from_edges(space, ["input->a0.h0<v>", "a0.h0->a1.h0<v>", "a1.h0->a2.h0<v>", "a2.h0->a3.h0<v>", "a3.h0->logits", "a0.h0->logits"])
+    circuit = Circuit.from_edges(
+        space,
+        ["input->a0.h0<v>", "a0.h0->a1.h0<v>", "a1.h0->a2.h0<v>", "a2.h0->a3.h0<v>", "a3.h0->logits", "a0.h0->logits"],
+    )
     payload = graph_payload(circuit)
     names = payload["nodes"]["name"]
     pairs = list(zip(payload["edges"]["source"], payload["edges"]["target"], strict=True))
@@ -178,7 +181,9 @@ def test_the_page_has_a_fallback_and_no_addresses() -> None:
     assert base64.b64decode(images[0]).startswith(b"<svg")
     assert "<noscript>" in page
     assert page.count("<tr>") > 10
-    loaded = [value for tag, attributes in _tags(page) for name, value in attributes if name in ("src", "href") and tag != "a"]
+    loaded = [
+        value for tag, attributes in _tags(page) for name, value in attributes if name in ("src", "href") and tag != "a"
+    ]
     assert all(value and value.startswith("data:") for value in loaded)
     assert len(page) < 300_000
 

@@ -71,7 +71,15 @@ def test_limits_are_filled_in_from_the_results() -> None:
         return page[page.index('id="limits"') : page.index('id="provenance"')]
 
     full = limits(*synthetic.everything())
-    for wanted in ("Estimated, not measured", "scale of every norm", "denoising", "corrupt ablation", "no path from the input", "small model", "interpretation"):
+    for wanted in (
+        "Estimated, not measured",
+        "scale of every norm",
+        "denoising",
+        "corrupt ablation",
+        "no path from the input",
+        "small model",
+        "interpretation",
+    ):
         assert wanted in full
     noising = limits(synthetic.effects(direction="noise"))
     assert "they show what is necessary" in noising
@@ -99,7 +107,9 @@ def test_differing_tokens_are_marked_in_the_pairs() -> None:
 
 
 def test_own_texts_stand_in_their_section_escaped() -> None:
-    page = render_report(synthetic.task(), synthetic.circuit(), texts={"graph": "first\n\n<b>second</b>", "heads": "to do"})
+    page = render_report(
+        synthetic.task(), synthetic.circuit(), texts={"graph": "first\n\n<b>second</b>", "heads": "to do"}
+    )
     outline = Outline(page)
     assert "<b>second</b>" in " ".join(outline.text)
     assert "heads" in outline.sections
@@ -155,15 +165,29 @@ def test_the_machine_readable_part_is_stable_and_holds_the_circuit() -> None:
 
 
 def test_the_command_is_shown_as_one_types_it() -> None:
-    text = " ".join(Outline(render_report(synthetic.task(), replace(synthetic.circuit(), provenance={"command": "/x/mechwork/cli/__main__.py discover ioi"}))).text)
+    text = " ".join(
+        Outline(
+            render_report(
+                synthetic.task(),
+                replace(synthetic.circuit(), provenance={"command": "/x/mechwork/cli/__main__.py discover ioi"}),
+            )
+        ).text
+    )
     assert "mechwork discover ioi" in text
     assert "__main__" not in text.split("Everything that is recorded")[0]
 
 
 def test_hostile_prompts_cannot_add_elements_or_handlers() -> None:
     task = synthetic.task(synthetic.HOSTILE)
-    results = (synthetic.effects(texts=synthetic.HOSTILE), synthetic.effects(texts=synthetic.HOSTILE, estimated=True), synthetic.patterns(synthetic.HOSTILE), synthetic.circuit())
-    outline = Outline(render_report(task, *results, title=synthetic.HOSTILE[0], texts={"summary": synthetic.HOSTILE[1]}))
+    results = (
+        synthetic.effects(texts=synthetic.HOSTILE),
+        synthetic.effects(texts=synthetic.HOSTILE, estimated=True),
+        synthetic.patterns(synthetic.HOSTILE),
+        synthetic.circuit(),
+    )
+    outline = Outline(
+        render_report(task, *results, title=synthetic.HOSTILE[0], texts={"summary": synthetic.HOSTILE[1]})
+    )
     assert not any(name.startswith("on") for _, name, _ in outline.attributes)
     assert all(value.startswith("data:") for tag, name, value in outline.attributes if name == "src")
     assert all(value.startswith("#") for tag, name, value in outline.attributes if tag == "a" and name == "href")

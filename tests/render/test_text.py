@@ -9,7 +9,15 @@ from tests.render.synthetic import HOSTILE
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [(0.0, "0"), (1.0, "1.00"), (-0.1234, f"{MINUS}0.123"), (1234.5, "1234"), (1e-7, f"1.00e{MINUS}07"), (float("nan"), "n/a"), (float("inf"), "∞")],
+    [
+        (0.0, "0"),
+        (1.0, "1.00"),
+        (-0.1234, f"{MINUS}0.123"),
+        (1234.5, "1234"),
+        (1e-7, f"1.00e{MINUS}07"),
+        (float("nan"), "n/a"),
+        (float("inf"), "∞"),
+    ],
 )
 def test_numbers_as_people_read_them(value: float, shown: str) -> None:
     assert number(value) == shown
@@ -40,7 +48,13 @@ def test_escape_leaves_no_markup_and_is_writable(text: str) -> None:
     markup.encode("utf-8")
 
 
-@given(st.recursive(st.text() | st.floats() | st.none(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8))
+@given(
+    st.recursive(
+        st.text() | st.floats() | st.none(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+        max_leaves=8,
+    )
+)
 def test_json_never_ends_its_element(value: object) -> None:
     text = to_json(value)
     assert "<" not in text

@@ -62,9 +62,9 @@ function drawExported(graph, i, part, parent) {
   const heavy = part === "is-focus" || part === "is-end";
   svgElement("path", { d: outlineOf(graph.type[i], w, h), fill: mixed(LIGHT[sign], tintOf(graph, i)), stroke: LIGHT[sign], "stroke-width": heavy ? 3 : 1.6 }, box);
   const marks = graph.type[i] === "head" ? readerMarks(graph, i) : "";
-  svgElement("text", { y: marks ? -0.5 : 4.5, "font-size": 12.5, "font-weight": 600, fill: LIGHT.ink }, box).textContent = shorten(graph.names[i], graph.type[i] === "group" ? 18 : 12);
+  svgElement("text", { y: marks ? -0.5 : 4.5, "font-size": 12.5, "font-weight": 600, fill: LIGHT.ink }, box).textContent = shorten(graph.names[i], graph.type[i] === "group" ? 16 : 12);
   [..."qkv"].forEach((mark, k) => marks.includes(mark) && (svgElement("text", { x: (k - 1) * graph.port * w, y: h / 2 - 4.5, "font-size": 9, fill: LIGHT.muted }, box).textContent = mark));
-  if (graph.role[i]) svgElement("text", { ...rolePlace(graph, i), "font-size": 10.5, "font-style": "italic", fill: LIGHT.muted, stroke: LIGHT.paper, "stroke-width": 3, "paint-order": "stroke" }, box).textContent = shorten(graph.role[i], ROLE_LIMIT);
+  if (graph.role[i]) svgElement("text", { ...rolePlace(graph, i), "font-size": 11, "font-style": "italic", fill: LIGHT.muted, stroke: LIGHT.paper, "stroke-width": 3, "paint-order": "stroke" }, box).textContent = shorten(graph.role[i], ROLE_LIMIT);
 }
 
 // `colour` at `share` over white, as #rrggbb, which every program reads.

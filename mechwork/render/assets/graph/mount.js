@@ -33,6 +33,7 @@ function mountGraph(root, id) {
       graph = deriveGraph(first, state);
       find = createEdgeFinder(graph);
       drawing.build(graph);
+      drawing.place(view.view);
     }
     seen = visibility(graph, state);
     focus = focusOf(graph, state, seen);

@@ -1,0 +1,82 @@
+"""Loading: names, folders, modules, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+
+from mechwork.errors import InputError, NotFoundError, UnsupportedModelError
+from mechwork.models.anatomy import check_ready
+from mechwork.models.load import load_model
+from mechwork.sites import Site
+from tests.families import build_module
+
+
+def test_a_folder_gives_the_modules_logits(family: str, tmp_path: Path) -> None:
+    module = build_module(family)
+    tokens = torch.tensor([[1, 2, 3, 4, 5, 6, 7]])
+    with torch.no_grad():
+        expected = module(tokens).logits
+    module.save_pretrained(tmp_path)
+    model = load_model(tmp_path)
+    with torch.no_grad():
+        logits = model(tokens)
+    assert float((logits - expected).abs().max()) < 2e-5 * float(expected.abs().max())
+    assert not model.training
+    assert not any(p.requires_grad for p in model.parameters())
+    assert load_model(model) is model
+
+
+def test_bundled_model_is_ready() -> None:
+    model = load_model("gpt2-6l", dtype=torch.float64)
+    assert next(model.parameters()).dtype == torch.float64
+    assert model.cfg.n_layers == 6
+
+
+@pytest.mark.parametrize("name", ["gpt2-6", "no-such-model", "./nowhere"])
+def test_unknown_names(name: str) -> None:
+    with pytest.raises(NotFoundError, match="gpt2-6l"):
+        load_model(name)
+
+
+def test_a_hub_name_without_network() -> None:
+    with pytest.raises(NotFoundError, match="offline mode"):
+        load_model("openai-community/gpt2")
+
+
+def test_folders_without_config_or_safetensors(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match=r"config\.json"):
+        load_model(tmp_path)
+    build_module("gpt2").config.save_pretrained(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
+    with pytest.raises(NotFoundError, match="safetensors files only"):
+        load_model(tmp_path)
+
+
+def test_architectures_that_are_not_claimed(tmp_path: Path) -> None:
+    config = hf.BloomConfig(hidden_size=16, n_layer=1, n_head=2, vocab_size=20)
+    with pytest.raises(UnsupportedModelError, match="BloomForCausalLM"):
+        load_model(hf.BloomForCausalLM(config))
+    with pytest.raises(UnsupportedModelError, match="config"):
+        load_model(torch.nn.Linear(2, 2))
+
+
+def test_sites_are_checked_against_the_anatomy(tiny_gpt2: Any) -> None:
+    anatomy = check_ready(tiny_gpt2)
+    anatomy.check_site(Site("z", 2, head=3))
+    for site, message in (
+        (Site("z", 3), "0 to 2"),
+        (Site("z", 0, head=4), "0 to 3"),
+        (Site("mlp_pre_linear", 0), "no site"),
+    ):
+        with pytest.raises(InputError, match=message):
+            anatomy.check_site(site)
+    for wrong in (lambda: Site("z"), lambda: Site("embed", 1), lambda: Site("resid_pre", 0, head=1)):
+        with pytest.raises(InputError):
+            wrong()
+    with pytest.raises(InputError, match="TransformerBridge is needed"):
+        check_ready(torch.nn.Linear(2, 2))  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,73 @@
+"""A user's pairs from CSV and JSONL, and what is said about each wrong row."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mechwork.errors import InputError, NotFoundError
+from mechwork.patching import patch
+from mechwork.tasks import from_file
+
+ROWS = [
+    {"clean": "When Mary and John went to the store, John gave a drink to", "corrupt": "When Mary and John went to the store, Mary gave a drink to", "correct": " Mary", "incorrect": " John"},
+    {"clean": "When Tom and Anna went to the store, Anna gave a drink to", "corrupt": "When Tom and Anna went to the store, Tom gave a drink to", "correct": " Tom", "incorrect": " Anna"},
+]  # fmt: skip
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    if path.suffix == ".csv":
+        lines = [",".join(rows[0])] + [
+            ",".join(json.dumps(v, ensure_ascii=False) for v in row.values()) for row in rows
+        ]
+        path.write_text("\n".join(lines), encoding="utf-8")
+    else:
+        path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("name", ["pairs.csv", "pairs.jsonl"])
+def test_reads_and_runs(bundled_model: Any, tmp_path: Path, name: str) -> None:
+    task = from_file(bundled_model, write(tmp_path / name, ROWS))
+    assert len(task) == 2
+    assert task.name == "pairs"
+    assert "[ John]" in task.describe()
+    effects = patch(bundled_model, task, ["resid_pre"])
+    assert effects["resid_pre"].values.shape[0] == 6
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"correct": " Mary Mary"}, r"single token.*pair 1"),
+        ({"corrupt": ROWS[1]["clean"]}, "pair 1 are identical"),
+        ({"corrupt": "Tom gave a drink to"}, "pair 1 has"),
+        ({"clean": ""}, "pair 1 needs a text in column 'clean'"),
+        ({"incorrect": None}, "pair 1 needs text"),
+        ({"incorrect": " Tom"}, "must differ"),
+        ({"clean": "the " * 200, "corrupt": "a " * 200}, "context of 128"),
+    ],
+)
+def test_names_the_wrong_row(bundled_model: Any, tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    path = write(tmp_path / "pairs.jsonl", [ROWS[0], {**ROWS[1], **change}])
+    with pytest.raises(InputError, match=message):
+        from_file(bundled_model, path)
+
+
+def test_wrong_files(bundled_model: Any, tmp_path: Path, tiny_gpt2: Any) -> None:
+    with pytest.raises(NotFoundError, match="no file"):
+        from_file(bundled_model, tmp_path / "nothing.csv")
+    (tmp_path / "a.txt").write_text("x")
+    with pytest.raises(InputError, match=r"\.csv or \.jsonl"):
+        from_file(bundled_model, tmp_path / "a.txt")
+    (tmp_path / "b.jsonl").write_text("{")
+    with pytest.raises(InputError, match="line 1, is not JSON"):
+        from_file(bundled_model, tmp_path / "b.jsonl")
+    (tmp_path / "c.jsonl").write_text("\n")
+    with pytest.raises(InputError, match="at least one pair"):
+        from_file(bundled_model, tmp_path / "c.jsonl")
+    with pytest.raises(InputError, match="no tokenizer"):
+        from_file(tiny_gpt2, write(tmp_path / "pairs.jsonl", ROWS))
