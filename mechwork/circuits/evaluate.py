@@ -18,7 +18,7 @@ from ..errors import InputError, UnknownNameError
 from ..models.anatomy import device_of
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
-from ..runs.record import check_task, record_run
+from ..runs.record import check_task, record_run, run_to_metric
 from ..shapes import EdgeMask, PerExample
 from ..tasks.metrics import accuracy
 from ..tasks.task import Task
@@ -217,7 +217,7 @@ def measure_circuits(
         hits: list[Tensor] = []
         for j, mask in enumerate(masks):
             with torch.no_grad(), as_circuit(model, space, mask, ablated):
-                logits = model(pairs.clean_tokens)
+                logits = run_to_metric(model, task, pairs, pairs.clean_tokens)
             rows.append(task.measure(logits, pairs).cpu())
             hits.append(accuracy(logits, pairs).cpu())
             if progress is not None:

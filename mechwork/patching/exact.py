@@ -22,7 +22,7 @@ from ..interventions import Value, Write, intervene
 from ..models.anatomy import ModelAnatomy, device_of
 from ..models.identity import identify_model
 from ..provenance import build_provenance
-from ..runs.record import Baseline, Run, align_donor, check_task, measure_baseline, record_run
+from ..runs.record import Baseline, Run, align_donor, check_task, measure_baseline, record_run, run_to_metric
 from ..runs.restart import restart_at
 from ..sites import SITE_KINDS, Site, site_kind
 from ..tasks.pairs import PromptPairs
@@ -189,8 +189,8 @@ def _patch_layer(
         chunk = plan.cells[start : start + step]
         writes = _writes(plan, chunk, layer, values)
         tokens = pairs.clean_tokens.repeat(len(chunk), 1)
-        with torch.no_grad(), restart_at(model, layer, resid_pre.repeat(len(chunk), 1, 1)), intervene(model, writes):
-            logits = model(tokens)
+        with restart_at(model, layer, resid_pre.repeat(len(chunk), 1, 1)), intervene(model, writes):
+            logits = run_to_metric(model, task, pairs, tokens)
         metrics += [task.measure(part, pairs) for part in logits.split(len(pairs))]
     return torch.stack(metrics, dim=1)
 
@@ -209,7 +209,8 @@ def _writes(plan: Plan, chunk: list[tuple[int, int | None]], layer: int, values:
 
 
 def _copies_per_chunk(model: TransformerBridge, pairs: PromptPairs) -> int:
-    """How many cells fit in `CHUNK_BYTES`, counting logits and a few residual-sized activations per token."""
+    """How many cells fit in `CHUNK_BYTES`, counting logits, attention and a few residual-sized activations per pair."""
     cfg = model.cfg
-    per_token = 4 * (2 * int(cfg.d_vocab) + 16 * int(cfg.d_model))
-    return max(1, CHUNK_BYTES // (per_token * pairs.clean_tokens.numel()))
+    n_pos = pairs.clean_tokens.shape[1]
+    per_pair = 4 * (2 * int(cfg.d_vocab) * pairs.n_tail + (16 * int(cfg.d_model) + int(cfg.n_heads) * n_pos) * n_pos)
+    return max(1, CHUNK_BYTES // (per_pair * len(pairs)))

@@ -16,6 +16,8 @@ from .text import escape, number, plural, show_token
 MAX_TOKENS = 64
 """Longer prompts are shown up to here: a larger picture has no readable cells, and a file of many megabytes."""
 DIGITS = 3
+WHOLE, ENDS, AROUND = 80, 16, 10
+"""Prompts up to `WHOLE` tokens are written in full; of longer ones, `ENDS` tokens at each end and `AROUND` around differences."""
 
 
 @draws(AttentionPatterns)
@@ -57,16 +59,30 @@ def attention_fragment(patterns: AttentionPatterns) -> Fragment:
 
 
 def prompt_markup(tokens: tuple[str, ...], other: tuple[str, ...] = (), *, name: str = "") -> str:
-    """A prompt as markup, every token isolated from its neighbours; tokens that differ from `other` are marked."""
-    parts = []
+    """A prompt as markup, every token isolated from its neighbours; tokens that differ from `other` are marked.
+
+    Of a long prompt the beginning, the end and the neighbourhood of every marked token are written.
+    """
+    differs = [bool(other) and (i >= len(other) or other[i] != token) for i, token in enumerate(tokens)]
+    parts, skipped = [], 0
     for i, token in enumerate(tokens):
+        if len(tokens) > WHOLE and not _near(i, len(tokens), differs):
+            skipped += 1
+            continue
+        if skipped:
+            parts.append(f' <i class="mw-muted">… {plural(skipped, "token")} …</i>')
+            skipped = 0
         shown = escape(show_token(token, 200))
+        title = f' title="differs from the {escape(name)} prompt"' if differs[i] and name else ""
         lead = " " if token.startswith(" ") and i else ""
-        differs = bool(other) and (i >= len(other) or other[i] != token)
-        title = f' title="differs from the {escape(name)} prompt"' if differs and name else ""
-        mark = f'<mark class="mw-token"{title}>{shown}</mark>' if differs else f'<bdi class="mw-token">{shown}</bdi>'
-        parts.append(f"{lead}{mark}")
+        tag = "mark" if differs[i] else "bdi"
+        parts.append(f'{lead}<{tag} class="mw-token"{title}>{shown}</{tag}>')
     return f'<span class="mw-prompt">{"".join(parts)}</span>'
+
+
+def _near(i: int, n: int, differs: list[bool]) -> bool:
+    """Whether token `i` of `n` is worth writing: near an end, or near a token that differs."""
+    return i < ENDS or i >= n - ENDS or any(differs[max(0, i - AROUND) : i + AROUND + 1])
 
 
 def _table(patterns: AttentionPatterns) -> str:

@@ -60,7 +60,7 @@ def figure_fragment(figure: Figure, alternative: str, *, follow: str = "") -> Fr
     size = f"min-height:{int(spec['layout'].get('height', 400))}px"
     kind = f' data-mw-follow="{escape(follow)}"' if follow else ""
     body = (
-        f'<div class="mw-figure" data-mw-figure{kind} role="img" aria-label="{escape(alternative)}" style="{size}">{embed_json(spec)}'
+        f'<div class="mw-figure" data-mw-figure{kind} role="figure" aria-label="{escape(alternative)}" style="{size}">{embed_json(spec)}'
         f"<noscript><p>{escape(alternative)}</p></noscript></div>"
     )
     return Fragment(body, needs=("figures",))

@@ -37,7 +37,9 @@ def render_graph(
     the first.
     """
     payload = graph_payload(circuit, _with_defaults(options, circuit), scores=scores, other=other)
-    return assemble(payload["title"], [Fragment("<main>"), graph_fragment(payload), Fragment("</main>")], body_class="mw-standalone")
+    return assemble(
+        payload["title"], [Fragment("<main>"), graph_fragment(payload), Fragment("</main>")], body_class="mw-standalone"
+    )
 
 
 @draws(Circuit)

@@ -14,8 +14,10 @@ MINUS = "\u2212"
 ELLIPSIS = "…"
 
 _VISIBLE = {"\n": "↵", "\r": "↵", "\t": "⇥", "\u2028": "↵", "\u2029": "↵"}
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
-"""Control characters, invisible spaces, bidirectional overrides, and lone surrogates (which UTF-8 cannot hold)."""
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+"""Control characters, invisible spaces, bidirectional overrides, and lone surrogates (which UTF-8 cannot hold).
+
+The joiners U+200C and U+200D stay: words of several scripts and many emoji are written with them."""
 
 
 def escape(text: object) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import InputError, MetricError
 from ..models.anatomy import ModelAnatomy, check_ready, device_of
-from ..shapes import Logits, PerExample
+from ..shapes import Logits, PerExample, Tokens
 from ..sites import SITE_KINDS, Site, hook_name, site_kind
 from ..tasks.pairs import ABSENT, PromptPairs
 from ..tasks.task import Task
@@ -80,6 +80,18 @@ def record_run(
         stack.enter_context(model.hooks(fwd_hooks=hooks))
         logits = model(tokens)
     return Run(logits, store)
+
+
+def run_to_metric(
+    model: TransformerBridge, task: Task, pairs: PromptPairs, tokens: Tokens
+) -> Float[Tensor, "batch tail d_vocab"]:
+    """Logits as far as the task's metric needs them: of the last columns only, when it reads nothing else.
+
+    `tokens` are one or several copies of the clean prompts of `pairs`, one after another. Cost: 1 forward, the
+    unembedding at ``pairs.n_tail`` columns.
+    """
+    with torch.no_grad():
+        return model(tokens, logits_to_keep=pairs.n_tail) if task.metric.reads_final else model(tokens)
 
 
 @contextmanager

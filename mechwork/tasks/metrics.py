@@ -30,11 +30,16 @@ MetricFunction = Callable[[Logits, PromptPairs], Tensor]
 
 @dataclass(frozen=True)
 class Metric:
-    """A named metric. `needs_reference` says that the pairs must carry the clean run's log-probabilities."""
+    """A named metric.
+
+    `linear` in the logits; `reads_final`: reads nothing but ``pairs.final(logits)``, so that logits of other positions
+    need not be computed; `needs_reference`: the pairs must carry the clean run's log-probabilities.
+    """
 
     name: str
     function: MetricFunction
     linear: bool = False
+    reads_final: bool = False
     needs_reference: bool = False
 
     def __call__(self, logits: Logits, pairs: PromptPairs) -> Tensor:
@@ -69,10 +74,10 @@ def _kl_divergence(logits: Logits, pairs: PromptPairs) -> PerExample:
     return (reference.exp() * (reference - pairs.final(logits).log_softmax(dim=-1))).sum(dim=-1)
 
 
-logit_difference = Metric("logit_difference", _logit_difference, linear=True)
-probability_difference = Metric("probability_difference", _probability_difference)
-log_probability = Metric("log_probability", _log_probability)
-kl_divergence = Metric("kl_divergence", _kl_divergence, needs_reference=True)
+logit_difference = Metric("logit_difference", _logit_difference, linear=True, reads_final=True)
+probability_difference = Metric("probability_difference", _probability_difference, reads_final=True)
+log_probability = Metric("log_probability", _log_probability, reads_final=True)
+kl_divergence = Metric("kl_divergence", _kl_divergence, reads_final=True, needs_reference=True)
 
 METRICS: dict[str, Metric] = {
     m.name: m for m in (logit_difference, probability_difference, log_probability, kl_divergence)

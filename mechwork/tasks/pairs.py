@@ -165,10 +165,15 @@ class PromptPairs:
         """Whether all prompts have one length, so that token positions can be compared across pairs."""
         return self.aligned and bool((self.lengths == self.lengths[0]).all())
 
-    def final(self, logits: Logits, *, corrupt: bool = False) -> Float[Tensor, "batch d_vocab"]:
-        """Logits at the last real token of each (clean or corrupt) prompt."""
-        end = (self.corrupt_lengths if corrupt else self.lengths).to(logits.device) - 1
+    def final(self, logits: Logits) -> Float[Tensor, "batch d_vocab"]:
+        """Logits at the last real token of each clean prompt, from logits of all columns or of the last ones only."""
+        end = (self.lengths - 1 - (self.clean_tokens.shape[1] - logits.shape[1])).to(logits.device)
         return logits[torch.arange(len(self), device=logits.device), end]
+
+    @property
+    def n_tail(self) -> int:
+        """How many last columns hold every clean prompt's last token."""
+        return self.clean_tokens.shape[1] - int(self.lengths.min()) + 1
 
     def corrupt_as_host(self) -> PromptPairs:
         """The pairs with the two prompts exchanged, answers kept: for metrics of runs of the corrupt prompts."""

@@ -11,7 +11,7 @@ import torch
 from mechwork.ablation.heads import HeadRow, HeadStudy
 from mechwork.errors import InputError, UnknownNameError
 from mechwork.render import render_attention, render_heads, render_report, report
-from mechwork.render.attention import MAX_TOKENS
+from mechwork.render.attention import MAX_TOKENS, prompt_markup
 from mechwork.render.page import BUNDLES, asset, assemble, embed_json, Fragment
 from mechwork.render.sections import SECTIONS
 from mechwork.runs.attention import AttentionPatterns
@@ -223,3 +223,13 @@ def test_assembling_refuses_unknown_bundles_and_embeds_safely() -> None:
     with pytest.raises(UnknownNameError, match="bundle"):
         assemble("t", [Fragment("", needs=("grpah",))])
     assert "</script><" not in embed_json({"x": "</script><b>"}).removesuffix("</script>")
+
+
+def test_long_prompts_are_written_around_what_differs() -> None:
+    tokens = tuple(f" w{i}" for i in range(300))
+    other = (*tokens[:150], " other", *tokens[151:])
+    markup = prompt_markup(tokens, other, name="corrupt")
+    assert '<mark class="mw-token" title="differs from the corrupt prompt">w150</mark>' in markup
+    for wanted in ("w0<", "w299<", "w145<", "… 124 tokens …"):
+        assert wanted in markup
+    assert "w80<" not in markup

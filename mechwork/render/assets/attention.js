@@ -55,9 +55,10 @@ function mountAttention(root) {
     // A fresh element each time: circuitsvis keeps its own root in the element it is given.
     const holder = document.createElement("div");
     holder.id = `mw-attention-${figures++}`;
-    holder.setAttribute("role", "img");
-    holder.setAttribute("aria-label", `Attention pattern of head ${data.heads[i]}; the table below says where it looks`);
     paper.replaceChildren(holder);
+    // circuitsvis draws later, and gives its canvas the role of an image but no name.
+    const label = `Attention pattern of head ${data.heads[i]}; the table below says where it looks`;
+    new MutationObserver(() => holder.querySelectorAll("canvas").forEach((canvas) => canvas.setAttribute("aria-label", label))).observe(holder, { childList: true, subtree: true });
     CircuitsVis.render(holder.id, CircuitsVis.AttentionPattern, { tokens: data.tokens, attention: data.patterns[i], positiveColor: "#0072B2", negativeColor: "#D55E00", minValue: 0, maxValue: 1, showAxisLabels: true, maskUpperTri: false });
   }
   const view = { select: (name) => name !== null && index.has(name) && show(index.get(name)) };

@@ -4,10 +4,11 @@ const CAP = 2000; // edges above this many are drawn on the canvas beneath (see 
 const ROLE_LIMIT = 24;
 const HEAVY = 400; // from this many edges on, moving is simplified
 
-function createDrawing(svg) {
-  const world = svgElement("g", { class: "mw-world" }, svg);
+// `backdrop` lies beneath the canvas and holds the bands of the layers, `svg` above it and holds the graph.
+function createDrawing(svg, backdrop) {
+  const world = svgElement("g", { class: "mw-world" }, svg), bands = svgElement("g", {}, backdrop);
   const layer = (name) => svgElement("g", { class: name, "aria-hidden": "true" }, world);
-  const bands = layer("mw-bands"), base = layer("mw-edges"), lit = layer("mw-lit");
+  const base = layer("mw-edges"), lit = layer("mw-lit");
   const nodes = svgElement("g", { class: "mw-nodes" }, world);
   const gutter = svgElement("g", { class: "mw-gutter", "aria-hidden": "true" }, svg);
   let graph = null, paths = [], links = [], on = null, boxes = [], looks = [], showing = [], litEdges = [], resting = 0;
@@ -97,7 +98,7 @@ function createDrawing(svg) {
   }
 
   function place(view) {
-    world.setAttribute("transform", `translate(${view.x} ${view.y}) scale(${view.k})`);
+    for (const group of [world, bands]) group.setAttribute("transform", `translate(${view.x} ${view.y}) scale(${view.k})`);
     svg.classList.toggle("far", view.k < 0.62);
     svg.classList.toggle("very-far", view.k < 0.34);
     graph.payload.layers.forEach((band, i) => {

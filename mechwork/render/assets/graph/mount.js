@@ -9,9 +9,10 @@ function mountGraph(root, id) {
   const canvas = htmlElement("canvas", { class: "mw-canvas", width: 1, height: 1, "aria-hidden": "true" });
   const svg = svgElement("svg", { class: "mw-svg", role: "group", "aria-label": `${payload.title}: circuit graph, arrow keys move between nodes` });
   const tip = htmlElement("div", { class: "mw-tip", hidden: true }), said = htmlElement("div", { class: "mw-said", role: "status" });
-  stage.append(canvas, svg, tip, said);
+  const backdrop = svgElement("svg", { class: "mw-svg", "aria-hidden": "true" });
+  stage.append(backdrop, canvas, svg, tip, said);
 
-  const drawing = createDrawing(svg), underlay = createUnderlay(canvas, stage);
+  const drawing = createDrawing(svg, backdrop), underlay = createUnderlay(canvas, stage);
   const view = createView(stage, (at) => {
     drawing.moving();
     drawing.place(at);
