@@ -61,7 +61,7 @@ def test_scores_circuit_and_curve(written: dict[str, Any]) -> None:
     assert len(circuit.edges) == circuit.n_edges <= 80
     assert {"input", "logits"} <= set(circuit.nodes)
     assert len(curve.sizes) == len(curve.faithfulness) == len(curve.random) == 10
-    assert 0 < curve.cpr
+    assert curve.cpr > 0
     assert 0 <= curve.cmd < 1
     assert isinstance(curve.empty, float)
     assert "Pearson" in str(written["agreement"])

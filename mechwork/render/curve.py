@@ -24,7 +24,7 @@ def curve_figure(curve: FaithfulnessCurve, *, chosen: CircuitEvaluation | None =
     hover = [f"{count(n)} edges ({percent(f)})" for n, f in zip(curve.sizes, curve.fractions, strict=True)]
 
     def line(y: list[float], name: str, colour: str, dash: str, symbol: str) -> go.Scatter:
-        said = [f"{name.split(' (')[0]}: {number(v)}<br>{where}" for v, where in zip(y, hover, strict=True)]
+        said = [f"{name.split(' (', maxsplit=1)[0]}: {number(v)}<br>{where}" for v, where in zip(y, hover, strict=True)]
         return go.Scatter(
             x=x, y=y, name=name, mode="lines+markers", text=said, hovertemplate="%{text}<extra></extra>",
             line={"color": colour, "dash": dash, "width": 2}, marker={"color": colour, "size": 6, "symbol": symbol},

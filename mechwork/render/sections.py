@@ -155,7 +155,7 @@ def _graph(findings: Findings) -> list[Fragment]:
     circuits = [findings.with_roles(c) for c in findings.circuits] or (
         [findings.circuit] if findings.circuit is not None else []
     )
-    compared = len(circuits) == 2 and circuits[0].space == circuits[1].space  # noqa: PLR2004
+    compared = len(circuits) == 2 and circuits[0].space == circuits[1].space
     for i, circuit in enumerate(circuits):
         scores = findings.scores_of(circuit)
         title = f"Circuit for {findings.task.name}" + (f" ({i + 1})" if len(circuits) > 1 else "")

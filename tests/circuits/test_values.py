@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mechwork.circuits import Circuit, EdgeScores, EdgeSpace
 from mechwork.circuits.circuit import prune
@@ -52,7 +53,7 @@ def test_gpt2_small_has_the_known_number_of_edges() -> None:
 def test_names_round_trip() -> None:
     for row, column in SPACE.mask.nonzero().tolist():
         assert SPACE.edge_index(SPACE.edge_name(row, column)) == (row, column)
-    with pytest.raises(UnknownNameError, match="nearest: a0.h0"):
+    with pytest.raises(UnknownNameError, match=r"nearest: a0\.h0"):
         SPACE.edge_index("a0.h00->m0")
     with pytest.raises(InputError, match="runs before"):
         SPACE.edge_index("m1->m0")

@@ -75,7 +75,7 @@ def test_pull_back_through_a_norm_is_its_vjp(rule: Any, centred: bool) -> None:
 
 def test_norms_as_numbers_equal_the_modules(family_model64: Any) -> None:
     for _, module in norm_modules(family_model64):
-        width = module.weight.shape[0]  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
+        width = int(read_norm(module).gain.shape[0])
         x = torch.randn(2, 3, width).double() * 3 + 1
         with torch.no_grad():
             torch.testing.assert_close(read_norm(module)(x), module(x).double(), rtol=0, atol=1e-5)
@@ -150,7 +150,7 @@ def test_first_match_wins_and_gradient_exempts(tiny_gpt2_64: Any, tiny_task: Tas
     assert binding.rule("ln_final", "norm") is None
     assert binding.rule("blocks.0.ln1", "norm") == LNRule()
     assert "gradient (no rule)" in binding.report()
-    everything = Composite("none", tuple((("*", GradientRule(f)) for f in ("norm", "activation"))))  # pyright: ignore[reportArgumentType]
+    everything = Composite("none", tuple(("*", GradientRule(f)) for f in ("norm", "activation")))  # pyright: ignore[reportArgumentType]
     _, a, _ = coefficients(tiny_gpt2_64, tiny_task, Composite("x", (*everything.entries, *RELP.entries)), ["resid_pre"])
     _, b, _ = coefficients(tiny_gpt2_64, tiny_task, GRADIENT, ["resid_pre"])
     torch.testing.assert_close(a["resid_pre"], b["resid_pre"], rtol=0, atol=0)

@@ -295,7 +295,7 @@ def study() -> HeadStudy:
         for head in range(4):
             name = f"a{layer}.h{head}"
             effect, direct = measured.get(name, (0.06 * float(torch.randn((), generator=generator)), 0.0))
-            attention = {span: 0.04 for span in ("END→IO", "END→S1", "END→S2", "S2→S1", "S2→S1+")} | looks.get(name, {})
+            attention = dict.fromkeys(("END→IO", "END→S1", "END→S2", "S2→S1", "S2→S1+"), 0.04) | looks.get(name, {})
             rows.append(HeadRow(name, effect, 0.05, direct, attention, ROLES.get(name, "")))
     return HeadStudy(
         tuple(sorted(rows, key=lambda row: -abs(row.effect))), "logit_difference", provenance(method="head study")

@@ -12,7 +12,7 @@ from mechwork.ablation.heads import HeadRow, HeadStudy
 from mechwork.errors import InputError, UnknownNameError
 from mechwork.render import render_attention, render_heads, render_report, report
 from mechwork.render.attention import MAX_TOKENS, prompt_markup
-from mechwork.render.page import BUNDLES, asset, assemble, embed_json, Fragment
+from mechwork.render.page import BUNDLES, Fragment, assemble, asset, embed_json
 from mechwork.render.sections import SECTIONS
 from mechwork.runs.attention import AttentionPatterns
 from tests.render import synthetic
@@ -62,7 +62,7 @@ def test_the_summary_gives_numbers_with_their_interval() -> None:
     assert f"faithfulness of {evaluation.faithfulness:.2f} (95 % interval {low:.2f} to {high:.2f})" in text
     assert "random circuits of that size reach 0.01" in text
     assert "a4.h1 (name mover, +1.61 ± 0.050)" in text
-    assert f"of the model's 1,108 edges" in text
+    assert "of the model's 1,108 edges" in text
 
 
 def test_limits_are_filled_in_from_the_results() -> None:

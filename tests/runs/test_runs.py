@@ -40,7 +40,9 @@ def test_restarting_is_exact_and_skips_the_blocks_below(family_model64: Any, tin
         run = record_run(model, tiny_task.pairs, ["resid_pre"])
         for layer in range(3):
             ran: list[int] = []
-            hooks = [(literal.hook("mlp_out", i), lambda activation, hook, i=i: ran.append(i)) for i in range(3)]
+            hooks = [
+                (literal.hook("mlp_out", i), lambda activation, hook, i=i, ran=ran: ran.append(i)) for i in range(3)
+            ]
             with torch.no_grad(), restart_at(model, layer, run["resid_pre"][layer]), model.hooks(fwd_hooks=hooks):
                 logits = model(tokens)
             assert torch.equal(logits, run.logits)
