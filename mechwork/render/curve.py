@@ -113,7 +113,6 @@ def evaluation_table(evaluations: list[CircuitEvaluation]) -> str:
     names, edges, faith, interval, metric, accuracy = [], [], [], [], [], []
     for evaluation in evaluations:
         low, high = evaluation.interval()
-        unit = words(evaluation.metric_name)
         n = count(evaluation.circuit.n_edges)
         controls = evaluation.random
         mean = sum(controls) / len(controls) if controls else float("nan")
@@ -132,7 +131,7 @@ def evaluation_table(evaluations: list[CircuitEvaluation]) -> str:
         accuracy += [percent(evaluation.accuracy), percent(evaluation.model_accuracy), "", ""]
     columns = [
         Column("edges kept", names), Column("edges", edges, numeric=True), Column("faithfulness", faith, numeric=True),
-        Column("95 % interval", interval, numeric=True), Column(f"mean {unit if evaluations else 'metric'}", metric, numeric=True), Column("accuracy", accuracy, numeric=True),
+        Column("95 % interval", interval, numeric=True), Column(f"mean {words(evaluations[0].metric_name) if evaluations else 'metric'}", metric, numeric=True), Column("accuracy", accuracy, numeric=True),
     ]  # fmt: skip
     return table(columns, caption="The circuit beside its controls, measured on the same pairs")
 

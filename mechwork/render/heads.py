@@ -33,7 +33,6 @@ def heads_fragment(study: HeadStudy, *, limit: int = 16) -> Fragment:
 
 def _head_table(study: HeadStudy, rows: Sequence[HeadRow]) -> str:
     unit = words(study.metric_name)
-    spans = _spans(rows)
     columns = [
         Column("head", [row.head for row in rows]),
         Column(
@@ -58,15 +57,10 @@ def _head_table(study: HeadStudy, rows: Sequence[HeadRow]) -> str:
                 title="through the residual stream to the logits alone",
             )
         )
-    for name in spans:
-        columns.append(
-            Column(
-                name,
-                [fixed(row.attention.get(name, float("nan")), 2) for row in rows],
-                numeric=True,
-                title=f"mean attention {name}",
-            )
-        )
+    columns += [
+        Column(name, [_share(row, name) for row in rows], numeric=True, title=f"mean attention {name}")
+        for name in _spans(rows)
+    ]
     if any(row.role for row in rows):
         columns.append(
             Column(
@@ -95,6 +89,10 @@ def _facts(row: HeadRow, unit: str) -> list[Fact]:
     strongest = sorted(row.attention.items(), key=lambda item: -item[1])[:3]
     facts += [Fact(f"Attention {name}", percent(value, 0)) for name, value in strongest if value >= 0.05]
     return facts
+
+
+def _share(row: HeadRow, name: str) -> str:
+    return fixed(row.attention.get(name, float("nan")), 2)
 
 
 def _spans(rows: Sequence[HeadRow]) -> list[str]:

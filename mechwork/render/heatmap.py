@@ -63,9 +63,15 @@ def heatmap_figure(effect: Effect, *, limit: float | None = None) -> Figure:
     n_columns = min(COLUMNS, len(panels))
     n_rows = math.ceil(len(panels) / n_columns)
     titles = [name for name, _, _ in panels] if len(panels) > 1 else None
-    gap = {"horizontal_spacing": 0.05, "vertical_spacing": min(0.22, 0.9 / n_rows)}
+    spacing = min(0.22, 0.9 / n_rows)
     figure = make_subplots(
-        n_rows, n_columns, subplot_titles=titles, shared_yaxes=True, shared_xaxes=len(panels) > 1, **gap
+        n_rows,
+        n_columns,
+        subplot_titles=titles,
+        shared_yaxes=True,
+        shared_xaxes=len(panels) > 1,
+        horizontal_spacing=0.05,
+        vertical_spacing=spacing,
     )
     x_axis = "pos" if "pos" in effect.axes else effect.axes[-1]
     labels = effect.labels[x_axis]

@@ -1,8 +1,8 @@
-"""Self-contained pages: markup, styles and scripts in one file that asks the network for nothing.
+r"""Self-contained pages: markup, styles and scripts in one file that asks the network for nothing.
 
 A drawing is a `Fragment`: markup and the names of the bundles it needs. `assemble` puts fragments on one page, every
 bundle once, and forbids the browser any request by a content security policy. Data stand in the markup as JSON with
-every ``<`` written as ``\\u003c``, so no text can end the element that holds it.
+every ``<`` written as ``\u003c``, so no text can end the element that holds it.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def _finite(value: Any) -> Any:
 @cache
 def asset(name: str) -> str:
     """The text of one of the package's own scripts or styles."""
-    return resources.files(__package__).joinpath("assets", *name.split("/")).read_text(encoding="utf-8")
+    return resources.files(__spec__.parent).joinpath("assets", *name.split("/")).read_text(encoding="utf-8")
 
 
 @cache

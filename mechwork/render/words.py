@@ -115,11 +115,10 @@ def limits(findings: Findings) -> list[str]:
             said.append(
                 f"Of the {count(circuit.n_requested)} edges of largest score, {count(dropped)} {verb} dropped because they lie on no path from the input to the logits."
             )
-    for evaluation in findings.evaluations:
-        if findings.pairs_word(evaluation.provenance) != "test pair":
-            said.append(
-                "The circuit was not tested on the task's held-out pairs; its faithfulness may be flattered by the pairs it was found on."
-            )
+    if any(findings.pairs_word(e.provenance) != "test pair" for e in findings.evaluations):
+        said.append(
+            "The circuit was not tested on the task's held-out pairs; its faithfulness may be flattered by the pairs it was found on."
+        )
     if findings.studies:
         said.append(
             "Roles of heads are words chosen by rules from their attention and effects. They are interpretation; the numbers beside them are measured."

@@ -48,7 +48,7 @@ ROLES = {
 }  # fmt: skip
 STRONG = (
     ("input", "a0.h1<q>", 0.31), ("input", "a0.h1<k>", 0.28), ("input", "a0.h3<v>", 0.22), ("a0.h3", "a1.h2<k>", 0.35),
-    ("a0.h1", "a2.h0<v>", 0.52), ("a1.h2", "a2.h0<v>", 0.36), ("a0.h1", "a3.h3<v>", 0.29), ("m0", "a0.h1<q>", 0.0),
+    ("a0.h1", "a2.h0<v>", 0.52), ("a1.h2", "a2.h0<v>", 0.36), ("a0.h1", "a3.h3<v>", 0.29),
     ("a2.h0", "a4.h1<q>", 0.66), ("a3.h3", "a4.h1<q>", 0.41), ("a2.h0", "a4.h2<q>", 0.38), ("a3.h3", "a5.h0<q>", -0.30),
     ("input", "m0", 0.60), ("m0", "a4.h1<v>", 0.57), ("m0", "a4.h2<v>", 0.33), ("m0", "a5.h0<v>", -0.26),
     ("a4.h1", "logits", 1.42), ("a4.h2", "logits", 0.71), ("a5.h0", "logits", -0.63), ("m5", "logits", 0.24), ("a4.h1", "m5", 0.19),
@@ -77,12 +77,7 @@ def scores(n: int = 32, graph: EdgeSpace | None = None, seed: int = 0, rules: st
     generator = torch.Generator().manual_seed(seed)
     values = 0.02 * torch.randn(graph.n_writers, graph.n_readers, generator=generator).pow(3)
     for source, target, value in STRONG:
-        if (
-            value
-            and source in graph.writers
-            and target in graph.readers
-            and "->".join((source, target)) != "m0->a0.h1<q>"
-        ):
+        if source in graph.writers and target in graph.readers:
             values[graph.edge_index(f"{source}->{target}")] = value
     values = values * graph.mask
     noise = 0.25 * values.abs() * torch.randn(n, graph.n_writers, graph.n_readers, generator=generator)

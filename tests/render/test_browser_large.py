@@ -7,7 +7,6 @@ bounds against a change of kind.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -55,7 +54,7 @@ def graph_page() -> str:
 
 
 @pytest.fixture(scope="module")
-def plotly_page(payload: dict[str, Any]) -> Iterator[str]:
+def plotly_page(payload: dict[str, Any]) -> str:
     """The same nodes and edges as plotly scatter traces: six of edges, one of nodes."""
     nodes, edges = payload["nodes"], payload["edges"]
     types = np.array(nodes["type"])
@@ -82,7 +81,7 @@ def plotly_page(payload: dict[str, Any]) -> Iterator[str]:
             )
     traces.append(go.Scatter(x=nodes["x"], y=[-v for v in nodes["y"]], mode="markers", text=nodes["name"]))
     figure = titled(go.Figure(traces), "the same graph", "", width=980, height=700)
-    yield assemble("plotly", [figure_fragment(figure, "the same graph")])
+    return assemble("plotly", [figure_fragment(figure, "the same graph")])
 
 
 def measure(tab: Tab, steps: dict[str, str]) -> dict[str, float]:

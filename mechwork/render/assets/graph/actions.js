@@ -19,6 +19,7 @@ function createActions(app, said) {
       else store.set({ to: name });
     },
     focusFound() {
+      app.flush();
       const found = app.seen().searched;
       const i = found ? found.indexOf(true) : -1;
       if (i >= 0) actions.focus(app.graph().names[i]);
@@ -53,6 +54,7 @@ function createActions(app, said) {
     zoomIn: () => app.view.zoom(1.25),
     zoomOut: () => app.view.zoom(0.8),
     fit() {
+      app.flush();
       const graph = app.graph(), seen = app.seen();
       const nodes = [...graph.names.keys()].filter((i) => seen.nodeOn[i]);
       const edges = [];

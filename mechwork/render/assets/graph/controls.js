@@ -132,7 +132,7 @@ function createMenu(app) {
     if (wanted) list.firstElementChild.focus();
   };
   for (const [label, action] of items) {
-    list.append(htmlElement("button", { type: "button", role: "menuitem", class: "mw-menu-item", onclick: () => (open(false), opener.focus(), action()) }, label));
+    list.append(htmlElement("button", { type: "button", role: "menuitem", class: "mw-menu-item", onclick: () => (open(false), opener.focus(), app.flush(), action()) }, label));
   }
   list.addEventListener("keydown", (event) => {
     const step = { ArrowDown: 1, ArrowUp: -1 }[event.key], all = [...list.children];
