@@ -26,6 +26,7 @@ PUBLIC = {
     "Site",
     "Task",
     "attribute",
+    "errors",
     "evaluate",
     "find_composite",
     "load_model",

@@ -22,7 +22,7 @@ from ..errors import InputError
 from ..models.anatomy import device_of
 from ..models.identity import identify_model
 from ..patching.attribution import coefficient_points
-from ..patching.exact import host_pairs, record_both
+from ..patching.plan import host_pairs, record_both
 from ..patching.result import Direction, check_direction
 from ..provenance import build_provenance
 from ..relevance import Composite, find_composite

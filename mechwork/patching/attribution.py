@@ -27,8 +27,8 @@ from ..runs.record import Run, align_donor, check_task, record_run
 from ..sites import Site, hook_name
 from ..tasks.pairs import PromptPairs
 from ..tasks.task import Task
-from .exact import build_plan, check_patchable, host_pairs, record_both
-from .result import Effect, Effects, check_direction
+from .plan import build_plan, check_patchable, host_pairs, record_both
+from .result import Effects, check_direction
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -81,17 +81,7 @@ def attribute(
     effects = {}
     for kind, plan in plans.items():
         stacked = torch.stack(sums[kind], dim=1).unflatten(1, (ig_steps, anatomy.n_layers)).mean(dim=1)
-        effects[kind] = Effect(
-            kind=kind,
-            per_example=plan.fold(sign * stacked).cpu(),
-            axes=plan.axes,
-            labels=plan.labels,
-            baseline=baseline,
-            direction=direction,
-            estimated=True,
-            metric_name=task.metric.name,
-            provenance=provenance,
-        )
+        effects[kind] = plan.effect(sign * stacked, task, baseline, direction, provenance, estimated=True)
     return Effects(effects)
 
 

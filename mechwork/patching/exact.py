@@ -10,33 +10,29 @@ the unembedding, for all pairs. Heimersheim & Nanda 2024 ("How to use and interp
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import InputError
 from ..interventions import Value, Write, intervene
-from ..models.anatomy import ModelAnatomy, device_of
+from ..models.anatomy import device_of
 from ..models.identity import identify_model
 from ..provenance import build_provenance
-from ..runs.record import Baseline, Run, align_donor, check_task, measure_baseline, record_run, run_to_metric
+from ..runs.record import align_donor, check_task, run_to_metric
 from ..runs.restart import restart_at
-from ..sites import SITE_KINDS, Site, site_kind
+from ..sites import Site
 from ..tasks.pairs import PromptPairs
 from ..tasks.task import Task
-from .result import Direction, Effect, Effects, check_direction
+from .plan import Plan, build_plan, check_patchable, host_pairs, record_both
+from .result import Effects, check_direction
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 Progress = Callable[[int, int, str], None]
 """Called as ``progress(done, total, what)`` while long work goes on."""
-
-PATCHABLE = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "z", "mlp_post")
-"""Kinds with a position axis whose cells are (layer, position) or (layer, position, head)."""
 
 CHUNK_BYTES = 256 * 2**20
 """How much memory the activations of one chunk of cells may take, roughly."""
@@ -89,88 +85,9 @@ def patch(
         metric = torch.stack(rows, dim=1).cpu()  # batch layer cell
         reference = baseline.corrupt_per_example if direction == "denoise" else baseline.clean_per_example
         change = metric - reference[:, None, None]
-        effects[plan.kind] = Effect(
-            kind=plan.kind,
-            per_example=plan.fold(change if direction == "denoise" else -change),
-            axes=plan.axes,
-            labels=plan.labels,
-            baseline=baseline,
-            direction=direction,
-            estimated=False,
-            metric_name=task.metric.name,
-            provenance=provenance,
-        )
+        change = change if direction == "denoise" else -change
+        effects[plan.kind] = plan.effect(change, task, baseline, direction, provenance, estimated=False)
     return Effects(effects)
-
-
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """The cells of one kind of site at any layer: masks of positions, times heads for per-head kinds."""
-
-    kind: str
-    masks: Bool[Tensor, "cell batch pos"]
-    heads: tuple[int | None, ...]
-    axes: tuple[str, ...]
-    labels: dict[str, tuple[str, ...]]
-
-    @property
-    def cells(self) -> list[tuple[int, int | None]]:
-        """(index of the position mask, head) of every cell of a layer."""
-        return [(i, head) for i in range(len(self.masks)) for head in self.heads]
-
-    @property
-    def n_cells(self) -> int:
-        return len(self.labels["layer"]) * len(self.masks) * len(self.heads)
-
-    def fold(self, values: Float[Tensor, "batch layer cell"]) -> Float[Tensor, "batch ..."]:
-        """Split the cell axis into the axes of the result."""
-        return values.reshape(len(values), *(len(self.labels[axis]) for axis in self.axes))
-
-
-def build_plan(anatomy: ModelAnatomy, task: Task, pairs: PromptPairs, kind: str, positions: str | None) -> Plan:
-    """Which cells a kind of site is patched at, and how the result's axes are named."""
-    per_head = site_kind(kind).per_head
-    positions = positions or ("all" if per_head else "each")
-    names, masks = pairs.cells(positions)
-    n_heads = anatomy.n_kv_heads if kind in ("k", "v") else anatomy.n_heads
-    axes, labels = ["layer"], {"layer": tuple(str(layer) for layer in range(anatomy.n_layers))}
-    if positions != "all":
-        axes.append("pos")
-        labels["pos"] = task.position_labels(names)
-    if per_head:
-        axes.append("head")
-        labels["head"] = tuple(str(head) for head in range(n_heads))
-    heads: tuple[int | None, ...] = tuple(range(n_heads)) if per_head else (None,)
-    return Plan(kind, masks, heads, tuple(axes), labels)
-
-
-def host_pairs(pairs: PromptPairs, direction: Direction) -> PromptPairs:
-    """Pairs whose `clean` side is the run that is patched."""
-    return pairs.corrupt_as_host() if direction == "denoise" else pairs
-
-
-def record_both(
-    model: TransformerBridge, task: Task, kinds: Sequence[str], direction: Direction
-) -> tuple[Run, Run, Baseline]:
-    """The run that gives, the run that receives (with its residual stream), and the baseline. Cost: 2 forwards."""
-    wanted = list(dict.fromkeys(["resid_pre", *kinds]))
-    clean = record_run(model, task.pairs, wanted)
-    corrupt = record_run(model, task.pairs, wanted, corrupt=True)
-    baseline = measure_baseline(task, clean.logits, corrupt.logits)
-    return (clean, corrupt, baseline) if direction == "denoise" else (corrupt, clean, baseline)
-
-
-def check_patchable(anatomy: ModelAnatomy, kinds: Sequence[str]) -> None:
-    """Raises `InputError` for kinds that are unknown, not in this model, or without positions."""
-    if not kinds or isinstance(kinds, str):
-        raise InputError(f"sites is a list of site kinds, e.g. ['resid_pre', 'z']; got {kinds!r}")
-    for kind in kinds:
-        site_kind(kind)
-        anatomy.check_site(Site(kind, 0) if SITE_KINDS[kind].per_layer else Site(kind))
-        if kind not in PATCHABLE:
-            raise InputError(
-                f"patching is by position and layer; {kind!r} cannot be patched so. Patchable: {', '.join(PATCHABLE)}"
-            )
 
 
 def _patch_layer(

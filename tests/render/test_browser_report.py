@@ -7,7 +7,6 @@ from mechwork.render import render_report
 from tests.render import synthetic
 from tests.render.conftest import OpenPage, Tab
 
-DRAWN = ".mw-report .js-plotly-plot .heatmaplayer image, .mw-report .js-plotly-plot .hm"
 
 
 @pytest.fixture
@@ -19,7 +18,7 @@ def tab(open_page: OpenPage) -> Tab:
 
 def wait_for_figures(tab: Tab) -> None:
     tab.page.wait_for_function(
-        "() => document.querySelectorAll('.js-plotly-plot .main-svg').length > 0 && window.CircuitsVis"
+        "() => [...document.querySelectorAll('[data-mw-figure]')].every((f) => f.querySelector('.main-svg')) && document.querySelector('.mw-paper canvas')"
     )
     tab.settle()
 
@@ -214,3 +213,9 @@ def test_single_results_are_drawn_in_the_frame_of_a_notebook(open_page: OpenPage
     tab.settle()
     tab.page.wait_for_timeout(300)
     tab.picture(f"notebook-{name}-{'dark' if dark else 'light'}")
+
+
+def test_an_old_browser_is_told_why_there_is_no_figure(open_page: OpenPage) -> None:
+    html = render_report(synthetic.task(), synthetic.effects(), synthetic.patterns())
+    tab = open_page(html, before="delete window.DecompressionStream", wait="main")
+    tab.page.wait_for_function("() => document.body.textContent.split('needs a browser of 2023').length === 5")

@@ -48,7 +48,7 @@ function mountAttention(root) {
 
   let shown = -1;
   function show(i) {
-    if (i === shown) return;
+    if (i === shown || !window.CircuitsVis) return;
     shown = i;
     buttons.forEach((button, k) => button.setAttribute("aria-pressed", String(k === i)));
     title.textContent = `Head ${data.heads[i]}`;
@@ -65,7 +65,8 @@ function mountAttention(root) {
   mechwork.register(view);
   const former = mechwork.thumbnail;
   mechwork.thumbnail = (name) => (index.has(name) ? thumbnail(data.patterns[index.get(name)], 150) : former?.(name) ?? null);
-  show(0);
+  return { paper, start: () => show(Math.max(0, index.get(mechwork.selection) ?? 0)) };
 }
 
-document.querySelectorAll("[data-mw-attention]").forEach(mountAttention);
+const mounted = [...document.querySelectorAll("[data-mw-attention]")].map(mountAttention);
+mechwork.vendor("circuitsvis").then(() => mounted.forEach(({ start }) => start()), () => mounted.forEach(({ paper }) => mechwork.excuse(paper)));

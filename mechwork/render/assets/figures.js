@@ -65,4 +65,18 @@ function outlines(root, spec) {
   return found;
 }
 
-document.querySelectorAll("[data-mw-figure]").forEach(mountFigure);
+// One figure per frame, so that the page answers while many are drawn.
+async function mountFigures(roots) {
+  try {
+    await mechwork.vendor("plotly");
+  } catch {
+    roots.forEach(mechwork.excuse);
+    return;
+  }
+  for (const root of roots) {
+    mountFigure(root);
+    await new Promise((done) => setTimeout(done));
+  }
+}
+
+mountFigures([...document.querySelectorAll("[data-mw-figure]")]);

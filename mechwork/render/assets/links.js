@@ -6,6 +6,14 @@ const mechwork = {
   selection: null,
   thumbnail: null, // set by the attention view: (name) => canvas element or null
 
+  loading: {},
+
+  // A third-party script that the page carries packed; resolves once it has run.
+  vendor(name) {
+    this.loading[name] ??= unpack(document.querySelector(`script[data-vendor="${name}"]`));
+    return this.loading[name];
+  },
+
   register(view) {
     this.views.push(view);
   },
@@ -17,3 +25,14 @@ const mechwork = {
   },
 };
 window.mechwork = mechwork;
+
+async function unpack(element) {
+  const packed = Uint8Array.from(atob(element.textContent), (character) => character.charCodeAt(0));
+  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+  const script = document.createElement("script");
+  script.textContent = await new Response(stream).text();
+  document.head.append(script);
+}
+
+// What stands in the place of a figure whose script this browser cannot unpack.
+mechwork.excuse = (root) => root.append("This figure needs a browser of 2023 or later. Its numbers are in the tables of this page and in the files beside it.");
