@@ -9,6 +9,10 @@ import pytest
 import torch
 
 import mechwork as mw
+from mechwork.circuits.run import as_circuit
+from mechwork.circuits.writers import WRITER_KINDS, record_writers
+from mechwork.models.anatomy import read_anatomy
+from mechwork.runs import record_run
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +77,36 @@ def test_a_tenth_of_the_edges_carries_the_behaviour_on_unseen_names_and_template
     assert result.circuit.fraction <= 0.10
     assert result.faithfulness >= 0.90
     assert max(abs(r) for r in result.random) < 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_full_circuit_gives_the_clean_logits_and_empty_the_corrupt_ones(dtype: torch.dtype) -> None:
+    """In float32, where these logits reach 40 and one unit in the last place is 4e-6, to 1e-6 of the largest."""
+    model = mw.load_model("gpt2-6l", dtype=dtype)
+    pairs = mw.tasks.ioi(model, n=64, seed=0).test.pairs
+    space = mw.EdgeSpace.of(read_anatomy(model))
+    with torch.no_grad():
+        ablated = record_writers(model, space, record_run(model, pairs, WRITER_KINDS, corrupt=True))
+        with as_circuit(model, space, space.mask, ablated):
+            full = model(pairs.clean_tokens)
+        with as_circuit(model, space, torch.zeros_like(space.mask), ablated):
+            empty = model(pairs.clean_tokens)
+        clean, corrupt = model(pairs.clean_tokens), model(pairs.corrupt_tokens)
+    bound = 1e-6 * float(corrupt.abs().max()) if dtype == torch.float32 else 1e-9
+    assert torch.equal(full, clean)
+    assert float((empty - corrupt)[pairs.mask].abs().max()) <= bound
+    assert float((clean - corrupt)[pairs.mask].abs().max()) > 1
+
+
+def test_edges_of_a_writer_add_up_to_its_node_score(written: dict[str, Any]) -> None:
+    model, train = written["model"], written["task"].train
+    nodes = mw.attribute(model, train, ["z", "mlp_out"], rules="relp", positions="all")
+    scores = written["scores"]
+    for layer in range(6):
+        heads = scores.node_values[scores.space.head_writers(layer)]
+        torch.testing.assert_close(heads, nodes["z"].values[layer], rtol=1e-3, atol=1e-4)
+        mlp = scores.node_values[scores.space.mlp_writer(layer)]
+        torch.testing.assert_close(mlp, nodes["mlp_out"].values[layer], rtol=1e-3, atol=1e-4)
 
 
 def test_the_report_is_one_offline_file(written: dict[str, Any]) -> None:

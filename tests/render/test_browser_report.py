@@ -8,7 +8,6 @@ from tests.render import synthetic
 from tests.render.conftest import OpenPage, Tab
 
 
-
 @pytest.fixture
 def tab(open_page: OpenPage) -> Tab:
     tab = open_page(render_report(synthetic.task(), *synthetic.everything()), width=1440, height=1000)
