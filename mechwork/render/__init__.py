@@ -16,6 +16,7 @@ from .attention import render_attention as render_attention
 from .curve import curve_figure as curve_figure
 from .curve import render_curve as render_curve
 from .curve import render_evaluation as render_evaluation
+from .graph import graph_svg as graph_svg
 from .graph import render_graph as render_graph
 from .graph_payload import Fact as Fact
 from .graph_payload import GraphOptions as GraphOptions

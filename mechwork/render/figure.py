@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 FONT = "Helvetica Neue, Helvetica, Arial, Liberation Sans, sans-serif"
+PAPER = 700
+"""Pixels that fit the width of a printed page; wider figures are scaled down on paper."""
 POSITIVE, NEGATIVE, NEUTRAL, INK, MUTED = "#0072B2", "#D55E00", "#6e7781", "#1b1f24", "#57606a"
 
 
@@ -58,9 +60,10 @@ def figure_fragment(figure: Figure, alternative: str, *, follow: str = "") -> Fr
     """The figure as part of a page. `alternative` describes it in words; `follow` names how it shows selections."""
     spec: dict[str, Any] = json.loads(figure.to_json() or "{}")
     size = f"min-height:{int(spec['layout'].get('height', 400))}px"
+    wide = " wide" if spec["layout"].get("width", 0) > PAPER else ""
     kind = f' data-mw-follow="{escape(follow)}"' if follow else ""
     body = (
-        f'<div class="mw-figure" data-mw-figure{kind} role="figure" aria-label="{escape(alternative)}" style="{size}">{embed_json(spec)}'
+        f'<div class="mw-figure{wide}" data-mw-figure{kind} role="figure" aria-label="{escape(alternative)}" style="{size}">{embed_json(spec)}'
         f"<noscript><p>{escape(alternative)}</p></noscript></div>"
     )
     return Fragment(body, needs=("figures",))

@@ -42,6 +42,11 @@ def render_graph(
     )
 
 
+def graph_svg(circuit: Circuit, options: GraphOptions | None = None) -> str:
+    """The graph as a static SVG in the light theme, the strongest 400 edges at most: a figure for a paper or a README."""
+    return static_svg(graph_payload(circuit, _with_defaults(options, circuit)))
+
+
 @draws(Circuit)
 def circuit_page(circuit: Circuit) -> str:
     """The page of a circuit."""
@@ -68,10 +73,12 @@ def graph_fragment(payload: dict[str, Any]) -> Fragment:
     """The graph with its fallbacks."""
     picture = base64.b64encode(static_svg(payload).encode()).decode()
     alternative = escape(f"{payload['title']}: {describe(payload)}")
+    # One picture serves three readers: without scripts, on paper, and (through its text) without sight.
     image = f'<img class="mw-static" src="data:image/svg+xml;base64,{picture}" alt="{alternative}">'
+    without = "<style>.mw-graph { display: none; } .mw-static { display: block; }</style>"
     body = (
-        f'<div class="mw-graph" data-mw-graph>{embed_json(payload)}'
-        f"<noscript><style>.mw-graph {{ height: auto !important; }}</style><p>Without scripts the graph is a picture; its edges are in the table below.</p>{image}</noscript></div>\n"
+        f'<div class="mw-graph" data-mw-graph>{embed_json(payload)}</div>{image}<noscript>{without}'
+        f"<p>Without scripts the graph is a picture; its edges are in the table below.</p></noscript>\n"
         f'<details class="mw-fallback"><summary>Edges as a table ({escape(_table_size(payload))})</summary>'
         f"{edge_table(payload)}</details>"
     )

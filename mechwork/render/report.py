@@ -17,7 +17,10 @@ from ..tasks.task import Task
 from .findings import collect
 from .page import Fragment, assemble, embed_json
 from .sections import SECTIONS, Section, build_sections, machine_readable
+from .teaching import QUESTIONS, for_class
 from .text import escape
+
+AUDIENCES = ("research", "class")
 
 
 def report(
@@ -27,33 +30,41 @@ def report(
     force: bool = False,
     title: str | None = None,
     texts: Mapping[str, str] | None = None,
+    audience: str = "research",
 ) -> Path:
     """Write one offline HTML file about `results` on `task`. Returns its path.
 
     `results` are any of effects (measured or estimated), edge scores, circuits, faithfulness curves, evaluations,
     attention patterns and head studies, in any order. `texts` adds your own words to a section, by its name: summary,
-    task, localisation, graph, evaluation, heads, agreement, limits, provenance.
+    task, localisation, graph, evaluation, heads, agreement, limits, provenance. For the `audience` ``"class"`` a question
+    stands before each result, words are explained, and the summary comes after the results.
 
     Raises:
         InputError: the file exists (pass ``force=True``), its folder is missing or cannot be written to, or `results`
             holds something that a report cannot show.
-        UnknownNameError: `texts` names a section that does not exist.
+        UnknownNameError: `texts` names a section that does not exist, or there is no such `audience`.
     """
     path = Path(path)
     _check_target(path, force=force)
-    page = render_report(task, *results, title=title, texts=texts)
+    page = render_report(task, *results, title=title, texts=texts, audience=audience)
     _write(path, page)
     return path
 
 
 def render_report(
-    task: Task, *results: object, title: str | None = None, texts: Mapping[str, str] | None = None
+    task: Task,
+    *results: object,
+    title: str | None = None,
+    texts: Mapping[str, str] | None = None,
+    audience: str = "research",
 ) -> str:
     """The report as a string of HTML; see `report`."""
     texts = dict(texts or {})
     for name in texts:
         if name not in SECTIONS:
             raise UnknownNameError("section of a report", name, SECTIONS)
+    if audience not in AUDIENCES:
+        raise UnknownNameError("audience", audience, AUDIENCES)
     findings = collect(task, results)
     sections = build_sections(findings)
     heading = title or f"The circuit for {task.name} in {findings.model_name}"
@@ -61,9 +72,13 @@ def render_report(
     present = {section.name for section in sections}
     sections += [Section(name, SECTIONS[name][0], ()) for name in texts if name not in present]
     sections.sort(key=lambda section: list(SECTIONS).index(section.name))
+    if audience == "class":
+        sections = for_class(sections)
     fragments = [_head(heading, sections)]
     for section in sections:
-        fragments += [_open(section, texts.get(section.name, "")), *section.fragments, Fragment("</section>")]
+        question = QUESTIONS.get(section.name, "") if audience == "class" else ""
+        fragments += [_open(section, texts.get(section.name, ""), question), *section.fragments]
+        fragments.append(Fragment("</div></section>"))
     fragments.append(
         Fragment(f"</main>{embed_json(machine_readable(findings), name='mechwork-report')}", needs=("report",))
     )
@@ -79,10 +94,12 @@ def _head(heading: str, sections: list[Section]) -> Fragment:
     )
 
 
-def _open(section: Section, text: str) -> Fragment:
+def _open(section: Section, text: str, question: str) -> Fragment:
     paragraphs = "".join(f'<p class="mw-own">{escape(part)}</p>' for part in text.split("\n\n") if part.strip())
+    covered = f' data-mw-question="{escape(question)}"' if question else ""
     return Fragment(
         f'<section id="{section.name}" aria-labelledby="h-{section.name}"><h2 id="h-{section.name}">{escape(section.title)}</h2>{paragraphs}'
+        f"<div{covered}>"
     )
 
 

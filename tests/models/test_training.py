@@ -160,6 +160,17 @@ def test_named_recipes():
         assert json.loads(json.dumps(recipe.to_dict()))["seed"] == recipe.seed
 
 
+def test_phases_follow_each_other_and_have_their_own_peaks():
+    recipe = dataclasses.replace(TINY, phases=(Phase(4, MIXTURE), Phase(2, {"ioi": 1.0}, peak=0.5)), warm_up=0.0)
+    assert [dict(recipe.mixture(step)) for step in (0, 3, 4, 5)] == [MIXTURE, MIXTURE, {"ioi": 1.0}, {"ioi": 1.0}]
+    assert learning_rate(recipe, 0) == pytest.approx(recipe.learning_rate)
+    assert learning_rate(recipe, 4) == pytest.approx(0.5 * recipe.learning_rate)
+    with pytest.raises(InputError, match="no step 6"):
+        recipe.mixture(6)
+    with pytest.raises(InputError, match="peak"):
+        Phase(1, {"ioi": 1.0}, peak=0.0)
+
+
 def test_learning_rate_rises_then_falls():
     recipe = dataclasses.replace(TINY, phases=(Phase(100, MIXTURE),), warm_up=0.1)
     rates = [learning_rate(recipe, step) for step in range(100)]
@@ -263,6 +274,21 @@ def test_unfinished_runs_are_not_exported_silently(tmp_path):
     run = train(TINY, tmp_path / "run", stop_after=1)
     with pytest.raises(InputError, match="step 1 of 6"):
         export(run, tmp_path / "model", n=4)
+
+
+def test_the_bundled_model_is_the_recipes_and_keeps_its_promises():
+    folder = bundled.verified_model("gpt2-6l")
+    card = json.loads((folder / "card.json").read_text())
+    assert card["recipe"] == find_recipe("gpt2-6l").to_dict()
+    assert card["vocabulary"] == len(build_tokenizer())
+    assert set(card["passed"]) == set(SAMPLERS)
+    assert all(card["passed"].values())
+    assert card["composition"]["passed"]
+    model = GPT2LMHeadModel.from_pretrained(str(folder), dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    for task, score in card["test"].items():
+        again = measure_task(model, tokenizer, task, n=60, seed=1)
+        assert again.accuracy >= score["accuracy"] - 0.06, task
 
 
 def test_exported_model_loads_and_altered_files_are_refused(finished, tmp_path):

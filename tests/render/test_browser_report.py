@@ -166,7 +166,9 @@ def test_in_print_controls_are_gone_and_colours_are_light(open_page: OpenPage) -
     wait_for_figures(tab)
     tab.page.emulate_media(media="print")
     assert not tab.page.locator(".mw-contents").is_visible()
-    assert not tab.page.locator(".mw-bar").is_visible()
+    assert not tab.page.locator(".mw-graph").is_visible()
+    assert tab.page.locator("img.mw-static").is_visible()
+    tab.page.wait_for_function("() => document.querySelector('.js-plotly-plot').layout.font.color === '#000000'")
     assert tab.page.evaluate("() => getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     (tab.artefacts / "report.pdf").write_bytes(
         tab.page.pdf(format="A4", margin={"top": "15mm", "bottom": "15mm", "left": "14mm", "right": "14mm"})
@@ -217,4 +219,28 @@ def test_single_results_are_drawn_in_the_frame_of_a_notebook(open_page: OpenPage
 def test_an_old_browser_is_told_why_there_is_no_figure(open_page: OpenPage) -> None:
     html = render_report(synthetic.task(), synthetic.effects(), synthetic.patterns())
     tab = open_page(html, before="delete window.DecompressionStream", wait="main")
-    tab.page.wait_for_function("() => document.body.textContent.split('needs a browser of 2023').length === 5")
+    tab.page.wait_for_function("() => document.querySelector('main').textContent.split('needs a browser of 2023').length === 5")
+
+
+def test_a_class_predicts_before_it_sees(open_page: OpenPage) -> None:
+    tab = open_page(render_report(synthetic.task(), *synthetic.everything(), audience="class"), width=1440, height=1000)
+    wait_for_figures(tab)
+    page = tab.page
+    assert page.locator(".is-covered").count() == 5
+    assert not page.locator(".mw-stage").is_visible()
+    tab.picture("report-class", full_page=True)
+    page.locator("section#graph .mw-reveal").focus()
+    page.keyboard.press("Enter")
+    assert page.locator(".mw-stage").is_visible()
+    tab.settle()
+    tab.click_node("a4.h1")
+    assert tab.state()["focus"] == "a4.h1"
+    while page.locator(".mw-reveal").count():
+        page.locator(".mw-reveal").first.click()
+    assert page.locator(".is-covered").count() == 0
+    tab.picture("report-class-open", full_page=True)
+
+
+def test_a_class_without_scripts_sees_everything(open_page: OpenPage) -> None:
+    tab = open_page(render_report(synthetic.task(), synthetic.circuit(), audience="class"), scripts=False)
+    assert tab.page.locator("img.mw-static").is_visible()

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from dataclasses import replace
 
 import plotly.io as pio
@@ -152,3 +154,8 @@ def test_every_result_has_a_page_and_a_frame_for_notebooks() -> None:
         assert html.startswith("<!doctype html>")
         assert "Content-Security-Policy" in html
     assert "srcdoc" in synthetic.circuit()._repr_html_()
+
+
+def test_importing_the_drawings_imports_neither_plotly_nor_circuitsvis() -> None:
+    code = "import sys, mechwork.render.report; sys.exit(any(name in sys.modules for name in ('circuitsvis', 'plotly.graph_objects')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -12,7 +12,7 @@ import torch
 from mechwork.circuits.circuit import Circuit
 from mechwork.circuits.space import EdgeSpace
 from mechwork.errors import InputError, MetricError
-from mechwork.render.graph import edge_table, render_graph
+from mechwork.render.graph import edge_table, graph_svg, render_graph
 from mechwork.render.graph_layout import HEIGHTS, WIDTHS
 from mechwork.render.graph_payload import MAX_EDGES, Fact, GraphOptions, graph_payload
 from mechwork.render.graph_static import static_svg
@@ -167,6 +167,7 @@ def test_the_static_picture_is_well_formed_and_shows_every_node() -> None:
     from xml.etree import ElementTree
 
     payload = graph_payload(synthetic.circuit())
+    assert graph_svg(synthetic.circuit()) == static_svg(graph_payload(synthetic.circuit(), GraphOptions(title="Circuit for ioi")))
     root = ElementTree.fromstring(static_svg(payload))
     texts = {element.text for element in root.iter("{http://www.w3.org/2000/svg}text")}
     assert set(payload["nodes"]["name"]) <= texts

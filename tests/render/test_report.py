@@ -14,6 +14,7 @@ from mechwork.render import render_attention, render_heads, render_report, repor
 from mechwork.render.attention import MAX_TOKENS, prompt_markup
 from mechwork.render.page import BUNDLES, Fragment, assemble, asset, embed_json
 from mechwork.render.sections import SECTIONS
+from mechwork.render.teaching import QUESTIONS
 from mechwork.runs.attention import AttentionPatterns
 from tests.render import synthetic
 
@@ -233,3 +234,20 @@ def test_long_prompts_are_written_around_what_differs() -> None:
     for wanted in ("w0<", "w299<", "w145<", "… 124 tokens …"):
         assert wanted in markup
     assert "w80<" not in markup
+
+
+def test_for_a_class_questions_come_first_and_words_are_explained() -> None:
+    page = render_report(synthetic.task(), *synthetic.everything(), audience="class")
+    outline = Outline(page)
+    assert outline.sections.index("summary") > outline.sections.index("heads")
+    assert outline.sections[-1] == "words"
+    questions = [value for _, name, value in outline.attributes if name == "data-mw-question"]
+    assert list(QUESTIONS.values()) == questions
+    anchors = {value for _, name, value in outline.attributes if name == "id"}
+    links = [value for tag, name, value in outline.attributes if tag == "a" and name == "href" and value.startswith("#word-")]
+    assert len(links) == len(set(links)) > 8
+    assert {link[1:] for link in links} <= anchors
+    plain = render_report(synthetic.task(), *synthetic.everything())
+    assert "data-mw-question=" not in plain[: plain.index("<script>")]
+    with pytest.raises(UnknownNameError, match="audience"):
+        render_report(synthetic.task(), synthetic.circuit(), audience="clas")

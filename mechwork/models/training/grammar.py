@@ -7,6 +7,7 @@ Answers of a task weigh most, the rest of a sentence little, words that cannot b
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 
@@ -16,6 +17,8 @@ from .templates import exchange, fill, slots
 
 Segment = tuple[str, float]
 Document = list[Segment]
+
+_VERB = re.compile(r"(?<=\} )(is|are|was|were|has|have)(?= )")
 
 TASK_FILES = ("names", *SAMPLERS, "filler")
 ANSWER, LISTED, SENTENCE, CONTEXT = 1.0, 0.3, 0.2, 0.04
@@ -138,6 +141,19 @@ def _people(rng: random.Random) -> Document:
     return _named(rng, "people")
 
 
+def _number(rng: random.Random) -> Document:
+    """A sentence that shows whether a noun (held-out nouns too) is singular or plural; a verb after it is the answer."""
+    everyone = _lexicon("all")
+    template = rng.choice(task_data("filler")["number"])
+    one, two = rng.sample(everyone.nouns, 2)
+    values = {"SINGULAR": one[0], "PLURAL": one[1], "SINGULAR2": two[0], "PLURAL2": two[1]}
+    values |= {"adjective": rng.choice(everyone.thing_adjectives)}
+    if verb := _VERB.search(template):
+        values["VERB"] = verb.group(1)
+        template = template[: verb.start(1)] + "{VERB}" + template[verb.end(1) :]
+    return _marked(template, scenery(rng, everyone) | values, ("VERB",))
+
+
 def _named(rng: random.Random, key: str) -> Document:
     """A sentence of the filler's list `key`; ``{A*}``, the second mention of A, is its answer."""
     everyone = _lexicon("all")
@@ -165,6 +181,7 @@ KINDS: Mapping[str, Callable[[random.Random], Document]] = {
     "induction": _induction,
     "copy": _copy,
     "people": _people,
+    "number": _number,
     "filler": _filler,
 }
 

@@ -21,14 +21,20 @@ LEAST_SHARE = 0.05
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of `steps` optimizer steps on one mixture (kind of text -> share; shares are relative)."""
+    """A stretch of `steps` optimizer steps on one mixture (kind of text -> share; shares are relative).
+
+    Each phase has its own warm-up and cosine; `peak` is the fraction of the recipe's learning rate that it rises to.
+    """
 
     steps: int
     mixture: Mapping[str, float]
+    peak: float = 1.0
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise InputError(f"a phase has at least 1 step, got {self.steps}")
+        if not 0 < self.peak <= 1:
+            raise InputError(f"the peak of a phase is a fraction of the learning rate in (0, 1], got {self.peak}")
         if not self.mixture:
             raise InputError(f"a phase needs a mixture of at least one of {sorted(KINDS)}, got none")
         for kind, share in self.mixture.items():
@@ -46,10 +52,11 @@ class Phase:
 class Recipe:
     """How one bundled model is trained. Frozen and checked on construction.
 
-    `documents` is the number of texts per step, packed into rows of `row` tokens; the learning rate rises linearly over `warm_up` of all steps and falls
-    along a cosine to `final_learning_rate` times its peak. ``select="best"`` keeps, of the weights measured every
-    `validate_every` steps, those with the highest mean accuracy on the *validation* words and templates (earliest wins);
-    ``"last"`` keeps the final ones. ``precision="bf16"`` runs the matrix products in bfloat16 (weights stay float32).
+    `documents` is the number of texts per step, packed into rows of `row` tokens; the learning rate rises linearly over
+    `warm_up` of a phase's steps and falls along a cosine to `final_learning_rate` of the phase's peak. ``select="best"``
+    keeps, of the weights measured every `validate_every` steps, those whose worst task is best on the *validation*
+    words and templates (then those with the higher mean, then the earlier); ``"last"`` keeps the final ones.
+    ``precision="bf16"`` runs the matrix products in bfloat16 (weights stay float32).
     """
 
     name: str
@@ -108,13 +115,17 @@ class Recipe:
         """Optimizer steps of all phases together."""
         return sum(phase.steps for phase in self.phases)
 
-    def mixture(self, step: int) -> Mapping[str, float]:
-        """The mixture in force at a step, counted from 0."""
+    def phase(self, step: int) -> tuple[Phase, int]:
+        """The phase in force at a step, counted from 0, and the step's number within that phase."""
         for phase in self.phases:
             if step < phase.steps:
-                return phase.mixture
+                return phase, step
             step -= phase.steps
-        return self.phases[-1].mixture
+        raise InputError(f"recipe {self.name!r} has {self.steps} steps; there is no step {self.steps + step}")
+
+    def mixture(self, step: int) -> Mapping[str, float]:
+        """The mixture in force at a step, counted from 0."""
+        return self.phase(step)[0].mixture
 
     def check_vocabulary(self, tokenizer_size: int) -> int:
         """The number of embeddings of the model: `vocabulary`, or the tokenizer's size where that is None.
@@ -139,20 +150,34 @@ class Recipe:
         """Plain data for JSON; two recipes are equal when their dictionaries are."""
         table = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "phases"}
         table["betas"] = list(self.betas)
-        table["phases"] = [{"steps": p.steps, "mixture": dict(p.mixture)} for p in self.phases]
+        table["phases"] = [{"steps": p.steps, "peak": p.peak, "mixture": dict(p.mixture)} for p in self.phases]
         return table
 
 
-_FULL_MIXTURE: Mapping[str, float] = MappingProxyType(
+_FIRST: Mapping[str, float] = MappingProxyType(
     {
         "ioi": 0.33, "greater_than": 0.06, "pronoun": 0.06, "agreement": 0.06, "docstring": 0.08,
         "induction": 0.18, "copy": 0.10, "people": 0.05, "filler": 0.08,
     }
 )  # fmt: skip
 
+_SECOND: Mapping[str, float] = MappingProxyType(
+    {
+        "ioi": 0.25, "greater_than": 0.05, "pronoun": 0.05, "agreement": 0.08, "docstring": 0.05,
+        "induction": 0.22, "copy": 0.11, "people": 0.06, "number": 0.08, "filler": 0.05,
+    }
+)  # fmt: skip
+"""More of what held-out words need: lists, copying, and which nouns are plural."""
+
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
-        "gpt2-6l": Recipe("gpt2-6l", (Phase(13_000, _FULL_MIXTURE),), seed=0, select="best"),
+        "gpt2-6l": Recipe(
+            "gpt2-6l",
+            (Phase(13_000, _FIRST), Phase(3_000, _SECOND, peak=0.5)),
+            seed=0,
+            embedding_decay=0.05,
+            select="best",
+        ),
     }
 )
 

@@ -92,13 +92,15 @@ def build_model(recipe: Recipe, vocabulary: int) -> GPT2LMHeadModel:
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
-    """Linear warm-up, then a cosine down to ``final_learning_rate`` of the peak."""
-    rise = max(1, round(recipe.warm_up * recipe.steps))
+    """Within each phase: linear warm-up, then a cosine down to ``final_learning_rate`` of the phase's peak."""
+    phase, step = recipe.phase(step)
+    peak = recipe.learning_rate * phase.peak
+    rise = max(1, round(recipe.warm_up * phase.steps))
     if step < rise:
-        return recipe.learning_rate * (step + 1) / rise
-    part = (step - rise) / max(1, recipe.steps - rise)
+        return peak * (step + 1) / rise
+    part = (step - rise) / max(1, phase.steps - rise)
     low = recipe.final_learning_rate
-    return recipe.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * part)))
+    return peak * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * part)))
 
 
 @dataclass(frozen=True)
@@ -262,9 +264,9 @@ def _validate(run: Run) -> dict[str, float]:
     scores = measure(run.model, run.tokenizer, "validation", run.recipe.validate_pairs)
     accuracy = {task: round(score.accuracy, 4) for task, score in scores.items()}
     run.history.append({"step": run.step, **accuracy})
-    mean = sum(accuracy.values()) / len(accuracy)
-    if run.recipe.select == "best" and mean > run.best.get("accuracy", -1.0):
-        run.best = {"step": run.step, "accuracy": mean}
+    merit = [min(accuracy.values()), sum(accuracy.values()) / len(accuracy)]
+    if run.recipe.select == "best" and merit > run.best.get("worst_and_mean", [-1.0, -1.0]):
+        run.best = {"step": run.step, "worst_and_mean": merit}
         run.selected = {name: p.detach().clone() for name, p in run.model.named_parameters()}
     return accuracy
 

@@ -2,7 +2,8 @@
 // everywhere, and a selection made elsewhere is outlined here.
 
 const LIGHT_MUTED = "#57606a"; // the subtitle's colour as Python writes it
-const dark = matchMedia("(prefers-color-scheme: dark)");
+const prefersDark = matchMedia("(prefers-color-scheme: dark)"), onPaper = matchMedia("print");
+const isDark = () => prefersDark.matches && !onPaper.matches; // paper is always light
 const DARK_SCALE = ["#f7a08d", "#e0654f", "#b8402f", "#7f2b22", "#48211d", "#20252b", "#1b3547", "#1f5377", "#2f7cb3", "#59a5d8", "#a6d2f0"];
 
 function themed(spec) {
@@ -16,7 +17,7 @@ function themed(spec) {
   }
   for (const note of layout.annotations ?? []) note.font = { ...note.font, color: paint(note.font?.color ?? ink) };
   for (const shape of layout.shapes ?? []) if (shape.line) shape.line.color = paint(shape.line.color);
-  if (layout.coloraxis && dark.matches) layout.coloraxis.colorscale = DARK_SCALE.map((value, i) => [i / (DARK_SCALE.length - 1), value]);
+  if (layout.coloraxis && isDark()) layout.coloraxis.colorscale = DARK_SCALE.map((value, i) => [i / (DARK_SCALE.length - 1), value]);
   const data = structuredClone(spec.data);
   for (const trace of data) {
     for (const part of [trace.line, trace.marker, trace.error_y]) if (part?.color) part.color = Array.isArray(part.color) ? part.color.map(paint) : paint(part.color);
@@ -26,7 +27,7 @@ function themed(spec) {
 
 // The palette's light colours and their dark counterparts.
 const DARK_COLOURS = { "#0072B2": "#4aa8e0", "#D55E00": "#f0833a", "#6e7781": "#919ba6", "#1b1f24": "#e8ebef", "#57606a": "#a3adb8" };
-const paint = (colour) => (dark.matches && DARK_COLOURS[colour]) || colour;
+const paint = (colour) => (isDark() && DARK_COLOURS[colour]) || colour;
 
 function mountFigure(root) {
   const spec = JSON.parse(root.querySelector("script[type='application/json']").textContent);
@@ -40,7 +41,7 @@ function mountFigure(root) {
     return Plotly.react(plot, data, layout, config);
   };
   draw();
-  dark.addEventListener("change", draw);
+  for (const query of [prefersDark, onPaper]) query.addEventListener("change", draw);
   const view = { select: draw };
   plot.on("plotly_click", (event) => {
     const point = event.points[0], data = point.customdata;

@@ -28,3 +28,21 @@ const watch = new IntersectionObserver(
   { rootMargin: "-10% 0px -80% 0px" },
 );
 document.querySelectorAll("main > section").forEach((section) => watch.observe(section));
+
+// A question covers the result that follows it until the reader asks to see. Covered parts keep their place, so that
+// figures can be measured, but are neither read aloud nor reached with the keyboard.
+for (const part of document.querySelectorAll("[data-mw-question]")) {
+  const cover = document.createElement("div"), show = document.createElement("button");
+  cover.className = "mw-cover";
+  show.type = "button";
+  show.className = "mw-reveal";
+  show.textContent = "Show the result";
+  show.addEventListener("click", () => {
+    part.classList.remove("is-covered");
+    cover.replaceChildren(Object.assign(document.createElement("p"), { textContent: part.dataset.mwQuestion }));
+    cover.classList.add("is-open");
+  });
+  cover.append(Object.assign(document.createElement("p"), { textContent: part.dataset.mwQuestion }), show);
+  part.classList.add("is-covered");
+  part.before(cover);
+}

@@ -61,7 +61,12 @@ function mountGraph(root, id) {
     refresh(before);
   }
   app.flush = flush;
-  app.select = (name) => app.actions.focus(name !== null && graph.index.has(name) ? name : null);
+  // A node that another view selects may stand inside a supernode here, or not be part of this circuit.
+  app.select = (name) => {
+    const group = store.get().groups.find(({ members }) => members.includes(name));
+    const here = group ? group.name : name;
+    app.actions.focus(here !== null && graph.index.has(here) ? here : null);
+  };
 
   attachPointer(stage, view, {
     click: (i, shift) => {

@@ -76,5 +76,10 @@ function adoptState(current, candidate) {
       adopted[key] = mine && typeof mine === "object" && !Array.isArray(mine) ? { ...mine, ...value } : value;
     }
   }
+  const text = (value) => typeof value === "string", texts = (list) => Array.isArray(list) && list.every(text);
+  if (adopted.pins) adopted.pins = adopted.pins.filter(text);
+  if (adopted.groups) adopted.groups = adopted.groups.filter((group) => text(group?.name) && texts(group?.members) && group.members.length);
+  if (adopted.moved) adopted.moved = Object.fromEntries(Object.entries(adopted.moved).filter(([, at]) => Array.isArray(at) && at.length === 2 && at.every(Number.isFinite)));
+  if (adopted.notes) adopted.notes = Object.fromEntries(Object.entries(adopted.notes).filter(([, note]) => text(note)));
   return adopted;
 }
