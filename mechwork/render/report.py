@@ -67,7 +67,8 @@ def render_report(
         raise UnknownNameError("audience", audience, AUDIENCES)
     findings = collect(task, results)
     sections = build_sections(findings)
-    heading = title or f"The circuit for {task.name} in {findings.model_name}"
+    what = f"The circuit for {task.name}" if findings.circuit is not None else task.name
+    heading = title or f"{what} in {findings.model_name}"
     # A text for a section without results still deserves its place.
     present = {section.name for section in sections}
     sections += [Section(name, SECTIONS[name][0], ()) for name in texts if name not in present]

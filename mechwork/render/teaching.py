@@ -19,6 +19,7 @@ QUESTIONS = {
     "evaluation": "How many of the model's edges are needed to keep 90 % of the behaviour? Write down a number.",
     "heads": "Which kinds of attention head does this task need, and where should each of them look from its query?",
     "agreement": "An estimate costs one backward pass. For which kind of place do you expect it to be worst, and why?",
+    "summary": "Sum up in two sentences, with numbers, what this model does for the task. Then compare.",
 }
 
 WORDS = {
@@ -52,8 +53,12 @@ def for_class(sections: Iterable[Section]) -> list[Section]:
     known: set[str] = set()
     # The summary would give every answer away, so it follows the results.
     sections = sorted(sections, key=lambda section: AFTER.get(section.name, 0))
-    explained = [replace(section, fragments=tuple(_explain(f, known) for f in section.fragments)) for section in sections]
-    terms = "".join(f'<dt id="{_anchor(word)}">{escape(word)}</dt><dd>{escape(said)}</dd>' for word, said in WORDS.items())
+    explained = [
+        replace(section, fragments=tuple(_explain(f, known) for f in section.fragments)) for section in sections
+    ]
+    terms = "".join(
+        f'<dt id="{_anchor(word)}">{escape(word)}</dt><dd>{escape(said)}</dd>' for word, said in WORDS.items()
+    )
     return [*explained, Section("words", "Words used here", (Fragment(f'<dl class="mw-words">{terms}</dl>'),))]
 
 

@@ -117,7 +117,7 @@ def test_circuit_algebra() -> None:
     assert a.nodes == ("input", "m0", "logits")
     assert "m0->logits" in a
     with pytest.raises(InputError, match="one graph"):
-        a & Circuit.from_edges(EdgeSpace(1, 1, 1), ["input->m0"])
+        _ = a & Circuit.from_edges(EdgeSpace(1, 1, 1), ["input->m0"])
     with pytest.raises(InputError, match="not an edge"):
         Circuit(SPACE, torch.ones_like(SPACE.mask))
 

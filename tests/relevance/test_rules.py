@@ -150,7 +150,7 @@ def test_first_match_wins_and_gradient_exempts(tiny_gpt2_64: Any, tiny_task: Tas
     assert binding.rule("ln_final", "norm") is None
     assert binding.rule("blocks.0.ln1", "norm") == LNRule()
     assert "gradient (no rule)" in binding.report()
-    everything = Composite("none", tuple(("*", GradientRule(f)) for f in ("norm", "activation")))  # pyright: ignore[reportArgumentType]
+    everything = Composite("none", tuple(("*", GradientRule(f)) for f in ("norm", "activation")))
     _, a, _ = coefficients(tiny_gpt2_64, tiny_task, Composite("x", (*everything.entries, *RELP.entries)), ["resid_pre"])
     _, b, _ = coefficients(tiny_gpt2_64, tiny_task, GRADIENT, ["resid_pre"])
     torch.testing.assert_close(a["resid_pre"], b["resid_pre"], rtol=0, atol=0)

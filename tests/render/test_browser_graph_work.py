@@ -108,7 +108,14 @@ def test_a_saved_json_brings_back_notes_pins_and_filters(tab: Tab, tmp_path: Pat
     assert state["types"]["mlp"] is False
     load("newer.json", json.dumps({**json.loads(saved), "format": 99}))
     page.wait_for_function("() => document.querySelector('.mw-said').textContent.includes('format 99')")
-    broken = {"pins": [1], "groups": [{"name": 3}, 7], "moved": {"m0": ["x", 1]}, "notes": {"m0": 4}, "shown": "many", "unknown": 1}
+    broken = {
+        "pins": [1],
+        "groups": [{"name": 3}, 7],
+        "moved": {"m0": ["x", 1]},
+        "notes": {"m0": 4},
+        "shown": "many",
+        "unknown": 1,
+    }
     load("broken.json", json.dumps({**json.loads(saved), "state": broken}))
     page.wait_for_function("() => mechwork.graphs[0].store.get().pins.length === 0")
     assert tab.state()["groups"] == []

@@ -219,14 +219,16 @@ def test_single_results_are_drawn_in_the_frame_of_a_notebook(open_page: OpenPage
 def test_an_old_browser_is_told_why_there_is_no_figure(open_page: OpenPage) -> None:
     html = render_report(synthetic.task(), synthetic.effects(), synthetic.patterns())
     tab = open_page(html, before="delete window.DecompressionStream", wait="main")
-    tab.page.wait_for_function("() => document.querySelector('main').textContent.split('needs a browser of 2023').length === 5")
+    tab.page.wait_for_function(
+        "() => document.querySelector('main').textContent.split('needs a browser of 2023').length === 5"
+    )
 
 
 def test_a_class_predicts_before_it_sees(open_page: OpenPage) -> None:
     tab = open_page(render_report(synthetic.task(), *synthetic.everything(), audience="class"), width=1440, height=1000)
     wait_for_figures(tab)
     page = tab.page
-    assert page.locator(".is-covered").count() == 5
+    assert page.locator(".is-covered").count() == 6
     assert not page.locator(".mw-stage").is_visible()
     tab.picture("report-class", full_page=True)
     page.locator("section#graph .mw-reveal").focus()

@@ -167,7 +167,9 @@ def test_the_static_picture_is_well_formed_and_shows_every_node() -> None:
     from xml.etree import ElementTree
 
     payload = graph_payload(synthetic.circuit())
-    assert graph_svg(synthetic.circuit()) == static_svg(graph_payload(synthetic.circuit(), GraphOptions(title="Circuit for ioi")))
+    assert graph_svg(synthetic.circuit()) == static_svg(
+        graph_payload(synthetic.circuit(), GraphOptions(title="Circuit for ioi"))
+    )
     root = ElementTree.fromstring(static_svg(payload))
     texts = {element.text for element in root.iter("{http://www.w3.org/2000/svg}text")}
     assert set(payload["nodes"]["name"]) <= texts

@@ -244,7 +244,9 @@ def test_for_a_class_questions_come_first_and_words_are_explained() -> None:
     questions = [value for _, name, value in outline.attributes if name == "data-mw-question"]
     assert list(QUESTIONS.values()) == questions
     anchors = {value for _, name, value in outline.attributes if name == "id"}
-    links = [value for tag, name, value in outline.attributes if tag == "a" and name == "href" and value.startswith("#word-")]
+    links = [
+        value for tag, name, value in outline.attributes if tag == "a" and name == "href" and value.startswith("#word-")
+    ]
     assert len(links) == len(set(links)) > 8
     assert {link[1:] for link in links} <= anchors
     plain = render_report(synthetic.task(), *synthetic.everything())

@@ -198,8 +198,8 @@ The test (ablating the attention of all layers above 0 costs at least half of th
 {recipe["documents"]} texts per step, seed {recipe["seed"]},
 AdamW, peak learning rate {recipe["learning_rate"]}, {recipe["precision"]} matrix products.
 {card["tokens"] / 1e6:.1f} million tokens in {card["seconds"] / 60:.0f} minutes on {card["hardware"]}.
-Weights of step {card["step"]} (choice: {recipe["select"]}). They come out the same to the bit on the same machine and library
-versions; elsewhere training amplifies rounding, so expect the same accuracies rather than the same bytes.
+Weights of step {card["step"]} (choice: {recipe["select"]}). Training is deterministic on one machine
+with one set of library versions; elsewhere it amplifies rounding, so expect the same accuracies rather than the same bytes.
 
 ## Limits
 
