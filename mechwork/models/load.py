@@ -107,12 +107,12 @@ def _load_hub(name: str, dtype: torch.dtype) -> TransformerBridge:
 
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, local_files_only=offline)
         _check_claimed(config)
         module = AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype, use_safetensors=True, attn_implementation="eager"
+            name, dtype=dtype, use_safetensors=True, local_files_only=offline, attn_implementation="eager"
         )
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=offline)
     except (OSError, ValueError) as error:
         why = "offline mode is on (HF_HUB_OFFLINE)" if offline else "the hub cannot be reached or does not have it"
         raise NotFoundError(

@@ -299,6 +299,7 @@ def test_pan_zoom_and_fit_with_the_mouse(tab: Tab) -> None:
 
 def test_a_node_can_be_dragged_and_its_edges_follow(tab: Tab) -> None:
     page = tab.page
+    tab.settle()
     box = tab.node("a4.h1").bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     before = page.evaluate(
@@ -308,6 +309,7 @@ def test_a_node_can_be_dragged_and_its_edges_follow(tab: Tab) -> None:
     page.mouse.down()
     page.mouse.move(x + 80, y + 10, steps=4)
     page.mouse.up()
+    tab.settle()
     moved = tab.node("a4.h1").bounding_box()
     assert moved["x"] - box["x"] == pytest.approx(80, abs=4)
     assert tab.state()["focus"] is None
@@ -319,6 +321,7 @@ def test_a_node_can_be_dragged_and_its_edges_follow(tab: Tab) -> None:
 
 def test_hovering_says_what_a_node_and_an_edge_are(tab: Tab) -> None:
     page = tab.page
+    tab.settle()
     box = tab.node("a4.h1").bounding_box()
     page.mouse.move(box["x"] + 20, box["y"] + 8)
     assert "a4.h1 – name mover" in page.locator(".mw-tip").text_content()
