@@ -49,17 +49,6 @@ def test_a_mistyped_verb_gives_the_nearest(cli: Cli) -> None:
     assert "nearest: discover" in outcome.err
 
 
-def test_help_is_instant_because_nothing_heavy_is_imported() -> None:
-    script = (
-        "import sys; from mechwork.cli import main; code = main(['--help']);"
-        "heavy = {'torch', 'transformers', 'numpy', 'pandas', 'plotly'} & set(sys.modules);"
-        "print(sorted(heavy), file=sys.stderr); sys.exit(code)"
-    )
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0
-    assert done.stderr.strip() == "[]"
-
-
 @pytest.mark.parametrize(
     ("error", "code"),
     [
