@@ -1,14 +1,16 @@
 """mechwork: find, test and draw circuits in language models.
 
-import mechwork as mw
-model = mw.load_model("gpt2-6l")                      # a bundled model; or a local folder, or a hub name
-task = mw.tasks.ioi(model, n=64, seed=0)              # clean/corrupt pairs and a metric
-exact = mw.patch(model, task, sites=["resid_pre"])    # measured effects
-approx = mw.attribute(model, task, sites=["resid_pre"], rules="relp")   # estimated effects
-scores = mw.score_edges(model, task.train)            # every edge of the computational graph
-circuit = scores.circuit(n_edges=80)
-curve = mw.evaluate(model, task.test, scores)         # faithfulness, beside random and empty circuits
-mw.report("ioi.html", task, exact, scores, circuit, curve)
+A tour; every subpackage's docstring says what it owns.
+
+    import mechwork as mw
+    model = mw.load_model("gpt2-6l")                      # a bundled model; or a local folder, or a hub name
+    task = mw.tasks.ioi(model, n=64, seed=0)              # clean/corrupt pairs and a metric
+    exact = mw.patch(model, task, sites=["resid_pre"])    # measured effects
+    approx = mw.attribute(model, task, sites=["resid_pre"], rules="relp")   # estimated effects
+    scores = mw.score_edges(model, task.train)            # every edge of the computational graph
+    circuit = scores.circuit(n_edges=80)
+    curve = mw.evaluate(model, task.test, scores)         # faithfulness, beside random and empty circuits
+    mw.report("ioi.html", task, exact, scores, circuit, curve)
 """
 
 from . import errors as errors
