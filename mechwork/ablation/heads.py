@@ -100,12 +100,17 @@ ROLES: dict[str, Rule] = {
     "answer mover (from S2)": lambda row, top: (
         _looks(row, "END→S2") and abs(_direct(row)) > max(SHARE * top, abs(row.effect) / 2)
     ),
+    "answer mover (from S2+)": lambda row, top: (
+        _looks(row, "END→S2+") and abs(_direct(row)) > max(SHARE * top, abs(row.effect) / 2)
+    ),
     "S-inhibition": lambda row, top: _looks(row, "END→S2") and abs(row.effect) > SHARE * top,
     "duplicate token": lambda row, top: _looks(row, "S2→S1") and abs(row.effect) > SHARE * top,
     "induction": lambda row, top: _looks(row, "S2→S1+") and abs(row.effect) > SHARE * top,
+    "mover from S2": lambda row, top: _looks(row, "S2+→S2") and abs(row.effect) > SHARE * top,
 }
 """Roles of the indirect-object literature (Wang et al. 2022) as rules; the first that fits is given. An *answer mover*
-looks at the second subject and writes the answer itself: the model has resolved the answer at that position already."""
+looks at the second subject, or at the words after it (S2+), and writes the answer itself: the model has resolved the
+answer at that position already. A *mover from S2* looks back from those words at the second subject."""
 
 
 def study_heads(
@@ -161,6 +166,7 @@ def _looks_for(task: Task) -> list[tuple[str, str]]:
     if {"S1", "S2"} <= set(names):
         pairs += [("S2", "S1")]
         pairs += [("S2", "S1+")] if "S1+" in task.pairs.spans else []
+        pairs += [(END, "S2+"), ("S2+", "S2")] if "S2+" in task.pairs.spans else []
     return pairs if END in names else []
 
 
