@@ -94,18 +94,22 @@ def _direct(row: HeadRow) -> float:
     return row.direct_effect or 0.0
 
 
+def _is_direct(row: HeadRow, top: float) -> bool:
+    """Most of the head's effect goes straight to the answer."""
+    return abs(_direct(row)) > max(SHARE * top, abs(row.effect) / 2)
+
+
+def _prefers_io(row: HeadRow) -> bool:
+    return _looks(row, "END→IO") and row.attention["END→IO"] > row.attention.get("END→S1", 0.0)
+
+
 ROLES: dict[str, Rule] = {
-    "name mover": lambda row, top: _looks(row, "END→IO") and _direct(row) > SHARE * top,
-    "negative name mover": lambda row, top: _looks(row, "END→IO") and _direct(row) < -SHARE * top,
-    "answer mover (from S2)": lambda row, top: (
-        _looks(row, "END→S2") and abs(_direct(row)) > max(SHARE * top, abs(row.effect) / 2)
-    ),
-    "answer mover (from S2+)": lambda row, top: (
-        _looks(row, "END→S2+") and abs(_direct(row)) > max(SHARE * top, abs(row.effect) / 2)
-    ),
+    "name mover": lambda row, top: _prefers_io(row) and _is_direct(row, top) and _direct(row) > 0,
+    "negative name mover": lambda row, top: _prefers_io(row) and _is_direct(row, top) and _direct(row) < 0,
+    "answer mover (from S2)": lambda row, top: _looks(row, "END→S2") and _is_direct(row, top),
+    "answer mover (from S2+)": lambda row, top: _looks(row, "END→S2+") and _is_direct(row, top),
     "S-inhibition": lambda row, top: _looks(row, "END→S2") and abs(row.effect) > SHARE * top,
     "duplicate token": lambda row, top: _looks(row, "S2→S1") and abs(row.effect) > SHARE * top,
-    "induction": lambda row, top: _looks(row, "S2→S1+") and abs(row.effect) > SHARE * top,
     "mover from S2": lambda row, top: _looks(row, "S2+→S2") and abs(row.effect) > SHARE * top,
 }
 """Roles of the indirect-object literature (Wang et al. 2022) as rules; the first that fits is given. An *answer mover*
@@ -165,7 +169,6 @@ def _looks_for(task: Task) -> list[tuple[str, str]]:
     pairs = [(END, name) for name in names if name != END]
     if {"S1", "S2"} <= set(names):
         pairs += [("S2", "S1")]
-        pairs += [("S2", "S1+")] if "S1+" in task.pairs.spans else []
         pairs += [(END, "S2+"), ("S2+", "S2")] if "S2+" in task.pairs.spans else []
     return pairs if END in names else []
 

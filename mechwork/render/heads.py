@@ -32,11 +32,10 @@ def heads_fragment(study: HeadStudy, *, limit: int = 16) -> Fragment:
 
 
 def _head_table(study: HeadStudy, rows: Sequence[HeadRow]) -> str:
-    unit = words(study.metric_name)
     columns = [
         Column("head", [row.head for row in rows]),
         Column(
-            f"effect on {unit}",
+            "effect",
             [signed(row.effect) for row in rows],
             numeric=True,
             signs=[row.effect for row in rows],
@@ -68,7 +67,7 @@ def _head_table(study: HeadStudy, rows: Sequence[HeadRow]) -> str:
             )
         )
     caption = (
-        f"{plural(len(rows), 'head')}, largest effect first. Measured: everything but the role"
+        f"{plural(len(rows), 'head')}, largest effect first, in units of the {words(study.metric_name)}. Measured: everything but the role"
         if rows
         else "No heads were studied"
     )
