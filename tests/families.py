@@ -32,6 +32,16 @@ _LLAMA: dict[str, Any] = {**_NEOX, "num_key_value_heads": 2}
 _GEMMA: dict[str, Any] = {**_LLAMA, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": SLIDING_WINDOW}
 _CAPS: dict[str, Any] = {"attn_logit_softcapping": 3.0, "final_logit_softcapping": 4.0}
 
+_NO_SPECIAL: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+_OPT: dict[str, Any] = {
+    "num_hidden_layers": 3, "num_attention_heads": 4, "hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 48,
+    "max_position_embeddings": 64, "vocab_size": D_VOCAB,
+}  # fmt: skip
+_FALCON: dict[str, Any] = {
+    "num_hidden_layers": 3, "num_attention_heads": 4, "hidden_size": 32, "max_position_embeddings": 64,
+    "vocab_size": D_VOCAB,
+}  # fmt: skip
+
 FAMILIES: dict[str, Callable[[], Any]] = {
     "gpt2": lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**_GPT2)),
     "neox": lambda: hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(**_NEOX)),
@@ -43,8 +53,13 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "gemma3": lambda: hf.Gemma3ForCausalLM(hf.Gemma3TextConfig(**_GEMMA)),
     "olmo2": lambda: hf.Olmo2ForCausalLM(hf.Olmo2Config(**_LLAMA)),
     "mixtral": lambda: hf.MixtralForCausalLM(hf.MixtralConfig(num_local_experts=4, num_experts_per_tok=2, **_LLAMA)),
+    "olmoe": lambda: hf.OlmoeForCausalLM(hf.OlmoeConfig(num_experts=4, num_experts_per_tok=2, **_LLAMA)),
+    "phi3": lambda: hf.Phi3ForCausalLM(hf.Phi3Config(**_NO_SPECIAL, **_LLAMA)),
+    "opt": lambda: hf.OPTForCausalLM(hf.OPTConfig(**_OPT)),
+    "gptj": lambda: hf.GPTJForCausalLM(hf.GPTJConfig(rotary_dim=4, **_NO_SPECIAL, **_GPT2)),
+    "falcon": lambda: hf.FalconForCausalLM(hf.FalconConfig(**_NO_SPECIAL, **_FALCON)),
 }
-"""Family name -> a freshly initialised Hugging Face module: 3 layers, 4 heads (2 key/value heads), d_model 32."""
+"""Family name -> a freshly initialised Hugging Face module: 3 layers, 4 heads (2 key/value heads; Falcon 1), d_model 32."""
 
 
 def build_module(family: str, seed: int = 0) -> Any:

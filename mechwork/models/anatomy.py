@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -31,6 +31,11 @@ CLAIMED = (
     "Gemma3ForCausalLM",
     "Olmo2ForCausalLM",
     "MixtralForCausalLM",
+    "OlmoeForCausalLM",
+    "Phi3ForCausalLM",
+    "OPTForCausalLM",
+    "GPTJForCausalLM",
+    "FalconForCausalLM",
 )
 """Architectures on which every fast method is tested against its literal form."""
 
@@ -55,6 +60,8 @@ class ModelAnatomy:
     norm_kind: Literal["layer", "rms"]
     norm_place: NormPlace
     qk_norm: bool
+    open_attention: bool
+    """Whether scores and pattern can be written; where the wrapped module runs attention by itself they can only be read."""
     attn_soft_cap: float | None
     final_soft_cap: float | None
 
@@ -156,6 +163,12 @@ def read_anatomy(model: TransformerBridge) -> ModelAnatomy:
             f"mechwork claims {', '.join(CLAIMED)}; this model is {architecture}. Its parts have not been tested against "
             "literal forms, so results could be silently wrong."
         )
+    _check_variant(architecture, cast(Any, model.original_model).config)
+    if getattr(cfg, "use_split_qkv_input", False) or getattr(cfg, "use_attn_in", False):
+        raise InputError(
+            "split query, key and value inputs bypass the norms' own modules. Call model.set_use_split_qkv_input(False) and "
+            "model.set_use_attn_in(False); mechwork splits nothing and has every head's edges all the same."
+        )
     block = model.blocks[0]
     parts = set(block.submodules)
     if not {"attn", "mlp"} <= parts:
@@ -186,9 +199,35 @@ def read_anatomy(model: TransformerBridge) -> ModelAnatomy:
         norm_kind="rms" if getattr(block, "ln1" if pre else "ln1_post").uses_rms_norm else "layer",
         norm_place="both" if pre and post else "pre" if pre else "post",
         qk_norm="q_norm" in block.attn.submodules,
+        open_attention=_open_attention(block.attn),
         attn_soft_cap=_cap(cfg.attn_scores_soft_cap),
         final_soft_cap=_cap(cfg.output_logits_soft_cap),
     )
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "OPTForCausalLM": {"do_layer_norm_before": True, "_remove_final_layer_norm": False},
+    "FalconForCausalLM": {
+        "new_decoder_architecture": False,
+        "alibi": False,
+        "parallel_attn": True,
+        "multi_query": True,
+    },
+}
+"""Settings of an architecture under which it is claimed; its other variants have other blocks."""
+
+
+def _check_variant(architecture: str, config: Any) -> None:
+    for setting, claimed in VARIANTS.get(architecture, {}).items():
+        if getattr(config, setting, claimed) != claimed:
+            raise UnsupportedModelError(
+                f"{architecture} is claimed with {setting}={claimed}; this model has {setting}={getattr(config, setting)}, "
+                "whose blocks have not been tested against literal forms."
+            )
+    if architecture == "OPTForCausalLM" and config.word_embed_proj_dim != config.hidden_size:
+        raise UnsupportedModelError(
+            f"OPT is claimed without projections around its embedding; this model projects {config.word_embed_proj_dim} to {config.hidden_size}"
+        )
 
 
 def norm_modules(model: TransformerBridge) -> Iterator[tuple[str, nn.Module]]:
@@ -225,6 +264,13 @@ def device_of(model: TransformerBridge) -> torch.device:
 def dtype_of(model: TransformerBridge) -> torch.dtype:
     """The dtype of the model's parameters."""
     return next(model.parameters()).dtype
+
+
+def _open_attention(attn: Any) -> bool:
+    """TransformerLens' plain attention bridge hands the whole computation to the wrapped module."""
+    from transformer_lens.model_bridge.generalized_components import AttentionBridge
+
+    return type(attn) is not AttentionBridge
 
 
 def _cap(value: Any) -> float | None:
