@@ -55,6 +55,8 @@ class _Runner:
             hooks.append((hook_name(Site("resid_pre", layer)), self._enter(layer)))
             hooks += [(hook_name(Site(kind, layer)), self._attention_reader(layer, kind)) for kind in "qkv"]
             hooks.append((hook_name(Site("z", layer)), self._head_writers(layer)))
+            if self.space.attn_only:
+                continue
             if not self.space.parallel:
                 hooks.append((hook_name(Site("resid_mid", layer)), self._middle))
             hooks.append((hook_name(Site("mlp_in", layer)), self._mlp_reader(layer)))

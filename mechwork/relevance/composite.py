@@ -127,6 +127,8 @@ def find_targets(model: TransformerBridge) -> tuple[Target, ...]:
     targets: list[Target] = [(name, "norm") for name, _ in norm_modules(model)]
     for layer in range(anatomy.n_layers):
         targets.append((block_module(layer, "attn"), "attention"))
+        if anatomy.attn_only:
+            continue
         mlp = block_module(layer, "mlp")
         targets.append((mlp, "activation"))
         if anatomy.gated:

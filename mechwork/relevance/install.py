@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from ..models.anatomy import norm_modules, read_anatomy, read_norm
+from ..models.anatomy import NATIVE, norm_modules, read_anatomy, read_norm
 from ..sites import UNEMBED, Site, block_module, hook_name
 from .rules import AHRule, Family, HalfRule, IdentityRule, LNRule, RouterRule, Rule, SoftcapRule
 from .straight import straight
@@ -118,6 +118,8 @@ def _install_attention(model: TransformerBridge, layer: int, rules: Rules, activ
 
 
 def _install_mlp(model: TransformerBridge, layer: int, rules: Rules, active: Active, undo: ExitStack) -> None:
+    if read_anatomy(model).attn_only:
+        return
     name = block_module(layer, "mlp")
     activation, product = rules.get((name, "activation")), rules.get((name, "product"))
     identity = activation if isinstance(activation, IdentityRule) else None
@@ -217,7 +219,10 @@ def _install_softcap(model: TransformerBridge, rules: Rules, active: Active, und
 
 def activation_of(model: TransformerBridge) -> Callable[[Tensor], Tensor]:
     """The MLP's element-wise non-linearity, by the name in the model's own configuration."""
-    config = cast(Any, model.original_model).config
+    original = cast(Any, model.original_model)
+    if read_anatomy(model).architecture == NATIVE:
+        return ACT2FN[str(original.cfg.act_fn).lower()]
+    config = original.config
     for attribute in ("activation_function", "hidden_activation", "hidden_act"):
         name = getattr(config, attribute, None)
         if name is not None:
