@@ -61,6 +61,36 @@ FAMILIES: dict[str, Callable[[], Any]] = {
 }
 """Family name -> a freshly initialised Hugging Face module: 3 layers, 4 heads (2 key/value heads; Falcon 1), d_model 32."""
 
+_NATIVE: dict[str, Any] = {"n_layers": 3, "n_heads": 4, "d_model": 32, "d_head": 8, "n_ctx": 64, "d_vocab": D_VOCAB}
+_MLP: dict[str, Any] = {"d_mlp": 48, "act_fn": "gelu"}
+
+NATIVE: dict[str, dict[str, Any]] = {
+    "no norms": {**_NATIVE, **_MLP, "normalization_type": None},
+    "attention only": {**_NATIVE, "attn_only": True, "normalization_type": None},
+    "attention only, norms": {**_NATIVE, "attn_only": True, "normalization_type": "LN"},
+    "bidirectional": {**_NATIVE, **_MLP, "act_fn": "relu", "normalization_type": None, "attention_dir": "bidirectional"},
+    "gated": {
+        **_NATIVE, "d_mlp": 48, "act_fn": "silu", "gated_mlp": True, "normalization_type": "RMS",
+        "positional_embedding_type": "rotary", "n_key_value_heads": 2,
+    },
+}  # fmt: skip
+"""TransformerLens' own models: what it is -> its configuration. Not among `FAMILIES`, which are Hugging Face modules."""
+
+
+def build_native(name: str, dtype: torch.dtype = torch.float64, seed: int = 0) -> Any:
+    """A native model with redrawn weights, loaded as a user would load it, set up by one forward pass."""
+    from transformer_lens.config import TransformerBridgeConfig
+    from transformer_lens.model_bridge.sources import boot_native
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: Any = boot_native(TransformerBridgeConfig(**NATIVE[name]))
+        _redraw(model)
+    model = load_model(model, dtype=dtype)
+    with torch.no_grad():
+        model.run_with_cache(torch.tensor([[1, 2, 3]]))
+    return model
+
 
 def build_module(family: str, seed: int = 0) -> Any:
     """A Hugging Face module of the family with redrawn weights; a pure function of its arguments."""

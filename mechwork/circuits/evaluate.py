@@ -29,7 +29,7 @@ from .score import require_aligned
 from .scores import EdgeScores
 from .select import select_random, select_top
 from .space import EdgeSpace
-from .writers import WRITER_KINDS, check_edges, record_writers
+from .writers import check_edges, record_writers, writer_kinds
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -208,7 +208,9 @@ def measure_circuits(
     n_batches = -(-len(task) // batch_size)
     for i, pairs in enumerate(task.pairs.batches(batch_size)):
         pairs = pairs.to(device_of(model))
-        ablated = record_writers(model, space, record_run(model, pairs, WRITER_KINDS, corrupt=ablation == "corrupt"))
+        ablated = record_writers(
+            model, space, record_run(model, pairs, writer_kinds(space), corrupt=ablation == "corrupt")
+        )
         if ablation != "corrupt":
             ablated = (
                 torch.zeros_like(ablated) if mean is None else mean[None, :, None, :].expand_as(ablated).contiguous()
@@ -234,7 +236,7 @@ def _mean_writes(
     total, count = torch.zeros(()), 0
     for pairs in task.pairs.batches(batch_size):
         pairs = pairs.to(device_of(model))
-        writes = record_writers(model, space, record_run(model, pairs, WRITER_KINDS))
+        writes = record_writers(model, space, record_run(model, pairs, writer_kinds(space)))
         total = total.to(writes) + torch.einsum("bwpd,bp->wd", writes, pairs.mask.to(writes))
         count += int(pairs.mask.sum())
     return total / count

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..models.anatomy import block_norm
+from ..models.anatomy import block_norm, mlp_norm_name
 from ..shapes import EdgeMask
 from ..sites import Site, hook_name
 from .space import EdgeSpace
@@ -55,6 +55,8 @@ class _Runner:
             hooks.append((hook_name(Site("resid_pre", layer)), self._enter(layer)))
             hooks += [(hook_name(Site(kind, layer)), self._attention_reader(layer, kind)) for kind in "qkv"]
             hooks.append((hook_name(Site("z", layer)), self._head_writers(layer)))
+            if self.space.attn_only:
+                continue
             if not self.space.parallel:
                 hooks.append((hook_name(Site("resid_mid", layer)), self._middle))
             hooks.append((hook_name(Site("mlp_in", layer)), self._mlp_reader(layer)))
@@ -102,7 +104,7 @@ class _Runner:
         return hook
 
     def _mlp_reader(self, layer: int) -> Any:
-        norm = block_norm(self.model, layer, "ln2")
+        norm = block_norm(self.model, layer, mlp_norm_name(self.model, layer))
         column = self.space.mlp_reader(layer)
 
         def hook(activation: Tensor, hook: Any) -> Tensor | None:

@@ -30,7 +30,7 @@ from ..runs.record import Baseline, check_task
 from ..tasks.task import Task
 from .scores import EdgeScores
 from .space import EdgeSpace
-from .writers import READER_KINDS, WRITER_KINDS, check_edges, reader_coefficients, record_writers
+from .writers import check_edges, reader_coefficients, reader_kinds, record_writers, stream_kinds, writer_kinds
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -113,7 +113,7 @@ def score_batch(
     fractions: Sequence[float] | None = None,
 ) -> tuple[Float[Tensor, "batch writer reader"], Baseline]:
     """Scores of all pairs of `task` in one piece; `fractions` overrides the points of the path (see `coefficient_points`)."""
-    donor, host, baseline = record_both(model, task, WRITER_KINDS, direction)
+    donor, host, baseline = record_both(model, task, writer_kinds(space), direction)
     delta = record_writers(model, space, donor) - record_writers(model, space, host)
     sign = 1.0 if direction == "denoise" else -1.0
     flat = sign * delta.flatten(2)  # batch writer pos*d_model
@@ -123,11 +123,11 @@ def score_batch(
         task,
         pairs,
         composite,
-        READER_KINDS,
+        reader_kinds(space),
         donor,
         host,
         ig_steps,
-        also_record=("resid_pre",) if space.parallel else ("resid_pre", "resid_mid"),
+        also_record=stream_kinds(space),
         fractions=fractions,
     )
     total = torch.zeros(

@@ -18,21 +18,36 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import UnsupportedModelError
-from ..models.anatomy import ModelAnatomy, block_norm
+from ..models.anatomy import ModelAnatomy, block_norm, mlp_norm_name
 from ..patching.attribution import Point
 from ..relevance.rules import norm_pull_back
 from ..runs.record import Run
-from ..sites import block_module
+from ..sites import MLP_KINDS, block_module
 from .space import EdgeSpace
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 WRITER_KINDS = ("resid_pre", "z", "mlp_out")
-"""Site kinds from which writers are made."""
+"""Site kinds from which writers are made (without MLPs: see `writer_kinds`)."""
 
 READER_KINDS = ("q", "k", "v", "mlp_in", "resid_post")
-"""Site kinds whose coefficients become the readers'."""
+"""Site kinds whose coefficients become the readers' (without MLPs: see `reader_kinds`)."""
+
+
+def writer_kinds(space: EdgeSpace) -> tuple[str, ...]:
+    """The writer kinds that a model of this graph has."""
+    return tuple(kind for kind in WRITER_KINDS if not (space.attn_only and kind in MLP_KINDS))
+
+
+def reader_kinds(space: EdgeSpace) -> tuple[str, ...]:
+    """The reader kinds that a model of this graph has."""
+    return tuple(kind for kind in READER_KINDS if not (space.attn_only and kind in MLP_KINDS))
+
+
+def stream_kinds(space: EdgeSpace) -> tuple[str, ...]:
+    """The kinds at which readers read the stream."""
+    return ("resid_pre",) if space.parallel or space.attn_only else ("resid_pre", "resid_mid")
 
 
 def check_edges(model: TransformerBridge, anatomy: ModelAnatomy) -> None:
@@ -60,6 +75,7 @@ def record_writers(model: TransformerBridge, space: EdgeSpace, run: Run) -> Floa
     writes[:, 0] = stream
     for layer in range(space.n_layers):
         writes[:, space.head_writers(layer)] = head_writes(model, layer, run.layers["z"][layer])
+    for layer in space.mlps:
         writes[:, space.mlp_writer(layer)] = run.layers["mlp_out"][layer]
     return writes
 
@@ -75,8 +91,12 @@ def reader_coefficients(
             pulled = torch.einsum("bphe,hde->bphd", point.coefficients[kind][layer], weight.detach())
             pulled = _through_norm(model, point, layer, "ln1", stream, pulled)
             yield space.attention_readers(layer, kind), space.n_seen_by_attention(layer), pulled.transpose(1, 2)
+        if space.attn_only:
+            continue
         middle = stream if space.parallel else point.run.layers["resid_mid"][layer].detach()
-        pulled = _through_norm(model, point, layer, "ln2", middle, point.coefficients["mlp_in"][layer].unsqueeze(2))
+        pulled = _through_norm(
+            model, point, layer, mlp_norm_name(model, layer), middle, point.coefficients["mlp_in"][layer].unsqueeze(2)
+        )
         column = space.mlp_reader(layer)
         yield slice(column, column + 1), space.n_seen_by_mlp(layer), pulled.transpose(1, 2)
     yield (

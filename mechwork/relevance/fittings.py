@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 from transformers.activations import ACT2FN
 
 from ..errors import UnsupportedModelError
-from ..models.anatomy import norm_modules, read_anatomy, read_norm
+from ..models.anatomy import NATIVE, norm_modules, read_anatomy, read_norm
 from ..sites import UNEMBED, block_module
 from .install import Bench, Stash
 from .linear import LinearRule, read_linear
@@ -35,14 +35,15 @@ SOFTMAXES = (torch.nn.functional.softmax, torch.softmax, torch.Tensor.softmax)
 
 def fit_all(bench: Bench) -> None:
     """Every rule of the bench. Readers of a hook point are fitted before its makers (see `install`)."""
+    anatomy = read_anatomy(bench.model)
     _fit_norms(bench)
-    for layer in range(len(bench.model.blocks)):
+    for layer in range(anatomy.n_layers):
         _fit_softmax(bench, layer)
         _fit_attention(bench, layer)
-        if read_anatomy(bench.model).n_experts is None:
-            _fit_mlp(bench, layer)
-        else:
-            _fit_experts(bench, layer)
+        if anatomy.attn_only:
+            continue
+        fit = _fit_mlp if anatomy.n_experts is None else _fit_experts
+        fit(bench, layer)
     _fit_softcap(bench)
     _fit_linear(bench)
 
@@ -197,7 +198,9 @@ def _fit_linear(bench: Bench) -> None:
         for part in ATTENTION_LINEAR:
             _fit_linear_module(bench, block_module(layer, "attn", part), getattr(block.attn, part, None))
         for part in MLP_LINEAR:
-            _fit_linear_module(bench, block_module(layer, "mlp", part), getattr(block.mlp, part, None))
+            _fit_linear_module(
+                bench, block_module(layer, "mlp", part), getattr(getattr(block, "mlp", None), part, None)
+            )
     _fit_linear_module(bench, UNEMBED, bench.model.unembed)
 
 
@@ -213,6 +216,8 @@ def _fit_linear_module(bench: Bench, name: str, component: Any) -> None:
 
 def activation_of(model: Any) -> Callable[[Tensor], Tensor]:
     """The MLP's element-wise non-linearity, by the name in the model's own configuration."""
+    if read_anatomy(model).architecture == NATIVE:
+        return ACT2FN[str(model.original_model.cfg.act_fn).lower()]
     config = model.original_model.config
     for attribute in ("activation_function", "hidden_activation", "hidden_act", "activation"):
         name = getattr(config, attribute, None)

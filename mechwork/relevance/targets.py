@@ -26,6 +26,8 @@ def find_targets(model: TransformerBridge) -> tuple[Target, ...]:
         attn, mlp = block_module(layer, "attn"), block_module(layer, "mlp")
         targets += [(attn, "attention"), (attn, "softmax")]
         targets += [(block_module(layer, "attn", part), "linear") for part in ATTENTION_LINEAR]
+        if anatomy.attn_only:
+            continue
         targets.append((mlp, "activation"))
         if anatomy.gated:
             targets.append((mlp, "product"))
