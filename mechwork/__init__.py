@@ -29,6 +29,9 @@ from .patching import Effects as Effects
 from .patching import attribute as attribute
 from .patching import patch as patch
 from .relevance import Composite as Composite
+from .relevance import TokenRelevance as TokenRelevance
+from .relevance import attribute_tokens as attribute_tokens
+from .relevance import check_conservation as check_conservation
 from .relevance import find_composite as find_composite
 from .render import report as report
 from .runs import AttentionPatterns as AttentionPatterns

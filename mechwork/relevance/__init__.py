@@ -8,6 +8,8 @@ Owns how coefficients flow backwards. Imports `runs`, `tasks`, `models` and the 
 
 from .composite import Binding as Binding
 from .composite import Composite as Composite
+from .conservation import Conservation as Conservation
+from .conservation import check_conservation as check_conservation
 from .linear import AlphaBetaRule as AlphaBetaRule
 from .linear import EpsilonRule as EpsilonRule
 from .linear import GammaRule as GammaRule
@@ -32,3 +34,5 @@ from .rules import Rule as Rule
 from .rules import SoftcapRule as SoftcapRule
 from .rules import TemperatureRule as TemperatureRule
 from .straight import straight as straight
+from .tokens import TokenRelevance as TokenRelevance
+from .tokens import attribute_tokens as attribute_tokens

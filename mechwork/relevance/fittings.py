@@ -34,7 +34,7 @@ SOFTMAXES = (torch.nn.functional.softmax, torch.softmax, torch.Tensor.softmax)
 
 
 def fit_all(bench: Bench) -> None:
-    """Every rule of the bench. Readers of a hook point are fitted before its makers (see `install`)."""
+    """Every rule of the bench."""
     anatomy = read_anatomy(bench.model)
     _fit_norms(bench)
     for layer in range(anatomy.n_layers):
@@ -62,7 +62,7 @@ def _fit_norm(bench: Bench, name: str, module: Any) -> None:
         surrogate = rule.surrogate(norm, at_least_float32(x)) if isinstance(rule, LNRule) else x
         return straight(y, surrogate.to(y.dtype), witness)
 
-    bench.make(module.hook_in, stash.put)
+    bench.read(module.hook_in, stash.put)
     bench.make(module.hook_out, after)
 
 
@@ -100,7 +100,7 @@ def _fit_softmax(bench: Bench, layer: int) -> None:
         return straight(pattern, rule.surrogate(scores).to(pattern.dtype), witness)
 
     if read_anatomy(bench.model).open_attention:
-        bench.make(bench.point("attn_scores", layer), stash.put)
+        bench.read(bench.point("attn_scores", layer), stash.put)
         bench.make(bench.point("pattern", layer), lambda pattern: ruled(stash.take(), pattern))
     else:
         bench.around(cast(Any, bench.model.blocks[layer].attn).original_component, lambda: _RuledSoftmax(ruled))
@@ -138,9 +138,9 @@ def _fit_mlp(bench: Bench, layer: int) -> None:
             surrogate = product.surrogate(surrogate) if isinstance(product, HalfRule) else surrogate
         return straight(y, surrogate, witness)
 
-    bench.make(bench.point("mlp_pre", layer), gate.put)
+    bench.read(bench.point("mlp_pre", layer), gate.put)
     if gated:
-        bench.make(bench.point("mlp_pre_linear", layer), linear.put)
+        bench.read(bench.point("mlp_pre_linear", layer), linear.put)
     bench.make(bench.point("mlp_post", layer), after)
 
 
@@ -188,7 +188,7 @@ def _fit_softcap(bench: Bench) -> None:
     def after(args: tuple[Any, ...], output: Any) -> Any:
         return straight(output, rule.surrogate(stash.take(), cap), witness) if isinstance(output, Tensor) else None
 
-    bench.make(bench.point("logits"), stash.put)
+    bench.read(bench.point("logits"), stash.put)
     bench.after(bench.model, after)
 
 

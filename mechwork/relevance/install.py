@@ -4,8 +4,8 @@ Hooks are permanent in TransformerLens' sense, so that `model.reset_hooks()` ins
 off; they are removed by their own handles. They act only in the thread that entered the context, and only while that
 context is the innermost one on the model.
 
-Where several rules meet at one hook point, what makes a tensor must come before what reads it: `Bench.make` puts a hook
-before all others, so `fittings` installs readers first and makers last.
+At one hook point what a rule makes comes first, then everybody else's hooks (recordings, interventions), and what a rule
+reads last: so recorded tensors have the coefficients of the rules, and rules follow interventions.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .rules import Family, Rule
 from .straight import Witness
 
 if TYPE_CHECKING:
-    from transformer_lens.hook_points import HookPoint
+    from transformer_lens.hook_points import HookPoint, LensHandle
     from transformer_lens.model_bridge import TransformerBridge
 
     from .targets import Target
@@ -45,6 +45,7 @@ class Bench:
     undo: ExitStack
     probing: bool = False
     acted: set[Target] = field(default_factory=set)
+    readers: list[Callable[[], None]] = field(default_factory=list)
 
     def rule(self, name: str, family: Family) -> Rule | None:
         return self.rules.get((name, family))
@@ -57,7 +58,16 @@ class Bench:
         return self.model.hook_dict[hook_name(Site(kind, layer))]
 
     def make(self, point: HookPoint, function: Callable[[Tensor], Tensor | None]) -> None:
-        """A hook before all others on the point, that outlives `reset_hooks` and acts while this context is active."""
+        """A hook before all others on the point."""
+        self._hook(point, function)
+
+    def read(self, point: HookPoint, function: Callable[[Tensor], None]) -> None:
+        """A hook after all others on the point, also those added later."""
+        handle = self._hook(point, function)
+        self.readers.append(lambda: point._forward_hooks.move_to_end(handle.hook.id))
+
+    def _hook(self, point: HookPoint, function: Callable[[Tensor], Tensor | None]) -> LensHandle:
+        """A hook that outlives `reset_hooks` and acts while this context is active."""
 
         def hook(tensor: Tensor, hook: Any) -> Tensor | None:
             return function(tensor) if self.active() else None
@@ -69,6 +79,12 @@ class Bench:
             point.fwd_hooks[:] = [other for other in point.fwd_hooks if other is not handle]
 
         self.undo.callback(remove)
+        return handle
+
+    def order(self) -> None:
+        """Puts the readers last, before a forward pass."""
+        for put_last in self.readers:
+            put_last()
 
     def after(self, module: nn.Module, function: Callable[[tuple[Any, ...], Any], Any]) -> None:
         """A hook on a module's output, given its inputs; sees the inputs after every hook point on them."""
@@ -129,6 +145,7 @@ def install(model: TransformerBridge, rules: Rules, *, probing: bool = False) ->
     key, token = (id(model), threading.get_ident()), object()
     stack = _stacks.setdefault(key, [])
 
+    @torch.compiler.disable
     def active() -> bool:
         mine = _stacks.get((id(model), threading.get_ident()))
         return bool(mine) and mine[-1] is token and torch.is_grad_enabled()
@@ -139,6 +156,7 @@ def install(model: TransformerBridge, rules: Rules, *, probing: bool = False) ->
             bench = Bench(model, rules, active, undo, probing)
             bench.make(bench.point("embed"), _leaf)
             fit_all(bench)
+            bench.before(model, lambda _: bench.order())
             yield bench
     finally:
         stack.remove(token)

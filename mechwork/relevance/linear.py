@@ -82,7 +82,7 @@ class EpsilonRule(LinearRule):
     def surrogate(
         self, linear: Linear, x: Float[Tensor, "*batch d_in"], y: Float[Tensor, "*batch d_out"]
     ) -> Float[Tensor, "*batch d_out"]:
-        return y * _ratio(y, y + torch.where(y < 0, -self.eps, self.eps)) if self.eps else y
+        return y * _ratio(y, y + torch.full_like(y, self.eps).copysign(y)) if self.eps else y
 
 
 @dataclass(frozen=True)

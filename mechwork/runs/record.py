@@ -26,9 +26,8 @@ from ..tasks.task import Task
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-AS_IT_IS = frozenset({"resid_mid", "mlp_pre", "mlp_pre_linear", "attn_scores"})
-"""Kinds recorded as the very tensor that flows, not as a node of their own: `resid_mid`'s hook feeds only one of the two branches
-that read it, and the others are also read by rules, which must find the recorded tensor in their graph."""
+EDITS_ONE_BRANCH = frozenset({"resid_mid"})
+"""Kinds whose hook feeds only one of the branches that read the tensor: recorded as it is, never replaced by a node."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,9 +66,9 @@ def record_run(
             if not grad:
                 store[site.kind].append(activation.detach())
                 return None
-            node = activation if site.kind in AS_IT_IS else activation.view_as(activation)
+            node = activation if site.kind in EDITS_ONE_BRANCH else activation.view_as(activation)
             store[site.kind].append(node)
-            return None if site.kind in AS_IT_IS else node
+            return None if site.kind in EDITS_ONE_BRANCH else node
 
         return hook
 
