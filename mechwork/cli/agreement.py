@@ -35,7 +35,8 @@ def run(args: argparse.Namespace, console: Console) -> None:
     composites = [find_composite(name) for name in rules]
     model = load(args)
     tasks = [build(model, n=args.n, seed=args.seed) for build in builders]
-    study = study_agreement(model, tasks, rules=composites, direction=args.direction, progress=console.progress)
+    with console.step("comparing") as progress:
+        study = study_agreement(model, tasks, rules=composites, direction=args.direction, progress=progress)
     text = (
         f"{args.model}, {args.n} pairs per task, {args.direction}: Pearson / relative error of the estimate against the measured effect\n"
         f"(over layer x position for the stream and the writes, layer x head for z; * the smallest error of a row)\n\n{study.table()}"

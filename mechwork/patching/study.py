@@ -73,10 +73,8 @@ class AgreementStudy:
                 found = {rules: self.rows[task, site, rules] for rules in self.rules}
                 cells = {rules: (a.pearson, a.relative_error) for rules, a in found.items()}
                 lines.append(f"{task:<{width}}  {site:<10}{_cells(cells)}")
-        for site in self.sites:
-            lines.append(
-                f"{'mean':<{width}}  {site:<10}{_cells({rules: self.mean(site, rules) for rules in self.rules})}"
-            )
+        means = {site: {rules: self.mean(site, rules) for rules in self.rules} for site in self.sites}
+        lines += [f"{'mean':<{width}}  {site:<10}{_cells(cells)}" for site, cells in means.items()]
         return "\n".join(lines)
 
 

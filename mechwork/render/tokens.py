@@ -6,9 +6,11 @@ from ..display import draws
 from ..relevance.tokens import TokenRelevance
 from .page import Fragment, assemble, embed_json
 from .table import Column, table
-from .text import escape, plain, show_token, signed
+from .text import escape, shorten, show_token, signed
 
 BIASES = "biases and the rest"
+LONGEST = 40
+"""Longer tokens are cut in the coloured prompt."""
 
 
 @draws(TokenRelevance)
@@ -23,7 +25,8 @@ def tokens_fragment(relevance: TokenRelevance) -> Fragment:
     """The coloured prompt and its table, as part of a page."""
     values = relevance.values.tolist()
     data = {
-        "tokens": [plain(token).replace("\n", "↵") for token in relevance.tokens],
+        # circuitsvis puts these into the page as markup.
+        "tokens": [escape(shorten(token.replace("\n", "↵"), LONGEST)) for token in relevance.tokens],
         "values": [float(f"{value:.4g}") for value in values],
         "extent": max(map(abs, values), default=0.0) or 1.0,
     }
