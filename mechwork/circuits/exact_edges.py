@@ -39,6 +39,7 @@ from .space import EdgeSpace
 from .writers import check_edges, record_writers, stream_kinds, writer_kinds
 
 if TYPE_CHECKING:
+    import pandas
     from transformer_lens.model_bridge import TransformerBridge
 
 Progress = Callable[[int, int, str], None]
@@ -78,6 +79,21 @@ class EdgeEffects(Displayable):
         flat = self.values.flatten()
         order = flat.abs().argsort(descending=True, stable=True)[:n].tolist()
         return [(self.space.edge_name(*divmod(i, self.space.n_readers)), float(flat[i])) for i in order]
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """One row per edge: source, target, effect, magnitude; strongest first."""
+        import pandas
+
+        index = self.space.mask.nonzero()
+        frame = pandas.DataFrame(
+            {
+                "source": [self.space.writers[i] for i in index[:, 0].tolist()],
+                "target": [self.space.readers[i] for i in index[:, 1].tolist()],
+                "effect": self.values[self.space.mask].tolist(),
+                "magnitude": self.magnitude[self.space.mask].tolist(),
+            }
+        )
+        return frame.sort_values("effect", key=abs, ascending=False, kind="stable", ignore_index=True)
 
 
 def measure_edges(

@@ -91,6 +91,10 @@ def test_strongest_first(tiny_gpt2: Any, tiny_task: Task) -> None:
     top = effects.top(5)
     assert [abs(value) for _, value in top] == sorted((abs(value) for _, value in top), reverse=True)
     assert top[0][1] == pytest.approx(float(effects.values.flatten()[effects.values.abs().argmax()]))
+    frame = effects.to_dataframe()
+    assert len(frame) == effects.space.n_edges
+    assert f"{frame['source'][0]}->{frame['target'][0]}" == top[0][0]
+    assert frame["effect"][0] == pytest.approx(top[0][1])
     assert bool((effects.magnitude >= effects.values.abs() - 1e-6).all())
 
 

@@ -73,6 +73,11 @@ _CONSTANT = {
     "input->a1.h0<v>": "the token that is copied; the two candidates stand in the same places in both prompts",
 }
 
+_CERTAIN = (
+    "the induction head attends with certainty, so at either prompt its softmax has derivative 0 and nothing before it gets a "
+    "score; only between the prompts, where attention is divided and the path of EAP-IG has points, is there a gradient"
+)
+
 INDUCTION = KnownCircuit(
     name="induction",
     description="previous-token head -> keys of the induction head -> logits, in two attention-only layers",
@@ -81,4 +86,5 @@ INDUCTION = KnownCircuit(
     build_task=induction_task,
     edges={"corrupt": tuple(_MOVED), "zero": (*_MOVED, *_CONSTANT), "mean": (*_MOVED, *_CONSTANT)},
     reasons={**_MOVED, **_CONSTANT},
+    explanations={"gradient": _CERTAIN, "relp": _CERTAIN},
 )

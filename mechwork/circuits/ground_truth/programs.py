@@ -136,8 +136,8 @@ def build_frac_prevs() -> TransformerBridge:
 
 
 def build_hist() -> TransformerBridge:
-    """One layer of one head: attend to equal tokens and BOS, count."""
-    s = Stream(letter=len(LETTERS), bos=1, one=1, pos=N_POS, inverse=1, count=MAX_LENGTH)
+    """One head and one MLP: attend to equal tokens and BOS, count. The heads beside and after write what nobody reads."""
+    s = Stream(letter=len(LETTERS), bos=1, one=1, pos=N_POS, inverse=1, count=MAX_LENGTH, junk=MAX_LENGTH)
     return Blueprint(
         name="hist",
         embed=_embed(s, COUNTS + MAX_LENGTH),
@@ -150,10 +150,12 @@ def build_hist() -> TransformerBridge:
                         **copy_head(s, "bos", "inverse"),
                         q=SHARP * torch.cat([s.read("letter"), s.read("one")], dim=1),
                         k=torch.cat([s.read("letter"), s.read("bos")], dim=1),
-                    )
+                    ),
+                    Head(s.read("letter"), s.write("junk", one_hot(range(len(LETTERS)), MAX_LENGTH))),
                 ],
                 _count_from_inverse(s, "inverse", "count"),
-            )
+            ),
+            Block([Head(**copy_head(s, "count", "junk"))]),
         ],
         causal=False,
     ).build()
@@ -208,6 +210,11 @@ _RASP = "Weiss et al. 2021, Thinking Like Transformers, arXiv:2106.06981; Lindne
 _SATURATED = (
     "the head compares letters by a softmax that is all or nothing, and the MLP counts in ramps that are flat at whole "
     "counts: on real inputs both have derivative 0, so only the last edge, which is linear, gets a score"
+)
+
+_SHORT_STEPS = (
+    "between the two words attention and counts change in short intervals of the path and are flat elsewhere; 5 points step "
+    "over them (100 points find every edge: AUROC 1.000)"
 )
 
 REVERSE = KnownCircuit(
@@ -279,5 +286,5 @@ HIST = KnownCircuit(
         "input->m0": "the constant 1 that places m0's thresholds; the same everywhere",
         "m0->logits": "the count is the answer",
     },
-    explanations={"gradient": _SATURATED, "relp": _SATURATED, "eap-ig": _SATURATED},
+    explanations={"gradient": _SATURATED, "relp": _SATURATED, "eap-ig": _SHORT_STEPS},
 )
