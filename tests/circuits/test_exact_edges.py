@@ -46,7 +46,7 @@ def some_edges(space: Any, seed: int, n: int = 10) -> list[tuple[int, int]]:
     return [tuple(cell) for cell in index[order].tolist()] + last
 
 
-def check(model: Any, task: Task, seed: int, **settings: str) -> None:
+def check(model: Any, task: Task, seed: int, **settings: Any) -> None:
     with borrowed(model):
         effects = measure_edges(model, task, **settings)
     space = effects.space
@@ -93,8 +93,8 @@ def test_strongest_first(tiny_gpt2: Any, tiny_task: Task) -> None:
     assert top[0][1] == pytest.approx(float(effects.values.flatten()[effects.values.abs().argmax()]))
     frame = effects.to_dataframe()
     assert len(frame) == effects.space.n_edges
-    assert f"{frame['source'][0]}->{frame['target'][0]}" == top[0][0]
-    assert frame["effect"][0] == pytest.approx(top[0][1])
+    assert f"{frame.loc[0, 'source']}->{frame.loc[0, 'target']}" == top[0][0]
+    assert float(frame["effect"].to_list()[0]) == pytest.approx(top[0][1])
     assert bool((effects.magnitude >= effects.values.abs() - 1e-6).all())
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mechwork import bundled
-from mechwork.circuits import evaluate, measure_edges
+from mechwork.circuits import evaluate, ground_truth, measure_edges, score_edges
 from mechwork.circuits.ground_truth import equality, find_case, training
 from mechwork.circuits.run import as_circuit
 from mechwork.circuits.writers import record_writers, writer_kinds
@@ -127,6 +127,23 @@ def test_an_altered_file_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.
     file.write_bytes(content)
     with pytest.raises(ArtefactError, match=r"model\.safetensors was altered"):
         equality.build_equality()
+
+
+def test_estimates_of_a_step_are_unrelated_to_its_effects_pair_by_pair() -> None:
+    """The cause that the case gives for what gradients miss: scores of either sign that cancel, where effects do not."""
+    space = CASE.truth().space
+    measured = measure_edges(CASE.model, CASE.task).per_example
+    for rules, ig_steps in (("gradient", 1), ("relp", 1), ("gradient", 5)):
+        estimated = score_edges(CASE.model, CASE.task, rules=rules, ig_steps=ig_steps, direction="noise").per_example
+        for edge in ("input->a0.h0<v>", "input->a0.h1<v>"):
+            both = torch.stack([side[:, *space.edge_index(edge)].double() for side in (estimated, measured)])
+            assert abs(float(torch.corrcoef(both)[0, 1])) < 0.2
+            assert float(both[1].mean()) > 0.9 * float(both[1].abs().mean())
+            assert float(both[0].mean()) < 0.3 * float(both[0].abs().mean())
+    comparison = ground_truth.compare(
+        score_edges(CASE.model, CASE.task, rules="gradient", direction="noise"), CASE.truth()
+    )
+    assert comparison.missed_edges == ("input->a0.h1<v>",)
 
 
 def test_it_is_small() -> None:

@@ -159,6 +159,12 @@ def measure(model: TransformerBridge, recipe: Recipe = RECIPE) -> dict[str, Any]
     }
 
 
+_STEP = (
+    "equality is a step: the slope of m1 at one prompt says little about what another letter would do, so from pair to pair "
+    "the scores of its inputs have either sign, unrelated to the measured effects, and nearly cancel in the mean, below the score of an edge "
+    "outside. Single pairs are no better estimated by relp or eap-ig (correlation with the measured effects below 0.2); their means stay above"
+)
+
 EQUALITY = KnownCircuit(
     name="equality",
     description="trained so that its circuit is known: is the third letter equal to the first?",
@@ -173,4 +179,5 @@ EQUALITY = KnownCircuit(
         "a0.h1->m1": "m1 reads the third letter at END",
         "m1->logits": "whether they are equal is the answer",
     },
+    explanations={"gradient": _STEP},
 )

@@ -52,7 +52,7 @@ class TruthTable(Displayable):
         """One row per case, one column per method: AUROC."""
         import pandas
 
-        return pandas.DataFrame.from_dict(self.auroc, orient="index")
+        return pandas.DataFrame.from_dict({name: dict(row) for name, row in self.auroc.items()}, orient="index")
 
     def __str__(self) -> str:
         columns = list(next(iter(self.auroc.values())))

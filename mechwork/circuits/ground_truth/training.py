@@ -42,10 +42,10 @@ class Recipe:
     d_model: int = 24
     d_head: int = 8
     d_mlp: int = 48
-    steps: int = 4000
+    steps: int = 5000
     batch_size: int = 128
     learning_rate: float = 2e-3
-    drift: float = 0.1
+    drift: float = 1.0
     seed: int = 0
 
     def to_json(self) -> dict[str, Any]:

@@ -99,7 +99,7 @@ class Blueprint:
             n_ctx=len(self.pos),
             d_vocab=len(self.embed),
             d_mlp=d_mlp,
-            act_fn=None if d_mlp is None else "relu",
+            act_fn="relu",
             attn_only=d_mlp is None,
             normalization_type=None,
             attention_dir="causal" if self.causal else "bidirectional",
