@@ -32,6 +32,7 @@ PUBLIC = {
     "errors",
     "evaluate",
     "find_composite",
+    "ground_truth",
     "load_model",
     "patch",
     "record_attention",

@@ -7,10 +7,13 @@ Owns `EdgeSpace`, `EdgeScores`, `Circuit`, `FaithfulnessCurve`. Imports `patchin
     curve = evaluate(model, task.test, scores)
 """
 
+from . import ground_truth as ground_truth
 from .circuit import Circuit as Circuit
 from .curves import CircuitEvaluation as CircuitEvaluation
 from .curves import FaithfulnessCurve as FaithfulnessCurve
 from .evaluate import evaluate as evaluate
+from .exact_edges import EdgeEffects as EdgeEffects
+from .exact_edges import measure_edges as measure_edges
 from .score import score_edges as score_edges
 from .scores import EdgeScores as EdgeScores
 from .space import EdgeSpace as EdgeSpace
