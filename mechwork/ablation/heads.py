@@ -201,7 +201,7 @@ def _direct_effects(model: TransformerBridge, task: Task, run: Run, means: list[
     effects = []
     for layer, (z, mean) in enumerate(zip(run.layers["z"], means, strict=True)):
         written = torch.einsum("bhe,hed->bhd", (z - mean)[rows, end], model.blocks[layer].attn.W_O.detach())
-        shares = written if norm is None else norm.linear(written, scale)
+        shares = written if norm is None or scale is None else norm.linear(written, scale)
         effects.append(torch.einsum("bhd,bd->bh", shares, readout).mean(dim=0))
     return torch.stack(effects).cpu()
 

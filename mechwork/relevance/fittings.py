@@ -18,6 +18,7 @@ from .linear import LinearRule, read_linear
 from .rules import (
     AHRule,
     BilinearRule,
+    Family,
     HalfRule,
     IdentityRule,
     LNRule,
@@ -28,7 +29,7 @@ from .rules import (
     at_least_float32,
 )
 from .straight import scale_gradient, straight
-from .targets import ATTENTION_LINEAR, MLP_LINEAR
+from .targets import ATTENTION_LINEAR, MLP_LINEAR, Target
 
 SOFTMAXES = (torch.nn.functional.softmax, torch.softmax, torch.Tensor.softmax)
 
@@ -127,7 +128,8 @@ def _fit_mlp(bench: Bench, layer: int) -> None:
     gated, act = read_anatomy(bench.model).gated, activation_of(bench.model)
     gate, linear = Stash(), Stash()
 
-    bound = [(name, family) for family in ("activation", "product") if bench.rule(name, family) is not None]
+    families: tuple[Family, ...] = ("activation", "product")
+    bound: list[Target] = [(name, family) for family in families if bench.rule(name, family) is not None]
     witness = (lambda: bench.acted.update(bound)) if bench.probing else None
 
     def after(y: Tensor) -> Tensor:

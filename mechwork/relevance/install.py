@@ -11,10 +11,11 @@ reads last: so recorded tensors have the coefficients of the rules, and rules fo
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +65,8 @@ class Bench:
     def read(self, point: HookPoint, function: Callable[[Tensor], None]) -> None:
         """A hook after all others on the point, also those added later."""
         handle = self._hook(point, function)
-        self.readers.append(lambda: point._forward_hooks.move_to_end(handle.hook.id))
+        hooks = cast(OrderedDict[int, Any], point._forward_hooks)
+        self.readers.append(lambda: hooks.move_to_end(handle.hook.id))
 
     def _hook(self, point: HookPoint, function: Callable[[Tensor], Tensor | None]) -> LensHandle:
         """A hook that outlives `reset_hooks` and acts while this context is active."""
@@ -145,10 +147,11 @@ def install(model: TransformerBridge, rules: Rules, *, probing: bool = False) ->
     key, token = (id(model), threading.get_ident()), object()
     stack = _stacks.setdefault(key, [])
 
-    @torch.compiler.disable
-    def active() -> bool:
+    def is_innermost() -> bool:
         mine = _stacks.get((id(model), threading.get_ident()))
         return bool(mine) and mine[-1] is token and torch.is_grad_enabled()
+
+    active = cast(Callable[[], bool], torch.compiler.disable(is_innermost))  # a compiled graph would keep its answer
 
     stack.append(token)
     try:

@@ -24,8 +24,8 @@ def find_targets(model: TransformerBridge) -> tuple[Target, ...]:
     targets: list[Target] = [(name, "norm") for name, _ in norm_modules(model)]
     for layer in range(anatomy.n_layers):
         attn, mlp = block_module(layer, "attn"), block_module(layer, "mlp")
-        targets += [(attn, "attention"), (attn, "softmax")]
-        targets += [(block_module(layer, "attn", part), "linear") for part in ATTENTION_LINEAR]
+        targets.extend(((attn, "attention"), (attn, "softmax")))
+        targets.extend((block_module(layer, "attn", part), "linear") for part in ATTENTION_LINEAR)
         if anatomy.attn_only:
             continue
         targets.append((mlp, "activation"))
@@ -35,7 +35,7 @@ def find_targets(model: TransformerBridge) -> tuple[Target, ...]:
             targets.append((mlp, "router"))
         else:
             parts = MLP_LINEAR if anatomy.gated else ("in", "out")
-            targets += [(block_module(layer, "mlp", part), "linear") for part in parts]
+            targets.extend((block_module(layer, "mlp", part), "linear") for part in parts)
     targets.append((UNEMBED, "linear"))
     if anatomy.final_soft_cap is not None:
         targets.append((UNEMBED, "softcap"))

@@ -112,7 +112,7 @@ def attribute_tokens(
 def _metric_of(model: TransformerBridge, metric: Target, d_vocab: int) -> tuple[Callable[[Any], Tensor], str]:
     if callable(metric):
         return metric, getattr(metric, "__name__", "metric")
-    answers = metric if isinstance(metric, tuple) else (metric,)
+    answers: tuple[Answer, ...] = metric if isinstance(metric, tuple) else (metric,)
     if len(answers) not in (1, 2):
         raise InputError(f"a metric is an answer or a pair (answer, contrast); got {len(answers)} answers")
     ids = [answer_token(model, a) if isinstance(a, str) else int(a) for a in answers]
@@ -120,4 +120,5 @@ def _metric_of(model: TransformerBridge, metric: Target, d_vocab: int) -> tuple[
         raise InputError(f"token ids of this model are 0 to {d_vocab - 1}; got {ids}")
     if len(ids) == 1:
         return lambda logits: logits[0, -1, ids[0]], f"logit of {answers[0]!r}"
-    return lambda logits: logits[0, -1, ids[0]] - logits[0, -1, ids[1]], f"logit {answers[0]!r} - logit {answers[1]!r}"
+    right, contrast = answers
+    return lambda logits: logits[0, -1, ids[0]] - logits[0, -1, ids[1]], f"logit {right!r} - logit {contrast!r}"

@@ -28,7 +28,7 @@ class Oracle(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        x = args[0] if args else None
+        x: Any = args[0] if args else None
         if func is F.layer_norm and "ln" in self.rules:
             return _layer_norm(*args, **kwargs)
         out = func(*args, **kwargs)
