@@ -120,5 +120,5 @@ def _metric_of(model: TransformerBridge, metric: Target, d_vocab: int) -> tuple[
         raise InputError(f"token ids of this model are 0 to {d_vocab - 1}; got {ids}")
     if len(ids) == 1:
         return lambda logits: logits[0, -1, ids[0]], f"logit of {answers[0]!r}"
-    right, contrast = answers
+    right, contrast = answers[0], answers[-1]
     return lambda logits: logits[0, -1, ids[0]] - logits[0, -1, ids[1]], f"logit {right!r} - logit {contrast!r}"
