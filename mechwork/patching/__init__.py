@@ -12,3 +12,5 @@ from .exact import patch as patch
 from .result import Agreement as Agreement
 from .result import Effect as Effect
 from .result import Effects as Effects
+from .sweep import Sweep as Sweep
+from .sweep import Tricks as Tricks

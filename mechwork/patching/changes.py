@@ -147,8 +147,12 @@ def _edit(
         mask = entries_of(cells, at, value.shape[2]).flatten(0, 1)
         mask = mask if kind == "mlp_post" else mask[..., None]
         value = value[:, columns]
-    put = Where(mask, value.repeat(n, *[1] * (value.ndim - 1)))
-    return [(hook_name(Site(kind, layer)), lambda activation, hook: put(activation))]
+    replacement = Where(mask, value.repeat(n, *[1] * (value.ndim - 1)))
+
+    def put(activation: Tensor, hook: Any) -> Tensor:
+        return replacement(activation)
+
+    return [(hook_name(Site(kind, layer)), put)]
 
 
 def entries_of(

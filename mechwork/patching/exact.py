@@ -29,7 +29,7 @@ from ..tasks.task import Task
 from .checkpoint import RESULT, Checkpoint
 from .execute import Baselines, Done, run_sweep
 from .grids import Neurons, build_grids
-from .memory import d_mlp_of, fit, sizes_of
+from .memory import d_mlp_of, fit, sizes_of, tail_of
 from .plan import host_pairs
 from .result import Direction, Effect, Effects, check_direction
 from .sides import can_step
@@ -222,9 +222,10 @@ def plan_sweep(
     grids, places = build_grids(anatomy, d_mlp_of(model), task, pairs, sites, positions, neurons)
     if memory_budget is not None and memory_budget < 1:
         raise InputError(f"memory_budget is a number of bytes; got {memory_budget}")
-    chosen = tricks or (Tricks() if can_step(model, task) else Tricks(suffix=False, columns=False))
-    sizes = sizes_of(anatomy, d_mlp_of(model), pairs, measures, torch.finfo(dtype_of(model)).bits // 8)
-    logits = 0 if chosen.columns and all(m.reads_answers for m in measures) else sizes.n_tail
+    chosen = tricks or (Tricks() if can_step(model, task) else Tricks(suffix=False, readout=False))
+    n_tail = tail_of(pairs, measures, sparing=chosen.readout)
+    sizes = sizes_of(anatomy, d_mlp_of(model), pairs, n_tail, torch.finfo(dtype_of(model)).bits // 8)
+    logits = 0 if chosen.readout and all(m.reads_answers for m in measures) else sizes.n_tail
     block, chunk = fit(sizes, sites, len(task), memory_budget, logits)
     sweep = Sweep(grids, checked, tuple(m.name for m in measures), chosen, chunk, 0 if block == len(task) else block)
     return Job(model, task, anatomy, measures, sweep, checked, places)

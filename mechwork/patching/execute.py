@@ -31,7 +31,7 @@ from ..sites import SITE_KINDS, Site, hook_name
 from ..tasks.metrics import Metric
 from ..tasks.task import Task
 from .changes import effective_mask, entrance, entries_of, stream_rows
-from .memory import Sizes, d_mlp_of, sizes_of
+from .memory import Sizes, d_mlp_of, sizes_of, tail_of
 from .readout import Readout, build_readout
 from .sides import RECORDED_AS, SQUARE, Sides, record_sides
 from .sweep import Cell, Sweep
@@ -105,12 +105,11 @@ def _run_block(
     rows: slice,
     block: int,
 ) -> Iterator[Baselines | Done]:
-    final_only = all(metric.reads_final for metric in metrics)
-    n_tail = max(task.pairs.n_tail, task.pairs.corrupt_as_host().n_tail) if final_only else None
+    n_tail = tail_of(task.pairs, metrics, sparing=sweep.tricks.readout)
     stepping = sweep.tricks.suffix
     sides = record_sides(model, task, sweep.kinds, sweep.direction, stepping=stepping, n_tail=n_tail)
     read = build_readout(
-        model, sides.anatomy, task, metrics, sides.pairs, sides.host.logits, columns=sweep.tricks.columns
+        model, sides.anatomy, task, metrics, sides.pairs, sides.host.logits, sparing=sweep.tricks.readout
     )
     if stepping:
         assert sides.frame is not None
@@ -121,7 +120,7 @@ def _run_block(
     width = sides.pairs.clean_tokens.shape[1]
     masks = {name: mask[:, rows, :width].to(device_of(model)) for name, mask in places.items()}
     item = sides.host.logits.element_size()
-    sizes = sizes_of(sides.anatomy, d_mlp_of(model), sides.pairs, metrics, item)
+    sizes = sizes_of(sides.anatomy, d_mlp_of(model), sides.pairs, n_tail, item)
     changing, same = _sort(sweep, sides, masks, read)
     if same:
         yield Done(rows, tuple(same), base.host[:, :, None].expand(-1, -1, len(same)), None)

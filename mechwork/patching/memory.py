@@ -66,12 +66,16 @@ def d_mlp_of(model: TransformerBridge) -> int:
     return int(cfg.d_mlp or 4 * cfg.d_model)
 
 
-def sizes_of(anatomy: ModelAnatomy, d_mlp: int, pairs: PromptPairs, metrics: Sequence[Metric], item: int) -> Sizes:
-    """The sizes of a sweep over `pairs`."""
+def sizes_of(anatomy: ModelAnatomy, d_mlp: int, pairs: PromptPairs, n_tail: int | None, item: int) -> Sizes:
+    """The sizes of a sweep over `pairs`; `n_tail`: columns whose logits are computed (None: all)."""
     n_pos = pairs.clean_tokens.shape[1]
-    final = all(metric.reads_final for metric in metrics)
-    n_tail = max(pairs.n_tail, pairs.corrupt_as_host().n_tail) if final else n_pos
-    return Sizes(anatomy, d_mlp, n_pos, n_tail, item)
+    return Sizes(anatomy, d_mlp, n_pos, n_tail or n_pos, item)
+
+
+def tail_of(pairs: PromptPairs, metrics: Sequence[Metric], *, sparing: bool) -> int | None:
+    """How many last columns of either run the metrics read; None: all."""
+    final = sparing and all(metric.reads_final for metric in metrics)
+    return max(pairs.n_tail, pairs.corrupt_as_host().n_tail) if final else None
 
 
 def fit(sizes: Sizes, kinds: Sequence[str], n_pairs: int, budget: int | None, logits: int) -> tuple[int, int]:

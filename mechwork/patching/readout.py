@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Readout:
-    """Metrics of runs of `pairs` (host as clean side), from their final stream. `columns`: use the answers' columns alone."""
+    """Metrics of runs of `pairs` (host as clean side), from their final stream. `sparing`: compute only what the metrics read."""
 
     model: TransformerBridge
     anatomy: ModelAnatomy
@@ -41,17 +41,17 @@ class Readout:
     metrics: tuple[Metric, ...]
     pairs: PromptPairs
     host_logits: Float[Tensor, "batch tail d_vocab"]
-    columns: bool
+    sparing: bool
 
     @property
     def ends(self) -> Tensor | None:
-        """The column each row is read at; None when a metric reads other positions too."""
-        return self.pairs.lengths - 1 if all(metric.reads_final for metric in self.metrics) else None
+        """The column each row is read at; None when all logits are wanted."""
+        return self.pairs.lengths - 1 if self.sparing and all(m.reads_final for m in self.metrics) else None
 
     @property
     def narrow(self) -> bool:
         """Whether only the answers' columns are unembedded."""
-        return self.columns and all(metric.reads_answers for metric in self.metrics)
+        return self.sparing and all(metric.reads_answers for metric in self.metrics)
 
     def measure(self, logits: Float[Tensor, "batch tail d_vocab"]) -> Float[Tensor, "metric batch"]:
         """Every metric of one run."""
@@ -83,7 +83,7 @@ class Readout:
         if not float((found - expected).abs().max()) <= tolerance:
             raise UnsupportedModelError(
                 f"the unembedding of {self.anatomy.architecture} does more than norm, matrix and soft cap. "
-                "Patch with tricks=Tricks(suffix=False, columns=False), which runs whole forwards."
+                "Patch with tricks=Tricks(suffix=False, readout=False), which runs whole forwards."
             )
 
     def _placed(self, logits: Tensor, start: int) -> Tensor:
@@ -141,7 +141,7 @@ def build_readout(
     pairs: PromptPairs,
     host_logits: Tensor,
     *,
-    columns: bool,
+    sparing: bool,
 ) -> Readout:
     """The readout of runs of `pairs`."""
-    return Readout(model, anatomy, task, tuple(metrics), pairs, host_logits, columns)
+    return Readout(model, anatomy, task, tuple(metrics), pairs, host_logits, sparing)

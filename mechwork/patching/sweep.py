@@ -24,13 +24,13 @@ class Tricks:
     """What an exact sweep saves. Every trick leaves the effects what they are, up to rounding.
 
     `suffix`: run only the columns from the first changed position on, over the host's cached keys and values, and all
-    cells of a chunk together layer by layer. `columns`: unembed only the answers' columns for metrics that read no others.
-    `unchanged`: do not run cells that provably change nothing (equal values; a last layer's write that nobody reads).
-    Without `suffix` and `columns` the numbers are TransformerLens' own, bit for bit; with them they differ by rounding.
+    cells of a chunk together layer by layer. `readout`: compute only the logits that the metrics read: the last token's, and
+    of those only the answers'. `unchanged`: do not run cells that provably change nothing (equal values; a last layer's
+    write that nobody reads). Without `suffix` and `readout` the numbers are TransformerLens' own, bit for bit; with them they differ by rounding.
     """
 
     suffix: bool = True
-    columns: bool = True
+    readout: bool = True
     unchanged: bool = True
 
 
