@@ -20,7 +20,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from ..errors import InputError
-from ..models.anatomy import ModelAnatomy, dtype_of
+from ..models.anatomy import ModelAnatomy, device_of, dtype_of
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance, stable
 from ..runs.record import Baseline, check_task
@@ -220,13 +220,11 @@ def plan_sweep(
     task, measures = with_metrics(model, task, metrics)
     pairs = host_pairs(task.pairs, checked)
     grids, places = build_grids(anatomy, d_mlp_of(model), task, pairs, sites, positions, neurons)
-    if memory_budget is not None and memory_budget < 1:
-        raise InputError(f"memory_budget is a number of bytes; got {memory_budget}")
     chosen = tricks or (Tricks() if can_step(model, task) else Tricks(suffix=False, readout=False))
     n_tail = tail_of(pairs, measures, sparing=chosen.readout)
     sizes = sizes_of(anatomy, d_mlp_of(model), pairs, n_tail, torch.finfo(dtype_of(model)).bits // 8)
     logits = 0 if chosen.readout and all(m.reads_answers for m in measures) else sizes.n_tail
-    block, chunk = fit(sizes, sites, len(task), memory_budget, logits)
+    block, chunk = fit(sizes, sites, len(task), memory_budget, logits, device_of(model).type)
     sweep = Sweep(grids, checked, tuple(m.name for m in measures), chosen, chunk, 0 if block == len(task) else block)
     return Job(model, task, anatomy, measures, sweep, checked, places)
 

@@ -15,7 +15,7 @@ from ..models.anatomy import ModelAnatomy
 from ..tasks.metrics import Metric
 from ..tasks.pairs import PromptPairs
 from .sides import RECORDED_AS, SQUARE
-from .sweep import DEFAULT_CHUNK_BYTES
+from .sweep import CHUNK_BYTES
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -78,19 +78,25 @@ def tail_of(pairs: PromptPairs, metrics: Sequence[Metric], *, sparing: bool) -> 
     return max(pairs.n_tail, pairs.corrupt_as_host().n_tail) if final else None
 
 
-def fit(sizes: Sizes, kinds: Sequence[str], n_pairs: int, budget: int | None, logits: int) -> tuple[int, int]:
+def fit(
+    sizes: Sizes, kinds: Sequence[str], n_pairs: int, budget: int | None, logits: int, device: str
+) -> tuple[int, int]:
     """(pairs per block, bytes of a chunk) within `budget` bytes; raises `InputError` when not even one pair fits.
 
-    `logits`: columns of logits that each patched run computes.
+    `logits`: columns of logits that each patched run computes; `device`: the kind of device.
     """
+    most = CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"])
     if budget is None:
-        return n_pairs, DEFAULT_CHUNK_BYTES
-    per_pair = sizes.recorded(kinds) + sizes.run(sizes.n_pos, sizes.n_tail)
-    one = per_pair + sizes.run(sizes.n_pos, logits)
+        return n_pairs, most
+    if budget < 1:
+        raise InputError(f"memory_budget is a number of bytes; got {budget}")
+    recorded, forward = sizes.recorded(kinds), sizes.run(sizes.n_pos, sizes.n_tail)
+    patched = sizes.run(sizes.n_pos, logits)
+    one = recorded + max(forward, patched)
     if budget < one:
         raise InputError(
             f"memory_budget must hold the two recorded runs and one patched run of one pair, {one:,} bytes here; got {budget:,}. "
             "Give more, patch fewer kinds of site at a time, or use shorter prompts."
         )
-    block = max(1, min(n_pairs, int(0.6 * budget) // per_pair))
-    return block, budget - block * sizes.recorded(kinds)
+    block = min(n_pairs, max(1, budget // (recorded + max(forward, patched))))
+    return block, min(most, budget - block * recorded)

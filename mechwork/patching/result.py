@@ -23,6 +23,7 @@ from ..display import Displayable
 from ..errors import ArtefactError, InputError, UnknownNameError
 from ..provenance import Provenance
 from ..runs.record import Baseline
+from .statistics import bootstrap_interval, sign_flip_p
 
 if TYPE_CHECKING:
     import pandas
@@ -82,6 +83,14 @@ class Effect(Displayable):
     def standard_error(self) -> Float[Tensor, "..."]:
         """Standard error of `values` over pairs (NaN for a single pair)."""
         return self.per_example.std(dim=0) / len(self.per_example) ** 0.5
+
+    def interval(self, level: float = 0.95, *, n: int = 2000, seed: int = 0) -> Float[Tensor, "2 ..."]:
+        """Bootstrap interval of `values` over pairs: lower and upper end, per place. Raises `InputError` for one pair."""
+        return bootstrap_interval(self.per_example, level, n, seed)
+
+    def p_values(self, *, n: int = 2000, seed: int = 0) -> Float[Tensor, "..."]:
+        """Two-sided sign-flip p-value of each effect over pairs, not corrected for the number of places."""
+        return sign_flip_p(self.per_example, n, seed)
 
     def top(self, n: int = 10) -> list[tuple[str, float]]:
         """The `n` places of largest absolute effect, as text, strongest first."""

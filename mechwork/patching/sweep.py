@@ -15,8 +15,9 @@ from typing import Any
 from ..errors import InputError
 from ..provenance import hash_json
 
-DEFAULT_CHUNK_BYTES = 256 * 2**20
-"""What the patched runs of one chunk may take when no memory budget is given."""
+CHUNK_BYTES = {"cpu": 128 * 2**20, "cuda": 2 * 2**30}
+"""What the patched runs of one chunk take at most. On a CPU larger chunks are slower: tensors beyond 32 MB are fetched from
+the system anew each time (measured: 25 % from 16 to 28 cells of 8 x 15 tokens at d_mlp 3072)."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Sweep:
     direction: str
     metrics: tuple[str, ...]
     tricks: Tricks = Tricks()
-    chunk_bytes: int = DEFAULT_CHUNK_BYTES
+    chunk_bytes: int = CHUNK_BYTES["cpu"]
     pairs_per_block: int = 0
     only: tuple[tuple[int, ...], ...] = ()
 
