@@ -12,5 +12,7 @@ from .exact import patch as patch
 from .result import Agreement as Agreement
 from .result import Effect as Effect
 from .result import Effects as Effects
+from .screen import Missed as Missed
+from .screen import ScreenedEffects as ScreenedEffects
 from .sweep import Sweep as Sweep
 from .sweep import Tricks as Tricks

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 import torch
 from jaxtyping import Bool
@@ -23,6 +23,7 @@ from ..errors import InputError
 from ..models.anatomy import ModelAnatomy, device_of, dtype_of
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance, stable
+from ..relevance import Composite, find_composite
 from ..runs.record import Baseline, check_task
 from ..tasks.metrics import Metric, MetricFunction
 from ..tasks.task import Task
@@ -30,8 +31,9 @@ from .checkpoint import RESULT, Checkpoint
 from .execute import Baselines, Done, run_sweep
 from .grids import Neurons, build_grids
 from .memory import d_mlp_of, fit, sizes_of, tail_of
-from .plan import host_pairs
+from .plan import PATCHABLE, host_pairs
 from .result import Direction, Effect, Effects, check_direction
+from .screen import ScreenedEffects, check_shares, run_screen
 from .sides import can_step
 from .sweep import Grid, Sweep, Tricks
 
@@ -42,6 +44,22 @@ Progress = Callable[[int, int, str], None]
 """Called as ``progress(done, total, what)`` while long work goes on."""
 
 
+# fmt: off
+@overload
+def patch(
+    model: TransformerBridge, task: Task, sites: Sequence[str], *, direction: str = ..., positions: str | None = ...,
+    neurons: Neurons | None = ..., metrics: Sequence[str | Metric | MetricFunction] | None = ..., screen: None = None,
+    verify_top: float = ..., verify_random: float = ..., memory_budget: int | None = ..., checkpoint: str | Path | None = ...,
+    tricks: Tricks | None = ..., progress: Progress | None = ...,
+) -> Effects: ...
+@overload
+def patch(
+    model: TransformerBridge, task: Task, sites: Sequence[str], *, direction: str = ..., positions: str | None = ...,
+    neurons: Neurons | None = ..., metrics: Sequence[str | Metric | MetricFunction] | None = ..., screen: str | Composite,
+    verify_top: float = ..., verify_random: float = ..., memory_budget: int | None = ..., checkpoint: str | Path | None = ...,
+    tricks: Tricks | None = ..., progress: Progress | None = ...,
+) -> ScreenedEffects: ...
+# fmt: on
 def patch(
     model: TransformerBridge,
     task: Task,
@@ -51,11 +69,14 @@ def patch(
     positions: str | None = None,
     neurons: Neurons | None = None,
     metrics: Sequence[str | Metric | MetricFunction] | None = None,
+    screen: str | Composite | None = None,
+    verify_top: float = 0.05,
+    verify_random: float = 0.01,
     memory_budget: int | None = None,
     checkpoint: str | Path | None = None,
     tricks: Tricks | None = None,
     progress: Progress | None = None,
-) -> Effects:
+) -> Effects | ScreenedEffects:
     """Measure the effect of patching every (layer, position) or (layer, head) of the given kinds of site.
 
     `positions`: ``"each"`` (token positions; spans when prompts differ in length), ``"spans"``, or ``"all"`` (every position at
@@ -63,22 +84,31 @@ def patch(
     ``pattern`` and ``attn_scores`` positions are the queries'. `neurons` (``{3: [17, (4, 5)]}``) patches single neurons
     and groups of them at ``mlp_post``.
 
-    `metrics`: several at once instead of the task's own; ``effects.under(name)`` has the others. `memory_budget`: bytes
-    that the sweep may take beside the weights. `checkpoint`: a folder in which finished chunks are kept, so that an
-    interrupted sweep, called again, goes on where it was and gives the same numbers.
+    `metrics`: several at once instead of the task's own; ``effects.under(name)`` has the others. `screen` (rules of
+    `attribute`, e.g. ``"relp"``): estimate every cell, measure only the share `verify_top` of largest estimates and a random
+    share `verify_random` of the rest; gives `ScreenedEffects`. `memory_budget`: bytes that the sweep may take beside the
+    weights. `checkpoint`: a folder in which finished chunks are kept, so that an interrupted sweep, called again, goes on
+    where it was and gives the same numbers. `tricks`: what the engine may save (default: all).
 
     Returns effects ``[layer, pos]``, or ``[layer, head]`` / ``[layer, pos, head]`` for per-head kinds, per pair and averaged;
     ``[neuron]`` / ``[neuron, pos]`` for `neurons`, ``[pos]`` for ``embed``.
     Cost: 2 forwards, and per cell the blocks from the patched one on, at the positions from the patched one on.
 
     Raises `InputError` for an unknown or missing site, a model in training mode, tokens of another model or a budget too
-    small for one cell, `ArtefactError` for a checkpoint of another sweep, all before any forward; and `MetricError` for a
-    metric that is not finite.
+    small for one cell, `ArtefactError` for a checkpoint of another sweep, all before any forward of the sweep; and
+    `MetricError` for a metric that is not finite.
 
     >>> effects = patch(model, task, ["resid_pre"])
     >>> effects["resid_pre"].axes
     ('layer', 'pos')
     """
+    check_shares(verify_top, verify_random)
+    if screen is not None:
+        find_composite(screen)
+        if neurons is not None or not set(sites) <= set(PATCHABLE):
+            raise InputError(
+                f"cells can be screened at {', '.join(PATCHABLE)}; leave screen out for {list(sites)} or neurons"
+            )
     job = plan_sweep(
         model,
         task,
@@ -90,7 +120,11 @@ def patch(
         memory_budget=memory_budget,
         tricks=tricks,
     )
-    return job.run(checkpoint=checkpoint, progress=progress)
+    if screen is None:
+        return job.run(checkpoint=checkpoint, progress=progress)
+    return run_screen(
+        job, sites, screen, verify_top, verify_random, positions, checkpoint=checkpoint, progress=progress
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -94,9 +94,14 @@ class Effect(Displayable):
 
     def top(self, n: int = 10) -> list[tuple[str, float]]:
         """The `n` places of largest absolute effect, as text, strongest first."""
-        values = self.values
-        order = values.abs().flatten().argsort(descending=True)[:n].tolist()
-        return [(self._place(i), float(values.flatten()[i])) for i in order]
+        measured = ~self.values.isnan()
+        return [(place, value) for place, value, _ in self.ranked(measured)[:n]]
+
+    def ranked(self, mask: Bool[Tensor, "..."]) -> list[tuple[str, float, int]]:
+        """The places of `mask`, strongest first: text, effect, flat index."""
+        values, chosen = self.values.flatten(), mask.flatten().nonzero().flatten()
+        order = chosen[values[chosen].abs().argsort(descending=True)].tolist()
+        return [(self._place(i), float(values[i]), i) for i in order]
 
     def _place(self, flat: int) -> str:
         index = torch.unravel_index(torch.tensor(flat), self.values.shape)
@@ -273,9 +278,15 @@ def compare_effects(estimate: Effect, truth: Effect) -> Agreement:
         raise InputError(
             f"only effects of one direction can be compared; got {estimate.direction} and {truth.direction}"
         )
-    a, b = estimate.values.flatten().double(), truth.values.flatten().double()
+    both = ~(estimate.values.isnan() | truth.values.isnan())  # a screened sweep has measured some places only
+    return agreement_of(estimate.kind, estimate.values[both], truth.values[both])
+
+
+def agreement_of(name: str, estimate: Float[Tensor, " n"], truth: Float[Tensor, " n"]) -> Agreement:
+    """Agreement of two lists of numbers."""
+    a, b = estimate.double(), truth.double()
     error = float((a - b).norm() / b.norm().clamp(min=1e-30))
-    return Agreement(estimate.kind, pearson(a, b), pearson(_ranks(a), _ranks(b)), error, a.numel())
+    return Agreement(name, pearson(a, b), pearson(_ranks(a), _ranks(b)), error, a.numel())
 
 
 def pearson(a: Float[Tensor, " n"], b: Float[Tensor, " n"]) -> float:

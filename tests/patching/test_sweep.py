@@ -16,7 +16,7 @@ from mechwork.patching import Sweep, Tricks, patch
 from mechwork.patching.exact import plan_sweep
 from mechwork.tasks.metrics import Metric
 from mechwork.tasks.task import Task
-from tests.families import FAMILIES, borrowed, build_model, build_task
+from tests.families import borrowed, build_module, build_task
 from tests.reference.sweep import measure_cell
 
 NONE = Tricks(suffix=False, readout=False, unchanged=False)
@@ -73,10 +73,12 @@ def test_all_positions_and_neurons_equal_one_forward_per_cell(
     assert by_pos.axes == ("neuron", "pos")
 
 
-def fresh_model(family: str) -> Any:
-    """As initialised, in float32: logits of order one, so that 1e-6 means something."""
-    torch.manual_seed(0)
-    return load_model(FAMILIES[family]().eval())
+def model_of_order_one(family: str) -> Any:
+    """Float32, every site matters, and logits of order one, so that an absolute 1e-6 means something."""
+    module = build_module(family)
+    with torch.no_grad():
+        module.get_output_embeddings().weight.mul_(0.1)
+    return load_model(module)
 
 
 BY_POSITION = {
@@ -94,7 +96,7 @@ ALL_POSITIONS = {
 @pytest.mark.filterwarnings("ignore")
 def test_equals_transformer_lens(family: str) -> None:
     """Bit for bit without suffix and readout, to 1e-6 with them, in float32."""
-    model, task = fresh_model(family), build_task()
+    model, task = model_of_order_one(family), build_task()
     theirs = {**BY_POSITION, **ALL_POSITIONS}
     bitwise = patch(model, task, list(theirs), tricks=Tricks(suffix=False, readout=False))
     fast = patch(model, task, list(theirs))
