@@ -9,6 +9,7 @@ Owns `Effects`. Imports `interventions`, `relevance`, `runs` and below.
 
 from .attribution import attribute as attribute
 from .exact import patch as patch
+from .path import patch_paths as patch_paths
 from .result import Agreement as Agreement
 from .result import Effect as Effect
 from .result import Effects as Effects

@@ -152,16 +152,16 @@ class Frame:
         """What attention of `layer` adds to the stream at columns ``start ..`` for rows entering the block with `x`."""
         call = self.calls[layer]
         arguments = call.at(start, start + x.shape[1], len(x))
-        normed = self._norm(layer, "ln1", x)
+        normed = self.norm(layer, "ln1", x)
         attn: Any = self.model.blocks[layer].attn
         with self.model.hooks(fwd_hooks=list(hooks)):
             output = attn(hidden_states=normed, **arguments) if call.by_name else attn(normed, **arguments)
-        return self._norm(layer, "ln1_post", output[0] if isinstance(output, tuple) else output)
+        return self.norm(layer, "ln1_post", output[0] if isinstance(output, tuple) else output)
 
     def project(self, layer: int, z: Float[Tensor, "row column head d_head"]) -> Float[Tensor, "row column d_model"]:
         """What attention of `layer` adds to the stream when its heads put out `z`."""
         output: Any = self.model.blocks[layer].attn.o
-        return self._norm(layer, "ln1_post", output.original_component(z.flatten(2)))
+        return self.norm(layer, "ln1_post", output.original_component(z.flatten(2)))
 
     def feed(
         self, layer: int, mid: Float[Tensor, "row column d_model"], hooks: Hooks = ()
@@ -169,8 +169,8 @@ class Frame:
         """What the MLP of `layer` adds to the stream; `mid` is the stream it reads (``resid_pre`` in parallel blocks)."""
         mlp: Any = self.model.blocks[layer].mlp
         with self.model.hooks(fwd_hooks=list(hooks)):
-            output = mlp(self._norm(layer, "ln2", mid))
-        return self._norm(layer, "ln2_post", output[0] if isinstance(output, tuple) else output)
+            output = mlp(self.norm(layer, "ln2", mid))
+        return self.norm(layer, "ln2_post", output[0] if isinstance(output, tuple) else output)
 
     def step(
         self,
@@ -204,7 +204,8 @@ class Frame:
                 "Patch with tricks=Tricks(suffix=False), which runs whole forwards."
             )
 
-    def _norm(self, layer: int, name: str, x: Tensor) -> Tensor:
+    def norm(self, layer: int, name: str, x: Tensor) -> Tensor:
+        """`x` through the norm of that name, or as it is where the block has none there."""
         block: Any = self.model.blocks[layer]
         return getattr(block, name).original_component(x) if name in block.submodules else x
 
