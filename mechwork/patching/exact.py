@@ -34,7 +34,7 @@ from .memory import d_mlp_of, fit, sizes_of, tail_of
 from .plan import PATCHABLE, host_pairs
 from .result import Direction, Effect, Effects, check_direction
 from .screen import ScreenedEffects, check_shares, run_screen
-from .sides import can_step
+from .sides import Share, can_step
 from .sweep import Grid, Sweep, Tricks
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def patch(
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A sweep with the model and the task it is for."""
+    """A sweep with the model and the task it is for; `share` is what of the donor is put in (None: all of it)."""
 
     model: TransformerBridge
     task: Task
@@ -138,6 +138,7 @@ class Job:
     sweep: Sweep
     direction: Direction
     places: dict[str, Bool[Tensor, "place batch pos"]]
+    share: Share | None = None
 
     def run(self, *, checkpoint: str | Path | None = None, progress: Progress | None = None) -> Effects:
         """Run it, or what the checkpoint lacks of it."""
@@ -155,7 +156,7 @@ class Job:
         tables = Tables(self)
         total = len(self.sweep.cells) * len(self.task)
         done = 0
-        for part in run_sweep(self.model, self.task, self.sweep, self.metrics, self.places, finished):
+        for part in run_sweep(self.model, self.task, self.sweep, self.metrics, self.places, finished, self.share):
             if isinstance(part, Baselines):
                 tables.put_baselines(part)
                 continue

@@ -33,7 +33,7 @@ from ..tasks.task import Task
 from .changes import effective_mask, entrance, entries_of, stream_rows
 from .memory import Sizes, d_mlp_of, sizes_of, tail_of
 from .readout import Readout, build_readout
-from .sides import RECORDED_AS, SQUARE, Sides, record_sides
+from .sides import RECORDED_AS, SQUARE, Share, Sides, record_sides
 from .sweep import Cell, Sweep
 
 if TYPE_CHECKING:
@@ -81,18 +81,19 @@ def run_sweep(
     metrics: tuple[Metric, ...],
     places: Mapping[str, Bool[Tensor, "place batch pos"]],
     finished: Mapping[str, Tensor],
+    share: Share | None = None,
 ) -> Iterator[Baselines | Done]:
     """For each block of pairs its baselines, then its cells, chunk by chunk.
 
     `places[positions]` are the position masks of the host's prompts; `finished` holds the metrics of chunks by key that
-    need not run again. Every cell of the plan comes exactly once per block. Cost: 2 forwards per block, and the cells.
+    need not run again; `share` is what of the donor is put in. Every cell of the plan comes exactly once per block. Cost: 2 forwards per block, and the cells.
     """
     size = sweep.pairs_per_block or len(task)
     for block, first in enumerate(range(0, len(task), size)):
         rows = slice(first, min(first + size, len(task)))
         part = task if size >= len(task) else task[list(range(len(task)))[rows]]
         with torch.no_grad():
-            yield from _run_block(model, part, sweep, metrics, places, finished, rows, block)
+            yield from _run_block(model, part, sweep, metrics, places, finished, rows, block, share)
 
 
 def _run_block(
@@ -104,10 +105,12 @@ def _run_block(
     finished: Mapping[str, Tensor],
     rows: slice,
     block: int,
+    share: Share | None,
 ) -> Iterator[Baselines | Done]:
     n_tail = tail_of(task.pairs, metrics, sparing=sweep.tricks.readout)
     stepping = sweep.tricks.suffix
     sides = record_sides(model, task, sweep.kinds, sweep.direction, stepping=stepping, n_tail=n_tail)
+    sides = replace(sides, share=share)
     read = build_readout(
         model, sides.anatomy, task, metrics, sides.pairs, sides.host.logits, sparing=sweep.tricks.readout
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -24,13 +24,16 @@ if TYPE_CHECKING:
 RECORDED_AS = {"result": "z"}
 """A head's write is linear in its z, so patching one is patching the other."""
 
+Share = Callable[[Tensor, Tensor], Tensor]
+"""``(donor, host) -> what is put in``: the donor itself, or its part along some directions."""
+
 SQUARE = ("pattern", "attn_scores")
 """Kinds with a query and a key axis; a cell's positions are the queries'."""
 
 
 @dataclass(frozen=True, eq=False)
 class Sides:
-    """Host and donor of one block of pairs. `pairs` has the host as its clean side."""
+    """Host and donor of one block of pairs. `pairs` has the host as its clean side; `share` says what of the donor is put in."""
 
     model: TransformerBridge
     anatomy: ModelAnatomy
@@ -38,6 +41,7 @@ class Sides:
     host: Run
     donor: Run
     frame: Frame | None
+    share: Share | None = None
 
     @cached_property
     def _index(self) -> Tensor:
@@ -48,11 +52,13 @@ class Sides:
         return self.host.layers[RECORDED_AS.get(kind, kind)][layer]
 
     def value(self, kind: str, layer: int) -> Tensor:
-        """The donor's activation, moved to the host's positions."""
+        """What is put in: the donor's activation (or the share of it), moved to the host's positions."""
         kind = RECORDED_AS.get(kind, kind)
         if kind in SQUARE:  # only for pairs of equal length, whose positions correspond one to one
             return self.donor.layers[kind][layer]
-        return align_donor(self.donor.layers[kind][layer], self.own(kind, layer), self._index)
+        own = self.own(kind, layer)
+        moved = align_donor(self.donor.layers[kind][layer], own, self._index)
+        return moved if self.share is None else self.share(moved, own)
 
     def changed(self, kind: str, layer: int) -> Bool[Tensor, "batch pos ..."]:
         """Where donor and host differ: ``[batch, pos]``, ``[batch, pos, head]`` or ``[batch, pos, d_mlp]``."""
