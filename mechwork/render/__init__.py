@@ -25,3 +25,6 @@ from .heatmap import heatmap_figure as heatmap_figure
 from .heatmap import render_heatmap as render_heatmap
 from .report import render_report as render_report
 from .report import report as report
+from .verified import illusion_figure as illusion_figure
+from .verified import render_illusion as render_illusion
+from .verified import render_screened as render_screened
