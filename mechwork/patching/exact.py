@@ -28,13 +28,13 @@ from ..runs.record import Baseline, check_task
 from ..tasks.metrics import Metric, MetricFunction
 from ..tasks.task import Task
 from .checkpoint import RESULT, Checkpoint
-from .execute import Baselines, Done, run_sweep
+from .execute import Baselines, Done, can_step, run_sweep
 from .grids import Neurons, build_grids
 from .memory import d_mlp_of, fit, sizes_of, tail_of
 from .plan import PATCHABLE, host_pairs
 from .result import Direction, Effect, Effects, check_direction
 from .screen import ScreenedEffects, check_shares, run_screen
-from .sides import Share, can_step
+from .sides import Share
 from .sweep import Grid, Sweep, Tricks
 
 if TYPE_CHECKING:

@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..errors import UnsupportedModelError
 from ..interventions import Where, Write, intervene
 from ..models.anatomy import ModelAnatomy, device_of
 from ..provenance import hash_json
@@ -94,6 +95,19 @@ def run_sweep(
         part = task if size >= len(task) else task[list(range(len(task)))[rows]]
         with torch.no_grad():
             yield from _run_block(model, part, sweep, metrics, places, finished, rows, block, share)
+
+
+def can_step(model: TransformerBridge, task: Task) -> bool:
+    """Whether the model can be stepped through and its logits read off, tried on the first pair. Cost: 2 forwards of it."""
+    try:
+        sides = record_sides(model, task[:1], [], "noise", stepping=True, n_tail=None)
+        read = build_readout(model, sides.anatomy, task, [], sides.pairs, sides.host.logits, sparing=False)
+        assert sides.frame is not None
+        with torch.no_grad():
+            read.check(sides.frame.resid_pre[-1])
+    except UnsupportedModelError:
+        return False
+    return True
 
 
 def _run_block(

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..errors import InputError, UnsupportedModelError
+from ..errors import InputError
 from ..models.anatomy import ModelAnatomy, device_of, read_anatomy
 from ..runs.frame import Frame, build_frame, keep_attention_calls
 from ..runs.record import Run, align_donor, record_run
@@ -101,15 +101,6 @@ def record_sides(
 
 def _reads_stream(kinds: Sequence[str]) -> bool:
     return bool({"resid_pre", "embed"} & set(kinds))
-
-
-def can_step(model: TransformerBridge, task: Task) -> bool:
-    """Whether the model can be stepped through, tried on the first pair. Cost: 2 forwards of one pair."""
-    try:
-        record_sides(model, task[:1], [], "noise", stepping=True, n_tail=1)
-    except UnsupportedModelError:
-        return False
-    return True
 
 
 def check_square(kinds: Sequence[str], pairs: PromptPairs) -> None:
