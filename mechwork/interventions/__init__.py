@@ -10,6 +10,7 @@ them and takes them off again. Imports `runs` and below.
 from .replacements import Add as Add
 from .replacements import Replacement as Replacement
 from .replacements import Value as Value
+from .replacements import Where as Where
 from .replacements import Zero as Zero
 from .writes import Write as Write
 from .writes import intervene as intervene

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..errors import InputError
@@ -35,6 +35,17 @@ class Value:
 
     def __call__(self, activation: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         return _expand(self.value, activation)
+
+
+@dataclass(frozen=True, eq=False)
+class Where:
+    """A given activation where `mask` is True, the activation itself elsewhere; both broadcast to the activation."""
+
+    mask: Bool[Tensor, "..."]
+    value: Float[Tensor, "..."]
+
+    def __call__(self, activation: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        return torch.where(self.mask.to(activation.device), _expand(self.value, activation), activation)
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,8 +9,21 @@ Owns `Effects`. Imports `interventions`, `relevance`, `runs` and below.
 
 from .attribution import attribute as attribute
 from .exact import patch as patch
+from .illusion import IllusionCheck as IllusionCheck
+from .illusion import check_illusion as check_illusion
+from .path import patch_paths as patch_paths
 from .result import Agreement as Agreement
 from .result import Effect as Effect
 from .result import Effects as Effects
+from .screen import Missed as Missed
+from .screen import ScreenedEffects as ScreenedEffects
 from .study import AgreementStudy as AgreementStudy
 from .study import study_agreement as study_agreement
+from .subspace import Subspace as Subspace
+from .subspace import fit_das as fit_das
+from .subspace import leading_differences as leading_differences
+from .subspace import mean_difference as mean_difference
+from .subspace import neurons as neurons
+from .subspace import patch_subspace as patch_subspace
+from .sweep import Sweep as Sweep
+from .sweep import Tricks as Tricks

@@ -1,32 +1,41 @@
-"""Measured effects: activation patching, one run per cell, batched over cells and restarted at the patched layer.
+"""Measured effects: activation patching, as a sweep over cells.
 
     denoise: effect = m(corrupt run with the clean value put in) - m(corrupt)
     noise:   effect = m(clean) - m(clean run with the corrupt value put in)
 
-Positive = the clean value raises the metric, in both directions. Cost per cell: the blocks from the patched layer on and
-the unembedding, for all pairs. Heimersheim & Nanda 2024 ("How to use and interpret activation patching").
+Positive = the clean value raises the metric, in both directions. Cost per cell at layer l of L and position p of T, all
+pairs together: (L - l) / L x (T - p) / T of the blocks, and the unembedding of what the metric reads (see `Tricks`).
+Heimersheim & Nanda 2024 ("How to use and interpret activation patching").
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, overload
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool
 from torch import Tensor
 
-from ..interventions import Value, Write, intervene
-from ..models.anatomy import device_of
+from ..errors import InputError
+from ..models.anatomy import ModelAnatomy, device_of, dtype_of
 from ..models.identity import identify_model
-from ..provenance import build_provenance
-from ..runs.record import align_donor, check_task, run_to_metric
-from ..runs.restart import restart_at
-from ..sites import Site
-from ..tasks.pairs import PromptPairs
+from ..provenance import Provenance, build_provenance, stable
+from ..relevance import Composite, find_composite
+from ..runs.record import Baseline, check_task
+from ..tasks.metrics import Metric, MetricFunction
 from ..tasks.task import Task
-from .plan import Plan, build_plan, check_patchable, host_pairs, record_both
-from .result import Effects, check_direction
+from .checkpoint import RESULT, Checkpoint
+from .execute import Baselines, Done, can_step, run_sweep
+from .grids import Neurons, build_grids
+from .memory import d_mlp_of, fit, sizes_of, tail_of
+from .plan import PATCHABLE, host_pairs
+from .result import Direction, Effect, Effects, check_direction
+from .screen import ScreenedEffects, check_shares, run_screen
+from .sides import Share
+from .sweep import Grid, Sweep, Tricks
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -34,10 +43,23 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int, str], None]
 """Called as ``progress(done, total, what)`` while long work goes on."""
 
-CHUNK_BYTES = 256 * 2**20
-"""How much memory the activations of one chunk of cells may take, roughly."""
 
-
+# fmt: off
+@overload
+def patch(
+    model: TransformerBridge, task: Task, sites: Sequence[str], *, direction: str = ..., positions: str | None = ...,
+    neurons: Neurons | None = ..., metrics: Sequence[str | Metric | MetricFunction] | None = ..., screen: None = None,
+    verify_top: float = ..., verify_random: float = ..., memory_budget: int | None = ..., checkpoint: str | Path | None = ...,
+    tricks: Tricks | None = ..., progress: Progress | None = ...,
+) -> Effects: ...
+@overload
+def patch(
+    model: TransformerBridge, task: Task, sites: Sequence[str], *, direction: str = ..., positions: str | None = ...,
+    neurons: Neurons | None = ..., metrics: Sequence[str | Metric | MetricFunction] | None = ..., screen: str | Composite,
+    verify_top: float = ..., verify_random: float = ..., memory_budget: int | None = ..., checkpoint: str | Path | None = ...,
+    tricks: Tricks | None = ..., progress: Progress | None = ...,
+) -> ScreenedEffects: ...
+# fmt: on
 def patch(
     model: TransformerBridge,
     task: Task,
@@ -45,89 +67,215 @@ def patch(
     *,
     direction: str = "denoise",
     positions: str | None = None,
+    neurons: Neurons | None = None,
+    metrics: Sequence[str | Metric | MetricFunction] | None = None,
+    screen: str | Composite | None = None,
+    verify_top: float = 0.05,
+    verify_random: float = 0.01,
+    memory_budget: int | None = None,
+    checkpoint: str | Path | None = None,
+    tricks: Tricks | None = None,
     progress: Progress | None = None,
-) -> Effects:
+) -> Effects | ScreenedEffects:
     """Measure the effect of patching every (layer, position) or (layer, head) of the given kinds of site.
 
     `positions`: ``"each"`` (token positions; spans when prompts differ in length), ``"spans"``, or ``"all"`` (every position at
-    once). By default residual kinds are resolved by position and per-head kinds patched at all positions.
+    once). By default residual kinds are resolved by position and per-head kinds patched at all positions. For
+    ``pattern`` and ``attn_scores`` positions are the queries'. `neurons` (``{3: [17, (4, 5)]}``) patches single neurons
+    and groups of them at ``mlp_post``.
 
-    Returns effects ``[layer, pos]``, or ``[layer, head]`` / ``[layer, pos, head]`` for per-head kinds, per pair and averaged.
-    Cost: 2 forwards, and per cell a forward from the patched layer on.
+    `metrics`: several at once instead of the task's own; ``effects.under(name)`` has the others. `screen` (rules of
+    `attribute`, e.g. ``"relp"``): estimate every cell, measure only the share `verify_top` of largest estimates and a random
+    share `verify_random` of the rest; gives `ScreenedEffects`. `memory_budget`: bytes that the sweep may take beside the
+    weights. `checkpoint`: a folder in which finished chunks are kept, so that an interrupted sweep, called again, goes on
+    where it was and gives the same numbers. `tricks`: what the engine may save (default: all).
 
-    Raises `InputError` for an unknown or missing site, a model in training mode or tokens of another model, and
-    `MetricError` for a metric that is not finite; both before or at the first two forwards.
+    Returns effects ``[layer, pos]``, or ``[layer, head]`` / ``[layer, pos, head]`` for per-head kinds, per pair and averaged;
+    ``[neuron]`` / ``[neuron, pos]`` for `neurons`, ``[pos]`` for ``embed``.
+    Cost: 2 forwards, and per cell the blocks from the patched one on, at the positions from the patched one on.
+
+    Raises `InputError` for an unknown or missing site, a model in training mode, tokens of another model or a budget too
+    small for one cell, `ArtefactError` for a checkpoint of another sweep, all before any forward of the sweep; and
+    `MetricError` for a metric that is not finite.
 
     >>> effects = patch(model, task, ["resid_pre"])
     >>> effects["resid_pre"].axes
     ('layer', 'pos')
     """
-    direction = check_direction(direction)
-    anatomy = check_task(model, task)
-    check_patchable(anatomy, sites)
-    donor, host, baseline = record_both(model, task, sites, direction)
-    pairs = host_pairs(task.pairs, direction).to(device_of(model))
-    index = pairs.alignment()
-    plans = [build_plan(anatomy, task, pairs, kind, positions) for kind in sites]
-    total, done = sum(plan.n_cells for plan in plans), 0
-    provenance = build_provenance(
-        method="activation patching", direction=direction, model=identify_model(model), task=task.provenance()
+    check_shares(verify_top, verify_random)
+    if screen is not None:
+        find_composite(screen)
+        if neurons is not None or not set(sites) <= set(PATCHABLE):
+            raise InputError(
+                f"cells can be screened at {', '.join(PATCHABLE)}; leave screen out for {list(sites)} or neurons"
+            )
+    job = plan_sweep(
+        model,
+        task,
+        sites,
+        direction=direction,
+        positions=positions,
+        neurons=neurons,
+        metrics=metrics,
+        memory_budget=memory_budget,
+        tricks=tricks,
     )
-    effects = {}
-    for plan in plans:
-        rows = []
-        for layer in range(anatomy.n_layers):
-            values = align_donor(donor.layers[plan.kind][layer], host.layers[plan.kind][layer], index)
-            rows.append(_patch_layer(model, task, pairs, plan, layer, values, host.layers["resid_pre"][layer]))
-            done += plan.n_cells // anatomy.n_layers
+    if screen is None:
+        return job.run(checkpoint=checkpoint, progress=progress)
+    return run_screen(
+        job, sites, screen, verify_top, verify_random, positions, checkpoint=checkpoint, progress=progress
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A sweep with the model and the task it is for; `share` is what of the donor is put in (None: all of it)."""
+
+    model: TransformerBridge
+    task: Task
+    anatomy: ModelAnatomy
+    metrics: tuple[Metric, ...]
+    sweep: Sweep
+    direction: Direction
+    places: dict[str, Bool[Tensor, "place batch pos"]]
+    share: Share | None = None
+
+    def run(self, *, checkpoint: str | Path | None = None, progress: Progress | None = None) -> Effects:
+        """Run it, or what the checkpoint lacks of it."""
+        facts: Provenance = {
+            "method": "activation patching",
+            "direction": self.direction,
+            "model": identify_model(self.model),
+            "task": self.task.provenance(),
+        }
+        store, finished = None, {}
+        if checkpoint is not None:
+            identity = {"plan": self.sweep.to_json(), "model": facts["model"], "task": facts["task"]}
+            store = Checkpoint(Path(checkpoint), identity)
+            finished = store.open()
+        tables = Tables(self)
+        total = len(self.sweep.cells) * len(self.task)
+        done = 0
+        for part in run_sweep(self.model, self.task, self.sweep, self.metrics, self.places, finished, self.share):
+            if isinstance(part, Baselines):
+                tables.put_baselines(part)
+                continue
+            if store is not None and part.chunk is not None and part.chunk.key not in finished:
+                store.write(part.chunk.block, part.chunk.number, part.chunk.key, part.values)
+            tables.put(part)
+            done += len(part.cells) * (part.rows.stop - part.rows.start)
             if progress is not None:
-                progress(done, total, f"patching {plan.kind}")
-        metric = torch.stack(rows, dim=1).cpu()  # batch layer cell
-        reference = baseline.corrupt_per_example if direction == "denoise" else baseline.clean_per_example
-        change = metric - reference[:, None, None]
-        change = change if direction == "denoise" else -change
-        effects[plan.kind] = plan.effect(change, task, baseline, direction, provenance, estimated=False)
-    return Effects(effects)
+                progress(*_in_cells(done, total, len(self.task)), f"patching {self._what(part)}")
+        effects = tables.effects(build_provenance(**facts, sweep=self._shown()))
+        if store is not None:
+            effects.save(store.folder / RESULT, provenance=stable(effects.provenance))
+        return effects
+
+    def _what(self, part: Done) -> str:
+        return ", ".join(dict.fromkeys(self.sweep.grids[cell.grid].kind for cell in part.cells))
+
+    def _shown(self) -> Provenance:
+        plan = self.sweep.to_json()
+        return {
+            **{name: plan[name] for name in ("tricks", "chunk_bytes", "pairs_per_block")},
+            "metrics": list(plan["metrics"]),
+        }
 
 
-def _patch_layer(
+def _in_cells(done: int, total: int, n_pairs: int) -> tuple[int, int]:
+    return done // n_pairs, total // n_pairs
+
+
+class Tables:
+    """Measured metrics as they come in, per grid ``[metric, batch, cell]``; NaN where nothing was measured."""
+
+    def __init__(self, job: Job) -> None:
+        n, m = len(job.task), len(job.metrics)
+        dtype = dtype_of(job.model)
+        self.job = job
+        self.values = [torch.full((m, n, grid.n_cells), torch.nan, dtype=dtype) for grid in job.sweep.grids]
+        self.host = torch.full((m, n), torch.nan, dtype=dtype)
+        self.donor = torch.full((m, n), torch.nan, dtype=dtype)
+
+    def put_baselines(self, part: Baselines) -> None:
+        self.host[:, part.rows], self.donor[:, part.rows] = part.host.cpu(), part.donor.cpu()
+
+    def put(self, part: Done) -> None:
+        values = part.values.cpu()
+        for number, table in enumerate(self.values):
+            mine = [i for i, cell in enumerate(part.cells) if cell.grid == number]
+            if mine:
+                table[:, part.rows, [part.cells[i].index for i in mine]] = values[:, :, mine]
+
+    def effects(self, provenance: Provenance) -> Effects:
+        """The results, the first metric's in front."""
+        by_metric = [
+            {grid.kind: self._effect(number, grid, m, provenance) for number, grid in enumerate(self.job.sweep.grids)}
+            for m in range(len(self.job.metrics))
+        ]
+        names = [metric.name for metric in self.job.metrics]
+        others = {name: Effects(kinds) for name, kinds in zip(names[1:], by_metric[1:], strict=True)}
+        return Effects(by_metric[0], others)
+
+    def _effect(self, number: int, grid: Grid, m: int, provenance: Provenance) -> Effect:
+        denoise = self.job.direction == "denoise"
+        clean, corrupt = (self.donor[m], self.host[m]) if denoise else (self.host[m], self.donor[m])
+        change = self.values[number][m] - self.host[m][:, None]
+        return Effect(
+            kind=grid.kind,
+            per_example=(change if denoise else -change).reshape(len(change), *grid.shape),
+            axes=grid.axes,
+            labels=dict(grid.labels),
+            baseline=Baseline(clean, corrupt),
+            direction=self.job.direction,
+            estimated=False,
+            metric_name=self.job.metrics[m].name,
+            provenance=provenance,
+        )
+
+
+def plan_sweep(
     model: TransformerBridge,
     task: Task,
-    pairs: PromptPairs,
-    plan: Plan,
-    layer: int,
-    values: Float[Tensor, "batch pos ..."],
-    resid_pre: Float[Tensor, "batch pos d_model"],
-) -> Float[Tensor, "batch cell"]:
-    """The metric of every cell of one layer, chunk by chunk: a chunk stacks copies of all pairs, one cell per copy."""
-    metrics = []
-    step = _copies_per_chunk(model, pairs)
-    for start in range(0, len(plan.cells), step):
-        chunk = plan.cells[start : start + step]
-        writes = _writes(plan, chunk, layer, values)
-        tokens = pairs.clean_tokens.repeat(len(chunk), 1)
-        with restart_at(model, layer, resid_pre.repeat(len(chunk), 1, 1)), intervene(model, writes):
-            logits = run_to_metric(model, task, pairs, tokens)
-        metrics += [task.measure(part, pairs) for part in logits.split(len(pairs))]
-    return torch.stack(metrics, dim=1)
+    sites: Sequence[str],
+    *,
+    direction: str = "denoise",
+    positions: str | None = None,
+    neurons: Neurons | None = None,
+    metrics: Sequence[str | Metric | MetricFunction] | None = None,
+    memory_budget: int | None = None,
+    tricks: Tricks | None = None,
+) -> Job:
+    """The sweep that `patch` runs, with everything refused that can be refused before. Cost: 2 forwards of one pair.
+
+    Without `tricks`, all of them, but whole forwards for a model whose blocks cannot be stepped through.
+    """
+    checked = check_direction(direction)
+    anatomy = check_task(model, task)
+    task, measures = with_metrics(model, task, metrics)
+    pairs = host_pairs(task.pairs, checked)
+    grids, places = build_grids(anatomy, d_mlp_of(model), task, pairs, sites, positions, neurons)
+    chosen = tricks or (Tricks() if can_step(model, task) else Tricks(suffix=False, readout=False))
+    n_tail = tail_of(pairs, measures, sparing=chosen.readout)
+    sizes = sizes_of(anatomy, d_mlp_of(model), pairs, n_tail, torch.finfo(dtype_of(model)).bits // 8)
+    logits = 0 if chosen.readout and all(m.reads_answers for m in measures) else sizes.n_tail
+    block, chunk = fit(sizes, sites, len(task), memory_budget, logits, device_of(model).type)
+    sweep = Sweep(grids, checked, tuple(m.name for m in measures), chosen, chunk, 0 if block == len(task) else block)
+    return Job(model, task, anatomy, measures, sweep, checked, places)
 
 
-def _writes(plan: Plan, chunk: list[tuple[int, int | None]], layer: int, values: Tensor) -> list[Write]:
-    """The writes of stacked cells: one per head that occurs, each at the positions of the copies that patch it."""
-    copies = [plan.masks[i] for i, _ in chunk]
-    nowhere = torch.zeros_like(copies[0])
-    writes = []
-    for head in dict.fromkeys(head for _, head in chunk):
-        where = torch.cat([mask if h == head else nowhere for mask, (_, h) in zip(copies, chunk, strict=True)])
-        value = values if head is None else values[:, :, head]
-        repeats: Any = (len(chunk), *[1] * (value.ndim - 1))
-        writes.append(Write(Site(plan.kind, layer, head), Value(value.repeat(repeats)), where))
-    return writes
-
-
-def _copies_per_chunk(model: TransformerBridge, pairs: PromptPairs) -> int:
-    """How many cells fit in `CHUNK_BYTES`, counting logits, attention and a few residual-sized activations per pair."""
-    cfg = model.cfg
-    n_pos = pairs.clean_tokens.shape[1]
-    per_pair = 4 * (2 * int(cfg.d_vocab) * pairs.n_tail + (16 * int(cfg.d_model) + int(cfg.n_heads) * n_pos) * n_pos)
-    return max(1, CHUNK_BYTES // (per_pair * len(pairs)))
+def with_metrics(
+    model: TransformerBridge, task: Task, metrics: Sequence[str | Metric | MetricFunction] | None
+) -> tuple[Task, tuple[Metric, ...]]:
+    """The task with the first metric, and all of them; pairs carry what a metric needs (kl_divergence: 1 forward)."""
+    if metrics is None:
+        return task, (task.metric,)
+    if isinstance(metrics, str) or not metrics:
+        raise InputError(f"metrics is a list, e.g. ['logit_difference', 'kl_divergence']; got {metrics!r}")
+    tasks: list[Task] = []
+    for metric in metrics:
+        tasks.append((tasks[-1] if tasks else task).with_metric(metric, model))
+    found = tuple(one.metric for one in tasks)
+    if len({metric.name for metric in found}) != len(found):
+        raise InputError(f"metrics must have different names; got {', '.join(metric.name for metric in found)}")
+    return replace(tasks[-1], metric=found[0]), found

@@ -9,26 +9,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from jaxtyping import Float
-from safetensors import safe_open
+from jaxtyping import Bool, Float
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..display import Displayable
-from ..errors import ArtefactError, InputError
+from ..errors import ArtefactError, InputError, UnknownNameError
 from ..provenance import Provenance
 from ..runs.record import Baseline
+from .statistics import bootstrap_interval, sign_flip_p
 
 if TYPE_CHECKING:
     import pandas
 
 Direction = Literal["denoise", "noise"]
-FORMAT = 1
+FORMAT = 2
 
 
 def check_direction(direction: str) -> Direction:
@@ -83,11 +84,24 @@ class Effect(Displayable):
         """Standard error of `values` over pairs (NaN for a single pair)."""
         return self.per_example.std(dim=0) / len(self.per_example) ** 0.5
 
+    def interval(self, level: float = 0.95, *, n: int = 2000, seed: int = 0) -> Float[Tensor, "2 ..."]:
+        """Bootstrap interval of `values` over pairs: lower and upper end, per place. Raises `InputError` for one pair."""
+        return bootstrap_interval(self.per_example, level, n, seed)
+
+    def p_values(self, *, n: int = 2000, seed: int = 0) -> Float[Tensor, "..."]:
+        """Two-sided sign-flip p-value of each effect over pairs, not corrected for the number of places."""
+        return sign_flip_p(self.per_example, n, seed)
+
     def top(self, n: int = 10) -> list[tuple[str, float]]:
         """The `n` places of largest absolute effect, as text, strongest first."""
-        values = self.values
-        order = values.abs().flatten().argsort(descending=True)[:n].tolist()
-        return [(self._place(i), float(values.flatten()[i])) for i in order]
+        measured = ~self.values.isnan()
+        return [(place, value) for place, value, _ in self.ranked(measured)[:n]]
+
+    def ranked(self, mask: Bool[Tensor, "..."]) -> list[tuple[str, float, int]]:
+        """The places of `mask`, strongest first: text, effect, flat index."""
+        values, chosen = self.values.flatten(), mask.flatten().nonzero().flatten()
+        order = chosen[values[chosen].abs().argsort(descending=True)].tolist()
+        return [(self._place(i), float(values[i]), i) for i in order]
 
     def _place(self, flat: int) -> str:
         index = torch.unravel_index(torch.tensor(flat), self.values.shape)
@@ -133,9 +147,13 @@ class AgreementTable(dict[str, Agreement]):
 
 @dataclass(frozen=True, eq=False)
 class Effects(Displayable, Mapping[str, Effect]):
-    """Effects by site kind: ``effects["resid_pre"].values``. `sites` can be handed on to another method."""
+    """Effects by site kind: ``effects["resid_pre"].values``. `sites` can be handed on to another method.
+
+    Effects on further metrics that were measured in the same runs are in `others`, by the metric's name.
+    """
 
     by_kind: dict[str, Effect]
+    others: dict[str, Effects] = field(default_factory=dict)
 
     def __getitem__(self, kind: str) -> Effect:
         if kind not in self.by_kind:
@@ -152,6 +170,19 @@ class Effects(Displayable, Mapping[str, Effect]):
     def sites(self) -> tuple[str, ...]:
         """The site kinds, in order."""
         return tuple(self.by_kind)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics that were measured; these effects are on the first."""
+        return (next(iter(self.by_kind.values())).metric_name, *self.others)
+
+    def under(self, metric: str) -> Effects:
+        """The effects on another of the `metrics`."""
+        if metric == self.metrics[0]:
+            return self
+        if metric not in self.others:
+            raise UnknownNameError("metric of these effects", metric, self.metrics)
+        return self.others[metric]
 
     @property
     def baseline(self) -> Baseline:
@@ -171,44 +202,70 @@ class Effects(Displayable, Mapping[str, Effect]):
         return AgreementTable({kind: compare_effects(self[kind], other[kind]) for kind in common})
 
     def to_dataframe(self) -> pandas.DataFrame:
-        """All effects, one row per place."""
+        """All effects, one row per place and (when there are several) metric."""
         import pandas
 
-        return pandas.concat([effect.to_dataframe() for effect in self.values()], ignore_index=True)
+        tables = []
+        for name in self.metrics:
+            table = pandas.concat([e.to_dataframe() for e in self.under(name).values()], ignore_index=True)
+            if self.others:
+                table.insert(0, "metric", name)
+            tables.append(table)
+        return pandas.concat(tables, ignore_index=True)
 
-    def save(self, path: str | Path) -> Path:
-        """Write one safetensors file (tensors, and everything else as JSON in its header). Returns the path."""
+    def save(self, path: str | Path, *, provenance: Provenance | None = None) -> Path:
+        """Write one safetensors file (tensors, and everything else as JSON in its header). Returns the path.
+
+        The same effects with the same provenance give the same bytes; `provenance` replaces the effects' own.
+        """
         path = Path(path).with_suffix(".safetensors")
-        tensors = {f"{kind}.per_example": e.per_example.contiguous() for kind, e in self.items()}
-        tensors["baseline.clean"] = self.baseline.clean_per_example.clone()
-        tensors["baseline.corrupt"] = self.baseline.corrupt_per_example.clone()
-        header = {
-            kind: {
-                name: getattr(e, name)
-                for name in ("axes", "labels", "direction", "estimated", "metric_name", "provenance")
+        tensors, header = {}, {}
+        for name in self.metrics:
+            effects = self.under(name)
+            base = effects.baseline
+            tensors[f"{name}.baseline.clean"] = base.clean_per_example.clone()
+            tensors[f"{name}.baseline.corrupt"] = base.corrupt_per_example.clone()
+            tensors |= {f"{name}.{kind}.per_example": e.per_example.contiguous() for kind, e in effects.items()}
+            header[name] = {
+                kind: {
+                    "axes": e.axes,
+                    "labels": e.labels,
+                    "direction": e.direction,
+                    "estimated": e.estimated,
+                    "metric_name": e.metric_name,
+                    "provenance": e.provenance if provenance is None else provenance,
+                }
+                for kind, e in effects.items()
             }
-            for kind, e in self.items()
-        }
-        save_file(tensors, path, metadata={"format": str(FORMAT), "what": "effects", "effects": json.dumps(header)})
+        content = {"format": FORMAT, "what": "effects", "effects": header}
+        save_file(tensors, path, metadata={"mechwork": json.dumps(content)})  # one entry: several have no fixed order
         return path
 
     @classmethod
     def load(cls, path: str | Path) -> Effects:
         """Read what `save` wrote; raises `ArtefactError` for another or a newer format."""
-        with safe_open(str(path), framework="pt") as file:
-            header = file.metadata() or {}
-            if header.get("what") != "effects" or int(header.get("format", 0)) > FORMAT:
-                raise ArtefactError(
-                    f"{path} is not an effects file of format <= {FORMAT}; it says {header.get('what')}, {header.get('format')}"
-                )
-            baseline = Baseline(file.get_tensor("baseline.clean"), file.get_tensor("baseline.corrupt"))
-            facts: dict[str, Any] = json.loads(header["effects"])
-            effects = {}
-            for kind, fact in facts.items():
-                labels = {axis: tuple(names) for axis, names in fact.pop("labels").items()}
-                axes = tuple(fact.pop("axes"))
-                effects[kind] = Effect(kind, file.get_tensor(f"{kind}.per_example"), axes, labels, baseline, **fact)
-        return cls(effects)
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                header = json.loads((file.metadata() or {}).get("mechwork", "{}"))
+                if header.get("what") != "effects" or header.get("format") != FORMAT:
+                    raise ArtefactError(
+                        f"{path} is not an effects file of format {FORMAT}; it says {header.get('what')}, {header.get('format')}"
+                    )
+                found = {name: _read_metric(file, name, kinds) for name, kinds in header["effects"].items()}
+        except SafetensorError as error:
+            raise ArtefactError(f"{path} is damaged or no safetensors file: {error}") from error
+        first, *others = found
+        return cls(found[first], {name: cls(found[name]) for name in others})
+
+
+def _read_metric(file: Any, name: str, kinds: dict[str, dict[str, Any]]) -> dict[str, Effect]:
+    baseline = Baseline(file.get_tensor(f"{name}.baseline.clean"), file.get_tensor(f"{name}.baseline.corrupt"))
+    effects = {}
+    for kind, fact in kinds.items():
+        labels = {axis: tuple(names) for axis, names in fact.pop("labels").items()}
+        axes = tuple(fact.pop("axes"))
+        effects[kind] = Effect(kind, file.get_tensor(f"{name}.{kind}.per_example"), axes, labels, baseline, **fact)
+    return effects
 
 
 def compare_effects(estimate: Effect, truth: Effect) -> Agreement:
@@ -221,9 +278,15 @@ def compare_effects(estimate: Effect, truth: Effect) -> Agreement:
         raise InputError(
             f"only effects of one direction can be compared; got {estimate.direction} and {truth.direction}"
         )
-    a, b = estimate.values.flatten().double(), truth.values.flatten().double()
+    both = ~(estimate.values.isnan() | truth.values.isnan())  # a screened sweep has measured some places only
+    return agreement_of(estimate.kind, estimate.values[both], truth.values[both])
+
+
+def agreement_of(name: str, estimate: Float[Tensor, " n"], truth: Float[Tensor, " n"]) -> Agreement:
+    """Agreement of two lists of numbers."""
+    a, b = estimate.double(), truth.double()
     error = float((a - b).norm() / b.norm().clamp(min=1e-30))
-    return Agreement(estimate.kind, pearson(a, b), pearson(_ranks(a), _ranks(b)), error, a.numel())
+    return Agreement(name, pearson(a, b), pearson(_ranks(a), _ranks(b)), error, a.numel())
 
 
 def pearson(a: Float[Tensor, " n"], b: Float[Tensor, " n"]) -> float:

@@ -28,3 +28,6 @@ from .report import report as report
 from .tokens import render_tokens as render_tokens
 from .truth import render_edge_effects as render_edge_effects
 from .truth import render_truth as render_truth
+from .verified import illusion_figure as illusion_figure
+from .verified import render_illusion as render_illusion
+from .verified import render_screened as render_screened

@@ -37,15 +37,19 @@ RDBU = (
 )
 SCALE = [[i / (len(RDBU) - 1), colour] for i, colour in enumerate(RDBU)]
 COLUMNS = 4
+AXIS_WORDS = {
+    "layer": "layer", "pos": "position", "head": "head", "neuron": "neuron", "writer": "writer", "reader": "reader",
+}  # fmt: skip
 SITE_WORDS = {
     "resid_pre": "residual stream entering the block", "resid_mid": "residual stream between attention and MLP",
     "resid_post": "residual stream leaving the block", "attn_out": "attention output", "mlp_out": "MLP output", "z": "heads",
+    "path": "direct paths", "embed": "token embeddings", "attn_scores": "attention before the softmax", "mlp_post": "neurons",
     "q": "queries of heads", "k": "keys of heads", "v": "values of heads", "pattern": "attention patterns", "result": "heads",
 }  # fmt: skip
 
 
 def heatmap_figure(effect: Effect, *, limit: float | None = None) -> Figure:
-    """The heat map of one kind of site as a plotly figure; effects by layer alone become bars.
+    """The heat map of one kind of site as a plotly figure; effects with one axis become bars.
 
     `limit` fixes the colour range (default: the largest effect).
 
@@ -55,7 +59,7 @@ def heatmap_figure(effect: Effect, *, limit: float | None = None) -> Figure:
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
-    if effect.axes == ("layer",):
+    if len(effect.axes) == 1:
         return _bars(effect)
     panels = _panels(effect)
     values = effect.values
@@ -75,7 +79,7 @@ def heatmap_figure(effect: Effect, *, limit: float | None = None) -> Figure:
     )
     x_axis = "pos" if "pos" in effect.axes else effect.axes[-1]
     labels = effect.labels[x_axis]
-    layers = effect.labels["layer"]
+    layers = effect.labels[effect.axes[0]]
     for i, (name, cells, errors) in enumerate(panels):
         trace = go.Heatmap(
             z=cells.tolist(),
@@ -154,15 +158,13 @@ def _subtitle(effect: Effect) -> str:
 
 
 def _panels(effect: Effect) -> list[tuple[str, Tensor, Tensor]]:
-    """(panel title, values, standard errors), each ``[layer, x]``, one per head when both positions and heads vary."""
+    """(panel title, values, standard errors), each ``[first axis, x]``, one per head when layers, positions and heads vary."""
     values, errors = effect.values, effect.standard_error() if len(effect.per_example) > 1 else effect.values * math.nan
-    if effect.axes in (("layer", "pos"), ("layer", "head")):
+    if len(effect.axes) == 2:
         return [("", values, errors)]
     if effect.axes == ("layer", "pos", "head"):
         return [(f"head {head}", values[:, :, i], errors[:, :, i]) for i, head in enumerate(effect.labels["head"])]
-    raise InputError(
-        f"heat maps are drawn of the axes layer and pos, layer and head, or layer, pos and head; got {effect.axes}"
-    )
+    raise InputError(f"heat maps are drawn of one or two axes, or of layer, pos and head; got {effect.axes}")
 
 
 def _cell_data(
@@ -175,11 +177,7 @@ def _cell_data(
         row = []
         for x, label in enumerate(labels):
             head = label if by_head else panel.removeprefix("head ") or None
-            place = (
-                f"a{layer}.h{label}"
-                if by_head
-                else f"{plotly_text(label, 60)}, layer {layer}{f', {panel}' if panel else ''}"
-            )
+            place = f"a{layer}.h{label}" if by_head else _place(effect, layer, label, panel)
             error = float(errors[y, x])
             spread = "" if math.isnan(error) else f" ± {signed(error).lstrip('+')} (SE)"
             row.append([place, f"{signed(float(cells[y, x]))}{spread}", node_of(effect.kind, layer, head)])
@@ -187,26 +185,35 @@ def _cell_data(
     return rows
 
 
+def _place(effect: Effect, row: str, column: str, panel: str) -> str:
+    """A cell in words."""
+    if effect.axes == ("writer", "reader"):
+        return f"{row} -> {column}"
+    first = effect.axes[0]
+    return f"{plotly_text(column, 60)}, {f'layer {row}' if first == 'layer' else row}{f', {panel}' if panel else ''}"
+
+
 def _bars(effect: Effect) -> Figure:
-    """Effects that vary by layer only: bars with their standard errors."""
+    """Effects with one axis: bars with their standard errors."""
     import plotly.graph_objects as go
 
     values, errors, layers = (
         effect.values.tolist(),
         effect.standard_error().nan_to_num().tolist(),
-        effect.labels["layer"],
+        effect.labels[effect.axes[0]],
     )
+    axis = effect.axes[0]
     bars = go.Bar(
         x=list(range(len(layers))), y=values, marker={"color": [POSITIVE if v >= 0 else NEGATIVE for v in values]},
         error_y={"type": "data", "array": errors, "color": MUTED, "thickness": 1.2}, hovertemplate="%{customdata[0]}<br>effect %{customdata[1]}<extra></extra>",
-        customdata=[[f"layer {layer}", signed(v), node_of(effect.kind, layer, None)] for layer, v in zip(layers, values, strict=True)],
+        customdata=[[f"{AXIS_WORDS[axis]} {plotly_text(layer, 60)}", signed(v), node_of(effect.kind, layer, None) if axis == "layer" else ""] for layer, v in zip(layers, values, strict=True)],
     )  # fmt: skip
     figure = go.Figure([bars])
     figure.update_xaxes(
-        title={"text": "layer"},
+        title={"text": AXIS_WORDS[axis]},
         tickmode="array",
         tickvals=list(range(len(layers))),
-        ticktext=list(layers),
+        ticktext=[plotly_text(layer, 16) for layer in layers],
         showgrid=False,
     )
     figure.update_yaxes(title={"text": f"effect on {words(effect.metric_name)}"}, zeroline=True, showgrid=True)
@@ -221,7 +228,7 @@ def _bars(effect: Effect) -> Figure:
 
 
 def _axes(figure: Figure, effect: Effect, x_axis: str, *, n_rows: int, n_columns: int) -> None:
-    labels, layers = effect.labels[x_axis], effect.labels["layer"]
+    labels, layers = effect.labels[x_axis], effect.labels[effect.axes[0]]
     step = max(1, math.ceil(len(layers) / 16))
     common = {"showgrid": False, "zeroline": False, "ticks": "outside", "ticklen": 3, "automargin": False}
     shown = [f"{show_token(label, 16)}" for label in labels]
@@ -231,31 +238,29 @@ def _axes(figure: Figure, effect: Effect, x_axis: str, *, n_rows: int, n_columns
         tickmode="array",
         tickvals=list(range(0, len(labels), every)),
         ticktext=[plotly_text(text, 16) for text in shown[::every]],
-        tickangle=-55 if x_axis == "pos" and max(map(len, shown), default=0) > 2 else 0,
+        tickangle=-55 if x_axis in ("pos", "reader") and max(map(len, shown), default=0) > 2 else 0,
         range=[-0.5, len(labels) - 0.5],
     )
     figure.update_yaxes(
         **common,
         tickmode="array",
         tickvals=list(range(0, len(layers), step)),
-        ticktext=list(layers[::step]),
+        ticktext=[plotly_text(layer, 16) for layer in layers[::step]],
         range=[-0.5, len(layers) - 0.5],
     )
     for row in range(1, n_rows + 1):
-        figure.update_yaxes(title={"text": "layer", "standoff": 6}, row=row, col=1)
+        figure.update_yaxes(title={"text": AXIS_WORDS[effect.axes[0]], "standoff": 6}, row=row, col=1)
     for column in range(1, n_columns + 1):
-        figure.update_xaxes(
-            title={"text": "position" if x_axis == "pos" else "head", "standoff": 10}, row=n_rows, col=column
-        )
+        figure.update_xaxes(title={"text": AXIS_WORDS[x_axis], "standoff": 10}, row=n_rows, col=column)
 
 
 def _size(effect: Effect, labels: tuple[str, ...], *, n_rows: int, n_columns: int) -> tuple[int, int, int]:
     """Width, height and bottom margin: square-ish cells of readable size, within what a page holds."""
-    n_layers = len(effect.labels["layer"])
+    n_layers = len(effect.labels[effect.axes[0]])
     cell_x = min(46, max(7, (1000 if n_columns == 1 else 240) // max(1, len(labels))))
     cell_y = min(34, max(9, 420 // max(1, n_layers)))
     longest = max((len(show_token(label, 16)) for label in labels), default=1)
-    bottom = 52 + (int(5.2 * longest) if "pos" in effect.axes else 0)
+    bottom = 52 + (int(5.2 * longest) if {"pos", "reader"} & set(effect.axes) else 0)
     width = max(430, 56 + 96 + n_columns * (cell_x * len(labels) + 14))
     height = 66 + bottom + n_rows * (cell_y * n_layers + 24)
     return int(width), int(height), bottom

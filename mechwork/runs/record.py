@@ -50,11 +50,18 @@ class Run:
 
 
 def record_run(
-    model: TransformerBridge, pairs: PromptPairs, kinds: Sequence[str], *, corrupt: bool = False, grad: bool = False
+    model: TransformerBridge,
+    pairs: PromptPairs,
+    kinds: Sequence[str],
+    *,
+    corrupt: bool = False,
+    grad: bool = False,
+    n_tail: int | None = None,
 ) -> Run:
     """Run the clean (or corrupt) prompts once and keep the activations of `kinds` at every layer. Cost: 1 forward.
 
-    With `grad`, run inside whatever composite of rules is active; gradients start at the embedding.
+    With `grad`, run inside whatever composite of rules is active; gradients start at the embedding. `n_tail`: unembed
+    the last columns only (None: all).
     """
     anatomy = check_ready(model)
     sites = [site for kind in kinds for site in sites_of(anatomy, kind)]
@@ -78,7 +85,7 @@ def record_run(
         if grad:
             stack.enter_context(leaf_at_embedding(model))
         stack.enter_context(model.hooks(fwd_hooks=hooks))
-        logits = model(tokens)
+        logits = model(tokens) if n_tail is None else model(tokens, logits_to_keep=n_tail)
     return Run(logits, store)
 
 

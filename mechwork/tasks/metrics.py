@@ -33,14 +33,23 @@ class Metric:
     """A named metric.
 
     `linear` in the logits; `reads_final`: reads nothing but ``pairs.final(logits)``, so that logits of other positions
-    need not be computed; `needs_reference`: the pairs must carry the clean run's log-probabilities.
+    need not be computed; `reads_answers`: reads of those nothing but the correct and incorrect tokens' logits, so that
+    other columns of the unembedding need not be computed either (a metric that claims so and reads others meets NaN
+    there, which is an error); `needs_reference`: the pairs must carry the clean run's log-probabilities.
     """
 
     name: str
     function: MetricFunction
     linear: bool = False
     reads_final: bool = False
+    reads_answers: bool = False
     needs_reference: bool = False
+
+    def __post_init__(self) -> None:
+        if self.reads_answers and not self.reads_final:
+            raise InputError(
+                f"metric {self.name!r} reads answers only, so it reads final logits only: set reads_final=True"
+            )
 
     def __call__(self, logits: Logits, pairs: PromptPairs) -> Tensor:
         """The metric as its author wrote it; `Task.measure` checks what it returns."""
@@ -74,7 +83,7 @@ def _kl_divergence(logits: Logits, pairs: PromptPairs) -> PerExample:
     return (reference.exp() * (reference - pairs.final(logits).log_softmax(dim=-1))).sum(dim=-1)
 
 
-logit_difference = Metric("logit_difference", _logit_difference, linear=True, reads_final=True)
+logit_difference = Metric("logit_difference", _logit_difference, linear=True, reads_final=True, reads_answers=True)
 probability_difference = Metric("probability_difference", _probability_difference, reads_final=True)
 log_probability = Metric("log_probability", _log_probability, reads_final=True)
 kl_divergence = Metric("kl_divergence", _kl_divergence, reads_final=True, needs_reference=True)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mechwork.errors import InputError
-from mechwork.interventions import Add, Value, Write, Zero, intervene
+from mechwork.interventions import Add, Value, Where, Write, Zero, intervene
 from mechwork.sites import Site
 from mechwork.tasks.task import Task
 from tests.families import borrowed
@@ -62,6 +62,21 @@ def test_writes_compose_in_order(tiny_gpt2_64: Any, tiny_task: Task) -> None:
     both = logits_with(tiny_gpt2_64, tokens, [Write(site, Zero()), Write(site, Add(torch.ones(32)))])
     once = logits_with(tiny_gpt2_64, tokens, [Write(site, Value(torch.ones(32)))])
     torch.testing.assert_close(both, once, rtol=0, atol=1e-12)
+
+
+def test_where_keeps_the_rest_bit_for_bit(tiny_gpt2_64: Any, tiny_task: Task) -> None:
+    tokens = tiny_task.pairs.clean_tokens
+    mask = torch.zeros(1, 10, 1, dtype=torch.bool)
+    mask[:, 4] = True
+    x = torch.randn(3, 10, 32).double()
+    found = Where(mask, torch.zeros(1))(x)
+    assert torch.equal(found[:, :4], x[:, :4])
+    assert not found[:, 4].any()
+    plain = logits_with(tiny_gpt2_64, tokens, [])
+    none = logits_with(tiny_gpt2_64, tokens, [Write(Site("attn_out", 1), Where(mask & False, torch.zeros(1)))])
+    assert torch.equal(plain, none)
+    with pytest.raises(InputError, match="cannot replace"):
+        Where(mask, torch.ones(7))(x)
 
 
 def test_gone_after_an_exception(tiny_gpt2_64: Any) -> None:

@@ -179,7 +179,7 @@ def test_progress_reaches_the_total(tiny_gpt2: Any, tiny_task: Task) -> None:
     ("arguments", "error", "message"),
     [
         ({"sites": ["resid_pree"]}, UnknownNameError, "nearest: resid_pre"),
-        ({"sites": ["pattern"]}, InputError, "Patchable"),
+        ({"sites": ["logits"]}, InputError, "Patchable"),
         ({"sites": []}, InputError, "list of site kinds"),
         ({"sites": ["resid_pre"], "direction": "clean"}, InputError, "denoise"),
         ({"sites": ["resid_pre"], "positions": "first"}, InputError, "positions"),

@@ -1,0 +1,279 @@
+"""Run a sweep: block of pairs by block of pairs, chunk by chunk, each chunk's metrics handed out as soon as they are there.
+
+Two ways to run a chunk:
+
+- *stepping* (`Tricks.suffix`): all cells of the chunk change nothing before column `start`. Beginning with the lowest
+  block that one of them enters, one block after the other runs on the columns ``start ..`` of all patched runs that have
+  entered so far; then the metrics are read. Floating-point work per cell at layer l of L and position p of T:
+  (L - l) / L x (T - p) / T of the blocks, and of the last block's MLP only the column that is read.
+- *restarting*: whole forwards of the model from the patched block on, with a hook. The same operations on the same
+  numbers as a forward from layer 0, so the metrics are those bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..errors import UnsupportedModelError
+from ..interventions import Where, Write, intervene
+from ..models.anatomy import ModelAnatomy, device_of
+from ..provenance import hash_json
+from ..runs.frame import take_columns
+from ..runs.restart import restart_at
+from ..sites import SITE_KINDS, Site, hook_name
+from ..tasks.metrics import Metric
+from ..tasks.task import Task
+from .changes import effective_mask, entrance, entries_of, stream_rows
+from .memory import Sizes, d_mlp_of, sizes_of, tail_of
+from .readout import Readout, build_readout
+from .sides import RECORDED_AS, SQUARE, Share, Sides, record_sides
+from .sweep import Cell, Sweep
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Cells run together on one block of pairs: they change nothing before column `start`."""
+
+    block: int
+    number: int
+    start: int
+    cells: tuple[Cell, ...]
+
+    @property
+    def key(self) -> str:
+        """What the chunk is: the place in the sweep and its cells."""
+        return hash_json([self.block, self.number, self.start, [(c.grid, c.index) for c in self.cells]])
+
+
+@dataclass(frozen=True, eq=False)
+class Done:
+    """Metrics of some cells on one block of pairs. `chunk` is None for cells that did not have to run."""
+
+    rows: slice
+    cells: tuple[Cell, ...]
+    values: Float[Tensor, "metric batch cell"]
+    chunk: Chunk | None
+
+
+@dataclass(frozen=True, eq=False)
+class Baselines:
+    """Every metric of the unpatched runs of one block of pairs."""
+
+    rows: slice
+    host: Float[Tensor, "metric batch"]
+    donor: Float[Tensor, "metric batch"]
+
+
+def run_sweep(
+    model: TransformerBridge,
+    task: Task,
+    sweep: Sweep,
+    metrics: tuple[Metric, ...],
+    places: Mapping[str, Bool[Tensor, "place batch pos"]],
+    finished: Mapping[str, Tensor],
+    share: Share | None = None,
+) -> Iterator[Baselines | Done]:
+    """For each block of pairs its baselines, then its cells, chunk by chunk.
+
+    `places[positions]` are the position masks of the host's prompts; `finished` holds the metrics of chunks by key that
+    need not run again; `share` is what of the donor is put in. Every cell of the plan comes exactly once per block. Cost: 2 forwards per block, and the cells.
+    """
+    size = sweep.pairs_per_block or len(task)
+    for block, first in enumerate(range(0, len(task), size)):
+        rows = slice(first, min(first + size, len(task)))
+        part = task if size >= len(task) else task[list(range(len(task)))[rows]]
+        with torch.no_grad():
+            yield from _run_block(model, part, sweep, metrics, places, finished, rows, block, share)
+
+
+def can_step(model: TransformerBridge, task: Task) -> bool:
+    """Whether the model can be stepped through and its logits read off, tried on the first pair. Cost: 2 forwards of it."""
+    try:
+        sides = record_sides(model, task[:1], [], "noise", stepping=True, n_tail=None)
+        read = build_readout(model, sides.anatomy, task, [], sides.pairs, sides.host.logits, sparing=False)
+        assert sides.frame is not None
+        with torch.no_grad():
+            read.check(sides.frame.resid_pre[-1])
+    except UnsupportedModelError:
+        return False
+    return True
+
+
+def _run_block(
+    model: TransformerBridge,
+    task: Task,
+    sweep: Sweep,
+    metrics: tuple[Metric, ...],
+    places: Mapping[str, Bool[Tensor, "place batch pos"]],
+    finished: Mapping[str, Tensor],
+    rows: slice,
+    block: int,
+    share: Share | None,
+) -> Iterator[Baselines | Done]:
+    n_tail = tail_of(task.pairs, metrics, sparing=sweep.tricks.readout)
+    stepping = sweep.tricks.suffix
+    sides = record_sides(model, task, sweep.kinds, sweep.direction, stepping=stepping, n_tail=n_tail)
+    sides = replace(sides, share=share)
+    read = build_readout(
+        model, sides.anatomy, task, metrics, sides.pairs, sides.host.logits, sparing=sweep.tricks.readout
+    )
+    if stepping:
+        assert sides.frame is not None
+        read.check(sides.frame.resid_pre[-1])
+    donor = replace(read, pairs=sides.pairs.corrupt_as_host(), host_logits=sides.donor.logits)
+    base = Baselines(rows, read.measure(sides.host.logits), donor.measure(sides.donor.logits))
+    yield base
+    width = sides.pairs.clean_tokens.shape[1]
+    masks = {name: mask[:, rows, :width].to(device_of(model)) for name, mask in places.items()}
+    item = sides.host.logits.element_size()
+    sizes = sizes_of(sides.anatomy, d_mlp_of(model), sides.pairs, n_tail, item)
+    changing, same = _sort(sweep, sides, masks, read)
+    if same:
+        yield Done(rows, tuple(same), base.host[:, :, None].expand(-1, -1, len(same)), None)
+    for chunk in _chunks(sweep, changing, read, sizes, block):
+        if chunk.key in finished:
+            yield Done(rows, chunk.cells, finished[chunk.key], chunk)
+            continue
+        run = _step_through if stepping else _restart
+        yield Done(rows, chunk.cells, run(sides, sweep, chunk, masks, read), chunk)
+
+
+def _sort(
+    sweep: Sweep, sides: Sides, masks: Mapping[str, Tensor], read: Readout
+) -> tuple[list[tuple[int, Cell]], list[Cell]]:
+    """The cells that change something, each with its first changed column, and those that provably change nothing."""
+    changing, same = [], []
+    ends = None if read.ends is None else read.ends.to(device_of(sides.model))
+    for (number, layer), cells in groupby(sweep.cells, key=lambda cell: (cell.grid, cell.layer)):
+        grid, last = sweep.grids[number], layer == sides.anatomy.n_layers - 1
+        changed = sides.changed(grid.kind, layer) if sweep.tricks.unchanged else None
+        for cell in cells:
+            mask = masks[grid.positions][cell.place]
+            if changed is not None:
+                mask = effective_mask(grid.kind, cell, mask, changed, ends, last=last)
+            columns = mask.any(dim=0).nonzero()
+            if len(columns):
+                changing.append((int(columns[0]) if sweep.tricks.suffix else 0, cell))
+            elif sweep.tricks.unchanged:
+                same.append(cell)
+            else:
+                changing.append((0, cell))
+    return changing, same
+
+
+def _chunks(sweep: Sweep, changing: list[tuple[int, Cell]], read: Readout, sizes: Sizes, block: int) -> Iterator[Chunk]:
+    """Cells with the same first column, lowest entrance first; restarted ones of one kind and layer only."""
+
+    def order(item: tuple[int, Cell]) -> tuple[int, ...]:
+        start, cell = item
+        if not sweep.tricks.suffix:
+            return (start, cell.grid, cell.layer)
+        return (start, entrance(sweep.grids[cell.grid].kind, cell.layer), cell.grid, cell.layer)
+
+    ordered = sorted(changing, key=order)
+    together = (lambda item: item[0]) if sweep.tricks.suffix else order
+    number = 0
+    for _, group in groupby(ordered, key=together):
+        items = list(group)
+        start = items[0][0]
+        columns = read.pairs.clean_tokens.shape[1]
+        logits = 0 if read.narrow else columns if read.ends is None else 1
+        per_cell = len(read.pairs) * sizes.run(columns - start, logits)
+        step = max(1, sweep.chunk_bytes // per_cell)
+        for first in range(0, len(items), step):
+            yield Chunk(block, number, start, tuple(cell for _, cell in items[first : first + step]))
+            number += 1
+
+
+def _step_through(
+    sides: Sides, sweep: Sweep, chunk: Chunk, masks: Mapping[str, Tensor], read: Readout
+) -> Float[Tensor, "metric batch cell"]:
+    """The chunk's metrics by stepping; its cells are sorted by entrance."""
+    frame = sides.frame
+    assert frame is not None
+    ends = None if read.ends is None else read.ends.to(device_of(sides.model))
+    groups = {
+        (entrance(sweep.grids[number].kind, layer), number, layer): list(cells)
+        for (number, layer), cells in groupby(chunk.cells, key=lambda cell: (cell.grid, cell.layer))
+    }
+    stream: Tensor | None = None
+    for at in range(min(level for level, _, _ in groups), frame.n_layers + 1):
+        entering = [] if stream is None else [_advance(frame, at - 1, stream, chunk.start, ends)]
+        for (level, number, layer), cells in groups.items():
+            if level != at:
+                continue
+            grid = sweep.grids[number]
+            where = torch.stack([masks[grid.positions][cell.place] for cell in cells])
+            rows = stream_rows(sides, grid.kind, layer, cells, where, chunk.start, ends)
+            if at == frame.n_layers and ends is not None:
+                rows = take_columns(rows, ends.repeat(len(cells)) - chunk.start)
+            entering.append(rows)
+        stream = torch.cat(entering) if len(entering) > 1 else entering[0]
+    assert stream is not None
+    return read.measure_stream(stream, chunk.start)
+
+
+def _advance(frame: Any, layer: int, stream: Tensor, start: int, ends: Tensor | None) -> Tensor:
+    if ends is None or layer < frame.n_layers - 1:
+        return frame.step(layer, stream, start)
+    return frame.step(layer, stream, start, ends.repeat(len(stream) // len(ends)) - start)
+
+
+def _restart(
+    sides: Sides, sweep: Sweep, chunk: Chunk, masks: Mapping[str, Tensor], read: Readout
+) -> Float[Tensor, "metric batch cell"]:
+    """The chunk's metrics by whole forwards from the patched block on; its cells share kind and layer."""
+    first, n, pairs = chunk.cells[0], len(chunk.cells), sides.pairs
+    grid, layer, model = sweep.grids[first.grid], first.layer, sides.model
+    kind = RECORDED_AS.get(grid.kind, grid.kind)
+    where = torch.stack([masks[grid.positions][cell.place] for cell in chunk.cells])
+    value = sides.value(kind, layer)
+    put = Where(_activation_mask(kind, chunk.cells, where, value), value.repeat(n, *[1] * (value.ndim - 1)))
+    site = Site(kind, layer) if SITE_KINDS[kind].per_layer else Site(kind)
+    tokens = pairs.clean_tokens.repeat(n, 1)
+    with ExitStack() as stack:
+        if SITE_KINDS[kind].per_layer:
+            stack.enter_context(restart_at(model, layer, sides.host.layers["resid_pre"][layer].repeat(n, 1, 1)))
+        stack.enter_context(intervene(model, [Write(site, put)]))
+        if read.narrow:
+            final = _final_stream(model, sides.anatomy, tokens)
+            assert read.ends is not None
+            ends = read.ends.to(final.device).repeat(n)
+            return read.measure_stream(take_columns(final, ends), 0)
+        logits = model(tokens) if read.ends is None else model(tokens, logits_to_keep=read.pairs.n_tail)
+    return torch.stack([read.measure(one) for one in logits.split(len(pairs))], dim=-1)
+
+
+def _activation_mask(kind: str, cells: tuple[Cell, ...], where: Tensor, value: Tensor) -> Tensor:
+    """Which entries of an activation (rows cells x pairs) the cells patch."""
+    if kind in SQUARE:
+        return entries_of(cells, where, value.shape[1]).permute(0, 1, 3, 2).flatten(0, 1)[..., None]
+    if SITE_KINDS[kind].per_head:
+        return entries_of(cells, where, value.shape[2]).flatten(0, 1)[..., None]
+    if kind == "mlp_post":
+        return entries_of(cells, where, value.shape[2]).flatten(0, 1)
+    return where.flatten(0, 1)[..., None]
+
+
+def _final_stream(
+    model: TransformerBridge, anatomy: ModelAnatomy, tokens: Tensor
+) -> Float[Tensor, "batch pos d_model"]:
+    """The final residual stream of a forward that stops there, unembedding nothing."""
+    from transformer_lens.model_bridge.exceptions import StopAtLayerException
+
+    def stop(activation: Tensor, hook: Any) -> None:
+        raise StopAtLayerException(activation)
+
+    with model.hooks(fwd_hooks=[(hook_name(Site("resid_post", anatomy.n_layers - 1)), stop)]):
+        return model(tokens)

@@ -1,0 +1,95 @@
+"""The cells of each kind of site, as grids with named axes, and what can be refused before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from jaxtyping import Bool
+from torch import Tensor
+
+from ..errors import InputError
+from ..models.anatomy import ModelAnatomy
+from ..sites import SITE_KINDS, Site, site_kind
+from ..tasks.pairs import PromptPairs
+from ..tasks.task import Task
+from .plan import PATCHABLE
+from .sides import RECORDED_AS, SQUARE, check_square
+from .sweep import Grid
+
+MEASURABLE = (*PATCHABLE, "pattern", "attn_scores", "result", "embed")
+"""Kinds that an exact sweep can patch."""
+
+Neurons = Mapping[int, Sequence[int | Sequence[int]]]
+"""Neurons to patch: layer -> neurons, each alone, or groups of them patched together."""
+
+
+def build_grids(
+    anatomy: ModelAnatomy,
+    d_mlp: int,
+    task: Task,
+    pairs: PromptPairs,
+    kinds: Sequence[str],
+    positions: str | None,
+    neurons: Neurons | None,
+) -> tuple[tuple[Grid, ...], dict[str, Bool[Tensor, "place batch pos"]]]:
+    """The grids of `kinds` and the position masks they refer to. `pairs` has the host as its clean side."""
+    check_measurable(anatomy, kinds, pairs)
+    if neurons is not None and "mlp_post" not in kinds:
+        raise InputError(f"neurons are patched at 'mlp_post'; add it to sites. Got {list(kinds)}")
+    grids, masks = [], {}
+    for kind in kinds:
+        chosen = positions or ("all" if _has_heads(kind) or (kind == "mlp_post" and neurons) else "each")
+        names, masks[chosen] = pairs.cells(chosen)
+        places = () if chosen == "all" else (("pos", task.position_labels(names)),)
+        heads = range(anatomy.n_kv_heads if kind in ("k", "v") else anatomy.n_heads) if _has_heads(kind) else ()
+        sets = _neuron_sets(anatomy, d_mlp, neurons) if kind == "mlp_post" and neurons is not None else ()
+        layers = range(anatomy.n_layers if kind == "result" or SITE_KINDS[kind].per_layer else 1)
+        if sets:
+            first = (("neuron", tuple(_neuron_label(layer, group) for layer, group in sets)),)
+        elif kind == "embed":
+            first = () if places else (("layer", ("embed",)),)
+        else:
+            first = (("layer", tuple(str(layer) for layer in layers)),)
+        last = (("head", tuple(str(head) for head in heads)),) if heads else ()
+        grids.append(
+            Grid(kind, chosen, () if sets else tuple(layers), len(names), tuple(heads), sets, (*first, *places, *last))
+        )
+    return tuple(grids), masks
+
+
+def check_measurable(anatomy: ModelAnatomy, kinds: Sequence[str], pairs: PromptPairs) -> None:
+    """Raises `InputError` for kinds that are unknown, not in this model, or that no sweep can patch."""
+    if not kinds or isinstance(kinds, str):
+        raise InputError(f"sites is a list of site kinds, e.g. ['resid_pre', 'z']; got {kinds!r}")
+    if len(set(kinds)) != len(kinds):
+        raise InputError(f"every kind of site is patched once; got {list(kinds)}")
+    for kind in kinds:
+        if kind not in MEASURABLE:
+            site_kind(kind)
+            raise InputError(f"{kind!r} cannot be patched. Patchable: {', '.join(MEASURABLE)}")
+        recorded = RECORDED_AS.get(kind, kind)
+        anatomy.check_site(Site(recorded, 0) if SITE_KINDS[recorded].per_layer else Site(recorded))
+    check_square(kinds, pairs)
+
+
+def _has_heads(kind: str) -> bool:
+    return kind in SQUARE or SITE_KINDS[RECORDED_AS.get(kind, kind)].per_head
+
+
+def _neuron_sets(anatomy: ModelAnatomy, d_mlp: int, neurons: Neurons) -> tuple[tuple[int, tuple[int, ...]], ...]:
+    sets = []
+    for layer, groups in neurons.items():
+        if not 0 <= layer < anatomy.n_layers:
+            raise InputError(f"layers of this model are 0 to {anatomy.n_layers - 1}; got neurons of layer {layer}")
+        for group in groups:
+            members = (group,) if isinstance(group, int) else tuple(group)
+            if not members or not all(0 <= neuron < d_mlp for neuron in members):
+                raise InputError(f"neurons of this model are 0 to {d_mlp - 1}, at least one per group; got {group!r}")
+            sets.append((layer, members))
+    if not sets:
+        raise InputError("neurons is a mapping from layers to neurons, e.g. {3: [17, (4, 5)]}; got none")
+    return tuple(sets)
+
+
+def _neuron_label(layer: int, group: tuple[int, ...]) -> str:
+    return f"m{layer}.n{'+'.join(str(neuron) for neuron in group)}"

@@ -1,0 +1,76 @@
+"""How sure an effect is over pairs: bootstrap intervals and sign-flip p-values, deterministic given a seed.
+
+    interval:  percentiles of the mean over resampled pairs (Efron 1979)
+    p-value:   share of random sign patterns s with abs(mean(s * e)) >= abs(mean(e)), the identity counted, so that it is
+               at least 1 / (n + 1): a test of "effects are symmetric around zero" that keeps each pair's size
+               (all 2^batch patterns when there are no more than asked for, and then exact)
+
+Both are per cell: with many cells, some p-values are small by chance; `holm` corrects for that.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..errors import InputError
+
+
+def bootstrap_interval(
+    per_example: Float[Tensor, "batch ..."], level: float = 0.95, n: int = 2000, seed: int = 0
+) -> Float[Tensor, "2 ..."]:
+    """Lower and upper end of the central `level` of bootstrap means over pairs.
+
+    Raises `InputError` for a level outside (0, 1), fewer than two resamples or fewer than two pairs.
+    """
+    if not 0 < level < 1 or n < 2:
+        raise InputError(f"level is between 0 and 1 and n at least 2; got level={level}, n={n}")
+    if len(per_example) < 2:
+        raise InputError("an interval over pairs needs at least two pairs; got one")
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(len(per_example), (n, len(per_example)), generator=generator)
+    weights = torch.zeros(n, len(per_example), dtype=per_example.dtype)
+    weights.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=per_example.dtype))
+    means = weights @ per_example.flatten(1) / len(per_example)
+    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=means.dtype)
+    return torch.stack([_percentile(means, float(end)) for end in ends]).reshape(2, *per_example.shape[1:])
+
+
+def sign_flip_p(per_example: Float[Tensor, "batch ..."], n: int = 2000, seed: int = 0) -> Float[Tensor, "..."]:
+    """Two-sided p-value of each mean effect under random flips of the pairs' signs."""
+    if n < 1:
+        raise InputError(f"n counts sign patterns and is at least 1; got {n}")
+    batch = len(per_example)
+    exact = 2**batch <= n
+    if exact:
+        codes = torch.arange(2**batch)[:, None] >> torch.arange(batch)
+        signs = 1 - 2 * (codes & 1)
+    else:
+        generator = torch.Generator().manual_seed(seed)
+        signs = 2 * torch.randint(2, (n, batch), generator=generator) - 1
+    flat = per_example.double().flatten(1)
+    observed = flat.mean(dim=0).abs()
+    reached = ((signs.double() @ flat) / batch).abs() >= observed - 1e-12 * flat.abs().amax(dim=0)
+    counts = reached.sum(dim=0).double()
+    p = counts / len(signs) if exact else (counts + 1) / (n + 1)
+    return p.to(per_example.dtype).reshape(per_example.shape[1:])
+
+
+def holm(p_values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """p-values corrected for the number of cells (Holm 1979): below x keeps the chance of any false claim below x."""
+    flat = p_values.flatten()
+    order = flat.argsort()
+    scaled = flat[order] * torch.arange(len(flat), 0, -1, dtype=flat.dtype)
+    corrected = torch.empty_like(flat)
+    corrected[order] = scaled.cummax(dim=0).values.clamp(max=1.0)
+    return corrected.reshape(p_values.shape)
+
+
+def _percentile(values: Float[Tensor, "n cell"], q: float) -> Float[Tensor, " cell"]:
+    """Linear interpolation between order statistics, cell by cell (torch.quantile refuses large inputs)."""
+    ordered = values.sort(dim=0).values
+    place = q * (len(values) - 1)
+    low = int(place)
+    high = min(low + 1, len(values) - 1)
+    return ordered[low] + (place - low) * (ordered[high] - ordered[low])

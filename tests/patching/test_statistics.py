@@ -1,0 +1,75 @@
+"""Intervals and p-values against their definitions written out, and against what must hold."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+
+from mechwork.errors import InputError
+from mechwork.patching import patch
+from mechwork.patching.statistics import bootstrap_interval, holm, sign_flip_p
+from mechwork.tasks.task import Task
+
+
+def test_sign_flips_of_few_pairs_are_exact() -> None:
+    effects = torch.tensor([[1.0, -3.0], [2.0, 1.0], [0.5, 1.0], [1.5, 0.5]]).double()
+    expected = []
+    for column in effects.T.tolist():
+        observed = abs(sum(column))
+        patterns = list(itertools.product((-1, 1), repeat=4))
+        expected.append(
+            sum(abs(sum(s * e for s, e in zip(p, column, strict=True))) >= observed - 1e-12 for p in patterns) / 16
+        )
+    assert sign_flip_p(effects).tolist() == pytest.approx(expected)
+    assert expected[0] == 2 / 16
+    assert expected[1] > 0.5
+
+
+def test_sign_flips_of_many_pairs_are_uniform_without_effect_and_small_with_one(seed: int) -> None:
+    noise = torch.randn(64, 500)
+    p = sign_flip_p(noise, n=500)
+    assert 0.4 < float(p.mean()) < 0.6
+    assert 0.02 < float((p < 0.05).float().mean()) < 0.09
+    assert float(sign_flip_p(noise + 2, n=500).max()) == pytest.approx(1 / 501)
+
+
+def test_intervals_cover_as_often_as_they_say(seed: int) -> None:
+    sample = 1.5 + torch.randn(50, 400).double()
+    low, high = bootstrap_interval(sample, level=0.9, n=1000)
+    covered = ((low <= 1.5) & (high >= 1.5)).double().mean()
+    assert 0.84 < float(covered) < 0.94
+    torch.testing.assert_close((high - low).mean(), torch.tensor(2 * 1.645 / 50**0.5).double(), rtol=0.06, atol=0)
+
+
+def test_one_value_has_an_interval_of_no_width() -> None:
+    low, high = bootstrap_interval(torch.full((5, 2, 3), 2.0))
+    assert low.shape == (2, 3)
+    assert torch.equal(low, high)
+
+
+def test_holm_by_hand() -> None:
+    assert holm(torch.tensor([0.01, 0.04, 0.03])).tolist() == pytest.approx([0.03, 0.06, 0.06])
+
+
+def test_methods_of_an_effect_are_deterministic(tiny_gpt2: Any, tiny_task: Task) -> None:
+    effect = patch(tiny_gpt2, tiny_task, ["resid_pre"])["resid_pre"]
+    low, high = effect.interval()
+    assert low.shape == effect.values.shape
+    assert torch.equal(low, effect.interval()[0])
+    assert bool((low <= effect.values + 1e-6).all())
+    assert bool((effect.values <= high + 1e-6).all())
+    assert effect.p_values().shape == effect.values.shape
+    assert float(effect.p_values().min()) >= 2 / 8
+
+
+def test_refused() -> None:
+    for arguments in ({"level": 1.0}, {"n": 1}):
+        with pytest.raises(InputError, match="between 0 and 1"):
+            bootstrap_interval(torch.ones(3, 2), **arguments)
+    with pytest.raises(InputError, match="two pairs"):
+        bootstrap_interval(torch.ones(1, 2))
+    with pytest.raises(InputError, match="at least 1"):
+        sign_flip_p(torch.ones(2, 2), n=0)
