@@ -62,7 +62,7 @@ def intervene(model: TransformerBridge, writes: Sequence[Write]) -> Iterator[Non
     """Inside, the model runs with `writes`, in the order given; on exit, also after an exception, they are gone."""
     anatomy = check_ready(model)
     for write in writes:
-        anatomy.check_site(write.site)
+        anatomy.check_writable(write.site)
     hooks = [hook for write in writes for hook in _hooks_of(write)]
     with model.hooks(fwd_hooks=hooks):
         yield

@@ -15,7 +15,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import InputError, UnsupportedModelError
-from ..sites import BLOCK_NORMS, FINAL_NORM, HEAD_NORMS, MLP_KINDS, SITE_KINDS, Site, block_module, hook_name
+from ..sites import (
+    BLOCK_NORMS,
+    FINAL_NORM,
+    HEAD_NORMS,
+    MLP_KINDS,
+    SITE_KINDS,
+    SQUARE_KINDS,
+    Site,
+    block_module,
+    hook_name,
+)
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -112,6 +122,15 @@ class ModelAnatomy:
         heads = self.n_kv_heads if site.kind in ("k", "v") else self.n_heads
         if site.head is not None and not 0 <= site.head < heads:
             raise InputError(f"heads at {site.kind!r} are 0 to {heads - 1}; got {site}")
+
+    def check_writable(self, site: Site) -> None:
+        """Raises `InputError` when the model has no such place, or writing there would silently do nothing."""
+        self.check_site(site)
+        if site.kind in SQUARE_KINDS and not self.open_attention:
+            raise InputError(
+                f"{self.architecture} computes attention inside the wrapped module: {site.kind!r} can be read there, not written. "
+                "Write 'q', 'k', 'v' or 'z' instead."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -68,7 +68,7 @@ def check_measurable(anatomy: ModelAnatomy, kinds: Sequence[str], pairs: PromptP
             site_kind(kind)
             raise InputError(f"{kind!r} cannot be patched. Patchable: {', '.join(MEASURABLE)}")
         recorded = RECORDED_AS.get(kind, kind)
-        anatomy.check_site(Site(recorded, 0) if SITE_KINDS[recorded].per_layer else Site(recorded))
+        anatomy.check_writable(Site(recorded, 0) if SITE_KINDS[recorded].per_layer else Site(recorded))
     check_square(kinds, pairs)
 
 

@@ -15,6 +15,7 @@ from ..errors import InputError
 from ..models.anatomy import ModelAnatomy, device_of, read_anatomy
 from ..runs.frame import Frame, build_frame, keep_attention_calls
 from ..runs.record import Run, align_donor, record_run
+from ..sites import SQUARE_KINDS
 from ..tasks.pairs import PromptPairs
 from ..tasks.task import Task
 
@@ -27,7 +28,7 @@ RECORDED_AS = {"result": "z"}
 Share = Callable[[Tensor, Tensor], Tensor]
 """``(donor, host) -> what is put in``: the donor itself, or its part along some directions."""
 
-SQUARE = ("pattern", "attn_scores")
+SQUARE = SQUARE_KINDS
 """Kinds with a query and a key axis; a cell's positions are the queries'."""
 
 

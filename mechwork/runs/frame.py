@@ -27,7 +27,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import UnsupportedModelError
-from ..models.anatomy import ModelAnatomy, read_anatomy
+from ..models.anatomy import ModelAnatomy, mlp_norm_name, read_anatomy
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -169,7 +169,7 @@ class Frame:
         """What the MLP of `layer` adds to the stream; `mid` is the stream it reads (``resid_pre`` in parallel blocks)."""
         mlp: Any = self.model.blocks[layer].mlp
         with self.model.hooks(fwd_hooks=list(hooks)):
-            output = mlp(self.norm(layer, "ln2", mid))
+            output = mlp(self.norm(layer, mlp_norm_name(self.model, layer), mid))
         return self.norm(layer, "ln2_post", output[0] if isinstance(output, tuple) else output)
 
     def step(
