@@ -11,7 +11,7 @@ from mechwork.errors import InputError
 from mechwork.interventions import Add, Value, Where, Write, Zero, intervene
 from mechwork.sites import Site
 from mechwork.tasks.task import Task
-from tests.families import borrowed
+from tests.families import borrowed, build_model
 from tests.reference import literal
 
 
@@ -94,3 +94,13 @@ def test_wrong_shapes_and_places(tiny_gpt2_64: Any, tiny_task: Task) -> None:
         logits_with(tiny_gpt2_64, tokens, [Write(Site("pattern", 0), Zero(), torch.ones(3, 10, dtype=torch.bool))])
     with pytest.raises(InputError, match="0 to 2"), intervene(tiny_gpt2_64, [Write(Site("z", 9), Zero())]):
         pass
+
+
+@pytest.mark.parametrize("name", ["opt", "gptj"])
+def test_a_write_that_the_model_would_ignore_is_refused(name: str) -> None:
+    model = build_model(name)
+    with (
+        pytest.raises(InputError, match="can be read there, not written"),
+        intervene(model, [Write(Site("pattern", 0), Zero())]),
+    ):
+        raise AssertionError
