@@ -196,7 +196,9 @@ class Frame:
         for layer in range(self.n_layers):
             x = one.step(layer, x, start)
         expected = one.resid_pre[-1][:, start:]
-        tolerance = min(2000 * torch.finfo(x.dtype).eps, 0.05) * float(expected.abs().max())
+        # At least float32's: some attention (GPT-J) computes in float32 inside, whatever the model's dtype.
+        eps = max(torch.finfo(x.dtype).eps, torch.finfo(torch.float32).eps)
+        tolerance = min(2000 * eps, 0.05) * float(expected.abs().max())
         difference = float((x - expected).abs().max())
         if not difference <= tolerance:
             raise UnsupportedModelError(
@@ -239,6 +241,10 @@ def build_frame(
         strange = [n for n, v in call.arguments.items() if n not in known and _holds_tensor(v)]
         if strange:
             raise UnsupportedModelError(f"attention of {model.cfg.architecture} takes tensors unknown here: {strange}")
+    if any(getattr(getattr(block, "mlp", None), "name", "") is None for block in model.blocks):
+        raise UnsupportedModelError(
+            f"the MLP of {model.cfg.architecture} is no module of its own that could be run alone"
+        )
     if len(made) != len(model.blocks):
         raise UnsupportedModelError(f"attention of {model.cfg.architecture} keeps no cache of keys and values")
     frame = Frame(model, read_anatomy(model), resid_pre, made)

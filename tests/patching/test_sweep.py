@@ -31,6 +31,11 @@ def heads_of(model: Any) -> list[str]:
     return HEADS if read_anatomy(model).open_attention else [kind for kind in HEADS if kind not in SQUARE_KINDS]
 
 
+def tolerance(model: Any) -> float:
+    """GPT-J's attention computes in float32 inside, so that other shapes give other roundings."""
+    return 1e-5 if model.cfg.architecture == "GPTJForCausalLM" else 1e-9
+
+
 def kinds_of(model: Any) -> list[str]:
     kinds = ["resid_pre", "resid_post", "attn_out", "mlp_out", "embed", *heads_of(model)]
     kinds += [] if model.cfg.parallel_attn_mlp else ["resid_mid"]
@@ -65,7 +70,9 @@ def test_every_site_equals_one_forward_per_cell(
             place = {"layer": layer, "pos": pos, "head": head}
             expected = measure_cell(model, tiny_task, kind, direction, **place)
             index = tuple(place[axis] for axis in effect.axes)
-            torch.testing.assert_close(effect.per_example[(slice(None), *index)], expected, rtol=0, atol=1e-9)
+            torch.testing.assert_close(
+                effect.per_example[(slice(None), *index)], expected, rtol=0, atol=tolerance(model)
+            )
 
 
 @pytest.mark.parametrize("tricks", [Tricks(), NONE], ids=str)
@@ -79,7 +86,9 @@ def test_all_positions_and_neurons_equal_one_forward_per_cell(
         assert effects[kind].axes == ("layer", "head")
         for layer, head in ((0, 1), (2, 0)):
             expected = measure_cell(model, tiny_task, kind, "denoise", layer=layer, head=head)
-            torch.testing.assert_close(effects[kind].per_example[:, layer, head], expected, rtol=0, atol=1e-9)
+            torch.testing.assert_close(
+                effects[kind].per_example[:, layer, head], expected, rtol=0, atol=tolerance(model)
+            )
     if model.cfg.num_experts:
         return
     effect = patch(model, tiny_task, ["mlp_post"], neurons={1: [3, (4, 5)], 2: [7]}, tricks=tricks)["mlp_post"]
@@ -88,7 +97,7 @@ def test_all_positions_and_neurons_equal_one_forward_per_cell(
     for i, (layer, neurons) in enumerate([(1, [3]), (1, [4, 5]), (2, [7])]):
         expected = measure_cell(model, tiny_task, "mlp_post", "denoise", layer=layer, neurons=neurons)
         assert float(expected.abs().max()) > 1e-6
-        torch.testing.assert_close(effect.per_example[:, i], expected, rtol=0, atol=1e-9)
+        torch.testing.assert_close(effect.per_example[:, i], expected, rtol=0, atol=tolerance(model))
     by_pos = patch(model, tiny_task, ["mlp_post"], neurons={1: [3]}, positions="each", tricks=tricks)["mlp_post"]
     assert by_pos.axes == ("neuron", "pos")
 
@@ -158,7 +167,9 @@ def test_spans_of_prompts_of_different_length(family_model64: Any, tricks: Trick
                 axis = effects[kind].axes.index("pos") + 1
                 for i, name in enumerate(single[kind].labels["pos"]):
                     mine = effects[kind].per_example[row].select(axis - 1, names.index(name))
-                    torch.testing.assert_close(mine, single[kind].per_example[0].select(axis - 1, i), rtol=0, atol=1e-9)
+                    torch.testing.assert_close(
+                        mine, single[kind].per_example[0].select(axis - 1, i), rtol=0, atol=tolerance(model)
+                    )
 
 
 def test_metrics_of_all_kinds_at_once(family_model64: Any, tiny_task: Task) -> None:
@@ -207,7 +218,9 @@ def test_unchanged_cells_do_not_run(tiny_gpt2_64: Any, tiny_task: Task) -> None:
     assert float(effects["mlp_out"].values[2, -1].abs()) > 1e-3
     everything = patch(tiny_gpt2_64, tiny_task, ["resid_pre", "mlp_out"], tricks=Tricks(unchanged=False))
     for kind in effects:
-        torch.testing.assert_close(effects[kind].per_example, everything[kind].per_example, rtol=0, atol=1e-9)
+        torch.testing.assert_close(
+            effects[kind].per_example, everything[kind].per_example, rtol=0, atol=tolerance(model)
+        )
 
 
 def test_a_budget_changes_chunks_not_numbers(tiny_gpt2_64: Any, tiny_task: Task) -> None:
@@ -219,7 +232,7 @@ def test_a_budget_changes_chunks_not_numbers(tiny_gpt2_64: Any, tiny_task: Task)
     small = patch(model, tiny_task, ["resid_pre", "z"], positions="each", memory_budget=least)
     assert small.provenance["sweep"]["pairs_per_block"] == 1
     for kind in whole:
-        torch.testing.assert_close(small[kind].per_example, whole[kind].per_example, rtol=0, atol=1e-9)
+        torch.testing.assert_close(small[kind].per_example, whole[kind].per_example, rtol=0, atol=tolerance(model))
     with pytest.raises(InputError, match="number of bytes"):
         patch(model, tiny_task, ["resid_pre"], memory_budget=-1)
 
@@ -234,7 +247,7 @@ def test_a_model_that_cannot_be_stepped_runs_whole_forwards(
     monkeypatch.setattr(Frame, "step", lambda self, *args: 1.01 * step(self, *args))  # a residual that is scaled
     effects = patch(tiny_gpt2_64, tiny_task, ["z"])
     assert effects.provenance["sweep"]["tricks"] == {"suffix": False, "readout": False, "unchanged": True}
-    torch.testing.assert_close(effects["z"].per_example, expected["z"].per_example, rtol=0, atol=1e-9)
+    torch.testing.assert_close(effects["z"].per_example, expected["z"].per_example, rtol=0, atol=tolerance(model))
 
 
 def test_the_plan_is_data(tiny_gpt2: Any, tiny_task: Task) -> None:
