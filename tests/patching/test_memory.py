@@ -75,7 +75,7 @@ def deep_model() -> Any:
 def test_the_peak_stays_within_the_budget(name: str, metrics: list[str]) -> None:
     model = deep_model() if name == "32 layers" else build_model(name, torch.float32)
     task = build_task(n=2, n_pos=16)
-    sites = ["mlp_out", "z"]
+    sites = ["mlp_out"] if name == "32 layers" else ["mlp_out", "z"]
     smallest = least(model, task, sites, metrics=metrics)
     patch(model, task[:1], ["mlp_out"], metrics=metrics)  # hashes the weights and finishes the host's own set-up
     peaks = []
