@@ -21,8 +21,10 @@ from tests.families import build_model, build_task
 class Meter(TorchDispatchMode):
     """Bytes of all storages that operations have made and that are still alive; `peak` is the most there ever were."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
+        self.weights = {tensor.untyped_storage()._cdata for tensor in model.state_dict(keep_vars=True).values()}
+        self.weights |= {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
         self.alive: dict[int, int] = {}
         self.now = self.peak = 0
 
@@ -35,7 +37,7 @@ class Meter(TorchDispatchMode):
 
     def see(self, storage: Any) -> None:
         key = storage._cdata
-        if key in self.alive:
+        if key in self.alive or key in self.weights:  # views of weights are no new memory
             return
         self.alive[key] = storage.nbytes()
         self.now += storage.nbytes()
@@ -47,8 +49,8 @@ class Meter(TorchDispatchMode):
 
 
 @contextmanager
-def measured() -> Iterator[Meter]:
-    with Meter() as meter:
+def measured(model: Any) -> Iterator[Meter]:
+    with Meter(model) as meter:
         yield meter
 
 
@@ -73,12 +75,12 @@ def deep_model() -> Any:
 def test_the_peak_stays_within_the_budget(name: str, metrics: list[str]) -> None:
     model = deep_model() if name == "32 layers" else build_model(name, torch.float32)
     task = build_task(n=2, n_pos=16)
-    sites = ["mlp_out", "z"]
+    sites = ["mlp_out"] if name == "32 layers" else ["mlp_out", "z"]
     smallest = least(model, task, sites, metrics=metrics)
     patch(model, task[:1], ["mlp_out"], metrics=metrics)  # hashes the weights and finishes the host's own set-up
     peaks = []
     for budget in (smallest, 4 * smallest):
-        with measured() as meter:
+        with measured(model) as meter:
             patch(model, task, sites, metrics=metrics, memory_budget=budget, positions="all")
         assert meter.peak <= budget, f"{meter.peak:,} bytes of a budget of {budget:,}"
         peaks.append(meter.peak)
