@@ -102,6 +102,12 @@ class Circuit(Displayable):
         union = int((self.mask | self._mask_of(other)).sum())
         return int((self.mask & other.mask).sum()) / union if union else 1.0
 
+    def expected_overlap(self, other: Circuit) -> float:
+        """The Jaccard index that two random circuits of these sizes would have: their expected intersection over union."""
+        both = self.n_edges * other.n_edges / self.space.n_edges
+        union = self.n_edges + other.n_edges - both
+        return both / union if union else 1.0
+
     def to_json(self) -> dict[str, Any]:
         """The circuit as JSON; the same inputs give the same text."""
         scores = (

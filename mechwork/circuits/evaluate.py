@@ -18,10 +18,11 @@ from ..errors import InputError, UnknownNameError
 from ..models.anatomy import device_of
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
-from ..runs.record import check_task, record_run, run_to_metric
+from ..runs.record import check_task, run_to_metric
 from ..shapes import EdgeMask, PerExample
 from ..tasks.metrics import accuracy
 from ..tasks.task import Task
+from .ablated import ABLATIONS, find_ablation
 from .circuit import Circuit, prune
 from .curves import MIB_FRACTIONS, CircuitEvaluation, FaithfulnessCurve, faithfulness
 from .run import as_circuit
@@ -29,14 +30,12 @@ from .score import require_aligned
 from .scores import EdgeScores
 from .select import select_random, select_top
 from .space import EdgeSpace
-from .writers import WRITER_KINDS, check_edges, record_writers
+from .writers import check_edges
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 Progress = Callable[[int, int, str], None]
-
-ABLATIONS = ("corrupt", "zero", "mean")
 
 
 @overload
@@ -202,17 +201,13 @@ def measure_circuits(
     progress: Progress | None = None,
 ) -> tuple[Float[Tensor, "circuit batch"], Float[Tensor, "circuit batch"]]:
     """The metric, and whether the answer is right, of every circuit on every pair. The ablated run is shared by all circuits."""
-    mean = _mean_writes(model, task, space, batch_size) if ablation == "mean" else None
     metrics: list[Tensor] = []
     correct: list[Tensor] = []
+    found = find_ablation(model, task, space, ablation)
     n_batches = -(-len(task) // batch_size)
     for i, pairs in enumerate(task.pairs.batches(batch_size)):
         pairs = pairs.to(device_of(model))
-        ablated = record_writers(model, space, record_run(model, pairs, WRITER_KINDS, corrupt=ablation == "corrupt"))
-        if ablation != "corrupt":
-            ablated = (
-                torch.zeros_like(ablated) if mean is None else mean[None, :, None, :].expand_as(ablated).contiguous()
-            )
+        ablated = found.writes(pairs, i * batch_size)
         rows: list[PerExample] = []
         hits: list[Tensor] = []
         for j, mask in enumerate(masks):
@@ -225,16 +220,3 @@ def measure_circuits(
         metrics.append(torch.stack(rows))
         correct.append(torch.stack(hits))
     return torch.cat(metrics, dim=1), torch.cat(correct, dim=1).float()
-
-
-def _mean_writes(
-    model: TransformerBridge, task: Task, space: EdgeSpace, batch_size: int
-) -> Float[Tensor, "writer d_model"]:
-    """Mean write of every writer over the clean prompts' real tokens."""
-    total, count = torch.zeros(()), 0
-    for pairs in task.pairs.batches(batch_size):
-        pairs = pairs.to(device_of(model))
-        writes = record_writers(model, space, record_run(model, pairs, WRITER_KINDS))
-        total = total.to(writes) + torch.einsum("bwpd,bp->wd", writes, pairs.mask.to(writes))
-        count += int(pairs.mask.sum())
-    return total / count
