@@ -10,7 +10,14 @@ Owns `EdgeSpace`, `EdgeScores`, `Circuit`, `FaithfulnessCurve`. Imports `patchin
 from .circuit import Circuit as Circuit
 from .curves import CircuitEvaluation as CircuitEvaluation
 from .curves import FaithfulnessCurve as FaithfulnessCurve
+from .ensemble import ensemble as ensemble
 from .evaluate import evaluate as evaluate
+from .nodes import NeuronScores as NeuronScores
+from .nodes import NodeScores as NodeScores
+from .nodes import score_neurons as score_neurons
+from .nodes import score_nodes as score_nodes
 from .score import score_edges as score_edges
 from .scores import EdgeScores as EdgeScores
 from .space import EdgeSpace as EdgeSpace
+from .stability import Stability as Stability
+from .stability import compare_selections as compare_selections

@@ -65,10 +65,10 @@ def find_ablation(
         raise UnknownNameError("ablation", kind, ABLATIONS)
     source = source or task
     if kind == "corrupt":
-        return Ablation(kind, lambda pairs, start: _writes_of(model, space, pairs, corrupt=True))
+        return Ablation(kind, lambda pairs, _start: _writes_of(model, space, pairs, corrupt=True))
     if kind == "resample":
         order = _other_prompts(task, seed)
-        return Ablation(kind, lambda pairs, start: _resampled(model, space, task, order, start, pairs))
+        return Ablation(kind, lambda pairs, _start: _resampled(model, space, task, order, start, pairs))
     if kind == "zero":
         like = next(model.parameters())
         constant = torch.zeros(space.n_writers, 1, 1, int(model.cfg.d_model), dtype=like.dtype, device=like.device)
@@ -76,7 +76,7 @@ def find_ablation(
         constant = learn_constants(model, source, space, seed=seed)
     else:
         constant = mean_writes(model, source, space, by_position=kind == "mean_by_position")
-    return Ablation(kind, lambda pairs, start: _cut_to(constant, pairs))
+    return Ablation(kind, lambda pairs, _start: _cut_to(constant, pairs))
 
 
 def mean_writes(

@@ -69,8 +69,15 @@ class Circuit(Displayable):
 
     @property
     def nodes(self) -> tuple[str, ...]:
-        """Names of the nodes that have an edge in the circuit, in the order they run, ``logits`` last."""
-        rows = self.mask.any(dim=1) | (self.space.feeds & self.mask.any(dim=0)[None, :]).any(dim=1)
+        """Names of the nodes that have an edge in the circuit, in the order they run, ``logits`` last.
+
+        A key/value reader shared by several heads counts for those that are in the circuit otherwise, or, if none is, for all.
+        """
+        feeds, read = self.space.feeds, self.mask.any(dim=0)
+        shared = feeds.sum(dim=0) > 1
+        rows = self.mask.any(dim=1) | (feeds & (read & ~shared)[None, :]).any(dim=1)
+        unclaimed = read & shared & ~(feeds & rows[:, None]).any(dim=0)
+        rows = rows | (feeds & unclaimed[None, :]).any(dim=1)
         names = [name for name, used in zip(self.space.writers, rows.tolist(), strict=True) if used]
         return (*names, LOGITS) if bool(self.mask[:, self.space.logits_reader].any()) else tuple(names)
 

@@ -98,8 +98,11 @@ def _reader_hooks(
     def keep(activation: Tensor, hook: Any) -> None:
         stream[:] = [activation]
 
+    def put_stream(activation: Tensor, hook: Any) -> Tensor:
+        return seen(activation)
+
     if kind == "logits":
-        yield hook_name(Site("resid_post", layer)), lambda activation, hook: seen(activation)
+        yield hook_name(Site("resid_post", layer)), put_stream
         return
     if kind == "mlp":
         norm = block_norm(model, layer, "ln2")

@@ -42,8 +42,6 @@ class Method:
     def __post_init__(self) -> None:
         if self.ig_steps < 1:
             raise InputError(f"ig_steps counts points on the path and is at least 1; got {self.ig_steps}")
-        if self.path not in get_args(Path):
-            raise UnknownNameError("path", self.path, get_args(Path))
         check_direction(self.direction)
         if self.ablation not in SCORE_ABLATIONS:
             raise UnknownNameError("ablation", self.ablation, SCORE_ABLATIONS)
@@ -111,6 +109,8 @@ def find_method(
 
     `direction` defaults to denoise, and to noise for ablations other than corrupt, where nothing else exists.
     """
+    if path is not None and path not in get_args(Path):
+        raise UnknownNameError("path", path, get_args(Path))
     given = {name: v for name, v in (("rules", rules), ("ig_steps", ig_steps), ("path", path)) if v is not None}
     if preset is not None:
         if preset not in PRESETS:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mechwork.circuits import Circuit, EdgeSpace, evaluate, score_edges
-from mechwork.circuits.evaluate import measure_circuits
+from mechwork.circuits.evaluate import Settings, measure_circuits
 from mechwork.circuits.run import as_circuit
 from mechwork.circuits.writers import WRITER_KINDS, record_writers
 from mechwork.models.anatomy import read_anatomy
@@ -137,7 +137,7 @@ def test_pruning_changes_no_metric(family_model64: Any, tiny_task: Task) -> None
     circuit = Circuit(space, random_mask(space, 0.4, 3))
     pruned = circuit.pruned()
     assert 0 < pruned.n_edges < circuit.n_edges
-    metrics, _ = measure_circuits(model, tiny_task, space, [circuit.mask, pruned.mask])
+    metrics = measure_circuits(model, tiny_task, space, [circuit.mask, pruned.mask]).metric
     assert float((metrics[0] - metrics[1]).abs().max()) <= tolerance(model)
 
 
@@ -152,7 +152,7 @@ def test_zero_and_mean_ablation_cut_what_they_say(tiny_gpt2_64: Any) -> None:
     biases = sum(block.attn.b_O for block in model.blocks)
     mean = writes.flatten(1, 2).mean(dim=1)
     for ablation, added in (("zero", torch.zeros_like(mean)), ("mean", mean)):
-        metrics, _ = measure_circuits(model, tiny_task, space, [mask], ablation=ablation)
+        metrics = measure_circuits(model, tiny_task, space, [mask], Settings(ablation)).metric
         stream = writes[0] + added[1:].sum(dim=0) + biases
         with torch.no_grad():
             expected = tiny_task.metric(model.unembed(model.ln_final(stream)), pairs)

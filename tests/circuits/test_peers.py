@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from mechwork.circuits import Circuit, EdgeSpace, evaluate, score_edges
-from mechwork.circuits.evaluate import measure_circuits
 from mechwork.circuits.estimate import Coefficients
+from mechwork.circuits.evaluate import measure_circuits
 from mechwork.circuits.methods import Method
 from mechwork.models.anatomy import read_anatomy
 from mechwork.relevance import GRADIENT, IdentityRule
@@ -95,6 +95,6 @@ def test_exact_effect_of_corrupting_one_edge() -> None:
         mask = graph.mask.clone()
         mask[row, column] = False
         masks.append(mask)
-    metrics, _ = measure_circuits(peers.model("f64"), peers.task(), graph, [graph.mask, *masks])
+    metrics = measure_circuits(peers.model("f64"), peers.task(), graph, [graph.mask, *masks]).metric
     change = (metrics[1:] - metrics[0]).mean(dim=1)
     peers.assert_agrees(change, theirs[tuple(index.T.numpy())], 1e-4)
