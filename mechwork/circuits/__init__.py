@@ -8,6 +8,12 @@ Owns `EdgeSpace`, `EdgeScores`, `Circuit`, `FaithfulnessCurve`. Imports `patchin
 """
 
 from .circuit import Circuit as Circuit
+from .compare import CircuitComparison as CircuitComparison
+from .compare import compare_circuits as compare_circuits
+from .completeness import Completeness as Completeness
+from .completeness import Minimality as Minimality
+from .completeness import measure_completeness as measure_completeness
+from .completeness import measure_minimality as measure_minimality
 from .curves import CircuitEvaluation as CircuitEvaluation
 from .curves import FaithfulnessCurve as FaithfulnessCurve
 from .ensemble import ensemble as ensemble

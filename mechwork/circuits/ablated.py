@@ -68,7 +68,7 @@ def find_ablation(
         return Ablation(kind, lambda pairs, _start: _writes_of(model, space, pairs, corrupt=True))
     if kind == "resample":
         order = _other_prompts(task, seed)
-        return Ablation(kind, lambda pairs, _start: _resampled(model, space, task, order, start, pairs))
+        return Ablation(kind, lambda pairs, start: _resampled(model, space, task, order, start, pairs))
     if kind == "zero":
         like = next(model.parameters())
         constant = torch.zeros(space.n_writers, 1, 1, int(model.cfg.d_model), dtype=like.dtype, device=like.device)

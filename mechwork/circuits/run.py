@@ -190,7 +190,7 @@ def _columns_to_compute(
     Under a post-norm the heads of a layer share a scale, so all of them count when one does.
     """
     cut = cut.cpu()
-    speaks = (space.mask & (cut < 1)).any(dim=1)
+    speaks = (space.mask & (cut != 1)).any(dim=1)
     for layer in range(space.n_layers):
         if block_norm(model, layer, "ln1_post") is not None:
             rows = space.head_writers(layer)
