@@ -211,3 +211,64 @@ def test_comparison_by_hand() -> None:
     assert found.edges_by_chance == pytest.approx((6 / n) / (5 - 6 / n))
     with pytest.raises(InputError, match="two"):
         compare_circuits({"a": a})
+
+
+def test_a_model_behaves_as_the_circuit_and_then_as_itself(family_model64: Any) -> None:
+    """For any prompt with constant ablations; for the task's own prompts with the corrupt one."""
+    model, task = family_model64, build_task(n=8)
+    space = space_of(model)
+    circuit = Circuit(space, random_mask(space, 0.7, 6))
+    mean = mean_writes(model, task, space, by_position=False)
+    other = build_task(n=2, n_pos=6, seed=5).pairs.clean_tokens
+    with borrowed(model), torch.no_grad():
+        plain = model(other)
+        with as_circuit(model, space, circuit.mask, mean):
+            expected = model(other)
+        with circuit.run(model, task) as bridge:
+            assert torch.equal(bridge(other), expected)
+        assert torch.equal(model(other), plain)
+        assert float((expected - plain).abs().max()) > 1e-3
+        with circuit.run(model, task, ablation="corrupt"):
+            found = task.metric(model(task.pairs.clean_tokens), task.pairs)
+            with pytest.raises(InputError, match="ablation='mean'"):
+                model(other)
+    measured = measure_circuits(model, task, space, [circuit.mask]).metric[0]
+    torch.testing.assert_close(found, measured, rtol=0, atol=1e-9)
+
+
+def test_a_circuit_generates(tiny_gpt2_64: Any) -> None:
+    """Greedy generation inside the context equals calling the circuit again and again, and not the model's own."""
+    model, task = tiny_gpt2_64, build_task(n=8)
+    space = space_of(model)
+    circuit = Circuit(space, random_mask(space, 0.5, 7))
+    prompt = task.pairs.clean_tokens[:1]
+    settings = {
+        "max_new_tokens": 8,
+        "do_sample": False,
+        "verbose": False,
+        "stop_at_eos": False,
+        "return_type": "tokens",
+    }
+    with torch.no_grad(), circuit.run(model, task):
+        generated = model.generate(prompt, **settings)
+        tokens = prompt
+        for _ in range(8):
+            tokens = torch.cat([tokens, model(tokens)[:, -1].argmax(dim=-1, keepdim=True)], dim=1)
+    assert torch.equal(generated, tokens)
+    assert not torch.equal(model.generate(prompt, **settings), tokens)
+
+
+def test_a_lens_sees_the_circuit(tiny_gpt2_64: Any) -> None:
+    """Recording inside the context records the circuit's own activations."""
+    model, task = tiny_gpt2_64, build_task(n=8)
+    space = space_of(model)
+    circuit = Circuit(space, random_mask(space, 0.5, 8))
+    plain = record_run(model, task.pairs, ["resid_post"])
+    with circuit.run(model, task, ablation="zero"):
+        inside = record_run(model, task.pairs, ["resid_post"])
+    assert float((inside["resid_post"] - plain["resid_post"]).abs().max()) > 1e-2
+    with (
+        pytest.raises(InputError, match="another graph"),
+        Circuit(EdgeSpace(1, 1, 1), EdgeSpace(1, 1, 1).mask).run(model, task),
+    ):
+        pass
