@@ -7,6 +7,7 @@ Owns `EdgeSpace`, `EdgeScores`, `Circuit`, `FaithfulnessCurve`. Imports `patchin
     curve = evaluate(model, task.test, scores)
 """
 
+from .acdc import find_acdc as find_acdc
 from .circuit import Circuit as Circuit
 from .compare import CircuitComparison as CircuitComparison
 from .compare import compare_circuits as compare_circuits
@@ -18,10 +19,22 @@ from .curves import CircuitEvaluation as CircuitEvaluation
 from .curves import FaithfulnessCurve as FaithfulnessCurve
 from .ensemble import ensemble as ensemble
 from .evaluate import evaluate as evaluate
+from .files import load_tensors as load_tensors
+from .files import read_mib as read_mib
+from .files import save_tensors as save_tensors
+from .files import write_mib as write_mib
+from .graph_file import AttributionGraph as AttributionGraph
+from .graph_file import circuit_of as circuit_of
+from .graph_file import graph_of as graph_of
+from .learned import learn_circuit as learn_circuit
 from .nodes import NeuronScores as NeuronScores
 from .nodes import NodeScores as NodeScores
 from .nodes import score_neurons as score_neurons
 from .nodes import score_nodes as score_nodes
+from .positions import AttentionEdges as AttentionEdges
+from .positions import PositionScores as PositionScores
+from .positions import score_attention_edges as score_attention_edges
+from .positions import score_positions as score_positions
 from .score import score_edges as score_edges
 from .scores import EdgeScores as EdgeScores
 from .space import EdgeSpace as EdgeSpace

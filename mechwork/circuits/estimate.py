@@ -140,7 +140,7 @@ class Coefficients:
         self,
         point: Point,
         chunk: slice,
-        writes: Writes,
+        writes: Float[Tensor, "writer batch chunk d_model"],
         cells: Cells | None,
         weight: float,
         rows: slice | None = None,

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..errors import InputError
 from ..models.anatomy import block_norm
-from ..shapes import EdgeMask
 from ..sites import Site, hook_name
 from .space import EdgeSpace
 from .writers import head_writes
@@ -30,22 +30,33 @@ AblatedWrites = Float[Tensor, "writer #batch #pos d_model"]
 """What cut edges carry, per writer; a length of 1 stands for every prompt or every position."""
 
 
+@dataclass(frozen=True, eq=False)
+class Resume:
+    """A forward that begins at block `layer`: `difference` is (ablated - live) of the writers before it."""
+
+    layer: int
+    difference: Float[Tensor, "writer batch pos d_model"]
+
+
 @contextmanager
 def as_circuit(
     model: TransformerBridge,
     space: EdgeSpace,
-    mask: EdgeMask | Float[Tensor, "writer reader"],
+    mask: Bool[Tensor, "*copy writer reader"] | Float[Tensor, "writer reader"],
     ablated: AblatedWrites,
     *,
     grad: bool = False,
+    resume: Resume | None = None,
 ) -> Iterator[None]:
     """Inside, forwards compute the circuit `mask`; `ablated` are the writes that cut edges carry.
 
-    A `mask` of numbers keeps each edge by that share. With `grad`, gradients flow to `mask` and `ablated`.
+    A `mask` of numbers keeps each edge by that share. A mask per copy runs several circuits at once, over prompts stacked
+    copy after copy (and `ablated` likewise, or shared by having one prompt or being a task's, repeated). With `grad`,
+    gradients flow to `mask` and `ablated`. `resume` is for forwards that begin at a later block.
     """
     soft = mask.is_floating_point()
     cut = space.mask.to(ablated) * (1 - mask.to(ablated)) if soft else (space.mask & ~mask).to(ablated)
-    runner = _Runner(model, space, cut, ablated, grad=grad)
+    runner = _Runner(model, space, cut, ablated, grad=grad, resume=resume)
     with model.hooks(fwd_hooks=runner.hooks()):
         yield
 
@@ -57,12 +68,14 @@ class _Runner:
         self,
         model: TransformerBridge,
         space: EdgeSpace,
-        cut: Float[Tensor, "writer reader"],
+        cut: Float[Tensor, "*copy writer reader"],
         ablated: AblatedWrites,
         *,
         grad: bool,
+        resume: Resume | None,
     ) -> None:
         self.model, self.space, self.cut, self.ablated, self.grad = model, space, cut, ablated, grad
+        self.resume = resume
         self.blocks: list[Tensor] = []
         self.difference: Tensor | None = None
         self.columns = torch.arange(space.n_readers) if grad else _columns_to_compute(model, space, cut)
@@ -101,10 +114,13 @@ class _Runner:
 
     def _read(self, n_seen: int, columns: Int[Tensor, " wanted"]) -> Float[Tensor, "wanted batch pos d_model"]:
         """The stream as the readers `columns` see it."""
-        cut = self.cut[:n_seen, columns]
+        cut = self.cut[..., :n_seen, columns]
         if not self.grad:
             assert self.difference is not None
             seen = self.difference[:n_seen]
+            if cut.ndim == 3:
+                parts = torch.matmul(cut.mT.to(seen), seen.unflatten(1, (len(cut), -1)).flatten(2).transpose(0, 1))
+                return parts.transpose(0, 1).reshape(len(columns), *seen.shape[1:]).add_(self.stream)
             change = (cut.T.to(seen) @ seen.flatten(1)).view(len(columns), *seen.shape[1:])
             return change.add_(self.stream)
         total, row = self.stream.unsqueeze(0), 0
@@ -119,7 +135,12 @@ class _Runner:
     def _enter(self, layer: int) -> Any:
         def hook(stream: Tensor, hook: Any) -> None:
             self.stream = stream
-            if layer == 0:
+            if self.resume is not None and layer == self.resume.layer:
+                before = self.resume.difference
+                self.difference = stream.new_empty(self.space.n_writers, *stream.shape)
+                copies = self.difference[: len(before)].unflatten(1, (-1, before.shape[1]))
+                copies.copy_(before.unsqueeze(1))
+            elif layer == 0:
                 self.blocks = []
                 self._write(slice(0, 1), stream.unsqueeze(0))
 
@@ -183,18 +204,18 @@ class _Runner:
 
 
 def _columns_to_compute(
-    model: TransformerBridge, space: EdgeSpace, cut: Float[Tensor, "writer reader"]
+    model: TransformerBridge, space: EdgeSpace, cut: Float[Tensor, "*copy writer reader"]
 ) -> Int[Tensor, " wanted"]:
     """Readers that see a cut edge and whose component writes along some kept edge.
 
     Under a post-norm the heads of a layer share a scale, so all of them count when one does.
     """
-    cut = cut.cpu()
-    speaks = (space.mask & (cut != 1)).any(dim=1)
+    copies = cut.cpu().reshape(-1, *cut.shape[-2:])
+    speaks = (space.mask & (copies != 1)).any(dim=0).any(dim=1)
     for layer in range(space.n_layers):
         if block_norm(model, layer, "ln1_post") is not None:
             rows = space.head_writers(layer)
             speaks[rows] = bool(speaks[rows].any())
     heard = (space.feeds & speaks[:, None]).any(dim=0)
     heard[space.logits_reader] = True
-    return ((cut != 0).any(dim=0) & heard).nonzero().flatten()
+    return ((copies != 0).any(dim=0).any(dim=0) & heard).nonzero().flatten()
