@@ -26,6 +26,8 @@ from .files import write_mib as write_mib
 from .graph_file import AttributionGraph as AttributionGraph
 from .graph_file import circuit_of as circuit_of
 from .graph_file import graph_of as graph_of
+from .leaderboard import Leaderboard as Leaderboard
+from .leaderboard import run_leaderboard as run_leaderboard
 from .learned import learn_circuit as learn_circuit
 from .nodes import NeuronScores as NeuronScores
 from .nodes import NodeScores as NodeScores
