@@ -55,7 +55,9 @@ class Circuit(Displayable):
             row, column = (self.mask & ~self.space.mask).nonzero()[0].tolist()
             raise InputError(f"{self.space.edge_name(row, column)} is not an edge of this graph")
         if self.scores is not None and not bool(self.scores.isfinite().all()):
-            raise MetricError("the scores of a circuit must be finite; got NaN or infinity. Score the edges again.")
+            row, column = (~self.scores.isfinite()).nonzero()[0].tolist()
+            name, value = self.space.edge_name(row, column), float(self.scores[row, column])
+            raise MetricError(f"the scores of a circuit must be finite; {name} has {value}. Score the edges again.")
         known = {*self.space.writers, LOGITS}
         for name in (*self.roles, *self.notes, *(node for group in self.supernodes.values() for node in group)):
             if name not in known:

@@ -66,7 +66,7 @@ class Coefficients:
             baseline = self._along_activations(passes, cells)
         else:
             baseline = self._along_inputs(passes, cells, tuple(fractions or self.method.fractions))
-        total, self.total = self.total, None
+        total, self.total = self.total, torch.empty(0)
         return Rows(total if self.method.direction == "denoise" else -total, baseline)
 
     # ---- paths ---------------------------------------------------------------------------------------------------

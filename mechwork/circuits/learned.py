@@ -188,7 +188,8 @@ _NAMES = ("gates", "multipliers", "moment0", "moment1", "moment2", "moment3")
 def _save(path: str | Path, key: str, state: _Training) -> None:
     path = Path(path)
     part = path.with_name(path.name + ".part")
-    tensors = dict(zip(_NAMES, (state.gates, state.multipliers, *state.moments), strict=True))
+    values = (state.gates, state.multipliers, *state.moments)
+    tensors: dict[str, Tensor] = {name: value for name, value in zip(_NAMES, values, strict=True)}  # noqa: C416 - widens the keys' type
     save_file(tensors, part, metadata={"what": "learned mask", "key": key, "step": str(state.step)})
     part.replace(path)
 

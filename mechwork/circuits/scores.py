@@ -68,6 +68,14 @@ class EdgeScores(Displayable):
         """How many pairs the scores are means over."""
         return len(self.per_example) if self.per_example is not None else self._streamed.n
 
+    def require_pairs(self) -> Float[Tensor, "batch writer reader"]:
+        """Scores per pair; raises `InputError` for scores that were streamed."""
+        if self.per_example is None:
+            raise InputError(
+                "these scores were streamed and keep no score per pair; score with keep='pairs' or a larger memory budget"
+            )
+        return self.per_example
+
     @cached_property
     def values(self) -> EdgeMatrix:
         """Mean score over pairs, in units of the metric."""

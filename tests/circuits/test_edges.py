@@ -45,7 +45,7 @@ def test_scores_equal_a_leaf_at_every_reader(family_model64: Any, tiny_task: Tas
     expected = expected * space.mask * (1 if direction == "denoise" else -1)
     scale = float(expected.abs().max())
     assert scale > 1e-2
-    assert float((scores.per_example - expected).abs().max()) <= tolerance(model) * max(scale, 1)
+    assert float((scores.require_pairs() - expected).abs().max()) <= tolerance(model) * max(scale, 1)
 
 
 @pytest.mark.parametrize("rules", ["gradient", "relp", "relp_ah"])
@@ -87,8 +87,8 @@ def test_grouped_readers_sum_their_query_heads(tiny_task: Task) -> None:
     large = score_edges(load_model(full), tiny_task, rules="relp")
     for layer in range(3):
         for kind in "kv":
-            mine = small.per_example[:, :, small.space.attention_readers(layer, kind)]
-            theirs = large.per_example[:, :, large.space.attention_readers(layer, kind)]
+            mine = small.require_pairs()[:, :, small.space.attention_readers(layer, kind)]
+            theirs = large.require_pairs()[:, :, large.space.attention_readers(layer, kind)]
             torch.testing.assert_close(mine, theirs.unflatten(2, (2, 2)).sum(dim=3), rtol=0, atol=1e-6)
             assert float(mine.abs().max()) > 1e-3 or layer == 0
 

@@ -36,8 +36,7 @@ def test_exact_effects_equal_one_forward_per_edge(family_model64: Any, tiny_task
     change = exact_effects(family_model64, host, donor, lambda x: tiny_task.metric(x, pairs), edges)
     expected = change if direction == "denoise" else -change
     rows, columns = torch.tensor(index).T
-    assert scores.per_example is not None
-    close(scores.per_example[:, rows, columns].T, expected, tolerance(family_model64))
+    close(scores.require_pairs()[:, rows, columns].T, expected, tolerance(family_model64))
 
 
 def test_activation_paths_equal_components_moved_one_by_one(family_model64: Any, tiny_task: Task) -> None:
@@ -47,7 +46,7 @@ def test_activation_paths_equal_components_moved_one_by_one(family_model64: Any,
         family_model64, pairs.corrupt_tokens, pairs.clean_tokens, lambda x: tiny_task.metric(x, pairs),
         scores.space.readers, scores.space.writers, 2,
     )  # fmt: skip
-    close(scores.per_example, expected * scores.space.mask, tolerance(family_model64))
+    close(scores.require_pairs(), expected * scores.space.mask, tolerance(family_model64))
 
 
 @pytest.mark.parametrize("ablation", ["zero", "mean", "mean_by_position"])
@@ -64,14 +63,14 @@ def test_scores_against_constants_at_the_clean_run(family_model64: Any, ablation
         family_model64, pairs.clean_tokens, constants, lambda x: task.metric(x, pairs), space.readers, space.writers
     )
     assert scores.direction == "noise"
-    close(scores.per_example, expected * space.mask, tolerance(family_model64))
+    close(scores.require_pairs(), expected * space.mask, tolerance(family_model64))
 
 
 def test_information_flow(family_model64: Any, tiny_task: Task) -> None:
     task = tiny_task[:2]
     scores = score_edges(family_model64, task, preset="information-flow")
     expected = information_flow(family_model64, task.pairs.clean_tokens, scores.space.readers, scores.space.writers)
-    close(scores.per_example, expected, tolerance(family_model64))
+    close(scores.require_pairs(), expected, tolerance(family_model64))
     sums = scores.values.sum(dim=0)
     torch.testing.assert_close(sums, torch.ones_like(sums), rtol=0, atol=1e-5)
 
@@ -86,7 +85,7 @@ def test_integrated_gradients_add_up_to_the_gap(tiny_gpt2_64: Any, tiny_task: Ta
     assert gaps[2] < 0.02 * abs(scores.baseline.gap)
 
 
-@pytest.mark.parametrize("preset", ["eap", "eap-ig", "clean-corrupt", "eap-ig-activations"])
+@pytest.mark.parametrize("preset", ["relp-ig", "clean-corrupt"])
 def test_micro_batches_and_position_chunks_change_nothing(family_model64: Any, tiny_task: Task, preset: str) -> None:
     whole = score_edges(family_model64, tiny_task, preset=preset)
     small = score_edges(family_model64, tiny_task, preset=preset, memory_budget="64KB")
@@ -146,6 +145,13 @@ def test_settings_that_exclude_each_other() -> None:
 def test_a_mean_over_few_prompts_is_refused(tiny_gpt2: Any, tiny_task: Task) -> None:
     with pytest.raises(InputError, match="at least 8 prompts"):
         score_edges(tiny_gpt2, tiny_task, rules="gradient", ablation="mean")
+
+
+def test_streamed_scores_have_no_pairs(tiny_gpt2: Any, tiny_task: Task) -> None:
+    with pytest.raises(InputError, match="keep='pairs'"):
+        score_edges(tiny_gpt2, tiny_task, rules="gradient", keep="moments").require_pairs()
+    with pytest.raises(InputError, match="keep is"):
+        score_edges(tiny_gpt2, tiny_task, rules="gradient", keep="some")
 
 
 def test_memory_budgets_that_are_none(tiny_gpt2: Any, tiny_task: Task) -> None:

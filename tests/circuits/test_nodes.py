@@ -73,7 +73,8 @@ def test_ensembles_by_hand(tiny_gpt2: Any, tiny_task: Task) -> None:
     torch.testing.assert_close(both.values[mask], sum(parts) / 2, rtol=0, atol=1e-5)
     assert both.per_example is not None
     nonzero = parts[0] * parts[1] != 0  # the rank of a tie is the order in the graph, and an edge without sign has none
-    expected = sum((part.abs()[:, None] >= part.abs()[None, :]).sum(dim=1) for part in parts) / 2 / a.space.n_edges
+    ranks_of = torch.stack([(part.abs()[:, None] >= part.abs()[None, :]).sum(dim=1) for part in parts])
+    expected = ranks_of.sum(dim=0) / 2 / a.space.n_edges
     torch.testing.assert_close(ranks.values[mask].abs()[nonzero], expected[nonzero], rtol=0, atol=1e-5)
     assert int(nonzero.sum()) > 200
     assert torch.equal(ranks.values.sign(), both.values.sign())

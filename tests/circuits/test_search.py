@@ -37,18 +37,25 @@ def test_stacked_circuits_are_each_their_own(family_model64: Any, tiny_task: Tas
 
 
 def literal_acdc(model: Any, task: Task, space: EdgeSpace, threshold: float) -> torch.Tensor:
+    """Edge after edge, each trial a whole forward."""
+    pairs = task.pairs
+    ablated = record_writers(model, space, record_run(model, pairs, WRITER_KINDS, corrupt=True))
+    with torch.no_grad():
+        reference = pairs.final(model(pairs.clean_tokens)).log_softmax(dim=-1)
     mask, distance = space.mask.clone(), 0.0
     for column in reversed(range(space.n_readers)):
         for row in reversed(range(int(space.n_seen[column]))):
             trial = mask.clone()
             trial[row, column] = False
-            value = float(measure_circuits(model, task, space, [trial]).kl[0].mean())
+            with torch.no_grad(), as_circuit(model, space, trial, ablated):
+                found = pairs.final(model(pairs.clean_tokens)).log_softmax(dim=-1)
+            value = float((reference.exp() * (reference - found)).sum(dim=-1).mean())
             if value - distance < threshold:
                 mask, distance = trial, value
     return mask
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "neox", "gemma2"], indirect=True)
+@pytest.mark.parametrize("family", ["gpt2", "neox", "gemma2"], indirect=True)
 def test_acdc_is_one_trial_after_another(family_model64: Any, tiny_task: Task) -> None:
     task = tiny_task[:2]
     space = EdgeSpace.of(read_anatomy(family_model64))
