@@ -1,10 +1,13 @@
 """Circuits: the computational graph as tables, scores of its edges, circuits as values, and their evaluation.
 
-Owns `EdgeSpace`, `EdgeScores`, `Circuit`, `FaithfulnessCurve`. Imports `patching` and below; never plotly.
+Owns the graph (`EdgeSpace`), scores (edges, nodes, neurons, positions), searches, `Circuit`, and every test of one. Imports
+`patching` and below; never plotly.
 
-    scores = score_edges(model, task.train, rules="relp")
-    circuit = scores.circuit(n_edges=80)
-    curve = evaluate(model, task.test, scores)
+    scores = score_edges(model, task.train, preset="eap-ig")     # or rules=..., ig_steps=..., path=..., ablation=...
+    circuit = scores.circuit(n_edges=80)                         # or find_acdc(...), learn_circuit(...)
+    curve = evaluate(model, task.test, scores)                   # faithfulness, CPR, CMD beside random circuits
+    with circuit.run(model, task):                               # the model behaves as the circuit
+        logits = model(tokens)
 """
 
 from .acdc import find_acdc as find_acdc
@@ -42,3 +45,5 @@ from .scores import EdgeScores as EdgeScores
 from .space import EdgeSpace as EdgeSpace
 from .stability import Stability as Stability
 from .stability import compare_selections as compare_selections
+from .verify import Verification as Verification
+from .verify import verify_edges as verify_edges

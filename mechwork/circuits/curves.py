@@ -158,7 +158,9 @@ class FaithfulnessCurve(Displayable):
 
     @property
     def random(self) -> Float[Tensor, " size"]:
-        """Of random circuits of the same sizes, averaged over repeats."""
+        """Of random circuits of the same sizes, averaged over repeats (NaN when none were run)."""
+        if not len(self.random_per_example):
+            return torch.full((len(self.sizes),), torch.nan, dtype=torch.float64)
         return torch.stack([self._faithfulness(repeat) for repeat in self.random_per_example]).mean(dim=0)
 
     @property

@@ -16,6 +16,7 @@ from ..circuits import (
     NodeScores,
     PositionScores,
     Stability,
+    Verification,
 )
 from ..display import draws
 from .figure import figures_page
@@ -201,3 +202,16 @@ def render_attribution_graph(graph: AttributionGraph) -> str:
         ),
     ]
     return _page("Attribution graph", _paragraph(repr(graph)), table(columns, caption="The strongest links"))
+
+
+@draws(Verification)
+def render_verification(found: Verification) -> str:
+    """Estimated beside measured effects."""
+    kinds = ["strongest"] * found.n_top + ["random other"] * (len(found.edges) - found.n_top)
+    columns = [
+        Column("edge", list(found.edges)),
+        Column("chosen as", kinds),
+        Column("estimated", [signed(v) for v in found.estimated.tolist()], numeric=True),
+        Column("measured", [signed(v) for v in found.measured.tolist()], numeric=True),
+    ]
+    return _page("Scores verified", _paragraph(repr(found)), table(columns, caption="Edges measured one at a time"))

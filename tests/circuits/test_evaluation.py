@@ -134,6 +134,7 @@ def test_every_number_of_an_evaluation(tiny_gpt2: Any) -> None:
     assert one.empty_kl > 0
     assert len(one.same_degree) == 2
     assert "of its degrees" in repr(one)
+    assert "nan" in str(evaluate(tiny_gpt2, task, scores, n_random=0))
     frame = curve.to_dataframe()
     assert {"kl", "accuracy", "faithfulness_same_degree"} <= set(frame.columns)
 

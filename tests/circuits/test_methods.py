@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from mechwork.circuits import score_edges
+from mechwork.circuits import score_edges, verify_edges
 from mechwork.circuits.methods import PRESETS, find_method
 from mechwork.circuits.writers import WRITER_KINDS, record_writers
 from mechwork.errors import InputError, UnknownNameError
@@ -158,3 +158,21 @@ def test_memory_budgets_that_are_none(tiny_gpt2: Any, tiny_task: Task) -> None:
     for budget in ("lots", 0, "-1GB"):
         with pytest.raises(InputError, match="memory budget"):
             score_edges(tiny_gpt2, tiny_task, memory_budget=budget)
+
+
+def test_verification_measures_what_exact_scores_are(tiny_gpt2_64: Any, tiny_task: Task) -> None:
+    scores = score_edges(tiny_gpt2_64, tiny_task, rules="gradient")
+    exact = score_edges(tiny_gpt2_64, tiny_task, preset="exact")
+    found = verify_edges(tiny_gpt2_64, tiny_task, scores, 20, n_others=10)
+    cells = [scores.space.edge_index(edge) for edge in found.edges]
+    expected = torch.stack([exact.values[cell] for cell in cells])
+    torch.testing.assert_close(found.measured, expected, rtol=0, atol=1e-12)
+    assert list(found.edges[:20]) == [name for name, _ in scores.top(20)]
+    assert len(set(found.edges)) == 30
+    assert -1 <= found.pearson <= 1
+    assert found.missed == float(expected[20:].abs().max())
+    assert "random others" in repr(found)
+    same = verify_edges(tiny_gpt2_64, tiny_task, exact, 5, n_others=0)
+    assert same.relative_error < 1e-12
+    with pytest.raises(InputError, match="2 to 262"):
+        verify_edges(tiny_gpt2_64, tiny_task, scores, 1)
