@@ -23,12 +23,16 @@ from .circuits import EdgeScores as EdgeScores
 from .circuits import EdgeSpace as EdgeSpace
 from .circuits import FaithfulnessCurve as FaithfulnessCurve
 from .circuits import evaluate as evaluate
+from .circuits import ground_truth as ground_truth
 from .circuits import score_edges as score_edges
 from .models import load_model as load_model
 from .patching import Effects as Effects
 from .patching import attribute as attribute
 from .patching import patch as patch
 from .relevance import Composite as Composite
+from .relevance import TokenRelevance as TokenRelevance
+from .relevance import attribute_tokens as attribute_tokens
+from .relevance import check_conservation as check_conservation
 from .relevance import find_composite as find_composite
 from .render import report as report
 from .runs import AttentionPatterns as AttentionPatterns

@@ -63,6 +63,9 @@ SITE_KINDS: dict[str, SiteKind] = {
 }
 """Every kind of site, by its glossary name."""
 
+MLP_KINDS = ("resid_mid", "mlp_out", "mlp_in", "mlp_pre", "mlp_pre_linear", "mlp_post")
+"""Kinds that a model without MLPs does not have."""
+
 
 @dataclass(frozen=True, order=True)
 class Site:

@@ -32,6 +32,16 @@ _LLAMA: dict[str, Any] = {**_NEOX, "num_key_value_heads": 2}
 _GEMMA: dict[str, Any] = {**_LLAMA, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": SLIDING_WINDOW}
 _CAPS: dict[str, Any] = {"attn_logit_softcapping": 3.0, "final_logit_softcapping": 4.0}
 
+_NO_SPECIAL: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+_OPT: dict[str, Any] = {
+    "num_hidden_layers": 3, "num_attention_heads": 4, "hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 48,
+    "max_position_embeddings": 64, "vocab_size": D_VOCAB,
+}  # fmt: skip
+_FALCON: dict[str, Any] = {
+    "num_hidden_layers": 3, "num_attention_heads": 4, "hidden_size": 32, "max_position_embeddings": 64,
+    "vocab_size": D_VOCAB,
+}  # fmt: skip
+
 FAMILIES: dict[str, Callable[[], Any]] = {
     "gpt2": lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**_GPT2)),
     "neox": lambda: hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(**_NEOX)),
@@ -43,8 +53,43 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "gemma3": lambda: hf.Gemma3ForCausalLM(hf.Gemma3TextConfig(**_GEMMA)),
     "olmo2": lambda: hf.Olmo2ForCausalLM(hf.Olmo2Config(**_LLAMA)),
     "mixtral": lambda: hf.MixtralForCausalLM(hf.MixtralConfig(num_local_experts=4, num_experts_per_tok=2, **_LLAMA)),
+    "olmoe": lambda: hf.OlmoeForCausalLM(hf.OlmoeConfig(num_experts=4, num_experts_per_tok=2, **_LLAMA)),
+    "phi3": lambda: hf.Phi3ForCausalLM(hf.Phi3Config(**_NO_SPECIAL, **_LLAMA)),
+    "opt": lambda: hf.OPTForCausalLM(hf.OPTConfig(**_OPT)),
+    "gptj": lambda: hf.GPTJForCausalLM(hf.GPTJConfig(rotary_dim=4, **_NO_SPECIAL, **_GPT2)),
+    "falcon": lambda: hf.FalconForCausalLM(hf.FalconConfig(**_NO_SPECIAL, **_FALCON)),
 }
-"""Family name -> a freshly initialised Hugging Face module: 3 layers, 4 heads (2 key/value heads), d_model 32."""
+"""Family name -> a freshly initialised Hugging Face module: 3 layers, 4 heads (2 key/value heads; Falcon 1), d_model 32."""
+
+_NATIVE: dict[str, Any] = {"n_layers": 3, "n_heads": 4, "d_model": 32, "d_head": 8, "n_ctx": 64, "d_vocab": D_VOCAB}
+_MLP: dict[str, Any] = {"d_mlp": 48, "act_fn": "gelu"}
+
+NATIVE: dict[str, dict[str, Any]] = {
+    "no norms": {**_NATIVE, **_MLP, "normalization_type": None},
+    "attention only": {**_NATIVE, "attn_only": True, "normalization_type": None},
+    "attention only, norms": {**_NATIVE, "attn_only": True, "normalization_type": "LN"},
+    "bidirectional": {**_NATIVE, **_MLP, "act_fn": "relu", "normalization_type": None, "attention_dir": "bidirectional"},
+    "gated": {
+        **_NATIVE, "d_mlp": 48, "act_fn": "silu", "gated_mlp": True, "normalization_type": "RMS",
+        "positional_embedding_type": "rotary", "n_key_value_heads": 2,
+    },
+}  # fmt: skip
+"""TransformerLens' own models: what it is -> its configuration. Not among `FAMILIES`, which are Hugging Face modules."""
+
+
+def build_native(name: str, dtype: torch.dtype = torch.float64, seed: int = 0) -> Any:
+    """A native model with redrawn weights, loaded as a user would load it, set up by one forward pass."""
+    from transformer_lens.config import TransformerBridgeConfig
+    from transformer_lens.model_bridge.sources import boot_native
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: Any = boot_native(TransformerBridgeConfig(**NATIVE[name]))
+        _redraw(model)
+    model = load_model(model, dtype=dtype)
+    with torch.no_grad():
+        model.run_with_cache(torch.tensor([[1, 2, 3]]))
+    return model
 
 
 def build_module(family: str, seed: int = 0) -> Any:

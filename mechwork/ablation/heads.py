@@ -195,13 +195,14 @@ def _direct_effects(model: TransformerBridge, task: Task, run: Run, means: list[
     rows = torch.arange(len(pairs), device=run.logits.device)
     end = pairs.lengths.to(run.logits.device) - 1
     norm = final_norm(model)
-    scale = norm.scale(run.layers["resid_post"][-1][rows, end])
+    scale = None if norm is None else norm.scale(run.layers["resid_post"][-1][rows, end])[:, None]
     W_U = model.W_U.detach()
     readout = _mean_columns(W_U, pairs.correct) - _mean_columns(W_U, pairs.incorrect)  # batch d_model
     effects = []
     for layer, (z, mean) in enumerate(zip(run.layers["z"], means, strict=True)):
         written = torch.einsum("bhe,hed->bhd", (z - mean)[rows, end], model.blocks[layer].attn.W_O.detach())
-        effects.append(torch.einsum("bhd,bd->bh", norm.linear(written, scale[:, None]), readout).mean(dim=0))
+        shares = written if norm is None else norm.linear(written, scale)
+        effects.append(torch.einsum("bhd,bd->bh", shares, readout).mean(dim=0))
     return torch.stack(effects).cpu()
 
 

@@ -10,6 +10,7 @@ Owns the graph (`EdgeSpace`), scores (edges, nodes, neurons, positions), searche
         logits = model(tokens)
 """
 
+from . import ground_truth as ground_truth
 from .acdc import find_acdc as find_acdc
 from .circuit import Circuit as Circuit
 from .compare import CircuitComparison as CircuitComparison
@@ -22,6 +23,8 @@ from .curves import CircuitEvaluation as CircuitEvaluation
 from .curves import FaithfulnessCurve as FaithfulnessCurve
 from .ensemble import ensemble as ensemble
 from .evaluate import evaluate as evaluate
+from .exact_edges import EdgeEffects as EdgeEffects
+from .exact_edges import measure_edges as measure_edges
 from .files import load_tensors as load_tensors
 from .files import read_mib as read_mib
 from .files import save_tensors as save_tensors

@@ -30,7 +30,7 @@ from ..tasks.task import Task
 from .run import AblatedWrites, as_circuit
 from .select import select_random
 from .space import EdgeSpace
-from .writers import WRITER_KINDS, record_writers
+from .writers import record_writers, writer_kinds
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -143,7 +143,7 @@ def _last_logits(model: TransformerBridge, pairs: PromptPairs) -> Float[Tensor, 
 
 
 def _writes_of(model: TransformerBridge, space: EdgeSpace, pairs: PromptPairs, *, corrupt: bool) -> AblatedWrites:
-    return record_writers(model, space, record_run(model, pairs, WRITER_KINDS, corrupt=corrupt, n_tail=1))
+    return record_writers(model, space, record_run(model, pairs, writer_kinds(space), corrupt=corrupt, n_tail=1))
 
 
 def _other_prompts(task: Task, seed: int) -> Tensor:

@@ -33,9 +33,8 @@ from ..tasks.task import Task
 from .ablated import find_ablation
 from .circuit import Circuit
 from .run import AblatedWrites, Resume, as_circuit
-from .score import require_aligned
 from .space import EdgeSpace
-from .writers import WRITER_KINDS, Writes, check_edges, record_writers
+from .writers import Writes, check_edges, record_writers, require_aligned, writer_kinds
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -134,7 +133,7 @@ class _Trials:
         cls, model: TransformerBridge, task: Task, space: EdgeSpace, ablation: str, measure: str, seed: int
     ) -> _Trials:
         pairs = task.pairs.to(device_of(model))
-        clean = record_run(model, pairs, WRITER_KINDS)
+        clean = record_run(model, pairs, writer_kinds(space))
         ablated = find_ablation(model, task, space, ablation, seed=seed).writes(pairs, 0)
         difference = ablated - record_writers(model, space, clean)
         return cls(model, task, space, pairs, clean, ablated, difference, measure)

@@ -28,9 +28,8 @@ from .circuit import Circuit
 from .curves import faithfulness
 from .evaluate import Settings, measure_circuits
 from .run import as_circuit
-from .score import require_aligned
 from .space import INPUT, EdgeSpace
-from .writers import check_edges
+from .writers import check_edges, require_aligned
 
 if TYPE_CHECKING:
     import pandas

@@ -9,13 +9,14 @@ An estimator sees the whole task once, when it is made: that is where data-set m
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..errors import InputError
 from ..models.anatomy import device_of, dtype_of
 from ..runs.record import Baseline, Run
 from ..tasks.task import Task
@@ -24,10 +25,10 @@ from .exact import ExactEffects
 from .flow import InformationFlow
 from .methods import Method
 from .points import Passes, Point, add_at, start_at
-from .readers import reader_coefficients, reader_kinds, stream_kinds
+from .readers import reader_coefficients, reader_kinds
 from .rows import Rows
 from .space import EdgeSpace
-from .writers import WRITER_KINDS, Writes, record_writers, write_differences
+from .writers import Writes, record_writers, stream_kinds, write_differences, writer_kinds
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -47,6 +48,7 @@ class Coefficients:
     seed: int
 
     def __post_init__(self) -> None:
+        _check_rules(self.model, self.method)
         self.ablated = None if self.method.ablation == "corrupt" else self._ablated_writes()
 
     def __call__(self, task: Task) -> Rows:
@@ -57,9 +59,14 @@ class Coefficients:
     def by_cell(self, task: Task, cells: Cells | None, fractions: Sequence[float] | None = None) -> Rows:
         """Scores ``[batch, cell, writer, reader]``, a cell being a set of positions of each prompt (None: all in one)."""
         passes = Passes.of(self.model, task, self.method.rules, self.method.direction)
+        if not self.method.rules.grad_drop or self.space.n_layers == 1:
+            return self._one(passes, cells, fractions)
+        return self._dropping(passes, cells, fractions)
+
+    def _one(self, passes: Passes, cells: Cells | None, fractions: Sequence[float] | None) -> Rows:
         n_cells = 1 if cells is None else len(cells)
         self.total = torch.zeros(
-            len(task), n_cells, self.space.n_writers, self.space.n_readers,
+            len(passes.task), n_cells, self.space.n_writers, self.space.n_readers,
             dtype=torch.promote_types(dtype_of(self.model), torch.float32), device=device_of(self.model),
         )  # fmt: skip
         if self.method.path == "activations":
@@ -69,18 +76,35 @@ class Coefficients:
         total, self.total = self.total, torch.empty(0)
         return Rows(total if self.method.direction == "denoise" else -total, baseline)
 
+    def _dropping(self, passes: Passes, cells: Cells | None, fractions: Sequence[float] | None) -> Rows:
+        """GradDrop (Kramár et al. 2024): mean magnitude over backward passes that skip a layer each, with the sign of the sum.
+
+        A reader inside a layer is not judged without that layer.
+        """
+        n_layers = self.space.n_layers
+        inside = torch.full((self.space.n_readers,), -1)
+        for layer in range(n_layers):
+            inside[layer * self.space.readers_per_layer : (layer + 1) * self.space.readers_per_layer] = layer
+        signed = size = torch.zeros(())
+        for layer in range(n_layers):
+            rows = self._one(replace(passes, drop=layer), cells, fractions)
+            weight = torch.where(inside < 0, 1 / n_layers, (inside != layer).float() / (n_layers - 1)).to(rows.values)
+            signed = signed.to(rows.values) + weight * rows.values
+            size = size.to(rows.values) + weight * rows.values.abs()
+        return Rows(signed.sign() * size, rows.baseline)
+
     # ---- paths ---------------------------------------------------------------------------------------------------
 
     def _along_inputs(self, passes: Passes, cells: Cells | None, fractions: tuple[float, ...]) -> Baseline:
-        reading, streams = reader_kinds(self.space), stream_kinds(self.space)
+        reading, streams, writing = reader_kinds(self.space), stream_kinds(self.space), writer_kinds(self.space)
         at_host = at_donor = None
         if 0.0 in fractions:
-            at_host = passes.point(reading, [*WRITER_KINDS, *streams])
-        host = at_host.run if at_host else passes.plain(WRITER_KINDS)
+            at_host = passes.point(reading, [*writing, *streams])
+        host = at_host.run if at_host else passes.plain(writing)
         if 1.0 in fractions and self.ablated is None:
-            swapped = Passes(passes.model, passes.task, passes.pairs.corrupt_as_host(), passes.composite)
-            at_donor = swapped.point(reading, [*WRITER_KINDS, *streams])
-        donor = at_donor.run if at_donor else passes.plain(WRITER_KINDS if self.ablated is None else (), donor=True)
+            swapped = replace(passes, pairs=passes.pairs.corrupt_as_host())
+            at_donor = swapped.point(reading, [*writing, *streams])
+        donor = at_donor.run if at_donor else passes.plain(writing if self.ablated is None else (), donor=True)
         baseline = self._baseline(passes, host, donor)
         start = host.layers["resid_pre"][0]
         end = donor.layers["resid_pre"][0] if self.ablated is None else self.ablated[0].to(start).expand_as(start)
@@ -98,7 +122,7 @@ class Coefficients:
 
     def _along_activations(self, passes: Passes, cells: Cells | None) -> Baseline:
         """For the heads of a layer, or an MLP, or the input: gradients while that component alone moves."""
-        kinds = (*WRITER_KINDS, "attn_out")
+        kinds = (*writer_kinds(self.space), "attn_out")
         host, donor = passes.plain(kinds), passes.plain(kinds if self.ablated is None else (), donor=True)
         steps = [(k + 0.5) / self.method.ig_steps for k in range(self.method.ig_steps)]
         for chunk, writes in self._differences(donor, host, whole=True):
@@ -117,6 +141,8 @@ class Coefficients:
         yield slice(0, 1), "resid_pre", 0
         for layer in range(self.space.n_layers):
             yield self.space.head_writers(layer), "attn_out", layer
+            if self.space.attn_only:
+                continue
             row = self.space.mlp_writer(layer)
             yield slice(row, row + 1), "mlp_out", layer
 
@@ -168,6 +194,16 @@ class Coefficients:
         if self.method.ablation == "zero":
             return torch.zeros(self.space.n_writers, 1, 1, self.model.cfg.d_model).to(next(self.model.parameters()))
         return mean_writes(self.model, self.task, self.space, by_position=self.method.ablation == "mean_by_position")
+
+
+def _check_rules(model: TransformerBridge, method: Method) -> None:
+    """Raises `InputError` for rules on the weights that readers are pulled back through here with their plain gradient."""
+    for (name, family), rule in method.rules.bind(model).rules.items():
+        if family == "linear" and name.endswith((".attn.q", ".attn.k", ".attn.v", ".attn.qkv")):
+            raise InputError(
+                f"edges are read through the plain weights of queries, keys and values; {rule} is bound to {name}. "
+                "Bind linear rules to other modules, e.g. 'blocks.*.mlp.*', or score sites with mechwork.attribute."
+            )
 
 
 @dataclass(eq=False)

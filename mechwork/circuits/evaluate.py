@@ -29,11 +29,10 @@ from .budget import DEFAULT_BUDGET, parse_bytes
 from .circuit import Circuit, prune
 from .curves import MIB_FRACTIONS, CircuitEvaluation, FaithfulnessCurve, faithfulness
 from .run import as_circuit
-from .score import require_aligned
 from .scores import EdgeScores
 from .select import Ranking, select, select_random, select_random_same_degree
 from .space import EdgeSpace
-from .writers import check_edges
+from .writers import check_edges, require_aligned
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

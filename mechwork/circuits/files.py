@@ -139,7 +139,13 @@ def read_mib(path: str | Path, *, convention: str | None = None, n_kv_heads: int
     sign = _sign(convention or said)
     cfg = data["cfg"]
     kv = n_kv_heads or own.get("space", {}).get("n_kv_heads") or cfg["n_heads"]
-    space = EdgeSpace(int(cfg["n_layers"]), int(cfg["n_heads"]), int(kv), bool(cfg.get("parallel_attn_mlp")))
+    space = EdgeSpace(
+        int(cfg["n_layers"]),
+        int(cfg["n_heads"]),
+        int(kv),
+        bool(cfg.get("parallel_attn_mlp")),
+        bool(own.get("space", {}).get("attn_only")),
+    )
     mask, scores = torch.zeros_like(space.mask), torch.zeros(space.n_writers, space.n_readers, dtype=torch.float64)
     writers = {name: i for i, name in enumerate(space.writers)}
     readers = {t: j for j, name in enumerate(space.readers) for t in _their_readers(space, name)}

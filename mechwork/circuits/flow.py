@@ -22,7 +22,7 @@ from .methods import Method
 from .points import Passes
 from .rows import Rows
 from .space import EdgeSpace
-from .writers import WRITER_KINDS, record_writers
+from .writers import record_writers, stream_kinds, writer_kinds
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -42,8 +42,8 @@ class InformationFlow:
     def __call__(self, task: Task) -> Rows:
         space = self.space
         passes = Passes.of(self.model, task, self.method.rules, "noise")
-        kinds = [*WRITER_KINDS, *(() if space.parallel else ("resid_mid",)), Site("resid_post", space.n_layers - 1)]
-        run = passes.plain(kinds)
+        kinds = dict.fromkeys([*writer_kinds(space), *stream_kinds(space), Site("resid_post", space.n_layers - 1)])
+        run = passes.plain(list(kinds))
         writes, mask = record_writers(self.model, space, run), passes.pairs.mask
         values = writes.new_zeros(len(task), space.n_writers, space.n_readers)
 
@@ -57,7 +57,10 @@ class InformationFlow:
         for layer in range(space.n_layers):
             stream, n_seen = run.layers["resid_pre"][layer], space.n_seen_by_attention(layer)
             first = space.attention_readers(layer, "q").start
-            values[:, :n_seen, first : space.mlp_reader(layer)] = share(stream, n_seen)
+            last = space.attention_readers(layer, "v").stop
+            values[:, :n_seen, first:last] = share(stream, n_seen)
+            if space.attn_only:
+                continue
             n_seen, column = space.n_seen_by_mlp(layer), space.mlp_reader(layer)
             middle = stream if space.parallel else run.layers["resid_mid"][layer]
             values[:, :n_seen, column : column + 1] = share(middle, n_seen)

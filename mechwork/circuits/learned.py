@@ -32,11 +32,10 @@ from ..tasks.task import Task
 from .ablated import find_ablation
 from .circuit import Circuit
 from .run import as_circuit
-from .score import require_aligned
 from .scores import EdgeScores
 from .select import select_top
 from .space import EdgeSpace
-from .writers import check_edges
+from .writers import check_edges, require_aligned
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

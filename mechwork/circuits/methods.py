@@ -6,7 +6,8 @@
 | ``eap-ig`` | gradients at 5 midpoints between the inputs | Hanna et al. 2024 |
 | ``eap-ig-activations`` | for each component, gradients at midpoints between its own writes | Hanna et al. 2024; Marks et al. 2024 |
 | ``clean-corrupt`` | gradients at both ends, averaged | Hanna et al. 2024 (code) |
-| ``atp_star``, ``relp``, ``gim``, ``attnlrp`` | one end, under other rules | see `mechwork.relevance` |
+| ``relp``, ``gim``, ``attnlrp`` | one end, under other rules | see `mechwork.relevance` |
+| ``atp_star`` | GradDrop: gradients that skip a layer each; its query-key fix is for sites and not for edges | Kramár et al. 2024 |
 | ``relp-ig`` | `relp` at 5 midpoints | |
 | ``information-flow`` | how much of the stream at the reader the write makes up; unsigned, clean run only | Ferrando & Voita 2024 |
 | ``exact`` | measured: the edge alone takes the other run's value | Wang et al. 2022 (path patching) |
@@ -15,12 +16,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from ..errors import InputError, UnknownNameError
 from ..patching.result import Direction, check_direction
-from ..relevance import Composite, find_composite
+from ..relevance import Composite, Rule, find_composite
 
 Path = Literal["inputs", "activations", "clean-corrupt"]
 Estimator = Literal["coefficients", "information-flow", "exact", "random"]
@@ -99,7 +101,7 @@ DEFAULT = "relp"
 def find_method(
     preset: str | None = None,
     *,
-    rules: str | Composite | None = None,
+    rules: str | Composite | Sequence[str | Rule] | None = None,
     ig_steps: int | None = None,
     path: str | None = None,
     direction: str | None = None,

@@ -20,7 +20,7 @@ from ..errors import InputError
 from ..models.anatomy import device_of
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
-from ..relevance import Composite
+from ..relevance import Composite, Rule
 from ..runs.record import Baseline, check_task, record_run, run_to_metric
 from ..shapes import PerExample
 from ..sites import Site, hook_name
@@ -29,10 +29,10 @@ from .budget import DEFAULT_BUDGET
 from .circuit import Circuit
 from .methods import Method, find_method
 from .points import Passes, start_at
-from .score import Progress, batch_rows, join_baselines, plan_batches, require_aligned
+from .score import Progress, batch_rows, join_baselines, plan_batches
 from .select import select_top_nodes
 from .space import EdgeSpace
-from .writers import check_edges
+from .writers import check_edges, require_aligned
 
 if TYPE_CHECKING:
     import pandas
@@ -114,7 +114,7 @@ def score_nodes(
     task: Task,
     *,
     preset: str | None = None,
-    rules: str | Composite | None = None,
+    rules: str | Composite | Sequence[str | Rule] | None = None,
     ig_steps: int | None = None,
     path: str | None = None,
     direction: str | None = None,
@@ -147,7 +147,7 @@ def score_neurons(
     model: TransformerBridge,
     task: Task,
     *,
-    rules: str | Composite | None = None,
+    rules: str | Composite | Sequence[str | Rule] | None = None,
     ig_steps: int | None = None,
     direction: str | None = None,
     batch_size: int = 16,

@@ -8,6 +8,7 @@ scores cost one forward, and one forward with one backward. Only the columns tha
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from ..errors import MetricError
 from ..models.anatomy import device_of
 from ..patching.result import Direction
 from ..relevance import Binding, Composite
+from ..relevance.drop import droppable_layers
 from ..runs.record import Run, record_run
 from ..shapes import PerExample
 from ..sites import Site, hook_name
@@ -43,12 +45,16 @@ class Point:
 
 @dataclass(frozen=True, eq=False)
 class Passes:
-    """Runs the model on one micro-batch of pairs: `pairs` has the host as its clean side."""
+    """Runs the model on one micro-batch of pairs: `pairs` has the host as its clean side.
+
+    `drop` is a layer whose writes backward passes go around (GradDrop).
+    """
 
     model: TransformerBridge
     task: Task
     pairs: PromptPairs
     composite: Composite
+    drop: int | None = None
 
     @classmethod
     def of(cls, model: TransformerBridge, task: Task, composite: Composite, direction: Direction) -> Passes:
@@ -73,7 +79,11 @@ class Passes:
     ) -> Point:
         """Coefficients at a run of the host's prompts in which `put` replaces activations. Cost: 1 forward, 1 backward."""
         wanted = list(dict.fromkeys([*kinds, *also_record]))
-        with self.composite.context(self.model) as binding, self.model.hooks(fwd_hooks=list(put)):
+        with ExitStack() as stack:
+            binding = stack.enter_context(self.composite.context(self.model))
+            if self.drop is not None:
+                stack.enter_context(droppable_layers(self.model)).layer = self.drop
+            stack.enter_context(self.model.hooks(fwd_hooks=list(put)))
             run = record_run(self.model, self.pairs, wanted, grad=True, n_tail=self.n_tail)
             values = self.measure(run)
         names = list(dict.fromkeys(kind.kind if isinstance(kind, Site) else kind for kind in kinds))
@@ -112,6 +122,13 @@ def _differentiate(run: Run, value: Tensor, kinds: Sequence[str]) -> dict[str, l
 
     def coefficient(node: Tensor) -> Tensor:
         grad = found.get(id(node))
-        return torch.zeros_like(node) if grad is None else grad
+        if grad is None:
+            return torch.zeros_like(node)
+        if not bool(grad.isfinite().all()):
+            raise MetricError(
+                f"coefficients are not finite in {grad.dtype}. Load the model in float32 (or bfloat16, whose range is wider than "
+                "float16's), or choose rules whose ratios stay bounded."
+            )
+        return grad
 
     return {kind: [coefficient(node) for node in run.layers[kind]] for kind in kinds}

@@ -15,7 +15,7 @@ With q/k-norms or soft caps the k and q parts are secants: labelled estimates of
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -28,9 +28,10 @@ from ..display import Displayable
 from ..errors import InputError
 from ..models.anatomy import device_of
 from ..models.identity import identify_model
+from ..patching.queries_keys import check_open
 from ..patching.result import Direction
 from ..provenance import Provenance, build_provenance
-from ..relevance import Composite
+from ..relevance import Composite, Rule
 from ..runs.record import Baseline, Run, check_task
 from ..runs.restart import restart_at
 from ..shapes import EdgeMatrix
@@ -42,9 +43,9 @@ from .estimate import Coefficients
 from .methods import Method, find_method
 from .points import Passes
 from .sample import Stream, Streamed, percentile_interval
-from .score import N_RESAMPLES, join_baselines, plan_batches, require_aligned
+from .score import N_RESAMPLES, join_baselines, plan_batches
 from .space import EdgeSpace
-from .writers import check_edges
+from .writers import check_edges, require_aligned
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -137,7 +138,7 @@ def score_positions(
     *,
     positions: str = "each",
     preset: str | None = None,
-    rules: str | Composite | None = None,
+    rules: str | Composite | Sequence[str | Rule] | None = None,
     ig_steps: int | None = None,
     path: str | None = None,
     direction: str | None = None,
@@ -183,7 +184,7 @@ def score_attention_edges(
     task: Task,
     *,
     positions: str = "each",
-    rules: str | Composite | None = None,
+    rules: str | Composite | Sequence[str | Rule] | None = None,
     direction: str | None = None,
     batch_size: int = 16,
 ) -> AttentionEdges:
@@ -195,6 +196,7 @@ def score_attention_edges(
     """
     method = find_method(rules=rules, direction=direction)
     _check(model, task)
+    check_open(model)
     names, cells = task.pairs.cells(positions)
     rows, ends = [], []
     for start in range(0, len(task), batch_size):

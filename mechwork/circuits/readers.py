@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..models.anatomy import Norm, block_norm
+from ..models.anatomy import Norm, block_norm, mlp_norm_name
 from ..relevance.rules import GradientRule, LNRule, Rule, norm_pull_back
 from ..sites import Site, block_module
 from .points import Point
@@ -30,12 +30,8 @@ _FOLDED = (type(None), GradientRule, LNRule)
 
 def reader_kinds(space: EdgeSpace) -> tuple[str | Site, ...]:
     """Sites whose coefficients become the readers'."""
-    return ("q", "k", "v", "mlp_in", Site("resid_post", space.n_layers - 1))
-
-
-def stream_kinds(space: EdgeSpace) -> tuple[str, ...]:
-    """Sites that the norms' pull-back needs."""
-    return ("resid_pre",) if space.parallel else ("resid_pre", "resid_mid")
+    inside = ("q", "k", "v") if space.attn_only else ("q", "k", "v", "mlp_in")
+    return (*inside, Site("resid_post", space.n_layers - 1))
 
 
 def reader_coefficients(
@@ -50,7 +46,10 @@ def reader_coefficients(
             g = point.coefficients[kind][layer][:, positions]
             columns = space.attention_readers(layer, kind)
             yield columns, space.n_seen_by_attention(layer), _through_attention(g, weight.detach(), rule, norm, stream)
-        rule, norm = point.binding.rule(block_module(layer, "ln2"), "norm"), block_norm(model, layer, "ln2")
+        if space.attn_only:
+            continue
+        name = mlp_norm_name(model, layer)
+        rule, norm = point.binding.rule(block_module(layer, name), "norm"), block_norm(model, layer, name)
         middle = stream if space.parallel else point.run.layers["resid_mid"][layer][:, positions].detach()
         pulled = point.coefficients["mlp_in"][layer][:, positions]
         if norm is not None:

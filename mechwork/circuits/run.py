@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..errors import InputError
-from ..models.anatomy import block_norm
+from ..models.anatomy import block_norm, mlp_norm_name
 from ..sites import Site, hook_name
 from .space import EdgeSpace
 from .writers import head_writes
@@ -87,6 +87,8 @@ class _Runner:
             hooks.append((hook_name(Site("resid_pre", layer)), self._enter(layer)))
             hooks += [(hook_name(Site(kind, layer)), self._attention_reader(layer, kind)) for kind in "qkv"]
             hooks.append((hook_name(Site("z", layer)), self._head_writers(layer)))
+            if self.space.attn_only:
+                continue
             if not self.space.parallel:
                 hooks.append((hook_name(Site("resid_mid", layer)), self._middle))
             hooks.append((hook_name(Site("mlp_in", layer)), self._mlp_reader(layer)))
@@ -179,7 +181,8 @@ class _Runner:
         return hook
 
     def _mlp_reader(self, layer: int) -> Any:
-        norm, column = block_norm(self.model, layer, "ln2"), self.space.mlp_reader(layer)
+        norm = block_norm(self.model, layer, mlp_norm_name(self.model, layer))
+        column = self.space.mlp_reader(layer)
         wanted = self.columns[self.columns == column]
 
         def hook(activation: Tensor, hook: Any) -> Tensor | None:

@@ -13,7 +13,7 @@ n (forward + backward); activation paths (2 layers + 1) n (forward + backward). 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -24,7 +24,7 @@ from ..errors import InputError
 from ..models.anatomy import check_ready, dtype_of
 from ..models.identity import identify_model
 from ..provenance import build_provenance
-from ..relevance import Composite
+from ..relevance import Composite, Rule
 from ..runs.record import Baseline, check_task
 from ..tasks.task import Task
 from .budget import DEFAULT_BUDGET, Fit, fit, parse_bytes
@@ -33,7 +33,7 @@ from .methods import Method, find_method
 from .sample import Stream
 from .scores import EdgeScores
 from .space import EdgeSpace
-from .writers import check_edges
+from .writers import check_edges, require_aligned
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -50,7 +50,7 @@ def score_edges(
     task: Task,
     *,
     preset: str | None = None,
-    rules: str | Composite | None = None,
+    rules: str | Composite | Sequence[str | Rule] | None = None,
     ig_steps: int | None = None,
     path: str | None = None,
     direction: str | None = None,
@@ -116,14 +116,6 @@ def score_edges(
         templates=task.pairs.templates,
         streamed=stream.streamed(),
     )
-
-
-def require_aligned(task: Task) -> None:
-    """Raises `InputError` unless the prompts of every pair have one length."""
-    if not task.pairs.aligned:
-        raise InputError(
-            "edges compare writes position by position, so the two prompts of a pair need the same length. Reword the longer one."
-        )
 
 
 @dataclass(frozen=True)

@@ -32,12 +32,13 @@ INPUT, LOGITS = "input", "logits"
 
 @dataclass(frozen=True)
 class EdgeSpace:
-    """The edge space of a decoder-only transformer with `n_layers` blocks; `parallel` blocks feed attention and MLP alike."""
+    """The edge space of a decoder-only transformer with `n_layers` blocks; `parallel` blocks feed attention and MLP alike; `attn_only` blocks have no MLP."""
 
     n_layers: int
     n_heads: int
     n_kv_heads: int
     parallel: bool = False
+    attn_only: bool = False
 
     def __post_init__(self) -> None:
         if self.n_layers < 1 or self.n_heads < 1 or self.n_kv_heads < 1 or self.n_heads % self.n_kv_heads:
@@ -46,34 +47,46 @@ class EdgeSpace:
     @classmethod
     def of(cls, anatomy: ModelAnatomy) -> EdgeSpace:
         """The edge space of a model."""
-        return cls(anatomy.n_layers, anatomy.n_heads, anatomy.n_kv_heads, anatomy.parallel)
+        return cls(anatomy.n_layers, anatomy.n_heads, anatomy.n_kv_heads, anatomy.parallel, anatomy.attn_only)
 
     # ---- writers -------------------------------------------------------------------------------------------------
 
     @property
+    def mlps(self) -> range:
+        """Layers that have an MLP: all or none."""
+        return range(0 if self.attn_only else self.n_layers)
+
+    @property
+    def writers_per_layer(self) -> int:
+        return self.n_heads + (not self.attn_only)
+
+    @property
     def n_writers(self) -> int:
-        return 1 + self.n_layers * (self.n_heads + 1)
+        return 1 + self.n_layers * self.writers_per_layer
 
     def head_writers(self, layer: int) -> slice:
         """Rows of a layer's heads."""
-        start = 1 + layer * (self.n_heads + 1)
+        start = 1 + layer * self.writers_per_layer
         return slice(start, start + self.n_heads)
 
     def mlp_writer(self, layer: int) -> int:
-        """Row of a layer's MLP."""
+        """Row of the MLP of one of the layers `mlps`."""
         return (layer + 1) * (self.n_heads + 1)
 
     @cached_property
     def writers(self) -> tuple[str, ...]:
         """Names of the rows."""
-        blocks = ([*(f"a{layer}.h{h}" for h in range(self.n_heads)), f"m{layer}"] for layer in range(self.n_layers))
-        return (INPUT, *(name for block in blocks for name in block))
+        names = [INPUT]
+        for layer in range(self.n_layers):
+            names += [f"a{layer}.h{h}" for h in range(self.n_heads)]
+            names += [f"m{layer}"] * (not self.attn_only)
+        return tuple(names)
 
     # ---- readers -------------------------------------------------------------------------------------------------
 
     @property
     def readers_per_layer(self) -> int:
-        return self.n_heads + 2 * self.n_kv_heads + 1
+        return self.n_heads + 2 * self.n_kv_heads + (not self.attn_only)
 
     @property
     def n_readers(self) -> int:
@@ -88,7 +101,7 @@ class EdgeSpace:
         return slice(start, start + self.n_kv_heads)
 
     def mlp_reader(self, layer: int) -> int:
-        """Column of a layer's MLP input."""
+        """Column of the MLP input of one of the layers `mlps`."""
         return (layer + 1) * self.readers_per_layer - 1
 
     @property
@@ -103,14 +116,14 @@ class EdgeSpace:
         for layer in range(self.n_layers):
             names += [f"a{layer}.h{h}<q>" for h in range(self.n_heads)]
             names += [f"a{layer}.h{h}<{kind}>" for kind in "kv" for h in range(self.n_kv_heads)]
-            names.append(f"m{layer}")
+            names += [f"m{layer}"] * (not self.attn_only)
         return (*names, LOGITS)
 
     # ---- edges ---------------------------------------------------------------------------------------------------
 
     def n_seen_by_attention(self, layer: int) -> int:
         """How many writers come before a layer's attention."""
-        return 1 + layer * (self.n_heads + 1)
+        return 1 + layer * self.writers_per_layer
 
     def n_seen_by_mlp(self, layer: int) -> int:
         """How many writers come before a layer's MLP."""
@@ -121,7 +134,8 @@ class EdgeSpace:
         """For every reader the number of writers (a prefix) that it can see."""
         seen: list[int] = []
         for layer in range(self.n_layers):
-            seen += [self.n_seen_by_attention(layer)] * (self.readers_per_layer - 1) + [self.n_seen_by_mlp(layer)]
+            seen += [self.n_seen_by_attention(layer)] * (self.n_heads + 2 * self.n_kv_heads)
+            seen += [self.n_seen_by_mlp(layer)] * (not self.attn_only)
         return torch.tensor([*seen, self.n_writers])
 
     @cached_property
@@ -144,12 +158,13 @@ class EdgeSpace:
                 feeds[row, self.attention_readers(layer, "q").start + head] = True
                 for kind in "kv":
                     feeds[row, self.attention_readers(layer, kind).start + head // group] = True
+        for layer in self.mlps:
             feeds[self.mlp_writer(layer), self.mlp_reader(layer)] = True
         return feeds
 
     def layer_of_writer(self, row: int) -> int:
         """Layer of a writer; -1 for the input."""
-        return (row - 1) // (self.n_heads + 1) if row else -1
+        return (row - 1) // self.writers_per_layer if row else -1
 
     def edge_name(self, row: int, column: int) -> str:
         """``"a5.h1->a7.h9<q>"``."""

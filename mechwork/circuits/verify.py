@@ -17,9 +17,8 @@ from ..runs.record import check_task
 from ..tasks.task import Task
 from .exact import ExactEffects
 from .methods import find_method
-from .score import require_aligned
 from .scores import EdgeScores
-from .writers import check_edges
+from .writers import check_edges, require_aligned
 
 if TYPE_CHECKING:
     import pandas

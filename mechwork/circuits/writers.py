@@ -16,19 +16,39 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import UnsupportedModelError
+from ..errors import InputError, UnsupportedModelError
 from ..models.anatomy import ModelAnatomy, block_norm
 from ..runs.record import Run
+from ..sites import MLP_KINDS
+from ..tasks.task import Task
 from .space import EdgeSpace
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 WRITER_KINDS = ("resid_pre", "z", "mlp_out")
-"""Site kinds from which writers are made."""
+"""Site kinds from which writers are made (without MLPs: see `writer_kinds`)."""
 
 Writes = Float[Tensor, "writer batch pos d_model"]
 """What every writer adds to the residual stream."""
+
+
+def writer_kinds(space: EdgeSpace) -> tuple[str, ...]:
+    """The writer kinds that a model of this graph has."""
+    return tuple(kind for kind in WRITER_KINDS if not (space.attn_only and kind in MLP_KINDS))
+
+
+def stream_kinds(space: EdgeSpace) -> tuple[str, ...]:
+    """The kinds at which readers read the stream."""
+    return ("resid_pre",) if space.parallel or space.attn_only else ("resid_pre", "resid_mid")
+
+
+def require_aligned(task: Task) -> None:
+    """Raises `InputError` unless the prompts of every pair have one length."""
+    if not task.pairs.aligned:
+        raise InputError(
+            "edges compare writes position by position, so the two prompts of a pair need the same length. Reword the longer one."
+        )
 
 
 def check_edges(model: TransformerBridge, anatomy: ModelAnatomy) -> None:
@@ -63,6 +83,7 @@ def record_writers(model: TransformerBridge, space: EdgeSpace, run: Run, positio
     for layer in range(space.n_layers):
         z = run.layers["z"][layer][:, positions].detach()
         head_writes(model, layer, z, out=writes[space.head_writers(layer)])
+    for layer in space.mlps:
         writes[space.mlp_writer(layer)] = run.layers["mlp_out"][layer][:, positions].detach()
     return writes
 
@@ -86,5 +107,6 @@ def write_differences(
         else:
             ends = (head_writes(model, layer, run.layers["z"][layer][:, positions].detach()) for run in (donor, host))
             torch.sub(*(end.to(writes.dtype) for end in ends), out=writes[rows])
+    for layer in space.mlps:
         writes[space.mlp_writer(layer)] = difference("mlp_out", layer)
     return writes

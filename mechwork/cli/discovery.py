@@ -78,12 +78,13 @@ def discover(model: TransformerBridge, model_name: str, task: Task, settings: Se
     n_edges = settings.size(EdgeSpace.of(anatomy))
     require_aligned(task)
     train, test = task.train, task.test
+    sites = [kind for kind in SITES if anatomy.has_site(kind)]
     positions = None if train.pairs.one_length or train.pairs.spans else "all"
     with console.step("measuring effects") as progress:
-        measured = patch(model, train, sites=SITES, positions=positions, progress=progress)
+        measured = patch(model, train, sites=sites, positions=positions, progress=progress)
     with console.step("estimating effects"):
         estimated = attribute(
-            model, train, sites=SITES, rules=settings.rules, ig_steps=settings.ig_steps, positions=positions
+            model, train, sites=sites, rules=settings.rules, ig_steps=settings.ig_steps, positions=positions
         )
     with console.step("scoring edges") as progress:
         scores = score_edges(model, train, rules=settings.rules, ig_steps=settings.ig_steps, progress=progress)

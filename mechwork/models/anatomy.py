@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import InputError, UnsupportedModelError
-from ..sites import BLOCK_NORMS, FINAL_NORM, HEAD_NORMS, SITE_KINDS, Site, block_module, hook_name
+from ..sites import BLOCK_NORMS, FINAL_NORM, HEAD_NORMS, MLP_KINDS, SITE_KINDS, Site, block_module, hook_name
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -31,15 +31,30 @@ CLAIMED = (
     "Gemma3ForCausalLM",
     "Olmo2ForCausalLM",
     "MixtralForCausalLM",
+    "OlmoeForCausalLM",
+    "Phi3ForCausalLM",
+    "OPTForCausalLM",
+    "GPTJForCausalLM",
+    "FalconForCausalLM",
 )
-"""Architectures on which every fast method is tested against its literal form."""
+"""Hugging Face architectures on which every fast method is tested against its literal form."""
+
+NATIVE = "TransformerLensNative"
+"""TransformerLens' own small models (`TransformerBridge.boot_native`): also claimed, with or without norms and MLPs."""
+
+ELEMENTWISE = ("gelu", "gelu_new", "relu", "silu", "swish")
+"""Activations of native MLPs that act on each neuron alone, as the rules and the literal forms take for granted."""
 
 NormPlace = Literal["pre", "post", "both"]
 
 
 @dataclass(frozen=True)
 class ModelAnatomy:
-    """The parts of a decoder-only transformer. Sizes are counts; `soft cap` values are None where there is none."""
+    """The parts of a decoder-only transformer. Sizes are counts; `soft cap` values are None where there is none.
+
+    `norm_kind` is that of the blocks; a model without norms counts as `norm_place` "pre". `attn_only` blocks have no
+    MLP. Attention is `causal`, except in native models made for compiled programs, where every position sees all.
+    """
 
     architecture: str
     n_layers: int
@@ -52,11 +67,15 @@ class ModelAnatomy:
     parallel: bool
     gated: bool
     n_experts: int | None
-    norm_kind: Literal["layer", "rms"]
+    norm_kind: Literal["layer", "rms", "none"]
     norm_place: NormPlace
     qk_norm: bool
+    open_attention: bool
+    """Whether scores and pattern can be written; where the wrapped module runs attention by itself they can only be read."""
     attn_soft_cap: float | None
     final_soft_cap: float | None
+    attn_only: bool = False
+    causal: bool = True
 
     @property
     def group_size(self) -> int:
@@ -65,6 +84,8 @@ class ModelAnatomy:
 
     def has_site(self, kind: str) -> bool:
         """Whether this architecture has the kind of site."""
+        if self.attn_only and kind in MLP_KINDS:
+            return False
         if kind == "resid_mid":
             return not self.parallel
         if kind == "mlp_pre_linear":
@@ -77,7 +98,11 @@ class ModelAnatomy:
         """Raises `InputError` when the model has no such place."""
         if not self.has_site(site.kind):
             missing = (
-                "its attention and MLP run in parallel" if site.kind == "resid_mid" else "its MLP has no such tensor"
+                "its blocks have no MLP"
+                if self.attn_only
+                else "its attention and MLP run in parallel"
+                if site.kind == "resid_mid"
+                else "its MLP has no such tensor"
             )
             raise InputError(
                 f"{self.architecture} has no site {site.kind!r}: {missing}. Use another kind, e.g. 'resid_pre'."
@@ -139,26 +164,50 @@ def read_norm(component: Any) -> Norm:
 def block_norm(model: TransformerBridge, layer: int, name: str) -> Norm | None:
     """Norm ``ln1``, ``ln2``, ``ln1_post`` or ``ln2_post`` of a block; None when the block has none there."""
     block = model.blocks[layer]
-    return read_norm(getattr(block, name)).detached() if name in block.submodules else None
+    if name not in block.submodules or not normalises(getattr(block, name)):
+        return None
+    return read_norm(getattr(block, name)).detached()
 
 
-def final_norm(model: TransformerBridge) -> Norm:
-    """The norm before the unembedding."""
-    return read_norm(getattr(model, FINAL_NORM)).detached()
+def mlp_norm_name(model: TransformerBridge, layer: int) -> str:
+    """The norm whose output the MLP reads: its own, or the one that attention and MLP of a parallel block share."""
+    submodules = model.blocks[layer].submodules
+    return "ln1" if "ln1" in submodules and "ln2" not in submodules else "ln2"
+
+
+def final_norm(model: TransformerBridge) -> Norm | None:
+    """The norm before the unembedding; None when there is none."""
+    norm = getattr(model, FINAL_NORM)
+    return read_norm(norm).detached() if normalises(norm) else None
+
+
+def normalises(component: Any) -> bool:
+    """Whether a bridge's norm slot holds a norm: models without norms have an identity there."""
+    return not isinstance(component.original_component, nn.Identity)
 
 
 def read_anatomy(model: TransformerBridge) -> ModelAnatomy:
     """The anatomy of a loaded bridge; raises `UnsupportedModelError`, saying what is missing, for others."""
     cfg = model.cfg
     architecture = str(cfg.architecture)
-    if architecture not in CLAIMED:
+    if architecture == NATIVE:
+        _check_native(cfg)
+    elif architecture not in CLAIMED:
         raise UnsupportedModelError(
-            f"mechwork claims {', '.join(CLAIMED)}; this model is {architecture}. Its parts have not been tested against "
+            f"mechwork claims {', '.join((*CLAIMED, NATIVE))}; this model is {architecture}. Its parts have not been tested against "
             "literal forms, so results could be silently wrong."
+        )
+    else:
+        _check_variant(architecture, cast(Any, model.original_model).config)
+    if getattr(cfg, "use_split_qkv_input", False) or getattr(cfg, "use_attn_in", False):
+        raise InputError(
+            "split query, key and value inputs bypass the norms' own modules. Call model.set_use_split_qkv_input(False) and "
+            "model.set_use_attn_in(False); mechwork splits nothing and has every head's edges all the same."
         )
     block = model.blocks[0]
     parts = set(block.submodules)
-    if not {"attn", "mlp"} <= parts:
+    attn_only = architecture == NATIVE and "mlp" not in parts
+    if "attn" not in parts or not (attn_only or "mlp" in parts):
         raise UnsupportedModelError(
             f"every block needs attention and an MLP; {architecture} has {', '.join(sorted(parts))}"
         )
@@ -167,7 +216,8 @@ def read_anatomy(model: TransformerBridge) -> ModelAnatomy:
         raise UnsupportedModelError(
             f"{architecture} blocks have no norm that mechwork knows; found {', '.join(sorted(parts))}"
         )
-    names = {hook_name(Site(kind, 0)) for kind in ("resid_pre", "attn_out", "mlp_out", "q", "k", "v", "z", "mlp_in")}
+    kinds = ("resid_pre", "attn_out", "q", "k", "v", "z", *(() if attn_only else ("mlp_out", "mlp_in")))
+    names = {hook_name(Site(kind, 0)) for kind in kinds}
     missing = sorted(names - set(model.hook_dict))
     if missing:
         raise UnsupportedModelError(f"{architecture} lacks the hook points {', '.join(missing)}")
@@ -183,24 +233,69 @@ def read_anatomy(model: TransformerBridge) -> ModelAnatomy:
         parallel=bool(cfg.parallel_attn_mlp),
         gated=bool(cfg.gated_mlp),
         n_experts=int(cfg.num_experts) if cfg.num_experts else None,
-        norm_kind="rms" if getattr(block, "ln1" if pre else "ln1_post").uses_rms_norm else "layer",
+        norm_kind=_norm_kind(getattr(block, "ln1" if pre else "ln1_post")),
         norm_place="both" if pre and post else "pre" if pre else "post",
         qk_norm="q_norm" in block.attn.submodules,
+        open_attention=_open_attention(block.attn),
         attn_soft_cap=_cap(cfg.attn_scores_soft_cap),
         final_soft_cap=_cap(cfg.output_logits_soft_cap),
+        attn_only=attn_only,
+        causal=architecture != NATIVE or cfg.attention_dir == "causal",
     )
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "OPTForCausalLM": {"do_layer_norm_before": True, "_remove_final_layer_norm": False},
+    "FalconForCausalLM": {
+        "new_decoder_architecture": False,
+        "alibi": False,
+        "parallel_attn": True,
+        "multi_query": True,
+    },
+}
+"""Settings of an architecture under which it is claimed; its other variants have other blocks."""
+
+
+def _check_variant(architecture: str, config: Any) -> None:
+    for setting, claimed in VARIANTS.get(architecture, {}).items():
+        if getattr(config, setting, claimed) != claimed:
+            raise UnsupportedModelError(
+                f"{architecture} is claimed with {setting}={claimed}; this model has {setting}={getattr(config, setting)}, "
+                "whose blocks have not been tested against literal forms."
+            )
+    if architecture == "OPTForCausalLM" and config.word_embed_proj_dim != config.hidden_size:
+        raise UnsupportedModelError(
+            f"OPT is claimed without projections around its embedding; this model projects {config.word_embed_proj_dim} to {config.hidden_size}"
+        )
+
+
+def _check_native(cfg: Any) -> None:
+    """Raises `UnsupportedModelError` for native models with parts that have no literal form."""
+    if str(cfg.normalization_type).lower() not in ("none", "ln", "rms"):
+        raise UnsupportedModelError(
+            f"native models have normalization_type None, 'LN' or 'RMS'; got {cfg.normalization_type!r}"
+        )
+    if not cfg.attn_only and str(cfg.act_fn).lower() not in ELEMENTWISE:
+        raise UnsupportedModelError(f"native MLPs have act_fn {', '.join(ELEMENTWISE)}; got {cfg.act_fn!r}")
+
+
+def _norm_kind(component: Any) -> Literal["layer", "rms", "none"]:
+    if not normalises(component):
+        return "none"
+    return "rms" if component.uses_rms_norm else "layer"
 
 
 def norm_modules(model: TransformerBridge) -> Iterator[tuple[str, nn.Module]]:
     """Every normalisation module with the bridge's dotted name: block norms, q/k-norms, the final norm."""
     for layer, block in enumerate(model.blocks):
         for name in BLOCK_NORMS:
-            if name in block.submodules:
+            if name in block.submodules and normalises(getattr(block, name)):
                 yield block_module(layer, name), getattr(block, name)
         for name in HEAD_NORMS:
             if name in block.attn.submodules:
                 yield block_module(layer, "attn", name), getattr(block.attn, name)
-    yield FINAL_NORM, getattr(model, FINAL_NORM)
+    if normalises(getattr(model, FINAL_NORM)):
+        yield FINAL_NORM, getattr(model, FINAL_NORM)
 
 
 def check_ready(model: TransformerBridge) -> ModelAnatomy:
@@ -225,6 +320,13 @@ def device_of(model: TransformerBridge) -> torch.device:
 def dtype_of(model: TransformerBridge) -> torch.dtype:
     """The dtype of the model's parameters."""
     return next(model.parameters()).dtype
+
+
+def _open_attention(attn: Any) -> bool:
+    """TransformerLens' plain attention bridge hands the whole computation to the wrapped module."""
+    from transformer_lens.model_bridge.generalized_components import AttentionBridge
+
+    return type(attn) is not AttentionBridge
 
 
 def _cap(value: Any) -> float | None:

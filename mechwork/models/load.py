@@ -131,7 +131,7 @@ def _wrap(module: nn.Module, tokenizer: Any, name: str) -> TransformerBridge:
         raise UnsupportedModelError(f"a Hugging Face model with a config is needed; {type(module).__name__} has none")
     _check_claimed(config, type(module).__name__)
     force_eager_attention(module)
-    if getattr(config, "num_local_experts", None) and hasattr(module, "set_experts_implementation"):
+    if hasattr(module, "set_experts_implementation"):  # the grouped kernels know no float64, and hide the experts
         module.set_experts_implementation("eager")  # pyright: ignore[reportCallIssue]
     return build_bridge_from_module(
         module, type(module).__name__, hf_config=config, tokenizer=tokenizer, model_name=name

@@ -12,3 +12,5 @@ from .exact import patch as patch
 from .result import Agreement as Agreement
 from .result import Effect as Effect
 from .result import Effects as Effects
+from .study import AgreementStudy as AgreementStudy
+from .study import study_agreement as study_agreement

@@ -11,6 +11,7 @@ Positive = the clean value raises the metric. Cost: 2 forwards + 1 backward; wit
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,16 +23,21 @@ from ..errors import InputError, MetricError
 from ..models.anatomy import device_of
 from ..models.identity import identify_model
 from ..provenance import build_provenance
-from ..relevance import Binding, Composite, find_composite
+from ..relevance import Binding, Composite, Rule, find_composite
+from ..relevance.drop import droppable_layers
 from ..runs.record import Run, align_donor, check_task, record_run
 from ..sites import Site, hook_name
 from ..tasks.pairs import PromptPairs
 from ..tasks.task import Task
 from .plan import build_plan, check_patchable, host_pairs, record_both
+from .queries_keys import QUERY_KEY, check_open, fixed_cells, patched_scores
 from .result import Effects, check_direction
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
+
+BETWEEN_LAYERS = ("embed", "resid_pre", "resid_mid", "resid_post")
+"""Kinds of the stream itself, which belong to no layer that GradDrop could leave out."""
 
 
 def attribute(
@@ -39,14 +45,20 @@ def attribute(
     task: Task,
     sites: Sequence[str],
     *,
-    rules: str | Composite = "relp",
+    rules: str | Composite | Sequence[str | Rule] = "relp",
     ig_steps: int = 1,
     direction: str = "denoise",
     positions: str | None = None,
 ) -> Effects:
     """Estimate what `mechwork.patch` measures, with the same axes and sign, from a few passes.
 
-    `rules` is a `Composite` or a preset's name (``"gradient"``, ``"relp"``, ``"relp_ah"``, ``"cp_lrp"``); `ig_steps` = 1 is plain.
+    `rules` is a `Composite`, a preset's name (``"gradient"``, ``"relp"``, ``"relp_ah"``, ``"cp_lrp"``, ``"attnlrp"``, ``"gim"``, ``"atp_star"``) or a
+    list of rules; `ig_steps` = 1 is plain. With ``"atp_star"`` estimates are magnitudes averaged over backward passes that skip a
+    layer each, with the sign of their sum, and q and k go through the softmax exactly (n_layers backward passes, and one
+    forward per layer for each of q and k).
+
+    Raises `InputError` for an unknown site or rule, rules that do not fit the model, and pairs of unequal length with `ig_steps` > 1;
+    `MetricError` for a metric without gradient, or coefficients that overflow.
 
     >>> approx = attribute(model, task, sites=exact.sites, rules="relp")
     >>> print(approx.agreement(exact))
@@ -55,20 +67,46 @@ def attribute(
     composite = find_composite(rules)
     anatomy = check_task(model, task)
     check_patchable(anatomy, sites)
-    donor, host, baseline = record_both(model, task, sites, direction)
+    through_softmax = [kind for kind in sites if composite.query_key_fix and kind in QUERY_KEY]
+    if through_softmax:
+        check_open(model)
+    also = ["attn_scores"] if through_softmax else []
+    donor, host, baseline = record_both(model, task, [*sites, *also], direction)
     pairs = host_pairs(task.pairs, direction).to(device_of(model))
     index = pairs.alignment()
-    sums: dict[str, list[Tensor]] = {}
     plans = {kind: build_plan(anatomy, task, pairs, kind, positions) for kind in sites}
-    for point in coefficient_points(model, task, pairs, composite, sites, donor, host, ig_steps):
+    changes = {
+        kind: [
+            align_donor(value, own, index) - own
+            for value, own in zip(donor.layers[kind], host.layers[kind], strict=True)
+        ]
+        for kind in sites
+    }
+    scores = {
+        (kind, layer): patched_scores(
+            model, pairs, kind, layer, host.layers[kind][layer] + changes[kind][layer], host.layers["resid_pre"][layer]
+        )
+        for kind in through_softmax
+        for layer in range(anatomy.n_layers)
+    }
+    kinds = [*sites, *(["pattern"] if through_softmax else [])]
+    terms: dict[str, list[Tensor]] = {kind: [] for kind in sites}
+    for point in coefficient_points(
+        model, task, pairs, composite, kinds, donor, host, ig_steps, grad_drop=composite.grad_drop
+    ):
         for kind, plan in plans.items():
+            rows = []
             for layer in range(anatomy.n_layers):
-                delta = (
-                    align_donor(donor.layers[kind][layer], host.layers[kind][layer], index) - host.layers[kind][layer]
-                )
-                product = (delta * point.coefficients[kind][layer]).sum(dim=-1)  # batch pos (head)
-                cells = torch.einsum("bp...,cbp->bc...", product, plan.masks.to(product)).flatten(1)
-                sums.setdefault(kind, []).append(cells)
+                if kind in through_softmax:
+                    cells = fixed_cells(
+                        kind, host.layers["attn_scores"][layer], scores[kind, layer],
+                        point.coefficients["pattern"][layer], plan.masks, anatomy.group_size,
+                    )  # fmt: skip
+                else:
+                    product = (changes[kind][layer] * point.coefficients[kind][layer]).sum(dim=-1)  # batch pos (head)
+                    cells = torch.einsum("bp...,cbp->bc...", product, plan.masks.to(product))
+                rows.append(cells.flatten(1))
+            terms[kind].append(torch.stack(rows, dim=1))
     provenance = build_provenance(
         method="attribution",
         rules=composite.to_json(),
@@ -80,9 +118,20 @@ def attribute(
     sign = 1.0 if direction == "denoise" else -1.0
     effects = {}
     for kind, plan in plans.items():
-        stacked = torch.stack(sums[kind], dim=1).unflatten(1, (ig_steps, anatomy.n_layers)).mean(dim=1)
-        effects[kind] = plan.effect(sign * stacked, task, baseline, direction, provenance, estimated=True)
+        estimate = torch.stack(terms[kind]).unflatten(0, (ig_steps, -1)).mean(dim=0)  # drop batch layer cell
+        combined = _combine_drops(estimate, kind) if composite.grad_drop else estimate[0]
+        effects[kind] = plan.effect(sign * combined, task, baseline, direction, provenance, estimated=True)
     return Effects(effects)
+
+
+def _combine_drops(terms: Float[Tensor, "drop batch layer cell"], kind: str) -> Float[Tensor, "batch layer cell"]:
+    """Mean magnitude over the dropped layers, with the sign of the sum; a place inside a layer is not judged without that layer."""
+    n_layers = terms.shape[0]
+    weights = torch.ones(n_layers, n_layers, dtype=terms.dtype, device=terms.device)
+    if kind not in BETWEEN_LAYERS and n_layers > 1:
+        weights.fill_diagonal_(0)
+    weights = (weights / weights.sum(dim=0))[:, None, :, None]
+    return (weights * terms).sum(dim=0).sign() * (weights * terms.abs()).sum(dim=0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,11 +155,13 @@ def coefficient_points(
     *,
     also_record: Sequence[str] = (),
     fractions: Sequence[float] | None = None,
+    grad_drop: bool = False,
 ) -> Iterator[Point]:
     """Coefficients at each point of the path from the host's embeddings (0) to the donor's (1).
 
     One step is the host run itself; n steps are the midpoints (k + 1/2) / n. `fractions` overrides them. `pairs` has the
-    host as its clean side. Cost per point: 1 forward + 1 backward.
+    host as its clean side. With `grad_drop`, every point comes once per layer, with that layer's writes left out of the
+    backward pass (one layer alone: not). Cost per point: 1 forward + 1 backward, or n_layers backwards.
     """
     if ig_steps < 1:
         raise InputError(f"ig_steps counts points on the path and is at least 1; got {ig_steps}")
@@ -124,22 +175,34 @@ def coefficient_points(
     for fraction in fractions:
         with (
             composite.context(model) as binding,
+            droppable_layers(model) if grad_drop else nullcontext() as drop,
             _embedding_at(model, start + fraction * (end - start) if fraction else None),
         ):
             run = record_run(model, pairs, list(dict.fromkeys([*kinds, *also_record])), grad=True)
             value = task.measure(run.logits, pairs).sum()
-        yield Point(run, find_coefficients(run, value, kinds), binding)
+        if drop is None:
+            yield Point(run, find_coefficients(run, value, kinds), binding)
+            continue
+        n_layers = len(model.blocks)
+        for layer in range(n_layers):
+            drop.layer = layer if n_layers > 1 else None
+            yield Point(run, find_coefficients(run, value, kinds, keep_graph=True), binding)
 
 
-def find_coefficients(run: Run, value: Float[Tensor, ""], kinds: Sequence[str]) -> dict[str, list[Tensor]]:
-    """d value / d activation for every recorded activation of `kinds`; zero where the rules cut every path."""
+def find_coefficients(
+    run: Run, value: Float[Tensor, ""], kinds: Sequence[str], *, keep_graph: bool = False
+) -> dict[str, list[Tensor]]:
+    """d value / d activation for every recorded activation of `kinds`; zero where the rules cut every path.
+
+    Raises `MetricError` for a metric without gradient, and for coefficients that are not finite, naming the first place.
+    """
     if not value.requires_grad:
         raise MetricError(
             "the metric has no gradient with respect to the logits (it detaches them, or is a count). Use a differentiable metric."
         )
     nodes = [node for kind in kinds for node in run.layers[kind]]
     reachable = [node for node in nodes if node.requires_grad]
-    found = torch.autograd.grad(value, reachable, allow_unused=True)
+    found = torch.autograd.grad(value, reachable, allow_unused=True, retain_graph=keep_graph)
     by_node = {id(node): grad for node, grad in zip(reachable, found, strict=True)}
     coefficients: dict[str, list[Tensor]] = {}
     for kind in kinds:
@@ -147,6 +210,12 @@ def find_coefficients(run: Run, value: Float[Tensor, ""], kinds: Sequence[str]) 
         coefficients[kind] = [
             torch.zeros_like(node) if grad is None else grad for node, grad in zip(run.layers[kind], grads, strict=True)
         ]
+        for layer, grad in enumerate(coefficients[kind]):
+            if not bool(torch.isfinite(grad).all()):
+                raise MetricError(
+                    f"coefficients at {kind} of layer {layer} are not finite in {grad.dtype}. Load the model in float32 (or bfloat16, "
+                    "whose range is wider than float16's), or choose rules whose ratios stay bounded."
+                )
     return coefficients
 
 

@@ -3,76 +3,124 @@
 Hooks are permanent in TransformerLens' sense, so that `model.reset_hooks()` inside a context does not silently turn rules
 off; they are removed by their own handles. They act only in the thread that entered the context, and only while that
 context is the innermost one on the model.
+
+At one hook point what a rule makes comes first, then everybody else's hooks (recordings, interventions), and what a rule
+reads last: so recorded tensors have the coefficients of the rules, and rules follow interventions.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers.activations import ACT2FN
 
-from ..models.anatomy import norm_modules, read_anatomy, read_norm
-from ..sites import UNEMBED, Site, block_module, hook_name
-from .rules import AHRule, Family, HalfRule, IdentityRule, LNRule, RouterRule, Rule, SoftcapRule
-from .straight import straight
+from ..sites import Site, hook_name
+from .rules import Family, Rule
+from .straight import Witness
 
 if TYPE_CHECKING:
-    from transformer_lens.hook_points import HookPoint
+    from transformer_lens.hook_points import HookPoint, LensHandle
     from transformer_lens.model_bridge import TransformerBridge
 
+    from .targets import Target
+
 Rules = Mapping[tuple[str, Family], Rule]
-Active = Callable[[], bool]
 
 _stacks: dict[tuple[int, int], list[object]] = {}
 """Contexts entered per (model, thread); the last is the active one."""
 
 
-@contextmanager
-def install(model: TransformerBridge, rules: Rules) -> Iterator[None]:
-    """Install the rules on the model's modules; restores on exit."""
-    key, token = (id(model), threading.get_ident()), object()
-    stack = _stacks.setdefault(key, [])
+@dataclass(eq=False)
+class Bench:
+    """A model with the tools to fit rules to it; everything fitted is undone by `undo`."""
 
-    def active() -> bool:
-        mine = _stacks.get((id(model), threading.get_ident()))
-        return bool(mine) and mine[-1] is token and torch.is_grad_enabled()
+    model: TransformerBridge
+    rules: Rules
+    active: Callable[[], bool]
+    undo: ExitStack
+    probing: bool = False
+    acted: set[Target] = field(default_factory=set)
+    readers: list[Callable[[], None]] = field(default_factory=list)
 
-    stack.append(token)
-    try:
-        with ExitStack() as undo:
-            _install_norms(model, rules, active, undo)
-            for layer in range(len(model.blocks)):
-                _install_attention(model, layer, rules, active, undo)
-                _install_mlp(model, layer, rules, active, undo)
-            _install_softcap(model, rules, active, undo)
-            yield
-    finally:
-        stack.remove(token)
-        if not stack:
-            _stacks.pop(key, None)
+    def rule(self, name: str, family: Family) -> Rule | None:
+        return self.rules.get((name, family))
+
+    def witness(self, name: str, family: Family) -> Witness | None:
+        """While probing, notes that a backward pass went through the rule."""
+        return (lambda: self.acted.add((name, family))) if self.probing else None
+
+    def point(self, kind: str, layer: int | None = None) -> HookPoint:
+        return self.model.hook_dict[hook_name(Site(kind, layer))]
+
+    def make(self, point: HookPoint, function: Callable[[Tensor], Tensor | None]) -> None:
+        """A hook before all others on the point."""
+        self._hook(point, function)
+
+    def read(self, point: HookPoint, function: Callable[[Tensor], None]) -> None:
+        """A hook after all others on the point, also those added later."""
+        handle = self._hook(point, function)
+        self.readers.append(lambda: point._forward_hooks.move_to_end(handle.hook.id))
+
+    def _hook(self, point: HookPoint, function: Callable[[Tensor], Tensor | None]) -> LensHandle:
+        """A hook that outlives `reset_hooks` and acts while this context is active."""
+
+        def hook(tensor: Tensor, hook: Any) -> Tensor | None:
+            return function(tensor) if self.active() else None
+
+        handle = point.add_hook(hook, is_permanent=True, prepend=True)
+
+        def remove() -> None:
+            handle.hook.remove()
+            point.fwd_hooks[:] = [other for other in point.fwd_hooks if other is not handle]
+
+        self.undo.callback(remove)
+        return handle
+
+    def order(self) -> None:
+        """Puts the readers last, before a forward pass."""
+        for put_last in self.readers:
+            put_last()
+
+    def after(self, module: nn.Module, function: Callable[[tuple[Any, ...], Any], Any]) -> None:
+        """A hook on a module's output, given its inputs; sees the inputs after every hook point on them."""
+
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            return function(args, output) if self.active() else None
+
+        self.undo.callback(module.register_forward_hook(hook).remove)
+
+    def before(self, module: nn.Module, function: Callable[[tuple[Any, ...]], Any]) -> None:
+        """A hook on a module's inputs."""
+
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> Any:
+            return function(args) if self.active() else None
+
+        self.undo.callback(module.register_forward_pre_hook(hook).remove)
+
+    def around(self, module: nn.Module, context: Callable[[], AbstractContextManager[Any]]) -> None:
+        """A context that is entered whenever the module runs, also when it fails."""
+        running = threading.local()
+
+        def enter(module: nn.Module, args: tuple[Any, ...]) -> None:
+            if self.active():
+                running.context = context()
+                running.context.__enter__()
+
+        def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            entered, running.context = getattr(running, "context", None), None
+            if entered is not None:
+                entered.__exit__(None, None, None)
+
+        self.undo.callback(module.register_forward_pre_hook(enter).remove)
+        self.undo.callback(module.register_forward_hook(leave, always_call=True).remove)
 
 
-def _hook(point: HookPoint, function: Callable[[Tensor], Tensor | None], undo: ExitStack) -> None:
-    """A forward hook on a hook point that outlives `reset_hooks` and is removed by `undo`."""
-
-    def hook(tensor: Tensor, hook: Any) -> Tensor | None:
-        return function(tensor)
-
-    handle = point.add_hook(hook, is_permanent=True, prepend=True)
-
-    def remove() -> None:
-        handle.hook.remove()
-        point.fwd_hooks[:] = [other for other in point.fwd_hooks if other is not handle]
-
-    undo.callback(remove)
-
-
-class _Stash(threading.local):
+class Stash(threading.local):
     """What a module's first hook hands to its last one, per thread."""
 
     value: Tensor | None = None
@@ -89,137 +137,33 @@ class _Stash(threading.local):
         return value
 
 
-def _install_norms(model: TransformerBridge, rules: Rules, active: Active, undo: ExitStack) -> None:
-    for name, module in norm_modules(model):
-        rule = rules.get((name, "norm"))
-        if isinstance(rule, LNRule):
-            _install_norm(cast(Any, module), rule, active, undo)
+@contextmanager
+def install(model: TransformerBridge, rules: Rules, *, probing: bool = False) -> Iterator[Bench]:
+    """Install the rules on the model's modules; restores on exit. While `probing`, the bench notes which rules act."""
+    from .fittings import fit_all  # fittings are written with this bench
+
+    key, token = (id(model), threading.get_ident()), object()
+    stack = _stacks.setdefault(key, [])
+
+    @torch.compiler.disable
+    def active() -> bool:
+        mine = _stacks.get((id(model), threading.get_ident()))
+        return bool(mine) and mine[-1] is token and torch.is_grad_enabled()
+
+    stack.append(token)
+    try:
+        with ExitStack() as undo:
+            bench = Bench(model, rules, active, undo, probing)
+            bench.make(bench.point("embed"), _leaf)
+            fit_all(bench)
+            bench.before(model, lambda _: bench.order())
+            yield bench
+    finally:
+        stack.remove(token)
+        if not stack:
+            _stacks.pop(key, None)
 
 
-def _install_norm(module: Any, rule: LNRule, active: Active, undo: ExitStack) -> None:
-    norm, stash = read_norm(module), _Stash()
-
-    def before(x: Tensor) -> None:
-        if active():
-            stash.put(x)
-
-    def after(y: Tensor) -> Tensor | None:
-        return straight(y, rule.surrogate(norm, stash.take()).to(y.dtype)) if active() else None
-
-    _hook(module.hook_in, before, undo)
-    _hook(module.hook_out, after, undo)
-
-
-def _install_attention(model: TransformerBridge, layer: int, rules: Rules, active: Active, undo: ExitStack) -> None:
-    rule = rules.get((block_module(layer, "attn"), "attention"))
-    if isinstance(rule, AHRule):
-        point = model.hook_dict[hook_name(Site("pattern", layer))]
-        _hook(point, lambda pattern: rule.surrogate(pattern) if active() else None, undo)
-
-
-def _install_mlp(model: TransformerBridge, layer: int, rules: Rules, active: Active, undo: ExitStack) -> None:
-    name = block_module(layer, "mlp")
-    activation, product = rules.get((name, "activation")), rules.get((name, "product"))
-    identity = activation if isinstance(activation, IdentityRule) else None
-    half = product if isinstance(product, HalfRule) else None
-    if read_anatomy(model).n_experts is not None:
-        _install_experts(model, layer, identity, half, rules.get((name, "router")), active, undo)
-    elif identity is not None or half is not None:
-        _install_dense_mlp(model, layer, identity, half, active, undo)
-
-
-def _install_dense_mlp(
-    model: TransformerBridge,
-    layer: int,
-    identity: IdentityRule | None,
-    half: HalfRule | None,
-    active: Active,
-    undo: ExitStack,
-) -> None:
-    """Rules inside an MLP: on act(x), and, when it is gated, on the product act(gate) * linear."""
-    gated = read_anatomy(model).gated
-    act, gate, linear = activation_of(model), _Stash(), _Stash()
-    points = model.hook_dict
-
-    def keep_gate(x: Tensor) -> None:
-        if active():
-            gate.put(x)
-
-    def keep_linear(x: Tensor) -> None:
-        if active():
-            linear.put(x)
-
-    def after(y: Tensor) -> Tensor | None:
-        if not active():
-            return None
-        x = gate.take()
-        surrogate = identity.surrogate(x, act) if identity else act(x)
-        if gated:
-            surrogate = surrogate * linear.take()
-            surrogate = half.surrogate(surrogate) if half else surrogate
-        return straight(y, surrogate)
-
-    _hook(points[hook_name(Site("mlp_pre", layer))], keep_gate, undo)
-    if gated:
-        _hook(points[hook_name(Site("mlp_pre_linear", layer))], keep_linear, undo)
-    _hook(points[hook_name(Site("mlp_post", layer))], after, undo)
-
-
-def _install_experts(
-    model: TransformerBridge,
-    layer: int,
-    identity: IdentityRule | None,
-    half: HalfRule | None,
-    router: Rule | None,
-    active: Active,
-    undo: ExitStack,
-) -> None:
-    """Rules inside a mixture of experts, whose insides have no hook points: module hooks on the experts themselves.
-
-    Every path from the experts' input to their output runs through the gated product, so halving the gradient at the
-    input is the Half-rule.
-    """
-    experts = cast(Any, model.blocks[layer].mlp).original_component.experts
-
-    def before(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        if not active():
-            return None
-        hidden, index, weights = args
-        hidden = straight(hidden, half.surrogate(hidden)) if half else hidden
-        return hidden, index, weights.detach() if isinstance(router, RouterRule) else weights
-
-    def after_activation(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        if not active() or identity is None:
-            return None
-        return straight(output, identity.surrogate(args[0], activation_of(model)))
-
-    undo.callback(experts.register_forward_pre_hook(before).remove)
-    undo.callback(experts.act_fn.register_forward_hook(after_activation).remove)
-
-
-def _install_softcap(model: TransformerBridge, rules: Rules, active: Active, undo: ExitStack) -> None:
-    """The soft cap lies outside every hook point: the model's own output is given the surrogate's derivative."""
-    rule, cap = rules.get((UNEMBED, "softcap")), read_anatomy(model).final_soft_cap
-    if not isinstance(rule, SoftcapRule) or cap is None:
-        return
-    stash = _Stash()
-
-    def before(logits: Tensor) -> None:
-        if active():
-            stash.put(logits)
-
-    def after(module: nn.Module, args: Any, output: Any) -> Any:
-        return straight(output, rule.surrogate(stash.take(), cap)) if active() and isinstance(output, Tensor) else None
-
-    _hook(model.hook_dict[hook_name(Site("logits"))], before, undo)
-    undo.callback(model.register_forward_hook(after).remove)
-
-
-def activation_of(model: TransformerBridge) -> Callable[[Tensor], Tensor]:
-    """The MLP's element-wise non-linearity, by the name in the model's own configuration."""
-    config = cast(Any, model.original_model).config
-    for attribute in ("activation_function", "hidden_activation", "hidden_act"):
-        name = getattr(config, attribute, None)
-        if name is not None:
-            return ACT2FN[name]
-    raise RuntimeError(f"the configuration of {config.architectures} names no activation function")
+def _leaf(embedding: Tensor) -> Tensor | None:
+    """A frozen model's graph begins at the embedding, so that there is something to differentiate."""
+    return None if embedding.requires_grad else embedding.detach().requires_grad_(True)

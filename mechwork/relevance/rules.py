@@ -4,19 +4,25 @@ A surrogate is a tensor whose *derivative* is the rule; its value is never used 
 
 | rule | family | surrogate | other names, source |
 |---|---|---|---|
-| `LNRule` | norm | affine norm of x with the scale held constant, centring kept | LN-rule (Ali et al. 2022, eq. 11; RelP) |
+| `LNRule` | norm | affine norm of x with the scale held constant, centring kept | LN-rule (Ali et al. 2022, eq. 11; RelP); "freeze norm" (GIM) |
 | `IdentityRule` | activation | x * const(act(x) / x) | Identity-rule (RelP; AttnLRP, eq. 9) |
 | `HalfRule` | product | (a * u) / 2: each factor of a gated product gets half | Half-rule (RelP); uniform rule (AttnLRP, eq. 14) |
 | `AHRule` | attention | the pattern is a constant | AH-rule (Ali et al. 2022, eq. 10) |
+| `BilinearRule` | attention | both products, q k^T and pattern v, give each factor half | AttnLRP, eq. 14; GIM's q/4, k/4, v/2 |
+| `TemperatureRule` | softmax | T * softmax(scores / T) | temperature-adjusted softmax gradients (GIM, Edin et al. 2025) |
 | `RouterRule` | router | expert weights are constants | |
 | `SoftcapRule` | softcap | l * const(cap(l) / l) at the final logits | |
-| `GradientRule` | any | none: the module's own derivative | |
+| `PassRule` | norm, activation | x: the module is left out | |
+| `GradientRule` | any | none: the module's own derivative | 0-rule on linear modules |
+
+The softmax rule of AttnLRP (eq. 13, a Taylor expansion without its bias term) is the softmax's own gradient once relevance is
+written as activation times coefficient, so it needs no rule. Linear modules have their rules in `linear`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -26,8 +32,8 @@ from torch import Tensor
 from ..errors import InputError
 from ..models.anatomy import Norm
 
-Family = Literal["norm", "activation", "product", "attention", "router", "softcap"]
-FAMILIES: tuple[Family, ...] = ("norm", "activation", "product", "attention", "router", "softcap")
+Family = Literal["norm", "activation", "product", "attention", "softmax", "linear", "router", "softcap"]
+FAMILIES: tuple[Family, ...] = ("norm", "activation", "product", "attention", "softmax", "linear", "router", "softcap")
 
 NEAR_ZERO = 1e-6
 """Below this, act(x) / x is taken at this distance from 0, where it equals the limit to float precision."""
@@ -35,7 +41,10 @@ NEAR_ZERO = 1e-6
 
 @dataclass(frozen=True)
 class Rule:
-    """Base of all rules. `family` says which kind of module it can be bound to."""
+    """Base of all rules. `family` says which kind of module it can be bound to.
+
+    `leak` says in words why relevance is not conserved through a module under this rule; empty when it is.
+    """
 
     family: ClassVar[Family]
 
@@ -43,9 +52,21 @@ class Rule:
     def name(self) -> str:
         return type(self).__name__
 
+    @property
+    def leak(self) -> str:
+        return ""
+
     def to_json(self) -> dict[str, Any]:
-        """The rule as JSON, for provenance."""
-        return {"rule": self.name, "family": self.family}
+        """The rule as JSON: its class, its family, its settings."""
+        return {
+            "rule": self.name,
+            "family": family_of(self),
+            **{f.name: getattr(self, f.name) for f in fields(self) if f.name != "of"},
+        }
+
+    def __str__(self) -> str:
+        settings = ", ".join(f"{f.name}={getattr(self, f.name):g}" for f in fields(self) if f.name != "of")
+        return f"{self.name}({settings})" if settings else self.name
 
 
 @dataclass(frozen=True)
@@ -67,7 +88,7 @@ class IdentityRule(Rule):
 
     def surrogate(self, x: Float[Tensor, "*batch d"], act: Callable[[Tensor], Tensor]) -> Float[Tensor, "*batch d"]:
         with torch.no_grad():
-            t = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+            t = at_least_float32(x)
             t = torch.where(t.abs() < NEAR_ZERO, NEAR_ZERO, t)
             ratio = (act(t) / t).to(x.dtype)
         return x * ratio
@@ -89,10 +110,34 @@ class AHRule(Rule):
 
     family: ClassVar[Family] = "attention"
 
-    def surrogate(
-        self, pattern: Float[Tensor, "*batch query_pos key_pos"]
-    ) -> Float[Tensor, "*batch query_pos key_pos"]:
-        return pattern.detach()
+
+@dataclass(frozen=True)
+class BilinearRule(Rule):
+    """Both products of attention give each factor half: the coefficient of v is halved, those of q and k quartered."""
+
+    family: ClassVar[Family] = "attention"
+
+    @property
+    def leak(self) -> str:
+        return "the softmax's own share of the relevance is dropped (bilinear rule)"
+
+
+@dataclass(frozen=True)
+class TemperatureRule(Rule):
+    """The softmax sends coefficients as at a higher temperature, where saturated patterns still respond.
+
+    Jacobian diag(s) - s s^T with s = softmax(scores / temperature), without the factor 1 / temperature.
+    """
+
+    family: ClassVar[Family] = "softmax"
+    temperature: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature < float("inf"):
+            raise InputError(f"a softmax temperature is positive and finite; got {self.temperature}")
+
+    def surrogate(self, scores: Float[Tensor, "*batch key_pos"]) -> Float[Tensor, "*batch key_pos"]:
+        return self.temperature * torch.softmax(scores / self.temperature, dim=-1)
 
 
 @dataclass(frozen=True)
@@ -116,23 +161,45 @@ class SoftcapRule(Rule):
 
 
 @dataclass(frozen=True)
-class GradientRule(Rule):
-    """The module's own derivative: put first, it exempts the modules it selects from later rules of that family."""
+class _OfFamily(Rule):
+    """A rule that says itself which family it is bound in."""
 
     of: Family = "norm"
+    families: ClassVar[tuple[Family, ...]] = FAMILIES
     family: ClassVar[Family] = "norm"
 
     def __post_init__(self) -> None:
-        if self.of not in FAMILIES:
-            raise InputError(f"a GradientRule is of one family, {', '.join(FAMILIES)}; got {self.of!r}")
+        if self.of not in self.families:
+            raise InputError(f"a {self.name} is of one family, {', '.join(self.families)}; got {self.of!r}")
 
-    def to_json(self) -> dict[str, Any]:
-        return {"rule": self.name, "family": self.of}
+    def __str__(self) -> str:
+        return f"{self.name}({self.of})"
+
+
+@dataclass(frozen=True)
+class PassRule(_OfFamily):
+    """The module is left out: its output's coefficient is its input's (norms and element-wise non-linearities)."""
+
+    families: ClassVar[tuple[Family, ...]] = ("norm", "activation")
+
+    @property
+    def leak(self) -> str:
+        return f"a {self.of} is passed over (pass rule)"
+
+
+@dataclass(frozen=True)
+class GradientRule(_OfFamily):
+    """The module's own derivative: put first, it exempts the modules it selects from later rules of that family."""
 
 
 def family_of(rule: Rule) -> Family:
     """The family a rule is bound in."""
-    return rule.of if isinstance(rule, GradientRule) else rule.family
+    return rule.of if isinstance(rule, _OfFamily) else rule.family
+
+
+def at_least_float32(x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+    """`x`, in float32 when it is half precision: ratios and squares overflow or vanish there."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def norm_pull_back(
@@ -140,9 +207,11 @@ def norm_pull_back(
 ) -> Float[Tensor, "*batch reader d"]:
     """The coefficient at a norm's input from coefficients `v` at its output, for many readers of one input at once.
 
-    With `LNRule` the scale is a constant; without a rule, or with `GradientRule`, the derivative of the scale is kept:
+    With `LNRule` the scale is a constant, with `PassRule` there is no norm; without a rule the derivative of the scale is kept:
     J^T v = P (w - xhat * mean(xhat * w)) / scale with w = gain * v, xhat = centre(x) / scale, P the centring (or 1).
     """
+    if isinstance(rule, PassRule):
+        return v
     scale = norm.scale(x).unsqueeze(-2)
     w = norm.gain * v
     if not isinstance(rule, LNRule):

@@ -194,14 +194,13 @@ def _tables(
     space: EdgeSpace,
 ) -> tuple[Int[ndarray, " node"], Int[ndarray, " node"], Int[ndarray, " reader"], Int[ndarray, " reader"]]:
     """Types and layers of every possible node (writers, logits, key/value groups); node and kind of every reader."""
-    per_layer = space.n_heads + 1
     types = [
         INPUT,
-        *([HEAD] * space.n_heads + [MLP]) * space.n_layers,
+        *([HEAD] * space.n_heads + [MLP] * (not space.attn_only)) * space.n_layers,
         LOGITS,
         *[KV] * space.n_layers * space.n_kv_heads,
     ]
-    layers = [-1, *(layer for layer in range(space.n_layers) for _ in range(per_layer)), space.n_layers]
+    layers = [-1, *(layer for layer in range(space.n_layers) for _ in range(space.writers_per_layer)), space.n_layers]
     layers += [layer for layer in range(space.n_layers) for _ in range(space.n_kv_heads)]
     grouped = space.n_heads > space.n_kv_heads
     node, kind = np.full(space.n_readers, space.n_writers), np.full(space.n_readers, KINDS.index("logits"))
@@ -213,6 +212,7 @@ def _tables(
             first = groups if grouped and name != "q" else heads
             node[columns] = first + np.arange(columns.stop - columns.start)
             kind[columns] = code
+    for layer in space.mlps:
         node[space.mlp_reader(layer)] = space.mlp_writer(layer)
         kind[space.mlp_reader(layer)] = KINDS.index("mlp")
     return np.array(types), np.array(layers), node, kind

@@ -62,6 +62,7 @@ BUNDLES: dict[str, Bundle] = {
     "graph": Bundle(styles=("graph.css", "graph-panel.css"), scripts=GRAPH_SCRIPTS),
     "figures": Bundle(styles=("figures.css",), scripts=("figures.js",), vendor="plotly"),
     "attention": Bundle(styles=("attention.css",), scripts=("attention.js",), vendor="circuitsvis"),
+    "tokens": Bundle(styles=("attention.css",), scripts=("tokens.js",), vendor="circuitsvis"),
     "heads": Bundle(styles=("heads.css",), scripts=("heads.js",)),
 }
 """Everything a page can need, in the order in which it is written."""
@@ -82,8 +83,9 @@ def assemble(title: str, fragments: Iterable[Fragment], *, body_class: str = "")
     for name in wanted - BUNDLES.keys():
         raise UnknownNameError("bundle", name, BUNDLES)
     bundles = [bundle for name, bundle in BUNDLES.items() if name in wanted]
-    styles = "\n".join(asset(name) for bundle in bundles for name in bundle.styles)
-    scripts = "\n".join(script for bundle in bundles for script in _scripts(bundle))
+    styles = "\n".join(asset(name) for name in dict.fromkeys(name for bundle in bundles for name in bundle.styles))
+    vendors = dict.fromkeys(bundle.vendor for bundle in bundles if bundle.vendor)
+    scripts = "\n".join([*map(_packed, vendors), *(_own_script(bundle) for bundle in bundles if bundle.scripts)])
     body = "\n".join(fragment.body for fragment in fragments)
     return f"""<!doctype html>
 <html lang="en">
@@ -136,13 +138,10 @@ def asset(name: str) -> str:
 
 
 @cache
-def _scripts(bundle: Bundle) -> tuple[str, ...]:
-    vendor = (_packed(bundle.vendor),) if bundle.vendor else ()
-    if not bundle.scripts:
-        return vendor
-    # One function around the files of a bundle: they share names with each other and with nobody else.
+def _own_script(bundle: Bundle) -> str:
+    """One function around the files of a bundle: they share names with each other and with nobody else."""
     own = "\n".join(asset(name) for name in bundle.scripts)
-    return (*vendor, _as_script(f'(() => {{\n"use strict";\n{own}\n}})();'))
+    return _as_script(f'(() => {{\n"use strict";\n{own}\n}})();')
 
 
 def _as_script(source: str) -> str:
@@ -150,6 +149,7 @@ def _as_script(source: str) -> str:
     return f"<script>{safe}</script>"
 
 
+@cache
 def _packed(vendor: str) -> str:
     """A third-party script, gzipped: the page unpacks it when a figure needs it, and a notebook stays a third as large."""
     packed = base64.b64encode(gzip.compress(_VENDORS[vendor]().encode(), compresslevel=9, mtime=0)).decode()

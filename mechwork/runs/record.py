@@ -155,6 +155,10 @@ def check_task(model: TransformerBridge, task: Task) -> ModelAnatomy:
             raise InputError(
                 f"token ids of this model are below {anatomy.d_vocab}; {name} of task {task.name!r} has {int(tokens.max())}. Was the task made for another model?"
             )
+    if not anatomy.causal and not pairs.one_length:
+        raise InputError(
+            "in this model every position attends to all others, so padding would change results: prompts need one length"
+        )
     if pairs.clean_tokens.shape[1] > anatomy.n_ctx:
         raise InputError(
             f"prompts must fit the context of {anatomy.n_ctx} tokens; the longest has {pairs.clean_tokens.shape[1]}"

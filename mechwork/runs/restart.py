@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Float
 from torch import Tensor
 
+from ..models.anatomy import NATIVE, read_anatomy
 from ..sites import Site, hook_name
 
 if TYPE_CHECKING:
@@ -26,9 +27,10 @@ def restart_at(model: TransformerBridge, layer: int, resid_pre: Float[Tensor, "b
     def start(activation: Tensor, hook: Any) -> Tensor:
         return resid_pre
 
+    skip = _pass_through_as_tuple if read_anatomy(model).architecture == NATIVE else _pass_through
     with ExitStack() as undo:
         for block in model.blocks[:layer]:
-            object.__setattr__(block, "forward", _pass_through)
+            object.__setattr__(block, "forward", skip)
             undo.callback(object.__delattr__, block, "forward")
         with model.hooks(fwd_hooks=[(hook_name(Site("resid_pre", layer)), start)]):
             yield
@@ -36,3 +38,7 @@ def restart_at(model: TransformerBridge, layer: int, resid_pre: Float[Tensor, "b
 
 def _pass_through(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return hidden_states
+
+
+def _pass_through_as_tuple(hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor]:
+    return (hidden_states,)

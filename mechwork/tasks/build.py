@@ -95,8 +95,8 @@ def build_task(
     built = PromptPairs.from_tokens(
         clean,
         corrupt,
-        [[_answer(model, text, row) for text in pair.correct] for row, pair in enumerate(pairs)],
-        [[_answer(model, text, row) for text in pair.incorrect] for row, pair in enumerate(pairs)],
+        [[answer_token(model, text, f" of pair {row}") for text in pair.correct] for row, pair in enumerate(pairs)],
+        [[answer_token(model, text, f" of pair {row}") for text in pair.incorrect] for row, pair in enumerate(pairs)],
         spans=[_token_spans(model, pair.clean, pair.spans) for pair in pairs] if has_spans else None,
         corrupt_spans=[_token_spans(model, p.corrupt, p.corrupt_spans or p.spans) for p in pairs]
         if has_spans
@@ -186,12 +186,13 @@ def _as_tuple(value: Any, column: str, index: int) -> tuple[str, ...]:
     return values
 
 
-def _answer(model: TransformerBridge, text: str, row: int) -> int:
+def answer_token(model: TransformerBridge, text: str, where: str = "") -> int:
+    """The id of an answer; raises `InputError`, with its pieces, for text that is not a single token."""
     token = single_token(model, text)
     if token is None:
         pieces = [model.tokenizer.decode([i]) for i in model.tokenizer(text, add_special_tokens=False)["input_ids"]]
         raise InputError(
-            f"an answer must be a single token; {text!r} of pair {row} is {len(pieces)}: {pieces}. "
+            f"an answer must be a single token; {text!r}{where} is {len(pieces)}: {pieces}. "
             "Use a shorter word, or check the leading space."
         )
     return token

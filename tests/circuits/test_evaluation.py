@@ -17,7 +17,7 @@ from mechwork.circuits.completeness import (
 )
 from mechwork.circuits.evaluate import Settings, measure_circuits
 from mechwork.circuits.run import as_circuit
-from mechwork.circuits.writers import WRITER_KINDS, record_writers
+from mechwork.circuits.writers import record_writers, writer_kinds
 from mechwork.errors import InputError, MetricError, UnknownNameError
 from mechwork.models.anatomy import read_anatomy
 from mechwork.runs import record_run
@@ -67,7 +67,7 @@ def test_gradients_through_a_circuit_run(family_model64: Any, tiny_task: Task) -
     model, pairs = family_model64, tiny_task.pairs
     space = space_of(model)
     mask = random_mask(space, 0.6, 5)
-    ablated = record_writers(model, space, record_run(model, pairs, WRITER_KINDS, corrupt=True))
+    ablated = record_writers(model, space, record_run(model, pairs, writer_kinds(space), corrupt=True))
 
     def metric(soft: torch.Tensor, *, grad: bool) -> torch.Tensor:
         with as_circuit(model, space, soft, ablated, grad=grad):

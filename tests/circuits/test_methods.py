@@ -9,7 +9,7 @@ import torch
 
 from mechwork.circuits import score_edges, verify_edges
 from mechwork.circuits.methods import PRESETS, find_method
-from mechwork.circuits.writers import WRITER_KINDS, record_writers
+from mechwork.circuits.writers import record_writers, writer_kinds
 from mechwork.errors import InputError, UnknownNameError
 from mechwork.relevance import PRESETS as RULES
 from mechwork.runs import record_run
@@ -54,7 +54,7 @@ def test_scores_against_constants_at_the_clean_run(family_model64: Any, ablation
     task = build_task(n=8)
     scores = score_edges(family_model64, task, rules="gradient", ablation=ablation)
     space, pairs = scores.space, task.pairs
-    writes = record_writers(family_model64, space, record_run(family_model64, pairs, WRITER_KINDS))
+    writes = record_writers(family_model64, space, record_run(family_model64, pairs, writer_kinds(space)))
     mean = {"zero": torch.zeros_like(writes), "mean": writes.mean(dim=(1, 2), keepdim=True)}.get(
         ablation, writes.mean(dim=1, keepdim=True)
     )

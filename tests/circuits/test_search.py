@@ -12,7 +12,7 @@ from mechwork.circuits import EdgeSpace, find_acdc, learn_circuit, score_edges
 from mechwork.circuits.evaluate import Settings, measure_circuits
 from mechwork.circuits.run import as_circuit
 from mechwork.circuits.select import select_random
-from mechwork.circuits.writers import WRITER_KINDS, record_writers
+from mechwork.circuits.writers import record_writers, writer_kinds
 from mechwork.errors import InputError
 from mechwork.models.anatomy import read_anatomy
 from mechwork.runs import record_run
@@ -24,7 +24,7 @@ from tests.families import borrowed, build_task
 def test_stacked_circuits_are_each_their_own(family_model64: Any, tiny_task: Task) -> None:
     model, pairs = family_model64, tiny_task.pairs
     space = EdgeSpace.of(read_anatomy(model))
-    ablated = record_writers(model, space, record_run(model, pairs, WRITER_KINDS, corrupt=True))
+    ablated = record_writers(model, space, record_run(model, pairs, writer_kinds(space), corrupt=True))
     masks = torch.stack([random_mask(space, share, i) for i, share in enumerate((0.3, 0.6, 0.95))])
     with torch.no_grad():
         with as_circuit(model, space, masks, ablated.repeat(1, 3, 1, 1)):
@@ -39,7 +39,7 @@ def test_stacked_circuits_are_each_their_own(family_model64: Any, tiny_task: Tas
 def literal_acdc(model: Any, task: Task, space: EdgeSpace, threshold: float) -> torch.Tensor:
     """Edge after edge, each trial a whole forward."""
     pairs = task.pairs
-    ablated = record_writers(model, space, record_run(model, pairs, WRITER_KINDS, corrupt=True))
+    ablated = record_writers(model, space, record_run(model, pairs, writer_kinds(space), corrupt=True))
     with torch.no_grad():
         reference = pairs.final(model(pairs.clean_tokens)).log_softmax(dim=-1)
     mask, distance = space.mask.clone(), 0.0

@@ -91,3 +91,18 @@ def test_doctor_says_which_file_is_damaged(cli: Cli, tmp_path: Path, monkeypatch
     outcome = cli("doctor")
     assert outcome.code == 0
     assert "tokenizer.json" in outcome.out
+
+
+def test_agreement_prints_a_column_per_preset(cli: Cli) -> None:
+    outcome = cli("agreement", "--task", "pronoun", "--rules", "gradient,relp", "-n", 4)
+    assert outcome.code == 0
+    assert "gradient" in outcome.out
+    assert outcome.out.count("pronoun ") == 4
+    data = cli("agreement", "--task", "pronoun", "--rules", "relp", "-n", 4, "--json").json
+    assert {row["site"] for row in data["rows"]} == {"resid_pre", "attn_out", "mlp_out", "z"}
+    assert all(row["pearson"] > 0.8 for row in data["rows"] if row["site"] == "mlp_out")
+
+
+def test_agreement_names_what_it_does_not_know(cli: Cli) -> None:
+    assert "nearest: relp" in cli("agreement", "--rules", "rellp").err
+    assert "nearest: ioi" in cli("agreement", "--task", "io").err

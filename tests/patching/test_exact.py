@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mechwork.errors import InputError, MetricError, UnknownNameError
+from mechwork.models.anatomy import read_anatomy
 from mechwork.patching import Effects, attribute, patch
 from mechwork.sites import SITE_KINDS
 from mechwork.tasks.pairs import ABSENT
@@ -17,8 +18,9 @@ from tests.reference import literal
 
 
 def kinds_of(model: Any) -> list[str]:
-    kinds = ["resid_pre", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "z"]
-    return kinds if model.cfg.parallel_attn_mlp else [*kinds, "resid_mid"]
+    anatomy = read_anatomy(model)
+    kinds = ["resid_pre", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "z", "resid_mid"]
+    return [kind for kind in kinds if anatomy.has_site(kind)]
 
 
 @pytest.mark.parametrize("direction", ["denoise", "noise"])

@@ -85,7 +85,8 @@ class LiteralGraph:
         writes = {"input": cache["blocks.0.hook_resid_pre"]}
         for layer in range(self.n_layers):
             writes |= self._heads(layer, cache[hook("z", layer)])
-            writes[f"m{layer}"] = cache[hook("mlp_out", layer)]
+            if hook("mlp_out", layer) in cache:
+                writes[f"m{layer}"] = cache[hook("mlp_out", layer)]
         return writes
 
     def _heads(self, layer: int, z: Tensor) -> dict[str, Tensor]:
@@ -103,7 +104,7 @@ class LiteralGraph:
 
     def _norm(self, layer: int, name: str, x: Tensor) -> Tensor:
         block = self.model.blocks[layer]
-        if name not in block.submodules:
+        if name not in block.submodules or isinstance(getattr(block, name).original_component, torch.nn.Identity):
             return x
         norm = getattr(block, name)
         original = norm.original_component
@@ -176,7 +177,10 @@ class LiteralGraph:
                     constant.append(b_O)
 
             def mlp_in(activation: Tensor, hook: Any, layer: int = layer) -> Tensor:
-                return self._norm(layer, "ln2", seen(f"m{layer}"))
+                shared = (
+                    "ln2" not in self.model.blocks[layer].submodules
+                )  # GPT-J, Falcon (post-norm blocks have neither)
+                return self._norm(layer, "ln1" if shared else "ln2", seen(f"m{layer}"))
 
             def mlp_out(
                 activation: Tensor, hook: Any, layer: int = layer, pending: dict[str, Tensor] = pending
@@ -185,11 +189,9 @@ class LiteralGraph:
                     land(layer, pending)
                 live[f"m{layer}"] = activation
 
-            hooks += [
-                (hook("z", layer), heads),
-                (f"blocks.{layer}.mlp.hook_in", mlp_in),
-                (hook("mlp_out", layer), mlp_out),
-            ]
+            hooks.append((hook("z", layer), heads))
+            if not self.model.cfg.attn_only:
+                hooks += [(f"blocks.{layer}.mlp.hook_in", mlp_in), (hook("mlp_out", layer), mlp_out)]
         hooks.append((f"blocks.{self.n_layers - 1}.hook_resid_post", lambda activation, hook: seen("logits")))
         return self.model.run_with_hooks(tokens, fwd_hooks=hooks)
 

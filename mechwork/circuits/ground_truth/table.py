@@ -1,0 +1,120 @@
+"""How well each way of scoring edges finds the known circuits: one row per case, AUROC per method.
+
+| column | what ranks the edges |
+|---|---|
+| exact | the measured effect of every single edge: mean over pairs of its absolute value |
+| gradient | attribution patching of edges (EAP): gradients at the run that is patched |
+| relp | relevance patching |
+| eap-ig | gradients at 5 midpoints between the two prompts |
+| random | uniform noise, averaged over 100 seeds: the control |
+
+Each case is scored in the direction in which its truth is stated. Estimates exist for ``"corrupt"``; truths under zero
+and mean ablation are compared with exact effects and noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from ...display import Displayable
+from ...errors import UnknownNameError
+from ...shapes import EdgeMatrix
+from ..circuit import Circuit
+from ..exact_edges import ABLATIONS, measure_edges
+from ..score import score_edges
+from .case import METHODS, KnownCircuit
+from .compare import TruthComparison, compare
+
+if TYPE_CHECKING:
+    import pandas
+
+Progress = Callable[[int, int, str], None]
+
+N_RANDOM = 100
+ESTIMATES: dict[str, tuple[str, int]] = {"gradient": ("gradient", 1), "relp": ("relp", 1), "eap-ig": ("gradient", 5)}
+"""Column -> (rules, ig_steps) of `score_edges`."""
+
+
+@dataclass(frozen=True, eq=False)
+class TruthTable(Displayable):
+    """AUROC per case and method, with the whole comparisons, and why an estimate is below 1. `random` has no errors by name."""
+
+    ablation: str
+    comparisons: Mapping[str, Mapping[str, TruthComparison]]
+    auroc: Mapping[str, Mapping[str, float]]
+    explanations: Mapping[str, Mapping[str, str]]
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """One row per case, one column per method: AUROC."""
+        import pandas
+
+        return pandas.DataFrame.from_dict({name: dict(row) for name, row in self.auroc.items()}, orient="index")
+
+    def __str__(self) -> str:
+        columns = list(next(iter(self.auroc.values())))
+        width = max(len(name) for name in (*self.auroc, f"AUROC, {self.ablation} ablation"))
+        lines = [f"{f'AUROC, {self.ablation} ablation':<{width}}  true/all " + "".join(f"{c:>10}" for c in columns)]
+        for name, row in self.auroc.items():
+            exact = self.comparisons[name]["exact"]
+            size = f"{exact.n_true:>4}/{exact.n_edges:<4}"
+            lines.append(f"{name:<{width}} {size} " + "".join(f"{row[c]:>10.3f}" for c in columns))
+        if notes := list(self.notes()):
+            lines += ["", "Where an estimate is below 1:", *notes]
+        return "\n".join(lines)
+
+    def notes(self) -> Iterable[str]:
+        """A line for every case and reason: which methods, what they miss, why."""
+        for name, row in self.auroc.items():
+            below = [m for m in row if m != "random" and row[m] < 1]
+            reasons = dict.fromkeys(self.explanations[name].get(m, "not explained") for m in below)
+            for reason in reasons:
+                methods = [m for m in below if self.explanations[name].get(m, "not explained") == reason]
+                wrong = self.comparisons[name][methods[0]]
+                errors = [f"missed {', '.join(wrong.missed_edges)}"] if wrong.missed_edges else []
+                errors += [f"false {', '.join(wrong.false_edges)}"] if wrong.false_edges else []
+                yield f"- {name} ({', '.join(methods)}; {'; '.join(errors)}): {reason}."
+
+
+def build_table(
+    cases: Iterable[KnownCircuit], *, ablation: str = "corrupt", progress: Progress | None = None
+) -> TruthTable:
+    """Score every case by every method. Cost per case: one forward per edge, and a few forwards and backwards.
+
+    Cases without a truth under `ablation` are left out. Raises `UnknownNameError` for an unknown ablation.
+    """
+    if ablation not in ABLATIONS:
+        raise UnknownNameError("ablation", ablation, ABLATIONS)
+    cases = [case for case in cases if ablation in case.edges]
+    comparisons: dict[str, dict[str, TruthComparison]] = {}
+    auroc: dict[str, dict[str, float]] = {}
+    for i, case in enumerate(cases):
+        truth = case.truth(ablation)
+        comparisons[case.name] = {m: compare(v, truth) for m, v in score_case(case, ablation).items()}
+        auroc[case.name] = {m: c.auroc for m, c in comparisons[case.name].items()} | {"random": random_auroc(truth)}
+        if progress is not None:
+            progress(i + 1, len(cases), "scoring known circuits")
+    return TruthTable(ablation, comparisons, auroc, {case.name: case.explanations for case in cases})
+
+
+def score_case(case: KnownCircuit, ablation: str = "corrupt") -> dict[str, EdgeMatrix]:
+    """Method -> one number per edge, for every method that exists under the ablation; `random` apart."""
+    direction = case.direction if ablation == "corrupt" else "noise"
+    exact = measure_edges(case.model, case.task, ablation=ablation, direction=direction)
+    scores: dict[str, EdgeMatrix] = {"exact": exact.magnitude}
+    if ablation == "corrupt":
+        for name, (rules, ig_steps) in ESTIMATES.items():
+            estimated = score_edges(case.model, case.task, rules=rules, ig_steps=ig_steps, direction=direction)
+            scores[name] = estimated.values
+    assert set(scores) <= set(METHODS)
+    return scores
+
+
+def random_auroc(truth: Circuit, n: int = N_RANDOM) -> float:
+    """Mean AUROC of uniform noise over seeds 0 to n - 1."""
+    shape = (truth.space.n_writers, truth.space.n_readers)
+    noise = (torch.rand(shape, generator=torch.Generator().manual_seed(seed)) for seed in range(n))
+    return sum(compare(values, truth).auroc for values in noise) / n

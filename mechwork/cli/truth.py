@@ -1,0 +1,72 @@
+"""Score models whose circuit is known by several methods, and say how well each ranks the true edges (AUROC).
+
+mechwork truth
+mechwork truth hist induction
+mechwork truth --ablation zero
+mechwork truth --retrain runs/equality
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from .console import Console
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's own arguments."""
+    parser.add_argument("cases", metavar="CASE", nargs="*", help="which known circuits (default: all)")
+    parser.add_argument(
+        "--ablation", default="corrupt", metavar="KIND", help="corrupt, zero or mean: which truth (default: corrupt)"
+    )
+    parser.add_argument(
+        "--retrain", type=Path, metavar="DIR", help="train the case 'equality' again from its seed into DIR, and stop"
+    )
+
+
+def run(args: argparse.Namespace, console: Console) -> None:
+    """Print the table, or train."""
+    if args.retrain is not None:
+        _retrain(args, console)
+        return
+    from ..circuits.ground_truth import CASES, build_table, find_case
+
+    cases = [find_case(name) for name in args.cases] or list(CASES.values())
+    with console.step("scoring known circuits") as line:
+        table = build_table(cases, ablation=args.ablation, progress=line)
+    if not table.auroc:
+        raise InputError(
+            f"none of {', '.join(case.name for case in cases)} states a truth under {args.ablation} ablation"
+        )
+    rows = {
+        name: {"auroc": dict(row), "direction": _direction(name, args.ablation)} for name, row in table.auroc.items()
+    }
+    data: dict[str, Any] = {"ablation": table.ablation, "cases": rows, "notes": list(table.notes())}
+    lines = [f"{case.name:<12} {case.description}" for case in cases if case.name in table.auroc]
+    console.result("\n".join([str(table), "", *lines]), data)
+
+
+def _direction(name: str, ablation: str) -> str:
+    from ..circuits.ground_truth import find_case
+
+    return find_case(name).direction if ablation == "corrupt" else "noise"
+
+
+def _retrain(args: argparse.Namespace, console: Console) -> None:
+    import torch
+
+    from ..circuits.ground_truth.equality import train_equality
+
+    if args.retrain.exists() and (not args.retrain.is_dir() or any(args.retrain.iterdir())):
+        raise InputError(f"{args.retrain} exists and is not overwritten. Choose another --retrain.")
+    torch.set_num_threads(1)
+    with console.step("training equality") as line:
+        card = train_equality(args.retrain, progress=line)
+    console.result(
+        f"accuracy {card['accuracy on all prompts']:.3f}, effects inside the circuit at least "
+        f"{card['smallest effect inside']:.3f}, outside at most {card['largest effect outside']:.3f}: {args.retrain}",
+        card,
+    )

@@ -1,0 +1,151 @@
+"""The model trained under interchange pressure: the shipped weights are what the card says, and the training is what it claims."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mechwork import bundled
+from mechwork.circuits import evaluate, ground_truth, measure_edges, score_edges
+from mechwork.circuits.ground_truth import equality, find_case, training
+from mechwork.circuits.run import as_circuit
+from mechwork.circuits.writers import record_writers, writer_kinds
+from mechwork.errors import ArtefactError
+from mechwork.runs import record_run
+from tests.circuits.test_edges import random_mask
+from tests.circuits.test_exact_edges import edge_by_edge
+
+CASE = find_case("equality")
+TINY = replace(equality.RECIPE, steps=4, batch_size=8)
+
+
+def test_the_card_is_what_the_shipped_weights_give() -> None:
+    card = bundled.load_json(*equality.FOLDER, equality.CARD)
+    again = equality.measure(CASE.model)
+    assert again["recipe"] == card["recipe"] == equality.RECIPE.to_json()
+    assert again["accuracy on all prompts"] == card["accuracy on all prompts"] == 1.0
+    for name in ("smallest effect inside", "largest effect outside"):
+        assert again[name] == pytest.approx(card[name], rel=1e-3)
+    assert card["smallest effect inside"] > 10 * card["largest effect outside"]
+
+
+def test_effects_inside_stand_far_above_those_outside_one_run_per_edge() -> None:
+    space = CASE.truth().space
+    cells = space.mask.nonzero().tolist()
+    effects = edge_by_edge(CASE.model, CASE.task, [(space.writers[r], space.readers[c]) for r, c in cells])
+    size = dict(zip((space.edge_name(r, c) for r, c in cells), effects.abs().mean(dim=0).tolist(), strict=True))
+    inside = [value for edge, value in size.items() if edge in CASE.edges["corrupt"]]
+    outside = [value for edge, value in size.items() if edge not in CASE.edges["corrupt"]]
+    assert min(inside) > 10 * max(outside)
+
+
+def test_the_circuit_alone_does_the_task_on_other_pairs() -> None:
+    evaluation = evaluate(CASE.model, equality.equality_task(200, seed=1), CASE.truth())
+    assert evaluation.accuracy == evaluation.model_accuracy == 1.0
+    assert 0.9 < evaluation.faithfulness < 1.1
+    assert max(evaluation.random) < 0.5
+
+
+def test_switching_a_variable_switches_the_answer() -> None:
+    """Interchange intervention: with the first letter of another prompt, the answer is the program's answer to the mixture."""
+    generator = torch.Generator().manual_seed(5)
+    tokens, source = (equality._draw(generator, 300) for _ in range(2))
+    model, program = CASE.model, equality.PROGRAM
+    space = CASE.truth().space
+    task = equality.equality_task(300, seed=2)
+    pairs = replace(task.pairs, clean_tokens=tokens[: len(task)], corrupt_tokens=source[: len(task)])
+    own, theirs = (program.values(side) for side in (pairs.clean_tokens, pairs.corrupt_tokens))
+    other = record_writers(model, space, record_run(model, pairs, writer_kinds(space), corrupt=True))
+    for variable, stages in enumerate(program.carriers):
+        mixed = own.clone()
+        mixed[:, variable] = theirs[:, variable]
+        for edge in stages:
+            mask = space.mask.clone()
+            mask[space.edge_index(edge)] = False
+            with torch.no_grad(), as_circuit(model, space, mask, other):
+                answers = model(pairs.clean_tokens)[:, -1].argmax(dim=-1)
+            expected = program.answer(mixed)
+            assert 0.05 < float((expected != program.answer(own)).double().mean()) < 0.95
+            assert float((answers == expected).double().mean()) > 0.99
+
+
+def test_the_forward_pass_of_training_is_the_models() -> None:
+    weights = training.train(equality.PROGRAM, TINY)
+    model = equality.build_from(weights, TINY)
+    task = equality.equality_task(6)
+    space, pairs = TINY.space, task.pairs
+    mask = random_mask(space, 0.5, 0)
+    other = record_writers(model, space, record_run(model, pairs, writer_kinds(space), corrupt=True))
+    with torch.no_grad():
+        writes, logits = training.run(TINY, weights, pairs.clean_tokens)
+        theirs, _ = training.run(TINY, weights, pairs.corrupt_tokens)
+        cut = (space.mask & ~mask).expand(len(pairs), -1, -1)
+        _, mixed = training.run(TINY, weights, pairs.clean_tokens, other=theirs, cut=cut)
+        torch.testing.assert_close(logits, model(pairs.clean_tokens)[:, -1], rtol=0, atol=1e-5)
+        torch.testing.assert_close(torch.stack(theirs), other, rtol=0, atol=1e-5)
+        with as_circuit(model, space, mask, other):
+            torch.testing.assert_close(mixed, model(pairs.clean_tokens)[:, -1], rtol=0, atol=1e-5)
+    assert float((mixed - logits).abs().max()) > 1e-2
+    assert len(writes) == space.n_writers
+
+
+def test_training_is_a_function_of_its_recipe(tmp_path: Path) -> None:
+    first, second, other = (training.train(equality.PROGRAM, r) for r in (TINY, TINY, replace(TINY, seed=1)))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["tok_embed.weight"], other["tok_embed.weight"])
+    equality.train_equality(tmp_path / "a", TINY)
+    bundled.verify(tmp_path / "a")
+    assert "seed" in (tmp_path / "a" / "card.md").read_text()
+
+
+def test_switches_keep_the_variables_and_the_edges_in_step() -> None:
+    switches = training._Switches(equality.PROGRAM, TINY.space)
+    cut, switched, replaced = switches.draw(torch.Generator().manual_seed(0), 4000, share_alone=0.5)
+    for variable, stages in enumerate(switches.stages):
+        n_cut = torch.stack([cut[:, row, column] for row, column in stages]).sum(dim=0)
+        assert torch.equal(n_cut == 1, switched[:, variable])
+        assert int(n_cut.max()) == 1
+    assert torch.equal(cut[:, *switches.output[0]], replaced)
+    assert 0 < int(replaced.sum()) < 800
+    outside = cut[:, switches.outside].double().mean(dim=1)
+    assert float((outside == 1).double().mean()) == pytest.approx(0.5, abs=0.1)
+    assert not bool(cut[:, ~TINY.space.mask].any())
+
+
+def test_an_altered_file_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(bundled.root() / "ground_truth", tmp_path / "ground_truth")
+    monkeypatch.setattr(bundled, "root", lambda: tmp_path)
+    equality.build_equality()
+    file = tmp_path.joinpath(*equality.FOLDER, equality.WEIGHTS)
+    content: Any = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ArtefactError, match=r"model\.safetensors was altered"):
+        equality.build_equality()
+
+
+def test_estimates_of_a_step_are_unrelated_to_its_effects_pair_by_pair() -> None:
+    """The cause that the case gives for what gradients miss: scores of either sign that cancel, where effects do not."""
+    space = CASE.truth().space
+    measured = measure_edges(CASE.model, CASE.task).per_example
+    for rules, ig_steps in (("gradient", 1), ("relp", 1), ("gradient", 5)):
+        estimated = score_edges(CASE.model, CASE.task, rules=rules, ig_steps=ig_steps, direction="noise").per_example
+        for edge in ("input->a0.h0<v>", "input->a0.h1<v>"):
+            both = torch.stack([side[:, *space.edge_index(edge)].double() for side in (estimated, measured)])
+            assert abs(float(torch.corrcoef(both)[0, 1])) < 0.2
+            assert float(both[1].mean()) > 0.9 * float(both[1].abs().mean())
+            assert float(both[0].mean()) < 0.3 * float(both[0].abs().mean())
+    comparison = ground_truth.compare(
+        score_edges(CASE.model, CASE.task, rules="gradient", direction="noise"), CASE.truth()
+    )
+    assert comparison.missed_edges == ("input->a0.h1<v>",)
+
+
+def test_it_is_small() -> None:
+    assert bundled.path(*equality.FOLDER, equality.WEIGHTS).stat().st_size < 200_000
+    assert measure_edges(CASE.model, CASE.task).space.n_edges == 46
