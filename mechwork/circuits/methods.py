@@ -94,8 +94,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """Name -> the settings it stands for."""
 
-DEFAULT = "relp"
-"""The preset used when nothing is said."""
+DEFAULT = "eap-ig"
+"""The preset used when nothing is said: over the six tasks of ``gpt2-6l`` it has the best mean rank by CPR and by CMD on held-out
+pairs (``mechwork leaderboard``)."""
 
 
 def find_method(
@@ -107,7 +108,7 @@ def find_method(
     direction: str | None = None,
     ablation: str = "corrupt",
 ) -> Method:
-    """A method from a preset's name, or from rules, steps and path; not from both.
+    """A method from a preset's name, or from rules (default: gradient), steps (1) and path (inputs); not from both. Nothing said: `DEFAULT`.
 
     `direction` defaults to denoise, and to noise for ablations other than corrupt, where nothing else exists.
     """
@@ -121,7 +122,8 @@ def find_method(
             raise InputError(f"preset {preset!r} says what {', '.join(given)} would say; give one or the other")
         given = dict(PRESETS[preset])
     else:
-        given = {**PRESETS[DEFAULT], **given}
+        given = given or dict(PRESETS[DEFAULT])
     side: Any = direction if direction is not None else "denoise" if ablation == "corrupt" else "noise"
     composite = find_composite(given.pop("rules", "gradient"))
-    return Method(composite, direction=side, ablation=ablation, name=preset or "", **given)
+    name = preset or ("" if (rules, ig_steps, path) != (None, None, None) else DEFAULT)
+    return Method(composite, direction=side, ablation=ablation, name=name, **given)

@@ -64,7 +64,7 @@ def score_edges(
     """Scores of all edges, per pair or streamed to mean, variance and bootstrap.
 
     Say how with a `preset` (``"eap-ig"``, see `mechwork.circuits.methods`), or with `rules` (a composite or its name), `ig_steps`
-    and `path` (``"inputs"``, ``"activations"``, ``"clean-corrupt"``). `ablation` is what the clean write is compared with: the
+    and `path` (``"inputs"``, ``"activations"``, ``"clean-corrupt"``); nothing said means ``preset="eap-ig"``. `ablation` is what the clean write is compared with: the
     paired ``"corrupt"`` run, ``"zero"``, the data's ``"mean"`` or ``"mean_by_position"`` (all but the first at the clean run).
 
     Pairs run in micro-batches that fit `memory_budget` (bytes or ``"2GB"``; `batch_size` overrides). ``keep="pairs"`` keeps a

@@ -127,6 +127,15 @@ def test_every_preset_scores(tiny_gpt2: Any, tiny_task: Task, name: str) -> None
     assert scores.provenance["preset"] == name
 
 
+def test_what_is_said_is_what_is_meant() -> None:
+    assert (find_method().name, find_method().ig_steps, find_method().rules.name) == ("eap-ig", 5, "gradient")
+    assert (find_method(rules="relp").ig_steps, find_method(rules="relp").name) == (1, "")
+    assert find_method(ig_steps=3).rules.name == "gradient"
+    assert find_method(ablation="mean").direction == "noise"
+    assert find_method("clean-corrupt").fractions == (0.0, 1.0)
+    assert find_method("eap-ig").fractions == pytest.approx((0.1, 0.3, 0.5, 0.7, 0.9))
+
+
 def test_settings_that_exclude_each_other() -> None:
     with pytest.raises(InputError, match="one or the other"):
         find_method("eap", rules="relp")
