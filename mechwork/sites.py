@@ -107,6 +107,7 @@ def hook_name(site: Site) -> str:
 # Module names inside a bridge, for the rules of `relevance`, in the bridge's own spelling.
 FINAL_NORM = "ln_final"
 UNEMBED = "unembed"
+UNEMBED_INPUT = "unembed.hook_in"
 BLOCK_NORMS = ("ln1", "ln1_post", "ln2", "ln2_post")
 HEAD_NORMS = ("q_norm", "k_norm")
 

@@ -10,7 +10,7 @@ import torch
 
 import mechwork as mw
 from mechwork.circuits.run import as_circuit
-from mechwork.circuits.writers import WRITER_KINDS, record_writers
+from mechwork.circuits.writers import record_writers, writer_kinds
 from mechwork.models.anatomy import read_anatomy
 from mechwork.runs import record_run
 
@@ -86,7 +86,7 @@ def test_full_circuit_gives_the_clean_logits_and_empty_the_corrupt_ones(dtype: t
     pairs = mw.tasks.ioi(model, n=64, seed=0).test.pairs
     space = mw.EdgeSpace.of(read_anatomy(model))
     with torch.no_grad():
-        ablated = record_writers(model, space, record_run(model, pairs, WRITER_KINDS, corrupt=True))
+        ablated = record_writers(model, space, record_run(model, pairs, writer_kinds(space), corrupt=True))
         with as_circuit(model, space, space.mask, ablated):
             full = model(pairs.clean_tokens)
         with as_circuit(model, space, torch.zeros_like(space.mask), ablated):

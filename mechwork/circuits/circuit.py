@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..display import Displayable
-from ..errors import ArtefactError, InputError
+from ..errors import ArtefactError, InputError, MetricError, UnknownNameError
+from ..models.anatomy import device_of
 from ..provenance import Provenance, stable
+from ..runs.record import check_task
 from ..shapes import EdgeMask, EdgeMatrix
+from ..tasks.task import Task
 from .space import INPUT, LOGITS, EdgeSpace
+from .writers import check_edges
 
-FORMAT = 1
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+FORMAT = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +32,8 @@ class Circuit(Displayable):
     """The edges where `mask` is True. `scores`, if known, are the signed scores the circuit was selected by.
 
     `n_requested` is the nominal size before pruning. Circuits of one space support ``&``, ``|``, ``-`` and `complement`.
+    `roles` and `notes` say things about nodes; `supernodes` are named groups of nodes. `extras` holds what another tool's
+    file said that mechwork has no field for.
     """
 
     space: EdgeSpace
@@ -32,6 +42,9 @@ class Circuit(Displayable):
     n_requested: int | None = None
     roles: dict[str, str] = field(default_factory=dict)
     provenance: Provenance = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+    supernodes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    extras: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if tuple(self.mask.shape) != (self.space.n_writers, self.space.n_readers):
@@ -41,6 +54,14 @@ class Circuit(Displayable):
         if bool((self.mask & ~self.space.mask).any()):
             row, column = (self.mask & ~self.space.mask).nonzero()[0].tolist()
             raise InputError(f"{self.space.edge_name(row, column)} is not an edge of this graph")
+        if self.scores is not None and not bool(self.scores.isfinite().all()):
+            row, column = (~self.scores.isfinite()).nonzero()[0].tolist()
+            name, value = self.space.edge_name(row, column), float(self.scores[row, column])
+            raise MetricError(f"the scores of a circuit must be finite; {name} has {value}. Score the edges again.")
+        known = {*self.space.writers, LOGITS}
+        for name in (*self.roles, *self.notes, *(node for group in self.supernodes.values() for node in group)):
+            if name not in known:
+                raise UnknownNameError("node", name, known)
 
     @classmethod
     def from_edges(cls, space: EdgeSpace, edges: Iterable[str]) -> Circuit:
@@ -62,15 +83,19 @@ class Circuit(Displayable):
     @property
     def edges(self) -> tuple[str, ...]:
         """Edge names, strongest first when scores are known, else in graph order."""
-        index = self.mask.nonzero()
-        if self.scores is not None:
-            index = index[self.scores[index[:, 0], index[:, 1]].abs().argsort(descending=True, stable=True)]
-        return tuple(self.space.edge_name(row, column) for row, column in index.tolist())
+        return tuple(self.space.edge_name(row, column) for row, column in self._ordered_index())
 
     @property
     def nodes(self) -> tuple[str, ...]:
-        """Names of the nodes that have an edge in the circuit, in the order they run, ``logits`` last."""
-        rows = self.mask.any(dim=1) | (self.space.feeds & self.mask.any(dim=0)[None, :]).any(dim=1)
+        """Names of the nodes that have an edge in the circuit, in the order they run, ``logits`` last.
+
+        A key/value reader shared by several heads counts for those that are in the circuit otherwise, or, if none is, for all.
+        """
+        feeds, read = self.space.feeds, self.mask.any(dim=0)
+        shared = feeds.sum(dim=0) > 1
+        rows = self.mask.any(dim=1) | (feeds & (read & ~shared)[None, :]).any(dim=1)
+        unclaimed = read & shared & ~(feeds & rows[:, None]).any(dim=0)
+        rows = rows | (feeds & unclaimed[None, :]).any(dim=1)
         names = [name for name, used in zip(self.space.writers, rows.tolist(), strict=True) if used]
         return (*names, LOGITS) if bool(self.mask[:, self.space.logits_reader].any()) else tuple(names)
 
@@ -93,6 +118,51 @@ class Circuit(Displayable):
         """The rest of the graph."""
         return self._with(self.space.mask & ~self.mask)
 
+    def labelled(
+        self,
+        *,
+        roles: Mapping[str, str] | None = None,
+        notes: Mapping[str, str] | None = None,
+        supernodes: Mapping[str, Sequence[str]] | None = None,
+    ) -> Circuit:
+        """With more labels: what nodes do (`roles`), remarks on them (`notes`), and named groups of them (`supernodes`).
+
+        Raises `UnknownNameError` for a node that the graph does not have.
+
+        >>> circuit.labelled(roles={"a4.h1": "name mover"}, supernodes={"movers": ["a4.h1", "a5.h0"]})
+        """
+        groups = {name: tuple(nodes) for name, nodes in (supernodes or {}).items()}
+        return replace(
+            self,
+            roles={**self.roles, **(roles or {})},
+            notes={**self.notes, **(notes or {})},
+            supernodes={**self.supernodes, **groups},
+        )
+
+    @contextmanager
+    def run(
+        self, model: TransformerBridge, task: Task, *, ablation: str = "mean", seed: int = 0
+    ) -> Iterator[TransformerBridge]:
+        """Inside, `model` behaves as this circuit, so that any lens, patch, plot or ``model.generate`` applies to it.
+
+        With a constant `ablation` (``"mean"`` over the task's clean prompts, ``"zero"``, ``"optimal"``) it does so for any prompt of
+        any length; with ``"corrupt"``, ``"resample"`` or ``"mean_by_position"`` for the task's own clean prompts, all at once.
+        On exit the model is itself again, also after an exception. Cost of each forward: about 1.5.
+
+        >>> with circuit.run(model, task) as bridge:
+        ...     logits = bridge(tokens)
+        """
+        from .ablated import find_ablation
+        from .run import as_circuit
+
+        check_edges(model, check_task(model, task))
+        if self.space != EdgeSpace.of(check_task(model, task)):
+            raise InputError(f"the circuit belongs to another graph, {self.space}")
+        pairs = task.pairs.to(device_of(model))
+        ablated = find_ablation(model, task, self.space, ablation, seed=seed).writes(pairs, 0)
+        with as_circuit(model, self.space, self.mask, ablated):
+            yield model
+
     def pruned(self) -> Circuit:
         """Without edges that do not lie on a path from the input to the logits."""
         return replace(self, mask=prune(self.space, self.mask))
@@ -102,13 +172,20 @@ class Circuit(Displayable):
         union = int((self.mask | self._mask_of(other)).sum())
         return int((self.mask & other.mask).sum()) / union if union else 1.0
 
+    def expected_overlap(self, other: Circuit) -> float:
+        """The Jaccard index that two random circuits of these sizes would have: their expected intersection over union."""
+        both = self.n_edges * other.n_edges / self.space.n_edges
+        union = self.n_edges + other.n_edges - both
+        return both / union if union else 1.0
+
     def to_json(self) -> dict[str, Any]:
         """The circuit as JSON; the same inputs give the same text."""
-        scores = (
-            {}
-            if self.scores is None
-            else {e: round(float(self.scores[self.space.edge_index(e)]), 9) for e in self.edges}
-        )
+        edges: list[dict[str, Any]] = []
+        for row, column in self._ordered_index():
+            edge: dict[str, Any] = {"edge": self.space.edge_name(row, column)}
+            if self.scores is not None:
+                edge["score"] = float(f"{float(self.scores[row, column]):.9g}")
+            edges.append(edge)
         return {
             "what": "mechwork circuit",
             "format": FORMAT,
@@ -117,8 +194,11 @@ class Circuit(Displayable):
             "n_edges_of_graph": self.space.n_edges,
             "n_requested": self.n_requested,
             "nodes": list(self.nodes),
-            "edges": [{"edge": edge, **({"score": scores[edge]} if scores else {})} for edge in self.edges],
+            "edges": edges,
             "roles": self.roles,
+            "notes": self.notes,
+            "supernodes": {name: list(nodes) for name, nodes in self.supernodes.items()},
+            "extras": self.extras,
             "provenance": stable(self.provenance),
         }
 
@@ -148,7 +228,14 @@ class Circuit(Displayable):
             for edge in data["edges"]:
                 scores[space.edge_index(edge["edge"])] = edge["score"]
         return replace(
-            circuit, scores=scores, n_requested=data["n_requested"], roles=data["roles"], provenance=data["provenance"]
+            circuit,
+            scores=scores,
+            n_requested=data["n_requested"],
+            roles=data["roles"],
+            provenance=data["provenance"],
+            notes=data.get("notes", {}),
+            supernodes={name: tuple(nodes) for name, nodes in data.get("supernodes", {}).items()},
+            extras=data.get("extras", {}),
         )
 
     def __repr__(self) -> str:
@@ -161,6 +248,13 @@ class Circuit(Displayable):
 
     def _with(self, mask: EdgeMask) -> Circuit:
         return Circuit(self.space, mask, self.scores, provenance=self.provenance)
+
+    def _ordered_index(self) -> list[list[int]]:
+        """Rows and columns of the edges, strongest first when scores are known."""
+        index = self.mask.nonzero()
+        if self.scores is not None:
+            index = index[self.scores[index[:, 0], index[:, 1]].abs().argsort(descending=True, stable=True)]
+        return index.tolist()
 
 
 def prune(space: EdgeSpace, mask: EdgeMask) -> EdgeMask:

@@ -4,10 +4,14 @@ faithfulness(C) = (m(C) - m(empty)) / (m(M) - m(empty)), m = mean metric over th
 edge cut under the same ablation, M is the whole model. CPR is the area under faithfulness over edge fraction with
 circuits ranked by signed score (higher is better), CMD the area of |1 - faithfulness| with circuits ranked by absolute
 score (0 is best); sizes and trapezoid as in the MIB benchmark (Mueller et al. 2025), x being the nominal fraction.
+
+`cpr_log` and `cmd_log` are the same areas over log10 of the fraction, divided by its range: small circuits, which are
+what people look at, then count as much as large ones.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,6 +24,7 @@ from ..errors import MetricError
 from ..provenance import Provenance
 from ..shapes import PerExample
 from .circuit import Circuit
+from .sample import bootstrap_weights, percentile_interval
 
 if TYPE_CHECKING:
     import pandas
@@ -48,18 +53,27 @@ def bootstrap_faithfulness(
     seed: int = 0,
 ) -> tuple[float, float]:
     """Percentile bootstrap interval over pairs."""
-    generator = torch.Generator().manual_seed(seed)
-    draws = torch.randint(len(circuit), (n_resamples, len(circuit)), generator=generator)
-    c, e, m = (x.double()[draws].mean(dim=1) for x in (circuit, empty, model))
-    ratios = ((c - e) / (m - e)).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-    tail = (1 - level) / 2
-    low, high = torch.quantile(ratios, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
-    return low, high
+    ratios = resampled_faithfulness(circuit[None], empty, model, n_resamples=n_resamples, seed=seed)
+    low, high = percentile_interval(ratios, level)
+    return float(low), float(high)
+
+
+def resampled_faithfulness(
+    circuits: Float[Tensor, "size batch"], empty: PerExample, model: PerExample, *, n_resamples: int, seed: int
+) -> Float[Tensor, "resample size"]:
+    """Faithfulness of several circuits on bootstrap resamples of the pairs (0 where a resample leaves it undefined)."""
+    weights = bootstrap_weights(circuits.shape[1], n_resamples, seed).double()
+    c, e, m = (weights @ x.double().T for x in (circuits, empty[None], model[None]))
+    return ((c - e) / (m - e)).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
 @dataclass(frozen=True, eq=False)
 class CircuitEvaluation(Displayable):
-    """How a circuit does on some pairs, beside the empty and random circuits. Metrics are per pair."""
+    """How a circuit does on some pairs, beside the empty and random circuits. Metrics are per pair.
+
+    `random` and `same_degree` are the faithfulness of random circuits of that size, and of those that also keep how many
+    edges every node has. `empty_kl` is the mean KL of the empty circuit.
+    """
 
     circuit: Circuit
     per_example: PerExample
@@ -71,6 +85,14 @@ class CircuitEvaluation(Displayable):
     ablation: str
     metric_name: str
     provenance: Provenance
+    same_degree: tuple[float, ...] = ()
+    kl_per_example: PerExample | None = None
+    empty_kl: float | None = None
+
+    @property
+    def kl(self) -> float | None:
+        """Mean KL(model ‖ circuit) at the answer in nats, where it was measured."""
+        return None if self.kl_per_example is None else float(self.kl_per_example.mean())
 
     @property
     def metric(self) -> float:
@@ -93,6 +115,8 @@ class CircuitEvaluation(Displayable):
     def __repr__(self) -> str:
         low, high = self.interval()
         controls = ", ".join(f"{r:.3f}" for r in self.random)
+        if self.same_degree:
+            controls += "; of its degrees " + ", ".join(f"{r:.3f}" for r in self.same_degree)
         return (
             f"faithfulness {self.faithfulness:.3f} [{low:.3f}, {high:.3f}] with {self.circuit.n_edges} of {self.circuit.space.n_edges} edges "
             f"({self.ablation} ablation); random circuits of that size {controls}; accuracy {self.accuracy:.3f} (model {self.model_accuracy:.3f})"
@@ -103,7 +127,8 @@ class CircuitEvaluation(Displayable):
 class FaithfulnessCurve(Displayable):
     """Faithfulness over circuit sizes. `fractions` are nominal, `sizes` the nominal numbers of edges, `n_kept` after pruning.
 
-    `per_example` and `signed_per_example` are metrics ``[size, batch]`` of circuits ranked by absolute and signed score.
+    `per_example` and `signed_per_example` are metrics ``[size, batch]`` of circuits ranked by absolute and signed score;
+    `accuracy` and `kl` (mean KL(model ‖ circuit) in nats) are of the former.
     """
 
     fractions: tuple[float, ...]
@@ -117,6 +142,9 @@ class FaithfulnessCurve(Displayable):
     ablation: str
     metric_name: str
     provenance: Provenance
+    same_degree_per_example: Float[Tensor, "repeat size batch"] | None = None
+    accuracy: Float[Tensor, " size"] | None = None
+    kl: Float[Tensor, " size"] | None = None
 
     @property
     def faithfulness(self) -> Float[Tensor, " size"]:
@@ -130,8 +158,17 @@ class FaithfulnessCurve(Displayable):
 
     @property
     def random(self) -> Float[Tensor, " size"]:
-        """Of random circuits of the same sizes, averaged over repeats."""
+        """Of random circuits of the same sizes, averaged over repeats (NaN when none were run)."""
+        if not len(self.random_per_example):
+            return torch.full((len(self.sizes),), torch.nan, dtype=torch.float64)
         return torch.stack([self._faithfulness(repeat) for repeat in self.random_per_example]).mean(dim=0)
+
+    @property
+    def same_degree(self) -> Float[Tensor, " size"] | None:
+        """Of random circuits with the degrees of the circuits ranked by absolute score, where they were run."""
+        if self.same_degree_per_example is None:
+            return None
+        return torch.stack([self._faithfulness(repeat) for repeat in self.same_degree_per_example]).mean(dim=0)
 
     @property
     def empty(self) -> float:
@@ -147,6 +184,24 @@ class FaithfulnessCurve(Displayable):
     def cmd(self) -> float:
         """Area of |1 - `faithfulness`| over edge fraction (0 is best)."""
         return self._area((1 - self.faithfulness).abs())
+
+    @property
+    def cpr_log(self) -> float:
+        """Mean of `signed` over log edge fraction."""
+        return self._log_area(self.signed)
+
+    @property
+    def cmd_log(self) -> float:
+        """Mean of |1 - `faithfulness`| over log edge fraction."""
+        return self._log_area((1 - self.faithfulness).abs())
+
+    def cpr_interval(self, level: float = 0.95, n_resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
+        """Bootstrap interval of `cpr` over pairs."""
+        return self._area_interval(self.signed_per_example, lambda f: f, level, n_resamples, seed)
+
+    def cmd_interval(self, level: float = 0.95, n_resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
+        """Bootstrap interval of `cmd` over pairs."""
+        return self._area_interval(self.per_example, lambda f: (1 - f).abs(), level, n_resamples, seed)
 
     @property
     def random_cpr(self) -> float:
@@ -178,6 +233,9 @@ class FaithfulnessCurve(Displayable):
                 "high": high,
                 "faithfulness_signed": self.signed.tolist(),
                 "faithfulness_random": self.random.tolist(),
+                **({} if self.accuracy is None else {"accuracy": self.accuracy.tolist()}),
+                **({} if self.kl is None else {"kl": self.kl.tolist()}),
+                **({} if self.same_degree is None else {"faithfulness_same_degree": self.same_degree.tolist()}),
             }
         )
 
@@ -203,6 +261,25 @@ class FaithfulnessCurve(Displayable):
         return torch.tensor(
             [faithfulness(row, self.empty_per_example, self.model_per_example) for row in metrics], dtype=torch.float64
         )
+
+    def _area_interval(
+        self,
+        metrics: Float[Tensor, "size batch"],
+        height: Callable[[Tensor], Tensor],
+        level: float,
+        n_resamples: int,
+        seed: int,
+    ) -> tuple[float, float]:
+        ratios = resampled_faithfulness(
+            metrics, self.empty_per_example, self.model_per_example, n_resamples=n_resamples, seed=seed
+        )
+        areas = torch.trapezoid(height(ratios), torch.tensor(self.fractions, dtype=torch.float64), dim=1)
+        low, high = percentile_interval(areas[:, None], level)
+        return float(low), float(high)
+
+    def _log_area(self, heights: Float[Tensor, " size"]) -> float:
+        x = torch.tensor(self.fractions, dtype=torch.float64).log10()
+        return float(torch.trapezoid(heights.double(), x) / (x[-1] - x[0]))
 
     def _area(self, heights: Float[Tensor, " size"]) -> float:
         return float(torch.trapezoid(heights.double(), torch.tensor(self.fractions, dtype=torch.float64)))

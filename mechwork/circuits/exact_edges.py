@@ -34,9 +34,8 @@ from ..shapes import EdgeMatrix
 from ..sites import Site, hook_name
 from ..tasks.pairs import PromptPairs
 from ..tasks.task import Task
-from .score import require_aligned
 from .space import EdgeSpace
-from .writers import check_edges, record_writers, stream_kinds, writer_kinds
+from .writers import check_edges, record_writers, require_aligned, stream_kinds, writer_kinds
 
 if TYPE_CHECKING:
     import pandas
@@ -133,8 +132,8 @@ def measure_edges(
         other = torch.zeros_like(own)
     else:
         counts = pairs.mask.to(own)
-        other = (torch.einsum("bwpd,bp->wd", own, counts) / counts.sum())[None, :, None, :].expand_as(own)
-    sweep = _Sweep(model, task, pairs, space, host, (other - own).transpose(0, 1))
+        other = (torch.einsum("wbpd,bp->wd", own, counts) / counts.sum())[:, None, None, :].expand_as(own)
+    sweep = EdgeSweep(model, task, pairs, space, host, other - own)
     effects = torch.zeros(len(task), space.n_writers, space.n_readers, dtype=own.dtype)
     reference = task.measure(host.logits, pairs).detach().cpu()
     for column in range(space.n_readers):
@@ -154,7 +153,7 @@ def measure_edges(
 
 
 @dataclass(frozen=True, eq=False)
-class _Sweep:
+class EdgeSweep:
     """The unpatched run, and what each writer's edge would carry more: `delta` = other write - own write."""
 
     model: TransformerBridge
@@ -170,10 +169,10 @@ class _Sweep:
         metrics = []
         for start in range(0, n_seen, step):
             rows = list(range(start, min(start + step, n_seen)))
-            metrics += [self.task.measure(part, self.pairs).cpu() for part in self._run(column, rows)]
+            metrics += [self.task.measure(part, self.pairs).cpu() for part in self.run(column, rows)]
         return torch.stack(metrics, dim=1)
 
-    def _run(self, column: int, rows: list[int]) -> tuple[Tensor, ...]:
+    def run(self, column: int, rows: list[int]) -> tuple[Tensor, ...]:
         """Logits for each writer of `rows`: copies of all pairs, one changed edge per copy, in one forward pass."""
         n = len(rows)
         layer, name, change = self._reader(column)

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from .discovery import Discovery
 
 
+DEFAULT_RULES, DEFAULT_STEPS = "gradient", 5
+"""EAP-IG: first by CPR and by CMD over the six tasks (``mechwork leaderboard``)."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's own arguments."""
     parser.add_argument("task", metavar="TASK", help="a task's name, or a file of pairs")
@@ -33,14 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=at_least(0), default=0, help="of the pairs and of the controls (default: 0)")
     method = parser.add_argument_group("method")
     method.add_argument(
-        "--rules", default="relp", help="rules of the backward pass: relp, gradient, ... (default: relp)"
+        "--rules", help="rules of the backward pass: gradient, relp, ... (default: gradient, with 5 steps)"
     )
     method.add_argument(
         "--ig-steps",
         type=at_least(1),
-        default=1,
         metavar="N",
-        help="points on the path between the prompts (default: 1)",
+        help="points on the path between the prompts (default: 5, or 1 when --rules is given)",
     )
     size = method.add_mutually_exclusive_group()
     size.add_argument("--n-edges", type=at_least(1), metavar="N", help="size of the circuit, before pruning")
@@ -66,13 +69,15 @@ def run(args: argparse.Namespace, console: Console) -> None:
     from .discovery import Settings, discover
     from .summary import render_text, summarise
 
-    find_composite(args.rules)
+    steps = args.ig_steps or (1 if args.rules else DEFAULT_STEPS)
+    rules = args.rules or DEFAULT_RULES
+    find_composite(rules)
     build = None if from_file else find_task(args.task)
     with console.step(f"loading {args.model}"):
         model = load(args)
         task = build(model, n=args.n_pairs, seed=args.seed) if build else read_task(model, args.task)
     console.detail(task.describe(2))
-    settings = Settings(args.rules, args.ig_steps, args.n_edges, args.fraction, args.seed)
+    settings = Settings(rules, steps, args.n_edges, args.fraction, args.seed)
     found = discover(model, args.model, task, settings, console)
     data = summarise(found)
     with console.step("writing the report"), new_folder(out, force=args.force) as folder:
@@ -100,7 +105,7 @@ def write(found: Discovery, data: dict[str, Any], folder: Path) -> None:
 
 
 def _next(args: argparse.Namespace, out: Path) -> str:
-    other = "gradient" if args.rules != "gradient" else "relp"
+    other = "relp" if args.rules != "relp" else "gradient"
     return "\n".join(
         (
             f"The report: {out / 'report.html'} (open it in a browser; it needs no network)",

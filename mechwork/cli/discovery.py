@@ -34,8 +34,8 @@ N_ATTENTION = 6
 class Settings:
     """What to compute. The circuit's size is `n_edges`, or else `fraction` of the graph's edges."""
 
-    rules: str = "relp"
-    ig_steps: int = 1
+    rules: str = "gradient"
+    ig_steps: int = 5
     n_edges: int | None = None
     fraction: float = 0.1
     seed: int = 0

@@ -148,7 +148,7 @@ def graph_payload(
             "score": _rounded(totals) if edges.scored else None,
             "role": roles,
             "side": sides,
-            "note": [plain(options.notes.get(name, "")) for name in names],
+            "note": [plain(options.notes.get(name, circuit.notes.get(name, ""))) for name in names],
             "facts": [_facts(options.facts.get(name, ())) for name in names],
         },
         "edges": {
@@ -251,11 +251,12 @@ def _facts(facts: Iterable[Fact]) -> list[list[str]]:
 
 def _uncertainty(scores: EdgeScores | None, edges: _Edges, n_edges: int) -> dict[str, Any]:
     """Standard errors, and how often an edge is chosen when the pairs are resampled; null without per-pair scores."""
-    if scores is None or len(scores.per_example) < 2 or not len(edges.row):
+    if scores is None or scores.n_pairs < 2 or not len(edges.row):
         return {"error": None, "confidence": None}
     row, column = torch.from_numpy(edges.row), torch.from_numpy(edges.column)
-    per_example = scores.per_example[:, row, column]
-    error = per_example.std(dim=0) / len(per_example) ** 0.5
+    error = scores.standard_error()[row, column]
+    if not bool(error.isfinite().all()):  # scores that are not means over pairs
+        return {"error": None, "confidence": None}
     confidence: Tensor | None = None
     if n_edges < scores.space.n_edges:
         confidence = scores.inclusion(n_edges)[row, column]

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..errors import InputError, MetricError
 from ..models.anatomy import ModelAnatomy, check_ready, device_of
 from ..shapes import Logits, PerExample, Tokens
-from ..sites import SITE_KINDS, Site, hook_name, site_kind
+from ..sites import SITE_KINDS, UNEMBED_INPUT, Site, hook_name, site_kind
 from ..tasks.pairs import ABSENT, PromptPairs
 from ..tasks.task import Task
 
@@ -52,7 +52,7 @@ class Run:
 def record_run(
     model: TransformerBridge,
     pairs: PromptPairs,
-    kinds: Sequence[str],
+    kinds: Sequence[str | Site],
     *,
     corrupt: bool = False,
     grad: bool = False,
@@ -60,13 +60,13 @@ def record_run(
 ) -> Run:
     """Run the clean (or corrupt) prompts once and keep the activations of `kinds` at every layer. Cost: 1 forward.
 
-    With `grad`, run inside whatever composite of rules is active; gradients start at the embedding. `n_tail`: unembed
-    the last columns only (None: all).
+    A `Site` among `kinds` is recorded at its layer alone. With `grad`, run inside whatever composite of rules is active;
+    gradients start at the embedding. `n_tail`: unembed the last columns only (for metrics that read no others).
     """
     anatomy = check_ready(model)
-    sites = [site for kind in kinds for site in sites_of(anatomy, kind)]
+    sites = [site for kind in kinds for site in ([kind] if isinstance(kind, Site) else sites_of(anatomy, kind))]
     tokens = (pairs.corrupt_tokens if corrupt else pairs.clean_tokens).to(device_of(model))
-    store: dict[str, list[Tensor]] = {kind: [] for kind in kinds}
+    store: dict[str, list[Tensor]] = {site.kind: [] for site in sites}
 
     def keep(site: Site) -> Any:
         def hook(activation: Tensor, hook: Any) -> Tensor | None:
@@ -85,7 +85,7 @@ def record_run(
         if grad:
             stack.enter_context(leaf_at_embedding(model))
         stack.enter_context(model.hooks(fwd_hooks=hooks))
-        logits = model(tokens) if n_tail is None else model(tokens, logits_to_keep=n_tail)
+        logits = _unembed_tail(model, tokens, n_tail)
     return Run(logits, store)
 
 
@@ -98,7 +98,19 @@ def run_to_metric(
     unembedding at ``pairs.n_tail`` columns.
     """
     with torch.no_grad():
-        return model(tokens, logits_to_keep=pairs.n_tail) if task.metric.reads_final else model(tokens)
+        return _unembed_tail(model, tokens, pairs.n_tail if task.metric.reads_final else None)
+
+
+def _unembed_tail(model: TransformerBridge, tokens: Tokens, n_tail: int | None) -> Float[Tensor, "batch tail d_vocab"]:
+    """Logits of the last `n_tail` columns (None: all). The columns are made contiguous, or each pair would get a product of its own."""
+    if n_tail is None:
+        return model(tokens)
+    with model.hooks(fwd_hooks=[(UNEMBED_INPUT, _contiguous)]):
+        return model(tokens, logits_to_keep=n_tail)
+
+
+def _contiguous(activation: Tensor, hook: Any) -> Tensor:
+    return activation.contiguous()
 
 
 @contextmanager

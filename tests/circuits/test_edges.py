@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from mechwork.circuits import Circuit, EdgeSpace, evaluate, score_edges
-from mechwork.circuits.evaluate import measure_circuits
+from mechwork.circuits.evaluate import Settings, measure_circuits
 from mechwork.circuits.run import as_circuit
 from mechwork.circuits.writers import record_writers, writer_kinds
 from mechwork.models.anatomy import norm_modules, read_anatomy, read_norm
 from mechwork.patching import attribute
 from mechwork.runs import record_run
 from mechwork.tasks.task import Task
-from tests.families import borrowed
+from tests.families import borrowed, build_task
 from tests.reference.literal import LiteralGraph
 
 
@@ -45,10 +45,10 @@ def test_scores_equal_a_leaf_at_every_reader(family_model64: Any, tiny_task: Tas
     expected = expected * space.mask * (1 if direction == "denoise" else -1)
     scale = float(expected.abs().max())
     assert scale > 1e-2
-    assert float((scores.per_example - expected).abs().max()) <= tolerance(model) * max(scale, 1)
+    assert float((scores.require_pairs() - expected).abs().max()) <= tolerance(model) * max(scale, 1)
 
 
-@pytest.mark.parametrize("rules", ["gradient", "relp", "relp_ah"])
+@pytest.mark.parametrize("rules", ["gradient", "relp", "relp_ah", "attnlrp", "gim"])
 def test_edges_of_a_writer_add_up_to_its_node_score(family_model64: Any, tiny_task: Task, rules: str) -> None:
     """At the writes themselves; a head under a post-norm is scored by its share of the write, not through z."""
     model = family_model64
@@ -87,8 +87,8 @@ def test_grouped_readers_sum_their_query_heads(tiny_task: Task) -> None:
     large = score_edges(load_model(full), tiny_task, rules="relp")
     for layer in range(3):
         for kind in "kv":
-            mine = small.per_example[:, :, small.space.attention_readers(layer, kind)]
-            theirs = large.per_example[:, :, large.space.attention_readers(layer, kind)]
+            mine = small.require_pairs()[:, :, small.space.attention_readers(layer, kind)]
+            theirs = large.require_pairs()[:, :, large.space.attention_readers(layer, kind)]
             torch.testing.assert_close(mine, theirs.unflatten(2, (2, 2)).sum(dim=3), rtol=0, atol=1e-6)
             assert float(mine.abs().max()) > 1e-3 or layer == 0
 
@@ -139,22 +139,23 @@ def test_pruning_changes_no_metric(family_model64: Any, tiny_task: Task) -> None
     circuit = Circuit(space, random_mask(space, 0.4, 3))
     pruned = circuit.pruned()
     assert 0 < pruned.n_edges < circuit.n_edges
-    metrics, _ = measure_circuits(model, tiny_task, space, [circuit.mask, pruned.mask])
+    metrics = measure_circuits(model, tiny_task, space, [circuit.mask, pruned.mask]).metric
     assert float((metrics[0] - metrics[1]).abs().max()) <= tolerance(model)
 
 
-def test_zero_and_mean_ablation_cut_what_they_say(tiny_gpt2_64: Any, tiny_task: Task) -> None:
+def test_zero_and_mean_ablation_cut_what_they_say(tiny_gpt2_64: Any) -> None:
     """Everything but the input cut at the logits: the stream there is input plus, per head, MLP and bias, the ablated write."""
+    tiny_task = build_task(n=8)
     model, pairs = tiny_gpt2_64, tiny_task.pairs
     space = EdgeSpace.of(read_anatomy(model))
     mask = space.mask.clone()
     mask[1:, space.logits_reader] = False
     writes = record_writers(model, space, record_run(model, pairs, writer_kinds(space)))
     biases = sum(block.attn.b_O for block in model.blocks)
-    mean = writes.transpose(1, 2).flatten(0, 1).mean(dim=0)
+    mean = writes.flatten(1, 2).mean(dim=1)
     for ablation, added in (("zero", torch.zeros_like(mean)), ("mean", mean)):
-        metrics, _ = measure_circuits(model, tiny_task, space, [mask], ablation=ablation)
-        stream = writes[:, 0] + added[1:].sum(dim=0) + biases
+        metrics = measure_circuits(model, tiny_task, space, [mask], Settings(ablation)).metric
+        stream = writes[0] + added[1:].sum(dim=0) + biases
         with torch.no_grad():
             expected = tiny_task.metric(model.unembed(model.ln_final(stream)), pairs)
         torch.testing.assert_close(metrics[0], expected, rtol=0, atol=1e-9)

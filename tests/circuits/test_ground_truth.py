@@ -71,7 +71,7 @@ def test_the_circuit_alone_does_the_whole_task(name: str) -> None:
     case = CASES[name]
     space = case.truth().space
     masks = [space.mask, case.truth().mask, torch.zeros_like(space.mask)]
-    metrics, correct = measure_circuits(case.model, case.task, space, masks)
+    metrics, correct, _ = measure_circuits(case.model, case.task, space, masks)
     torch.testing.assert_close(metrics[1], metrics[0], rtol=0, atol=1e-9)
     assert float(correct[1].mean()) == 1
     assert float((metrics[2] - metrics[0]).abs().min()) > 0.1

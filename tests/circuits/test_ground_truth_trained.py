@@ -87,7 +87,7 @@ def test_the_forward_pass_of_training_is_the_models() -> None:
         cut = (space.mask & ~mask).expand(len(pairs), -1, -1)
         _, mixed = training.run(TINY, weights, pairs.clean_tokens, other=theirs, cut=cut)
         torch.testing.assert_close(logits, model(pairs.clean_tokens)[:, -1], rtol=0, atol=1e-5)
-        torch.testing.assert_close(torch.stack(theirs, dim=1), other, rtol=0, atol=1e-5)
+        torch.testing.assert_close(torch.stack(theirs), other, rtol=0, atol=1e-5)
         with as_circuit(model, space, mask, other):
             torch.testing.assert_close(mixed, model(pairs.clean_tokens)[:, -1], rtol=0, atol=1e-5)
     assert float((mixed - logits).abs().max()) > 1e-2

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from mechwork.circuits import Circuit, EdgeSpace, evaluate, score_edges
+from mechwork.circuits.estimate import Coefficients
 from mechwork.circuits.evaluate import measure_circuits
-from mechwork.circuits.score import score_batch
+from mechwork.circuits.methods import Method
 from mechwork.models.anatomy import read_anatomy
 from mechwork.relevance import GRADIENT, IdentityRule
 from tests.patching.test_peers import stabilised
@@ -44,14 +45,17 @@ def test_integrated_gradients_with_their_left_sum(tag: str) -> None:
     """Theirs samples k/5 of the way from corrupt to clean, k = 0..4, where we take midpoints by default."""
     fractions = tuple(1 - k / 5 for k in range(5))
     model, task = peers.model(tag), peers.task()
-    values, _ = score_batch(model, task, space(tag), GRADIENT, 5, "noise", fractions=fractions)
-    peers.assert_agrees(-values.mean(dim=0), peers.arrays("edges", tag)["scores_EAP_IG_inputs_m5"], TOLERANCE[tag])
+    method = Method(GRADIENT, direction="noise")
+    rows = Coefficients(model, task, space(tag), method, 12, 0).by_cell(task, None, fractions)
+    peers.assert_agrees(
+        -rows.values.mean(dim=(0, 1)), peers.arrays("edges", tag)["scores_EAP_IG_inputs_m5"], TOLERANCE[tag]
+    )
 
 
 def test_clean_and_corrupt_ends_averaged() -> None:
     model, task = peers.model("f64"), peers.task()
-    values, _ = score_batch(model, task, space("f64"), GRADIENT, 2, "noise", fractions=(0.0, 1.0))
-    peers.assert_agrees(-values.mean(dim=0), peers.arrays("edges", "f64")["scores_clean_corrupted"], 1e-6)
+    scores = score_edges(model, task, preset="clean-corrupt", direction="noise")
+    peers.assert_agrees(-scores.values, peers.arrays("edges", "f64")["scores_clean_corrupted"], 1e-6)
 
 
 @pytest.mark.parametrize(("rules", "theirs"), [("relp", "scores_EAP_relp"), ("relp_ah", "scores_EAP_relp_ah")])
@@ -91,6 +95,6 @@ def test_exact_effect_of_corrupting_one_edge() -> None:
         mask = graph.mask.clone()
         mask[row, column] = False
         masks.append(mask)
-    metrics, _ = measure_circuits(peers.model("f64"), peers.task(), graph, [graph.mask, *masks])
+    metrics = measure_circuits(peers.model("f64"), peers.task(), graph, [graph.mask, *masks]).metric
     change = (metrics[1:] - metrics[0]).mean(dim=1)
     peers.assert_agrees(change, theirs[tuple(index.T.numpy())], 1e-4)

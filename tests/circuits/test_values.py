@@ -142,7 +142,7 @@ def test_circuit_file_is_the_same_bytes_for_the_same_inputs(tmp_path: Any) -> No
 def test_scores_save_load_and_know_their_model(tmp_path: Any) -> None:
     scores = scores_of(torch.randn(SPACE.mask.shape))
     loaded = EdgeScores.load(scores.save(tmp_path / "scores"))
-    assert torch.equal(loaded.per_example, scores.per_example)
+    assert torch.equal(loaded.require_pairs(), scores.require_pairs())
     assert loaded.space == SPACE
     with pytest.raises(InputError, match="another model"):
         loaded.require_model("b")

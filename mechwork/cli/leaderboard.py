@@ -1,0 +1,103 @@
+"""Compare all ways to score edges, on pairs they were not found on: CPR and CMD with intervals, random circuits beside them.
+
+mechwork leaderboard
+mechwork leaderboard ioi docstring --model gpt2-6l --exact
+mechwork leaderboard ioi --presets relp eap-ig --n-pairs 64 --csv standings.csv
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError, MechworkError
+from .console import Console
+from .options import add_model, at_least, load
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's own arguments."""
+    parser.add_argument("tasks", metavar="TASK", nargs="*", help="names of tasks (default: all)")
+    parser.add_argument("--presets", nargs="+", metavar="NAME", help="ways to score edges (default: all but exact)")
+    parser.add_argument("--exact", action="store_true", help="also measured effects: half a forward per edge")
+    parser.add_argument(
+        "--n-pairs", type=at_least(4), default=128, metavar="N", help="pairs, half of them held out (default: 128)"
+    )
+    parser.add_argument("--ablation", default="corrupt", help="what cut edges carry (default: %(default)s)")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of the pairs and of the controls (default: 0)")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the standings as a table")
+    add_model(parser)
+
+
+def run(args: argparse.Namespace, console: Console) -> None:
+    """Check names, then run task by task and print what there is."""
+    from ..circuits.leaderboard import available_presets, mean_ranks, run_leaderboard
+    from ..circuits.methods import PRESETS
+    from ..errors import UnknownNameError
+    from ..tasks import TASKS, find_task
+
+    names = args.tasks or list(TASKS)
+    for name in names:
+        find_task(name)
+    presets = args.presets or available_presets(exact=args.exact)
+    for preset in presets:
+        if preset not in PRESETS:
+            raise UnknownNameError("preset", preset, PRESETS)
+    if args.csv is not None and not args.csv.absolute().parent.is_dir():
+        raise InputError(f"--csv names a file in a folder that exists; got {args.csv}")
+    with console.step(f"loading {args.model}"):
+        model = load(args)
+    boards, left_out = [], {}
+    for name in names:
+        try:
+            task = find_task(name)(model, n=args.n_pairs, seed=args.seed)
+            with console.step(name) as progress:
+                boards.append(
+                    run_leaderboard(
+                        model, task, presets=presets, ablation=args.ablation, seed=args.seed, progress=progress
+                    )
+                )
+        except MechworkError as error:
+            if len(names) == 1:
+                raise
+            left_out[name] = str(error)
+            console.say(f"{name}: left out: {error}")
+    if not boards:
+        raise InputError("none of the tasks could be run with this model; see the reasons above")
+    ranks = mean_ranks(boards)
+    if args.csv is not None:
+        import pandas
+
+        pandas.concat([board.to_dataframe() for board in boards]).to_csv(args.csv, index=False, lineterminator="\n")
+    console.result("\n\n".join([*map(str, boards), _summary(ranks, len(boards))]), _data(boards, ranks, left_out))
+
+
+def _summary(ranks: dict[str, tuple[float, float, float, float]], n: int) -> str:
+    lines = [
+        f"over {n} task{'s' * (n > 1)}{'':<16}rank by CMD  rank by CPR   mean CMD  mean CPR",
+        *(f"{name:<24}{row[0]:13.1f}{row[1]:13.1f}{row[2]:11.3f}{row[3]:10.3f}" for name, row in ranks.items()),
+    ]
+    return "\n".join(lines)
+
+
+def _data(boards: list[Any], ranks: dict[str, Any], left_out: dict[str, str]) -> dict[str, Any]:
+    return {
+        "boards": [
+            {
+                "model": board.model_name,
+                "task": board.task_name,
+                "n_train": board.n_train,
+                "n_test": board.n_test,
+                "ablation": board.ablation,
+                "random": {"cpr": board.random_cpr, "cmd": board.random_cmd},
+                "standings": [asdict(standing) for standing in board.standings],
+            }
+            for board in boards
+        ],
+        "mean_ranks": {
+            name: dict(zip(("by_cmd", "by_cpr", "cmd", "cpr"), row, strict=True)) for name, row in ranks.items()
+        },
+        "left_out": left_out,
+    }
