@@ -12,11 +12,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
-from ..errors import MetricError
 from ..models.anatomy import device_of
+from ..patching.attribution import find_coefficients
 from ..patching.result import Direction
 from ..relevance import Binding, Composite
 from ..relevance.drop import droppable_layers
@@ -87,7 +86,7 @@ class Passes:
             run = record_run(self.model, self.pairs, wanted, grad=True, n_tail=self.n_tail)
             values = self.measure(run)
         names = list(dict.fromkeys(kind.kind if isinstance(kind, Site) else kind for kind in kinds))
-        coefficients = _differentiate(run, values.sum(), names)
+        coefficients = find_coefficients(run, values.sum(), names)
         detached = {kind: [t.detach() for t in tensors] for kind, tensors in run.layers.items()}
         return Point(Run(run.logits.detach(), detached), coefficients, binding, values.detach())
 
@@ -108,27 +107,3 @@ def add_at(kind: str, layer: int, amount: Tensor) -> Put:
         return activation + amount
 
     return hook_name(Site(kind, layer)), put
-
-
-def _differentiate(run: Run, value: Tensor, kinds: Sequence[str]) -> dict[str, list[Tensor]]:
-    """d value / d activation for every recorded activation of `kinds`; zero where the rules cut every path."""
-    if not value.requires_grad:
-        raise MetricError(
-            "the metric has no gradient with respect to the logits (it detaches them, or is a count). Use a differentiable metric."
-        )
-    nodes = [node for kind in kinds for node in run.layers[kind]]
-    reachable = [node for node in nodes if node.requires_grad]
-    found = dict(zip(map(id, reachable), torch.autograd.grad(value, reachable, allow_unused=True), strict=True))
-
-    def coefficient(node: Tensor) -> Tensor:
-        grad = found.get(id(node))
-        if grad is None:
-            return torch.zeros_like(node)
-        if not bool(grad.isfinite().all()):
-            raise MetricError(
-                f"coefficients are not finite in {grad.dtype}. Load the model in float32 (or bfloat16, whose range is wider than "
-                "float16's), or choose rules whose ratios stay bounded."
-            )
-        return grad
-
-    return {kind: [coefficient(node) for node in run.layers[kind]] for kind in kinds}

@@ -218,9 +218,7 @@ def test_unchanged_cells_do_not_run(tiny_gpt2_64: Any, tiny_task: Task) -> None:
     assert float(effects["mlp_out"].values[2, -1].abs()) > 1e-3
     everything = patch(tiny_gpt2_64, tiny_task, ["resid_pre", "mlp_out"], tricks=Tricks(unchanged=False))
     for kind in effects:
-        torch.testing.assert_close(
-            effects[kind].per_example, everything[kind].per_example, rtol=0, atol=tolerance(model)
-        )
+        torch.testing.assert_close(effects[kind].per_example, everything[kind].per_example, rtol=0, atol=1e-9)
 
 
 def test_a_budget_changes_chunks_not_numbers(tiny_gpt2_64: Any, tiny_task: Task) -> None:
@@ -247,7 +245,7 @@ def test_a_model_that_cannot_be_stepped_runs_whole_forwards(
     monkeypatch.setattr(Frame, "step", lambda self, *args: 1.01 * step(self, *args))  # a residual that is scaled
     effects = patch(tiny_gpt2_64, tiny_task, ["z"])
     assert effects.provenance["sweep"]["tricks"] == {"suffix": False, "readout": False, "unchanged": True}
-    torch.testing.assert_close(effects["z"].per_example, expected["z"].per_example, rtol=0, atol=tolerance(model))
+    torch.testing.assert_close(effects["z"].per_example, expected["z"].per_example, rtol=0, atol=1e-9)
 
 
 def test_the_plan_is_data(tiny_gpt2: Any, tiny_task: Task) -> None:
