@@ -50,7 +50,7 @@ def test_agreement_bound_and_table(tiny_gpt2_64: Any, tiny_task: Task) -> None:
     assert nothing.at_most == pytest.approx(1 - 0.05 ** (1 / 22), abs=1e-9)
     assert found.missed().n_unmeasured == 72 - 15 - 22
     assert "95 % confidence" in str(found)
-    frame = found.to_dataframe()
+    frame: Any = found.to_dataframe()
     assert frame["role"].value_counts().to_dict() == {"estimated only": 35, "control": 22, "top": 15}
     assert int(frame["effect"].notna().sum()) == 37
     places = found.strongest(3)

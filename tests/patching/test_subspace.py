@@ -85,7 +85,7 @@ def test_the_papers_two_layer_example() -> None:
 def illusion_model() -> tuple[Any, Task]:
     """The example inside a transformer: neuron 0 disconnected, 1 dormant, 2 mediates what 0 also computes."""
     torch.manual_seed(0)
-    module = hf.GPT2LMHeadModel(
+    module: Any = hf.GPT2LMHeadModel(
         hf.GPT2Config(n_layer=1, n_head=2, n_embd=8, n_positions=8, vocab_size=20, n_inner=16)
     ).eval()
     mlp, attn = module.transformer.h[0].mlp, module.transformer.h[0].attn

@@ -67,7 +67,7 @@ def test_every_site_equals_one_forward_per_cell(
         effect = effects[kind]
         assert float(effect.values.abs().max()) > 1e-3
         for layer, pos, head in ((0, 4, 1), (1, 0, 0), (1, 6, 1), (2, 3, 1), (2, 9, 0)):
-            place = {"layer": layer, "pos": pos, "head": head}
+            place: dict[str, Any] = {"layer": layer, "pos": pos, "head": head}
             expected = measure_cell(model, tiny_task, kind, direction, **place)
             index = tuple(place[axis] for axis in effect.axes)
             torch.testing.assert_close(
@@ -149,7 +149,7 @@ def test_spans_of_prompts_of_different_length(family_model64: Any, tricks: Trick
     model = family_model64
     clean, corrupt = [[5, 6, 7, 8, 9, 11], [5, 6, 7]], [[5, 6, 70, 8, 9, 11], [5, 60, 7]]
     spans = [{"X": [2], "Y": [4]}, {"X": [1]}]
-    task = Task.from_tokens(clean, corrupt, [[1, 20], [2]], [[3], [4]], spans=spans)  # pyright: ignore[reportArgumentType]
+    task = Task.from_tokens(clean, corrupt, [[1, 20], [2]], [[3], [4]], spans=spans)
     kinds = [kind for kind in kinds_of(model) if kind not in ("pattern", "attn_scores")]
     for direction in ("denoise", "noise"):
         effects = patch(model, task, kinds, positions="spans", tricks=tricks, direction=direction)

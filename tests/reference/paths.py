@@ -53,7 +53,8 @@ def patch_path(model: Any, task: Any, direction: str, writers: list[str], reader
             when = layer + 0.25 if name.startswith("m") and not parallel else layer
             before: Any = [change for time, change in changes if time < when]
             if before:
-                hooks += _set_reader(model, host, name, layer, sum(before))
+                total: Any = sum(before)
+                hooks += _set_reader(model, host, name, layer, total)
         plain = task.metric(model(host), pairs)
         patched = task.metric(model.run_with_hooks(host, fwd_hooks=hooks), pairs)
     return patched - plain if direction == "denoise" else plain - patched

@@ -15,7 +15,7 @@ def test_every_shape_of_effects_is_drawn(tiny_gpt2: Any, tiny_task: Task) -> Non
     whole = patch(tiny_gpt2, tiny_task, ["embed", "mlp_post", "result"], neurons={0: [3]}, positions="all")
     paths = patch_paths(tiny_gpt2, tiny_task, ["a0.h1", "m0"], ["a1.h2<q>", "logits"])
     for effect in (*effects.values(), *whole.values(), *paths.values()):
-        figure = heatmap_figure(effect)
+        figure: Any = heatmap_figure(effect)
         assert len(figure.data) >= 1
         assert effect.to_html().startswith("<!")
     assert "a0.h1 -> a1.h2<q>" in str(heatmap_figure(paths["path"]).data[0]["customdata"])
@@ -30,5 +30,6 @@ def test_screened_effects_say_what_was_measured(tiny_gpt2: Any, tiny_task: Task)
 
 def test_illusion_checks_give_their_verdict(tiny_gpt2: Any, tiny_task: Task) -> None:
     check = check_illusion(tiny_gpt2, tiny_task, Site("mlp_post", 1), neurons(tiny_gpt2, [1, 2]), n_random=2)
-    assert len(illusion_figure(check).data[0]["x"]) == 7
+    figure: Any = illusion_figure(check)
+    assert len(figure.data[0]["x"]) == 7
     assert "neurons 1, 2" in check.to_html()
