@@ -134,7 +134,9 @@ def test_estimates_of_a_step_are_unrelated_to_its_effects_pair_by_pair() -> None
     space = CASE.truth().space
     measured = measure_edges(CASE.model, CASE.task).per_example
     for rules, ig_steps in (("gradient", 1), ("relp", 1), ("gradient", 5)):
-        estimated = score_edges(CASE.model, CASE.task, rules=rules, ig_steps=ig_steps, direction="noise").per_example
+        scores = score_edges(CASE.model, CASE.task, rules=rules, ig_steps=ig_steps, direction="noise", keep="pairs")
+        estimated = scores.per_example
+        assert estimated is not None
         for edge in ("input->a0.h0<v>", "input->a0.h1<v>"):
             both = torch.stack([side[:, *space.edge_index(edge)].double() for side in (estimated, measured)])
             assert abs(float(torch.corrcoef(both)[0, 1])) < 0.2
