@@ -1,6 +1,6 @@
 """From a finished run to a folder that ships: weights, tokenizer, card, manifest.
 
-The folder loads with ``GPT2LMHeadModel.from_pretrained`` and ``AutoTokenizer.from_pretrained``, offline. Weights are
+The folder loads with ``AutoModelForCausalLM.from_pretrained`` and ``AutoTokenizer.from_pretrained``, offline. Weights are
 stored as float16 when that changes no reported accuracy by more than `TOLERANCE`, as float32 otherwise.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from transformers import GPT2LMHeadModel
+from transformers import PreTrainedModel
 
 from ...bundled import write_manifest
 from ...errors import InputError
@@ -53,7 +53,7 @@ LIMITS = (
 )
 
 
-def measure_run(model: GPT2LMHeadModel, run: Run, n: int = PAIRS) -> tuple[dict[str, Score], Composition]:
+def measure_run(model: PreTrainedModel, run: Run, n: int = PAIRS) -> tuple[dict[str, Score], Composition]:
     """The reported numbers: `n` held-out examples per task, and the composition test."""
     return measure(model, run.tokenizer, "test", n), measure_composition(model, run.tokenizer, "test", n)
 
@@ -93,8 +93,8 @@ def export(run: Run, folder: Path, *, n: int = PAIRS, note: str = "") -> dict[st
     return card
 
 
-def _save_weights(model: GPT2LMHeadModel, folder: Path, stored: str) -> None:
-    """The files that ``GPT2LMHeadModel.from_pretrained`` reads; the unembedding is the embedding and not stored twice."""
+def _save_weights(model: PreTrainedModel, folder: Path, stored: str) -> None:
+    """The files that ``AutoModelForCausalLM.from_pretrained`` reads; the unembedding is the embedding and not stored twice."""
     tensors = {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
     save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
     config = copy.deepcopy(model.config)

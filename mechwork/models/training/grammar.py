@@ -11,16 +11,16 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 
-from .examples import SAMPLERS, Example, draw_example, scenery, task_data, templates
+from .examples import SAMPLERS, Example, colored_objects_example, draw_example, scenery, task_data, templates
 from .lexicon import Lexicon
 from .templates import exchange, fill, slots
+from .tokenizer import strings
 
 Segment = tuple[str, float]
 Document = list[Segment]
 
 _VERB = re.compile(r"(?<=\} )(is|are|was|were|has|have)(?= )")
 
-TASK_FILES = ("names", *SAMPLERS, "filler")
 ANSWER, LISTED, SENTENCE, CONTEXT = 1.0, 0.3, 0.2, 0.04
 """Weights: a task's answer; a word of a repeated list; a word of a filler sentence; a word of a task's prompt."""
 
@@ -174,6 +174,38 @@ def _marked(template: str, values: Mapping[str, str], answers: Iterable[str]) ->
     return [*document, (filled.text[start:], SENTENCE)]
 
 
+def _colored_objects(rng: random.Random) -> Document:
+    """One thing to four, so that copying a color is learned before picking by the thing."""
+    example = colored_objects_example(rng, _lexicon("train"), n_objects=rng.choice((1, 2, 2, 3, 3, 3, 4)))
+    return [(example.clean.text, CONTEXT), (example.correct[0], ANSWER), (".", CONTEXT)]
+
+
+def _in_context(rng: random.Random) -> Document:
+    """Every word after the first example has its image as an answer; the first may be a held-out word."""
+    train, data = _lexicon("train"), task_data("in_context")
+    relation, template = rng.choice(data["relations"]), rng.choice(templates("in_context", "train"))
+    first = rng.choice(_lexicon("all").dictionary)
+    rows = rng.sample(train.dictionary, rng.randint(2, 6))
+    head, example = template.split("{X}")
+    middle, end = example.split("{Y}")
+    document = [(f"{head}{first['word']}{middle.rstrip()}", 0.0), (f" {first[relation]}", 0.0), (end, CONTEXT)]
+    for row in rows:
+        document += [(f" {row['word']}", 0.0), (middle.rstrip(), CONTEXT), (f" {row[relation]}", ANSWER / 2), (end, CONTEXT)]
+    return document
+
+
+def _facts(rng: random.Random) -> Document:
+    """What the words of the capitals and in-context tasks mean, held-out ones too, in sentences of their own."""
+    everyone = _lexicon("all")
+    if rng.random() < 0.4:
+        country, capital = rng.choice(everyone.countries)
+        template = rng.choice(task_data("capitals")["statements"])
+        return _marked(template, {"COUNTRY": country, "CAPITAL": capital}, ("CAPITAL",))
+    relation, statements = rng.choice(list(task_data("in_context")["statements"].items()))
+    row = rng.choice(everyone.dictionary)
+    return _marked(rng.choice(statements), {"X": row["word"], "Y": row[relation]}, ("Y",))
+
+
 KINDS: Mapping[str, Callable[[random.Random], Document]] = {
     **{task: _task(task) for task in SAMPLERS},
     "ioi": _ioi,
@@ -182,6 +214,9 @@ KINDS: Mapping[str, Callable[[random.Random], Document]] = {
     "copy": _copy,
     "people": _people,
     "number": _number,
+    "colored_objects": _colored_objects,
+    "in_context": _in_context,
+    "facts": _facts,
     "filler": _filler,
 }
 
@@ -207,15 +242,17 @@ def step_documents(mixture: Mapping[str, float], n: int, seed: int, step: int) -
     return documents
 
 
-def template_texts() -> list[str]:
-    """Every template of every task and of the filler, with its slots emptied into a dummy word, for the vocabulary."""
+def template_texts(tasks: Iterable[str]) -> list[str]:
+    """Every template of `tasks` and of the filler, with its slots emptied into a dummy word, for the vocabulary."""
     found: list[str] = []
-    for task in SAMPLERS:
+    for task in tasks:
         found += [t for split in ("validation", "test") for t in templates(task, split)]
         found += templates(task, "train") if task != "ioi" else []
-    parts = task_data("ioi")["templates"]["train"]
-    for part in ("leads", "openings", "agents", "actions", "three_openings", "three_endings"):
-        found += [form for text in parts[part] for form in (text, text[0].upper() + text[1:])]
+        found += strings(task_data(task).get("statements"))
+    if "ioi" in tasks:
+        parts = task_data("ioi")["templates"]["train"]
+        for part in ("leads", "openings", "agents", "actions", "three_openings", "three_endings"):
+            found += [form for text in parts[part] for form in (text, text[0].upper() + text[1:])]
     data = task_data("filler")
     found += [
         t.replace("*}", "}") for key in ("gendered", "number", "copy", "people", "words", "plain") for t in data[key]

@@ -12,8 +12,10 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from ...errors import InputError, UnknownNameError
+from .architecture import ARCHITECTURES
+from .examples import SAMPLERS
 from .grammar import KINDS
-from .tokenizer import CONTEXT
+from .tokenizer import CONTEXT, SIX
 
 LEAST_SHARE = 0.05
 """A kind of text below this share of the mixture is forgotten again."""
@@ -43,7 +45,7 @@ class Phase:
             if not share > 0:
                 raise InputError(f"the share of {kind!r} must be positive, got {share}; leave it out instead")
         total = sum(self.mixture.values())
-        small = {kind: round(share / total, 3) for kind, share in self.mixture.items() if share / total < LEAST_SHARE}
+        small = {kind: round(share / total, 3) for kind, share in self.mixture.items() if share / total < LEAST_SHARE - 1e-9}
         if small:
             raise InputError(f"each share of a mixture is at least {LEAST_SHARE} of the whole, got {small}")
 
@@ -62,8 +64,11 @@ class Recipe:
     name: str
     phases: tuple[Phase, ...]
     seed: int
+    architecture: str = "gpt2"
+    tasks: tuple[str, ...] = SIX
     n_layers: int = 6
     n_heads: int = 4
+    n_kv_heads: int | None = None
     d_model: int = 128
     d_mlp: int = 256
     vocabulary: int | None = None
@@ -92,10 +97,17 @@ class Recipe:
         for name in (*counts, "checkpoint_every", "row"):
             if getattr(self, name) < 1:
                 raise InputError(f"recipe {self.name!r}: {name} must be at least 1, got {getattr(self, name)}")
+        if self.architecture not in ARCHITECTURES:
+            raise UnknownNameError(f"architecture of recipe {self.name!r}", self.architecture, ARCHITECTURES)
+        for task in self.tasks:
+            if task not in SAMPLERS:
+                raise UnknownNameError(f"task of recipe {self.name!r}", task, SAMPLERS)
         if self.d_model % self.n_heads:
             raise InputError(
                 f"recipe {self.name!r}: d_model {self.d_model} is not a multiple of n_heads {self.n_heads}"
             )
+        if self.n_kv_heads is not None and (self.n_kv_heads < 1 or self.n_heads % self.n_kv_heads):
+            raise InputError(f"recipe {self.name!r}: n_heads {self.n_heads} is no multiple of n_kv_heads {self.n_kv_heads}")
         if self.row > self.context:
             raise InputError(f"recipe {self.name!r}: a row of {self.row} tokens exceeds the context of {self.context}")
         if self.vocabulary is not None and self.vocabulary < 1:
@@ -109,6 +121,11 @@ class Recipe:
                 f"recipe {self.name!r}: precision is 'bf16' or 'fp32', select is 'last' or 'best'; "
                 f"got {self.precision!r}, {self.select!r}"
             )
+
+    @property
+    def vocabulary_tasks(self) -> tuple[str, ...]:
+        """The tasks whose words the model's tokenizer holds: the first six, and the recipe's own."""
+        return tuple(dict.fromkeys((*SIX, *self.tasks)))
 
     @property
     def steps(self) -> int:
@@ -149,9 +166,16 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; two recipes are equal when their dictionaries are."""
         table = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "phases"}
-        table["betas"] = list(self.betas)
+        table["betas"], table["tasks"] = list(self.betas), list(self.tasks)
         table["phases"] = [{"steps": p.steps, "peak": p.peak, "mixture": dict(p.mixture)} for p in self.phases]
         return table
+
+    @classmethod
+    def from_dict(cls, table: Mapping[str, Any]) -> Recipe:
+        """The recipe that `to_dict` wrote; what an older one did not know yet has its default."""
+        phases = tuple(Phase(**phase) for phase in table["phases"])
+        lists = {key: tuple(table[key]) for key in ("betas", "tasks") if key in table}
+        return cls(**{**table, **lists, "phases": phases})
 
 
 _FIRST: Mapping[str, float] = MappingProxyType(
@@ -169,12 +193,47 @@ _SECOND: Mapping[str, float] = MappingProxyType(
 )  # fmt: skip
 """More of what held-out words need: lists, copying, and which nouns are plural."""
 
+_NINE_FIRST: Mapping[str, float] = MappingProxyType(
+    {
+        "ioi": 0.21, "greater_than": 0.05, "pronoun": 0.05, "agreement": 0.05, "docstring": 0.05,
+        "induction": 0.14, "copy": 0.08, "people": 0.05, "filler": 0.05,
+        "capitals": 0.05, "colored_objects": 0.09, "in_context": 0.07, "facts": 0.06,
+    }
+)  # fmt: skip
+
+_NINE_SECOND: Mapping[str, float] = MappingProxyType(
+    {
+        "ioi": 0.19, "greater_than": 0.05, "pronoun": 0.05, "agreement": 0.05, "docstring": 0.05,
+        "induction": 0.14, "copy": 0.08, "people": 0.05, "number": 0.06, "filler": 0.05,
+        "capitals": 0.05, "colored_objects": 0.07, "in_context": 0.06, "facts": 0.05,
+    }
+)  # fmt: skip
+
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
         "gpt2-6l": Recipe(
             "gpt2-6l",
             (Phase(13_000, _FIRST), Phase(3_000, _SECOND, peak=0.5)),
             seed=0,
+            embedding_decay=0.05,
+            select="best",
+        ),
+        "gpt2-12l": Recipe(
+            "gpt2-12l",
+            (Phase(14_000, _NINE_FIRST), Phase(3_000, _NINE_SECOND, peak=0.5)),
+            seed=0,
+            tasks=tuple(SAMPLERS),
+            n_layers=12,
+            embedding_decay=0.05,
+            select="best",
+        ),
+        "llama-6l": Recipe(
+            "llama-6l",
+            (Phase(13_000, _FIRST), Phase(3_000, _SECOND, peak=0.5)),
+            seed=0,
+            architecture="llama",
+            n_kv_heads=2,
+            d_mlp=192,
             embedding_decay=0.05,
             select="best",
         ),
