@@ -32,13 +32,14 @@ WINDOW = 16
 class Architecture:
     """One kind of model: how it is built, and where the attention's writes to the residual stream are made.
 
-    `attention` is the path, below a decoder layer, of the module whose output is added to the residual stream;
-    `layers` is the path of the list of decoder layers.
+    `layers` is the path of the list of decoder layers; below one of them, `attention` is the path of the module whose
+    output is added to the residual stream and `projection` that of the linear map from the heads' outputs.
     """
 
     build: Callable[[Recipe, int], PreTrainedModel]
     layers: str
     attention: str
+    projection: str
 
 
 def _common(recipe: Recipe, vocabulary: int) -> dict[str, Any]:
@@ -108,11 +109,11 @@ def _gemma2(recipe: Recipe, vocabulary: int) -> PreTrainedModel:
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
-    "gpt2": Architecture(_gpt2, "transformer.h", "attn"),
-    "attn-only": Architecture(_attention_only, "transformer.h", "attn"),
-    "llama": Architecture(_llama, "model.layers", "self_attn"),
-    "neox": Architecture(_neox, "gpt_neox.layers", "attention"),
-    "gemma2": Architecture(_gemma2, "model.layers", "post_attention_layernorm"),
+    "gpt2": Architecture(_gpt2, "transformer.h", "attn", "attn.c_proj"),
+    "attn-only": Architecture(_attention_only, "transformer.h", "attn", "attn.c_proj"),
+    "llama": Architecture(_llama, "model.layers", "self_attn", "self_attn.o_proj"),
+    "neox": Architecture(_neox, "gpt_neox.layers", "attention", "attention.dense"),
+    "gemma2": Architecture(_gemma2, "model.layers", "post_attention_layernorm", "self_attn.o_proj"),
 }
 
 
@@ -123,11 +124,20 @@ def build_model(recipe: Recipe, vocabulary: int) -> PreTrainedModel:
         return ARCHITECTURES[recipe.architecture].build(recipe, vocabulary).float()
 
 
-def attention_writers(model: PreTrainedModel) -> list[nn.Module]:
-    """Per layer, the module whose output is what attention adds to the residual stream."""
+def _below_layers(model: PreTrainedModel, choose: Callable[[Architecture], str]) -> list[nn.Module]:
     kind = {"gpt2": "gpt2", "llama": "llama", "gpt_neox": "neox", "gemma2": "gemma2"}[str(model.config.model_type)]
     shape = ARCHITECTURES[kind]
-    return [layer.get_submodule(shape.attention) for layer in model.get_submodule(shape.layers)]  # pyright: ignore[reportGeneralTypeIssues]
+    return [layer.get_submodule(choose(shape)) for _, layer in model.get_submodule(shape.layers).named_children()]
+
+
+def attention_writers(model: PreTrainedModel) -> list[nn.Module]:
+    """Per layer, the module whose output is what attention adds to the residual stream."""
+    return _below_layers(model, lambda shape: shape.attention)
+
+
+def attention_projections(model: PreTrainedModel) -> list[nn.Module]:
+    """Per layer, the linear map that takes the heads' outputs, side by side, to the residual stream."""
+    return _below_layers(model, lambda shape: shape.projection)
 
 
 def _additive(allowed: Bool[Tensor, "row pos pos"]) -> Float[Tensor, "row 1 pos pos"]:

@@ -190,7 +190,12 @@ def _in_context(rng: random.Random) -> Document:
     middle, end = example.split("{Y}")
     document = [(f"{head}{first['word']}{middle.rstrip()}", 0.0), (f" {first[relation]}", 0.0), (end, CONTEXT)]
     for row in rows:
-        document += [(f" {row['word']}", 0.0), (middle.rstrip(), CONTEXT), (f" {row[relation]}", ANSWER / 2), (end, CONTEXT)]
+        document += [
+            (f" {row['word']}", 0.0),
+            (middle.rstrip(), CONTEXT),
+            (f" {row[relation]}", ANSWER / 2),
+            (end, CONTEXT),
+        ]
     return document
 
 

@@ -1,4 +1,4 @@
-"""How well a model does the six tasks on words and templates it was not trained on, and whether its layers compose.
+"""How well a model does the tasks on words and templates it was not trained on, and whether its layers compose.
 
 Accuracy: the share of examples whose most likely next token, of the whole vocabulary, is a right answer.
 Logit difference: mean logit of the right answers minus mean logit of the wrong ones, averaged over examples.
@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...errors import InputError
@@ -40,7 +40,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Composition:
-    """IOI logit difference of the intact model and with attention outputs mean-ablated, by place of the ablation.
+    """A task's logit difference, of the intact model and with attention outputs mean-ablated, by place of the ablation.
 
     ``above`` is layers 1 and up, ``first`` is layer 0; ``end`` only at the last position, ``all`` at every one.
     """
@@ -101,6 +101,7 @@ def final_logits(
 def _differences(
     logits: Float[Tensor, "batch d_vocab"], tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]
 ) -> tuple[Bool[Tensor, " batch"], Float[Tensor, " batch"]]:
+    """Per example: whether the most likely token is right, and mean right minus mean wrong logit."""
     right, difference = [], []
     for row, example in zip(logits, examples, strict=True):
         correct = [_token(tokenizer, text) for text in example.correct]
@@ -179,14 +180,19 @@ def _attention_mean_ablated(
 
 @torch.no_grad()
 def measure_composition(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, split: Split = "test", n: int = 200, seed: int = 0
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: str = "ioi",
+    split: Split = "test",
+    n: int = 200,
+    seed: int = 0,
 ) -> Composition:
-    """Mean-ablate attention above layer 0, and in layer 0 only, on IOI (see the module's docstring).
+    """Mean-ablate attention above layer 0, and in layer 0 only, on one task (see the module's docstring).
 
     The mean is that of the attention output at the ablated position(s): at the last token of every example for
     ``end``, over all tokens of all examples for ``all``.
     """
-    examples = draw_examples("ioi", split, n, seed)
+    examples = draw_examples(task, split, n, seed)
     tokens, last = encode(tokenizer, [e.clean.text for e in examples])
     rows = torch.arange(len(last))
     real = torch.arange(tokens.shape[1]) <= last[:, None]

@@ -45,7 +45,9 @@ class Phase:
             if not share > 0:
                 raise InputError(f"the share of {kind!r} must be positive, got {share}; leave it out instead")
         total = sum(self.mixture.values())
-        small = {kind: round(share / total, 3) for kind, share in self.mixture.items() if share / total < LEAST_SHARE - 1e-9}
+        small = {
+            kind: round(share / total, 3) for kind, share in self.mixture.items() if share / total < LEAST_SHARE - 1e-9
+        }
         if small:
             raise InputError(f"each share of a mixture is at least {LEAST_SHARE} of the whole, got {small}")
 
@@ -58,6 +60,8 @@ class Recipe:
     `warm_up` of a phase's steps and falls along a cosine to `final_learning_rate` of the phase's peak. ``select="best"``
     keeps, of the weights measured every `validate_every` steps, those whose worst task is best on the *validation*
     words and templates (then those with the higher mean, then the earlier); ``"last"`` keeps the final ones.
+    `tasks` are measured, and their words are in the tokenizer (those of the first six always are). The weights after the
+    steps in `keep` (0: before the first) are shipped too, as ``NAME@STEP``.
     ``precision="bf16"`` runs the matrix products in bfloat16 (weights stay float32).
     """
 
@@ -87,6 +91,7 @@ class Recipe:
     validate_pairs: int = 200
     checkpoint_every: int = 500
     select: Literal["last", "best"] = "last"
+    keep: tuple[int, ...] = ()
     context: int = CONTEXT
     row: int = 96
 
@@ -99,15 +104,15 @@ class Recipe:
                 raise InputError(f"recipe {self.name!r}: {name} must be at least 1, got {getattr(self, name)}")
         if self.architecture not in ARCHITECTURES:
             raise UnknownNameError(f"architecture of recipe {self.name!r}", self.architecture, ARCHITECTURES)
-        for task in self.tasks:
-            if task not in SAMPLERS:
-                raise UnknownNameError(f"task of recipe {self.name!r}", task, SAMPLERS)
+        self._check_tasks()
         if self.d_model % self.n_heads:
             raise InputError(
                 f"recipe {self.name!r}: d_model {self.d_model} is not a multiple of n_heads {self.n_heads}"
             )
         if self.n_kv_heads is not None and (self.n_kv_heads < 1 or self.n_heads % self.n_kv_heads):
-            raise InputError(f"recipe {self.name!r}: n_heads {self.n_heads} is no multiple of n_kv_heads {self.n_kv_heads}")
+            raise InputError(
+                f"recipe {self.name!r}: n_heads {self.n_heads} is no multiple of n_kv_heads {self.n_kv_heads}"
+            )
         if self.row > self.context:
             raise InputError(f"recipe {self.name!r}: a row of {self.row} tokens exceeds the context of {self.context}")
         if self.vocabulary is not None and self.vocabulary < 1:
@@ -120,6 +125,24 @@ class Recipe:
             raise InputError(
                 f"recipe {self.name!r}: precision is 'bf16' or 'fp32', select is 'last' or 'best'; "
                 f"got {self.precision!r}, {self.select!r}"
+            )
+
+    def _check_tasks(self) -> None:
+        if not self.tasks:
+            raise InputError(f"recipe {self.name!r} needs at least one task to be measured on, got none")
+        for task in self.tasks:
+            if task not in SAMPLERS:
+                raise UnknownNameError(f"task of recipe {self.name!r}", task, SAMPLERS)
+        kinds = {kind for phase in self.phases for kind in phase.mixture}
+        needed = (kinds & set(SAMPLERS)) | ({"capitals", "in_context"} if "facts" in kinds else set())
+        if foreign := sorted(needed - set(self.vocabulary_tasks)):
+            raise InputError(
+                f"recipe {self.name!r} trains on {', '.join(foreign)} without their words in the tokenizer; name them in "
+                "its tasks"
+            )
+        if list(self.keep) != sorted(set(self.keep)) or any(not 0 <= step <= self.steps for step in self.keep):
+            raise InputError(
+                f"recipe {self.name!r}: kept steps rise from 0 to at most {self.steps}, got {list(self.keep)}"
             )
 
     @property
@@ -166,7 +189,7 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; two recipes are equal when their dictionaries are."""
         table = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "phases"}
-        table["betas"], table["tasks"] = list(self.betas), list(self.tasks)
+        table |= {key: list(table[key]) for key in ("betas", "tasks", "keep")}
         table["phases"] = [{"steps": p.steps, "peak": p.peak, "mixture": dict(p.mixture)} for p in self.phases]
         return table
 
@@ -174,7 +197,7 @@ class Recipe:
     def from_dict(cls, table: Mapping[str, Any]) -> Recipe:
         """The recipe that `to_dict` wrote; what an older one did not know yet has its default."""
         phases = tuple(Phase(**phase) for phase in table["phases"])
-        lists = {key: tuple(table[key]) for key in ("betas", "tasks") if key in table}
+        lists = {key: tuple(table[key]) for key in ("betas", "tasks", "keep") if key in table}
         return cls(**{**table, **lists, "phases": phases})
 
 

@@ -34,6 +34,8 @@ from .tokenizer import END_OF_TEXT, build_tokenizer, grammar_vocabulary
 log = logging.getLogger(__name__)
 
 TENSORS, STATE = "checkpoint.safetensors", "checkpoint.json"
+KEPT = "step-{:06d}.safetensors"
+"""Weights after a step of the recipe's `keep`; in a model's folder they are loaded as ``NAME@STEP``."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Run:
     history: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Any] = field(default_factory=dict)
     selected: dict[str, Tensor] = field(default_factory=dict)
+    kept: dict[int, Path] = field(default_factory=dict)
 
     @property
     def finished(self) -> bool:
@@ -231,6 +234,14 @@ def load_checkpoint(folder: Path, run: Run, optimizer: torch.optim.Optimizer) ->
     return True
 
 
+def _keep(run: Run, folder: Path) -> None:
+    """Write the weights as they are now, if the recipe wants this step."""
+    if run.step in run.recipe.keep:
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: p.detach().contiguous() for name, p in run.model.named_parameters()}
+        write_atomically(folder / KEPT.format(run.step), lambda part: save_file(tensors, str(part)))
+
+
 def _validate(run: Run) -> dict[str, float]:
     scores = measure(run.model, run.tokenizer, "validation", run.recipe.validate_pairs, tasks=run.recipe.tasks)
     accuracy = {task: round(score.accuracy, 4) for task, score in scores.items()}
@@ -276,6 +287,7 @@ def train(
         with torch.no_grad():
             for name, parameter in run.model.named_parameters():
                 parameter.copy_(run.selected[name])
+    run.kept = {step: file for step in recipe.keep if (file := folder / KEPT.format(step)).is_file()}
     run.model.eval()
     return run
 
@@ -292,6 +304,7 @@ def _loop(
     parameters = [p for p in model.parameters() if p.requires_grad]
     model.train()
     accuracy: dict[str, float] = {}
+    _keep(run, folder)
     while run.step < end:
         begun = time.monotonic()
         batch = encode(step_documents(recipe.mixture(run.step), recipe.documents, recipe.seed, run.step))
@@ -306,6 +319,7 @@ def _loop(
         run.step += 1
         run.tokens += int((batch.document >= 0).sum())
         run.seconds += time.monotonic() - begun
+        _keep(run, folder)
         if run.step % recipe.validate_every == 0 or run.step == recipe.steps:
             accuracy = _validate(run)
         if progress is not None:
