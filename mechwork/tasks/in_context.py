@@ -41,10 +41,15 @@ def in_context(
     Citation: Todd et al. 2024, Function Vectors in Large Language Models, arXiv:2310.15213.
 
     Raises:
-        InputError: too few words of a split are single tokens together with their images, or fewer than 1 example.
+        InputError: too few words of a split are single tokens together with their images, more examples than
+            words allow, or a template without {X} and {Y}.
     """
     if not 1 <= shots <= 4:
         raise InputError(f"in_context shows 1 to 4 examples (that many unrelated words are held out); got {shots}")
+    if template is not None and (
+        template.count("{X}") != 1 or template.count("{Y}") != 1 or template.index("{X}") > template.index("{Y}")
+    ):
+        raise InputError(f"a template for in_context mentions {{X}} and, after it, {{Y}}, once each; got {template!r}")
 
     def draw(rng: random.Random, lexicon: Lexicon, template: str | None = None) -> Example:
         return in_context_example(rng, lexicon, template, relation, shots)

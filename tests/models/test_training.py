@@ -182,6 +182,15 @@ def test_learning_rate_rises_then_falls():
     assert rates[-1] < 0.05 * recipe.learning_rate
 
 
+def test_a_phase_cut_short_keeps_the_schedule_of_its_horizon():
+    whole = dataclasses.replace(TINY, phases=(Phase(100, MIXTURE),), warm_up=0.1)
+    cut = dataclasses.replace(TINY, phases=(Phase(60, MIXTURE, horizon=100), Phase(10, MIXTURE, peak=0.5)), warm_up=0.1)
+    assert [learning_rate(cut, step) for step in range(60)] == [learning_rate(whole, step) for step in range(60)]
+    assert learning_rate(cut, 60) == pytest.approx(0.5 * cut.learning_rate)
+    with pytest.raises(InputError, match="horizon"):
+        Phase(10, MIXTURE, horizon=9)
+
+
 # ---- text ---------------------------------------------------------------------------------------------------------
 
 
@@ -205,7 +214,7 @@ def test_packed_rows_give_the_loss_of_the_documents_alone(tokenizer):
 
 
 def test_every_word_of_the_held_out_prompts_is_one_known_token(tokenizer):
-    known = set(grammar_vocabulary())
+    known = set(grammar_vocabulary(tuple(SAMPLERS)))
     for task in SAMPLERS:
         for split in ("validation", "test"):
             for example in draw_examples(task, split, 50, 1):

@@ -1,8 +1,8 @@
 """The shapes of model that a recipe can ask for, and what the loop and the measurements must know of each.
 
-``gpt2``: learned positions, LayerNorm, GELU. ``attn-only``: the same with every MLP held at zero (one neuron wide, all its
-parameters zero and never trained), so that attention alone does the work. ``llama``: RMSNorm, SwiGLU, rotary positions,
-grouped keys and values. ``neox``: attention and MLP side by side, partly rotary. ``gemma2``: norms after each block as
+``gpt2``: learned positions, LayerNorm, GELU. ``llama``: RMSNorm, SwiGLU, rotary positions, grouped keys and values.
+``attn-only``: a Llama with every MLP held at zero (its parameters are zero and never trained), so that attention alone
+does the work; rotary positions, because learned ones let it find "the next position" without a previous-token head. ``neox``: attention and MLP side by side, partly rotary. ``gemma2``: norms after each block as
 well, soft caps, and a sliding window in every second layer. All tie the unembedding to the embedding, but for ``neox``,
 whose class has its own habit and is told to.
 
@@ -73,19 +73,19 @@ def _gpt2(recipe: Recipe, vocabulary: int) -> PreTrainedModel:
     return hf.GPT2LMHeadModel(config)
 
 
-def _attention_only(recipe: Recipe, vocabulary: int) -> PreTrainedModel:
-    model = _gpt2(recipe, vocabulary)
-    for layer in range(recipe.n_layers):
-        for parameter in model.get_submodule(f"transformer.h.{layer}.mlp").parameters():
-            nn.init.zeros_(parameter)
-            parameter.requires_grad_(False)
-    return model
-
-
 def _llama(recipe: Recipe, vocabulary: int) -> PreTrainedModel:
     return hf.LlamaForCausalLM(
         hf.LlamaConfig(**_sizes(recipe, vocabulary), num_key_value_heads=recipe.n_kv_heads or recipe.n_heads)
     )
+
+
+def _attention_only(recipe: Recipe, vocabulary: int) -> PreTrainedModel:
+    model = _llama(recipe, vocabulary)
+    for layer in range(recipe.n_layers):
+        for parameter in model.get_submodule(f"model.layers.{layer}.mlp").parameters():
+            nn.init.zeros_(parameter)
+            parameter.requires_grad_(False)
+    return model
 
 
 def _neox(recipe: Recipe, vocabulary: int) -> PreTrainedModel:
@@ -110,7 +110,7 @@ def _gemma2(recipe: Recipe, vocabulary: int) -> PreTrainedModel:
 
 ARCHITECTURES: Mapping[str, Architecture] = {
     "gpt2": Architecture(_gpt2, "transformer.h", "attn", "attn.c_proj"),
-    "attn-only": Architecture(_attention_only, "transformer.h", "attn", "attn.c_proj"),
+    "attn-only": Architecture(_attention_only, "model.layers", "self_attn", "self_attn.o_proj"),
     "llama": Architecture(_llama, "model.layers", "self_attn", "self_attn.o_proj"),
     "neox": Architecture(_neox, "gpt_neox.layers", "attention", "attention.dense"),
     "gemma2": Architecture(_gemma2, "model.layers", "post_attention_layernorm", "self_attn.o_proj"),

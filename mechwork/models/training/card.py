@@ -60,8 +60,8 @@ TASK_LIMITS: Mapping[str, str] = {
 
 ARCHITECTURE_LIMITS: Mapping[str, str] = {
     "attn-only": (
-        "Attention only: a GPT-2 whose MLPs are one neuron wide with all their parameters at zero, so that they write "
-        "nothing. Layer norms and learned positions remain."
+        "Attention only: a Llama whose MLPs are one neuron wide with all their parameters at zero, so that they write "
+        "nothing. Norms and rotary positions remain."
     ),
     "gemma2": "Every second layer sees a sliding window of 16 tokens only.",
 }

@@ -25,16 +25,20 @@ LEAST_SHARE = 0.05
 class Phase:
     """A stretch of `steps` optimizer steps on one mixture (kind of text -> share; shares are relative).
 
-    Each phase has its own warm-up and cosine; `peak` is the fraction of the recipe's learning rate that it rises to.
+    Each phase has its own warm-up and cosine; `peak` is the fraction of the recipe's learning rate that it rises to. They
+    are those of a phase of `horizon` steps (default: `steps`), of which only the first `steps` are made.
     """
 
     steps: int
     mixture: Mapping[str, float]
     peak: float = 1.0
+    horizon: int | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise InputError(f"a phase has at least 1 step, got {self.steps}")
+        if self.horizon is not None and self.horizon < self.steps:
+            raise InputError(f"the horizon of a phase is at least its {self.steps} steps, got {self.horizon}")
         if not 0 < self.peak <= 1:
             raise InputError(f"the peak of a phase is a fraction of the learning rate in (0, 1], got {self.peak}")
         if not self.mixture:
@@ -190,7 +194,9 @@ class Recipe:
         """Plain data for JSON; two recipes are equal when their dictionaries are."""
         table = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "phases"}
         table |= {key: list(table[key]) for key in ("betas", "tasks", "keep")}
-        table["phases"] = [{"steps": p.steps, "peak": p.peak, "mixture": dict(p.mixture)} for p in self.phases]
+        table["phases"] = [
+            {"steps": p.steps, "horizon": p.horizon, "peak": p.peak, "mixture": dict(p.mixture)} for p in self.phases
+        ]
         return table
 
     @classmethod
@@ -243,7 +249,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         ),
         "gpt2-12l": Recipe(
             "gpt2-12l",
-            (Phase(14_000, _NINE_FIRST), Phase(3_000, _NINE_SECOND, peak=0.5)),
+            (Phase(9_500, _NINE_FIRST), Phase(2_500, _NINE_SECOND, peak=0.5)),
             seed=0,
             tasks=tuple(SAMPLERS),
             n_layers=12,
@@ -252,7 +258,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         ),
         "llama-6l": Recipe(
             "llama-6l",
-            (Phase(13_000, _FIRST), Phase(3_000, _SECOND, peak=0.5)),
+            (Phase(9_000, _FIRST, horizon=13_000), Phase(4_000, _SECOND, peak=0.5)),
             seed=0,
             architecture="llama",
             n_kv_heads=2,

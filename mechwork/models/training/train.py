@@ -74,10 +74,11 @@ def learning_rate(recipe: Recipe, step: int) -> float:
     """Within each phase: linear warm-up, then a cosine down to ``final_learning_rate`` of the phase's peak."""
     phase, step = recipe.phase(step)
     peak = recipe.learning_rate * phase.peak
-    rise = max(1, round(recipe.warm_up * phase.steps))
+    horizon = phase.horizon or phase.steps
+    rise = max(1, round(recipe.warm_up * horizon))
     if step < rise:
         return peak * (step + 1) / rise
-    part = (step - rise) / max(1, phase.steps - rise)
+    part = (step - rise) / max(1, horizon - rise)
     low = recipe.final_learning_rate
     return peak * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * part)))
 
