@@ -141,7 +141,7 @@ def render_card(card: Mapping[str, Any]) -> str:
         for template, accuracy in score["per_template"].items()
     )
     mixture = "; ".join(
-        f"{phase['steps']} steps (peak {phase['peak']:g}) of "
+        f"{phase['steps']} steps ({_schedule(phase)}) of "
         + ", ".join(f"{kind} {share:.0%}" for kind, share in phase["mixture"].items())
         for phase in recipe["phases"]
     )
@@ -188,6 +188,11 @@ with one set of library versions; elsewhere it amplifies rounding, so expect the
 """
 
 
+def _schedule(phase: Mapping[str, Any]) -> str:
+    horizon = phase.get("horizon")
+    return f"peak {phase['peak']:g}" + (f", on the schedule of {horizon}" if horizon else "")
+
+
 def _grouped(recipe: Mapping[str, Any]) -> str:
     groups = recipe.get("n_kv_heads")
     return f"{groups} key/value heads, " if groups else ""
@@ -203,8 +208,8 @@ def _render_composition(composition: Mapping[str, Any]) -> str:
     return f"""## Do its mechanisms compose across layers?
 
 Logit difference with attention outputs replaced by their mean over the examples. The test: ablating the attention of all
-layers above 0, be it at the last position or everywhere, costs at least half of the logit difference. A task that does
-not pass is done mostly in layer 0 (or in MLPs) and is not presented as a circuit across layers.
+layers above 0 costs at least half of the logit difference, both at the last position and everywhere. A task that does
+not pass gets its answer to the last position in layer 0 too, and is not presented as a circuit across layers.
 
 | task | intact | layers 1 and up, last position | layers 1 and up, everywhere | layer 0, last position | layer 0, everywhere | test |
 |---|---|---|---|---|---|---|
