@@ -68,13 +68,9 @@ def _ioi(rng: random.Random) -> Document:
     return [(text, CONTEXT), (f" {rng.choice((first, second))}", ANSWER / 2), (".", CONTEXT)]
 
 
-def _induction(rng: random.Random) -> Document:
-    """A list of words, names (held-out names too) or both, said twice; sometimes from a small pool, so that words recur."""
+def _list_of_words(rng: random.Random, n: int) -> list[str]:
+    """At most `n` different words and names; sometimes from a small pool, so that they recur from text to text."""
     train, everyone = _lexicon("train"), _lexicon("all")
-    template = rng.choice(templates("induction", "train"))
-    if rng.random() < 0.5:
-        template = rng.choice([t for t in templates("induction", "train") if "{WORDS}{AGAIN}" in t])
-    n = rng.randint(4, 12)
     kind = rng.random()
     if kind < 0.35:
         words = rng.sample(train.words, n)
@@ -84,7 +80,15 @@ def _induction(rng: random.Random) -> Document:
         words = [rng.choice(rng.choice((train.words, everyone.names))) for _ in range(n)]
     else:
         words = [rng.choice((train.words, everyone.names))[rng.randrange(24) * 2] for _ in range(n)]
-    words = list(dict.fromkeys(words))
+    return list(dict.fromkeys(words))
+
+
+def _induction(rng: random.Random) -> Document:
+    """A list of words, names (held-out names too) or both, said twice; sometimes from a small pool, so that words recur."""
+    template = rng.choice(templates("induction", "train"))
+    if rng.random() < 0.5:
+        template = rng.choice([t for t in templates("induction", "train") if "{WORDS}{AGAIN}" in t])
+    words = _list_of_words(rng, rng.randint(4, 12))
     head, rest = template.split("{WORDS}")
     middle = rest.replace("{AGAIN}", "")
     again = [(f" {word}", LISTED) for word in words[1:]]
@@ -95,6 +99,21 @@ def _induction(rng: random.Random) -> Document:
         *again,
         (".", CONTEXT),
     ]
+
+
+def _repeats(rng: random.Random) -> Document:
+    """A list of words and two to four stretches of it, each from anywhere to anywhere.
+
+    Every mention is a place from which the next stretch may go on, so what came before a word matters at all of them.
+    """
+    head = rng.choice(templates("induction", "train")).split("{WORDS}")[0]
+    words = _list_of_words(rng, rng.randint(5, 9))
+    document: Document = [(head, CONTEXT), ("".join(f" {word}" for word in words), 0.0)]
+    for _ in range(rng.randint(2, 4)):
+        start = rng.randrange(len(words) - 1)
+        stretch = words[start : rng.randint(start + 2, len(words))]
+        document += [(f" {stretch[0]}", 0.0), *((f" {word}", LISTED) for word in stretch[1:])]
+    return [*document, (".", CONTEXT)]
 
 
 def _filler(rng: random.Random) -> Document:
@@ -216,6 +235,7 @@ KINDS: Mapping[str, Callable[[random.Random], Document]] = {
     "ioi": _ioi,
     "greater_than": _greater_than,
     "induction": _induction,
+    "repeats": _repeats,
     "copy": _copy,
     "people": _people,
     "number": _number,
