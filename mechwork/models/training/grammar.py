@@ -101,21 +101,6 @@ def _induction(rng: random.Random) -> Document:
     ]
 
 
-def _repeats(rng: random.Random) -> Document:
-    """A list of words and two to four stretches of it, each from anywhere to anywhere.
-
-    Every mention is a place from which the next stretch may go on, so what came before a word matters at all of them.
-    """
-    head = rng.choice(templates("induction", "train")).split("{WORDS}")[0]
-    words = _list_of_words(rng, rng.randint(5, 9))
-    document: Document = [(head, CONTEXT), ("".join(f" {word}" for word in words), 0.0)]
-    for _ in range(rng.randint(2, 4)):
-        start = rng.randrange(len(words) - 1)
-        stretch = words[start : rng.randint(start + 2, len(words))]
-        document += [(f" {stretch[0]}", 0.0), *((f" {word}", LISTED) for word in stretch[1:])]
-    return [*document, (".", CONTEXT)]
-
-
 def _filler(rng: random.Random) -> Document:
     """One to three sentences that are no task."""
     return [segment for i in range(rng.randint(1, 3)) for segment in _sentence(rng, " " if i else "")]
@@ -235,7 +220,6 @@ KINDS: Mapping[str, Callable[[random.Random], Document]] = {
     "ioi": _ioi,
     "greater_than": _greater_than,
     "induction": _induction,
-    "repeats": _repeats,
     "copy": _copy,
     "people": _people,
     "number": _number,
