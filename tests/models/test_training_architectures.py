@@ -166,9 +166,9 @@ def test_head_scores_are_those_of_the_patterns_read_one_by_one(architecture, tok
         for layer in range(2):
             for head in range(4):
                 pattern = patterns[layer][0, head]
-                previous[layer, head] += sum(float(pattern[q, q - 1]) for q in range(2, len(row)))
+                previous[layer, head] += sum(float(pattern[q, q - 1]) for q in range(2, first + 2))
                 induction[layer, head] += float(pattern[-1, first + 1])
-        queries += len(row) - 2
+        queries += first
     torch.testing.assert_close(found.previous_token, previous / queries)
     torch.testing.assert_close(found.induction, induction / len(examples))
     assert bool(found.induction.any())

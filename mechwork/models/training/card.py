@@ -226,8 +226,8 @@ def _render_heads(heads: Mapping[str, Any] | None) -> str:
     )
     return f"""## The heads of induction
 
-Mean attention of the best head of each kind: from a token to the one before it; from the last token to the token after
-its first mention. Then the logit difference of induction (intact: {heads["intact"]:.2f}) with that head mean-ablated.
+Mean attention of the best head of each kind: from a token up to the answer's first mention to the one before it; from the
+last token to the token after its first mention. Then the logit difference of induction (intact: {heads["intact"]:.2f}) with that head mean-ablated.
 
 | kind | head | score | highest of any other head | logit difference without it |
 |---|---|---|---|---|

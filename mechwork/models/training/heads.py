@@ -1,9 +1,10 @@
 """The heads of the induction mechanism: who looks at the previous token, who at the token after the last mention.
 
-Scores are mean attention probabilities on held-out lists. *Previous token*: from every position (but the first two) to
-the one before it. *Induction*: from the last token to the token after its first mention, which is the answer (prefix
-matching: Olsson et al. 2022, arXiv:2209.11895). For the best head of each kind the task's logit difference is measured
-again with that head's output replaced by its mean over all positions and examples.
+Scores are mean attention probabilities on held-out lists. *Previous token*: to the token before, from the third token of a
+prompt up to the answer's first mention; there the mechanism needs it (a head may look elsewhere later). *Induction*: from
+the last token to the token after its first mention, which is the answer (prefix matching: Olsson et al. 2022,
+arXiv:2209.11895). For the best head of each kind the task's logit difference is measured again with that head's output
+replaced by its mean over all positions and examples.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def score_heads(
     rows, positions = torch.arange(len(last)), torch.arange(tokens.shape[1])
     earlier = (tokens == tokens[rows, last][:, None]) & (positions < last[:, None])
     answer = earlier.int().argmax(-1) + 1
-    inner = (positions >= 2) & (positions <= last[:, None])
+    said_first = (positions >= 2) & (positions <= answer[:, None])
     outputs: list[Tensor] = []
     handles = [
         module.register_forward_pre_hook(lambda _module, inputs: outputs.append(inputs[0]))
@@ -77,7 +78,7 @@ def score_heads(
     patterns = torch.stack(found).float()
     z = torch.stack([output[positions <= last[:, None]].mean(0) for output in outputs])
     back = patterns.diagonal(offset=-1, dim1=-2, dim2=-1)  # layer batch head; a query each, from the second on
-    previous = (back * inner[:, None, 1:]).sum((1, 3)) / inner.sum()
+    previous = (back * said_first[:, None, 1:]).sum((1, 3)) / said_first.sum()
     copied = patterns[:, rows, :, last, answer].mean(0)  # the indexed axes come first
     return HeadScores(previous, copied, z.unflatten(-1, (patterns.shape[2], -1)))
 
