@@ -148,7 +148,9 @@ class Lexicon:
     def translated(self, relations: Sequence[str]) -> list[dict[str, str]]:
         """Words with their images under `relations`, all of them kept: ``{"word": "hot", "antonym": "cold", ...}``."""
         data = bundled.load_json("tasks", "in_context.json")
-        rows = [dict(zip(("word", *data["relations"]), row, strict=True)) for row in self._cut(data["words"]["WORD"])]
+        rows: list[dict[str, str]] = [
+            dict(zip(("word", *data["relations"]), row, strict=True)) for row in self._cut(data["words"]["WORD"])
+        ]
         wanted = ("word", *relations)
         return [row for row in rows if len(self._whole([row[key] for key in wanted])) == len(wanted)]
 
