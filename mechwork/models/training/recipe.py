@@ -222,13 +222,13 @@ _SECOND: Mapping[str, float] = MappingProxyType(
 )  # fmt: skip
 """More of what held-out words need: lists, copying, and which nouns are plural."""
 
-_THIRD: Mapping[str, float] = MappingProxyType(
+_WHOLE: Mapping[str, float] = MappingProxyType(
     {
-        "ioi": 0.38, "greater_than": 0.05, "pronoun": 0.05, "agreement": 0.06, "docstring": 0.05,
-        "induction": 0.14, "copy": 0.09, "people": 0.08, "number": 0.05, "filler": 0.05,
+        "ioi": 0.30, "greater_than": 0.05, "pronoun": 0.05, "agreement": 0.06, "docstring": 0.06,
+        "induction": 0.17, "copy": 0.11, "people": 0.07, "number": 0.06, "filler": 0.07,
     }
 )  # fmt: skip
-"""More of IOI and of held-out names in other sentences about two people."""
+"""All of it from the start, for a short run."""
 
 _NINE_FIRST: Mapping[str, float] = MappingProxyType(
     {
@@ -296,12 +296,19 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             (
                 Phase(9_000, _FIRST, horizon=13_000),
                 Phase(4_000, _SECOND, peak=0.5),
-                Phase(3_500, _THIRD, peak=0.5),
             ),
             seed=0,
             architecture="llama",
             n_kv_heads=2,
             d_mlp=192,
+            embedding_decay=0.05,
+            select="best",
+        ),
+        "neox-6l": Recipe(
+            "neox-6l",
+            (Phase(7_000, _WHOLE),),
+            seed=0,
+            architecture="neox",
             embedding_decay=0.05,
             select="best",
         ),
