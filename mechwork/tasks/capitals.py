@@ -20,8 +20,8 @@ def capitals(model: TransformerBridge, n: int = 64, seed: int = 0, *, template: 
     of the other. Spans: ``COUNTRY``, ``OTHER`` where there is one, and ``END``. `template` replaces the shipped templates;
     it mentions ``{COUNTRY}`` and, if wanted, ``{OTHER} {OTHER2} {NAME} {NAME2} {object}``.
 
-    The countries of ``task.test`` occur in the bundled models' training only in statements of the fact, never in a prompt
-    of this task.
+    The countries of ``task.test`` occur in the bundled models' training in statements of the fact and in prompts that name
+    no other country, never in a prompt that names two; its templates do not occur at all.
 
     Citation: Merullo et al. 2023, Language Models Implement Simple Word2Vec-style Vector Arithmetic, arXiv:2305.16130.
 

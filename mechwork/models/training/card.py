@@ -48,8 +48,8 @@ LIMITS = (
 
 TASK_LIMITS: Mapping[str, str] = {
     "capitals": (
-        "Facts cannot be guessed: held-out countries occur in training in statements of their capital, never in a "
-        "prompt of the task."
+        "Facts cannot be guessed: held-out countries occur in training in statements of their capital and in prompts "
+        "that name no other country, never in one that names two. All templates of the test are held out."
     ),
     "colored_objects": "Held out are things and templates; every color occurs as a training answer.",
     "in_context": (

@@ -215,6 +215,18 @@ def _facts(rng: random.Random) -> Document:
     return _marked(rng.choice(statements), {"X": row["word"], "Y": row[relation]}, ("Y",))
 
 
+def _plain_capitals(rng: random.Random) -> Document:
+    """Prompts of the capitals task that name one country only, for every country, held-out ones too.
+
+    Without them a model learns that prompts of the task are never answered by a held-out capital.
+    """
+    everyone = _lexicon("all")
+    template = rng.choice([t for t in templates("capitals", "train") if "{OTHER" not in t])
+    country, capital = rng.choice(everyone.countries)
+    values = scenery(rng, everyone) | {"COUNTRY": country, "NAME": rng.choice(everyone.names)}
+    return [(fill(template, values).text, CONTEXT), (f" {capital}", ANSWER), (".", CONTEXT)]
+
+
 KINDS: Mapping[str, Callable[[random.Random], Document]] = {
     **{task: _task(task) for task in SAMPLERS},
     "ioi": _ioi,
@@ -226,8 +238,13 @@ KINDS: Mapping[str, Callable[[random.Random], Document]] = {
     "colored_objects": _colored_objects,
     "in_context": _in_context,
     "facts": _facts,
+    "plain_capitals": _plain_capitals,
     "filler": _filler,
 }
+
+
+WORDS_OF: Mapping[str, tuple[str, ...]] = {"facts": ("capitals", "in_context"), "plain_capitals": ("capitals",)}
+"""Whose words a kind of text uses that is neither a task nor made of the first six tasks' words."""
 
 
 def step_documents(mixture: Mapping[str, float], n: int, seed: int, step: int) -> list[Document]:
