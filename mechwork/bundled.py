@@ -73,6 +73,32 @@ def model_names() -> list[str]:
     return sorted(entry.name for entry in folder.iterdir() if (entry / MANIFEST).is_file())
 
 
+def checkpoints(name: str) -> list[int]:
+    """Steps of training at which the bundled model's weights are shipped too (loaded as ``NAME@STEP``), rising.
+
+    Raises:
+        UnknownNameError: no bundled model has this name.
+    """
+    names = model_names()
+    if name not in names:
+        raise UnknownNameError("bundled model", name, names)
+    return sorted(int(file.stem.removeprefix("step-")) for file in path("models", name).glob("step-*.safetensors"))
+
+
+def checkpoint_file(name: str, step: int) -> Path:
+    """The weights of a bundled model after `step` steps of its training.
+
+    Raises:
+        UnknownNameError: no bundled model has this name.
+        InputError: its weights were not kept at this step; says at which they were.
+    """
+    steps = checkpoints(name)
+    if step not in steps:
+        kept = f"those of {', '.join(map(str, steps))}" if steps else "none but the final ones"
+        raise InputError(f"{name} has no weights of step {step}; shipped are {kept}")
+    return path("models", name, f"step-{step:06d}.safetensors")
+
+
 def verified_model(name: str) -> Path:
     """The folder of a bundled model, after its files were verified.
 

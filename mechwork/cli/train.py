@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> None:
     """Train, and export the model when the recipe is finished."""
-    from ..models.training.card import export
+    from ..models.training.export import export
     from ..models.training.recipe import find_recipe
     from ..models.training.train import STATE, train
 

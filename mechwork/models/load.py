@@ -26,7 +26,7 @@ ModelSource = str | Path | nn.Module
 def load_model(
     source: ModelSource, device: torch.device | str | None = None, dtype: torch.dtype | None = None
 ) -> TransformerBridge:
-    """A bundled model (``"gpt2-6l"``), a local Hugging Face folder, a hub name, or a ready bridge or Hugging Face module.
+    """A bundled model (``"gpt2-6l"``; ``"attn-only-2l@500"`` as it was after 500 steps of training), a local Hugging Face folder, a hub name, or a ready bridge or Hugging Face module.
 
     Weights are raw (nothing folded or centred), attention is eager, the model is in evaluation mode and no parameter
     asks for gradients. `device` defaults to the CPU for names and to where it is for a ready module; `dtype` defaults
@@ -36,6 +36,7 @@ def load_model(
         NotFoundError: no such folder, or the hub cannot be reached or does not know the name.
         UnsupportedModelError: an architecture that mechwork does not claim.
         ArtefactError: a bundled model whose files do not match their sha256.
+        InputError: a step of training at which the bundled model's weights were not kept.
 
     >>> model = load_model("gpt2-6l")
     >>> model.cfg.n_layers
@@ -69,6 +70,10 @@ def _load_named(source: str | Path, dtype: torch.dtype) -> TransformerBridge:
     name = str(source)
     if name in bundled.model_names():
         return _load_folder(bundled.verified_model(name), name, dtype)
+    base, _, step = name.partition("@")
+    if base in bundled.model_names() and step.isdecimal():
+        weights = bundled.checkpoint_file(base, int(step))
+        return _load_folder(bundled.verified_model(base), name, dtype, weights)
     folder = Path(source)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -84,8 +89,11 @@ def _load_named(source: str | Path, dtype: torch.dtype) -> TransformerBridge:
     return _load_hub(name, dtype)
 
 
-def _load_folder(folder: Path, name: str, dtype: torch.dtype) -> TransformerBridge:
-    """A local folder in Hugging Face format: safetensors only, no remote code, no network."""
+def _load_folder(folder: Path, name: str, dtype: torch.dtype, weights: Path | None = None) -> TransformerBridge:
+    """A local folder in Hugging Face format: safetensors only, no remote code, no network.
+
+    `weights` are put in place of the folder's own: parameters by name, tied ones once.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     if not any(folder.glob("*.safetensors")):
@@ -97,6 +105,13 @@ def _load_folder(folder: Path, name: str, dtype: torch.dtype) -> TransformerBrid
     module = AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, use_safetensors=True, local_files_only=True, attn_implementation="eager"
     )
+    if weights is not None:
+        from safetensors.torch import load_file
+
+        tensors = load_file(str(weights))
+        with torch.no_grad():
+            for parameter_name, parameter in module.named_parameters():
+                parameter.copy_(tensors[parameter_name])
     has_tokenizer = any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json", "vocab.json"))
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True) if has_tokenizer else None
     return _wrap(module, tokenizer, name)

@@ -12,8 +12,11 @@ from collections.abc import Callable
 from ..errors import UnknownNameError
 from .agreement import agreement as agreement
 from .build import from_file as from_file
+from .capitals import capitals as capitals
+from .colored_objects import colored_objects as colored_objects
 from .docstring import docstring as docstring
 from .greater_than import greater_than as greater_than
+from .in_context import in_context as in_context
 from .induction import induction as induction
 from .ioi import ioi as ioi
 from .metrics import METRICS as METRICS
@@ -33,6 +36,9 @@ TASKS: dict[str, Callable[..., Task]] = {
     "agreement": agreement,
     "docstring": docstring,
     "induction": induction,
+    "capitals": capitals,
+    "colored_objects": colored_objects,
+    "in_context": in_context,
 }
 """The classic tasks by name: ``TASKS[name](model, n=64, seed=0)``."""
 

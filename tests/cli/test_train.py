@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from mechwork.models import load_model
-from mechwork.models.training import card, recipe, train
+from mechwork.models.training import export, recipe, train
+from mechwork.models.training.examples import SAMPLERS
 from mechwork.models.training.grammar import KINDS
 
 from .conftest import Cli
@@ -23,6 +24,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
         "tiny",
         (recipe.Phase(4, dict.fromkeys(KINDS, 1.0)),),
         seed=1,
+        tasks=tuple(SAMPLERS),
         n_layers=1,
         n_heads=2,
         d_model=16,
@@ -33,11 +35,14 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
         checkpoint_every=2,
     )
     monkeypatch.setattr(recipe, "RECIPES", MappingProxyType({"tiny": value}))
-    small: Callable[..., Any] = card.measure_run
-    monkeypatch.setattr(card, "PAIRS", 2)
-    monkeypatch.setattr(card, "measure_run", lambda model, run, n: small(model, run, 2))
-    measure = card.measure
-    monkeypatch.setattr(card, "measure", lambda model, tokenizer, split, n: measure(model, tokenizer, split, 2))
+    whole: Callable[..., Any] = export.measure_weights
+    measure: Callable[..., Any] = export.measure
+    monkeypatch.setattr(
+        export, "measure_weights", lambda model, tokenizer, recipe, n: whole(model, tokenizer, recipe, 2)
+    )
+    monkeypatch.setattr(
+        export, "measure", lambda model, tokenizer, split, n, tasks: measure(model, tokenizer, split, 2, tasks=tasks)
+    )
 
 
 def test_training_ends_in_a_model_that_loads(cli: Cli, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -50,16 +51,20 @@ def test_bundled_models_are_listed(cli: Cli) -> None:
     assert outcome.code == 0
     row = next(row for row in outcome.json["models"] if row["name"] == "gpt2-6l")
     assert row["parameters"] > 100_000
-    assert set(row["accuracy"]) == set(TASKS)
+    assert set(row["accuracy"]) <= set(TASKS)
+    assert row["layers"] == 6
     assert Path(row["card"]).is_file()
     assert "gpt2-6l" in cli("models").out
 
 
 def test_verify_finds_whole_and_altered_files(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert cli("models", "verify").code == 0
+    assert cli("models", "verify", "--files-only").code == 0
     shutil.copytree(bundled.root(), tmp_path / "data")
     monkeypatch.setattr(bundled, "root", lambda: tmp_path / "data")
-    assert cli("models", "verify", "gpt2-6l", "--json").json == {"verified": ["gpt2-6l"]}
+    assert cli("models", "verify", "gpt2-6l", "--files-only", "--json").json == {
+        "verified": ["gpt2-6l"],
+        "accuracy": {},
+    }
     config = tmp_path / "data" / "models" / "gpt2-6l" / "config.json"
     config.write_text(config.read_text().replace("1", "2", 1))
     outcome = cli("models", "verify")
@@ -68,6 +73,21 @@ def test_verify_finds_whole_and_altered_files(cli: Cli, tmp_path: Path, monkeypa
     assert cli("discover", "ioi").code == 3
     config.unlink()
     assert "missing" in cli("models", "verify").err
+
+
+def test_verify_measures_the_accuracies_again(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    accuracy = cli("models", "verify", "attn-only-2l", "--json").json["accuracy"]["attn-only-2l"]
+    shutil.copytree(bundled.root(), tmp_path / "data")
+    monkeypatch.setattr(bundled, "root", lambda: tmp_path / "data")
+    folder = tmp_path / "data" / "models" / "attn-only-2l"
+    card = json.loads((folder / "card.json").read_text())
+    assert accuracy["induction"] == pytest.approx(card["test"]["induction"]["accuracy"], abs=0.01)
+    card["test"]["induction"]["accuracy"] -= 0.02
+    (folder / "card.json").write_text(json.dumps(card))
+    bundled.write_manifest(folder)
+    outcome = cli("models", "verify", "attn-only-2l")
+    assert outcome.code == 3
+    assert "its card says" in outcome.err
 
 
 def test_verify_of_an_unknown_model(cli: Cli) -> None:

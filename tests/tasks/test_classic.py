@@ -1,4 +1,4 @@
-"""The six classic tasks on the bundled tokenizer and on one that breaks words up."""
+"""The classic tasks on the bundled tokenizer and on one that breaks words up."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ import torch
 from mechwork import bundled
 from mechwork.errors import InputError
 from mechwork.models.training.examples import SAMPLERS, templates
-from mechwork.models.training.tokenizer import build_tokenizer
+from mechwork.models.training.tokenizer import build_tokenizer, grammar_vocabulary
 from mechwork.tasks.agreement import agreement
+from mechwork.tasks.capitals import capitals
+from mechwork.tasks.colored_objects import colored_objects
 from mechwork.tasks.docstring import docstring
 from mechwork.tasks.greater_than import greater_than
+from mechwork.tasks.in_context import in_context
 from mechwork.tasks.induction import induction
 from mechwork.tasks.ioi import ioi
 from mechwork.tasks.pronoun import pronoun
@@ -26,14 +29,22 @@ TASKS: dict[str, Any] = {
     "agreement": agreement,
     "docstring": docstring,
     "induction": induction,
+    "capitals": capitals,
+    "colored_objects": colored_objects,
+    "in_context": in_context,
 }
+
+WORDS = grammar_vocabulary(tuple(SAMPLERS))
 
 
 class FakeModel(SimpleNamespace):
     """What the tasks ask of a model: its tokenizer and two settings."""
 
     def __init__(self, words=None):
-        super().__init__(tokenizer=build_tokenizer(words), cfg=SimpleNamespace(n_ctx=128, default_prepend_bos=True))
+        super().__init__(
+            tokenizer=build_tokenizer(WORDS if words is None else words),
+            cfg=SimpleNamespace(n_ctx=128, default_prepend_bos=True),
+        )
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +71,7 @@ def test_pairs_are_well_formed(model, name):
     assert task.description
     assert bool((pairs.lengths == pairs.corrupt_lengths).all())
     differing = ((pairs.clean_tokens != pairs.corrupt_tokens) & pairs.mask).sum(-1)
-    assert bool((differing == 1).all())
+    assert bool((differing == (4 if name == "in_context" else 1)).all())
     assert "END" in pairs.spans
     end = pairs.spans["END"]
     assert bool((end.sum(-1) == 1).all())
@@ -149,6 +160,69 @@ def test_induction_answer_follows_the_first_mention(model):
         first = int(task.pairs.spans["FIRST"][row].int().argmax())
         assert clean[first] == clean[-1]
         assert clean[first + 1] == model.tokenizer.decode([int(task.pairs.correct[row, 0])])
+
+
+def test_capitals_ask_about_another_country(model):
+    table = bundled.load_json("tasks", "capitals.json")["words"]["COUNTRY"]
+    capital_of = {country: capital for part in table.values() for country, capital in part}
+    task = capitals(model, n=30)
+    for row, texts in enumerate(task.texts):
+        place = int(task.pairs.spans["COUNTRY"][row].int().argmax())
+        right, wrong = (capital_of[text[place].strip()] for text in texts)
+        assert (f" {right}", f" {wrong}") == task.answer_texts[row]
+        assert texts[1][place] not in texts[0]
+    asked = {
+        part: {
+            texts[0][int(where.int().argmax())].strip()
+            for texts, where in zip(t.texts, t.pairs.spans["COUNTRY"], strict=True)
+        }
+        for part, t in (("train", task.train), ("test", task.test))
+    }
+    assert asked["train"] <= {country for country, _ in table["train"]}
+    assert asked["test"] <= {country for country, _ in table["test"]}
+
+
+@pytest.mark.parametrize("n_objects", [2, 4])
+def test_colored_objects_answer_stands_before_the_thing(model, n_objects):
+    task = colored_objects(model, n=20, n_objects=n_objects)
+    for row, (clean, corrupt) in enumerate(task.texts):
+        places = {name: int(task.pairs.spans[name][row].int().argmax()) for name in ("COLOR", "OBJECT", "ASKED")}
+        assert places["OBJECT"] == places["COLOR"] + 1
+        assert clean[places["OBJECT"]] == clean[places["ASKED"]]
+        assert clean[places["COLOR"]] == task.answer_texts[row][0]
+        other = clean.index(corrupt[places["ASKED"]])
+        assert clean[other - 1] == task.answer_texts[row][1]
+    with pytest.raises(InputError, match="at least 2 things"):
+        colored_objects(model, n_objects=1)
+
+
+@pytest.mark.parametrize("relation", [None, "antonym", "french"])
+def test_in_context_examples_show_one_relation(model, relation):
+    data = bundled.load_json("tasks", "in_context.json")
+    rows = {row[0]: row[1:] for part in data["words"]["WORD"].values() for row in part}
+    task = in_context(model, n=20, relation=relation, shots=3)
+    shown = set()
+    for row, texts in enumerate(task.texts):
+        for text, answer in zip(texts, task.answer_texts[row], strict=True):
+            places = {
+                name: int(task.pairs.spans[name][row].int().argmax()) for name in ("X1", "Y1", "X2", "Y2", "QUERY")
+            }
+            word = {name: text[place].strip() for name, place in places.items()}
+            index = rows[word["X1"]].index(word["Y1"])
+            assert rows[word["X2"]].index(word["Y2"]) == index
+            assert f" {rows[word['QUERY']][index]}" == answer
+            shown.add((text is texts[0], index))
+    clean = {index for is_clean, index in shown if is_clean}
+    assert clean == ({0, 1, 2} if relation is None else {data["relations"].index(relation)})
+
+
+def test_in_context_refuses_what_it_cannot_show(model):
+    for wrong in ({"shots": 0}, {"shots": 5}):
+        with pytest.raises(InputError, match="1 to 4"):
+            in_context(model, **wrong)
+    for template in ("Words: {X},", "{Y} from {X}", "{X} {X} {Y}"):
+        with pytest.raises(InputError, match="template"):
+            in_context(model, template=template)
 
 
 @pytest.mark.parametrize(("length", "again"), [(2, None), (6, 6), (6, 0), (None, 9)])

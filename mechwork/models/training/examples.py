@@ -1,4 +1,4 @@
-"""Examples of the six classic tasks: a clean prompt, its corrupt twin, and the right and wrong next words.
+"""Examples of the tasks: a clean prompt, its corrupt twin, and the right and wrong next words.
 
 A sampler is a function ``(rng, lexicon) -> Example``. Clean and corrupt prompt differ in words that are one token each,
 so they have equal length; `correct` and `incorrect` are the texts of next tokens (with the leading space where there is
@@ -167,6 +167,79 @@ def induction_example(
     return Example("induction", template, clean, corrupt, (f" {words[k]}",), (f" {words[other + 1]}",))
 
 
+def capitals_example(rng: random.Random, lexicon: Lexicon, template: str | None = None) -> Example:
+    """The corrupt prompt asks about a country that the clean one does not name."""
+    template = template or rng.choice(templates("capitals", lexicon.split))
+    asked, instead, other, third = rng.sample(lexicon.countries, 4)
+    names = rng.sample(lexicon.names, 2)
+    values = scenery(rng, lexicon) | {"OTHER": other[0], "OTHER2": third[0], "NAME": names[0], "NAME2": names[1]}
+    clean, corrupt = (fill(template, values | {"COUNTRY": country}) for country, _ in (asked, instead))
+    return Example("capitals", template, clean, corrupt, (f" {asked[1]}",), (f" {instead[1]}",))
+
+
+def colored_objects_example(
+    rng: random.Random, lexicon: Lexicon, template: str | None = None, n_objects: int = 3
+) -> Example:
+    """`n_objects` things, each of another color; spans COLOR and OBJECT (of the thing asked about), ASKED.
+
+    The corrupt prompt asks about another thing of the list.
+    """
+    template = template or rng.choice(templates("colored_objects", lexicon.split))
+    things = rng.sample(lexicon.things, max(n_objects, 2))
+    colors = rng.sample(lexicon.colors, max(n_objects, 2))
+    k = rng.randrange(n_objects)
+    other = rng.choice([i for i in range(len(things)) if i != k])
+    items = [f"a {{c{i}}} {{o{i}}}" for i in range(n_objects)]
+    items[k] = "a {COLOR} {OBJECT}"
+    listed = " and ".join(part for part in (", ".join(items[:-1]), items[-1]) if part)
+    names = rng.sample(lexicon.names, 3)
+    values = scenery(rng, lexicon) | {"surface": rng.choice(lexicon.surfaces)}
+    values |= dict(zip(("NAME", "NAME2", "NAME3"), names, strict=True))
+    values |= {f"c{i}": color for i, color in enumerate(colors)} | {f"o{i}": thing for i, thing in enumerate(things)}
+    values |= {"COLOR": colors[k], "OBJECT": things[k], "ASKED": things[k]}
+    detailed = template.replace("{ITEMS}", listed)
+    clean, corrupt = fill(detailed, values), fill(detailed, values | {"ASKED": things[other]})
+    return Example("colored_objects", template, clean, corrupt, (f" {colors[k]}",), (f" {colors[other]}",))
+
+
+def in_context_example(
+    rng: random.Random,
+    lexicon: Lexicon,
+    template: str | None = None,
+    relation: str | None = None,
+    shots: int = 4,
+) -> Example:
+    """`shots` examples of a relation and a word to apply it to; spans X1, Y1, X2, Y2, ..., QUERY.
+
+    The corrupt prompt has the same words under another relation; its answer is the incorrect one.
+    """
+    template = template or rng.choice(templates("in_context", lexicon.split))
+    relations = task_data("in_context")["relations"]
+    relation = relation or rng.choice(relations)
+    other = rng.choice([name for name in relations if name != relation])
+    rows = _unrelated(rng, lexicon.translated((relation, other)), shots + 1)
+    head, example = template.split("{X}")
+    example = "{X}" + example
+    text = head + " ".join(example.replace("{X}", f"{{X{i}}}").replace("{Y}", f"{{Y{i}}}") for i in range(1, shots + 1))
+    text += " " + example[: example.index("{Y}")].rstrip().replace("{X}", "{QUERY}")
+    words = {f"X{i}": row["word"] for i, row in enumerate(rows[1:], 1)} | {"QUERY": rows[0]["word"]}
+    clean, corrupt = (
+        fill(text, words | {f"Y{i}": row[name] for i, row in enumerate(rows[1:], 1)}) for name in (relation, other)
+    )
+    return Example("in_context", template, clean, corrupt, (f" {rows[0][relation]}",), (f" {rows[0][other]}",))
+
+
+def _unrelated(rng: random.Random, rows: list[dict[str, str]], n: int) -> list[dict[str, str]]:
+    """`n` of the rows, none the opposite of another one."""
+    chosen: list[dict[str, str]] = []
+    for row in rng.sample(rows, len(rows)):
+        if all(row["word"] != other["antonym"] for other in chosen):
+            chosen.append(row)
+        if len(chosen) == n:
+            break
+    return chosen
+
+
 Sampler = Callable[[random.Random, Lexicon], Example]
 
 SAMPLERS: Mapping[str, Sampler] = {
@@ -176,6 +249,9 @@ SAMPLERS: Mapping[str, Sampler] = {
     "agreement": agreement_example,
     "docstring": docstring_example,
     "induction": induction_example,
+    "capitals": capitals_example,
+    "colored_objects": colored_objects_example,
+    "in_context": in_context_example,
 }
 
 

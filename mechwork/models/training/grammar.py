@@ -11,16 +11,16 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 
-from .examples import SAMPLERS, Example, draw_example, scenery, task_data, templates
+from .examples import SAMPLERS, Example, colored_objects_example, draw_example, scenery, task_data, templates
 from .lexicon import Lexicon
 from .templates import exchange, fill, slots
+from .tokenizer import strings
 
 Segment = tuple[str, float]
 Document = list[Segment]
 
 _VERB = re.compile(r"(?<=\} )(is|are|was|were|has|have)(?= )")
 
-TASK_FILES = ("names", *SAMPLERS, "filler")
 ANSWER, LISTED, SENTENCE, CONTEXT = 1.0, 0.3, 0.2, 0.04
 """Weights: a task's answer; a word of a repeated list; a word of a filler sentence; a word of a task's prompt."""
 
@@ -68,13 +68,9 @@ def _ioi(rng: random.Random) -> Document:
     return [(text, CONTEXT), (f" {rng.choice((first, second))}", ANSWER / 2), (".", CONTEXT)]
 
 
-def _induction(rng: random.Random) -> Document:
-    """A list of words, names (held-out names too) or both, said twice; sometimes from a small pool, so that words recur."""
+def _list_of_words(rng: random.Random, n: int) -> list[str]:
+    """At most `n` different words and names; sometimes from a small pool, so that they recur from text to text."""
     train, everyone = _lexicon("train"), _lexicon("all")
-    template = rng.choice(templates("induction", "train"))
-    if rng.random() < 0.5:
-        template = rng.choice([t for t in templates("induction", "train") if "{WORDS}{AGAIN}" in t])
-    n = rng.randint(4, 12)
     kind = rng.random()
     if kind < 0.35:
         words = rng.sample(train.words, n)
@@ -84,7 +80,15 @@ def _induction(rng: random.Random) -> Document:
         words = [rng.choice(rng.choice((train.words, everyone.names))) for _ in range(n)]
     else:
         words = [rng.choice((train.words, everyone.names))[rng.randrange(24) * 2] for _ in range(n)]
-    words = list(dict.fromkeys(words))
+    return list(dict.fromkeys(words))
+
+
+def _induction(rng: random.Random) -> Document:
+    """A list of words, names (held-out names too) or both, said twice; sometimes from a small pool, so that words recur."""
+    template = rng.choice(templates("induction", "train"))
+    if rng.random() < 0.5:
+        template = rng.choice([t for t in templates("induction", "train") if "{WORDS}{AGAIN}" in t])
+    words = _list_of_words(rng, rng.randint(4, 12))
     head, rest = template.split("{WORDS}")
     middle = rest.replace("{AGAIN}", "")
     again = [(f" {word}", LISTED) for word in words[1:]]
@@ -174,6 +178,55 @@ def _marked(template: str, values: Mapping[str, str], answers: Iterable[str]) ->
     return [*document, (filled.text[start:], SENTENCE)]
 
 
+def _colored_objects(rng: random.Random) -> Document:
+    """One thing to four, so that copying a color is learned before picking by the thing."""
+    example = colored_objects_example(rng, _lexicon("train"), n_objects=rng.choice((1, 2, 2, 3, 3, 3, 4)))
+    return [(example.clean.text, CONTEXT), (example.correct[0], ANSWER), (".", CONTEXT)]
+
+
+def _in_context(rng: random.Random) -> Document:
+    """Every word after the first example has its image as an answer; the first may be a held-out word."""
+    train, data = _lexicon("train"), task_data("in_context")
+    relation, template = rng.choice(data["relations"]), rng.choice(templates("in_context", "train"))
+    first = rng.choice(_lexicon("all").dictionary)
+    rows = rng.sample(train.dictionary, rng.randint(2, 6))
+    head, example = template.split("{X}")
+    middle, end = example.split("{Y}")
+    document = [(f"{head}{first['word']}{middle.rstrip()}", 0.0), (f" {first[relation]}", 0.0), (end, CONTEXT)]
+    for row in rows:
+        document += [
+            (f" {row['word']}", 0.0),
+            (middle.rstrip(), CONTEXT),
+            (f" {row[relation]}", ANSWER / 2),
+            (end, CONTEXT),
+        ]
+    return document
+
+
+def _facts(rng: random.Random) -> Document:
+    """What the words of the capitals and in-context tasks mean, held-out ones too, in sentences of their own."""
+    everyone = _lexicon("all")
+    if rng.random() < 0.4:
+        country, capital = rng.choice(everyone.countries)
+        template = rng.choice(task_data("capitals")["statements"])
+        return _marked(template, {"COUNTRY": country, "CAPITAL": capital}, ("CAPITAL",))
+    relation, statements = rng.choice(list(task_data("in_context")["statements"].items()))
+    row = rng.choice(everyone.dictionary)
+    return _marked(rng.choice(statements), {"X": row["word"], "Y": row[relation]}, ("Y",))
+
+
+def _plain_capitals(rng: random.Random) -> Document:
+    """Prompts of the capitals task that name one country only, for every country, held-out ones too.
+
+    Without them a model learns that prompts of the task are never answered by a held-out capital.
+    """
+    everyone = _lexicon("all")
+    template = rng.choice([t for t in templates("capitals", "train") if "{OTHER" not in t])
+    country, capital = rng.choice(everyone.countries)
+    values = scenery(rng, everyone) | {"COUNTRY": country, "NAME": rng.choice(everyone.names)}
+    return [(fill(template, values).text, CONTEXT), (f" {capital}", ANSWER), (".", CONTEXT)]
+
+
 KINDS: Mapping[str, Callable[[random.Random], Document]] = {
     **{task: _task(task) for task in SAMPLERS},
     "ioi": _ioi,
@@ -182,8 +235,16 @@ KINDS: Mapping[str, Callable[[random.Random], Document]] = {
     "copy": _copy,
     "people": _people,
     "number": _number,
+    "colored_objects": _colored_objects,
+    "in_context": _in_context,
+    "facts": _facts,
+    "plain_capitals": _plain_capitals,
     "filler": _filler,
 }
+
+
+WORDS_OF: Mapping[str, tuple[str, ...]] = {"facts": ("capitals", "in_context"), "plain_capitals": ("capitals",)}
+"""Whose words a kind of text uses that is neither a task nor made of the first six tasks' words."""
 
 
 def step_documents(mixture: Mapping[str, float], n: int, seed: int, step: int) -> list[Document]:
@@ -207,15 +268,17 @@ def step_documents(mixture: Mapping[str, float], n: int, seed: int, step: int) -
     return documents
 
 
-def template_texts() -> list[str]:
-    """Every template of every task and of the filler, with its slots emptied into a dummy word, for the vocabulary."""
+def template_texts(tasks: Iterable[str]) -> list[str]:
+    """Every template of `tasks` and of the filler, with its slots emptied into a dummy word, for the vocabulary."""
     found: list[str] = []
-    for task in SAMPLERS:
+    for task in tasks:
         found += [t for split in ("validation", "test") for t in templates(task, split)]
         found += templates(task, "train") if task != "ioi" else []
-    parts = task_data("ioi")["templates"]["train"]
-    for part in ("leads", "openings", "agents", "actions", "three_openings", "three_endings"):
-        found += [form for text in parts[part] for form in (text, text[0].upper() + text[1:])]
+        found += strings(task_data(task).get("statements"))
+    if "ioi" in tasks:
+        parts = task_data("ioi")["templates"]["train"]
+        for part in ("leads", "openings", "agents", "actions", "three_openings", "three_endings"):
+            found += [form for text in parts[part] for form in (text, text[0].upper() + text[1:])]
     data = task_data("filler")
     found += [
         t.replace("*}", "}") for key in ("gendered", "number", "copy", "people", "words", "plain") for t in data[key]

@@ -125,6 +125,40 @@ class Lexicon:
         """Words for induction lists."""
         return self._whole(self._cut(bundled.load_json("tasks", "induction.json")["words"]["word"]))
 
+    @cached_property
+    def countries(self) -> list[tuple[str, str]]:
+        """(country, capital) pairs of which both are kept."""
+        pairs = self._cut(bundled.load_json("tasks", "capitals.json")["words"]["COUNTRY"])
+        return [(country, capital) for country, capital in pairs if len(self._whole((country, capital))) == 2]
+
+    @cached_property
+    def colors(self) -> list[str]:
+        return self._whole(bundled.load_json("tasks", "colored_objects.json")["words"]["color"])
+
+    @cached_property
+    def surfaces(self) -> list[str]:
+        """Where things lie: table, desk, ..."""
+        return self._whole(bundled.load_json("tasks", "colored_objects.json")["words"]["surface"])
+
+    @cached_property
+    def things(self) -> list[str]:
+        """Things that have a color."""
+        return self._whole(self._cut(bundled.load_json("tasks", "colored_objects.json")["words"]["thing"]))
+
+    def translated(self, relations: Sequence[str]) -> list[dict[str, str]]:
+        """Words with their images under `relations`, all of them kept: ``{"word": "hot", "antonym": "cold", ...}``."""
+        data = bundled.load_json("tasks", "in_context.json")
+        rows: list[dict[str, str]] = [
+            dict(zip(("word", *data["relations"]), row, strict=True)) for row in self._cut(data["words"]["WORD"])
+        ]
+        wanted = ("word", *relations)
+        return [row for row in rows if len(self._whole([row[key] for key in wanted])) == len(wanted)]
+
+    @cached_property
+    def dictionary(self) -> list[dict[str, str]]:
+        """`translated` for every relation."""
+        return self.translated(bundled.load_json("tasks", "in_context.json")["relations"])
+
     def need(self, attribute: str, n: int, what: str) -> None:
         """Refuse a vocabulary with fewer than `n` usable words in the list called `attribute`.
 

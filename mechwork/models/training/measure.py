@@ -1,4 +1,4 @@
-"""How well a model does the six tasks on words and templates it was not trained on, and whether its layers compose.
+"""How well a model does the tasks on words and templates it was not trained on, and whether its layers compose.
 
 Accuracy: the share of examples whose most likely next token, of the whole vocabulary, is a right answer.
 Logit difference: mean logit of the right answers minus mean logit of the wrong ones, averaged over examples.
@@ -17,10 +17,11 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
-from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...errors import InputError
+from .architecture import attention_writers, unembed
 from .examples import SAMPLERS, Example, draw_example
 from .lexicon import Lexicon, Split
 
@@ -39,7 +40,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Composition:
-    """IOI logit difference of the intact model and with attention outputs mean-ablated, by place of the ablation.
+    """A task's logit difference, of the intact model and with attention outputs mean-ablated, by place of the ablation.
 
     ``above`` is layers 1 and up, ``first`` is layer 0; ``end`` only at the last position, ``all`` at every one.
     """
@@ -81,7 +82,7 @@ def _token(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
 
 @torch.no_grad()
 def final_logits(
-    model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
 ) -> Float[Tensor, "batch d_vocab"]:
     """Logits for the token after each text. The model is read in eval mode and left in the mode it was in."""
     training = model.training
@@ -90,8 +91,8 @@ def final_logits(
         rows = []
         for start in range(0, len(texts), CHUNK):
             tokens, last = encode(tokenizer, texts[start : start + CHUNK])
-            hidden = model.transformer(tokens, attention_mask=torch.ones_like(tokens)).last_hidden_state
-            rows.append(model.lm_head(hidden[torch.arange(len(last)), last]).float())
+            hidden = model.base_model(tokens, attention_mask=torch.ones_like(tokens)).last_hidden_state
+            rows.append(unembed(model, hidden[torch.arange(len(last)), last]))
         return torch.cat(rows)
     finally:
         model.train(training)
@@ -100,6 +101,7 @@ def final_logits(
 def _differences(
     logits: Float[Tensor, "batch d_vocab"], tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]
 ) -> tuple[Bool[Tensor, " batch"], Float[Tensor, " batch"]]:
+    """Per example: whether the most likely token is right, and mean right minus mean wrong logit."""
     right, difference = [], []
     for row, example in zip(logits, examples, strict=True):
         correct = [_token(tokenizer, text) for text in example.correct]
@@ -110,7 +112,7 @@ def _differences(
 
 
 def measure_task(
-    model: GPT2LMHeadModel,
+    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     task: str,
     split: Split = "test",
@@ -130,7 +132,7 @@ def measure_task(
 
 
 def measure(
-    model: GPT2LMHeadModel,
+    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     split: Split = "test",
     n: int = 200,
@@ -144,28 +146,30 @@ def measure(
 Where = Literal["end", "all"]
 
 
-def _attentions(model: GPT2LMHeadModel) -> list[nn.Module]:
-    return [model.get_submodule(f"transformer.h.{i}.attn") for i in range(model.config.n_layer)]
+def _written(output: Any) -> Float[Tensor, "batch pos d_model"]:
+    """An attention module returns its pattern too, a norm after it does not."""
+    return output[0] if isinstance(output, tuple) else output
 
 
 @contextmanager
 def _attention_mean_ablated(
-    model: GPT2LMHeadModel, layers: Sequence[int], means: Float[Tensor, "layer d_model"], where: Where
+    model: PreTrainedModel, layers: Sequence[int], means: Float[Tensor, "layer d_model"], where: Where
 ) -> Iterator[Callable[[Int[Tensor, " batch"]], None]]:
     """Replace the attention outputs of `layers` by their means; call the yielded function with each batch's last positions."""
     last: list[Tensor] = []
 
-    def hook(layer: int) -> Callable[..., tuple[Any, ...]]:
-        def replace(_module: object, _inputs: object, output: tuple[Any, ...]) -> tuple[Any, ...]:
-            written = means[layer].expand_as(output[0]) if where == "all" else output[0].clone()
+    def hook(layer: int) -> Callable[..., Any]:
+        def replace(_module: object, _inputs: object, output: Any) -> Any:
+            before = _written(output)
+            written = means[layer].expand_as(before) if where == "all" else before.clone()
             if where == "end":
                 written[torch.arange(len(written)), last[-1]] = means[layer]
-            return (written, *output[1:])
+            return (written, *output[1:]) if isinstance(output, tuple) else written
 
         return replace
 
     handles = [
-        attention.register_forward_hook(hook(i)) for i, attention in enumerate(_attentions(model)) if i in layers
+        attention.register_forward_hook(hook(i)) for i, attention in enumerate(attention_writers(model)) if i in layers
     ]
     try:
         yield last.append
@@ -176,30 +180,35 @@ def _attention_mean_ablated(
 
 @torch.no_grad()
 def measure_composition(
-    model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, split: Split = "test", n: int = 200, seed: int = 0
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: str = "ioi",
+    split: Split = "test",
+    n: int = 200,
+    seed: int = 0,
 ) -> Composition:
-    """Mean-ablate attention above layer 0, and in layer 0 only, on IOI (see the module's docstring).
+    """Mean-ablate attention above layer 0, and in layer 0 only, on one task (see the module's docstring).
 
     The mean is that of the attention output at the ablated position(s): at the last token of every example for
     ``end``, over all tokens of all examples for ``all``.
     """
-    examples = draw_examples("ioi", split, n, seed)
+    examples = draw_examples(task, split, n, seed)
     tokens, last = encode(tokenizer, [e.clean.text for e in examples])
     rows = torch.arange(len(last))
     real = torch.arange(tokens.shape[1]) <= last[:, None]
     written: dict[int, Tensor] = {}
-    n_layers = model.config.n_layer
+    n_layers = len(attention_writers(model))
 
     def keep(layer: int) -> Callable[..., None]:
-        return lambda _module, _inputs, output: written.__setitem__(layer, output[0])
+        return lambda _module, _inputs, output: written.__setitem__(layer, _written(output))
 
-    handles = [attention.register_forward_hook(keep(i)) for i, attention in enumerate(_attentions(model))]
+    handles = [attention.register_forward_hook(keep(i)) for i, attention in enumerate(attention_writers(model))]
     training = model.training
     model.eval()
 
     def difference() -> float:
-        hidden = model.transformer(tokens, attention_mask=torch.ones_like(tokens)).last_hidden_state
-        logits = model.lm_head(hidden[rows, last]).float()
+        hidden = model.base_model(tokens, attention_mask=torch.ones_like(tokens)).last_hidden_state
+        logits = unembed(model, hidden[rows, last])
         return _differences(logits, tokenizer, examples)[1].mean().item()
 
     try:

@@ -23,6 +23,9 @@ from ...errors import InputError
 END_OF_TEXT = "<|endoftext|>"
 CONTEXT = 128
 
+SIX = ("ioi", "greater_than", "pronoun", "agreement", "docstring", "induction")
+"""The tasks whose words every tokenizer of ours holds."""
+
 _PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}{1,2}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
@@ -31,31 +34,31 @@ def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
-def _strings(node: Any) -> Iterable[str]:
+def strings(node: Any) -> Iterable[str]:
     """Every string value inside a JSON value, in file order."""
     if isinstance(node, str):
         yield node
     elif isinstance(node, dict):
         for child in node.values():
-            yield from _strings(child)
+            yield from strings(child)
     elif isinstance(node, list):
         for child in node:
-            yield from _strings(child)
+            yield from strings(child)
 
 
 @cache
-def grammar_vocabulary() -> tuple[str, ...]:
-    """Every pre-token that the shipped grammar can produce, sorted (byte-level spelling)."""
-    from .grammar import TASK_FILES, template_texts  # the grammar knows which strings are templates
+def grammar_vocabulary(tasks: tuple[str, ...] = SIX) -> tuple[str, ...]:
+    """Every pre-token that the text of `tasks` and the filler can produce, sorted (byte-level spelling)."""
+    from .grammar import template_texts  # the grammar knows which strings are templates
 
     pre = _pre_tokenizer()
     found: set[str] = set()
-    for text in template_texts():
+    for text in template_texts(tasks):
         found.update(piece for piece, _ in pre.pre_tokenize_str(text))
-    for file in TASK_FILES:
+    for file in ("names", *tasks, "filler"):
         content = bundled.load_json("tasks", f"{file}.json")
         lists = [content.get(key) for key in ("words", "answers", "pronouns", "female", "male", "invented")]
-        for word in _strings(lists):
+        for word in strings(lists):
             found.update(piece for piece, _ in pre.pre_tokenize_str(f" {word}"))
     for word in bundled.load_json("tasks", "docstring.json")["words"]["description"]:
         found.update(piece for piece, _ in pre.pre_tokenize_str(word))  # it follows the quotes without a space
@@ -64,7 +67,7 @@ def grammar_vocabulary() -> tuple[str, ...]:
 
 
 def build_tokenizer(words: Iterable[str] | None = None) -> PreTrainedTokenizerFast:
-    """The tokenizer over `words` (byte-level spelling); by default over the whole shipped grammar.
+    """The tokenizer over `words` (byte-level spelling); by default over the text of the first six tasks.
 
     Ids: 0 is ``<|endoftext|>``, then the 256 bytes, then the words in the given order. Encoding through the returned
     object with ``add_special_tokens=True`` (the default) puts ``<|endoftext|>`` first.

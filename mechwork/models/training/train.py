@@ -21,18 +21,21 @@ import torch
 from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from ...bundled import read_json, sha256
 from ...errors import ArtefactError
+from .architecture import build_model, document_mask, unembed
 from .grammar import Document, step_documents
 from .measure import measure
 from .recipe import Recipe
-from .tokenizer import END_OF_TEXT, build_tokenizer
+from .tokenizer import END_OF_TEXT, build_tokenizer, grammar_vocabulary
 
 log = logging.getLogger(__name__)
 
 TENSORS, STATE = "checkpoint.safetensors", "checkpoint.json"
+KEPT = "step-{:06d}.safetensors"
+"""Weights after a step of the recipe's `keep`; in a model's folder they are loaded as ``NAME@STEP``."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Run:
     """A trained (or interrupted) model with its history; ``finished`` says which."""
 
     recipe: Recipe
-    model: GPT2LMHeadModel
+    model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
     step: int = 0
     tokens: int = 0
@@ -60,45 +63,22 @@ class Run:
     history: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Any] = field(default_factory=dict)
     selected: dict[str, Tensor] = field(default_factory=dict)
+    kept: dict[int, Path] = field(default_factory=dict)
 
     @property
     def finished(self) -> bool:
         return self.step >= self.recipe.steps
 
 
-def build_model(recipe: Recipe, vocabulary: int) -> GPT2LMHeadModel:
-    """A freshly initialised GPT-2; the initial weights depend on the recipe's seed only."""
-    config = GPT2Config(
-        vocab_size=vocabulary,
-        n_positions=recipe.context,
-        n_embd=recipe.d_model,
-        n_layer=recipe.n_layers,
-        n_head=recipe.n_heads,
-        n_inner=recipe.d_mlp,
-        activation_function="gelu_pytorch_tanh",  # the same function as "gelu_new", in one kernel
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        initializer_range=recipe.initial_std,
-        bos_token_id=0,
-        eos_token_id=0,
-        pad_token_id=0,
-        use_cache=False,
-    )
-    config._attn_implementation = "eager"
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        return GPT2LMHeadModel(config).float()
-
-
 def learning_rate(recipe: Recipe, step: int) -> float:
     """Within each phase: linear warm-up, then a cosine down to ``final_learning_rate`` of the phase's peak."""
     phase, step = recipe.phase(step)
     peak = recipe.learning_rate * phase.peak
-    rise = max(1, round(recipe.warm_up * phase.steps))
+    horizon = phase.horizon or phase.steps
+    rise = max(1, round(recipe.warm_up * horizon))
     if step < rise:
         return peak * (step + 1) / rise
-    part = (step - rise) / max(1, phase.steps - rise)
+    part = (step - rise) / max(1, horizon - rise)
     low = recipe.final_learning_rate
     return peak * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * part)))
 
@@ -164,31 +144,26 @@ class Encoder:
         return Batch(tokens, weight, position, document)
 
 
-def attention_mask(document: Int[Tensor, "row pos"]) -> Float[Tensor, "row 1 pos pos"]:
-    """0 where a token may look (its own document, not later), the most negative float elsewhere."""
-    same = (document[:, :, None] == document[:, None, :]).tril()
-    return torch.zeros(same.shape).masked_fill(~same, torch.finfo(torch.float32).min)[:, None]
-
-
-def weighted_loss(model: GPT2LMHeadModel, batch: Batch) -> Float[Tensor, ""]:
+def weighted_loss(model: PreTrainedModel, batch: Batch) -> Float[Tensor, ""]:
     """Weighted mean cross-entropy; logits are made only for tokens that weigh anything."""
-    mask = attention_mask(batch.document)
-    hidden = model.transformer(batch.tokens, attention_mask=mask, position_ids=batch.positions).last_hidden_state[
-        :, :-1
-    ]
+    hidden = model.base_model(
+        batch.tokens, attention_mask=document_mask(model, batch.document), position_ids=batch.positions
+    ).last_hidden_state[:, :-1]
     targets, weight = batch.tokens[:, 1:], batch.weights[:, 1:]
     chosen = weight > 0
-    logits = model.lm_head(hidden[chosen]).float()
+    logits = unembed(model, hidden[chosen])
     losses = torch.nn.functional.cross_entropy(logits, targets[chosen], reduction="none")
     return (losses * weight[chosen]).sum() / weight.sum()
 
 
-def _optimizer(recipe: Recipe, model: GPT2LMHeadModel) -> torch.optim.AdamW:
+def _optimizer(recipe: Recipe, model: PreTrainedModel) -> torch.optim.AdamW:
     """Weight matrices decay, biases and norms do not; embeddings have a decay of their own."""
     groups: dict[float, list[torch.nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        decay = recipe.embedding_decay if ".wte." in name or ".wpe." in name else recipe.weight_decay
-        groups.setdefault(decay if parameter.ndim == 2 else 0.0, []).append(parameter)
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+    for parameter in model.parameters():
+        decay = recipe.embedding_decay if id(parameter) in embeddings else recipe.weight_decay
+        if parameter.requires_grad:
+            groups.setdefault(decay if parameter.ndim == 2 else 0.0, []).append(parameter)
     tables = [{"params": parameters, "weight_decay": decay} for decay, parameters in groups.items()]
     return torch.optim.AdamW(tables, lr=recipe.learning_rate, betas=recipe.betas, fused=True)
 
@@ -236,7 +211,7 @@ def load_checkpoint(folder: Path, run: Run, optimizer: torch.optim.Optimizer) ->
     if not (folder / STATE).is_file():
         return False
     state = read_json(folder / STATE)
-    if state["recipe"] != json.loads(json.dumps(run.recipe.to_dict())):
+    if Recipe.from_dict(state["recipe"]) != run.recipe:
         raise ArtefactError(
             f"{folder} holds a checkpoint of another recipe; train into another folder, or empty this one"
         )
@@ -260,8 +235,16 @@ def load_checkpoint(folder: Path, run: Run, optimizer: torch.optim.Optimizer) ->
     return True
 
 
+def _keep(run: Run, folder: Path) -> None:
+    """Write the weights as they are now, if the recipe wants this step."""
+    if run.step in run.recipe.keep:
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: p.detach().contiguous() for name, p in run.model.named_parameters()}
+        write_atomically(folder / KEPT.format(run.step), lambda part: save_file(tensors, str(part)))
+
+
 def _validate(run: Run) -> dict[str, float]:
-    scores = measure(run.model, run.tokenizer, "validation", run.recipe.validate_pairs)
+    scores = measure(run.model, run.tokenizer, "validation", run.recipe.validate_pairs, tasks=run.recipe.tasks)
     accuracy = {task: round(score.accuracy, 4) for task, score in scores.items()}
     run.history.append({"step": run.step, **accuracy})
     merit = [min(accuracy.values()), sum(accuracy.values()) / len(accuracy)]
@@ -287,7 +270,7 @@ def train(
         InputError: the recipe does not fit the tokenizer.
         ArtefactError: the folder's checkpoint is damaged or belongs to another recipe.
     """
-    tokenizer = build_tokenizer()
+    tokenizer = build_tokenizer(grammar_vocabulary(recipe.vocabulary_tasks))
     vocabulary = recipe.check_vocabulary(len(tokenizer))
     with _threads(recipe.threads):
         run = Run(recipe, build_model(recipe, vocabulary), tokenizer)
@@ -305,6 +288,7 @@ def train(
         with torch.no_grad():
             for name, parameter in run.model.named_parameters():
                 parameter.copy_(run.selected[name])
+    run.kept = {step: file for step in recipe.keep if (file := folder / KEPT.format(step)).is_file()}
     run.model.eval()
     return run
 
@@ -318,9 +302,10 @@ def _loop(
 ) -> None:
     recipe, model = run.recipe, run.model
     encode = Encoder(run.tokenizer, recipe.row)
-    parameters = list(model.parameters())
+    parameters = [p for p in model.parameters() if p.requires_grad]
     model.train()
     accuracy: dict[str, float] = {}
+    _keep(run, folder)
     while run.step < end:
         begun = time.monotonic()
         batch = encode(step_documents(recipe.mixture(run.step), recipe.documents, recipe.seed, run.step))
@@ -335,6 +320,7 @@ def _loop(
         run.step += 1
         run.tokens += int((batch.document >= 0).sum())
         run.seconds += time.monotonic() - begun
+        _keep(run, folder)
         if run.step % recipe.validate_every == 0 or run.step == recipe.steps:
             accuracy = _validate(run)
         if progress is not None:
