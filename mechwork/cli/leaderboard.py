@@ -14,12 +14,14 @@ from typing import Any
 
 from ..errors import InputError, MechworkError
 from .console import Console
-from .options import add_model, at_least, load
+from .options import add_model, at_least, default_tasks, load
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's own arguments."""
-    parser.add_argument("tasks", metavar="TASK", nargs="*", help="names of tasks (default: all)")
+    parser.add_argument(
+        "tasks", metavar="TASK", nargs="*", help="names of tasks (default: all that the model was made for)"
+    )
     parser.add_argument("--presets", nargs="+", metavar="NAME", help="ways to score edges (default: all but exact)")
     parser.add_argument("--exact", action="store_true", help="also measured effects: half a forward per edge")
     parser.add_argument(
@@ -36,9 +38,9 @@ def run(args: argparse.Namespace, console: Console) -> None:
     from ..circuits.leaderboard import available_presets, mean_ranks, run_leaderboard
     from ..circuits.methods import PRESETS
     from ..errors import UnknownNameError
-    from ..tasks import TASKS, find_task
+    from ..tasks import find_task
 
-    names = args.tasks or list(TASKS)
+    names = args.tasks or default_tasks(args.model)
     for name in names:
         find_task(name)
     presets = args.presets or available_presets(exact=args.exact)

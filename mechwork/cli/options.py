@@ -99,6 +99,17 @@ def load(args: argparse.Namespace) -> Any:
     return model
 
 
+def default_tasks(model: str) -> list[str]:
+    """The tasks that a bundled model was trained for; every task for other models."""
+    from .. import bundled
+    from ..tasks import TASKS
+
+    if model not in bundled.model_names():
+        return list(TASKS)
+    trained = bundled.load_json("models", model, "card.json")["test"]
+    return [name for name in TASKS if name in trained]
+
+
 def find_dtype(name: str) -> torch.dtype | None:
     """The torch dtype of that name; None for float32, which is what models are loaded as anyway."""
     import torch

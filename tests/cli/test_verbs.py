@@ -118,7 +118,7 @@ def test_agreement_prints_a_column_per_preset(cli: Cli) -> None:
     assert outcome.code == 0
     assert "gradient" in outcome.out
     assert outcome.out.count("pronoun ") == 4
-    data = cli("agreement", "--task", "pronoun", "--rules", "relp", "-n", 4, "--json").json
+    data = cli("agreement", "--task", "pronoun", "--rules", "relp", "-n", 4, "--json").json["models"][0]
     assert {row["site"] for row in data["rows"]} == {"resid_pre", "attn_out", "mlp_out", "z"}
     assert all(row["pearson"] > 0.8 for row in data["rows"] if row["site"] == "mlp_out")
 
