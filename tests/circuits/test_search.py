@@ -58,10 +58,12 @@ def literal_acdc(model: Any, task: Task, space: EdgeSpace, threshold: float) -> 
 @pytest.mark.parametrize("family", ["gpt2", "neox", "gemma2"], indirect=True)
 def test_acdc_is_one_trial_after_another(family_model64: Any, tiny_task: Task) -> None:
     task = tiny_task[:2]
-    space = EdgeSpace.of(read_anatomy(family_model64))
+    anatomy = read_anatomy(family_model64)
+    threshold = 3e-3 if anatomy.final_soft_cap is None else 1e-4  # a soft cap keeps all distances small
+    space = EdgeSpace.of(anatomy)
     with borrowed(family_model64):
-        circuit = find_acdc(family_model64, task, 0.003, n_copies=5)
-    expected = literal_acdc(family_model64, task, space, 0.003)
+        circuit = find_acdc(family_model64, task, threshold, n_copies=5)
+    expected = literal_acdc(family_model64, task, space, threshold)
     assert 0 < int(expected.sum()) < space.n_edges
     assert circuit.n_requested == int(expected.sum())
     from mechwork.circuits.circuit import prune
