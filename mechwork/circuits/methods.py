@@ -114,7 +114,9 @@ def find_method(
     """
     if path is not None and path not in get_args(Path):
         raise UnknownNameError("path", path, get_args(Path))
-    given = {name: v for name, v in (("rules", rules), ("ig_steps", ig_steps), ("path", path)) if v is not None}
+    given: dict[str, Any] = {
+        name: v for name, v in (("rules", rules), ("ig_steps", ig_steps), ("path", path)) if v is not None
+    }
     if preset is not None:
         if preset not in PRESETS:
             raise UnknownNameError("preset", preset, PRESETS)
