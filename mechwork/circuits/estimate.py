@@ -86,14 +86,14 @@ class Coefficients:
         for layer in range(n_layers):
             inside[layer * self.space.readers_per_layer : (layer + 1) * self.space.readers_per_layer] = layer
         signed = size = torch.zeros(())
-        baselines = []
+        ends: list[Baseline] = []
         for layer in range(n_layers):
             rows = self._one(replace(passes, drop=layer), cells, fractions)
             weight = torch.where(inside < 0, 1 / n_layers, (inside != layer).float() / (n_layers - 1)).to(rows.values)
+            ends.append(rows.baseline)
             signed = signed.to(rows.values) + weight * rows.values
             size = size.to(rows.values) + weight * rows.values.abs()
-            baselines.append(rows.baseline)
-        return Rows(signed.sign() * size, baselines[0])
+        return Rows(signed.sign() * size, ends[0])
 
     # ---- paths ---------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,6 @@ Jupyter.
 from .agreement import agreement_figure as agreement_figure
 from .agreement import render_agreement as render_agreement
 from .attention import render_attention as render_attention
-from .circuit_tables import render_edge_scores as render_edge_scores
 from .circuit_tables import render_leaderboard as render_leaderboard
 from .curve import curve_figure as curve_figure
 from .curve import render_curve as render_curve

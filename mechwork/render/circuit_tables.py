@@ -1,4 +1,4 @@
-"""Tables of what circuits are found from and tested by: scores of edges, nodes, neurons and positions; stability,
+"""Tables of what circuits are found from and tested by: scores of nodes, neurons and positions; stability,
 completeness, minimality, comparisons, leaderboards, attribution graphs.
 """
 
@@ -9,7 +9,6 @@ from ..circuits import (
     AttributionGraph,
     CircuitComparison,
     Completeness,
-    EdgeScores,
     Leaderboard,
     Minimality,
     NeuronScores,
@@ -22,7 +21,7 @@ from ..display import draws
 from .figure import figures_page
 from .page import Fragment
 from .table import Column, table
-from .text import count, escape, fixed, number, percent, plural, shorten, signed, words
+from .text import count, escape, fixed, number, plural, shorten, signed, words
 
 N_ROWS = 40
 """Rows of tables of the strongest."""
@@ -38,25 +37,6 @@ def _paragraph(text: str) -> str:
 
 def _scored(names: list[str], values: list[float], heading: str) -> list[Column]:
     return [Column(heading, names), Column("score", [signed(v) for v in values], numeric=True, signs=values)]
-
-
-@draws(EdgeScores)
-def render_edge_scores(scores: EdgeScores) -> str:
-    """The strongest edges with standard errors, and how often resampled pairs choose them."""
-    top = scores.top(N_ROWS)
-    cells = [scores.space.edge_index(name) for name, _ in top]
-    error = scores.standard_error()
-    columns = _scored([name for name, _ in top], [v for _, v in top], "edge")
-    columns.append(Column("± SE", [number(float(error[cell])) for cell in cells], numeric=True))
-    if scores.n_pairs > 1 and (scores.streamed is None or len(scores.streamed.resampled)):
-        inclusion = scores.inclusion(min(N_ROWS, scores.space.n_edges))
-        title = f"how often the edge is among the {N_ROWS} strongest when the pairs are resampled"
-        columns.append(
-            Column("chosen", [percent(float(inclusion[cell]), 0) for cell in cells], numeric=True, title=title)
-        )
-    said = f"{scores.rules}, {plural(scores.ig_steps, 'step')}, {scores.path} path, {scores.ablation} ablation, {plural(scores.n_pairs, 'pair')}; estimated effects on {words(scores.metric_name)}"
-    caption = f"The {len(top)} strongest of {count(scores.space.n_edges)} edges"
-    return _page("Edge scores", _paragraph(said), table(columns, caption=caption))
 
 
 @draws(NodeScores)

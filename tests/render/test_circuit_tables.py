@@ -39,8 +39,7 @@ def test_scores(tiny_gpt2: Any, task: Any) -> None:
     edges = score_edges(tiny_gpt2, task, rules="gradient")
     streamed = score_edges(tiny_gpt2, task, rules="gradient", keep="moments")
     for scores in (edges, streamed, ensemble([edges, edges], "rank")):
-        html = page(scores)
-        assert edges.top(1)[0][0].replace("<", "&lt;").replace(">", "&gt;") in html
+        assert "mw-graph" in page(scores)
     for scores in (
         score_nodes(tiny_gpt2, task, rules="gradient"),
         score_neurons(tiny_gpt2, task, rules="gradient"),
