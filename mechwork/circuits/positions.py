@@ -196,7 +196,7 @@ def score_attention_edges(
     """
     method = find_method(rules=rules, direction=direction)
     _check(model, task)
-    check_open(model)
+    check_open(model, "scoring edges between positions")
     names, cells = task.pairs.cells(positions)
     rows, ends = [], []
     for start in range(0, len(task), batch_size):

@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 QUERY_KEY = ("q", "k")
 
 
-def check_open(model: TransformerBridge) -> None:
+def check_open(model: TransformerBridge, what: str = "the query/key fix") -> None:
     """Raises `UnsupportedModelError` where the pattern is not part of the graph that gradients are taken through."""
     anatomy = read_anatomy(model)
     if not anatomy.open_attention:
         raise UnsupportedModelError(
-            f"the query/key fix needs gradients at attention patterns, which {anatomy.architecture} computes inside the wrapped "
-            "module. Use rules='gradient', or estimate other sites than q and k."
+            f"{what} needs gradients at attention patterns, which {anatomy.architecture} computes inside the wrapped module, out of reach. "
+            "Use another kind of score there, e.g. rules='relp' at sites, or edges without positions."
         )
 
 

@@ -9,7 +9,7 @@ import torch
 
 from mechwork.circuits import score_edges
 from mechwork.circuits.positions import score_attention_edges, score_positions
-from mechwork.errors import InputError
+from mechwork.errors import InputError, UnsupportedModelError
 from mechwork.models.anatomy import read_anatomy
 from mechwork.patching import attribute
 from mechwork.tasks.task import Task
@@ -54,6 +54,10 @@ def test_attention_edges_add_up_to_the_scores_of_q_k_and_v(
 ) -> None:
     """v exactly; q and k where scores are linear in them (no q/k-norm, no soft cap)."""
     model, anatomy = family_model64, read_anatomy(family_model64)
+    if not anatomy.open_attention:
+        with pytest.raises(UnsupportedModelError, match="between positions needs gradients"):
+            score_attention_edges(model, tiny_task, rules="gradient", direction=direction)
+        return
     edges = score_attention_edges(model, tiny_task, rules="gradient", direction=direction)
     sites = attribute(model, tiny_task, ["q", "k", "v"], rules="gradient", direction=direction, positions="each")
     group = anatomy.n_heads // anatomy.n_kv_heads
