@@ -316,11 +316,10 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         ),
         "neox-6l": Recipe(
             "neox-6l",
-            (Phase(7_000, _WHOLE),),
+            (Phase(6_500, _WHOLE, horizon=7_000),),
             seed=0,
             architecture="neox",
             embedding_decay=0.05,
-            select="best",
         ),
     }
 )
