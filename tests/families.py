@@ -133,6 +133,16 @@ def build_task(n: int = 3, n_pos: int = N_POS, seed: int = 0, **settings: Any) -
     return Task.from_tokens(clean, corrupt, answers[:, 0], answers[:, 1], **settings)
 
 
+def rounding(model: Any) -> float:
+    """What float64 results of other shapes may differ by: GPT-J's attention computes in float32 inside."""
+    return 1e-5 if model.cfg.architecture == "GPTJForCausalLM" else 1e-9
+
+
+def kv_head(model: Any, head: int) -> int:
+    """`head`, or the last key/value head of a model that has fewer (Falcon has one)."""
+    return min(head, (model.cfg.n_key_value_heads or model.cfg.n_heads) - 1)
+
+
 @contextmanager
 def borrowed(model: Any) -> Iterator[Any]:
     """The model; on exit asserts that nothing about it has changed: hooks, flags, training mode, gradients, weights."""

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..errors import InputError
-from ..models.anatomy import block_norm, mlp_norm_name
+from ..models.anatomy import block_norm, heads_share_scale, mlp_norm_name
 from ..sites import Site, hook_name
 from .space import EdgeSpace
 from .writers import head_writes
@@ -211,12 +211,12 @@ def _columns_to_compute(
 ) -> Int[Tensor, " wanted"]:
     """Readers that see a cut edge and whose component writes along some kept edge.
 
-    Under a post-norm the heads of a layer share a scale, so all of them count when one does.
+    Where the heads of a layer share a norm's scale, all of them count when one does.
     """
     copies = cut.cpu().reshape(-1, *cut.shape[-2:])
     speaks = (space.mask & (copies != 1)).any(dim=0).any(dim=1)
     for layer in range(space.n_layers):
-        if block_norm(model, layer, "ln1_post") is not None:
+        if heads_share_scale(model, layer):
             rows = space.head_writers(layer)
             speaks[rows] = bool(speaks[rows].any())
     heard = (space.feeds & speaks[:, None]).any(dim=0)

@@ -180,6 +180,15 @@ def read_norm(component: Any) -> Norm:
     return Norm(not component.uses_rms_norm, gain, getattr(original, "bias", None), float(eps))
 
 
+def heads_share_scale(model: TransformerBridge, layer: int) -> bool:
+    """Whether the heads of a layer are coupled by a norm over all of them: after attention, or on queries and keys (OLMo 2, OLMoE)."""
+    block = model.blocks[layer]
+    if block_norm(model, layer, "ln1_post") is not None:
+        return True
+    norms = [getattr(block.attn, name) for name in HEAD_NORMS if name in block.attn.submodules]
+    return any(read_norm(norm).gain.numel() > int(model.cfg.d_head) for norm in norms)
+
+
 def block_norm(model: TransformerBridge, layer: int, name: str) -> Norm | None:
     """Norm ``ln1``, ``ln2``, ``ln1_post`` or ``ln2_post`` of a block; None when the block has none there."""
     block = model.blocks[layer]

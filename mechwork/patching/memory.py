@@ -61,9 +61,11 @@ class Sizes:
 
 
 def d_mlp_of(model: TransformerBridge) -> int:
-    """The width of the MLPs' hidden layer."""
+    """The width of the MLPs' hidden layer, from the weights where they can be seen (configurations of OPT do not say)."""
     cfg: Any = model.cfg
-    return int(cfg.d_mlp or 4 * cfg.d_model)
+    out: Any = getattr(getattr(model.blocks[0], "mlp", None), "out", None)
+    weight = getattr(getattr(out, "original_component", None), "weight", None)
+    return int(cfg.d_mlp or 4 * cfg.d_model) if weight is None else weight.numel() // int(cfg.d_model)
 
 
 def sizes_of(anatomy: ModelAnatomy, d_mlp: int, pairs: PromptPairs, n_tail: int | None, item: int) -> Sizes:

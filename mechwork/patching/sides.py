@@ -92,7 +92,7 @@ def record_sides(
     )
     if not stepping:
         return Sides(model, read_anatomy(model), pairs, record_run(model, pairs, needed, n_tail=n_tail), donor, None)
-    extra = ["attn_out", "mlp_out", "resid_post"]
+    extra = [kind for kind in ("attn_out", "mlp_out", "resid_post") if read_anatomy(model).has_site(kind)]
     with keep_attention_calls(model) as calls:
         host = record_run(model, pairs, list(dict.fromkeys([*needed, *extra])), n_tail=n_tail)
     with torch.no_grad():

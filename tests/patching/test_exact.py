@@ -13,7 +13,7 @@ from mechwork.patching import Effects, attribute, patch
 from mechwork.sites import SITE_KINDS
 from mechwork.tasks.pairs import ABSENT
 from mechwork.tasks.task import Task
-from tests.families import borrowed, build_model
+from tests.families import borrowed, build_model, rounding
 from tests.reference import literal
 
 
@@ -56,7 +56,7 @@ def test_equals_one_forward_per_cell(family_model64: Any, tiny_task: Task, direc
                         **place,
                     )
                 change = patched - reference if direction == "denoise" else reference - patched
-                torch.testing.assert_close(effect.per_example[:, layer, cell], change, rtol=0, atol=1e-9)
+                torch.testing.assert_close(effect.per_example[:, layer, cell], change, rtol=0, atol=rounding(model))
 
 
 def resid_mid_cell(

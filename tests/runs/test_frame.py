@@ -11,7 +11,7 @@ from mechwork.errors import UnsupportedModelError
 from mechwork.runs.frame import Frame, build_frame, keep_attention_calls, take_columns
 from mechwork.runs.record import record_run
 from mechwork.tasks.task import Task
-from tests.families import borrowed
+from tests.families import borrowed, rounding
 
 
 def frame_of(model: Any, task: Task) -> Frame:
@@ -21,7 +21,11 @@ def frame_of(model: Any, task: Task) -> Frame:
         return build_frame(model, [*run.layers["resid_pre"], run.layers["resid_post"][-1]], calls)
 
 
-def test_steps_give_the_recorded_run(family_model64: Any, tiny_task: Task) -> None:
+def test_steps_give_the_recorded_run(family_model64: Any, family: str, tiny_task: Task) -> None:
+    if family == "opt":
+        with pytest.raises(UnsupportedModelError, match="run alone"):
+            frame_of(family_model64, tiny_task)
+        return
     with borrowed(family_model64) as model, torch.no_grad():
         frame = frame_of(model, tiny_task)
         for layer, start in ((0, 0), (1, 4), (2, 9), (0, 7)):
@@ -29,16 +33,20 @@ def test_steps_give_the_recorded_run(family_model64: Any, tiny_task: Task) -> No
             for at in range(layer, frame.n_layers):
                 x = frame.step(at, x, start)
             expected = frame.resid_pre[-1][:, start:].repeat(3, 1, 1)
-            torch.testing.assert_close(x, expected, rtol=0, atol=1e-11)
+            torch.testing.assert_close(x, expected, rtol=0, atol=rounding(family_model64) / 100)
             assert float(expected.abs().max()) > 1
 
 
-def test_one_column_of_a_step(family_model64: Any, tiny_task: Task) -> None:
+def test_one_column_of_a_step(family_model64: Any, family: str, tiny_task: Task) -> None:
+    if family == "opt":
+        return
     with torch.no_grad():
         frame = frame_of(family_model64, tiny_task)
         columns = torch.tensor([5, 0, 3])
         one = frame.step(2, frame.resid_pre[2][:, 4:], 4, columns)
-    torch.testing.assert_close(one, take_columns(frame.resid_pre[3][:, 4:], columns), rtol=0, atol=1e-11)
+    torch.testing.assert_close(
+        one, take_columns(frame.resid_pre[3][:, 4:], columns), rtol=0, atol=rounding(family_model64) / 100
+    )
 
 
 def test_a_scaled_residual_is_found_out(tiny_gpt2_64: Any, tiny_task: Task, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,9 +92,10 @@ def equality_task(n: int = 64, seed: int = 0) -> Task:
 
 
 def train_equality(
-    folder: Path, recipe: Recipe = RECIPE, progress: Callable[[int, int, str], None] | None = None
+    folder: Path, recipe: Recipe | None = None, progress: Callable[[int, int, str], None] | None = None
 ) -> dict[str, Any]:
     """Train again and write weights, card and manifest into `folder`. Returns the card. About two minutes on one thread."""
+    recipe = recipe or RECIPE
     weights = train(PROGRAM, recipe, progress)
     card = measure(build_from(weights, recipe), recipe)
     folder.mkdir(parents=True, exist_ok=True)
