@@ -53,7 +53,7 @@ def test_what_is_refused(cli: Cli, arguments: list[str], message: str) -> None:
 
 
 def test_training_again(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(equality.train_equality, "__defaults__", (Recipe(steps=3, batch_size=8), None))
+    monkeypatch.setattr(equality, "RECIPE", Recipe(steps=3, batch_size=8))
     outcome = cli("truth", "--retrain", tmp_path / "again", "--json")
     assert outcome.code == 0
     assert outcome.json["recipe"]["steps"] == 3

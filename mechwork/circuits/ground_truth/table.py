@@ -27,7 +27,7 @@ from ..circuit import Circuit
 from ..exact_edges import ABLATIONS, measure_edges
 from ..score import score_edges
 from .case import METHODS, KnownCircuit
-from .compare import TruthComparison, compare
+from .compare import TruthComparison, compare, find_auroc, find_levels
 
 if TYPE_CHECKING:
     import pandas
@@ -115,6 +115,6 @@ def score_case(case: KnownCircuit, ablation: str = "corrupt") -> dict[str, EdgeM
 
 def random_auroc(truth: Circuit, n: int = N_RANDOM) -> float:
     """Mean AUROC of uniform noise over seeds 0 to n - 1."""
-    shape = (truth.space.n_writers, truth.space.n_readers)
-    noise = (torch.rand(shape, generator=torch.Generator().manual_seed(seed)) for seed in range(n))
-    return sum(compare(values, truth).auroc for values in noise) / n
+    space, true = truth.space, truth.mask[truth.space.mask]
+    noise = (torch.rand(space.n_edges, generator=torch.Generator().manual_seed(seed)) for seed in range(n))
+    return sum(find_auroc(find_levels(values), true) for values in noise) / n
