@@ -44,7 +44,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
     rows = {
         name: {"auroc": dict(row), "direction": _direction(name, args.ablation)} for name, row in table.auroc.items()
     }
-    data: dict[str, Any] = {"ablation": table.ablation, "cases": rows, "notes": list(table.notes())}
+    data: dict[str, Any] = {"ablation": table.ablation, "cases": rows, "notes": [*table.notes(), *table.hidden_notes()]}
     lines = [f"{case.name:<12} {case.description}" for case in cases if case.name in table.auroc]
     console.result("\n".join([str(table), "", *lines]), data)
 
