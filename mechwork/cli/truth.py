@@ -44,7 +44,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
     rows = {
         name: {"auroc": dict(row), "direction": _direction(name, args.ablation)} for name, row in table.auroc.items()
     }
-    data: dict[str, Any] = {"ablation": table.ablation, "cases": rows, "notes": list(table.notes())}
+    data: dict[str, Any] = {"ablation": table.ablation, "cases": rows, "notes": [*table.notes(), *table.hidden_notes()]}
     lines = [f"{case.name:<12} {case.description}" for case in cases if case.name in table.auroc]
     console.result("\n".join([str(table), "", *lines]), data)
 
@@ -58,13 +58,13 @@ def _direction(name: str, ablation: str) -> str:
 def _retrain(args: argparse.Namespace, console: Console) -> None:
     import torch
 
-    from ..circuits.ground_truth.equality import train_equality
+    from ..circuits.ground_truth import equality
 
     if args.retrain.exists() and (not args.retrain.is_dir() or any(args.retrain.iterdir())):
         raise InputError(f"{args.retrain} exists and is not overwritten. Choose another --retrain.")
     torch.set_num_threads(1)
     with console.step("training equality") as line:
-        card = train_equality(args.retrain, progress=line)
+        card = equality.train_equality(args.retrain, equality.RECIPE, line)
     console.result(
         f"accuracy {card['accuracy on all prompts']:.3f}, effects inside the circuit at least "
         f"{card['smallest effect inside']:.3f}, outside at most {card['largest effect outside']:.3f}: {args.retrain}",

@@ -24,7 +24,7 @@ def render_truth(result: TruthTable) -> str:
     methods = list(next(iter(result.auroc.values()), {}))
     columns += [Column(m, [f"{result.auroc[name][m]:.3f}" for name in names], numeric=True) for m in methods]
     caption = f"AUROC of rankings of edges, {result.ablation} ablation. Measured: exact. Estimated: the others"
-    notes = "".join(f"<li>{escape(note.removeprefix('- '))}</li>" for note in result.notes())
+    notes = "".join(f"<li>{escape(note.removeprefix('- '))}</li>" for note in (*result.notes(), *result.hidden_notes()))
     return _page("Known circuits", f"{table(columns, caption=caption)}<ul>{notes}</ul>")
 
 

@@ -31,7 +31,7 @@ def test_the_card_is_what_the_shipped_weights_give() -> None:
     assert again["accuracy on all prompts"] == card["accuracy on all prompts"] == 1.0
     for name in ("smallest effect inside", "largest effect outside"):
         assert again[name] == pytest.approx(card[name], rel=1e-3)
-    assert card["smallest effect inside"] > 10 * card["largest effect outside"]
+    assert card["smallest effect inside"] > 50 * card["largest effect outside"]
 
 
 def test_effects_inside_stand_far_above_those_outside_one_run_per_edge() -> None:
@@ -41,7 +41,7 @@ def test_effects_inside_stand_far_above_those_outside_one_run_per_edge() -> None
     size = dict(zip((space.edge_name(r, c) for r, c in cells), effects.abs().mean(dim=0).tolist(), strict=True))
     inside = [value for edge, value in size.items() if edge in CASE.edges["corrupt"]]
     outside = [value for edge, value in size.items() if edge not in CASE.edges["corrupt"]]
-    assert min(inside) > 10 * max(outside)
+    assert min(inside) > 50 * max(outside)
 
 
 def test_the_circuit_alone_does_the_task_on_other_pairs() -> None:
@@ -52,28 +52,11 @@ def test_the_circuit_alone_does_the_task_on_other_pairs() -> None:
 
 
 def test_switching_a_variable_switches_the_answer() -> None:
-    """Interchange intervention: with the first letter of another prompt, the answer is the program's answer to the mixture."""
-    generator = torch.Generator().manual_seed(5)
-    tokens, source = (equality._draw(generator, 400) for _ in range(2))
-    differ = (tokens != source).any(dim=1)
-    tokens, source = tokens[differ], source[differ]
-    model, program = CASE.model, equality.PROGRAM
-    space = CASE.truth().space
-    task = equality.equality_task(300, seed=2)
-    pairs = replace(task.pairs, clean_tokens=tokens[: len(task)], corrupt_tokens=source[: len(task)])
-    own, theirs = (program.values(side) for side in (pairs.clean_tokens, pairs.corrupt_tokens))
-    other = record_writers(model, space, record_run(model, pairs, writer_kinds(space), corrupt=True))
-    for variable, stages in enumerate(program.carriers):
-        mixed = own.clone()
-        mixed[:, variable] = theirs[:, variable]
-        for edge in stages:
-            mask = space.mask.clone()
-            mask[space.edge_index(edge)] = False
-            with torch.no_grad(), as_circuit(model, space, mask, other):
-                answers = model(pairs.clean_tokens)[:, -1].argmax(dim=-1)
-            expected = program.answer(mixed)
-            assert 0.05 < float((expected != program.answer(own)).double().mean()) < 0.95
-            assert float((answers == expected).double().mean()) > 0.99
+    """Interchange intervention: with a letter of another prompt, the answer is the program's answer to the mixture, either way."""
+    found = equality.interchange_accuracy(CASE.model, seed=7)
+    assert {edge for edge, _ in found} == set(CASE.edges["corrupt"]) - {"m1->logits"}
+    assert {answer for _, answer in found} == {"YES", "NO"}
+    assert min(found.values()) > 0.97
 
 
 def test_the_forward_pass_of_training_is_the_models() -> None:
@@ -131,23 +114,14 @@ def test_an_altered_file_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.
         equality.build_equality()
 
 
-def test_estimates_of_a_step_are_unrelated_to_its_effects_pair_by_pair() -> None:
-    """The cause that the case gives for what gradients miss: scores of either sign that cancel, where effects do not."""
-    space = CASE.truth().space
-    measured = measure_edges(CASE.model, CASE.task).per_example
-    for rules, ig_steps in (("gradient", 1), ("relp", 1), ("gradient", 5)):
-        scores = score_edges(CASE.model, CASE.task, rules=rules, ig_steps=ig_steps, direction="noise", keep="pairs")
-        estimated = scores.per_example
-        assert estimated is not None
-        for edge in ("input->a0.h0<v>", "input->a0.h1<v>"):
-            both = torch.stack([side[:, *space.edge_index(edge)].double() for side in (estimated, measured)])
-            assert abs(float(torch.corrcoef(both)[0, 1])) < 0.2
-            assert float(both[1].mean()) > 0.9 * float(both[1].abs().mean())
-            assert float(both[0].mean()) < 0.3 * float(both[0].abs().mean())
-    comparison = ground_truth.compare(
-        score_edges(CASE.model, CASE.task, rules="gradient", direction="noise"), CASE.truth()
-    )
-    assert comparison.missed_edges == ("input->a0.h1<v>",)
+def test_a_ranking_can_be_right_where_sizes_are_not() -> None:
+    measured = measure_edges(CASE.model, CASE.task).values
+    scores = score_edges(CASE.model, CASE.task, rules="gradient", direction="noise")
+    assert ground_truth.compare(scores, CASE.truth()).auroc == 1.0
+    inputs = [CASE.truth().space.edge_index(edge) for edge in CASE.edges["corrupt"] if edge != "m1->logits"]
+    assert all(float(measured[cell]) > 8 for cell in inputs)
+    assert all(abs(float(scores.values[cell])) < 0.15 * float(measured[cell]) for cell in inputs)
+    assert sum(float(scores.values[cell]) < 0 for cell in inputs) == 2
 
 
 def test_it_is_small() -> None:

@@ -66,7 +66,8 @@ def _set_reader(model: Any, host: Tensor, name: str, layer: int, delta: Tensor) 
         return [(f"blocks.{layer - 1}.hook_resid_post", lambda activation, hook: activation + delta)]
     if name.startswith("m"):
         block = model.blocks[layer]
-        entry = f"blocks.{layer}.{'ln2.hook_in' if 'ln2' in block.submodules else 'mlp.hook_in'}"
+        norm = next((f"{name}.hook_in" for name in ("ln2", "ln1") if name in block.submodules), "mlp.hook_in")
+        entry = f"blocks.{layer}.{norm}"  # attention reads a shared ln1 too, but only the MLP's output is taken
         out, head = f"blocks.{layer}.hook_mlp_out", None
     else:
         entry, out = f"blocks.{layer}.hook_resid_pre", f"blocks.{layer}.attn.hook_{name[-2]}"

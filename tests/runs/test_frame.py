@@ -33,7 +33,7 @@ def test_steps_give_the_recorded_run(family_model64: Any, family: str, tiny_task
             for at in range(layer, frame.n_layers):
                 x = frame.step(at, x, start)
             expected = frame.resid_pre[-1][:, start:].repeat(3, 1, 1)
-            torch.testing.assert_close(x, expected, rtol=0, atol=rounding(family_model64) / 100)
+            torch.testing.assert_close(x, expected, rtol=0, atol=1e-11 if rounding(family_model64) < 1e-6 else 1e-5)
             assert float(expected.abs().max()) > 1
 
 
@@ -45,7 +45,10 @@ def test_one_column_of_a_step(family_model64: Any, family: str, tiny_task: Task)
         columns = torch.tensor([5, 0, 3])
         one = frame.step(2, frame.resid_pre[2][:, 4:], 4, columns)
     torch.testing.assert_close(
-        one, take_columns(frame.resid_pre[3][:, 4:], columns), rtol=0, atol=rounding(family_model64) / 100
+        one,
+        take_columns(frame.resid_pre[3][:, 4:], columns),
+        rtol=0,
+        atol=1e-11 if rounding(family_model64) < 1e-6 else 1e-5,
     )
 
 

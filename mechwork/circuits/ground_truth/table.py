@@ -15,7 +15,7 @@ and mean ablation are compared with exact effects and noise.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,7 +27,7 @@ from ..circuit import Circuit
 from ..exact_edges import ABLATIONS, measure_edges
 from ..score import score_edges
 from .case import METHODS, KnownCircuit
-from .compare import TruthComparison, compare
+from .compare import TruthComparison, compare, find_auroc, find_levels
 
 if TYPE_CHECKING:
     import pandas
@@ -41,12 +41,16 @@ ESTIMATES: dict[str, tuple[str, int]] = {"gradient": ("gradient", 1), "relp": ("
 
 @dataclass(frozen=True, eq=False)
 class TruthTable(Displayable):
-    """AUROC per case and method, with the whole comparisons, and why an estimate is below 1. `random` has no errors by name."""
+    """AUROC per case and method, with the whole comparisons, and why an estimate is below 1. `random` has no errors by name.
+
+    `hidden`: for the gates, what exact effects find in the other direction: (direction, comparison).
+    """
 
     ablation: str
     comparisons: Mapping[str, Mapping[str, TruthComparison]]
     auroc: Mapping[str, Mapping[str, float]]
     explanations: Mapping[str, Mapping[str, str]]
+    hidden: Mapping[str, tuple[str, TruthComparison]] = field(default_factory=dict)
 
     def to_dataframe(self) -> pandas.DataFrame:
         """One row per case, one column per method: AUROC."""
@@ -64,6 +68,8 @@ class TruthTable(Displayable):
             lines.append(f"{name:<{width}} {size} " + "".join(f"{row[c]:>10.3f}" for c in columns))
         if notes := list(self.notes()):
             lines += ["", "Where an estimate is below 1:", *notes]
+        if self.hidden:
+            lines += ["", "Exact effects in the other direction of patching:", *self.hidden_notes()]
         return "\n".join(lines)
 
     def notes(self) -> Iterable[str]:
@@ -78,6 +84,12 @@ class TruthTable(Displayable):
                 errors += [f"false {', '.join(wrong.false_edges)}"] if wrong.false_edges else []
                 yield f"- {name} ({', '.join(methods)}; {'; '.join(errors)}): {reason}."
 
+    def hidden_notes(self) -> Iterable[str]:
+        """A line for every case whose edges the other direction cannot see."""
+        for name, (direction, found) in self.hidden.items():
+            verb = "denoising" if direction == "denoise" else "noising"
+            yield f"- {name}: {verb} misses {', '.join(found.missed_edges)} (AUROC {found.auroc:.3f})."
+
 
 def build_table(
     cases: Iterable[KnownCircuit], *, ablation: str = "corrupt", progress: Progress | None = None
@@ -89,6 +101,7 @@ def build_table(
     if ablation not in ABLATIONS:
         raise UnknownNameError("ablation", ablation, ABLATIONS)
     cases = [case for case in cases if ablation in case.edges]
+    hidden = {case.name: _other_direction(case) for case in cases if case.blind and ablation == "corrupt"}
     comparisons: dict[str, dict[str, TruthComparison]] = {}
     auroc: dict[str, dict[str, float]] = {}
     for i, case in enumerate(cases):
@@ -97,7 +110,12 @@ def build_table(
         auroc[case.name] = {m: c.auroc for m, c in comparisons[case.name].items()} | {"random": random_auroc(truth)}
         if progress is not None:
             progress(i + 1, len(cases), "scoring known circuits")
-    return TruthTable(ablation, comparisons, auroc, {case.name: case.explanations for case in cases})
+    return TruthTable(ablation, comparisons, auroc, {case.name: case.explanations for case in cases}, hidden)
+
+
+def _other_direction(case: KnownCircuit) -> tuple[str, TruthComparison]:
+    other = "denoise" if case.direction == "noise" else "noise"
+    return other, compare(measure_edges(case.model, case.task, direction=other).magnitude, case.truth())
 
 
 def score_case(case: KnownCircuit, ablation: str = "corrupt") -> dict[str, EdgeMatrix]:
@@ -115,6 +133,6 @@ def score_case(case: KnownCircuit, ablation: str = "corrupt") -> dict[str, EdgeM
 
 def random_auroc(truth: Circuit, n: int = N_RANDOM) -> float:
     """Mean AUROC of uniform noise over seeds 0 to n - 1."""
-    shape = (truth.space.n_writers, truth.space.n_readers)
-    noise = (torch.rand(shape, generator=torch.Generator().manual_seed(seed)) for seed in range(n))
-    return sum(compare(values, truth).auroc for values in noise) / n
+    space, true = truth.space, truth.mask[truth.space.mask]
+    noise = (torch.rand(space.n_edges, generator=torch.Generator().manual_seed(seed)) for seed in range(n))
+    return sum(find_auroc(find_levels(values), true) for values in noise) / n

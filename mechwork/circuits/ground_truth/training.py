@@ -39,12 +39,12 @@ class Recipe:
 
     n_layers: int = 2
     n_heads: int = 2
-    d_model: int = 24
+    d_model: int = 32
     d_head: int = 8
-    d_mlp: int = 48
-    steps: int = 5000
+    d_mlp: int = 64
+    steps: int = 1500
     batch_size: int = 128
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
     drift: float = 1.0
     seed: int = 0
 
@@ -65,14 +65,15 @@ class Recipe:
 class Program:
     """What the model must compute and where.
 
-    `draw(generator, n)` gives prompts, `values(tokens)` the variables read from them, `answer` the answer from the
+    `draw(generator, n)` gives prompts and their sources, so drawn that switching a variable often changes the answer either
+    way; `values(tokens)` the variables read from them, `answer` the answer from the
     variables' values (at the last position). `carriers` says for every variable its edges, one group per stage: switching
     any stage switches the variable. `output` are the edges that carry the answer itself.
     """
 
     d_vocab: int
     n_pos: int
-    draw: Callable[[torch.Generator, int], Int[Tensor, "batch pos"]]
+    draw: Callable[[torch.Generator, int], tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]]
     values: Callable[[Int[Tensor, "batch pos"]], Int[Tensor, "batch variable"]]
     answer: Callable[[Int[Tensor, "batch variable"]], Int[Tensor, " batch"]]
     carriers: tuple[tuple[str, ...], ...]
@@ -93,7 +94,7 @@ def train(program: Program, recipe: Recipe, progress: Callable[[int, int, str], 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, recipe.steps))
     switches = _Switches(program, recipe.space)
     for step in range(recipe.steps):
-        tokens, source = (program.draw(generator, recipe.batch_size) for _ in range(2))
+        tokens, source = program.draw(generator, recipe.batch_size)
         alone = 4 * step < recipe.steps  # the circuit first learns to work with everything else switched
         with torch.enable_grad():
             drawn = switches.draw(generator, recipe.batch_size, share_alone=1.0 if alone else 0.5)
