@@ -66,7 +66,8 @@ def test_methods_of_an_effect_are_deterministic(tiny_gpt2: Any, tiny_task: Task)
 
 
 def test_refused() -> None:
-    for arguments in ({"level": 1.0}, {"n": 1}):
+    wrong: list[dict[str, Any]] = [{"level": 1.0}, {"n": 1}]
+    for arguments in wrong:
         with pytest.raises(InputError, match="between 0 and 1"):
             bootstrap_interval(torch.ones(3, 2), **arguments)
     with pytest.raises(InputError, match="two pairs"):

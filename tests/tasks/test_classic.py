@@ -217,9 +217,9 @@ def test_in_context_examples_show_one_relation(model, relation):
 
 
 def test_in_context_refuses_what_it_cannot_show(model):
-    for wrong in ({"shots": 0}, {"shots": 5}):
+    for shots in (0, 5):
         with pytest.raises(InputError, match="1 to 4"):
-            in_context(model, **wrong)
+            in_context(model, shots=shots)
     for template in ("Words: {X},", "{Y} from {X}", "{X} {X} {Y}"):
         with pytest.raises(InputError, match="template"):
             in_context(model, template=template)
