@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from mechwork.errors import InputError, UnknownNameError
+from mechwork.errors import InputError, MetricError, UnknownNameError
 from mechwork.models.anatomy import read_anatomy
 from mechwork.patching import attribute, patch
 from mechwork.tasks.task import Task
@@ -67,3 +67,14 @@ def test_unknown_rules_and_steps(tiny_gpt2: Any, tiny_task: Task) -> None:
         attribute(tiny_gpt2, tiny_task, ["z"], rules="relpp")
     with pytest.raises(InputError, match="at least 1"):
         attribute(tiny_gpt2, tiny_task, ["z"], ig_steps=0)
+
+
+def test_coefficients_that_are_not_finite_are_an_error(tiny_gpt2: Any, tiny_task: Task) -> None:
+    """A finite metric can have an infinite slope, and half precision overflows: neither becomes a number."""
+
+    def edge(logits: Any, pairs: Any) -> Any:
+        final = pairs.final(logits)[:, 0]
+        return final - (final - final.detach()).abs().sqrt()
+
+    with pytest.raises(MetricError, match="coefficients at resid_pre of layer 0 are not finite"):
+        attribute(tiny_gpt2, tiny_task.with_metric(edge), ["resid_pre"], rules="gradient")
