@@ -1,1 +1,1 @@
-"""Benchmarks: commands that print tables, never tests. ``python -m tests.benchmarks.speed``."""
+"""Benchmarks: commands that print tables, never tests: ``python -m tests.benchmarks.sweep``, ``edges`` and ``rules``."""

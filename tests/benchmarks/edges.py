@@ -32,7 +32,7 @@ from mechwork.circuits.positions import score_positions
 from mechwork.circuits.select import select_random
 from mechwork.models.anatomy import read_anatomy
 from mechwork.relevance import GRADIENT
-from tests.benchmarks.speed import backward, cpu, plain_forward, tl_edges
+from tests.benchmarks.common import backward, cpu, plain_forward, tl_edges
 
 N_PAIRS, N_POS, D_VOCAB = 8, 15, 50_257
 N_KEPT = 20_000

@@ -23,7 +23,7 @@ import transformers as hf
 import mechwork as mw
 from mechwork.relevance import PRESETS, Composite
 from mechwork.runs import record_run
-from tests.benchmarks.speed import random_task
+from tests.benchmarks.common import random_task
 
 ROUNDS = 3
 
