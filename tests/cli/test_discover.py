@@ -216,8 +216,9 @@ def test_control_c_in_a_real_process(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mechwork.cli", "discover", "ioi"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - a suite run in the background ignores it
+    )  # fmt: skip
     assert process.stderr is not None
     assert "loading" in process.stderr.readline()
     process.send_signal(signal.SIGINT)
