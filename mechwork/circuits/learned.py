@@ -24,7 +24,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..models.anatomy import device_of
 from ..models.identity import identify_model
-from ..provenance import build_provenance, hash_json
+from ..provenance import build_provenance, hash_json, hash_tensors
 from ..runs.record import check_task
 from ..shapes import EdgeMatrix
 from ..tasks.pairs import PromptPairs
@@ -95,6 +95,7 @@ def learn_circuit(
     settings = {
         "n_edges": n_edges, "ablation": ablation, "n_steps": n_steps, "batch_size": batch_size, "rate": rate, "seed": seed,
         "warm_start": None if start is None else str(start.provenance.get("preset") or start.rules),
+        "warm_start_sha256": None if start is None else hash_tensors({"values": start.values}),
     }  # fmt: skip
     key = hash_json({**settings, "weights": identity["weights_sha256"], "task": task.provenance()})
     state = _load(checkpoint, key) or _begin(space, start)

@@ -3,6 +3,7 @@
 mechwork truth
 mechwork truth hist induction
 mechwork truth --ablation zero
+mechwork truth --methods all
 mechwork truth --retrain runs/equality
 """
 
@@ -23,6 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--ablation", default="corrupt", metavar="KIND", help="corrupt, zero or mean: which truth (default: corrupt)"
     )
     parser.add_argument(
+        "--methods",
+        nargs="+",
+        metavar="NAME",
+        help="exact, a preset of edge scores, acdc, learned; or all (default: exact gradient relp eap-ig)",
+    )
+    parser.add_argument(
         "--retrain", type=Path, metavar="DIR", help="train the case 'equality' again from its seed into DIR, and stop"
     )
 
@@ -32,11 +39,12 @@ def run(args: argparse.Namespace, console: Console) -> None:
     if args.retrain is not None:
         _retrain(args, console)
         return
-    from ..circuits.ground_truth import CASES, build_table, find_case
+    from ..circuits.ground_truth import CASES, available_methods, build_table, find_case
 
+    methods = available_methods(args.ablation) if args.methods == ["all"] else args.methods
     cases = [find_case(name) for name in args.cases] or list(CASES.values())
     with console.step("scoring known circuits") as line:
-        table = build_table(cases, ablation=args.ablation, progress=line)
+        table = build_table(cases, ablation=args.ablation, methods=methods, progress=line)
     if not table.auroc:
         raise InputError(
             f"none of {', '.join(case.name for case in cases)} states a truth under {args.ablation} ablation"

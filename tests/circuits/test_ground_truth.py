@@ -13,8 +13,15 @@ import torch
 from mechwork import bundled
 from mechwork.circuits import Circuit, ground_truth, measure_edges, score_edges
 from mechwork.circuits.evaluate import measure_circuits
-from mechwork.circuits.ground_truth import CASES, KnownCircuit, build_table, find_case, programs
-from mechwork.circuits.ground_truth.table import score_case
+from mechwork.circuits.ground_truth import (
+    ALL_METHODS,
+    CASES,
+    KnownCircuit,
+    build_table,
+    find_case,
+    programs,
+    rank_edges,
+)
 from mechwork.errors import InputError, UnknownNameError
 from tests.circuits.test_exact_edges import edge_by_edge
 from tests.families import borrowed
@@ -229,10 +236,24 @@ def test_failures_have_the_causes_that_are_given() -> None:
         block.attn.q.original_component.weight.data /= 10
     soft_scores = score_edges(soft, induction.task, rules="gradient", direction="noise")
     assert ground_truth.compare(soft_scores, induction.truth()).missed_edges == ()
-    sharp = score_case(induction)["gradient"]
+    sharp = rank_edges(induction, "gradient")
     assert float(sharp[0].abs().max()) < 1e-12
 
 
-def test_unknown_ablation_of_the_table() -> None:
+def test_unknown_names_of_the_table() -> None:
     with pytest.raises(UnknownNameError, match="nearest: zero"):
         build_table(CASES.values(), ablation="zer")
+    with pytest.raises(UnknownNameError, match="nearest: acdc"):
+        build_table(CASES.values(), methods=["acd"])
+    with pytest.raises(UnknownNameError, match="nearest: acdc"):
+        rank_edges(CASES["induction"], "acd")
+
+
+def test_every_method_has_a_column() -> None:
+    """Every preset and both searches rank the edges of the case that a hand can solve; AND only from the noising side."""
+    table = build_table([CASES["linear"], CASES["and_gate"]], methods=ALL_METHODS)
+    assert list(table.to_dataframe().columns) == [*ALL_METHODS, "random"]
+    assert not {"information-flow"} & set(ground_truth.available_methods("zero"))
+    perfect = {m for m, value in table.auroc["linear"].items() if value == 1.0}
+    print(table)
+    assert {"exact", "gradient", "relp", "eap-ig", "clean-corrupt", "acdc"} <= perfect

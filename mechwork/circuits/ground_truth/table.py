@@ -1,20 +1,13 @@
-"""How well each way of scoring edges finds the known circuits: one row per case, AUROC per method.
+"""How well each way of ranking edges finds the known circuits: one row per case, AUROC per method.
 
-| column | what ranks the edges |
-|---|---|
-| exact | the measured effect of every single edge: mean over pairs of its absolute value |
-| gradient | attribution patching of edges (EAP): gradients at the run that is patched |
-| relp | relevance patching |
-| eap-ig | gradients at 5 midpoints between the two prompts |
-| random | uniform noise, averaged over 100 seeds: the control |
-
-Each case is scored in the direction in which its truth is stated. Estimates exist for ``"corrupt"``; truths under zero
-and mean ablation are compared with exact effects and noise.
+The methods are those of `rank`; ``random``, uniform noise averaged over 100 seeds, stands beside them. Each case is ranked
+in the direction in which its truth is stated. Truths under zero and mean ablation are compared with exact effects and
+noise unless methods are named.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -22,12 +15,11 @@ import torch
 
 from ...display import Displayable
 from ...errors import UnknownNameError
-from ...shapes import EdgeMatrix
 from ..circuit import Circuit
 from ..exact_edges import ABLATIONS, measure_edges
-from ..score import score_edges
 from .case import METHODS, KnownCircuit
 from .compare import TruthComparison, compare, find_auroc, find_levels
+from .rank import ALL_METHODS, rank_edges
 
 if TYPE_CHECKING:
     import pandas
@@ -35,8 +27,8 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int, str], None]
 
 N_RANDOM = 100
-ESTIMATES: dict[str, tuple[str, int]] = {"gradient": ("gradient", 1), "relp": ("relp", 1), "eap-ig": ("gradient", 5)}
-"""Column -> (rules, ig_steps) of `score_edges`."""
+COLUMNS = {"corrupt": ("exact", "gradient", "relp", "eap-ig"), "zero": ("exact",), "mean": ("exact",)}
+"""Ablation -> the methods compared when none is named."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,11 +53,13 @@ class TruthTable(Displayable):
     def __str__(self) -> str:
         columns = list(next(iter(self.auroc.values())))
         width = max(len(name) for name in (*self.auroc, f"AUROC, {self.ablation} ablation"))
-        lines = [f"{f'AUROC, {self.ablation} ablation':<{width}}  true/all " + "".join(f"{c:>10}" for c in columns)]
+        across = {c: max(10, len(c) + 2) for c in columns}
+        header = "".join(f"{c:>{across[c]}}" for c in columns)
+        lines = [f"{f'AUROC, {self.ablation} ablation':<{width}}  true/all {header}"]
         for name, row in self.auroc.items():
             exact = self.comparisons[name]["exact"]
             size = f"{exact.n_true:>4}/{exact.n_edges:<4}"
-            lines.append(f"{name:<{width}} {size} " + "".join(f"{row[c]:>10.3f}" for c in columns))
+            lines.append(f"{name:<{width}} {size} " + "".join(f"{row[c]:>{across[c]}.3f}" for c in columns))
         if notes := list(self.notes()):
             lines += ["", "Where an estimate is below 1:", *notes]
         if self.hidden:
@@ -73,9 +67,9 @@ class TruthTable(Displayable):
         return "\n".join(lines)
 
     def notes(self) -> Iterable[str]:
-        """A line for every case and reason: which methods, what they miss, why."""
+        """A line for every case and reason: which methods of the default columns, what they miss, why."""
         for name, row in self.auroc.items():
-            below = [m for m in row if m != "random" and row[m] < 1]
+            below = [m for m in row if m in METHODS and m != "random" and row[m] < 1 and self.ablation == "corrupt"]
             reasons = dict.fromkeys(self.explanations[name].get(m, "not explained") for m in below)
             for reason in reasons:
                 methods = [m for m in below if self.explanations[name].get(m, "not explained") == reason]
@@ -92,43 +86,41 @@ class TruthTable(Displayable):
 
 
 def build_table(
-    cases: Iterable[KnownCircuit], *, ablation: str = "corrupt", progress: Progress | None = None
+    cases: Iterable[KnownCircuit],
+    *,
+    ablation: str = "corrupt",
+    methods: Sequence[str] | None = None,
+    progress: Progress | None = None,
 ) -> TruthTable:
-    """Score every case by every method. Cost per case: one forward per edge, and a few forwards and backwards.
+    """Rank every case's edges by every method (default: `COLUMNS`; `ALL_METHODS` has every name).
 
-    Cases without a truth under `ablation` are left out. Raises `UnknownNameError` for an unknown ablation.
+    Cost per case: exact effects one forward per edge, an estimate a few forwards and backwards, ``acdc`` up to a forward per
+    edge and threshold, ``learned`` 200 steps. Cases without a truth under `ablation` are left out. Raises `UnknownNameError`
+    for an unknown ablation or method.
     """
     if ablation not in ABLATIONS:
         raise UnknownNameError("ablation", ablation, ABLATIONS)
+    methods = COLUMNS[ablation] if methods is None else methods
+    for method in methods:
+        if method not in ALL_METHODS:
+            raise UnknownNameError("method", method, ALL_METHODS)
+    methods = tuple(dict.fromkeys(("exact", *methods)))
     cases = [case for case in cases if ablation in case.edges]
     hidden = {case.name: _other_direction(case) for case in cases if case.blind and ablation == "corrupt"}
     comparisons: dict[str, dict[str, TruthComparison]] = {}
     auroc: dict[str, dict[str, float]] = {}
     for i, case in enumerate(cases):
         truth = case.truth(ablation)
-        comparisons[case.name] = {m: compare(v, truth) for m, v in score_case(case, ablation).items()}
+        comparisons[case.name] = {m: compare(rank_edges(case, m, ablation), truth) for m in methods}
         auroc[case.name] = {m: c.auroc for m, c in comparisons[case.name].items()} | {"random": random_auroc(truth)}
         if progress is not None:
-            progress(i + 1, len(cases), "scoring known circuits")
+            progress(i + 1, len(cases), "ranking edges of known circuits")
     return TruthTable(ablation, comparisons, auroc, {case.name: case.explanations for case in cases}, hidden)
 
 
 def _other_direction(case: KnownCircuit) -> tuple[str, TruthComparison]:
     other = "denoise" if case.direction == "noise" else "noise"
     return other, compare(measure_edges(case.model, case.task, direction=other).magnitude, case.truth())
-
-
-def score_case(case: KnownCircuit, ablation: str = "corrupt") -> dict[str, EdgeMatrix]:
-    """Method -> one number per edge, for every method that exists under the ablation; `random` apart."""
-    direction = case.direction if ablation == "corrupt" else "noise"
-    exact = measure_edges(case.model, case.task, ablation=ablation, direction=direction)
-    scores: dict[str, EdgeMatrix] = {"exact": exact.magnitude}
-    if ablation == "corrupt":
-        for name, (rules, ig_steps) in ESTIMATES.items():
-            estimated = score_edges(case.model, case.task, rules=rules, ig_steps=ig_steps, direction=direction)
-            scores[name] = estimated.values
-    assert set(scores) <= set(METHODS)
-    return scores
 
 
 def random_auroc(truth: Circuit, n: int = N_RANDOM) -> float:

@@ -185,9 +185,22 @@ def _colored_objects(rng: random.Random) -> Document:
 
 
 def _in_context(rng: random.Random) -> Document:
+    relation = rng.choice(task_data("in_context")["relations"])
+    return _examples(rng, relation, rng.choice(templates("in_context", "train")))
+
+
+def _even_in_context(rng: random.Random) -> Document:
+    """The in-context task with every way of setting off an example equally often; templates alone favour the colon."""
+    forms: dict[str, list[str]] = {}
+    for template in templates("in_context", "train"):
+        forms.setdefault(template.split("{X}")[1], []).append(template)
+    relation = rng.choice(task_data("in_context")["relations"])
+    return _examples(rng, relation, rng.choice(forms[rng.choice(sorted(forms))]))
+
+
+def _examples(rng: random.Random, relation: str, template: str) -> Document:
     """Every word after the first example has its image as an answer; the first may be a held-out word."""
-    train, data = _lexicon("train"), task_data("in_context")
-    relation, template = rng.choice(data["relations"]), rng.choice(templates("in_context", "train"))
+    train = _lexicon("train")
     first = rng.choice(_lexicon("all").dictionary)
     rows = rng.sample(train.dictionary, rng.randint(2, 6))
     head, example = template.split("{X}")
@@ -220,8 +233,16 @@ def _plain_capitals(rng: random.Random) -> Document:
 
     Without them a model learns that prompts of the task are never answered by a held-out capital.
     """
-    everyone = _lexicon("all")
-    template = rng.choice([t for t in templates("capitals", "train") if "{OTHER" not in t])
+    return _one_country(rng, [t for t in templates("capitals", "train") if "{OTHER" not in t])
+
+
+def _capitals_alone(rng: random.Random) -> Document:
+    """Other sentences that ask for the capital of their one country, for every country."""
+    return _one_country(rng, task_data("capitals")["alone"])
+
+
+def _one_country(rng: random.Random, choice: list[str]) -> Document:
+    everyone, template = _lexicon("all"), rng.choice(choice)
     country, capital = rng.choice(everyone.countries)
     values = scenery(rng, everyone) | {"COUNTRY": country, "NAME": rng.choice(everyone.names)}
     return [(fill(template, values).text, CONTEXT), (f" {capital}", ANSWER), (".", CONTEXT)]
@@ -239,11 +260,18 @@ KINDS: Mapping[str, Callable[[random.Random], Document]] = {
     "in_context": _in_context,
     "facts": _facts,
     "plain_capitals": _plain_capitals,
+    "capitals_alone": _capitals_alone,
+    "even_in_context": _even_in_context,
     "filler": _filler,
 }
 
 
-WORDS_OF: Mapping[str, tuple[str, ...]] = {"facts": ("capitals", "in_context"), "plain_capitals": ("capitals",)}
+WORDS_OF: Mapping[str, tuple[str, ...]] = {
+    "facts": ("capitals", "in_context"),
+    "plain_capitals": ("capitals",),
+    "capitals_alone": ("capitals",),
+    "even_in_context": ("in_context",),
+}
 """Whose words a kind of text uses that is neither a task nor made of the first six tasks' words."""
 
 

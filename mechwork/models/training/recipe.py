@@ -264,6 +264,14 @@ _NINE_FOURTH: Mapping[str, float] = MappingProxyType(
 )  # fmt: skip
 """More of what induction and capitals still lack."""
 
+_RELATIONS: Mapping[str, float] = MappingProxyType(
+    {
+        "ioi": 0.16, "people": 0.05, "copy": 0.07, "induction": 0.14, "capitals": 0.08, "plain_capitals": 0.06,
+        "capitals_alone": 0.10, "facts": 0.16, "in_context": 0.06, "even_in_context": 0.12,
+    }
+)  # fmt: skip
+"""The tasks that recall what a word stands for, beside IOI and induction."""
+
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
         "gpt2-6l": Recipe(
@@ -320,6 +328,17 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             seed=0,
             architecture="neox",
             embedding_decay=0.05,
+        ),
+        "gemma2-6l": Recipe(
+            "gemma2-6l",
+            (Phase(12_000, _RELATIONS),),
+            seed=0,
+            architecture="gemma2",
+            tasks=("ioi", "induction", "capitals", "in_context"),
+            n_kv_heads=2,
+            d_mlp=192,
+            embedding_decay=0.05,
+            select="best",
         ),
     }
 )

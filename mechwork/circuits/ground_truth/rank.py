@@ -1,0 +1,60 @@
+"""How a method ranks the edges of a known circuit: one number per edge, larger in absolute value = more important.
+
+| method | what ranks the edges |
+|---|---|
+| exact | the measured effect of every single edge: mean over pairs of its absolute value |
+| gradient, relp, eap-ig | estimates of `score_edges` (``"gradient"`` is EAP: gradients at the run that is patched) |
+| any other preset of `score_edges` | that preset |
+| acdc | how many of `THRESHOLDS` leave the edge in the circuit of `find_acdc` (Conmy et al. 2023 sweep the threshold, too) |
+| learned | probability that the edge's gate is open after `learn_circuit`, which is told the true number of edges |
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ...errors import UnknownNameError
+from ...patching.result import Direction
+from ...shapes import EdgeMatrix
+from ..acdc import find_acdc
+from ..exact_edges import measure_edges
+from ..learned import learn_circuit
+from ..methods import PRESETS
+from ..score import score_edges
+from .case import KnownCircuit
+
+THRESHOLDS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.001, 0.0001)
+"""What `find_acdc` is given, in units of the metric, by which the truth is stated too."""
+
+SEARCHES = ("acdc", "learned")
+_SAME = {"atp", "eap", "eap-ig", "relp", "random", "exact"}
+
+ALL_METHODS = ("exact", "gradient", "relp", "eap-ig", *sorted(set(PRESETS) - _SAME), *SEARCHES)
+"""Every method of the table, presets with two names once; ``random`` is always beside them."""
+
+
+def available_methods(ablation: str = "corrupt") -> tuple[str, ...]:
+    """Those of `ALL_METHODS` that exist under an ablation: information flow looks at the clean run beside the corrupt one."""
+    return tuple(m for m in ALL_METHODS if ablation == "corrupt" or m != "information-flow")
+
+
+def rank_edges(case: KnownCircuit, method: str, ablation: str = "corrupt") -> EdgeMatrix:
+    """One number per edge, in the direction of patching in which the case states its truth (noise, for zero and mean).
+
+    Raises `UnknownNameError` for a method outside `ALL_METHODS`, `InputError` for one that the ablation excludes.
+    """
+    if method not in ALL_METHODS:
+        raise UnknownNameError("method", method, ALL_METHODS)
+    direction: Direction = case.direction if ablation == "corrupt" else "noise"
+    model, task = case.model, case.task
+    if method == "exact":
+        return measure_edges(model, task, ablation=ablation, direction=direction).magnitude
+    if method == "acdc":
+        kept = [find_acdc(model, task, threshold, measure="metric", ablation=ablation).mask for threshold in THRESHOLDS]
+        return torch.stack(kept).double().sum(dim=0)
+    if method == "learned":
+        found = learn_circuit(model, task, case.truth(ablation).n_edges, ablation=ablation).scores
+        assert found is not None
+        return found
+    preset = "eap" if method == "gradient" else method
+    return score_edges(model, task, preset=preset, direction=direction, ablation=ablation).values
