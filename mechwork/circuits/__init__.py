@@ -43,6 +43,8 @@ from .positions import AttentionEdges as AttentionEdges
 from .positions import PositionScores as PositionScores
 from .positions import score_attention_edges as score_attention_edges
 from .positions import score_positions as score_positions
+from .reuse import CircuitReuse as CircuitReuse
+from .reuse import study_reuse as study_reuse
 from .score import score_edges as score_edges
 from .scores import EdgeScores as EdgeScores
 from .space import EdgeSpace as EdgeSpace

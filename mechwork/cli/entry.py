@@ -27,6 +27,7 @@ OK, FAILED, USAGE, MISSING, INTERRUPTED = 0, 1, 2, 3, 130
 VERBS = {
     "discover": "find the circuit of a task and write a report",
     "leaderboard": "compare ways to score edges on held-out pairs",
+    "reuse": "compare the circuits of several tasks",
     "agreement": "compare estimated with measured effects, for every preset of rules",
     "tasks": "list the tasks, or show one",
     "models": "list the bundled models, or verify their files",

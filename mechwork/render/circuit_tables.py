@@ -8,6 +8,7 @@ from ..circuits import (
     AttentionEdges,
     AttributionGraph,
     CircuitComparison,
+    CircuitReuse,
     Completeness,
     Leaderboard,
     Minimality,
@@ -102,6 +103,26 @@ def render_stability(stability: Stability) -> str:
 @draws(CircuitComparison)
 def render_comparison(comparison: CircuitComparison) -> str:
     """Overlap of every two circuits beside what chance gives."""
+    return _page("Circuits compared", _overlaps(comparison))
+
+
+@draws(CircuitReuse)
+def render_reuse(found: CircuitReuse) -> str:
+    """The overlap of the tasks' circuits, and how each runs every task."""
+    cells = found.evaluations
+    columns = [Column("task", list(found.tasks))]
+    for owner in found.tasks:
+        values = [cells[task, owner] for task in found.tasks]
+        shown = [f"{fixed(e.faithfulness)} [{fixed(e.interval()[0])}, {fixed(e.interval()[1])}]" for e in values]
+        columns.append(Column(f"circuit of {owner}", shown, numeric=True))
+    chance = [[value for owner in found.tasks for value in cells[task, owner].random] for task in found.tasks]
+    columns.append(Column("random circuits", [fixed(sum(row) / len(row)) for row in chance], numeric=True))
+    first = next(iter(cells.values()))
+    caption = f"Faithfulness on held-out pairs with 95 % interval, {first.ablation} ablation: a row's task run by a column's circuit"
+    return _page("Circuits of several tasks", _overlaps(found.comparison), table(columns, caption=caption))
+
+
+def _overlaps(comparison: CircuitComparison) -> str:
     rows = comparison.overlaps
     columns = [
         Column("circuits", [f"{o.first} / {o.second}" for o in rows]),
@@ -111,7 +132,7 @@ def render_comparison(comparison: CircuitComparison) -> str:
         Column("by chance ", [fixed(o.nodes_by_chance) for o in rows], numeric=True),
         Column("shared nodes", [" ".join(o.shared_nodes) for o in rows]),
     ]
-    return _page("Circuits compared", table(columns, caption="Overlap of circuits of one graph (Jaccard index)"))
+    return table(columns, caption="Overlap of circuits of one graph (Jaccard index)")
 
 
 @draws(Completeness)

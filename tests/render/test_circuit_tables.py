@@ -20,10 +20,12 @@ from mechwork.circuits import (
     score_neurons,
     score_nodes,
     score_positions,
+    study_reuse,
 )
 from mechwork.circuits.graph_file import graph_of
 from mechwork.circuits.leaderboard import run_leaderboard
 from mechwork.display import page
+from mechwork.errors import InputError
 from mechwork.render import render_graph
 from tests.families import build_task
 
@@ -59,6 +61,26 @@ def test_tests_of_circuits(tiny_gpt2: Any, task: Any) -> None:
     assert "learned knock-out" in page(measure_completeness(tiny_gpt2, task, circuit, n_knockouts=2, n_steps=2))
     assert circuit.nodes[1] in page(measure_minimality(tiny_gpt2, task, circuit, n_knockouts=1))
     assert "strongest links" in page(graph_of(circuit, task))
+
+
+def test_circuits_of_several_tasks(tiny_gpt2: Any, task: Any) -> None:
+    from dataclasses import replace
+
+    found = study_reuse(tiny_gpt2, [replace(task, name="one"), replace(task, name="two")], n_edges=60, preset="eap")
+    own = found.evaluations["one", "one"]
+    assert own.faithfulness != 0
+    assert found.evaluations["two", "one"].faithfulness == own.faithfulness  # the two tasks are the same pairs
+    assert found.comparison.overlaps[0].edges == 1.0
+    drawn = page(found)
+    assert "circuit of two" in drawn
+    assert "random circuits" in drawn
+    assert len(found.to_dataframe()) == 4
+    assert f"{own.faithfulness:.3f}" in str(found)
+    for tasks, message in (([task], "at least two"), ([task, task], "names of their own")):
+        with pytest.raises(InputError, match=message):
+            study_reuse(tiny_gpt2, tasks)
+    with pytest.raises(InputError, match="held-out"):
+        study_reuse(tiny_gpt2, [task, replace(task, name="two", splits=())])
 
 
 def test_a_leaderboard_and_who_wins(tiny_gpt2: Any, task: Any) -> None:

@@ -1,0 +1,60 @@
+"""Do tasks use the same circuit? Overlap of their circuits beside chance, and every task run by every task's circuit.
+
+mechwork reuse ioi colored_objects greater_than --model gpt2-12l
+mechwork reuse ioi induction --n-edges 200 --out reuse.html
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..errors import InputError
+from .console import Console
+from .options import add_model, at_least, load
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's own arguments."""
+    parser.add_argument("tasks", metavar="TASK", nargs="+", help="names of two tasks or more")
+    parser.add_argument(
+        "--n-edges", type=at_least(1), default=100, metavar="N", help="edges per circuit (default: 100)"
+    )
+    parser.add_argument("--preset", metavar="NAME", help="how edges are scored (default: eap-ig)")
+    parser.add_argument(
+        "--n-pairs", type=at_least(4), default=64, metavar="N", help="pairs, half of them held out (default: 64)"
+    )
+    parser.add_argument("--ablation", default="corrupt", help="what cut edges carry (default: %(default)s)")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of the pairs and of the controls (default: 0)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the tables as one HTML page")
+    add_model(parser)
+
+
+def run(args: argparse.Namespace, console: Console) -> None:
+    """Check names, score, run, print."""
+    from ..circuits.reuse import study_reuse
+    from ..tasks import find_task
+
+    builders = [find_task(name) for name in args.tasks]
+    if args.out is not None and not args.out.absolute().parent.is_dir():
+        raise InputError(f"--out names a file in a folder that exists; got {args.out}")
+    with console.step(f"loading {args.model}"):
+        model = load(args)
+    tasks = [build(model, n=args.n_pairs, seed=args.seed) for build in builders]
+    with console.step("comparing circuits") as line:
+        found = study_reuse(
+            model,
+            tasks,
+            n_edges=args.n_edges,
+            preset=args.preset,
+            ablation=args.ablation,
+            seed=args.seed,
+            progress=line,
+        )
+    if args.out is not None:
+        args.out.write_text(found.to_html(), encoding="utf-8")
+    data = {
+        "overlaps": found.comparison.to_dataframe().to_dict("records"),
+        "runs": found.to_dataframe().to_dict("records"),
+    }
+    console.result(str(found), data)
