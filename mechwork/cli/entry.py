@@ -31,6 +31,7 @@ VERBS = {
     "agreement": "compare estimated with measured effects, for every preset of rules",
     "tasks": "list the tasks, or show one",
     "models": "list the bundled models, or verify their files",
+    "circuits": "list the bundled circuits, or test or find them again",
     "train": "train a bundled model again from its recipe",
     "truth": "try methods on models whose circuit is known",
     "doctor": "say what this installation has and lacks",
