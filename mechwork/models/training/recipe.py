@@ -280,6 +280,14 @@ _MATCHING: Mapping[str, float] = MappingProxyType(
 )  # fmt: skip
 """Recall is learned by now; more of the tasks that match words with earlier ones."""
 
+_BALANCED: Mapping[str, float] = MappingProxyType(
+    {
+        "ioi": 0.24, "people": 0.05, "copy": 0.06, "induction": 0.20, "capitals": 0.07, "plain_capitals": 0.05,
+        "capitals_alone": 0.08, "facts": 0.10, "in_context": 0.06, "even_in_context": 0.09,
+    }
+)  # fmt: skip
+"""Of everything so much that nothing is forgotten."""
+
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
         "gpt2-6l": Recipe(
@@ -339,7 +347,11 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         ),
         "gemma2-6l": Recipe(
             "gemma2-6l",
-            (Phase(6_000, _RELATIONS, horizon=12_000), Phase(9_000, _MATCHING, peak=0.8)),
+            (
+                Phase(6_000, _RELATIONS, horizon=12_000),
+                Phase(6_000, _MATCHING, peak=0.8, horizon=9_000),
+                Phase(4_000, _BALANCED, peak=0.6),
+            ),
             seed=0,
             architecture="gemma2",
             tasks=("ioi", "induction", "capitals", "in_context"),
