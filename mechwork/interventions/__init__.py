@@ -1,6 +1,6 @@
 """Interventions: what to write where while a model runs.
 
-Owns replacements (what), positions (absolute, also with a key-value cache), writes (what, at which site), writes of single
+Owns replacements (what; `steering` has those of the steering literature), positions (absolute, also with a key-value cache), writes (what, at which site), writes of single
 experts, the statistics of reference sets that means are taken from, and the context managers that install writes and take
 them off again. Imports `runs` and below.
 
@@ -32,5 +32,14 @@ from .replacements import Value as Value
 from .replacements import Where as Where
 from .replacements import Zero as Zero
 from .replacements import replace_at as replace_at
+from .steering import Boundary as Boundary
+from .steering import From as From
+from .steering import Gated as Gated
+from .steering import Limit as Limit
+from .steering import Reflect as Reflect
+from .steering import Scale as Scale
+from .steering import Stretch as Stretch
+from .steering import Turn as Turn
+from .steering import TurnTo as TurnTo
 from .writes import Write as Write
 from .writes import intervene as intervene
