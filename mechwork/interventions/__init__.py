@@ -32,6 +32,7 @@ from .replacements import Value as Value
 from .replacements import Where as Where
 from .replacements import Zero as Zero
 from .replacements import replace_at as replace_at
+from .steering import Blend as Blend
 from .steering import Boundary as Boundary
 from .steering import From as From
 from .steering import Gated as Gated

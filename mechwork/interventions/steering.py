@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -133,6 +134,17 @@ class Gated:
     def place(self, activation: Float[Tensor, "batch pos ..."], start: int) -> Float[Tensor, "batch pos ..."]:
         new = replace_at(self.inner, activation, start)
         return torch.where(self.boundary.holds(activation)[..., None], new, activation)
+
+
+@dataclass(frozen=True, eq=False)
+class Blend:
+    """`inner` done to the degree `share`: x + share (inner(x) - x); 0 is nothing, 1 is `inner`, more is beyond it."""
+
+    inner: Replacement | Positional
+    share: float
+
+    def place(self, activation: Float[Tensor, "batch pos ..."], start: int) -> Float[Tensor, "batch pos ..."]:
+        return activation + self.share * (replace_at(self.inner, activation, start) - activation)
 
 
 @dataclass(frozen=True, eq=False)

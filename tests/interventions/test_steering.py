@@ -13,6 +13,7 @@ from mechwork.errors import InputError
 from mechwork.interventions import (
     Add,
     Along,
+    Blend,
     Boundary,
     Constant,
     From,
@@ -66,6 +67,7 @@ def by_hand(name: str) -> tuple[Any, Any]:
         "turn": (Along(basis, Turn(0.7)), lambda x: turned(x, 0.7)),
         "turn to": (Along(basis, TurnTo(2.0)), lambda x: turned(x, 2.0 - math.atan2(float(x @ w), float(x @ u)))),
         "stretch": (Stretch(scale, shift), lambda x: x * scale + shift),
+        "half way": (Blend(Along(u[None], Constant(2.0)), 0.5), along(lambda c: (c + 2) / 2)),
         "target where below": (
             Gated(Along(u[None], Constant(1.0)), Boundary(u, 0.0)),
             lambda x: along(lambda c: 1.0)(x) if float(x @ u) < 0 else x,
@@ -79,7 +81,7 @@ def by_hand(name: str) -> tuple[Any, Any]:
 
 
 NAMES = (
-    "add", "project out", "project to", "mirror", "scale", "clamp", "turn", "turn to", "stretch", "target where below",
+    "add", "project out", "project to", "mirror", "scale", "clamp", "turn", "turn to", "stretch", "half way", "target where below",
     "mirror where above",
 )  # fmt: skip
 
