@@ -29,6 +29,7 @@ VERBS = {
     "leaderboard": "compare ways to score edges on held-out pairs",
     "reuse": "compare the circuits of several tasks",
     "agreement": "compare estimated with measured effects, for every preset of rules",
+    "steer": "steer a task along a direction, and see what else changes",
     "tasks": "list the tasks, or show one",
     "models": "list the bundled models, or verify their files",
     "circuits": "list the bundled circuits, or test or find them again",

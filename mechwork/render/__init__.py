@@ -26,6 +26,8 @@ from .heatmap import heatmap_figure as heatmap_figure
 from .heatmap import render_heatmap as render_heatmap
 from .report import render_report as render_report
 from .report import report as report
+from .steering import render_steering as render_steering
+from .steering import steering_figure as steering_figure
 from .tokens import render_tokens as render_tokens
 from .truth import render_edge_effects as render_edge_effects
 from .truth import render_truth as render_truth
