@@ -9,14 +9,26 @@ the sweeps), `interventions`, `runs` and below.
         model.generate(tokens)
 """
 
+from .cumulative import CumulativeAblation as CumulativeAblation
+from .cumulative import study_cumulative as study_cumulative
 from .fitted import Ablation as Ablation
 from .fitted import fit_ablation as fit_ablation
 from .heads import HeadRow as HeadRow
 from .heads import HeadStudy as HeadStudy
 from .heads import study_heads as study_heads
+from .impairment import Impairment as Impairment
+from .impairment import SetImpairment as SetImpairment
+from .impairment import study_impairment as study_impairment
+from .interactions import Interactions as Interactions
+from .interactions import KnockOutIn as KnockOutIn
+from .interactions import study_interactions as study_interactions
+from .interactions import study_knock_out_in as study_knock_out_in
 from .run import AblationResult as AblationResult
 from .run import ablate as ablate
+from .sets import SetMetrics as SetMetrics
+from .sets import run_sets as run_sets
 from .spec import AblationSpec as AblationSpec
+from .sweep import sweep_ablations as sweep_ablations
 from .targets import Target as Target
 from .targets import all_heads as all_heads
 from .targets import all_mlps as all_mlps
