@@ -23,11 +23,17 @@ from .interactions import Interactions as Interactions
 from .interactions import KnockOutIn as KnockOutIn
 from .interactions import study_interactions as study_interactions
 from .interactions import study_knock_out_in as study_knock_out_in
+from .repair import Backup as Backup
+from .repair import SelfRepair as SelfRepair
+from .repair import study_self_repair as study_self_repair
 from .run import AblationResult as AblationResult
 from .run import ablate as ablate
 from .sets import SetMetrics as SetMetrics
 from .sets import run_sets as run_sets
 from .spec import AblationSpec as AblationSpec
+from .suppression import CopySuppression as CopySuppression
+from .suppression import SuppressionRow as SuppressionRow
+from .suppression import study_copy_suppression as study_copy_suppression
 from .sweep import sweep_ablations as sweep_ablations
 from .targets import Target as Target
 from .targets import all_heads as all_heads
