@@ -26,6 +26,10 @@ from .interactions import study_knock_out_in as study_knock_out_in
 from .repair import Backup as Backup
 from .repair import SelfRepair as SelfRepair
 from .repair import study_self_repair as study_self_repair
+from .repeated import RepeatedTokens as RepeatedTokens
+from .repeated import repeated_tokens as repeated_tokens
+from .roles import RoleTable as RoleTable
+from .roles import measure_roles as measure_roles
 from .run import AblationResult as AblationResult
 from .run import ablate as ablate
 from .sets import SetMetrics as SetMetrics
