@@ -80,14 +80,14 @@ def cells_of(
 
 
 def sites_needed(spec: AblationSpec) -> list[Site]:
-    """Every site whose activations the spec replaces a part of (experts have none)."""
+    """Every site whose activations the spec replaces a part of (experts have none), in the order in which a forward meets them."""
     sites = []
     for target in spec.parsed:
         if target.kind == "direction":
             sites.append(Site(target.site, target.layer))
         elif target.kind != "expert":
             sites += [Site(kind, target.layer) for kind, _ in target.parts]
-    return list(dict.fromkeys(sites))
+    return sorted(set(sites), key=lambda site: (site.layer or 0, site.kind))
 
 
 def values_in(spec: AblationSpec, run: Run, order: list[Site], pairs: PromptPairs) -> Iterator[tuple[str, Tensor]]:
