@@ -50,7 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     size.add_argument(
         "--fraction", type=fraction, default=0.1, metavar="F", help="size as a share of all edges (default: 0.1)"
     )
+    method.add_argument("--quick", action="store_true", help="leave out the tests of robustness (a third of the time)")
     files = parser.add_argument_group("files")
+    files.add_argument(
+        "--audience", choices=("research", "class"), default="research",
+        help="class: questions before each result, words explained (default: research)",
+    )  # fmt: skip
     files.add_argument("--out", type=Path, metavar="DIR", help="folder of the report (default: reports/TASK)")
     files.add_argument("--force", action="store_true", help="replace an earlier report in that folder")
     add_model(parser)
@@ -77,21 +82,24 @@ def run(args: argparse.Namespace, console: Console) -> None:
         model = load(args)
         task = build(model, n=args.n_pairs, seed=args.seed) if build else read_task(model, args.task)
     console.detail(task.describe(2))
-    settings = Settings(rules, steps, args.n_edges, args.fraction, args.seed)
-    found = discover(model, args.model, task, settings, console)
+    settings = Settings(rules, steps, args.n_edges, args.fraction, args.seed, not args.quick)
+    again = (lambda seed: build(model, n=args.n_pairs, seed=seed)) if build else None
+    found = discover(model, args.model, task, settings, console, again)
     data = summarise(found)
     with console.step("writing the report"), new_folder(out, force=args.force) as folder:
-        write(found, data, folder)
+        write(found, data, folder, audience=args.audience)
     files = {file.name: str(out / file.name) for file in sorted(out.iterdir())}
     console.result(f"{render_text(found, data)}\n\n{_next(args, out)}", {**data, "files": files})
 
 
-def write(found: Discovery, data: dict[str, Any], folder: Path) -> None:
+def write(found: Discovery, data: dict[str, Any], folder: Path, *, audience: str = "research") -> None:
     """Every file of a report. `circuit.json` and the tables are the same bytes for the same inputs."""
     from ..render import report
 
     results = (found.measured, found.estimated, found.scores, found.circuit, found.curve, found.evaluation)
-    report(folder / "report.html", found.task, *results, found.study, found.attention)
+    robustness = found.robustness.results if found.robustness else ()
+    seen = (found.study, found.attention, found.components)
+    report(folder / "report.html", found.task, *results, *robustness, *seen, audience=audience)
     found.circuit.save(folder / "circuit.json")
     edges = found.scores.to_dataframe()
     kept = set(found.circuit.edges)

@@ -117,6 +117,11 @@ def render_comparison(comparison: CircuitComparison) -> str:
 @draws(Completeness)
 def render_completeness(found: Completeness) -> str:
     """What the rest of the graph does, and how differently circuit and model react to knock-outs."""
+    return _page("Completeness of a circuit", completeness_table(found))
+
+
+def completeness_table(found: Completeness) -> str:
+    """The same as part of a page."""
     rows = [
         ("faithfulness of the circuit", fixed(found.faithfulness)),
         ("faithfulness of its complement", fixed(found.complement)),
@@ -128,10 +133,8 @@ def render_completeness(found: Completeness) -> str:
         (f"incompleteness, learned knock-out of {plural(len(found.knocked_out), 'edge')}", fixed(found.learned)),
     ]
     columns = [Column("", [name for name, _ in rows]), Column("value", [v for _, v in rows], numeric=True)]
-    caption = (
-        "Completeness: 0 means that circuit and model react alike; shares of the gap between model and empty circuit"
-    )
-    return _page("Completeness of a circuit", table(columns, caption=caption))
+    caption = "Measured: completeness. 0 means that circuit and model react alike; shares of the gap between model and empty circuit"
+    return table(columns, caption=caption)
 
 
 @draws(Minimality)

@@ -7,7 +7,7 @@ several heads; it is a small node of its own (``a3.kv0``), linked to its heads b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ from ..circuits.space import EdgeSpace
 from ..errors import InputError, MetricError
 from ..provenance import stable
 from . import graph_layout
+from .cards import Card, cards_markup, plain_facts
 from .graph_layout import HEAD, HEIGHTS, INPUT, KV, LOGITS, MLP, PORT, TYPES, WIDTHS
 from .text import plain
 
@@ -33,28 +34,21 @@ MAX_EDGES = 50_000
 
 
 @dataclass(frozen=True)
-class Fact:
-    """One line about a node. `certainty` is ``measured``, ``estimated`` or ``interpretation``."""
-
-    label: str
-    text: str
-    certainty: str = "measured"
-
-
-@dataclass(frozen=True)
 class GraphOptions:
     """What can be said about a graph beyond its edges; all of it optional.
 
-    `facts`, `notes` are by node name. `names` are the names of the circuit and of the one it is compared with. `shown`
-    is how many edges are drawn at first.
+    `facts`, `notes` are by node name; facts are any cards (see `cards`), shown in the side panel. `names` are the names of the
+    circuit and of the one it is compared with. `shown` is how many edges are drawn at first. `prompt` holds the tokens that
+    an export to an attribution graph names.
     """
 
     title: str = ""
-    facts: Mapping[str, Sequence[Fact]] = field(default_factory=dict)
+    facts: Mapping[str, Sequence[Card]] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
     names: tuple[str, str] = ("first circuit", "second circuit")
     shown: int | None = None
     metric_name: str = ""
+    prompt: Sequence[str] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +143,8 @@ def graph_payload(
             "role": roles,
             "side": sides,
             "note": [plain(options.notes.get(name, circuit.notes.get(name, ""))) for name in names],
-            "facts": [_facts(options.facts.get(name, ())) for name in names],
+            "facts": [plain_facts(options.facts.get(name, ())) for name in names],
+            "cards": [cards_markup(options.facts.get(name, ())) for name in names],
         },
         "edges": {
             "source": source.tolist(),
@@ -161,6 +156,10 @@ def graph_payload(
             **_uncertainty(scores, edges, circuit.n_edges),
         },
         "links": links.tolist(),
+        "supernodes": _supernodes(circuit, names),
+        "space": space.to_dict(),
+        "requested": circuit.n_requested,
+        "prompt": [plain(token) for token in options.prompt],
         "shown": min(options.shown or len(source), len(source)),
         "provenance": provenance,
     }
@@ -245,8 +244,15 @@ def _name(space: EdgeSpace, node: int) -> str:
     return f"a{layer}.kv{head}"
 
 
-def _facts(facts: Iterable[Fact]) -> list[list[str]]:
-    return [[plain(fact.label), plain(fact.text), fact.certainty] for fact in facts]
+def _supernodes(circuit: Circuit, names: Sequence[str]) -> list[dict[str, Any]]:
+    """The circuit's named groups of nodes, each node in one group at most."""
+    free, groups = set(names), []
+    for name, members in circuit.supernodes.items():
+        kept = [member for member in members if member in free]
+        free -= set(kept)
+        if kept:
+            groups.append({"name": plain(name), "members": kept})
+    return groups
 
 
 def _uncertainty(scores: EdgeScores | None, edges: _Edges, n_edges: int) -> dict[str, Any]:

@@ -35,8 +35,9 @@ def report(
     """Write one offline HTML file about `results` on `task`. Returns its path.
 
     `results` are any of effects (measured or estimated), edge scores, circuits, faithfulness curves, evaluations,
-    attention patterns and head studies, in any order. `texts` adds your own words to a section, by its name: summary,
-    task, localisation, graph, evaluation, heads, agreement, limits, provenance. For the `audience` ``"class"`` a question
+    attention patterns, head and component studies, stability, completeness and minimality, in any order; other modules add
+    their own with `reports`. `texts` adds your own words to a section, by its name: summary,
+    task, localisation, graph, evaluation, robustness, heads, agreement, limits, provenance. For the `audience` ``"class"`` a question
     stands before each result, words are explained, and the summary comes after the results.
 
     Raises:

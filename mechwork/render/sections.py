@@ -14,14 +14,16 @@ from ..patching.result import Effect
 from ..provenance import stable
 from .agreement import agreement_fragment, agreement_table, method_name
 from .attention import attention_fragment, prompt_markup
+from .component_section import card_fragments
 from .curve import curve_fragment, curve_table, evaluation_table
-from .findings import Findings
+from .findings import EXTENSIONS, Findings
 from .graph import SHOWN_OF_SCORES, graph_fragment, whole_graph
 from .graph_payload import GraphOptions, graph_payload
 from .graph_static import static_svg
 from .heads import heads_fragment
 from .heatmap import heatmap_fragment
 from .page import Fragment
+from .robustness import robustness_fragments
 from .table import Column, table
 from .text import count, escape, number, plural, signed, words
 from .words import METRIC_WORDS, comparable, key_numbers, limits, summary_sentences
@@ -40,7 +42,13 @@ class Section:
 
 def build_sections(findings: Findings) -> list[Section]:
     """All sections that have something to show, in reading order."""
-    built = [Section(name, title, tuple(build(findings))) for name, (title, build) in SECTIONS.items()]
+    added: dict[str, list[Fragment]] = {}
+    for result in findings.others:
+        section, draw = next(EXTENSIONS[cls] for cls in type(result).__mro__ if cls in EXTENSIONS)
+        added.setdefault(section, []).append(draw(result))
+    built = [
+        Section(name, title, (*build(findings), *added.get(name, ()))) for name, (title, build) in SECTIONS.items()
+    ]
     return [section for section in built if section.fragments]
 
 
@@ -151,6 +159,7 @@ def _localisation(findings: Findings) -> list[Fragment]:
 
 def _graph(findings: Findings) -> list[Fragment]:
     facts = findings.node_facts()
+    prompt = findings.task.prompt_texts(0)[0]
     found = []
     circuits = [findings.with_roles(c) for c in findings.circuits] or (
         [findings.circuit] if findings.circuit is not None else []
@@ -160,7 +169,11 @@ def _graph(findings: Findings) -> list[Fragment]:
         scores = findings.scores_of(circuit)
         title = f"Circuit for {findings.task.name}" + (f" ({i + 1})" if len(circuits) > 1 else "")
         options = GraphOptions(
-            title=title, facts=facts, shown=min(2000, circuit.n_edges), metric_name=findings.task.metric.name
+            title=title,
+            facts=facts,
+            shown=min(2000, circuit.n_edges),
+            metric_name=findings.task.metric.name,
+            prompt=prompt,
         )
         found.append(graph_fragment(graph_payload(circuit, options, scores=scores)))
     if compared:
@@ -180,9 +193,11 @@ def _graph(findings: Findings) -> list[Fragment]:
 
 
 def _evaluation(findings: Findings) -> list[Fragment]:
-    found = [Fragment(evaluation_table(list(findings.evaluations)))] if findings.evaluations else []
     circuit = findings.circuit
     chosen = findings.evaluation_of(circuit) if circuit is not None else None
+    # The same circuit under other ablations is a matter of robustness.
+    own = [e for e in findings.evaluations if e is chosen or circuit is None or not findings.is_of(e, circuit)]
+    found = [Fragment(evaluation_table(own))] if own else []
     for curve in findings.curves:
         pairs = findings.pairs_word(curve.provenance)
         found.append(
@@ -203,7 +218,7 @@ def _heads(findings: Findings) -> list[Fragment]:
     found = [heads_fragment(study) for study in findings.studies]
     for patterns in findings.patterns:
         found += [Fragment("<h3>Attention on one prompt</h3>"), attention_fragment(patterns)]
-    return found
+    return [*found, *card_fragments(findings)]
 
 
 def _agreement(findings: Findings) -> list[Fragment]:
@@ -281,7 +296,8 @@ SECTIONS: dict[str, tuple[str, Builder]] = {
     "localisation": ("Where the answer is made", _localisation),
     "graph": ("The circuit", _graph),
     "evaluation": ("How faithful the circuit is", _evaluation),
-    "heads": ("What the heads do", _heads),
+    "robustness": ("How robust the circuit is", robustness_fragments),
+    "heads": ("What the components do", _heads),
     "agreement": ("Estimated against measured", _agreement),
     "limits": ("Limits", _limits),
     "provenance": ("Provenance and how to reproduce", _provenance),

@@ -22,6 +22,9 @@ from mechwork.display import page
 from tests.render import synthetic
 
 PORT = 8917
+REACHED = """(i) => { const row = [...i.closest('.jp-OutputArea-output, body').querySelectorAll('tbody tr')].at(-1);
+row.scrollIntoView(); const r = row.getBoundingClientRect(); return row.contains(document.elementFromPoint(r.left + 20, r.top + 8)) }"""
+"""Whether the last row of the table can be scrolled to."""
 
 
 def notebook(*, trusted: bool) -> nbformat.NotebookNode:
@@ -55,11 +58,10 @@ def look(browser: Any, url: str, out: Path, *, wait: int = 6000) -> dict[str, An
     picture = tab.locator("img[alt*='of the model']")
     seen = {
         "interactive nodes": nodes,
-        "picture": bool(picture.count())
-        and picture.first.evaluate(
-            "(i) => { const r = i.getBoundingClientRect(), top = document.elementFromPoint(r.left + r.width / 2, r.top + 60);"
-            " return i.naturalWidth > 0 && top === i }"
-        ),
+        "picture seen": not frames
+        and bool(picture.count())
+        and picture.first.evaluate("(i) => i.naturalWidth > 0 && i.checkVisibility()"),
+        "table reached": not frames and bool(picture.count()) and picture.first.evaluate(REACHED),
         "table rows": tab.locator("img[alt*='of the model'] ~ * tbody tr").count() if not frames else 0,
         "requests outside": [url for url in outside if "jupyter" not in url],
     }

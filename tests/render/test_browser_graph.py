@@ -5,8 +5,8 @@ from xml.etree import ElementTree
 import pytest
 
 from mechwork.circuits.circuit import Circuit
-from mechwork.render import GraphOptions, render_graph
-from mechwork.render.graph_payload import Fact, graph_payload
+from mechwork.render import Fact, GraphOptions, render_graph
+from mechwork.render.graph_payload import graph_payload
 from mechwork.render.graph_static import static_svg
 from tests.render import synthetic
 from tests.render.conftest import OpenPage, Tab

@@ -12,9 +12,10 @@ import torch
 from mechwork.circuits.circuit import Circuit
 from mechwork.circuits.space import EdgeSpace
 from mechwork.errors import InputError, MetricError
+from mechwork.render.cards import Fact
 from mechwork.render.graph import edge_table, graph_svg, render_graph
 from mechwork.render.graph_layout import HEIGHTS, WIDTHS
-from mechwork.render.graph_payload import MAX_EDGES, Fact, GraphOptions, graph_payload
+from mechwork.render.graph_payload import MAX_EDGES, GraphOptions, graph_payload
 from mechwork.render.graph_static import static_svg
 from tests.render import synthetic
 

@@ -64,7 +64,7 @@ function createActions(app, said) {
     },
     reset() {
       const state = store.get();
-      store.set({ ...initialState(app.base()), notes: state.notes });
+      store.set({ ...initialState(app.base()), notes: state.notes, roles: state.roles });
       app.flush();
       actions.fit();
     },

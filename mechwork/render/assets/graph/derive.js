@@ -5,6 +5,15 @@ const GROUP_WIDTH = 132, GROUP_HEIGHT = 42;
 function deriveGraph(base, state) {
   const groups = state.groups.filter((group) => group.members.some((name) => base.index.has(name)));
   const moved = Object.entries(state.moved).filter(([name]) => base.index.has(name) || groups.some((g) => g.name === name));
+  const named = Object.entries(state.roles).filter(([name]) => base.index.has(name));
+  if (named.length) {
+    const role = base.role.slice(), side = base.side.slice();
+    for (const [name, text] of named) {
+      role[base.index.get(name)] = text;
+      side[base.index.get(name)] = "top";
+    }
+    base = { ...base, role, side };
+  }
   // Never the base itself: dragging writes positions.
   const graph = groups.length ? merge(base, groups) : { ...base, x: base.x.slice(), y: base.y.slice() };
   for (const [name, [x, y]] of moved) {

@@ -30,7 +30,7 @@ function mountGraph(root, id) {
 
   function refresh(before) {
     const state = store.get(), held = keyboard.holds();
-    if (!before || before.groups !== state.groups || before.moved !== state.moved) {
+    if (!before || before.groups !== state.groups || before.moved !== state.moved || before.roles !== state.roles) {
       graph = deriveGraph(first, state);
       find = createEdgeFinder(graph);
       drawing.build(graph);

@@ -28,16 +28,14 @@ function nodeDetails(app, state, seen, focus) {
   );
   const parts = [head];
   if (many) parts.push(htmlElement("p", {}, `Members: ${graph.members[i].map((k) => app.base().names[k]).join(", ")}`));
-  if (graph.role[i] && !many) parts.push(badgeLine("interpretation", "Role", graph.role[i]));
+  if (!many) parts.push(roleField(app, name, graph.role[i]));
   if (graph.total && !["logits", "kv"].includes(graph.type[i])) {
     parts.push(badgeLine("estimated", "Sum of outgoing scores", formatSigned(graph.total[i])));
   }
-  if (!many) for (const [label, text, certainty] of payload.nodes.facts[first]) parts.push(badgeLine(certainty, label, text));
+  if (!many && payload.nodes.cards[first]) parts.push(knownCards(payload.nodes.cards[first], name));
   parts.push(reachLine(app, focus), pathTools(app, state, focus));
   parts.push(edgeList(app, "Inputs", realEdges(graph, graph.incoming.of(i), seen, focus), "source"));
   parts.push(edgeList(app, "Outputs", realEdges(graph, graph.outgoing.of(i), seen, focus), "target"));
-  const picture = mechwork.thumbnail?.(name);
-  if (picture) parts.push(htmlElement("figure", { class: "mw-thumb" }, picture, htmlElement("figcaption", {}, "Attention on one prompt (query down, key across)")));
   const note = htmlElement("textarea", {
     rows: 2, class: "mw-note", placeholder: "Your note (kept in the JSON export)", "aria-label": `Note on ${name}`,
     oninput: (event) => store.set({ notes: { ...store.get().notes, [name]: event.target.value } }, `note ${name}`),
@@ -45,6 +43,26 @@ function nodeDetails(app, state, seen, focus) {
   note.value = state.notes[name] ?? payload.nodes.note[first] ?? "";
   parts.push(heading(2, "Note"), note);
   return parts;
+}
+
+// What is known was written as markup in Python, every text of it escaped; scripts in it would not run.
+function knownCards(markup, name) {
+  const template = document.createElement("template");
+  template.innerHTML = markup;
+  const list = template.content.firstElementChild, picture = list.querySelector(".mw-pattern");
+  if (picture && mechwork.enlarge?.has(name)) {
+    picture.after(htmlElement("button", { type: "button", class: "mw-button small", onclick: () => mechwork.enlarge.show(name) }, "Enlarge, with tokens"));
+  }
+  return list;
+}
+
+// A role is interpretation, the reader's own included; it is kept in the exports.
+function roleField(app, name, role) {
+  const field = htmlElement("input", { type: "text", class: "mw-name", maxlength: 60, placeholder: "none; name one", "aria-label": `Role of ${name}`,
+    onchange: (event) => app.store.set({ roles: { ...app.store.get().roles, [name]: event.target.value.trim() } }),
+    onkeydown: (event) => event.key === "Enter" && event.target.blur() });
+  field.value = role;
+  return htmlElement("p", { class: "mw-fact" }, htmlElement("span", { class: "mw-badge interpretation" }, "interpretation"), htmlElement("label", { class: "mw-row" }, "Role:", field));
 }
 
 const TYPE_WORDS = { head: "attention head", mlp: "MLP", input: "input (residual stream entering block 0)", logits: "unembedding", kv: "key/value group", group: "supernode" };

@@ -15,8 +15,9 @@ function initialState(graph) {
     to: null, // the other end of a path
     query: "",
     pins: [],
-    groups: [], // { name, members: [names] }
+    groups: graph.payload.supernodes ?? [], // { name, members: [names] }
     notes: {},
+    roles: {}, // the reader's own, by name
     moved: {}, // name -> [x, y]
   };
 }
@@ -80,6 +81,6 @@ function adoptState(current, candidate) {
   if (adopted.pins) adopted.pins = adopted.pins.filter(text);
   if (adopted.groups) adopted.groups = adopted.groups.filter((group) => text(group?.name) && texts(group?.members) && group.members.length);
   if (adopted.moved) adopted.moved = Object.fromEntries(Object.entries(adopted.moved).filter(([, at]) => Array.isArray(at) && at.length === 2 && at.every(Number.isFinite)));
-  if (adopted.notes) adopted.notes = Object.fromEntries(Object.entries(adopted.notes).filter(([, note]) => text(note)));
+  for (const key of ["notes", "roles"]) if (adopted[key]) adopted[key] = Object.fromEntries(Object.entries(adopted[key]).filter(([, said]) => text(said)));
   return adopted;
 }
