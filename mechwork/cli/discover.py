@@ -12,6 +12,8 @@ TASK is a name ('mechwork tasks' lists them) or a .csv or .jsonl file with the c
 from __future__ import annotations
 
 import argparse
+import hashlib
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +88,9 @@ def run(args: argparse.Namespace, console: Console) -> None:
     again = (lambda seed: build(model, n=args.n_pairs, seed=seed)) if build else None
     found = discover(model, args.model, task, settings, console, again)
     data = summarise(found)
+    data["request"] = {
+        "task": args.task, "model": args.model, "n_pairs": args.n_pairs, "dtype": args.dtype, "settings": asdict(settings),
+    }  # fmt: skip
     with console.step("writing the report"), new_folder(out, force=args.force) as folder:
         write(found, data, folder, audience=args.audience)
     files = {file.name: str(out / file.name) for file in sorted(out.iterdir())}
@@ -93,13 +98,9 @@ def run(args: argparse.Namespace, console: Console) -> None:
 
 
 def write(found: Discovery, data: dict[str, Any], folder: Path, *, audience: str = "research") -> None:
-    """Every file of a report. `circuit.json` and the tables are the same bytes for the same inputs."""
+    """Every file of a report; `data` is given their hashes. `circuit.json` and the tables are the same bytes for the same inputs."""
     from ..render import report
 
-    results = (found.measured, found.estimated, found.scores, found.circuit, found.curve, found.evaluation)
-    robustness = found.robustness.results if found.robustness else ()
-    seen = (found.study, found.attention, found.components)
-    report(folder / "report.html", found.task, *results, *robustness, *seen, audience=audience)
     found.circuit.save(folder / "circuit.json")
     edges = found.scores.to_dataframe()
     kept = set(found.circuit.edges)
@@ -109,7 +110,18 @@ def write(found: Discovery, data: dict[str, Any], folder: Path, *, audience: str
     effects["estimate"] = found.estimated.to_dataframe()["effect"]
     effects.to_csv(folder / "effects.csv", index=False, lineterminator="\n")
     found.curve.to_dataframe().to_csv(folder / "curve.csv", index=False, lineterminator="\n")
+    hashes = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
+    results = (found.measured, found.estimated, found.scores, found.circuit, found.curve, found.evaluation)
+    robustness = found.robustness.results if found.robustness else ()
+    seen = (found.study, found.attention, found.components)
+    record = {"files": hashes, "request": data["request"]}
+    page = report(folder / "report.html", found.task, *results, *robustness, *seen, audience=audience, record=record)
+    data["sha256"] = {**hashes, page.name: _sha256(page)}
     (folder / MARK).write_text(dump_json(data) + "\n", encoding="utf-8")
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _next(args: argparse.Namespace, out: Path) -> str:

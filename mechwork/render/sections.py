@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import json
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
 from ..patching.result import Effect
-from ..provenance import stable
+from ..provenance import hash_json, stable
 from .agreement import agreement_fragment, agreement_table, method_name
 from .attention import attention_fragment, prompt_markup
 from .component_section import card_fragments
@@ -22,7 +22,7 @@ from .graph_payload import GraphOptions, graph_payload
 from .graph_static import static_svg
 from .heads import heads_fragment
 from .heatmap import heatmap_fragment
-from .page import Fragment
+from .page import Fragment, to_json
 from .robustness import robustness_fragments
 from .table import Column, table
 from .text import count, escape, number, plural, signed, words
@@ -278,15 +278,17 @@ def _name_and_hash(fact: Any, key: str) -> str:
     return " ".join(part for part in (str(fact.get("name", "")), sha) if part)
 
 
-def machine_readable(findings: Findings) -> dict[str, Any]:
-    """What `mechwork verify` needs: circuits as JSON and stable provenance, without what changes from run to run."""
-    return {
+def machine_readable(findings: Findings, more: Mapping[str, Any]) -> dict[str, Any]:
+    """What `mechwork verify` needs: circuits as JSON and stable provenance, without what changes from run to run; and a hash of it."""
+    record = {
         "what": "mechwork report",
         "format": 1,
         "task": findings.task.provenance(),
         "circuits": [circuit.to_json() for circuit in findings.circuits],
         "results": [{"result": what, "provenance": stable(provenance)} for what, provenance in findings.provenances],
+        **more,
     }
+    return {**record, "sha256": hash_json(json.loads(to_json(record)))}
 
 
 Builder = Callable[[Findings], Sequence[Fragment]]

@@ -140,10 +140,11 @@ def _other_ablations(findings: Findings) -> list[str]:
     if not lost:
         return []
     what = ", ".join(f"{fixed(e.faithfulness, 2)} under {e.ablation} ablation" for e in lost)
-    return [
-        f"The circuit is much less faithful when the other edges carry something else: {what}, against {fixed(same[0].faithfulness, 2)} under {same[0].ablation} ablation. "
-        "It holds what differs between the two prompts of a pair; what both have in common it leaves to the rest of the model."
-    ]
+    first = same[0]
+    said = f"The circuit is much less faithful when the other edges carry something else: {what}, against {fixed(first.faithfulness, 2)} under {first.ablation} ablation."
+    if first.ablation == "corrupt":
+        said += " It holds what differs between the two prompts of a pair; what they have in common it leaves to the rest of the model."
+    return [said]
 
 
 def _behaviour(findings: Findings) -> str:
