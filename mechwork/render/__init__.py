@@ -26,6 +26,7 @@ from .curve import render_evaluation as render_evaluation
 from .findings import reports as reports
 from .graph import graph_svg as graph_svg
 from .graph import render_graph as render_graph
+from .graph_pages import render_positions as render_positions
 from .graph_payload import GraphOptions as GraphOptions
 from .heads import render_heads as render_heads
 from .heatmap import heatmap_figure as heatmap_figure

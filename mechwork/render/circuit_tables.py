@@ -1,12 +1,11 @@
 """Tables of what circuits are found from and tested by: scores of nodes, neurons and positions; stability,
-completeness, minimality, comparisons, leaderboards, attribution graphs.
+completeness, minimality, comparisons, leaderboards.
 """
 
 from __future__ import annotations
 
 from ..circuits import (
     AttentionEdges,
-    AttributionGraph,
     CircuitComparison,
     Completeness,
     Leaderboard,
@@ -59,18 +58,14 @@ def render_neuron_scores(scores: NeuronScores) -> str:
     return _page("Neuron scores", table(columns, caption=caption))
 
 
-@draws(PositionScores)
-def render_position_scores(scores: PositionScores) -> str:
+def position_table(scores: PositionScores) -> str:
     """The strongest edges by position."""
     top = scores.top(N_ROWS)
     columns = [
         Column("at", [shorten(span, 24) for span, _, _ in top]),
         *_scored([edge for _, edge, _ in top], [v for *_, v in top], "edge"),
     ]
-    return _page(
-        "Edge scores by position",
-        table(columns, caption=f"Estimated effects on {words(scores.metric_name)} ({scores.rules})"),
-    )
+    return table(columns, caption=f"Estimated effects on {words(scores.metric_name)} ({scores.rules})")
 
 
 @draws(AttentionEdges)
@@ -99,8 +94,7 @@ def render_stability(stability: Stability) -> str:
     return _page("Stability of a circuit", *parts)
 
 
-@draws(CircuitComparison)
-def render_comparison(comparison: CircuitComparison) -> str:
+def comparison_table(comparison: CircuitComparison) -> str:
     """Overlap of every two circuits beside what chance gives."""
     rows = comparison.overlaps
     columns = [
@@ -111,7 +105,7 @@ def render_comparison(comparison: CircuitComparison) -> str:
         Column("by chance ", [fixed(o.nodes_by_chance) for o in rows], numeric=True),
         Column("shared nodes", [" ".join(o.shared_nodes) for o in rows]),
     ]
-    return _page("Circuits compared", table(columns, caption="Overlap of circuits of one graph (Jaccard index)"))
+    return table(columns, caption="Overlap of circuits of one graph (Jaccard index)")
 
 
 @draws(Completeness)
@@ -170,21 +164,6 @@ def render_leaderboard(board: Leaderboard) -> str:
     ]
     caption = f"{board.model_name}, {board.task_name}: circuits found on {plural(board.n_train, 'pair')}, tested on {count(board.n_test)} others"
     return _page("Ways to score edges", table(columns, caption=caption))
-
-
-@draws(AttributionGraph)
-def render_attribution_graph(graph: AttributionGraph) -> str:
-    """The strongest links of an attribution graph, by the labels of their ends."""
-    label = {str(node["node_id"]): str(node.get("clerp") or node["node_id"]) for node in graph.nodes}
-    links = sorted(graph.links, key=lambda link: -abs(link["weight"]))[:N_ROWS]
-    columns = [
-        Column("from", [shorten(label[link["source"]], 48) for link in links]),
-        Column("to", [shorten(label[link["target"]], 48) for link in links]),
-        Column(
-            "weight", [signed(link["weight"]) for link in links], numeric=True, signs=[link["weight"] for link in links]
-        ),
-    ]
-    return _page("Attribution graph", _paragraph(repr(graph)), table(columns, caption="The strongest links"))
 
 
 @draws(Verification)

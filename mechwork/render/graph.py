@@ -7,6 +7,7 @@ page shows a static picture (`graph_static`) and a table of edges, which is also
 from __future__ import annotations
 
 import base64
+from dataclasses import replace
 from typing import Any
 
 from ..circuits.circuit import Circuit
@@ -35,10 +36,13 @@ def render_graph(
 ) -> str:
     """One self-contained HTML page with the interactive graph of `circuit`.
 
-    `scores` adds standard errors and confidence to the edges; `other` is a second circuit of the same graph, laid over
-    the first.
+    `scores` adds standard errors and confidence to the edges; `other` is a second circuit, laid over the first: of another
+    task, method or model (then nodes are matched by name).
     """
-    payload = graph_payload(circuit, _with_defaults(options, circuit), scores=scores, other=other)
+    options = _with_defaults(options, circuit)
+    if other is not None:
+        options = replace(options, shown=DRAWN_LIMIT)
+    payload = graph_payload(circuit, options, scores=scores, other=other)
     return assemble(
         payload["title"], [Fragment("<main>"), graph_fragment(payload), Fragment("</main>")], body_class="mw-standalone"
     )
@@ -58,13 +62,13 @@ def circuit_page(circuit: Circuit) -> str:
 @draws_still(Circuit)
 def circuit_still(circuit: Circuit) -> str:
     """The picture of a circuit and its strongest edges, where no frame is shown."""
-    return _still(graph_payload(circuit, _with_defaults(None, circuit)))
+    return graph_still(graph_payload(circuit, _with_defaults(None, circuit)))
 
 
 @draws_still(EdgeScores)
 def scores_still(scores: EdgeScores) -> str:
     """The strongest edges as a picture and a table, where no frame is shown."""
-    return _still(graph_payload(whole_graph(scores), _scores_options(scores), scores=scores))
+    return graph_still(graph_payload(whole_graph(scores), _scores_options(scores), scores=scores))
 
 
 @draws(EdgeScores)
@@ -104,7 +108,8 @@ def _picture(payload: dict[str, Any], attributes: str) -> str:
     return f'<img {attributes} src="data:image/svg+xml;base64,{picture}" alt="{alternative}">'
 
 
-def _still(payload: dict[str, Any]) -> str:
+def graph_still(payload: dict[str, Any]) -> str:
+    """A picture of the graph and its strongest edges as a table, without frames, scripts and styles."""
     shown = min(STILL_ROWS, len(payload["edges"]["source"]))
     said = (
         f"{payload['title']}: {describe(payload)}. This is a picture with the {plural(shown, 'strongest edge')}; "
@@ -117,7 +122,7 @@ def _still(payload: dict[str, Any]) -> str:
 def describe(payload: dict[str, Any]) -> str:
     """The graph in one sentence."""
     n_nodes, n_edges = len(payload["nodes"]["name"]), payload["nEdgesOfCircuit"]
-    return f"{plural(n_nodes, 'node')} and {count(n_edges)} of {plural(payload['nEdgesOfGraph'], 'edge')} of the model"
+    return f"{plural(n_nodes, 'node')} and {count(n_edges)} of {payload['among']}"
 
 
 def edge_table(payload: dict[str, Any], limit: int = TABLE_LIMIT) -> str:
@@ -143,8 +148,7 @@ def _with_defaults(options: GraphOptions | None, circuit: Circuit) -> GraphOptio
     options = options or GraphOptions()
     task = _name_of(circuit.provenance.get("task", {}))
     title = options.title or (f"Circuit for {task}" if task else "Circuit")
-    shown = options.shown or min(DRAWN_LIMIT, circuit.n_edges)
-    return GraphOptions(title, options.facts, options.notes, options.names, shown, options.metric_name)
+    return replace(options, title=title, shown=options.shown or min(DRAWN_LIMIT, circuit.n_edges))
 
 
 def _name_of(fact: Any) -> str:

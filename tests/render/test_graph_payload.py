@@ -15,8 +15,9 @@ from mechwork.errors import InputError, MetricError
 from mechwork.render.cards import Fact
 from mechwork.render.graph import edge_table, graph_svg, render_graph
 from mechwork.render.graph_layout import HEIGHTS, WIDTHS
-from mechwork.render.graph_payload import MAX_EDGES, GraphOptions, graph_payload
+from mechwork.render.graph_payload import GraphOptions, graph_payload
 from mechwork.render.graph_static import static_svg
+from mechwork.render.graph_table import MAX_EDGES
 from tests.render import synthetic
 
 

@@ -40,6 +40,8 @@ function merge(base, groups) {
   return finish({
     ...base,
     names: column(base.names, (_, g) => groups[g].name),
+    said: column(base.said, (_, g) => groups[g].name),
+    label: column(base.label, (_, g) => groups[g].name),
     type: column(base.type, () => "group"),
     layer: column(base.layer, (list) => Math.min(...list.map((i) => base.layer[i]))),
     x: Float64Array.from(column(base.x, (list) => mean(base.x, list))),
@@ -93,6 +95,7 @@ function redirect(base, place, owner) {
     error: base.error && scored.map((r) => r.error),
     confidence: base.confidence && scored.map((r) => r.confidence),
     member: base.member && scored.map((r) => r.member),
+    other: null,
     m: scored.length,
   };
 }

@@ -22,12 +22,12 @@ function nodeDetails(app, state, seen, focus) {
   const pinned = state.pins.includes(name);
   const head = htmlElement(
     "header", { class: "mw-panel-head" },
-    heading(1, name), htmlElement("span", { class: "mw-kind" }, TYPE_WORDS[graph.type[i]]),
+    heading(1, graph.said[i]), htmlElement("span", { class: "mw-kind" }, TYPE_WORDS[graph.type[i]]),
     htmlElement("button", { type: "button", class: "mw-button small", "aria-pressed": String(pinned), onclick: () => app.actions.pin(name) }, pinned ? "Unpin" : "Pin"),
     htmlElement("button", { type: "button", class: "mw-button small", onclick: () => app.actions.focus(null) }, "Clear"),
   );
   const parts = [head];
-  if (many) parts.push(htmlElement("p", {}, `Members: ${graph.members[i].map((k) => app.base().names[k]).join(", ")}`));
+  if (many) parts.push(htmlElement("p", {}, `Members: ${graph.members[i].map((k) => app.base().said[k]).join(", ")}`));
   if (!many) parts.push(roleField(app, name, graph.role[i]));
   if (graph.total && !["logits", "kv"].includes(graph.type[i])) {
     parts.push(badgeLine("estimated", "Sum of outgoing scores", formatSigned(graph.total[i])));
@@ -65,7 +65,7 @@ function roleField(app, name, role) {
   return htmlElement("p", { class: "mw-fact" }, htmlElement("span", { class: "mw-badge interpretation" }, "interpretation"), htmlElement("label", { class: "mw-row" }, "Role:", field));
 }
 
-const TYPE_WORDS = { head: "attention head", mlp: "MLP", input: "input (residual stream entering block 0)", logits: "unembedding", kv: "key/value group", group: "supernode" };
+const TYPE_WORDS = { head: "attention head", mlp: "MLP", input: "input (residual stream entering block 0)", logits: "unembedding", kv: "key/value group", group: "supernode", feature: "feature", error: "reconstruction error" };
 
 function badgeLine(certainty, label, text) {
   return htmlElement("p", { class: "mw-fact" }, htmlElement("span", { class: `mw-badge ${certainty}` }, certainty), htmlElement("span", {}, `${label}: `, htmlElement("b", {}, text)));
@@ -81,7 +81,7 @@ function pathTools(app, state, focus) {
   const graph = app.graph(), { store } = app;
   const choice = htmlElement("select", { "aria-label": "Show the paths to another node", onchange: (event) => store.set({ to: event.target.value || null }) });
   choice.append(htmlElement("option", { value: "" }, "none"));
-  graph.names.forEach((name, i) => i !== focus.node && choice.append(htmlElement("option", { value: name, selected: state.to === name }, name)));
+  graph.names.forEach((name, i) => i !== focus.node && choice.append(htmlElement("option", { value: name, selected: state.to === name }, graph.said[i])));
   const line = htmlElement("p", { class: "mw-path" }, htmlElement("label", {}, "Paths to ", choice));
   if (!focus.path) return line;
   const { path } = focus;
@@ -92,18 +92,18 @@ function pathTools(app, state, focus) {
 }
 
 function routeText(graph, path) {
-  const hops = path.widest.map((e) => (graph.kind[e] < 3 ? ` →${KIND_NAMES[graph.kind[e]]} ` : " → ") + graph.names[graph.target[e]]);
-  return graph.names[path.first] + hops.join("");
+  const hops = path.widest.map((e) => (graph.kind[e] < 3 ? ` →${KIND_NAMES[graph.kind[e]]} ` : " → ") + graph.said[graph.target[e]]);
+  return graph.said[path.first] + hops.join("");
 }
 
 function overview(app, state, seen) {
   const graph = app.graph(), { payload } = app;
   const thousands = (n) => n.toLocaleString("en");
-  const share = `${((100 * payload.nEdgesOfCircuit) / payload.nEdgesOfGraph).toPrecision(3).replace(/\.?0+$/, "")} %`;
+  const share = `${Number(((100 * payload.nEdgesOfCircuit) / payload.nEdgesOfGraph).toPrecision(3))} %`;
   const metric = payload.metric ? ` Scores are estimated effects on the ${payload.metric.replaceAll("_", " ")}.` : "";
   const said = payload.whole
     ? `All ${thousands(payload.nEdgesOfGraph)} edges of the model are scored; the strongest are shown.`
-    : `${payload.compare ? "Both circuits together have" : "The circuit has"} ${thousands(payload.nEdgesOfCircuit)} of the model's ${thousands(payload.nEdgesOfGraph)} edges (${share}).`;
+    : `${payload.compare ? "Both circuits together have" : payload.space ? "The circuit has" : "The graph has"} ${thousands(payload.nEdgesOfCircuit)} of ${payload.among} (${share}).`;
   const parts = [htmlElement("header", { class: "mw-panel-head" }, heading(1, "Overview"))];
   if (!graph.m) parts.push(htmlElement("p", { class: "mw-empty" }, "This circuit has no edges, so there is nothing to draw between input and logits."));
   parts.push(htmlElement("p", {}, said + (payload.scored ? metric : "")));

@@ -5,7 +5,7 @@ function initialState(graph) {
     shown: graph.payload.shown, // how many edges, strongest first
     nodes: graph.n, // how many nodes, strongest first
     kinds: { q: true, k: true, v: true, mlp: true, logits: true },
-    types: { input: true, head: true, mlp: true, logits: true },
+    types: { input: true, head: true, mlp: true, logits: true, feature: true, error: true },
     signs: { positive: true, negative: true },
     members: { 1: true, 2: true, 3: true },
     confidence: 0,
@@ -14,7 +14,7 @@ function initialState(graph) {
     focus: null, // a node's name
     to: null, // the other end of a path
     query: "",
-    pins: [],
+    pins: graph.payload.pins ?? [],
     groups: graph.payload.supernodes ?? [], // { name, members: [names] }
     notes: {},
     roles: {}, // the reader's own, by name
