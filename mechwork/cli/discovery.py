@@ -10,7 +10,19 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..ablation import HeadStudy, study_heads
-from ..circuits import Circuit, CircuitEvaluation, EdgeScores, EdgeSpace, FaithfulnessCurve, evaluate, score_edges
+from ..circuits import (
+    AttentionEdges,
+    Circuit,
+    CircuitEvaluation,
+    EdgeScores,
+    EdgeSpace,
+    FaithfulnessCurve,
+    PositionScores,
+    evaluate,
+    score_attention_edges,
+    score_edges,
+    score_positions,
+)
 from ..circuits.score import require_aligned
 from ..errors import InputError
 from ..models.anatomy import check_ready
@@ -22,7 +34,7 @@ from .console import Console
 from .robustness import Robustness, measure_robustness
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from transformer_lens.model_bridge import TransformerBridge
 
@@ -70,6 +82,7 @@ class Discovery:
     study: HeadStudy
     attention: AttentionPatterns
     components: ComponentStudy
+    positions: tuple[PositionScores | AttentionEdges, ...]
     robustness: Robustness | None
 
     @property
@@ -101,6 +114,8 @@ def discover(
         )
     with console.step("scoring edges") as progress:
         scores = score_edges(model, train, rules=settings.rules, ig_steps=settings.ig_steps, progress=progress)
+    with console.step("scoring edges by position"):
+        by_position = tuple(_by_position(model, train, settings))
     with console.step("studying heads") as progress:
         study = study_heads(model, test, progress=progress)
     circuit = scores.circuit(n_edges=n_edges)
@@ -132,5 +147,19 @@ def discover(
         study=study,
         attention=attention,
         components=components,
+        positions=by_position,
         robustness=robustness,
     )
+
+
+def _by_position(
+    model: TransformerBridge, train: Task, settings: Settings
+) -> Iterator[PositionScores | AttentionEdges]:
+    """Scores by span and what heads move between spans, where the task has spans and attention is open."""
+    if not train.pairs.spans:
+        return
+    try:
+        yield score_positions(model, train, positions="spans", rules=settings.rules, ig_steps=settings.ig_steps)
+        yield score_attention_edges(model, train, positions="spans", rules=settings.rules)
+    except InputError:  # a model or a task without them; the rest of the report stands without
+        return

@@ -10,6 +10,7 @@ from ..ablation.heads import HeadStudy
 from ..circuits.circuit import Circuit
 from ..circuits.completeness import Completeness, Minimality
 from ..circuits.curves import CircuitEvaluation, FaithfulnessCurve
+from ..circuits.positions import AttentionEdges, PositionScores
 from ..circuits.scores import EdgeScores
 from ..circuits.stability import Stability
 from ..errors import InputError
@@ -26,7 +27,7 @@ from .text import signed, words
 
 REPORTED = (
     Effects, Effect, EdgeScores, Circuit, FaithfulnessCurve, CircuitEvaluation, AttentionPatterns, HeadStudy, ComponentStudy,
-    Stability, Completeness, Minimality,
+    Stability, Completeness, Minimality, PositionScores, AttentionEdges,
 )  # fmt: skip
 
 _Build = TypeVar("_Build", bound=Callable[[Any], Fragment])
@@ -65,6 +66,8 @@ class Findings:
     stabilities: tuple[Stability, ...] = ()
     completeness: tuple[Completeness, ...] = ()
     minimality: tuple[Minimality, ...] = ()
+    positions: tuple[PositionScores, ...] = ()
+    movements: tuple[AttentionEdges, ...] = ()
     others: tuple[object, ...] = ()
 
     @property
@@ -78,6 +81,8 @@ class Findings:
         named += [("attention patterns", e) for e in self.patterns] + [("head study", e) for e in self.studies]
         named += [("component study", e) for e in self.components]
         named += [("completeness", e) for e in self.completeness] + [("minimality", e) for e in self.minimality]
+        named += [("edge scores by position", e) for e in self.positions]
+        named += [("movements between positions", e) for e in self.movements]
         return [(what, result.provenance) for what, result in named]
 
     @property
@@ -183,6 +188,8 @@ def collect(task: Task, results: Sequence[object]) -> Findings:
         stabilities=tuple(r for r in results if isinstance(r, Stability)),
         completeness=tuple(r for r in results if isinstance(r, Completeness)),
         minimality=tuple(r for r in results if isinstance(r, Minimality)),
+        positions=tuple(r for r in results if isinstance(r, PositionScores)),
+        movements=tuple(r for r in results if isinstance(r, AttentionEdges)),
         others=tuple(r for r in results if not isinstance(r, REPORTED)),
     )
 

@@ -26,7 +26,7 @@ def render_positions(
 
     >>> Path("ioi.html").write_text(render_positions(score_positions(model, task), score_attention_edges(model, task)))
     """
-    return _graph_page(_positions_payload(scores, attention, n_edges, title), position_table(scores))
+    return _graph_page(positions_payload(scores, attention, n_edges, title), position_table(scores))
 
 
 @draws(PositionScores)
@@ -38,7 +38,7 @@ def positions_page(scores: PositionScores) -> str:
 @draws_still(PositionScores)
 def positions_still(scores: PositionScores) -> str:
     """The picture over positions."""
-    return graph_still(_positions_payload(scores, None, N_EDGES, ""))
+    return graph_still(positions_payload(scores, None, N_EDGES, ""))
 
 
 @draws(AttributionGraph)
@@ -62,9 +62,10 @@ def comparison_page(comparison: CircuitComparison) -> str:
     return _graph_page(payload, comparison_table(comparison))
 
 
-def _positions_payload(
+def positions_payload(
     scores: PositionScores, attention: AttentionEdges | None, n_edges: int, title: str
 ) -> dict[str, object]:
+    """The payload of the strongest edges over positions."""
     table = positions_table(scores, attention, n_edges)
     options = GraphOptions(title=title or f"Edges by position ({scores.rules})", metric_name=scores.metric_name)
     among = f"the {plural(table.n_of_graph, 'edge')} that the model has over {plural(len(scores.labels), 'position')}"

@@ -18,6 +18,7 @@ from .component_section import card_fragments
 from .curve import curve_fragment, curve_table, evaluation_table
 from .findings import EXTENSIONS, Findings
 from .graph import SHOWN_OF_SCORES, graph_fragment, whole_graph
+from .graph_pages import positions_payload
 from .graph_payload import GraphOptions, graph_payload
 from .graph_static import static_svg
 from .heads import heads_fragment
@@ -29,6 +30,7 @@ from .text import count, escape, number, plural, signed, words
 from .words import METRIC_WORDS, comparable, key_numbers, limits, summary_sentences
 
 N_PAIRS = 5
+N_BY_POSITION = 100
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,12 @@ def _graph(findings: Findings) -> list[Fragment]:
         names = ("circuit 1", "circuit 2")
         options = GraphOptions(title="Both circuits", facts=facts, names=names, metric_name=findings.task.metric.name)
         found.append(graph_fragment(graph_payload(circuits[0], options, other=circuits[1])))
+    for scores in findings.positions:
+        movements = next((m for m in findings.movements if m.labels == scores.labels), None)
+        said = "By position: an edge stands where its reader reads; an arch is what a head moves from one position to another. Estimated."
+        found += [Fragment(f"<h3>Where it happens</h3><p>{said}</p>")]
+        title = f"Edges of {findings.task.name} by position"
+        found.append(graph_fragment(positions_payload(scores, movements, N_BY_POSITION, title)))
     if not circuits:
         for scores in findings.scores:
             options = GraphOptions(
