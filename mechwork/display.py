@@ -48,8 +48,10 @@ def still(result: object) -> str:
     for cls in type(result).__mro__:
         if cls in _STILLS:
             return _STILLS[cls](result)
-    if callable(rows := getattr(result, "to_dataframe", None)):
-        return str(rows().head(_ROWS).to_html(index=False, border=0, float_format=lambda value: f"{value:.4g}"))
+    rows: Any = getattr(result, "to_dataframe", None)
+    if callable(rows):
+        frame: Any = rows()
+        return str(frame.head(_ROWS).to_html(index=False, border=0, float_format=lambda value: f"{value:.4g}"))
     text = str(result)
     return f"<pre>{html.escape(text[:_LETTERS] + '…' * (len(text) > _LETTERS))}</pre>"
 

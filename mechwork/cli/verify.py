@@ -107,8 +107,8 @@ def _rerun(
     except MechworkError as error:
         return [Check("numbers", "differs", f"the analysis fails now: {error}")]
     after = json.loads(dump_json(summarise(found)))
-    pruned = [{key: value for key, value in data.items() if key not in CHANGING} for data in (before, after)]
-    places = list(islice(differences(*pruned, args.tolerance), N_SHOWN + 1))
+    old, new = ({key: value for key, value in data.items() if key not in CHANGING} for data in (before, after))
+    places = list(islice(differences(old, new, args.tolerance), N_SHOWN + 1))
     if not places:
         return [Check("numbers", "same", f"within {args.tolerance:g}")]
     more = "; and more" if len(places) > N_SHOWN else ""

@@ -52,6 +52,6 @@ def _card(node: str, known: list[Card], role: str, note: str) -> str:
     words = cards_markup(said) or '<p class="mw-muted">nothing yet</p>'
     return (
         f'<article class="mw-card" data-mw-row="{name}" aria-label="{name}"><h4><button type="button" class="mw-select" data-mw-select="{name}">{name}</button></h4>'
-        f'<div class="mw-card-sides"><section aria-label="{name}: measured and estimated">{cards_markup(found)}</section>'
-        f'<section aria-label="{name}: interpretation"><h5>Interpretation</h5>{words}</section></div></article>'
+        f'<div class="mw-card-sides"><div role="group" aria-label="{name}: measured and estimated">{cards_markup(found)}</div>'
+        f'<div role="group" aria-label="{name}: interpretation"><h5>Interpretation</h5>{words}</div></div></article>'
     )
