@@ -126,7 +126,7 @@ def completeness_table(found: Completeness) -> str:
         ("incompleteness, worst random knock-out", fixed(max(found.random))),
         (f"incompleteness, learned knock-out of {plural(len(found.knocked_out), 'edge')}", fixed(found.learned)),
     ]
-    columns = [Column("", [name for name, _ in rows]), Column("value", [v for _, v in rows], numeric=True)]
+    columns = [Column("quantity", [name for name, _ in rows]), Column("value", [v for _, v in rows], numeric=True)]
     caption = "Measured: completeness. 0 means that circuit and model react alike; shares of the gap between model and empty circuit"
     return table(columns, caption=caption)
 

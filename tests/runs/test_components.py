@@ -16,7 +16,7 @@ from tests.reference import components as literal
 
 
 def study_task(model: Any) -> Task:
-    task = build_task(model)
+    task = build_task()
     tokens = task.pairs.clean_tokens.clone()
     tokens[:, 3] = tokens[:, 1]  # so that there are copies to look at
     return Task.from_tokens(tokens, task.pairs.corrupt_tokens, task.pairs.correct, task.pairs.incorrect)
@@ -64,7 +64,7 @@ def test_promoted_tokens_of_a_bundled_model(bundled_model: Any) -> None:
 
 
 def test_what_is_not_a_component_is_refused(tiny_gpt2_64: Any) -> None:
-    task = build_task(tiny_gpt2_64)
+    task = build_task()
     for node in ("a9.h0", "m9", "mx", "head"):
         with pytest.raises(InputError, match="are written"):
             study_components(tiny_gpt2_64, task, [node])

@@ -2,9 +2,9 @@
 // estimates, and both apart from interpretation.
 
 function createPanel(app) {
-  const body = htmlElement("div", { class: "mw-panel-body", tabindex: "0", role: "region", "aria-label": "Details" });
+  const body = htmlElement("div", { class: "mw-panel-body", tabindex: "0", role: "region", "aria-label": `Details of ${app.payload.title}` });
   const legend = createLegend(app);
-  const element = htmlElement("aside", { class: "mw-panel", "aria-label": "Details and legend" }, body, legend.element);
+  const element = htmlElement("aside", { class: "mw-panel", "aria-label": `Details and legend of ${app.payload.title}` }, body, legend.element);
 
   function update(state, seen, focus) {
     // Typing a note must not rebuild the field under the cursor.
