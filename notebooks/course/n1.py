@@ -1,0 +1,72 @@
+"""Exercises of notebook 1, First circuit in five minutes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .exercise import Exercise, add, close, same
+
+
+def _where(answer: Any, exact: Any) -> str | None:
+    effect = exact["resid_pre"]
+    best = effect.labels["pos"][int(effect.values[3].argmax())]
+    if same(answer, best):
+        return None
+    if same(answer, "END"):
+        return "END is where the answer is read, in the end. Look at the row of layer 3: has it arrived there yet?"
+    if same(answer, "S2"):
+        return "S2 is where it starts. Look whether it is still there three blocks later."
+    if answer not in effect.labels["pos"]:
+        return f"the positions are called {', '.join(effect.labels['pos'])}."
+    return "another position in the row of layer 3 is stronger."
+
+
+def _left_over(answer: Any, model: Any, task: Any, circuit: Any) -> str | None:
+    import mechwork as mw
+
+    answer = getattr(answer, "faithfulness", answer)
+    truth = mw.evaluate(model, task.test, circuit.complement(), n_random=0).faithfulness
+    if close(answer, truth) or abs(float(answer) - truth) < 0.005:
+        return None
+    kept = mw.evaluate(model, task.test, circuit, n_random=0).faithfulness
+    if close(answer, kept):
+        return "this is the faithfulness of the circuit itself; cut the circuit out instead."
+    if close(answer, 1 - kept):
+        return "1 minus the circuit's faithfulness is no measurement: what two parts do alone need not add up to 1."
+    return "this is not what the other edges give on the test pairs."
+
+
+def _smallest(answer: Any, curve: Any) -> str | None:
+    good = [n for n, f in zip(curve.sizes, curve.faithfulness.tolist(), strict=True) if f >= 0.8]
+    if int(answer) == min(good):
+        return None
+    if int(answer) in good:
+        return "that one reaches 0.8, but a smaller one does too."
+    if int(answer) in curve.sizes:
+        return "the circuit of that size stays below 0.8."
+    return f"the table has the sizes {', '.join(map(str, curve.sizes))}."
+
+
+add(
+    Exercise(
+        "1.1",
+        _where,
+        hint="Read the printed line of layer 3, or find the largest number of effect.values[3].",
+        solution='where = positions[int(effect.values[3].argmax())]  # "S2+"',
+        why="The information leaves S2 and waits in the words between S2 and END before the last layers read it.",
+    ),
+    Exercise(
+        "1.2",
+        _left_over,
+        hint="mw.evaluate takes any circuit. A circuit's complement() is a circuit.",
+        solution="left_over = mw.evaluate(model, task.test, circuit.complement()).faithfulness",
+        why="Without these edges next to nothing of the answer is left: the circuit is needed, not only sufficient.",
+    ),
+    Exercise(
+        "1.3",
+        _smallest,
+        hint="Go down the column 'faithfulness' and stop at the first number of at least 0.8.",
+        solution="smallest = min(n for n, f in zip(curve.sizes, curve.faithfulness.tolist()) if f >= 0.8)",
+        why="A few dozen edges are enough; the random circuits of that size do nothing.",
+    ),
+)

@@ -1,0 +1,93 @@
+"""Exercises of notebook 2, Cached runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .exercise import Exercise, add, close
+
+GPT2_BYTES = 12 * 64 * 128 * 768 * 4
+
+
+def _rebuilt(answer: Any, run: Any) -> str | None:
+    truth = run["resid_post"][2]
+    if tuple(answer.shape) != tuple(truth.shape):
+        return f"the stream after one block has the shape {tuple(truth.shape)}; this has {tuple(answer.shape)}."
+
+    def fits(tensor: Any) -> bool:
+        return float((answer - tensor).abs().max()) < 1e-3
+
+    if fits(truth):
+        return None
+    if fits(run["resid_pre"][2] + run["attn_out"][2]):
+        return "this is the stream between attention and MLP: something is still to be added."
+    if fits(run["resid_post"][1]) or fits(run["resid_post"][3]):
+        return "this is the stream after another block. Counting starts at 0, so block 2 is the third."
+    return "this differs from the stream after block 2."
+
+
+def _share(answer: Any, task: Any, run: Any) -> str | None:
+    values = task.measure(run.logits)
+    truth = float((values > 0).double().mean())
+    if close(answer, truth, 1e-4):
+        return None
+    if close(answer, values.mean()):
+        return "this is the mean of the metric. Count the pairs in which it is positive."
+    if close(answer, (values > 0).sum()):
+        return "this is the number of right pairs, not their share."
+    return "this is not the share of pairs with a positive metric."
+
+
+def _shape(answer: Any, anatomy: Any) -> str | None:
+    answer, truth = tuple(answer), (anatomy.n_layers, 8, 28, anatomy.n_kv_heads, anatomy.d_head)
+    if answer == truth:
+        return None
+    if len(answer) != len(truth):
+        return "keys have five axes: layer, pair, position, head, width of a head."
+    if answer[3] == anatomy.n_heads:
+        return "that is the shape of the queries. Keys are shared: there are fewer of them."
+    return "go through the axes once more: layer, pair, position, key/value head, width of a head."
+
+
+def _n_bytes(answer: Any) -> str | None:
+    if close(answer, GPT2_BYTES, 1e-6):
+        return None
+    if close(answer, GPT2_BYTES / 4, 1e-6):
+        return "these are numbers. How many bytes does each take?"
+    if close(answer, GPT2_BYTES / 12, 1e-6):
+        return "this is one layer."
+    if close(answer, GPT2_BYTES / 1e6, 0.05) or close(answer, GPT2_BYTES / 2**20, 0.05):
+        return "this is in megabytes; the question asks for bytes."
+    return "multiply layers, prompts, tokens, width, and bytes per number."
+
+
+add(
+    Exercise(
+        "2.1",
+        _rebuilt,
+        hint="What enters block 2, plus what its attention writes, plus what its MLP writes.",
+        solution='rebuilt = run["resid_pre"][2] + run["attn_out"][2] + run["mlp_out"][2]',
+        why="A block never overwrites the stream; it adds two things to it.",
+    ),
+    Exercise(
+        "2.2",
+        _share,
+        hint="task.measure(run.logits) has one number per pair; compare with 0, then take the mean.",
+        solution="share = float((task.measure(run.logits) > 0).double().mean())",
+        why="A metric per pair, never averaged too early, lets you ask such questions afterwards.",
+    ),
+    Exercise(
+        "2.3",
+        _shape,
+        hint="Only one of the five numbers differs from the shape of the queries.",
+        solution="shape = (anatomy.n_layers, 8, 28, anatomy.n_kv_heads, anatomy.d_head)",
+        why="With grouped attention, several query heads read the same keys and values.",
+    ),
+    Exercise(
+        "2.4",
+        _n_bytes,
+        hint="layers x prompts x tokens x width x bytes per number.",
+        solution="n_bytes = 12 * 64 * 128 * 768 * 4",
+        why="About 302 MB for one kind of site. All kinds of a larger model would not fit.",
+    ),
+)

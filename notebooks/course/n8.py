@@ -1,0 +1,90 @@
+"""Exercises of notebook 8, From scores to a circuit report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .exercise import Exercise, add, close, same
+
+
+def _mean(values: Any) -> float:
+    return sum(values) / len(values)
+
+
+def _wiring(answer: Any, result: Any) -> str | None:
+    f = result.faithfulness
+    if close(answer, f - _mean(result.same_degree)):
+        return None
+    if close(answer, _mean(result.same_degree)):
+        return "this is what the right nodes alone give. What does the right wiring add?"
+    if close(answer, f):
+        return "this is against nothing, or against random circuits, which do nothing here. Those of the same degrees are the harder control."
+    return "take result.faithfulness and subtract the mean of result.same_degree."
+
+
+def _always(answer: Any, inclusion: Any) -> str | None:
+    truth = int((inclusion == 1).sum())
+    if int(answer) == truth:
+        return None
+    if int(answer) == int((inclusion > 0).sum()):
+        return "so many are chosen at least once. How many always?"
+    if int(answer) == 60:
+        return "so many are chosen each time, but not always the same ones."
+    return "count the entries of inclusion that are exactly 1."
+
+
+def _times(answer: Any, reuse: Any) -> str | None:
+    overlap = reuse.comparison.overlaps[0]
+    if close(answer, overlap.edges / overlap.edges_by_chance, 0.03):
+        return None
+    if close(answer, overlap.edges):
+        return "this is the Jaccard index. Divide it by the one of chance."
+    if close(answer, overlap.nodes / overlap.nodes_by_chance, 0.03):
+        return "these are nodes. The question is about edges."
+    if close(answer, overlap.edges - overlap.edges_by_chance):
+        return "this is the difference; the question asks how many times."
+    return "divide overlap.edges by overlap.edges_by_chance."
+
+
+def _donor(answer: Any, reuse: Any) -> str | None:
+    others = [name for name in reuse.tasks if name != "greater_than"]
+    if same(answer, "greater_than"):
+        return "its own circuit does, of course; the question is about the others."
+    best = max(others, key=lambda owner: reuse.evaluations["greater_than", owner].faithfulness)
+    if same(answer, best):
+        return None
+    if answer in others:
+        return f"its circuit gives greater_than {reuse.evaluations['greater_than', answer].faithfulness:.3f}; another gives more."
+    return f"the tasks are {', '.join(reuse.tasks)}."
+
+
+add(
+    Exercise(
+        "8.1",
+        _wiring,
+        hint="result.same_degree is a tuple of numbers; take their mean.",
+        solution="wiring = result.faithfulness - sum(result.same_degree) / len(result.same_degree)",
+        why="The right nodes with the wrong wiring get part of the way. A control that could have won makes the rest worth telling.",
+    ),
+    Exercise(
+        "8.2",
+        _always,
+        hint="inclusion is a tensor of shares between 0 and 1.",
+        solution="always = int((inclusion == 1).sum())",
+        why="These are the edges to build a story on. The last few of the sixty depend on the draw.",
+    ),
+    Exercise(
+        "8.3",
+        _times,
+        hint="overlap = reuse.comparison.overlaps[0]; it has edges and edges_by_chance.",
+        solution="times = reuse.comparison.overlaps[0].edges / reuse.comparison.overlaps[0].edges_by_chance",
+        why="Many times chance, and still not enough to run the task, as the lower table shows.",
+    ),
+    Exercise(
+        "8.4",
+        _donor,
+        hint="Read the row of greater_than in the lower table, without its own column.",
+        solution='donor = "pronoun"',
+        why="Running the task is the test; overlap is only a reason to try.",
+    ),
+)

@@ -1,0 +1,68 @@
+"""Sources and notebooks: ``python -m notebooks.course.pairing`` writes every .ipynb from its py:percent source.
+
+The .py files are what people edit; they are jupytext's percent format, so that ``jupytext --sync`` and editors understand
+them too. A cell begins with ``# %%``, a Markdown cell with ``# %% [markdown]``. The notebooks are written without outputs.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+NOTEBOOKS = Path(__file__).resolve().parents[1]
+MARK = "# %%"
+METADATA = {
+    "jupytext": {"formats": "ipynb,py:percent"},
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+
+
+def sources() -> list[Path]:
+    """The sources, in order."""
+    return sorted(NOTEBOOKS.glob("[0-9][0-9]_*.py"))
+
+
+def read_cells(text: str) -> list[tuple[str, str]]:
+    """(``"markdown"`` or ``"code"``, text) of every cell of a percent source; what stands before the first is its header."""
+    cells: list[tuple[str, list[str]]] = []
+    for line in text.splitlines():
+        if line.startswith(MARK):
+            cells.append(("markdown" if "[markdown]" in line else "code", []))
+        elif cells:
+            cells[-1][1].append(line)
+    return [(kind, _text(kind, lines)) for kind, lines in cells]
+
+
+def _text(kind: str, lines: list[str]) -> str:
+    if kind == "markdown":
+        lines = [line[2:] if line.startswith("# ") else line.removeprefix("#") for line in lines]
+    return "\n".join(lines).strip("\n")
+
+
+def build(text: str) -> dict[str, Any]:
+    """The notebook of a percent source, as nbformat 4.5 without outputs."""
+    cells: list[dict[str, Any]] = []
+    for number, (kind, content) in enumerate(read_cells(text)):
+        cell: dict[str, Any] = {"cell_type": kind, "id": f"cell-{number:02d}", "metadata": {}}
+        if kind == "code":
+            cell |= {"execution_count": None, "outputs": []}
+        cells.append(cell | {"source": content.splitlines(keepends=True)})
+    return {"cells": cells, "metadata": METADATA, "nbformat": 4, "nbformat_minor": 5}
+
+
+def to_json(notebook: dict[str, Any]) -> str:
+    """As Jupyter writes it."""
+    return json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+
+
+def main() -> None:
+    """Write every notebook anew."""
+    for source in sources():
+        target = source.with_suffix(".ipynb")
+        target.write_text(to_json(build(source.read_text(encoding="utf-8"))), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

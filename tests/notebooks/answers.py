@@ -1,0 +1,99 @@
+"""Wrong answers that a student might well give, as code that runs in the notebook where the exercise stands."""
+
+WRONG: dict[str, tuple[str, ...]] = {
+    "1.1": ('where = "END"', 'where = "S2"', 'where = "IO"', 'where = "the end"'),
+    "1.2": (
+        "left_over = mw.evaluate(model, task.test, circuit).faithfulness",
+        "left_over = 1 - mw.evaluate(model, task.test, circuit).faithfulness",
+        "left_over = 0.5",
+    ),
+    "1.3": ("smallest = curve.sizes[-1]", "smallest = curve.sizes[0]", "smallest = 80", "smallest = 'few'"),
+    "2.1": (
+        'rebuilt = run["resid_pre"][2] + run["attn_out"][2]',
+        'rebuilt = run["resid_pre"][1] + run["attn_out"][1] + run["mlp_out"][1]',
+        'rebuilt = run["resid_pre"]',
+    ),
+    "2.2": (
+        "share = float(task.measure(run.logits).mean())",
+        "share = int((task.measure(run.logits) > 0).sum())",
+        "share = 0.1",
+    ),
+    "2.3": ("shape = (6, 8, 28, 4, 32)", "shape = (6, 8, 28, 64)", "shape = (8, 6, 28, 2, 32)"),
+    "2.4": ("n_bytes = 12 * 64 * 128 * 768", "n_bytes = 64 * 128 * 768 * 4", "n_bytes = 302", "n_bytes = 2 ** 30"),
+    "3.1": ("s2_in_corrupt = 10", "s2_in_corrupt = 9", "s2_in_corrupt = 4"),
+    "3.2": ('straight = "probability_difference"', 'straight = "log_probability"', 'straight = "accuracy"'),
+    "3.3": ('direction = "noise"', 'direction = "both"'),
+    "3.4": (
+        "metric_there = float(effect.values[4, column])",
+        "metric_there = float(effect.normalized().values[4, column])",
+        "metric_there = base.clean - float(effect.values[4, column])",
+    ),
+    "4.1": ("estimate = metric(1) - metric(0)", "estimate = slope(0.5)", "estimate = metric(0)"),
+    "4.2": ("n_steps = 1", "n_steps = 2", "n_steps = 20"),
+    "4.3": ('usable = "resid_pre"', 'usable = "z"', 'usable = "attention"'),
+    "4.4": ("passes = 5", "passes = 10", "passes = 3"),
+    "5.1": ("under_rule = 0.0", "under_rule = 3", "under_rule = 1 / 5"),
+    "5.2": ("missing = float(relevance.values.sum())", "missing = relevance.value", "missing = 0"),
+    "5.3": ('best_rule = "Identity-rule"', 'best_rule = "AH-rule"', 'best_rule = "relp"'),
+    "5.4": ('weakest = "gradient"', 'weakest = "relp"', 'weakest = "gim"'),
+    "8.1": (
+        "wiring = result.faithfulness - sum(result.random) / len(result.random)",
+        "wiring = sum(result.same_degree) / len(result.same_degree)",
+        "wiring = result.faithfulness",
+    ),
+    "8.2": ("always = int((inclusion > 0).sum())", "always = 60", "always = 3"),
+    "8.3": (
+        "times = reuse.comparison.overlaps[0].edges",
+        "times = reuse.comparison.overlaps[0].nodes / reuse.comparison.overlaps[0].nodes_by_chance",
+        "times = 1",
+    ),
+    "8.4": ('donor = "ioi"', 'donor = "greater_than"', 'donor = "induction"'),
+}
+
+CLAIMS: dict[str, tuple[str, ...]] = {
+    "01": (
+        "approx.agreement(exact)['resid_pre'].pearson > 0.95",
+        "approx.agreement(exact)['resid_pre'].relative_error > 0.2",  # "sizes are off"
+        "result.faithfulness > 0.85 > 0.05 > max(map(abs, result.random))",
+        "abs(mw.evaluate(model, task.test, circuit.complement()).faithfulness) < 0.05",
+        "20 < min(n for n, f in zip(curve.sizes, curve.faithfulness.tolist()) if f >= 0.8) < 100",
+    ),
+    "02": ("float((total - run['resid_post'][-1]).abs().max()) < 1e-4", "torch.equal(logits, run.logits)"),
+    "03": (
+        "0.14 < share(denoise, 'logit_difference', 5, 1) < 0.20 and 0.14 < share(noise, 'logit_difference', 5, 1) < 0.20",
+        "share(denoise, 'log_probability', 5, 1) > 0.3 and abs(share(noise, 'log_probability', 5, 1)) < 0.02",
+        "float(denoise['z'].normalized().values.sum()) > 1.5",
+        "aligned['resid_pre'].normalized().values[0, list(aligned['resid_pre'].labels['pos']).index('S2')] > 0.9",
+    ),
+    "04": (
+        "difference[1] < difference[0] and (difference[-1] - difference[-2]) * 20 < 5",  # flat at both ends, down at first
+        "plain.agreement(exact)['resid_pre'].pearson < 0 and plain.agreement(exact)['z'].pearson < 0",
+        (
+            "(lambda e, p: (p[e.abs() > 0.5 * e.abs().max()] * e[e.abs() > 0.5 * e.abs().max()] < 0).double().mean() > 0.5)"
+            "(exact['resid_pre'].values, plain['resid_pre'].values)"
+        ),  # most of the largest have the wrong sign
+        "five.agreement(exact)['resid_pre'].pearson > 0.95 and relp.agreement(exact)['resid_pre'].pearson > 0.95",
+        "float(plain_bent['resid_pre'].values.flatten()[largest]) < 0.05 * float(exact_bent['resid_pre'].values.max())",
+        "integrated(1) > 2.9 and abs(integrated(5) / true_effect - 1) < 0.05",
+    ),
+    "05": (
+        "abs(by_gradient.relevance[-1]) < 0.01 and 430 < by_gradient.value < 450",
+        "conserved.expected and conserved.holds(1e-4)",
+        "abs(x[0].item() / x.norm().item() - 0.6) < 1e-6 and abs(float((x * gradient).sum().detach())) < 1e-6",
+        (
+            "all(mw.attribute(model, induction, ['resid_pre'], rules=r).agreement(truth)['resid_pre'].pearson < 0.9 "
+            "for r in ('gradient', 'relp', 'relp_ah'))"
+        ),
+    ),
+    "08": (
+        "result.faithfulness > 0.85 and 0.3 < sum(result.same_degree) / len(result.same_degree) < 0.7",
+        "all(mw.evaluate(model, task.test, circuit, ablation=a, source=task.train).faithfulness < 0.1 for a in ('zero', 'mean'))",
+        "all(o.edges > 4 * o.edges_by_chance for o in reuse.comparison.overlaps)",
+        (
+            "all(abs(reuse.evaluations[a, b].faithfulness) < 0.1 for a, b in "
+            "(('ioi', 'pronoun'), ('ioi', 'greater_than'), ('pronoun', 'ioi'), ('greater_than', 'ioi')))"
+        ),
+        "all(reuse.evaluations[a, b].faithfulness > 0.6 for a, b in (('pronoun', 'greater_than'), ('greater_than', 'pronoun')))",
+    ),
+}
+"""What the notebooks' prose says about their numbers, by the notebook's number: true at the end of the run."""

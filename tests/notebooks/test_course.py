@@ -1,0 +1,98 @@
+"""The package beside the notebooks: the first cell's messages, and exercises that judge anything without falling over."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from notebooks.course import EXERCISES, check, hint, passed, solution, start
+from notebooks.course.exercise import Exercise
+
+NO_NUMBER = object()
+
+
+def test_begin_says_that_all_is_well(capsys: pytest.CaptureFixture[str]) -> None:
+    start.begin("1")
+    start.begin("1")
+    said = capsys.readouterr().out
+    assert said.count("bundled models found") == 2
+    assert "No network" in said
+
+
+def test_an_older_python_is_told_to_change_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start.sys, "version_info", (3, 9, 7))
+    with pytest.raises(start.NotReadyError, match=r"needs Python 3.11 or newer; this kernel runs 3.9.7") as caught:
+        start.begin("1")
+    assert "Change Kernel" in str(caught.value)
+    assert "pip install" in str(caught.value)
+
+
+def test_no_mechwork_is_told_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(start.NotReadyError, match="mechwork is not installed") as caught:
+        start.begin("1")
+    assert sys.executable in str(caught.value)
+    assert caught.value._render_traceback_() == [str(caught.value)]
+
+
+def test_another_mechwork_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = SimpleNamespace(__file__="/elsewhere/mechwork.py")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: other)
+    monkeypatch.setitem(sys.modules, "mechwork", other)  # type: ignore[arg-type]
+    with pytest.raises(start.NotReadyError, match="elsewhere"):
+        start.begin("1")
+
+
+def test_missing_models_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mechwork.bundled.model_names", list)
+    with pytest.raises(start.NotReadyError, match="bundled models are not part"):
+        start.begin("1")
+
+
+def test_a_name_that_no_cell_has_made_says_which_cells_to_run(capsys: pytest.CaptureFixture[str]) -> None:
+    shown: list[object] = []
+    shell = SimpleNamespace(showtraceback=lambda what, tb_offset: shown.append(what))
+    start._say_above(shell, NameError, NameError("name 'task' is not defined"), None)
+    assert "name 'task' is not defined Run the cells above first" in capsys.readouterr().out
+    assert len(shown) == 1
+
+
+@pytest.mark.parametrize("file", ["__init__.py", "start.py"])
+def test_the_first_cell_can_be_read_by_an_older_python(file: str) -> None:
+    """It has to run there, in order to say that the Python is too old."""
+    text = (Path(start.__file__).parent / file).read_text(encoding="utf-8")
+    ast.parse(text, feature_version=(3, 7))
+    assert "f'" not in text
+    assert 'f"' not in text.replace('if"', "")
+
+
+@pytest.mark.parametrize("name", sorted(EXERCISES))
+def test_no_answer_is_said_to_be_no_answer(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for answer in (..., None):
+        check(name, answer)
+        assert "not answered yet" in capsys.readouterr().out
+        assert not passed(name)
+
+
+@pytest.mark.parametrize("name", sorted(EXERCISES))
+def test_a_strange_answer_gets_a_message_and_no_traceback(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    check(name, NO_NUMBER)
+    assert "not yet" in capsys.readouterr().out
+    hint(name)
+    solution(name)
+    assert "one solution" in capsys.readouterr().out
+
+
+def test_an_unknown_exercise_names_the_known_ones() -> None:
+    with pytest.raises(KeyError, match=r"1\.1"):
+        check("9.9", 1)
+
+
+def test_an_exercise_needs_all_its_parts() -> None:
+    with pytest.raises(ValueError, match="needs a hint"):
+        Exercise("9.1", lambda answer: None, hint=" ", solution="x = 1", why="so")

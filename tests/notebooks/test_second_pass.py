@@ -1,0 +1,65 @@
+"""The second pass: every exercise judged, every claim checked, and the page that nbconvert makes, looked at in a browser.
+
+The first pass is nbmake's. Screenshots go to the folder named by MECHWORK_ARTEFACTS, else to the test's temporary folder.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from notebooks.course.pairing import sources
+from tests.render.conftest import Tab, artefacts, browser, open_page  # noqa: F401 - fixtures
+
+from .second_pass import execute, exercises_in, to_page
+
+PRINT_COLOURS = """async (data) => {
+    const image = await createImageBitmap(await (await fetch('data:image/png;base64,' + data)).blob());
+    const canvas = Object.assign(document.createElement('canvas'), { width: image.width, height: image.height });
+    const context = canvas.getContext('2d');
+    context.drawImage(image, 0, 0);
+    const seen = new Set(new Uint32Array(context.getImageData(0, 0, image.width, image.height).data.buffer));
+    return seen.size;
+}"""
+"""How many different colours a picture has: a blank figure has one or two."""
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("source", sources(), ids=lambda source: source.stem)
+def test_exercises_claims_and_page(source: Path, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    done = execute(source, tmp_path)
+    names = exercises_in(source)
+    assert len(done.told) == len(names) + 1
+    for name, said in zip(names, done.told, strict=False):
+        assert said.count("not yet: ") >= 2
+        assert f"{name}  right. " in said
+        assert "could not be judged" not in said.split("right. ")[-1]
+    assert list((tmp_path / "reports").iterdir()), "the notebook saves a report or a figure"
+    look_at(source.stem, to_page(done.notebook), request)
+
+
+def look_at(name: str, page: str, request: pytest.FixtureRequest) -> None:
+    """Opens the page offline; every frame has something in it. Requests and console errors fail when the tab closes."""
+    tab: Tab = request.getfixturevalue("open_page")(page, wait="main", height=1000)
+    assert tab.page.locator(".jp-Cell, .cell").count() > 15
+    frames = tab.page.locator("iframe[title='mechwork figure']")
+    assert frames.count() >= 1
+    for number in range(frames.count()):
+        frame = frames.nth(number)
+        frame.scroll_into_view_if_needed()
+        inside = frame.content_frame
+        inside.locator(".main-svg, .mw-nodes .mw-node, canvas, table, .mw-token").first.wait_for(timeout=20_000)
+        tab.settle()
+        assert colours(tab, frame) > 20, f"figure {number} of {name} is blank"
+        frame.screenshot(path=str(tab.artefacts / f"notebook-{name}-figure{number}.png"))
+    tab.picture(f"notebook-{name}", full_page=True)
+
+
+def colours(tab: Tab, frame: Any) -> int:
+    """Different colours in a picture of the frame."""
+    import base64
+
+    return tab.page.evaluate(PRINT_COLOURS, base64.b64encode(frame.screenshot()).decode())
