@@ -7,6 +7,8 @@ weights say. Imports `patching` and below.
     table.show()
 """
 
+from .attribution import attribute_logits as attribute_logits
+from .contributions import LogitAttribution as LogitAttribution
 from .lens import LOGIT_LENS as LOGIT_LENS
 from .lens import Lens as Lens
 from .lens import LogitLens as LogitLens
