@@ -31,6 +31,7 @@ VERBS = {
     "tasks": "list the tasks, or show one",
     "models": "list the bundled models, or verify their files",
     "train": "train a bundled model again from its recipe",
+    "lens": "train a tuned lens, show what a lens reads, or measure one",
     "truth": "try methods on models whose circuit is known",
     "doctor": "say what this installation has and lacks",
 }

@@ -3,12 +3,14 @@
 Owns the readout, lenses (as they are, trained, imported), tables and trajectories, direct logit attribution, and what
 weights say. Imports `patching` and below.
 
-    table = read_lens(model, "The war lasted from the year 1732 to the year 17")
+    table = read_lens(model, "The war lasted from the year 1732 to the year 17", load_lens(model))
     table.show()
 """
 
 from .attribution import attribute_logits as attribute_logits
 from .contributions import LogitAttribution as LogitAttribution
+from .evaluate import LensEvaluation as LensEvaluation
+from .evaluate import evaluate_lens as evaluate_lens
 from .lens import LOGIT_LENS as LOGIT_LENS
 from .lens import Lens as Lens
 from .lens import LogitLens as LogitLens
@@ -16,5 +18,17 @@ from .prompts import Prompts as Prompts
 from .prompts import as_prompts as as_prompts
 from .readout import Reading as Reading
 from .readout import Readout as Readout
+from .recipe import LensRecipe as LensRecipe
 from .table import LensTable as LensTable
 from .table import read_lens as read_lens
+from .text import TextStream as TextStream
+from .text import open_text as open_text
+from .train import LensTraining as LensTraining
+from .train import train_lens as train_lens
+from .translators import BiasOnly as BiasOnly
+from .translators import Diagonal as Diagonal
+from .translators import Form as Form
+from .translators import Full as Full
+from .translators import LowRank as LowRank
+from .tuned import TunedLens as TunedLens
+from .tuned import load_lens as load_lens

@@ -29,7 +29,7 @@ class _Divergence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, p: Tensor, minus_entropy: Tensor) -> Tensor:
         log_q = logits.to(p.dtype).log_softmax(dim=-1)
-        loss = minus_entropy - torch.linalg.vecdot(p, log_q)
+        loss = minus_entropy - (p * log_q).sum(dim=-1)
         ctx.save_for_backward(log_q.exp_().sub_(p).to(logits.dtype))
         return loss
 

@@ -49,6 +49,11 @@ class TextStream:
         """Rows `start` to `start + n` (fewer when the text ends)."""
         return list(islice(self.open_rows(start), n))
 
+    def odd_rows(self, n: int) -> TextStream:
+        """The rows held out of training that did not decide when to stop: every other one of the first `n`."""
+        facts = {**self.facts, "rows": f"odd ones of the first {n}"}
+        return TextStream(lambda start: islice(self.open_rows(0), 1 + 2 * start, n, 2), facts, endless=False)
+
     def batches(self, start: int, n_tokens: int, first: int = 0) -> Iterator[tuple[list[Row], int]]:
         """Batches of at least `n_tokens` tokens, each with the cursor after it; a finite text begins again at row `first`."""
         cursor, batch, size = start, [], 0
@@ -247,7 +252,7 @@ def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
         if line.strip():
             held.append(line)
         elif held:
-            yield "".join(held)
+            yield "".join(held).rstrip("\n")
             held = []
     if held:
-        yield "".join(held)
+        yield "".join(held).rstrip("\n")

@@ -19,7 +19,7 @@ where the inputs vary (Izenman 1975).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -68,6 +68,7 @@ class Moments:
         )
 
 
+@runtime_checkable
 class Form(Protocol):
     """One size of translator."""
 
