@@ -7,6 +7,7 @@ weights say. Imports `patching` and below.
     table.show()
 """
 
+from .archive import read_archive as read_archive
 from .attribution import attribute_logits as attribute_logits
 from .contributions import LogitAttribution as LogitAttribution
 from .evaluate import LensEvaluation as LensEvaluation
@@ -16,6 +17,7 @@ from .lens import Lens as Lens
 from .lens import LogitLens as LogitLens
 from .prompts import Prompts as Prompts
 from .prompts import as_prompts as as_prompts
+from .published import import_lens as import_lens
 from .readout import Reading as Reading
 from .readout import Readout as Readout
 from .recipe import LensRecipe as LensRecipe

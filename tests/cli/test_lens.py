@@ -8,7 +8,10 @@ import pytest
 
 from .conftest import Cli
 
-TEXT = "\n\n".join(f"When Mary and John went to the shop, John gave {'a drink ' * (i % 7)} to Mary. The cats are here." for i in range(60))
+TEXT = "\n\n".join(
+    f"When Mary and John went to the shop, John gave {'a drink ' * (i % 7)} to Mary. The cats are here."
+    for i in range(60)
+)
 SMALL = ("--model", "attn-only-2l", "--text", "text.txt", "--steps", "4", "--rows", "4")
 
 
@@ -26,7 +29,9 @@ def test_train_resume_show_and_evaluate(cli: Cli) -> None:
     shown = cli("lens", "show", "When Mary and", "--model", "attn-only-2l", "--lens", "run/lens")
     assert shown.code == 0, shown.err
     assert "resid_post.1" in shown.out
-    measured = cli("lens", "evaluate", "--model", "attn-only-2l", "--lens", "run/lens", "--text", "text.txt", "--rows", 6)
+    measured = cli(
+        "lens", "evaluate", "--model", "attn-only-2l", "--lens", "run/lens", "--text", "text.txt", "--rows", 6
+    )
     assert measured.code == 0, measured.err
     assert "logit lens" in measured.out
 
