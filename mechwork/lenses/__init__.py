@@ -9,6 +9,10 @@ weights say. Imports `patching` and below.
 
 from .archive import read_archive as read_archive
 from .attribution import attribute_logits as attribute_logits
+from .causal import CausalBasis as CausalBasis
+from .causal import StimulusResponse as StimulusResponse
+from .causal import align_stimulus_response as align_stimulus_response
+from .causal import extract_causal_basis as extract_causal_basis
 from .contributions import LogitAttribution as LogitAttribution
 from .evaluate import LensEvaluation as LensEvaluation
 from .evaluate import evaluate_lens as evaluate_lens
