@@ -24,6 +24,14 @@ from .directions import token_effects as token_effects
 from .directions import value_vectors as value_vectors
 from .evaluate import LensEvaluation as LensEvaluation
 from .evaluate import evaluate_lens as evaluate_lens
+from .generators import Decoder as Decoder
+from .generators import DecoderComparison as DecoderComparison
+from .generators import FutureLens as FutureLens
+from .generators import LensDecoder as LensDecoder
+from .generators import Patchscope as Patchscope
+from .generators import compare_decoders as compare_decoders
+from .generators import fit_future_lens as fit_future_lens
+from .generators import identity_prompt as identity_prompt
 from .heads import HeadCircuits as HeadCircuits
 from .heads import read_head as read_head
 from .heads import token_states as token_states
@@ -43,6 +51,10 @@ from .text import TextStream as TextStream
 from .text import open_text as open_text
 from .train import LensTraining as LensTraining
 from .train import train_lens as train_lens
+from .trajectory import Trajectory as Trajectory
+from .trajectory import TrajectoryComparison as TrajectoryComparison
+from .trajectory import compare_trajectories as compare_trajectories
+from .trajectory import trajectory as trajectory
 from .translators import BiasOnly as BiasOnly
 from .translators import Diagonal as Diagonal
 from .translators import Form as Form

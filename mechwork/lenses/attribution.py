@@ -48,7 +48,7 @@ Answers = str | int | Sequence[str | int]
 
 def attribute_logits(
     model: TransformerBridge,
-    prompts: Task | str | Tensor | Prompts | Sequence[Prompt],
+    prompts: Task | str | Tensor | Prompts | Sequence[Prompt] | Sequence[int],
     correct: Answers | None = None,
     incorrect: Answers | None = None,
     *,

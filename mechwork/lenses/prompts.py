@@ -36,7 +36,7 @@ class Prompts:
         return self.mask.sum(dim=1) - 1
 
 
-def as_prompts(model: TransformerBridge, prompts: str | Tensor | Prompts | Sequence[Prompt]) -> Prompts:
+def as_prompts(model: TransformerBridge, prompts: str | Tensor | Prompts | Sequence[Prompt] | Sequence[int]) -> Prompts:
     """A text, several texts, lists of token ids, or a tensor ``[pos]`` or ``[batch, pos]``, as `Prompts`.
 
     Raises `InputError` for empty text, ids outside the vocabulary, or prompts longer than the context.

@@ -162,7 +162,7 @@ class LensTable(Displayable):
 
 def read_lens(
     model: TransformerBridge,
-    prompts: str | Tensor | Prompts | Sequence[Prompt],
+    prompts: str | Tensor | Prompts | Sequence[Prompt] | Sequence[int],
     lens: Lens = LOGIT_LENS,
     *,
     kinds: Sequence[str] = (),
