@@ -36,6 +36,7 @@ VERBS = {
     "models": "list the bundled models, or verify their files",
     "circuits": "list the bundled circuits, or test or find them again",
     "train": "train a bundled model again from its recipe",
+    "lens": "train a tuned lens, show what a lens reads, or measure one",
     "truth": "try methods on models whose circuit is known",
     "doctor": "say what this installation has and lacks",
 }
