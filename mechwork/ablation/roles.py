@@ -43,7 +43,11 @@ ROLES = (*ATTENTION, "copying", "anti-induction")
 LEAST = 0.3
 """The smallest score that a role is given for."""
 ALPHA = 0.05
-N_NULL = 200
+
+
+def enough_draws(n_heads: int) -> int:
+    """Null draws with which a head of `n_heads` can still reach a corrected p of 0.025."""
+    return max(200, 40 * n_heads)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,15 +117,18 @@ class RoleTable(Displayable):
 
 
 def measure_roles(
-    model: TransformerBridge, prompts: RepeatedTokens | None = None, *, n_null: int = N_NULL, seed: int = 0
+    model: TransformerBridge, prompts: RepeatedTokens | None = None, *, n_null: int | None = None, seed: int = 0
 ) -> RoleTable:
-    """Role scores of every head on repeated random tokens (default: 32 prompts of 20 tokens and 19 of them again).
+    """Role scores of every head on repeated random tokens (default: 32 prompts of 12 tokens and 11 of them again).
+
+    `n_null` draws make each null distribution (default: enough for the correction over heads).
 
     >>> measure_roles(model).top("induction", 1)
     """
     anatomy = check_ready(model)
     prompts = prompts or repeated_tokens(model, seed=seed)
     names = all_heads(anatomy)
+    n_null = n_null or enough_draws(len(names))
     sums: dict[str, Tensor] = {}
     nulls: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
