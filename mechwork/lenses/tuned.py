@@ -22,7 +22,7 @@ from torch import Tensor
 from .. import bundled
 from ..errors import ArtefactError, InputError, NotFoundError
 from ..models.training.train import write_atomically
-from ..provenance import Provenance
+from ..provenance import Provenance, stable
 from ..sites import Site
 from .fingerprint import fingerprint, require_same
 from .translators import Form, Parts, find_form, translate
@@ -102,7 +102,7 @@ class TunedLens:
         write_atomically(folder / TENSORS, lambda part: save_file(tensors, str(part)))
         facts = {
             "format": FORMAT, "what": "tuned lens", "form": self.form.name, "kind": self.kind, "model": self.model,
-            "sha256": bundled.sha256(folder / TENSORS), "provenance": self.provenance,
+            "sha256": bundled.sha256(folder / TENSORS), "provenance": stable(self.provenance),
         }  # fmt: skip
         write_atomically(
             folder / FACTS, lambda part: part.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")

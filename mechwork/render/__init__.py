@@ -1,6 +1,6 @@
 """Drawings of results: heat maps, curves, attention, tables of heads, the interactive circuit graph, and the report.
 
-Owns every page, figure, script and style. Imports result classes of `circuits`, `patching`, `ablation`, `runs` and
+Owns every page, figure, script and style. Imports result classes of `circuits`, `lenses`, `patching`, `ablation`, `runs` and
 `tasks`; it never runs a model. plotly and circuitsvis are imported by the functions that need them, so that importing
 mechwork stays light. Importing this package registers the drawings, which gives every result `show()` and its form in
 Jupyter.
@@ -31,6 +31,19 @@ from .graph_payload import GraphOptions as GraphOptions
 from .heads import render_heads as render_heads
 from .heatmap import heatmap_figure as heatmap_figure
 from .heatmap import render_heatmap as render_heatmap
+from .lens import bits_figure as bits_figure
+from .lens import lens_fragment as lens_fragment
+from .lens import render_comparison as render_comparison
+from .lens import render_evaluated_lens as render_evaluated_lens
+from .lens import render_lens as render_lens
+from .lens import render_trajectory as render_trajectory
+from .lens import trajectory_figure as trajectory_figure
+from .lens import transfer_figure as transfer_figure
+from .lens_tables import attribution_figure as attribution_figure
+from .lens_tables import render_attribution as render_attribution
+from .lens_tables import render_decoders as render_decoders
+from .lens_tables import render_directions as render_directions
+from .lens_tables import render_head as render_head
 from .report import render_report as render_report
 from .report import report as report
 from .steering import render_steering as render_steering
