@@ -24,6 +24,7 @@ from .circuits import EdgeSpace as EdgeSpace
 from .circuits import FaithfulnessCurve as FaithfulnessCurve
 from .circuits import evaluate as evaluate
 from .circuits import ground_truth as ground_truth
+from .circuits import load_circuit as load_circuit
 from .circuits import score_edges as score_edges
 from .models import load_model as load_model
 from .patching import Effects as Effects

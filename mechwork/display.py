@@ -1,11 +1,13 @@
 """How results come to be shown without the lower layers knowing how anything is drawn.
 
-A result class derives from `Displayable`; `render` registers a drawing for it with `draws`. `show()` opens the drawing
-in Jupyter or, outside it, in a browser; `_repr_html_` gives Jupyter the same page. Nothing here imports plotly.
+A result class derives from `Displayable`; `render` registers a drawing for it with `draws`, and with `draws_still` what
+stands in its place where a host takes frames and scripts away (an untrusted notebook, a viewer on the web). `show()` opens
+the drawing in Jupyter or, outside it, in a browser; `_repr_html_` gives Jupyter the same page. Nothing here imports plotly.
 """
 
 from __future__ import annotations
 
+import html
 import tempfile
 import webbrowser
 from collections.abc import Callable
@@ -15,6 +17,9 @@ from typing import Any, TypeVar
 from .errors import MechworkError
 
 _DRAWINGS: dict[type, Callable[[Any], str]] = {}
+_STILLS: dict[type, Callable[[Any], str]] = {}
+_ROWS, _LETTERS = 20, 2000
+"""How much of a table or of a text stands in for a drawing that has no still form of its own."""
 _Draw = TypeVar("_Draw", bound=Callable[[Any], str])
 
 
@@ -26,6 +31,29 @@ def draws(result: type) -> Callable[[_Draw], _Draw]:
         return draw
 
     return register
+
+
+def draws_still(result: type) -> Callable[[_Draw], _Draw]:
+    """Decorator: register a function ``result -> markup`` without frames, scripts and styles: pictures as data, tables."""
+
+    def register(draw: _Draw) -> _Draw:
+        _STILLS[result] = draw
+        return draw
+
+    return register
+
+
+def still(result: object) -> str:
+    """What a host shows that strips frames and scripts: the registered markup, else the first rows, else the text."""
+    for cls in type(result).__mro__:
+        if cls in _STILLS:
+            return _STILLS[cls](result)
+    rows: Any = getattr(result, "to_dataframe", None)
+    if callable(rows):
+        frame: Any = rows()
+        return str(frame.head(_ROWS).to_html(index=False, border=0, float_format=lambda value: f"{value:.4g}"))
+    text = str(result)
+    return f"<pre>{html.escape(text[:_LETTERS] + '…' * (len(text) > _LETTERS))}</pre>"
 
 
 def page(result: object) -> str:
@@ -55,15 +83,22 @@ class Displayable:
         webbrowser.open(Path(file.name).as_uri())
 
     def _repr_html_(self) -> str:
-        return frame(self.to_html())
+        try:
+            return frame(self.to_html(), still(self))
+        except MechworkError as error:  # a cell's output says what is wrong; a traceback would hide it
+            return f"<p><b>{type(self).__name__} cannot be drawn:</b> {html.escape(str(error))}</p>"
 
 
-def frame(html: str, height: int = 640) -> str:
-    """`html` in a sandboxed frame of fixed height, the form that survives JupyterLab, VS Code, Colab and nbconvert."""
-    quoted = html.replace("&", "&amp;").replace('"', "&quot;")
+def frame(page: str, still: str = "", *, height: int = 640) -> str:
+    """`page` in a sandboxed frame of fixed height, the form that survives JupyterLab, VS Code, Colab and nbconvert.
+
+    `still` lies beneath the frame, out of reach (`inert`). Hosts that strip the frame strip that word too, and show it.
+    """
+    box = "position:absolute;top:0;left:0;width:100%;height:100%"
     return (
-        f'<iframe srcdoc="{quoted}" sandbox="allow-scripts allow-downloads" allow="fullscreen" '
-        f'style="width:100%;height:{height}px;border:0" title="mechwork figure"></iframe>'
+        f'<div style="position:relative;height:{height}px"><div inert style="{box};overflow:auto">{still}</div>'
+        f'<iframe srcdoc="{html.escape(page)}" sandbox="allow-scripts allow-downloads" allow="fullscreen" '
+        f'style="{box};border:0;background:#fff" title="mechwork figure"></iframe></div>'
     )
 
 

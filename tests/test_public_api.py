@@ -33,6 +33,7 @@ PUBLIC = {
     "evaluate",
     "find_composite",
     "ground_truth",
+    "load_circuit",
     "load_model",
     "patch",
     "record_attention",

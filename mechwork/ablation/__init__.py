@@ -1,11 +1,55 @@
-"""Ablation: what breaks when a component's information is taken away, and what each head does.
+"""Ablation: what breaks when a component's information is taken away, what repairs itself, and what each head does.
 
-Owns measured ablation effects and the roles that follow from measurements. Imports `interventions`, `runs` and below.
+Owns `AblationSpec` (what is ablated, as a value) and the studies built on it. Imports `patching` (whose exact engine runs
+the sweeps), `interventions`, `runs` and below.
 
-    study = study_heads(model, task)
-    print(study)
+    spec = AblationSpec(["a1.h3", "m2"], kind="mean")
+    print(ablate(model, task, spec))
+    with fit_ablation(model, spec, task).applied(model):
+        model.generate(tokens)
 """
 
+from .clamp import Clamp as Clamp
+from .clamp import record_clamp as record_clamp
+from .cumulative import CumulativeAblation as CumulativeAblation
+from .cumulative import study_cumulative as study_cumulative
+from .fitted import Ablation as Ablation
+from .fitted import fit_ablation as fit_ablation
+from .formation import Formation as Formation
+from .formation import FormationRow as FormationRow
+from .formation import study_formation as study_formation
 from .heads import HeadRow as HeadRow
 from .heads import HeadStudy as HeadStudy
 from .heads import study_heads as study_heads
+from .impairment import Impairment as Impairment
+from .impairment import SetImpairment as SetImpairment
+from .impairment import study_impairment as study_impairment
+from .interactions import Interactions as Interactions
+from .interactions import KnockOutIn as KnockOutIn
+from .interactions import study_interactions as study_interactions
+from .interactions import study_knock_out_in as study_knock_out_in
+from .removal import Removal as Removal
+from .removal import RemovalRow as RemovalRow
+from .removal import remove_top_heads as remove_top_heads
+from .repair import Backup as Backup
+from .repair import SelfRepair as SelfRepair
+from .repair import study_self_repair as study_self_repair
+from .repeated import RepeatedTokens as RepeatedTokens
+from .repeated import repeated_tokens as repeated_tokens
+from .roles import RoleTable as RoleTable
+from .roles import measure_roles as measure_roles
+from .run import AblationResult as AblationResult
+from .run import ablate as ablate
+from .sets import SetMetrics as SetMetrics
+from .sets import run_sets as run_sets
+from .span_roles import measure_span_roles as measure_span_roles
+from .spec import AblationSpec as AblationSpec
+from .suppression import CopySuppression as CopySuppression
+from .suppression import SuppressionRow as SuppressionRow
+from .suppression import study_copy_suppression as study_copy_suppression
+from .sweep import sweep_ablations as sweep_ablations
+from .targets import Target as Target
+from .targets import all_heads as all_heads
+from .targets import all_mlps as all_mlps
+from .targets import outside as outside
+from .targets import parse_target as parse_target

@@ -24,8 +24,9 @@ from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..runs.attention import attention_between, parse_head
 from ..runs.record import Run, check_task, record_run
+from ..runs.writes import answer_directions
 from ..sites import Site
-from ..tasks.pairs import ABSENT, END
+from ..tasks.pairs import END
 from ..tasks.task import Task
 
 if TYPE_CHECKING:
@@ -196,17 +197,10 @@ def _direct_effects(model: TransformerBridge, task: Task, run: Run, means: list[
     end = pairs.lengths.to(run.logits.device) - 1
     norm = final_norm(model)
     scale = None if norm is None else norm.scale(run.layers["resid_post"][-1][rows, end])[:, None]
-    W_U = model.W_U.detach()
-    readout = _mean_columns(W_U, pairs.correct) - _mean_columns(W_U, pairs.incorrect)  # batch d_model
+    readout = answer_directions(model, pairs)
     effects = []
     for layer, (z, mean) in enumerate(zip(run.layers["z"], means, strict=True)):
         written = torch.einsum("bhe,hed->bhd", (z - mean)[rows, end], model.blocks[layer].attn.W_O.detach())
         shares = written if norm is None or scale is None else norm.linear(written, scale)
         effects.append(torch.einsum("bhd,bd->bh", shares, readout).mean(dim=0))
     return torch.stack(effects).cpu()
-
-
-def _mean_columns(W_U: Float[Tensor, "d_model d_vocab"], answers: Tensor) -> Float[Tensor, "batch d_model"]:
-    present = (answers != ABSENT).to(W_U)
-    columns = W_U.T[answers.clamp(min=0).to(W_U.device)]
-    return (columns * present[..., None]).sum(dim=1) / present.sum(dim=1, keepdim=True)

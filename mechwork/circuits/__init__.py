@@ -47,6 +47,8 @@ from .reuse import CircuitReuse as CircuitReuse
 from .reuse import study_reuse as study_reuse
 from .score import score_edges as score_edges
 from .scores import EdgeScores as EdgeScores
+from .shipped import circuit_names as circuit_names
+from .shipped import load_circuit as load_circuit
 from .space import EdgeSpace as EdgeSpace
 from .stability import Stability as Stability
 from .stability import compare_selections as compare_selections

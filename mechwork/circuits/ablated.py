@@ -22,7 +22,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import InputError, UnknownNameError
+from ..errors import UnknownNameError
+from ..interventions import Moments, other_prompts, require_examples
 from ..models.anatomy import device_of
 from ..runs.record import record_run
 from ..tasks.pairs import PromptPairs
@@ -38,9 +39,6 @@ if TYPE_CHECKING:
 ABLATIONS = ("corrupt", "zero", "mean", "mean_by_position", "resample", "optimal")
 CONSTANT = ("zero", "mean", "optimal")
 """Ablations that exist for prompts outside the task and of any length."""
-
-MIN_EXAMPLES = 8
-"""A mean over fewer prompts is refused: each prompt would be a large part of what it is compared with."""
 
 BATCH = 16
 
@@ -67,7 +65,7 @@ def find_ablation(
     if kind == "corrupt":
         return Ablation(kind, lambda pairs, _start: _writes_of(model, space, pairs, corrupt=True))
     if kind == "resample":
-        order = _other_prompts(task, seed)
+        order = other_prompts(task, seed)
         return Ablation(kind, lambda pairs, start: _resampled(model, space, task, order, start, pairs))
     if kind == "zero":
         like = next(model.parameters())
@@ -83,30 +81,12 @@ def mean_writes(
     model: TransformerBridge, task: Task, space: EdgeSpace, *, by_position: bool
 ) -> Float[Tensor, "writer 1 #pos d_model"]:
     """Mean write of every writer over the clean prompts' real tokens, at all positions together or at each. 1 forward per batch."""
-    n_pos = task.pairs.clean_tokens.shape[1]
-    per_column = task.pairs.mask.sum(dim=0)
-    n = int(per_column[per_column > 0].min()) if by_position else len(task)
-    if n < MIN_EXAMPLES:
-        where = f"position {int(per_column.argmin())} of " if by_position else ""
-        raise InputError(
-            f"a mean over at least {MIN_EXAMPLES} prompts is needed; {where}task {task.name!r} has {n}. "
-            "Use more pairs, ablation='mean' for prompts of different length, or ablation='corrupt'."
-        )
-    total, count = torch.zeros(()), torch.zeros(n_pos if by_position else 1)
+    require_examples(task, by_position=by_position)
+    moments = Moments(task.pairs.clean_tokens.shape[1] if by_position else 1)
     for pairs in task.pairs.batches(BATCH):
         pairs = pairs.to(device_of(model))
-        writes = _writes_of(model, space, pairs, corrupt=False)
-        writes = writes.to(torch.promote_types(writes.dtype, torch.float32))
-        summed = torch.einsum("wbpd,bp->wpd", writes, pairs.mask.to(writes))
-        counted = pairs.mask.sum(dim=0).cpu().float()
-        if by_position:
-            summed = torch.nn.functional.pad(summed, (0, 0, 0, n_pos - summed.shape[1]))
-            counted = torch.nn.functional.pad(counted, (0, n_pos - len(counted)))
-        else:
-            summed, counted = summed.sum(dim=1, keepdim=True), counted.sum().reshape(1)
-        total, count = total.to(summed) + summed, count + counted
-    mean = total / count.clamp(min=1).to(total)[:, None]
-    return mean.unsqueeze(1)
+        moments.add(_writes_of(model, space, pairs, corrupt=False).permute(1, 2, 0, 3), pairs.mask)
+    return moments.mean().transpose(0, 1).unsqueeze(1)
 
 
 def learn_constants(
@@ -144,21 +124,6 @@ def _last_logits(model: TransformerBridge, pairs: PromptPairs) -> Float[Tensor, 
 
 def _writes_of(model: TransformerBridge, space: EdgeSpace, pairs: PromptPairs, *, corrupt: bool) -> AblatedWrites:
     return record_writers(model, space, record_run(model, pairs, writer_kinds(space), corrupt=corrupt, n_tail=1))
-
-
-def _other_prompts(task: Task, seed: int) -> Tensor:
-    """For every pair another one of the same length; raises `InputError` when a length occurs once."""
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.arange(len(task))
-    for length in task.pairs.lengths.unique():
-        rows = (task.pairs.lengths == length).nonzero().flatten()
-        if len(rows) < 2:
-            raise InputError(
-                f"resampling needs at least two prompts of every length; length {int(length)} occurs once in task {task.name!r}"
-            )
-        shuffled = rows[torch.randperm(len(rows), generator=generator)]
-        order[shuffled] = shuffled.roll(1)
-    return order
 
 
 def _resampled(

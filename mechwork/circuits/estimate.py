@@ -89,7 +89,8 @@ class Coefficients:
         ends: list[Baseline] = []
         for layer in range(n_layers):
             rows = self._one(replace(passes, drop=layer), cells, fractions)
-            weight = torch.where(inside < 0, 1 / n_layers, (inside != layer).float() / (n_layers - 1)).to(rows.values)
+            share = torch.where(inside < 0, 1 / n_layers, (inside != layer).double() / (n_layers - 1))
+            weight = share.to(rows.values)
             ends.append(rows.baseline)
             signed = signed.to(rows.values) + weight * rows.values
             size = size.to(rows.values) + weight * rows.values.abs()

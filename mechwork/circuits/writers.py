@@ -19,6 +19,7 @@ from torch import Tensor
 from ..errors import InputError, UnsupportedModelError
 from ..models.anatomy import ModelAnatomy, block_norm
 from ..runs.record import Run
+from ..runs.writes import head_writes
 from ..sites import MLP_KINDS
 from ..tasks.task import Task
 from .space import EdgeSpace
@@ -57,22 +58,6 @@ def check_edges(model: TransformerBridge, anatomy: ModelAnatomy) -> None:
         raise UnsupportedModelError(
             f"edges need head writes that add up; {anatomy.architecture} adds an output bias under a post-norm"
         )
-
-
-def head_writes(
-    model: TransformerBridge, layer: int, z: Float[Tensor, "batch pos head d_head"], *, out: Tensor | None = None
-) -> Float[Tensor, "head batch pos d_model"]:
-    """What each head of a layer adds to the residual stream, written into `out` when given."""
-    weight = model.blocks[layer].attn.W_O.detach()
-    n_batch, n_pos, n_heads, _ = z.shape
-    target = None if out is None else out.view(n_heads, n_batch * n_pos, -1)
-    writes = torch.bmm(z.flatten(0, 1).transpose(0, 1).to(weight), weight, out=target)
-    writes = writes.view(n_heads, n_batch, n_pos, -1)
-    norm = block_norm(model, layer, "ln1_post")
-    if norm is None:
-        return writes
-    normed = norm.linear(writes, norm.scale(writes.sum(dim=0, keepdim=True)))
-    return normed if out is None else out.copy_(normed)
 
 
 def record_writers(model: TransformerBridge, space: EdgeSpace, run: Run, positions: slice = slice(None)) -> Writes:

@@ -12,6 +12,8 @@ TASK is a name ('mechwork tasks' lists them) or a .csv or .jsonl file with the c
 from __future__ import annotations
 
 import argparse
+import hashlib
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     size.add_argument(
         "--fraction", type=fraction, default=0.1, metavar="F", help="size as a share of all edges (default: 0.1)"
     )
+    method.add_argument("--quick", action="store_true", help="leave out the tests of robustness (a third of the time)")
     files = parser.add_argument_group("files")
+    files.add_argument(
+        "--audience", choices=("research", "class"), default="research",
+        help="class: questions before each result, words explained (default: research)",
+    )  # fmt: skip
     files.add_argument("--out", type=Path, metavar="DIR", help="folder of the report (default: reports/TASK)")
     files.add_argument("--force", action="store_true", help="replace an earlier report in that folder")
     add_model(parser)
@@ -77,21 +84,23 @@ def run(args: argparse.Namespace, console: Console) -> None:
         model = load(args)
         task = build(model, n=args.n_pairs, seed=args.seed) if build else read_task(model, args.task)
     console.detail(task.describe(2))
-    settings = Settings(rules, steps, args.n_edges, args.fraction, args.seed)
-    found = discover(model, args.model, task, settings, console)
+    settings = Settings(rules, steps, args.n_edges, args.fraction, args.seed, not args.quick)
+    again = (lambda seed: build(model, n=args.n_pairs, seed=seed)) if build else None
+    found = discover(model, args.model, task, settings, console, again)
     data = summarise(found)
+    data["request"] = {
+        "task": args.task, "model": args.model, "n_pairs": args.n_pairs, "dtype": args.dtype, "settings": asdict(settings),
+    }  # fmt: skip
     with console.step("writing the report"), new_folder(out, force=args.force) as folder:
-        write(found, data, folder)
+        write(found, data, folder, audience=args.audience)
     files = {file.name: str(out / file.name) for file in sorted(out.iterdir())}
     console.result(f"{render_text(found, data)}\n\n{_next(args, out)}", {**data, "files": files})
 
 
-def write(found: Discovery, data: dict[str, Any], folder: Path) -> None:
-    """Every file of a report. `circuit.json` and the tables are the same bytes for the same inputs."""
+def write(found: Discovery, data: dict[str, Any], folder: Path, *, audience: str = "research") -> None:
+    """Every file of a report; `data` is given their hashes. `circuit.json` and the tables are the same bytes for the same inputs."""
     from ..render import report
 
-    results = (found.measured, found.estimated, found.scores, found.circuit, found.curve, found.evaluation)
-    report(folder / "report.html", found.task, *results, found.study, found.attention)
     found.circuit.save(folder / "circuit.json")
     edges = found.scores.to_dataframe()
     kept = set(found.circuit.edges)
@@ -101,7 +110,18 @@ def write(found: Discovery, data: dict[str, Any], folder: Path) -> None:
     effects["estimate"] = found.estimated.to_dataframe()["effect"]
     effects.to_csv(folder / "effects.csv", index=False, lineterminator="\n")
     found.curve.to_dataframe().to_csv(folder / "curve.csv", index=False, lineterminator="\n")
+    hashes = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
+    results = (found.measured, found.estimated, found.scores, found.circuit, found.curve, found.evaluation)
+    robustness = found.robustness.results if found.robustness else ()
+    seen = (found.study, found.attention, found.components, *found.positions)
+    record = {"files": hashes, "request": data["request"]}
+    page = report(folder / "report.html", found.task, *results, *robustness, *seen, audience=audience, record=record)
+    data["sha256"] = {**hashes, page.name: _sha256(page)}
     (folder / MARK).write_text(dump_json(data) + "\n", encoding="utf-8")
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _next(args: argparse.Namespace, out: Path) -> str:

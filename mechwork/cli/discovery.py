@@ -10,24 +10,39 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..ablation import HeadStudy, study_heads
-from ..circuits import Circuit, CircuitEvaluation, EdgeScores, EdgeSpace, FaithfulnessCurve, evaluate, score_edges
+from ..circuits import (
+    AttentionEdges,
+    Circuit,
+    CircuitEvaluation,
+    EdgeScores,
+    EdgeSpace,
+    FaithfulnessCurve,
+    PositionScores,
+    evaluate,
+    score_attention_edges,
+    score_edges,
+    score_positions,
+)
 from ..circuits.score import require_aligned
 from ..errors import InputError
 from ..models.anatomy import check_ready
 from ..patching import Effects, attribute, patch
 from ..patching.result import AgreementTable
-from ..runs import AttentionPatterns, record_attention
+from ..runs import AttentionPatterns, ComponentStudy, record_attention, study_components
 from ..tasks.task import Task
 from .console import Console
+from .robustness import Robustness, measure_robustness
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from transformer_lens.model_bridge import TransformerBridge
 
 SITES = ("resid_pre", "attn_out", "mlp_out", "z")
 """Where effects are measured: the stream and what is written to it by position, heads at all positions."""
 
-N_ATTENTION = 6
-"""Of how many heads, those of largest effect, the report shows attention."""
+N_ATTENTION = 24
+"""Of how many heads at most, those of largest effect in the circuit first, the report shows attention."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +54,7 @@ class Settings:
     n_edges: int | None = None
     fraction: float = 0.1
     seed: int = 0
+    robustness: bool = True
 
     def size(self, space: EdgeSpace) -> int:
         """The number of edges to keep; raises `InputError` when the graph has fewer."""
@@ -65,6 +81,9 @@ class Discovery:
     evaluation: CircuitEvaluation
     study: HeadStudy
     attention: AttentionPatterns
+    components: ComponentStudy
+    positions: tuple[PositionScores | AttentionEdges, ...]
+    robustness: Robustness | None
 
     @property
     def held_out(self) -> bool:
@@ -72,8 +91,15 @@ class Discovery:
         return bool(self.task.splits)
 
 
-def discover(model: TransformerBridge, model_name: str, task: Task, settings: Settings, console: Console) -> Discovery:
-    """Run the pipeline. Raises `InputError` for what cannot be done, before the first long step."""
+def discover(
+    model: TransformerBridge,
+    model_name: str,
+    task: Task,
+    settings: Settings,
+    console: Console,
+    again: Callable[[int], Task] | None = None,
+) -> Discovery:
+    """Run the pipeline; `again` makes the task with another seed. Raises `InputError` for what cannot be done, before the first long step."""
     anatomy = check_ready(model)
     n_edges = settings.size(EdgeSpace.of(anatomy))
     require_aligned(task)
@@ -88,16 +114,25 @@ def discover(model: TransformerBridge, model_name: str, task: Task, settings: Se
         )
     with console.step("scoring edges") as progress:
         scores = score_edges(model, train, rules=settings.rules, ig_steps=settings.ig_steps, progress=progress)
+    with console.step("scoring edges by position"):
+        by_position = tuple(_by_position(model, train, settings))
     with console.step("studying heads") as progress:
         study = study_heads(model, test, progress=progress)
-        attention = record_attention(model, test, heads=[row.head for row in study.rows[:N_ATTENTION]])
     circuit = scores.circuit(n_edges=n_edges)
+    with console.step("looking at components"):
+        ranked = sorted(study.rows, key=lambda row: row.head not in circuit.nodes)  # those of the circuit first
+        attention = record_attention(model, test, heads=[row.head for row in ranked[:N_ATTENTION]])
+        components = study_components(model, test, circuit.nodes)
     roles = {row.head: row.role for row in study.rows if row.role and row.head in circuit.nodes}
     circuit = replace(circuit, roles=roles)
     with console.step("testing the circuit") as progress:
         evaluation = evaluate(model, test, circuit, seed=settings.seed, progress=progress)
     with console.step("testing all sizes") as progress:
         curve = evaluate(model, test, scores, seed=settings.seed, progress=progress)
+    robustness = None
+    if settings.robustness:
+        with console.step("testing robustness"):
+            robustness = measure_robustness(model, task, scores, circuit, seed=settings.seed, again=again)
     return Discovery(
         task=task,
         model_name=model_name,
@@ -111,4 +146,20 @@ def discover(model: TransformerBridge, model_name: str, task: Task, settings: Se
         evaluation=evaluation,
         study=study,
         attention=attention,
+        components=components,
+        positions=by_position,
+        robustness=robustness,
     )
+
+
+def _by_position(
+    model: TransformerBridge, train: Task, settings: Settings
+) -> Iterator[PositionScores | AttentionEdges]:
+    """Scores by span and what heads move between spans, where the task has spans and attention is open."""
+    if not train.pairs.spans:
+        return
+    try:
+        yield score_positions(model, train, positions="spans", rules=settings.rules, ig_steps=settings.ig_steps)
+        yield score_attention_edges(model, train, positions="spans", rules=settings.rules)
+    except InputError:  # a model or a task without them; the rest of the report stands without
+        return

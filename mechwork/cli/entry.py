@@ -6,6 +6,7 @@
 | 1 | the run failed |
 | 2 | the arguments or the data break a contract |
 | 3 | a model, a file or the network is missing, or a stored file is damaged |
+| 4 | a report or its inputs are not what was recorded |
 | 130 | interrupted |
 """
 
@@ -18,20 +19,24 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from ..errors import ArtefactError, InputError, MechworkError, MetricError, NotFoundError, nearest
+from ..errors import ArtefactError, InputError, MechworkError, MetricError, NotFoundError, VerificationError, nearest
 from .console import Console
 from .options import add_common, apply_common
 
-OK, FAILED, USAGE, MISSING, INTERRUPTED = 0, 1, 2, 3, 130
+OK, FAILED, USAGE, MISSING, MISMATCH, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 VERBS = {
     "discover": "find the circuit of a task and write a report",
+    "verify": "check a report's hashes, or compute its numbers again",
     "leaderboard": "compare ways to score edges on held-out pairs",
     "reuse": "compare the circuits of several tasks",
     "agreement": "compare estimated with measured effects, for every preset of rules",
+    "steer": "steer a task along a direction, and see what else changes",
     "tasks": "list the tasks, or show one",
     "models": "list the bundled models, or verify their files",
+    "circuits": "list the bundled circuits, or test or find them again",
     "train": "train a bundled model again from its recipe",
+    "lens": "train a tuned lens, show what a lens reads, or measure one",
     "truth": "try methods on models whose circuit is known",
     "doctor": "say what this installation has and lacks",
 }
@@ -104,6 +109,8 @@ def _explain(error: Exception, console: Console) -> int:
         code = FAILED
     elif isinstance(error, InputError):
         code = USAGE
+    elif isinstance(error, VerificationError):
+        code = MISMATCH
     elif isinstance(error, NotFoundError | ArtefactError):
         code = MISSING
     else:

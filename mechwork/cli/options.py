@@ -85,6 +85,11 @@ def apply_common(args: argparse.Namespace) -> None:
 
 def load(args: argparse.Namespace) -> Any:
     """The model that `add_model`'s options describe."""
+    return load_named(args.model, device=args.device, dtype=args.dtype, threads=args.threads)
+
+
+def load_named(name: str, *, device: str | None = None, dtype: str = "float32", threads: int | None = None) -> Any:
+    """A model by name, without the libraries' chatter; small ones on one thread."""
     import torch
     from transformers.utils import logging as transformers_logging
 
@@ -92,10 +97,10 @@ def load(args: argparse.Namespace) -> Any:
 
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-    model = load_model(args.model, device=find_device(args.device), dtype=find_dtype(args.dtype))
+    model = load_model(name, device=find_device(device), dtype=find_dtype(dtype))
     small = sum(parameter.numel() for parameter in model.parameters()) < SMALL
-    if args.threads or small:
-        torch.set_num_threads(args.threads or 1)
+    if threads or small:
+        torch.set_num_threads(threads or 1)
     return model
 
 

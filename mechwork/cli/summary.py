@@ -62,15 +62,44 @@ def summarise(found: Discovery) -> dict[str, Any]:
             "random_cmd": curve.random_cmd,
         },
         "agreement": {kind: asdict(row) for kind, row in found.agreement.items()},
+        "robustness": _robustness(found),
         "heads": [asdict(row) for row in found.study.rows],
         "edges": [{"edge": edge, "score": score} for edge, score in _strongest(found)],
         "provenance": found.scores.provenance,
     }
 
 
+def _robustness(found: Discovery) -> dict[str, Any] | None:
+    known = found.robustness
+    if known is None:
+        return None
+    complete, minimal = known.completeness, known.minimality
+    return {
+        "ablations": {
+            e.ablation: {"faithfulness": e.faithfulness, "interval": list(e.interval()), "random": list(e.random)}
+            for e in known.evaluations
+        },
+        "stability": {
+            s.over: {"jaccard": s.mean, "interval": list(s.interval()), "random": s.expected, "n": len(s.jaccards)}
+            for s in known.stabilities
+        },
+        "complement_faithfulness": complete and complete.complement,
+        "incompleteness": complete and max(*complete.random, complete.learned),
+        "superfluous": list(minimal.superfluous()) if minimal else None,
+    }
+
+
 def render_text(found: Discovery, data: dict[str, Any]) -> str:
     """The summary of `summarise` as a page of text."""
-    sections = [_head(found, data), _circuit(data), _curve(data), _heads(found), _edges(found), _agreement(found)]
+    sections = [
+        _head(found, data),
+        _circuit(data),
+        _curve(data),
+        *_robust(data),
+        _heads(found),
+        _edges(found),
+        _agreement(found),
+    ]
     return "\n\n".join("\n".join(lines) for lines in sections)
 
 
@@ -113,6 +142,23 @@ def _curve(data: dict[str, Any]) -> list[str]:
     lines = [f"  {name:<8}" + "".join(f"{cell:>7}" for cell in cells) for name, cells in rows.items()]
     area = f"area {curve['cpr']:.3f} (CPR; random {curve['random_cpr']:.3f}), distance from 1 {curve['cmd']:.3f} (CMD)"
     return ["Faithfulness by size", *lines, f"  {area}"]
+
+
+def _robust(data: dict[str, Any]) -> list[list[str]]:
+    known = data["robustness"]
+    if known is None:
+        return []
+    lines = [
+        f"  {name + ' ablation':<22} faithfulness {_number(v['faithfulness'], 3)}, random {_number(v['random'][0], 3)}"
+        for name, v in known["ablations"].items()
+    ]
+    lines += [
+        f"  {'over ' + name:<22} Jaccard {v['jaccard']:.2f} [{v['interval'][0]:.2f}, {v['interval'][1]:.2f}], random {v['random']:.2f}"
+        for name, v in known["stability"].items()
+    ]
+    if known["complement_faithfulness"] is not None:
+        lines.append(f"  {'everything else':<22} faithfulness {_number(known['complement_faithfulness'], 3)}")
+    return [["Robustness", *lines]]
 
 
 def _heads(found: Discovery) -> list[str]:

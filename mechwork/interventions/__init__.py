@@ -1,16 +1,46 @@
 """Interventions: what to write where while a model runs.
 
-Owns replacements (what) and writes (what, at which site, at which positions), and the one context manager that installs
-them and takes them off again. Imports `runs` and below.
+Owns replacements (what; `steering` has those of the steering literature), positions (absolute, also with a key-value cache), writes (what, at which site), writes of single
+experts, the statistics of reference sets that means are taken from, and the context managers that install writes and take
+them off again. Imports `runs` and below.
 
     with intervene(model, [Write(Site("z", 2, head=1), Zero())]):
         logits = model(tokens)
 """
 
+from .experts import ExpertWrites as ExpertWrites
+from .experts import intervene_experts as intervene_experts
+from .experts import watch_experts as watch_experts
+from .positions import track_columns as track_columns
+from .reference import MIN_EXAMPLES as MIN_EXAMPLES
+from .reference import Moments as Moments
+from .reference import other_prompts as other_prompts
+from .reference import require_examples as require_examples
+from .reference import require_spans as require_spans
 from .replacements import Add as Add
+from .replacements import Along as Along
+from .replacements import ByCell as ByCell
+from .replacements import ByPosition as ByPosition
+from .replacements import Chosen as Chosen
+from .replacements import Constant as Constant
+from .replacements import Entries as Entries
+from .replacements import Noise as Noise
+from .replacements import OnEdges as OnEdges
+from .replacements import Positional as Positional
 from .replacements import Replacement as Replacement
 from .replacements import Value as Value
 from .replacements import Where as Where
 from .replacements import Zero as Zero
+from .replacements import replace_at as replace_at
+from .steering import Blend as Blend
+from .steering import Boundary as Boundary
+from .steering import From as From
+from .steering import Gated as Gated
+from .steering import Limit as Limit
+from .steering import Reflect as Reflect
+from .steering import Scale as Scale
+from .steering import Stretch as Stretch
+from .steering import Turn as Turn
+from .steering import TurnTo as TurnTo
 from .writes import Write as Write
 from .writes import intervene as intervene

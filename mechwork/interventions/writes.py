@@ -1,4 +1,8 @@
-"""Writes: a replacement at a site and at some positions; and the context manager that installs them."""
+"""Writes: a replacement at a site and at some positions; and the context manager that installs them.
+
+Positional replacements are told the absolute column at which each forward starts (see `positions`), so that they hold in a
+forward, in ``run_with_cache`` and in generation with a key-value cache alike.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,8 @@ from ..errors import InputError
 from ..models.anatomy import check_ready
 from ..shapes import PositionMask
 from ..sites import SITE_KINDS, Site, hook_name
-from .replacements import Replacement
+from .positions import Columns, track_columns
+from .replacements import Positional, Replacement, replace_at
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -30,17 +35,17 @@ class Write:
     """
 
     site: Site
-    replacement: Replacement
+    replacement: Replacement | Positional
     where: PositionMask | None = None
 
-    def apply(self, activation: Tensor) -> Tensor:
-        """The activation with this write done."""
+    def apply(self, activation: Tensor, start: int = 0) -> Tensor:
+        """The activation with this write done; its first position is the prompt's column `start`."""
         if self.site.head is None:
-            return self._masked(activation, self.replacement(activation))
+            return self._masked(activation, replace_at(self.replacement, activation, start))
         axis = SITE_KINDS[self.site.kind].axes.index("head")
         old = activation.select(axis, self.site.head)
         new = activation.clone()
-        new.select(axis, self.site.head).copy_(self._masked(old, self.replacement(old)))
+        new.select(axis, self.site.head).copy_(self._masked(old, replace_at(self.replacement, old, start)))
         return new
 
     def _masked(self, old: Tensor, new: Tensor) -> Tensor:
@@ -63,22 +68,23 @@ def intervene(model: TransformerBridge, writes: Sequence[Write]) -> Iterator[Non
     anatomy = check_ready(model)
     for write in writes:
         anatomy.check_writable(write.site)
-    hooks = [hook for write in writes for hook in _hooks_of(write)]
-    with model.hooks(fwd_hooks=hooks):
-        yield
+    with track_columns(model) as columns:
+        hooks = [hook for write in writes for hook in _hooks_of(write, columns)]
+        with model.hooks(fwd_hooks=hooks):
+            yield
 
 
-def _hooks_of(write: Write) -> list[Hook]:
+def _hooks_of(write: Write, columns: Columns) -> list[Hook]:
     if write.site.kind == "resid_mid":
-        return _resid_mid_hooks(write)
+        return _resid_mid_hooks(write, columns)
 
     def put(activation: Tensor, hook: Any) -> Tensor:
-        return write.apply(activation)
+        return write.apply(activation, columns.start)
 
     return [(hook_name(write.site), put)]
 
 
-def _resid_mid_hooks(write: Write) -> list[Hook]:
+def _resid_mid_hooks(write: Write, columns: Columns) -> list[Hook]:
     """The host's resid_mid hook feeds the MLP alone. Since resid_mid = resid_pre + attn_out, writing attn_out writes both."""
     layer = write.site.layer
     pre: list[Tensor] = []
@@ -87,6 +93,6 @@ def _resid_mid_hooks(write: Write) -> list[Hook]:
         pre[:] = [activation]
 
     def put(attn_out: Tensor, hook: Any) -> Tensor:
-        return write.apply(pre[0] + attn_out) - pre[0]
+        return write.apply(pre[0] + attn_out, columns.start) - pre[0]
 
     return [(hook_name(Site("resid_pre", layer)), keep), (hook_name(Site("attn_out", layer)), put)]

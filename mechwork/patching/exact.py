@@ -11,7 +11,7 @@ Heimersheim & Nanda 2024 ("How to use and interpret activation patching").
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
@@ -28,7 +28,7 @@ from ..runs.record import Baseline, check_task
 from ..tasks.metrics import Metric, MetricFunction
 from ..tasks.task import Task
 from .checkpoint import RESULT, Checkpoint
-from .execute import Baselines, Done, can_step, run_sweep
+from .execute import Baselines, Done, GivenRows, can_step, run_sweep
 from .grids import Neurons, build_grids
 from .memory import d_mlp_of, fit, sizes_of, tail_of
 from .plan import PATCHABLE, host_pairs
@@ -129,7 +129,10 @@ def patch(
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A sweep with the model and the task it is for; `share` is what of the donor is put in (None: all of it)."""
+    """A sweep with the model and the task it is for; `share` is what of the donor is put in (None: all of it).
+
+    `given` says what is put in instead of the donor's activations, and `about` is what the provenance says of it.
+    """
 
     model: TransformerBridge
     task: Task
@@ -139,6 +142,8 @@ class Job:
     direction: Direction
     places: dict[str, Bool[Tensor, "place batch pos"]]
     share: Share | None = None
+    given: GivenRows | None = None
+    about: Provenance = field(default_factory=dict)
 
     def run(self, *, checkpoint: str | Path | None = None, progress: Progress | None = None) -> Effects:
         """Run it, or what the checkpoint lacks of it."""
@@ -147,16 +152,19 @@ class Job:
             "direction": self.direction,
             "model": identify_model(self.model),
             "task": self.task.provenance(),
+            **self.about,
         }
         store, finished = None, {}
         if checkpoint is not None:
-            identity = {"plan": self.sweep.to_json(), "model": facts["model"], "task": facts["task"]}
+            identity = {"plan": self.sweep.to_json(), "model": facts["model"], "task": facts["task"], **self.about}
             store = Checkpoint(Path(checkpoint), identity)
             finished = store.open()
         tables = Tables(self)
         total = len(self.sweep.cells) * len(self.task)
         done = 0
-        for part in run_sweep(self.model, self.task, self.sweep, self.metrics, self.places, finished, self.share):
+        for part in run_sweep(
+            self.model, self.task, self.sweep, self.metrics, self.places, finished, self.share, self.given
+        ):
             if isinstance(part, Baselines):
                 tables.put_baselines(part)
                 continue

@@ -12,7 +12,7 @@ Two ways to run a chunk:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -34,7 +34,7 @@ from ..tasks.task import Task
 from .changes import effective_mask, entrance, entries_of, stream_rows
 from .memory import Sizes, d_mlp_of, sizes_of, tail_of
 from .readout import Readout, build_readout
-from .sides import RECORDED_AS, SQUARE, Share, Sides, record_sides
+from .sides import RECORDED_AS, SQUARE, Given, Share, Sides, record_sides
 from .sweep import Cell, Sweep
 
 if TYPE_CHECKING:
@@ -75,6 +75,10 @@ class Baselines:
     donor: Float[Tensor, "metric batch"]
 
 
+GivenRows = Callable[[slice], Given]
+"""For the rows of a task, what is put in instead of a donor's activations."""
+
+
 def run_sweep(
     model: TransformerBridge,
     task: Task,
@@ -83,18 +87,19 @@ def run_sweep(
     places: Mapping[str, Bool[Tensor, "place batch pos"]],
     finished: Mapping[str, Tensor],
     share: Share | None = None,
+    given: GivenRows | None = None,
 ) -> Iterator[Baselines | Done]:
     """For each block of pairs its baselines, then its cells, chunk by chunk.
 
     `places[positions]` are the position masks of the host's prompts; `finished` holds the metrics of chunks by key that
-    need not run again; `share` is what of the donor is put in. Every cell of the plan comes exactly once per block. Cost: 2 forwards per block, and the cells.
+    need not run again; `share` is what of the donor is put in, `given` (told the rows of each block) what is put in instead. Every cell of the plan comes exactly once per block. Cost: 2 forwards per block, and the cells.
     """
     size = sweep.pairs_per_block or len(task)
     for block, first in enumerate(range(0, len(task), size)):
         rows = slice(first, min(first + size, len(task)))
         part = task if size >= len(task) else task[list(range(len(task)))[rows]]
         with torch.no_grad():
-            yield from _run_block(model, part, sweep, metrics, places, finished, rows, block, share)
+            yield from _run_block(model, part, sweep, metrics, places, finished, rows, block, share, given)
 
 
 def can_step(model: TransformerBridge, task: Task) -> bool:
@@ -120,11 +125,12 @@ def _run_block(
     rows: slice,
     block: int,
     share: Share | None,
+    given: GivenRows | None,
 ) -> Iterator[Baselines | Done]:
     n_tail = tail_of(task.pairs, metrics, sparing=sweep.tricks.readout)
     stepping = sweep.tricks.suffix
     sides = record_sides(model, task, sweep.kinds, sweep.direction, stepping=stepping, n_tail=n_tail)
-    sides = replace(sides, share=share)
+    sides = replace(sides, share=share, given=None if given is None else given(rows))
     read = build_readout(
         model, sides.anatomy, task, metrics, sides.pairs, sides.host.logits, sparing=sweep.tricks.readout
     )

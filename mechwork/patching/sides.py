@@ -28,13 +28,16 @@ RECORDED_AS = {"result": "z"}
 Share = Callable[[Tensor, Tensor], Tensor]
 """``(donor, host) -> what is put in``: the donor itself, or its part along some directions."""
 
+Given = Callable[[str, int, Tensor], Tensor]
+"""``(kind, layer, the host's activation) -> what is put in``, in place of a donor's activation: how ablations are swept."""
+
 SQUARE = SQUARE_KINDS
 """Kinds with a query and a key axis; a cell's positions are the queries'."""
 
 
 @dataclass(frozen=True, eq=False)
 class Sides:
-    """Host and donor of one block of pairs. `pairs` has the host as its clean side; `share` says what of the donor is put in."""
+    """Host and donor of one block of pairs. `pairs` has the host as its clean side; `share` says what of the donor is put in, `given` what is put in instead of it."""
 
     model: TransformerBridge
     anatomy: ModelAnatomy
@@ -43,6 +46,7 @@ class Sides:
     donor: Run
     frame: Frame | None
     share: Share | None = None
+    given: Given | None = None
 
     @cached_property
     def _index(self) -> Tensor:
@@ -55,6 +59,8 @@ class Sides:
     def value(self, kind: str, layer: int) -> Tensor:
         """What is put in: the donor's activation (or the share of it), moved to the host's positions."""
         kind = RECORDED_AS.get(kind, kind)
+        if self.given is not None:
+            return self.given(kind, layer, self.own(kind, layer))
         if kind in SQUARE:  # only for pairs of equal length, whose positions correspond one to one
             return self.donor.layers[kind][layer]
         own = self.own(kind, layer)

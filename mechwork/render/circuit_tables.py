@@ -1,12 +1,11 @@
 """Tables of what circuits are found from and tested by: scores of nodes, neurons and positions; stability,
-completeness, minimality, comparisons, leaderboards, attribution graphs.
+completeness, minimality, comparisons, leaderboards.
 """
 
 from __future__ import annotations
 
 from ..circuits import (
     AttentionEdges,
-    AttributionGraph,
     CircuitComparison,
     CircuitReuse,
     Completeness,
@@ -60,18 +59,14 @@ def render_neuron_scores(scores: NeuronScores) -> str:
     return _page("Neuron scores", table(columns, caption=caption))
 
 
-@draws(PositionScores)
-def render_position_scores(scores: PositionScores) -> str:
+def position_table(scores: PositionScores) -> str:
     """The strongest edges by position."""
     top = scores.top(N_ROWS)
     columns = [
         Column("at", [shorten(span, 24) for span, _, _ in top]),
         *_scored([edge for _, edge, _ in top], [v for *_, v in top], "edge"),
     ]
-    return _page(
-        "Edge scores by position",
-        table(columns, caption=f"Estimated effects on {words(scores.metric_name)} ({scores.rules})"),
-    )
+    return table(columns, caption=f"Estimated effects on {words(scores.metric_name)} ({scores.rules})")
 
 
 @draws(AttentionEdges)
@@ -100,8 +95,7 @@ def render_stability(stability: Stability) -> str:
     return _page("Stability of a circuit", *parts)
 
 
-@draws(CircuitComparison)
-def render_comparison(comparison: CircuitComparison) -> str:
+def comparison_table(comparison: CircuitComparison) -> str:
     """Overlap of every two circuits beside what chance gives."""
     return _page("Circuits compared", _overlaps(comparison))
 
@@ -138,6 +132,11 @@ def _overlaps(comparison: CircuitComparison) -> str:
 @draws(Completeness)
 def render_completeness(found: Completeness) -> str:
     """What the rest of the graph does, and how differently circuit and model react to knock-outs."""
+    return _page("Completeness of a circuit", completeness_table(found))
+
+
+def completeness_table(found: Completeness) -> str:
+    """The same as part of a page."""
     rows = [
         ("faithfulness of the circuit", fixed(found.faithfulness)),
         ("faithfulness of its complement", fixed(found.complement)),
@@ -148,11 +147,9 @@ def render_completeness(found: Completeness) -> str:
         ("incompleteness, worst random knock-out", fixed(max(found.random))),
         (f"incompleteness, learned knock-out of {plural(len(found.knocked_out), 'edge')}", fixed(found.learned)),
     ]
-    columns = [Column("", [name for name, _ in rows]), Column("value", [v for _, v in rows], numeric=True)]
-    caption = (
-        "Completeness: 0 means that circuit and model react alike; shares of the gap between model and empty circuit"
-    )
-    return _page("Completeness of a circuit", table(columns, caption=caption))
+    columns = [Column("quantity", [name for name, _ in rows]), Column("value", [v for _, v in rows], numeric=True)]
+    caption = "Measured: completeness. 0 means that circuit and model react alike; shares of the gap between model and empty circuit"
+    return table(columns, caption=caption)
 
 
 @draws(Minimality)
@@ -188,21 +185,6 @@ def render_leaderboard(board: Leaderboard) -> str:
     ]
     caption = f"{board.model_name}, {board.task_name}: circuits found on {plural(board.n_train, 'pair')}, tested on {count(board.n_test)} others"
     return _page("Ways to score edges", table(columns, caption=caption))
-
-
-@draws(AttributionGraph)
-def render_attribution_graph(graph: AttributionGraph) -> str:
-    """The strongest links of an attribution graph, by the labels of their ends."""
-    label = {str(node["node_id"]): str(node.get("clerp") or node["node_id"]) for node in graph.nodes}
-    links = sorted(graph.links, key=lambda link: -abs(link["weight"]))[:N_ROWS]
-    columns = [
-        Column("from", [shorten(label[link["source"]], 48) for link in links]),
-        Column("to", [shorten(label[link["target"]], 48) for link in links]),
-        Column(
-            "weight", [signed(link["weight"]) for link in links], numeric=True, signs=[link["weight"] for link in links]
-        ),
-    ]
-    return _page("Attribution graph", _paragraph(repr(graph)), table(columns, caption="The strongest links"))
 
 
 @draws(Verification)

@@ -2,25 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from ..ablation.heads import HeadStudy
 from ..circuits.circuit import Circuit
+from ..circuits.completeness import Completeness, Minimality
 from ..circuits.curves import CircuitEvaluation, FaithfulnessCurve
+from ..circuits.positions import AttentionEdges, PositionScores
 from ..circuits.scores import EdgeScores
+from ..circuits.stability import Stability
 from ..errors import InputError
 from ..patching.result import Effect, Effects
 from ..provenance import Provenance
 from ..runs.attention import AttentionPatterns
+from ..runs.components import ComponentStudy
 from ..tasks.task import Task
 from .agreement import method_name
-from .graph_payload import Fact
+from .cards import Card, Fact, attention_cards, component_cards
 from .heads import head_facts
-from .text import number, signed, words
+from .page import Fragment
+from .text import signed, words
 
-REPORTED = (Effects, Effect, EdgeScores, Circuit, FaithfulnessCurve, CircuitEvaluation, AttentionPatterns, HeadStudy)
+REPORTED = (
+    Effects, Effect, EdgeScores, Circuit, FaithfulnessCurve, CircuitEvaluation, AttentionPatterns, HeadStudy, ComponentStudy,
+    Stability, Completeness, Minimality, PositionScores, AttentionEdges,
+)  # fmt: skip
+
+_Build = TypeVar("_Build", bound=Callable[[Any], Fragment])
+EXTENSIONS: dict[type, tuple[str, Callable[[Any], Fragment]]] = {}
+"""Results of other modules -> (section of the report, what draws them there); see `reports`."""
+
+
+def reports(result: type, *, section: str) -> Callable[[_Build], _Build]:
+    """Decorator: register a function ``result -> Fragment`` that draws a result class in that section of every report.
+
+    >>> @reports(LensReading, section="localisation")
+    ... def lens_fragment(reading: LensReading) -> Fragment: ...
+    """
+
+    def register(build: _Build) -> _Build:
+        EXTENSIONS[result] = (section, build)
+        return build
+
+    return register
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +62,13 @@ class Findings:
     evaluations: tuple[CircuitEvaluation, ...]
     patterns: tuple[AttentionPatterns, ...]
     studies: tuple[HeadStudy, ...]
+    components: tuple[ComponentStudy, ...] = ()
+    stabilities: tuple[Stability, ...] = ()
+    completeness: tuple[Completeness, ...] = ()
+    minimality: tuple[Minimality, ...] = ()
+    positions: tuple[PositionScores, ...] = ()
+    movements: tuple[AttentionEdges, ...] = ()
+    others: tuple[object, ...] = ()
 
     @property
     def provenances(self) -> list[tuple[str, Provenance]]:
@@ -46,6 +79,10 @@ class Findings:
         named += [("circuit", e) for e in self.circuits] + [("evaluation of the circuit", e) for e in self.evaluations]
         named += [("faithfulness curve", e) for e in self.curves]
         named += [("attention patterns", e) for e in self.patterns] + [("head study", e) for e in self.studies]
+        named += [("component study", e) for e in self.components]
+        named += [("completeness", e) for e in self.completeness] + [("minimality", e) for e in self.minimality]
+        named += [("edge scores by position", e) for e in self.positions]
+        named += [("movements between positions", e) for e in self.movements]
         return [(what, result.provenance) for what, result in named]
 
     @property
@@ -81,11 +118,13 @@ class Findings:
 
     def evaluation_of(self, circuit: Circuit) -> CircuitEvaluation | None:
         """The evaluation of that circuit, if there is one."""
-        for evaluation in self.evaluations:
-            same_space = evaluation.circuit.space == circuit.space
-            if same_space and bool((evaluation.circuit.mask == circuit.mask).all()):
-                return evaluation
-        return None
+        return next((evaluation for evaluation in self.evaluations if self.is_of(evaluation, circuit)), None)
+
+    @staticmethod
+    def is_of(evaluation: CircuitEvaluation, circuit: Circuit) -> bool:
+        """Whether an evaluation is of that circuit."""
+        same_space = evaluation.circuit.space == circuit.space
+        return same_space and bool((evaluation.circuit.mask == circuit.mask).all())
 
     def scores_of(self, circuit: Circuit) -> EdgeScores | None:
         """The scores that the circuit was selected by, if they are here."""
@@ -98,9 +137,9 @@ class Findings:
                 return scores
         return None
 
-    def node_facts(self) -> dict[str, list[Fact]]:
-        """What was measured or estimated about each node, for the side panel of the graph."""
-        facts: dict[str, list[Fact]] = {}
+    def node_facts(self) -> dict[str, list[Card]]:
+        """What was measured or estimated about each node, for the side panel of the graph and the component cards."""
+        facts: dict[str, list[Card]] = {}
         for study in self.studies:
             for head, known in head_facts(study).items():
                 facts.setdefault(head, []).extend(known)
@@ -110,6 +149,12 @@ class Findings:
                     _add_effect(facts, effect, "h")
                 if kind == "mlp_out" and effect.axes == ("layer",):
                     _add_effect(facts, effect, "")
+        for study in self.components:
+            for node, known in component_cards(study).items():
+                facts.setdefault(node, []).extend(known)
+        for patterns in self.patterns:
+            for head, known in attention_cards(patterns).items():
+                facts.setdefault(head, []).extend(known)
         return facts
 
 
@@ -124,9 +169,10 @@ def collect(task: Task, results: Sequence[object]) -> Findings:
     if not results:
         raise InputError("a report needs at least one result, such as effects, scores, a circuit or a curve; got none")
     results = [Effects({r.kind: r}) if isinstance(r, Effect) else r for r in results]
+    known = (*REPORTED, *EXTENSIONS)
     for result in results:
-        if not isinstance(result, REPORTED):
-            raise InputError(f"a report shows {', '.join(c.__name__ for c in REPORTED)}; got {type(result).__name__}")
+        if not isinstance(result, known):
+            raise InputError(f"a report shows {', '.join(c.__name__ for c in known)}; got {type(result).__name__}")
     effects = [r for r in results if isinstance(r, Effects) and len(r)]
     return Findings(
         task=task,
@@ -138,6 +184,13 @@ def collect(task: Task, results: Sequence[object]) -> Findings:
         evaluations=tuple(r for r in results if isinstance(r, CircuitEvaluation)),
         patterns=tuple(r for r in results if isinstance(r, AttentionPatterns)),
         studies=tuple(r for r in results if isinstance(r, HeadStudy)),
+        components=tuple(r for r in results if isinstance(r, ComponentStudy)),
+        stabilities=tuple(r for r in results if isinstance(r, Stability)),
+        completeness=tuple(r for r in results if isinstance(r, Completeness)),
+        minimality=tuple(r for r in results if isinstance(r, Minimality)),
+        positions=tuple(r for r in results if isinstance(r, PositionScores)),
+        movements=tuple(r for r in results if isinstance(r, AttentionEdges)),
+        others=tuple(r for r in results if not isinstance(r, REPORTED)),
     )
 
 
@@ -145,15 +198,16 @@ def _is_estimated(effects: Effects) -> bool:
     return any(effect.estimated for effect in effects.values())
 
 
-def _add_effect(facts: dict[str, list[Fact]], effect: Effect, part: str) -> None:
-    values, errors = effect.values, effect.standard_error()
+def _add_effect(facts: dict[str, list[Card]], effect: Effect, part: str) -> None:
     certainty = "estimated" if effect.estimated else "measured"
     label = f"{'Denoising' if effect.direction == 'denoise' else 'Noising'} effect on {words(effect.metric_name)}"
-    for index in range(values.numel()):
+    pairs = len(effect.per_example) > 1
+    low, high = (bound.flatten().tolist() for bound in effect.interval()) if pairs else ([], [])
+    for index, value in enumerate(effect.values.flatten().tolist()):
         if part:
-            layer, head = divmod(index, values.shape[1])
+            layer, head = divmod(index, effect.values.shape[1])
             name = f"a{effect.labels['layer'][layer]}.{part}{effect.labels['head'][head]}"
         else:
             name = f"m{effect.labels['layer'][index]}"
-        value, error = float(values.flatten()[index]), float(errors.flatten()[index])
-        facts.setdefault(name, []).append(Fact(label, f"{signed(value)} ± {number(error, 2)} (SE)", certainty))
+        spread = f"95 % interval {signed(low[index])} to {signed(high[index])}" if pairs else "one pair"
+        facts.setdefault(name, []).append(Fact(label, signed(value), certainty, spread))

@@ -7,11 +7,12 @@ page shows a static picture (`graph_static`) and a table of edges, which is also
 from __future__ import annotations
 
 import base64
+from dataclasses import replace
 from typing import Any
 
 from ..circuits.circuit import Circuit
 from ..circuits.scores import EdgeScores
-from ..display import draws
+from ..display import draws, draws_still
 from .graph_payload import GraphOptions, graph_payload
 from .graph_static import static_svg
 from .page import Fragment, assemble, embed_json
@@ -22,6 +23,8 @@ TABLE_LIMIT = 200
 SHOWN_OF_SCORES = 200
 """How many edges of a whole scored graph are drawn at first; of a circuit all (up to `DRAWN_LIMIT`) are."""
 DRAWN_LIMIT = 2000
+STILL_ROWS = 50
+"""Rows of the table that a notebook carries for hosts which strip the frame."""
 
 
 def render_graph(
@@ -33,10 +36,13 @@ def render_graph(
 ) -> str:
     """One self-contained HTML page with the interactive graph of `circuit`.
 
-    `scores` adds standard errors and confidence to the edges; `other` is a second circuit of the same graph, laid over
-    the first.
+    `scores` adds standard errors and confidence to the edges; `other` is a second circuit, laid over the first: of another
+    task, method or model (then nodes are matched by name).
     """
-    payload = graph_payload(circuit, _with_defaults(options, circuit), scores=scores, other=other)
+    options = _with_defaults(options, circuit)
+    if other is not None:
+        options = replace(options, shown=DRAWN_LIMIT)
+    payload = graph_payload(circuit, options, scores=scores, other=other)
     return assemble(
         payload["title"], [Fragment("<main>"), graph_fragment(payload), Fragment("</main>")], body_class="mw-standalone"
     )
@@ -53,15 +59,28 @@ def circuit_page(circuit: Circuit) -> str:
     return render_graph(circuit)
 
 
+@draws_still(Circuit)
+def circuit_still(circuit: Circuit) -> str:
+    """The picture of a circuit and its strongest edges, where no frame is shown."""
+    return graph_still(graph_payload(circuit, _with_defaults(None, circuit)))
+
+
+@draws_still(EdgeScores)
+def scores_still(scores: EdgeScores) -> str:
+    """The strongest edges as a picture and a table, where no frame is shown."""
+    return graph_still(graph_payload(whole_graph(scores), _scores_options(scores), scores=scores))
+
+
 @draws(EdgeScores)
 def scores_page(scores: EdgeScores) -> str:
     """The page of scored edges: the whole graph, of which the strongest edges are drawn at first."""
-    circuit = whole_graph(scores)
+    return render_graph(whole_graph(scores), _scores_options(scores), scores=scores)
+
+
+def _scores_options(scores: EdgeScores) -> GraphOptions:
     task = scores.provenance.get("task", {})
     title = " ".join(part for part in ("Edge scores", _name_of(task), scores.rules) if part)
-    return render_graph(
-        circuit, GraphOptions(title=title, shown=SHOWN_OF_SCORES, metric_name=scores.metric_name), scores=scores
-    )
+    return GraphOptions(title=title, shown=SHOWN_OF_SCORES, metric_name=scores.metric_name)
 
 
 def whole_graph(scores: EdgeScores) -> Circuit:
@@ -71,10 +90,8 @@ def whole_graph(scores: EdgeScores) -> Circuit:
 
 def graph_fragment(payload: dict[str, Any]) -> Fragment:
     """The graph with its fallbacks."""
-    picture = base64.b64encode(static_svg(payload).encode()).decode()
-    alternative = escape(f"{payload['title']}: {describe(payload)}")
     # One picture serves three readers: without scripts, on paper, and (through its text) without sight.
-    image = f'<img class="mw-static" src="data:image/svg+xml;base64,{picture}" alt="{alternative}">'
+    image = _picture(payload, 'class="mw-static"')
     without = "<style>.mw-graph { display: none; } .mw-static { display: block; }</style>"
     body = (
         f'<div class="mw-graph" data-mw-graph>{embed_json(payload)}</div>{image}<noscript>{without}'
@@ -85,10 +102,27 @@ def graph_fragment(payload: dict[str, Any]) -> Fragment:
     return Fragment(body, needs=("graph",))
 
 
+def _picture(payload: dict[str, Any], attributes: str) -> str:
+    picture = base64.b64encode(static_svg(payload).encode()).decode()
+    alternative = escape(f"{payload['title']}: {describe(payload)}")
+    return f'<img {attributes} src="data:image/svg+xml;base64,{picture}" alt="{alternative}">'
+
+
+def graph_still(payload: dict[str, Any]) -> str:
+    """A picture of the graph and its strongest edges as a table, without frames, scripts and styles."""
+    shown = min(STILL_ROWS, len(payload["edges"]["source"]))
+    said = (
+        f"{payload['title']}: {describe(payload)}. This is a picture with the {plural(shown, 'strongest edge')}; "
+        "the interactive graph appears where the notebook is trusted."
+    )
+    picture = _picture(payload, 'height="500"')
+    return f"<p>{escape(said)}</p>{picture}{edge_table(payload, STILL_ROWS)}"
+
+
 def describe(payload: dict[str, Any]) -> str:
     """The graph in one sentence."""
     n_nodes, n_edges = len(payload["nodes"]["name"]), payload["nEdgesOfCircuit"]
-    return f"{plural(n_nodes, 'node')} and {count(n_edges)} of {plural(payload['nEdgesOfGraph'], 'edge')} of the model"
+    return f"{plural(n_nodes, 'node')} and {count(n_edges)} of {payload['among']}"
 
 
 def edge_table(payload: dict[str, Any], limit: int = TABLE_LIMIT) -> str:
@@ -114,8 +148,7 @@ def _with_defaults(options: GraphOptions | None, circuit: Circuit) -> GraphOptio
     options = options or GraphOptions()
     task = _name_of(circuit.provenance.get("task", {}))
     title = options.title or (f"Circuit for {task}" if task else "Circuit")
-    shown = options.shown or min(DRAWN_LIMIT, circuit.n_edges)
-    return GraphOptions(title, options.facts, options.notes, options.names, shown, options.metric_name)
+    return replace(options, title=title, shown=options.shown or min(DRAWN_LIMIT, circuit.n_edges))
 
 
 def _name_of(fact: Any) -> str:

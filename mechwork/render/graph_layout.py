@@ -11,20 +11,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-INPUT, HEAD, MLP, LOGITS, KV = range(5)
-TYPES = ("input", "head", "mlp", "logits", "kv")
-WIDTHS = np.array([96.0, 66.0, 66.0, 96.0, 40.0])
-HEIGHTS = np.array([32.0, 36.0, 36.0, 32.0, 22.0])
+INPUT, HEAD, MLP, LOGITS, KV, FEATURE, ERROR = range(7)
+TYPES = ("input", "head", "mlp", "logits", "kv", "feature", "error")
+WIDTHS = np.array([96.0, 66.0, 66.0, 96.0, 40.0, 66.0, 58.0])
+HEIGHTS = np.array([32.0, 36.0, 36.0, 32.0, 22.0, 30.0, 26.0])
 """Size of a node by type. The script reads them from the payload."""
 
 PITCH, EMPTY_PITCH, MLP_RISE, KV_RISE = 122.0, 26.0, 52.0, 46.0
 MIN_GAP, MAX_GAP, ASPECT, MARGIN = 94.0, 190.0, 1.5, 132.0
 SWEEPS = 6
+PLACE_GAP, EMPTY_PLACE, PLACE_PAD = 80.0, 40.0, 26.0
 ROLE_LIMIT, ROLE_PIXELS = 24, 5.4
 BENDS = (0, -36, 36, -72, 72, -112, 112, -160, 160, -220, 220)
 PORT = 0.3
@@ -40,15 +42,24 @@ class Band:
     bottom: float
 
 
+@dataclass(frozen=True)
+class Column:
+    """The stripe of one token or span."""
+
+    left: float
+    right: float
+
+
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Centres of the nodes and the bands of the layers, inside ``[0, width] x [0, height]``."""
+    """Centres of the nodes, the bands of the layers and the columns of places, inside ``[0, width] x [0, height]``."""
 
     x: Float[ndarray, " node"]
     y: Float[ndarray, " node"]
     bands: tuple[Band, ...]
     width: float
     height: float
+    columns: tuple[Column, ...] = ()
 
 
 def lay_out(
@@ -80,6 +91,45 @@ def lay_out(
     margin = MARGIN
     left = x.min() - margin if len(x) else -margin
     return Layout(x - left, y, bands, float(x.max() - left + margin) if len(x) else 2 * margin, height)
+
+
+def lay_out_places(
+    types: Int[ndarray, " node"],
+    layers: Int[ndarray, " node"],
+    places: Int[ndarray, " node"],
+    source: Int[ndarray, " edge"],
+    target: Int[ndarray, " edge"],
+    weight: Float[ndarray, " edge"],
+    *,
+    n_layers: int,
+    n_places: int,
+) -> Layout:
+    """Positions of nodes that have a place: one column per token or span, as wide as its fullest layer; empty ones are narrow."""
+    y, bands, height = _rows(types, layers, n_layers, parallel=False, kv_rise=0.0)
+    cells = {
+        (layer, place): np.flatnonzero((layers == layer) & (places == place))
+        for layer, place in sorted(set(zip(layers.tolist(), places.tolist(), strict=True)))
+    }
+    fullest = [
+        max((len(cell) for (_, at), cell in cells.items() if at == place), default=0) for place in range(n_places)
+    ]
+    widths = [PLACE_GAP * n + PLACE_PAD if n else EMPTY_PLACE for n in fullest]
+    edges = MARGIN / 2 + np.concatenate([[0.0], np.cumsum(widths)])
+    x = np.zeros(len(types))
+
+    def spread(cell: ndarray, place: int) -> None:
+        middle = (edges[place] + edges[place + 1]) / 2
+        x[cell] = middle + (np.arange(len(cell)) - (len(cell) - 1) / 2) * PLACE_GAP
+
+    for (_, place), cell in cells.items():
+        spread(cell, place)
+    for sweep in range(SWEEPS):
+        for (_, place), cell in list(cells.items())[:: 1 if sweep % 2 == 0 else -1]:
+            if len(cell) > 1:
+                pull = _barycentre(x, cell, source, target, weight)
+                spread(cell[np.lexsort((cell, np.round(pull, 6), types[cell] == MLP))], place)
+    columns = tuple(Column(float(a), float(b)) for a, b in pairwise(edges.tolist()))
+    return Layout(x, y, bands, float(edges[-1]) + MARGIN / 2, height, columns)
 
 
 def role_sides(layout: Layout, types: Int[ndarray, " node"], roles: Sequence[str]) -> list[str]:
@@ -165,7 +215,8 @@ def control_points(
     port: Float[ndarray, " edge"],
     bend: Float[ndarray, " edge"],
 ) -> tuple[Float[ndarray, "edge 4"], Float[ndarray, "edge 4"]]:
-    """The four points of every edge's cubic curve: out of the top of its source, into the bottom of its target.
+    """The four points of every edge's cubic curve: out of the top of its source, into the bottom of its target; between two
+    places of one layer an arch from side to side.
 
     `assets/graph/geometry.js` draws by the same formula; a test compares the two.
     """
@@ -173,7 +224,16 @@ def control_points(
     y0 = layout.y[source] - HEIGHTS[types[source]] / 2
     y3 = layout.y[target] + HEIGHTS[types[target]] / 2
     rise = np.clip(0.45 * (y0 - y3), 14.0, 150.0)
-    return np.stack([x0, x0 + bend, x3 + bend, x3], axis=1), np.stack([y0, y0 - rise, y3 + rise, y3], axis=1)
+    x = np.stack([x0, x0 + bend, x3 + bend, x3], axis=1)
+    y = np.stack([y0, y0 - rise, y3 + rise, y3], axis=1)
+    level = layout.y[source]
+    across = np.abs(level - layout.y[target]) < 1
+    left = layout.x[source] + WIDTHS[types[source]] / 2
+    right = layout.x[target] - WIDTHS[types[target]] / 2
+    lift = level - 34 + bend
+    x[across] = np.stack([left, left + 24, right - 24, right], axis=1)[across]
+    y[across] = np.stack([level, lift, lift, level], axis=1)[across]
+    return x, y
 
 
 def _rows(
@@ -189,8 +249,8 @@ def _rows(
         pitch = PITCH + kv_rise if used else EMPTY_PITCH
         heads_at = base + kv_rise + (PITCH - mlp_rise) / 2
         up[here & (types == KV)] = heads_at - kv_rise
-        up[here & (types == HEAD)] = heads_at
-        up[here & (types == MLP)] = heads_at + mlp_rise
+        up[here & ((types == HEAD) | (types == FEATURE))] = heads_at
+        up[here & ((types == MLP) | (types == ERROR))] = heads_at + mlp_rise
         bands.append((layer, base, base + pitch))
         base += pitch
     top = base + 46.0

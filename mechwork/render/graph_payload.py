@@ -1,72 +1,49 @@
 """What the script of the graph is given: nodes, edges and layout as plain JSON, extracted without one object per edge.
 
 Edges are ordered by absolute score, strongest first, so that a threshold is the length of a prefix. A node's score is
-the sum of the scores of its outgoing edges that are drawn. Under grouped-query attention a key/value reader serves
-several heads; it is a small node of its own (``a3.kv0``), linked to its heads by lines that carry no score.
+the sum of the scores of its outgoing edges that are drawn. What the nodes and edges are is decided in `graph_table`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor
 
 from ..circuits.circuit import Circuit
 from ..circuits.scores import EdgeScores
-from ..circuits.space import EdgeSpace
-from ..errors import InputError, MetricError
+from ..errors import InputError
 from ..provenance import stable
 from . import graph_layout
-from .graph_layout import HEAD, HEIGHTS, INPUT, KV, LOGITS, MLP, PORT, TYPES, WIDTHS
-from .text import plain
+from .cards import Card, cards_markup, plain_facts
+from .graph_layout import HEAD, HEIGHTS, PORT, TYPES, WIDTHS
+from .graph_table import KINDS, GraphTable, circuit_table, overlay
+from .text import count, plain, plural
 
 FORMAT = 1
-KINDS = ("q", "k", "v", "mlp", "logits")
-MAX_EDGES = 50_000
-"""More edges than this are cut before they reach a page, and the page says so."""
-
-
-@dataclass(frozen=True)
-class Fact:
-    """One line about a node. `certainty` is ``measured``, ``estimated`` or ``interpretation``."""
-
-    label: str
-    text: str
-    certainty: str = "measured"
 
 
 @dataclass(frozen=True)
 class GraphOptions:
     """What can be said about a graph beyond its edges; all of it optional.
 
-    `facts`, `notes` are by node name. `names` are the names of the circuit and of the one it is compared with. `shown`
-    is how many edges are drawn at first.
+    `facts`, `notes` are by node name; facts are any cards (see `cards`), shown in the side panel. `names` are the names of the
+    circuit and of the one it is compared with. `shown` is how many edges are drawn at first. `prompt` holds the tokens that
+    an export to an attribution graph names.
     """
 
     title: str = ""
-    facts: Mapping[str, Sequence[Fact]] = field(default_factory=dict)
+    facts: Mapping[str, Sequence[Card]] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
     names: tuple[str, str] = ("first circuit", "second circuit")
     shown: int | None = None
     metric_name: str = ""
-
-
-@dataclass(frozen=True, eq=False)
-class _Edges:
-    """Edges as columns, strongest first. `member` says which circuit holds an edge: 1, 2, or 3 for both."""
-
-    row: Int[ndarray, " edge"]
-    column: Int[ndarray, " edge"]
-    score: Float[ndarray, " edge"]
-    member: Int[ndarray, " edge"]
-    scored: bool
-    cut: int
+    prompt: Sequence[str] = ()
 
 
 def graph_payload(
@@ -78,60 +55,79 @@ def graph_payload(
 ) -> dict[str, Any]:
     """The payload of a circuit; `scores` adds standard errors and confidence, `other` a second circuit to compare with.
 
+    `other` may be of a model of another shape: nodes are matched by name.
+
     Raises:
         MetricError: a score of the circuit is NaN or infinite.
-        InputError: `scores` or `other` belong to another graph.
+        InputError: `scores` belong to another graph.
     """
     options = options or GraphOptions()
-    for what, space in (("scores", scores and scores.space), ("other", other and other.space)):
-        if space is not None and space != circuit.space:
-            raise InputError(f"a circuit is drawn with the {what} of its own graph; got {space} for {circuit.space}")
-    space = circuit.space
-    edges = _extract(circuit, other)
-    all_types, all_layers, reader_node, reader_kind = _tables(space)
-    source, target = edges.row, reader_node[edges.column]
-    used = np.zeros(len(all_types), dtype=bool)
-    used[source] = used[target] = True
-    used[[0, space.n_writers]] = True
-    links = _links(space, used)
-    ids = np.flatnonzero(used)
-    ids = ids[np.lexsort((ids, _running_order(all_types[ids], all_layers[ids])))]
-    new = np.zeros(len(all_types), dtype=np.int64)
-    new[ids] = np.arange(len(ids))
-    types, layers = all_types[ids], all_layers[ids]
-    source, target, links = new[source], new[target], new[links]
-    kind = reader_kind[edges.column]
-    pull = np.sqrt(np.abs(edges.score)) if edges.scored else np.ones(len(source))
-    layout = graph_layout.lay_out(
-        types,
-        layers,
-        np.concatenate([source, links[:, 0]]),
-        np.concatenate([target, links[:, 1]]),
-        np.concatenate([pull, np.full(len(links), pull.max(initial=1.0))]),
-        n_layers=space.n_layers,
-        parallel=space.parallel,
-    )
-    port = np.where(types[target] == HEAD, np.array([-PORT, 0, PORT, 0, 0])[kind], 0.0)
-    names = [_name(space, i) for i in ids.tolist()]
-    roles = [plain(circuit.roles.get(name, "")) for name in names]
-    sides = graph_layout.role_sides(layout, types, roles)
+    if scores is not None and scores.space != circuit.space:
+        raise InputError(f"a circuit is drawn with the scores of its own graph; got {scores.space} for {circuit.space}")
+    table = circuit_table(circuit) if other is None else overlay(circuit, other)
+    both = {**other.roles, **circuit.roles} if other is not None else circuit.roles
+    notes = {**circuit.notes, **options.notes}
+    among = f"the model's {plural(table.n_of_graph, 'edge')}"
+    if other is not None and other.space != circuit.space:
+        among = f"the two models' edges, of which the larger has {count(table.n_of_graph)}"
+    payload = table_payload(table, options, roles=both, notes=notes, among=among)
+    payload["edges"] |= _uncertainty(scores, table, circuit.n_edges)
+    payload["metric"] = options.metric_name or (scores.metric_name if scores else payload["metric"])
+    provenance = stable(circuit.provenance)
+    return payload | {
+        "metric": payload["metric"] or str(provenance.get("metric", "")),
+        "whole": circuit.n_edges == circuit.space.n_edges,
+        "compare": list(options.names) if other is not None else None,
+        "supernodes": _supernodes(circuit, payload["nodes"]["name"]),
+        "space": circuit.space.to_dict() if other is None else None,
+        "requested": circuit.n_requested,
+        "provenance": provenance,
+    }
+
+
+def table_payload(
+    table: GraphTable,
+    options: GraphOptions,
+    *,
+    roles: Mapping[str, str] | None = None,
+    notes: Mapping[str, str] | None = None,
+    among: str,
+) -> dict[str, Any]:
+    """The payload of any table of nodes and edges; `among` says in words what the edges were chosen from."""
+    roles, notes = roles or {}, notes or {}
+    names, types, source, target = table.names, table.types, table.source, table.target
+    pull = np.sqrt(np.abs(table.score)) if table.scored else np.ones(len(source))
+    ends = np.concatenate([source, table.links[:, 0]]), np.concatenate([target, table.links[:, 1]])
+    weight = np.concatenate([pull, np.full(len(table.links), pull.max(initial=1.0))])
+    if table.place_labels:
+        layout = graph_layout.lay_out_places(
+            types, table.layers, table.places, *ends, weight, n_layers=table.n_layers, n_places=len(table.place_labels)
+        )
+    else:
+        layout = graph_layout.lay_out(
+            types, table.layers, *ends, weight, n_layers=table.n_layers, parallel=table.parallel
+        )
+    port = np.where(types[target] == HEAD, np.array([-PORT, 0, PORT, 0, 0])[table.kind], 0.0)
+    said = [plain(roles.get(name, "")) for name in names]
+    sides = graph_layout.role_sides(layout, types, said)
     written = [
-        graph_layout.role_width(role) if side == "right" else 0.0 for role, side in zip(roles, sides, strict=True)
+        graph_layout.role_width(role) if side == "right" else 0.0 for role, side in zip(said, sides, strict=True)
     ]
     bends = graph_layout.find_bends(layout, types, source, target, port, np.array(written))
-    totals = np.bincount(source, edges.score, len(ids))
-    provenance = stable(circuit.provenance)
+    totals = np.bincount(source, table.score, len(names))
+    columns = zip(table.place_labels, layout.columns, strict=True) if table.place_labels else ()
     return {
         "what": "mechwork graph",
         "format": FORMAT,
         "title": options.title or "Circuit",
-        "metric": options.metric_name or (scores.metric_name if scores else str(provenance.get("metric", ""))),
-        "scored": edges.scored,
-        "nEdgesOfGraph": space.n_edges,
-        "nEdgesOfCircuit": int((circuit.mask | other.mask).sum()) if other is not None else circuit.n_edges,
-        "whole": circuit.n_edges == space.n_edges,
-        "cut": edges.cut,
-        "compare": list(options.names) if other is not None else None,
+        "metric": options.metric_name,
+        "scored": table.scored,
+        "nEdgesOfGraph": table.n_of_graph,
+        "nEdgesOfCircuit": table.n_of_circuit,
+        "among": among,
+        "whole": False,
+        "cut": table.cut,
+        "compare": None,
         "types": list(TYPES),
         "widths": WIDTHS.tolist(),
         "heights": HEIGHTS.tolist(),
@@ -139,121 +135,59 @@ def graph_payload(
         "kinds": list(KINDS),
         "size": [round(layout.width, 1), round(layout.height, 1)],
         "layers": [{"layer": b.layer, "top": round(b.top, 1), "bottom": round(b.bottom, 1)} for b in layout.bands],
+        "places": [{"label": label, "left": round(c.left, 1), "right": round(c.right, 1)} for label, c in columns],
         "nodes": {
             "name": names,
+            "label": table.labels,
             "type": types.tolist(),
-            "layer": layers.tolist(),
+            "layer": table.layers.tolist(),
+            "place": table.places.tolist(),
             "x": layout.x.round(1).tolist(),
             "y": layout.y.round(1).tolist(),
-            "score": _rounded(totals) if edges.scored else None,
-            "role": roles,
+            "score": _rounded(totals) if table.scored else None,
+            "role": said,
             "side": sides,
-            "note": [plain(options.notes.get(name, circuit.notes.get(name, ""))) for name in names],
-            "facts": [_facts(options.facts.get(name, ())) for name in names],
+            "note": [plain(notes.get(name, "")) for name in names],
+            "facts": [plain_facts(options.facts.get(name, ())) for name in names],
+            "cards": [cards_markup(options.facts.get(name, ())) for name in names],
         },
         "edges": {
             "source": source.tolist(),
             "target": target.tolist(),
-            "kind": kind.tolist(),
-            "score": _rounded(edges.score) if edges.scored else None,
+            "kind": table.kind.tolist(),
+            "score": _rounded(table.score) if table.scored else None,
             "bend": bends.tolist(),
-            "member": edges.member.tolist() if other is not None else None,
-            **_uncertainty(scores, edges, circuit.n_edges),
+            "member": None if table.member is None else table.member.tolist(),
+            "other": None if table.other_score is None else _rounded(table.other_score),
+            "error": None,
+            "confidence": None,
         },
-        "links": links.tolist(),
+        "links": table.links.tolist(),
+        "supernodes": [],
+        "space": None,
+        "requested": None,
+        "prompt": [plain(token) for token in options.prompt],
         "shown": min(options.shown or len(source), len(source)),
-        "provenance": provenance,
+        "provenance": {},
     }
 
 
-def _extract(circuit: Circuit, other: Circuit | None) -> _Edges:
-    mask = circuit.mask if other is None else circuit.mask | other.mask
-    index = mask.nonzero()
-    row, column = index[:, 0].numpy(), index[:, 1].numpy()
-    scored = circuit.scores is not None
-    values = np.zeros(len(row))
-    if circuit.scores is not None:
-        values = circuit.scores[mask].double().numpy()
-        if other is not None and other.scores is not None:
-            mine = circuit.mask[mask].numpy()
-            values = np.where(mine, values, other.scores[mask].double().numpy())
-        if not np.isfinite(values).all():
-            first = int(np.flatnonzero(~np.isfinite(values))[0])
-            name = circuit.space.edge_name(int(row[first]), int(column[first]))
-            raise MetricError(f"scores must be finite to be drawn; {name} has {values[first]}. Score the edges again.")
-    order = np.argsort(-np.abs(values), kind="stable")
-    cut = max(0, len(order) - MAX_EDGES)
-    order = order[:MAX_EDGES]
-    member = circuit.mask[mask].numpy().astype(np.int64)
-    if other is not None:
-        member = member + 2 * other.mask[mask].numpy().astype(np.int64)
-    return _Edges(row[order], column[order], values[order], member[order], scored, cut)
+def _supernodes(circuit: Circuit, names: Sequence[str]) -> list[dict[str, Any]]:
+    """The circuit's named groups of nodes, each node in one group at most."""
+    free, groups = set(names), []
+    for name, members in circuit.supernodes.items():
+        kept = [member for member in members if member in free]
+        free -= set(kept)
+        if kept:
+            groups.append({"name": plain(name), "members": kept})
+    return groups
 
 
-def _tables(
-    space: EdgeSpace,
-) -> tuple[Int[ndarray, " node"], Int[ndarray, " node"], Int[ndarray, " reader"], Int[ndarray, " reader"]]:
-    """Types and layers of every possible node (writers, logits, key/value groups); node and kind of every reader."""
-    types = [
-        INPUT,
-        *([HEAD] * space.n_heads + [MLP] * (not space.attn_only)) * space.n_layers,
-        LOGITS,
-        *[KV] * space.n_layers * space.n_kv_heads,
-    ]
-    layers = [-1, *(layer for layer in range(space.n_layers) for _ in range(space.writers_per_layer)), space.n_layers]
-    layers += [layer for layer in range(space.n_layers) for _ in range(space.n_kv_heads)]
-    grouped = space.n_heads > space.n_kv_heads
-    node, kind = np.full(space.n_readers, space.n_writers), np.full(space.n_readers, KINDS.index("logits"))
-    for layer in range(space.n_layers):
-        heads = space.head_writers(layer).start
-        groups = space.n_writers + 1 + layer * space.n_kv_heads
-        for code, name in enumerate("qkv"):
-            columns = space.attention_readers(layer, name)
-            first = groups if grouped and name != "q" else heads
-            node[columns] = first + np.arange(columns.stop - columns.start)
-            kind[columns] = code
-    for layer in space.mlps:
-        node[space.mlp_reader(layer)] = space.mlp_writer(layer)
-        kind[space.mlp_reader(layer)] = KINDS.index("mlp")
-    return np.array(types), np.array(layers), node, kind
-
-
-def _links(space: EdgeSpace, used: ndarray) -> Int[ndarray, "link 2"]:
-    """(key/value node, head) for every used group and used head of it."""
-    group = space.n_heads // space.n_kv_heads
-    pairs = [
-        (space.n_writers + 1 + layer * space.n_kv_heads + head // group, space.head_writers(layer).start + head)
-        for layer in range(space.n_layers)
-        for head in range(space.n_heads)
-    ]
-    kept = [(kv, head) for kv, head in pairs if group > 1 and used[kv] and used[head]]
-    return np.array(kept, dtype=np.int64).reshape(-1, 2)
-
-
-def _running_order(types: ndarray, layers: ndarray) -> ndarray:
-    """Nodes as they run: within a layer the key/value nodes before the heads, the heads before the MLP."""
-    rank = np.array([0, 2, 3, 4, 1])
-    return layers * 8 + rank[types]
-
-
-def _name(space: EdgeSpace, node: int) -> str:
-    if node < space.n_writers:
-        return space.writers[node]
-    if node == space.n_writers:
-        return "logits"
-    layer, head = divmod(node - space.n_writers - 1, space.n_kv_heads)
-    return f"a{layer}.kv{head}"
-
-
-def _facts(facts: Iterable[Fact]) -> list[list[str]]:
-    return [[plain(fact.label), plain(fact.text), fact.certainty] for fact in facts]
-
-
-def _uncertainty(scores: EdgeScores | None, edges: _Edges, n_edges: int) -> dict[str, Any]:
+def _uncertainty(scores: EdgeScores | None, table: GraphTable, n_edges: int) -> dict[str, Any]:
     """Standard errors, and how often an edge is chosen when the pairs are resampled; null without per-pair scores."""
-    if scores is None or scores.n_pairs < 2 or not len(edges.row):
+    if scores is None or scores.n_pairs < 2 or not len(table.source) or table.cells is None:
         return {"error": None, "confidence": None}
-    row, column = torch.from_numpy(edges.row), torch.from_numpy(edges.column)
+    row, column = torch.from_numpy(table.cells).T
     error = scores.standard_error()[row, column]
     if not bool(error.isfinite().all()):  # scores that are not means over pairs
         return {"error": None, "confidence": None}

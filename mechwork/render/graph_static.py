@@ -22,7 +22,7 @@ def static_svg(payload: dict[str, Any], limit: int = LIMIT) -> str:
     """A standalone SVG of the strongest edges of a graph's payload."""
     nodes, edges = payload["nodes"], payload["edges"]
     types = np.array(nodes["type"], dtype=np.int64)
-    layout = Layout(np.array(nodes["x"]), np.array(nodes["y"]), (), *payload["size"])
+    layout = Layout(np.array(nodes["x"], dtype=float), np.array(nodes["y"], dtype=float), (), *payload["size"])
     n = min(limit, len(edges["source"]))
     source, target, kind = (np.array(edges[name][:n], dtype=np.int64) for name in ("source", "target", "kind"))
     bend = np.array(edges["bend"][:n], dtype=float)
@@ -31,10 +31,14 @@ def static_svg(payload: dict[str, Any], limit: int = LIMIT) -> str:
     scores = edges["score"]
     largest = abs(scores[0]) if scores else 0.0
     shapes = [_band(band, payload["size"][0]) for band in payload["layers"]]
+    shapes += [_place(place, payload["size"][1]) for place in payload["places"]]
     shapes += [_edge(x[e], y[e], scores[e] if scores else None, largest) for e in reversed(range(n))]
     drawn = set(source.tolist()) | set(target.tolist())
-    shapes += [_node(payload, i) for i in range(len(types)) if i in drawn or types[i] in (0, 3)]
+    shapes += [
+        _node(payload, i) for i in range(len(types)) if i in drawn or (types[i] in (0, 3) and not payload["places"])
+    ]
     width, height = payload["size"]
+    height += 40 if payload["places"] else 0
     said = f"{payload['title']} · {n:,} of {payload['nEdgesOfGraph']:,} edges"
     caption = f'<text x="12" y="{height + 14:.0f}" font-size="10.5" fill="{MUTED}">{escape(said)}</text>'
     return (
@@ -58,6 +62,12 @@ def _band(band: dict[str, float], width: float) -> str:
     return f'{line}<text x="12" y="{middle:g}" font-size="11" fill="{MUTED}">layer {band["layer"]:g}</text>'
 
 
+def _place(place: dict[str, Any], height: float) -> str:
+    x = (place["left"] + place["right"]) / 2
+    text = f'<text x="{x:g}" y="{height + 12:g}" font-size="11" fill="{MUTED}" transform="rotate(24 {x:g} {height + 12:g})">{escape(place["label"])}</text>'
+    return f'<line x1="{place["left"]:g}" x2="{place["left"]:g}" y1="0" y2="{height:g}" stroke="{LINE}"/>{text}'
+
+
 def _edge(x: np.ndarray, y: np.ndarray, score: float | None, largest: float) -> str:
     colour, dash, width = NEUTRAL, "", 1.6
     if score is not None:
@@ -77,7 +87,7 @@ def _node(payload: dict[str, Any], i: int) -> str:
     fill = _mix(colour, 0.08 + 0.3 * (abs(total) / largest) ** 0.5) if total and largest else "#ffffff"
     dash = ' stroke-dasharray="5 2.5"' if total < 0 else ""
     said = _role(nodes["role"][i], w, h, beside=nodes["side"][i] == "right") if nodes["role"][i] else ""
-    label = f'<text y="4.5" font-size="{12.5 if kind != "kv" else 9:g}" font-weight="600" fill="{INK}">{escape(shorten(nodes["name"][i], 12))}</text>'
+    label = f'<text y="4.5" font-size="{12.5 if kind != "kv" else 9:g}" font-weight="600" fill="{INK}">{escape(shorten(nodes["label"][i], 12))}</text>'
     outline = f'<path d="{_outline(kind, w, h)}" fill="{fill}" stroke="{colour}" stroke-width="1.6"{dash}/>'
     return (
         f'<g transform="translate({nodes["x"][i]:g} {nodes["y"][i]:g})" text-anchor="middle">{outline}{label}{said}</g>'
@@ -97,6 +107,8 @@ def _outline(kind: str, w: float, h: float) -> str:
         return f"M{-w:g} {h:g}L{cut - w:g} {-h:g}H{w - cut:g}L{w:g} {h:g}Z"
     if kind == "logits":
         return f"M{-w:g} {-h:g}L{cut - w:g} {h:g}H{w - cut:g}L{w:g} {-h:g}Z"
+    if kind == "error":
+        return f"M{-w:g} 0L{cut - w:g} {-h:g}H{w - cut:g}L{w:g} 0L{w - cut:g} {h:g}H{cut - w:g}Z"
     if kind == "mlp":
         return f"M{-w:g} {-h:g}H{w:g}V{h:g}H{-w:g}Z"
     return (

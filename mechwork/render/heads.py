@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ..ablation.heads import HeadRow, HeadStudy
 from ..display import draws
-from .graph_payload import Fact
+from .cards import Card, Fact
 from .page import Fragment, assemble
 from .table import Column, RowLinks, table
 from .text import escape, fixed, number, percent, plural, signed, words
@@ -74,15 +74,17 @@ def _head_table(study: HeadStudy, rows: Sequence[HeadRow]) -> str:
     return table(columns, caption=caption, links=RowLinks([row.head for row in rows]))
 
 
-def head_facts(study: HeadStudy) -> dict[str, list[Fact]]:
+def head_facts(study: HeadStudy) -> dict[str, list[Card]]:
     """What is known about each head, for the side panel of the graph."""
     return {row.head: _facts(row, words(study.metric_name)) for row in study.rows}
 
 
-def _facts(row: HeadRow, unit: str) -> list[Fact]:
-    facts = [
-        Fact(f"Mean-ablating it changes {unit} by", f"{signed(-row.effect)} ± {number(row.standard_error, 2)} (SE)")
-    ]
+def _facts(row: HeadRow, unit: str) -> list[Card]:
+    half = 1.96 * row.standard_error
+    spread = (
+        f"95 % interval {signed(-row.effect - half)} to {signed(-row.effect + half)}" if half == half else "one pair"
+    )
+    facts: list[Card] = [Fact(f"Mean-ablating it changes {unit} by", signed(-row.effect), detail=spread)]
     if row.direct_effect is not None:
         facts.append(Fact("Direct effect on the logits", signed(row.direct_effect)))
     strongest = sorted(row.attention.items(), key=lambda item: -item[1])[:3]

@@ -53,6 +53,7 @@ GRAPH_SCRIPTS = (
     "graph/actions.js",
     "graph/tooltip.js",
     "graph/export.js",
+    "graph/formats.js",
     "graph/mount.js",
 )
 

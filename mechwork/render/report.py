@@ -11,6 +11,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ..errors import InputError, UnknownNameError
 from ..tasks.task import Task
@@ -31,13 +32,16 @@ def report(
     title: str | None = None,
     texts: Mapping[str, str] | None = None,
     audience: str = "research",
+    record: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write one offline HTML file about `results` on `task`. Returns its path.
 
     `results` are any of effects (measured or estimated), edge scores, circuits, faithfulness curves, evaluations,
-    attention patterns and head studies, in any order. `texts` adds your own words to a section, by its name: summary,
-    task, localisation, graph, evaluation, heads, agreement, limits, provenance. For the `audience` ``"class"`` a question
-    stands before each result, words are explained, and the summary comes after the results.
+    attention patterns, head and component studies, stability, completeness and minimality, in any order; other modules add
+    their own with `reports`. `texts` adds your own words to a section, by its name: summary,
+    task, localisation, graph, evaluation, robustness, heads, agreement, limits, provenance. For the `audience` ``"class"`` a question
+    stands before each result, words are explained, and the summary comes after the results. `record` is kept in the page as it
+    is, for programs (``mechwork discover`` puts hashes of its files there).
 
     Raises:
         InputError: the file exists (pass ``force=True``), its folder is missing or cannot be written to, or `results`
@@ -46,7 +50,7 @@ def report(
     """
     path = Path(path)
     _check_target(path, force=force)
-    page = render_report(task, *results, title=title, texts=texts, audience=audience)
+    page = render_report(task, *results, title=title, texts=texts, audience=audience, record=record)
     _write(path, page)
     return path
 
@@ -57,6 +61,7 @@ def render_report(
     title: str | None = None,
     texts: Mapping[str, str] | None = None,
     audience: str = "research",
+    record: Mapping[str, Any] | None = None,
 ) -> str:
     """The report as a string of HTML; see `report`."""
     texts = dict(texts or {})
@@ -81,7 +86,9 @@ def render_report(
         fragments += [_open(section, texts.get(section.name, ""), question), *section.fragments]
         fragments.append(Fragment("</div></section>"))
     fragments.append(
-        Fragment(f"</main>{embed_json(machine_readable(findings), name='mechwork-report')}", needs=("report",))
+        Fragment(
+            f"</main>{embed_json(machine_readable(findings, record or {}), name='mechwork-report')}", needs=("report",)
+        )
     )
     return assemble(heading, fragments, body_class="mw-report")
 

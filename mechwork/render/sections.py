@@ -5,28 +5,32 @@ from __future__ import annotations
 import base64
 import json
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
 from ..patching.result import Effect
-from ..provenance import stable
+from ..provenance import hash_json, stable
 from .agreement import agreement_fragment, agreement_table, method_name
 from .attention import attention_fragment, prompt_markup
+from .component_section import card_fragments
 from .curve import curve_fragment, curve_table, evaluation_table
-from .findings import Findings
+from .findings import EXTENSIONS, Findings
 from .graph import SHOWN_OF_SCORES, graph_fragment, whole_graph
+from .graph_pages import positions_payload
 from .graph_payload import GraphOptions, graph_payload
 from .graph_static import static_svg
 from .heads import heads_fragment
 from .heatmap import heatmap_fragment
-from .page import Fragment
+from .page import Fragment, to_json
+from .robustness import robustness_fragments
 from .table import Column, table
 from .text import count, escape, number, plural, signed, words
 from .words import METRIC_WORDS, comparable, key_numbers, limits, summary_sentences
 
 N_PAIRS = 5
+N_BY_POSITION = 100
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,13 @@ class Section:
 
 def build_sections(findings: Findings) -> list[Section]:
     """All sections that have something to show, in reading order."""
-    built = [Section(name, title, tuple(build(findings))) for name, (title, build) in SECTIONS.items()]
+    added: dict[str, list[Fragment]] = {}
+    for result in findings.others:
+        section, draw = next(EXTENSIONS[cls] for cls in type(result).__mro__ if cls in EXTENSIONS)
+        added.setdefault(section, []).append(draw(result))
+    built = [
+        Section(name, title, (*build(findings), *added.get(name, ()))) for name, (title, build) in SECTIONS.items()
+    ]
     return [section for section in built if section.fragments]
 
 
@@ -151,6 +161,7 @@ def _localisation(findings: Findings) -> list[Fragment]:
 
 def _graph(findings: Findings) -> list[Fragment]:
     facts = findings.node_facts()
+    prompt = findings.task.prompt_texts(0)[0]
     found = []
     circuits = [findings.with_roles(c) for c in findings.circuits] or (
         [findings.circuit] if findings.circuit is not None else []
@@ -160,13 +171,23 @@ def _graph(findings: Findings) -> list[Fragment]:
         scores = findings.scores_of(circuit)
         title = f"Circuit for {findings.task.name}" + (f" ({i + 1})" if len(circuits) > 1 else "")
         options = GraphOptions(
-            title=title, facts=facts, shown=min(2000, circuit.n_edges), metric_name=findings.task.metric.name
+            title=title,
+            facts=facts,
+            shown=min(2000, circuit.n_edges),
+            metric_name=findings.task.metric.name,
+            prompt=prompt,
         )
         found.append(graph_fragment(graph_payload(circuit, options, scores=scores)))
     if compared:
         names = ("circuit 1", "circuit 2")
         options = GraphOptions(title="Both circuits", facts=facts, names=names, metric_name=findings.task.metric.name)
         found.append(graph_fragment(graph_payload(circuits[0], options, other=circuits[1])))
+    for scores in findings.positions:
+        movements = next((m for m in findings.movements if m.labels == scores.labels), None)
+        said = "By position: an edge stands where its reader reads; an arch is what a head moves from one position to another. Estimated."
+        found += [Fragment(f"<h3>Where it happens</h3><p>{said}</p>")]
+        title = f"Edges of {findings.task.name} by position"
+        found.append(graph_fragment(positions_payload(scores, movements, N_BY_POSITION, title)))
     if not circuits:
         for scores in findings.scores:
             options = GraphOptions(
@@ -180,9 +201,11 @@ def _graph(findings: Findings) -> list[Fragment]:
 
 
 def _evaluation(findings: Findings) -> list[Fragment]:
-    found = [Fragment(evaluation_table(list(findings.evaluations)))] if findings.evaluations else []
     circuit = findings.circuit
     chosen = findings.evaluation_of(circuit) if circuit is not None else None
+    # The same circuit under other ablations is a matter of robustness.
+    own = [e for e in findings.evaluations if e is chosen or circuit is None or not findings.is_of(e, circuit)]
+    found = [Fragment(evaluation_table(own))] if own else []
     for curve in findings.curves:
         pairs = findings.pairs_word(curve.provenance)
         found.append(
@@ -203,7 +226,7 @@ def _heads(findings: Findings) -> list[Fragment]:
     found = [heads_fragment(study) for study in findings.studies]
     for patterns in findings.patterns:
         found += [Fragment("<h3>Attention on one prompt</h3>"), attention_fragment(patterns)]
-    return found
+    return [*found, *card_fragments(findings)]
 
 
 def _agreement(findings: Findings) -> list[Fragment]:
@@ -263,15 +286,17 @@ def _name_and_hash(fact: Any, key: str) -> str:
     return " ".join(part for part in (str(fact.get("name", "")), sha) if part)
 
 
-def machine_readable(findings: Findings) -> dict[str, Any]:
-    """What `mechwork verify` needs: circuits as JSON and stable provenance, without what changes from run to run."""
-    return {
+def machine_readable(findings: Findings, more: Mapping[str, Any]) -> dict[str, Any]:
+    """What `mechwork verify` needs: circuits as JSON and stable provenance, without what changes from run to run; and a hash of it."""
+    record = {
         "what": "mechwork report",
         "format": 1,
         "task": findings.task.provenance(),
         "circuits": [circuit.to_json() for circuit in findings.circuits],
         "results": [{"result": what, "provenance": stable(provenance)} for what, provenance in findings.provenances],
+        **more,
     }
+    return {**record, "sha256": hash_json(json.loads(to_json(record)))}
 
 
 Builder = Callable[[Findings], Sequence[Fragment]]
@@ -281,7 +306,8 @@ SECTIONS: dict[str, tuple[str, Builder]] = {
     "localisation": ("Where the answer is made", _localisation),
     "graph": ("The circuit", _graph),
     "evaluation": ("How faithful the circuit is", _evaluation),
-    "heads": ("What the heads do", _heads),
+    "robustness": ("How robust the circuit is", robustness_fragments),
+    "heads": ("What the components do", _heads),
     "agreement": ("Estimated against measured", _agreement),
     "limits": ("Limits", _limits),
     "provenance": ("Provenance and how to reproduce", _provenance),

@@ -17,6 +17,7 @@ QUESTIONS = {
     "localisation": "At which token, and from which layer on, does the model know the answer? Point at a cell before you look.",
     "graph": "Which heads must read from which others for this behaviour? Draw the arrows you expect, then compare.",
     "evaluation": "How many of the model's edges are needed to keep 90 % of the behaviour? Write down a number.",
+    "robustness": "Would other prompts, or another way to ablate, give the same circuit? Which of the two matters more?",
     "heads": "Which kinds of attention head does this task need, and where should each of them look from its query?",
     "agreement": "An estimate costs one backward pass. For which kind of place do you expect it to be worst, and why?",
     "summary": "Sum up in two sentences, with numbers, what this model does for the task. Then compare.",

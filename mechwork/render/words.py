@@ -108,6 +108,7 @@ def limits(findings: Findings) -> list[str]:
             " Faithfulness depends on the ablation; another one may give another number." if len(ablations) == 1 else ""
         )
         said.append(f"Faithfulness was measured under {' and '.join(ablations)} ablation ({meaning}).{more}")
+        said += _other_ablations(findings)
     for circuit in findings.circuits:
         if circuit.n_requested is not None and circuit.n_requested > circuit.n_edges:
             dropped = circuit.n_requested - circuit.n_edges
@@ -129,6 +130,21 @@ def limits(findings: Findings) -> list[str]:
         f"The task has {plural(n_pairs, 'pair')} from templates; other wordings of the same behaviour may use other parts of the model."
     )
     return said
+
+
+def _other_ablations(findings: Findings) -> list[str]:
+    """Names ablations under which the same circuit keeps much less than under the first."""
+    circuit = findings.circuit
+    same = [e for e in findings.evaluations if circuit is not None and findings.is_of(e, circuit)]
+    lost = [e for e in same[1:] if e.faithfulness < same[0].faithfulness - 0.2]
+    if not lost:
+        return []
+    what = ", ".join(f"{fixed(e.faithfulness, 2)} under {e.ablation} ablation" for e in lost)
+    first = same[0]
+    said = f"The circuit is much less faithful when the other edges carry something else: {what}, against {fixed(first.faithfulness, 2)} under {first.ablation} ablation."
+    if first.ablation == "corrupt":
+        said += " It holds what differs between the two prompts of a pair; what they have in common it leaves to the rest of the model."
+    return [said]
 
 
 def _behaviour(findings: Findings) -> str:

@@ -10,6 +10,9 @@ scores or circuits.
 from .attention import AttentionPatterns as AttentionPatterns
 from .attention import attention_between as attention_between
 from .attention import record_attention as record_attention
+from .components import ComponentRow as ComponentRow
+from .components import ComponentStudy as ComponentStudy
+from .components import study_components as study_components
 from .record import Run as Run
 from .record import align_donor as align_donor
 from .record import check_task as check_task

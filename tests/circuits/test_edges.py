@@ -20,6 +20,7 @@ from mechwork.patching import attribute
 from mechwork.runs import record_run
 from mechwork.tasks.task import Task
 from tests.families import borrowed, build_task
+from tests.reference.edges import grad_drop_scores
 from tests.reference.literal import LiteralGraph
 
 
@@ -42,6 +43,22 @@ def test_scores_equal_a_leaf_at_every_reader(family_model64: Any, tiny_task: Tas
     expected = LiteralGraph(model).edge_scores(
         host, donor, lambda x: tiny_task.metric(x, pairs), space.readers, space.writers
     )
+    expected = expected * space.mask * (1 if direction == "denoise" else -1)
+    scale = float(expected.abs().max())
+    assert scale > 1e-2
+    assert float((scores.require_pairs() - expected).abs().max()) <= tolerance(model) * max(scale, 1)
+
+
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+def test_grad_drop_equals_passes_with_a_layer_held_constant(
+    family_model64: Any, tiny_task: Task, direction: str
+) -> None:
+    model, pairs = family_model64, tiny_task.pairs
+    scores = score_edges(model, tiny_task, preset="atp_star", direction=direction)
+    space = scores.space
+    ends = (pairs.corrupt_tokens, pairs.clean_tokens)
+    host, donor = ends if direction == "denoise" else ends[::-1]
+    expected = grad_drop_scores(model, host, donor, lambda x: tiny_task.metric(x, pairs), space.readers, space.writers)
     expected = expected * space.mask * (1 if direction == "denoise" else -1)
     scale = float(expected.abs().max())
     assert scale > 1e-2

@@ -38,9 +38,9 @@ def test_ablations_equal_the_literal_graph(family_model64: Any, ablation: str) -
     mask = random_mask(space, 0.5, 4)
     clean = literal.writes_of(pairs.clean_tokens)
     if ablation == "resample":
-        from mechwork.circuits.ablated import _other_prompts
+        from mechwork.interventions import other_prompts
 
-        order = _other_prompts(task, 0)
+        order = other_prompts(task, 0)
         assert not bool((order == torch.arange(8)).any())
         assert sorted(order.tolist()) == list(range(8))
         other = {name: write[order] for name, write in clean.items()}

@@ -24,7 +24,7 @@ from .conftest import Cli
 
 ROOT = Path(mechwork.__file__).parents[1]
 FILES = {"report.html", "report.json", "circuit.json", "edges.csv", "effects.csv", "curve.csv"}
-FEW = ("--n-pairs", 8)
+FEW = ("--n-pairs", 8, "--quick")
 
 
 def rows(file: Path) -> list[dict[str, str]]:
@@ -86,6 +86,11 @@ def test_the_numbers_hang_together(done: tuple[Path, dict[str, Any]]) -> None:
     assert {row["kind"] for row in effects} == {"resid_pre", "attn_out", "mlp_out", "z"}
     assert any(float(row["effect"]) != 0 and float(row["estimate"]) != 0 for row in effects)
     assert len(rows(folder / "curve.csv")) == len(data["curve"]["sizes"])
+    robust = data["robustness"]
+    assert set(robust["ablations"]) == {"zero", "resample"}
+    assert set(robust["stability"]) >= {"resamples", "seeds"}
+    assert 0 < robust["stability"]["seeds"]["jaccard"] <= 1
+    assert isinstance(robust["superfluous"], list)
     assert len(Circuit.load(folder / "circuit.json")) == data["circuit"]["n_edges"]
 
 
@@ -107,6 +112,15 @@ def test_the_same_command_gives_the_same_bytes_and_readable_text(cli: Cli, done:
     assert other.code == 0
     assert other.err == ""
     assert Path("other", "circuit.json").read_bytes() != (done[0] / "circuit.json").read_bytes()
+
+
+def test_a_report_for_a_class(cli: Cli) -> None:
+    outcome = cli("discover", "ioi", *FEW, "--audience", "class", "--n-edges", 30, "--out", "class")
+    assert outcome.code == 0, outcome.err
+    page = Path("class", "report.html").read_text(encoding="utf-8")
+    assert "data-mw-question=" in page
+    assert 'class="mw-term"' in page
+    assert cli("discover", "ioi", "--audience", "pupils").code == 2
 
 
 def test_an_existing_report_is_kept_unless_forced(cli: Cli, tmp_path: Path) -> None:

@@ -126,3 +126,36 @@ def information_flow(model: Any, tokens: Tensor, readers: tuple[str, ...], write
                 for w, value in zip(seen, near, strict=True):
                     scores[b, writers.index(w), j] += value / max(sum(near), 1e-300) / tokens.shape[1]
     return scores
+
+
+def grad_drop_scores(
+    model: Any, host: Tensor, donor: Tensor, metric: Metric, readers: tuple[str, ...], writers: tuple[str, ...]
+) -> Tensor:
+    """``[batch, writer, reader]``: mean magnitude of the scores of passes that each hold one layer's writes constant.
+
+    A reader inside a layer is judged by the passes that keep that layer; the sign is that of the sum.
+    """
+    graph = LiteralGraph(model)
+    ours, theirs = graph.writes_of(host), graph.writes_of(donor)
+    passes = []
+    for dropped in range(graph.n_layers):
+        nudge = {r: torch.zeros_like(ours["input"]).requires_grad_(True) for r in readers}
+        with torch.enable_grad():
+            logits = graph.run(host, ours, lambda w, r, d=dropped: _layer(w) != d, nudge)
+            grads = torch.autograd.grad(metric(logits).sum(), list(nudge.values()), allow_unused=True)
+        rows = []
+        for w in writers:
+            difference = theirs[w] - ours[w]
+            cells = [torch.zeros(len(host)) if g is None else (difference * g).sum(dim=(1, 2)) for g in grads]
+            rows.append(torch.stack([c.to(difference) for c in cells], dim=1))
+        passes.append(torch.stack(rows, dim=1))
+    scores = torch.zeros_like(passes[0])
+    for j, reader in enumerate(readers):
+        kept = torch.stack([p[:, :, j] for d, p in enumerate(passes) if _layer(reader) != d])
+        scores[:, :, j] = kept.abs().mean(dim=0) * kept.sum(dim=0).sign()
+    return scores
+
+
+def _layer(name: str) -> int:
+    """Layer of a writer or reader by name; -1 for the input and the logits."""
+    return -1 if name in ("input", "logits") else int(name[1:].split(".", maxsplit=1)[0])

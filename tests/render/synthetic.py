@@ -12,12 +12,15 @@ from typing import Literal
 import torch
 
 from mechwork.ablation.heads import HeadRow, HeadStudy
+from mechwork.circuits import AttentionEdges, Completeness, Minimality, PositionScores, Stability
 from mechwork.circuits.circuit import Circuit
 from mechwork.circuits.curves import MIB_FRACTIONS, CircuitEvaluation, FaithfulnessCurve
+from mechwork.circuits.sample import Streamed
 from mechwork.circuits.scores import EdgeScores
 from mechwork.circuits.space import EdgeSpace
 from mechwork.patching.result import Effect, Effects
 from mechwork.runs.attention import AttentionPatterns
+from mechwork.runs.components import ComponentRow, ComponentStudy, Example
 from mechwork.runs.record import Baseline
 from mechwork.tasks.task import Task
 
@@ -297,6 +300,59 @@ def study() -> HeadStudy:
     )
 
 
+def components(texts: tuple[str, ...] = TOKENS) -> ComponentStudy:
+    generator = torch.Generator().manual_seed(9)
+    rows = []
+    for node in circuit().nodes:
+        if node in ("input", "logits"):
+            continue
+        values = torch.rand(3, len(texts), generator=generator)
+        examples = tuple(Example(texts, tuple(row.tolist()), int(row.argmax()), k) for k, row in enumerate(values))
+        head = node.startswith("a")
+        rows.append(
+            ComponentRow(
+                node,
+                ((" Mary", 3.2), ("</b>", 1.1)),
+                ((" John", -2.0),),
+                examples,
+                {"previous token": 0.7, "first token": 0.2} if head else {},
+                0.8 if head else None,
+            )
+        )
+    return ComponentStudy(tuple(rows), texts, provenance(method="component study"))
+
+
+def robustness() -> tuple:
+    """The circuit under other ablations, how stable it is, what it lacks and what in it is superfluous."""
+    found = circuit()
+    other = replace(evaluation(found), per_example=evaluation(found).empty_per_example, ablation="zero", accuracy=0.5)
+    return (
+        other,
+        Stability("resamples", 60, (0.9, 0.92, 0.95), 0.03),
+        Stability("templates", 60, (0.5, 0.8), 0.03, ("When A and B </p>", "Then A and B")),
+        Completeness(found, 0.93, 0.02, (0.01, 0.04), 0.08, found.edges[:3], provenance(method="completeness")),
+        Minimality(found, found.nodes[1:4], (0.001, 0.2, 0.5), provenance(method="minimality")),
+    )
+
+
+def by_position(texts: tuple[str, ...] = ("IO", "S1", "S2", "END")) -> tuple[PositionScores, AttentionEdges]:
+    """Scores of the strong edges, each at one place, and two movements between places."""
+    graph, n = space(), len(texts)
+    packed = torch.zeros(n, graph.n_edges)
+    index = {graph.edge_name(i, j): k for k, (i, j) in enumerate(graph.mask.nonzero().tolist())}
+    for source, target, value in STRONG:
+        last = target == "logits" or source[:2] in ("a4", "a5", "m5") or target[:2] in ("a4", "a5", "m5")
+        packed[n - 1 if last else min(2, n - 1), index[f"{source}->{target}"]] = value
+    flat = packed.flatten()
+    streamed = Streamed(8, flat, flat.abs() * 0.01, flat.repeat(3, 1))
+    facts = ("denoise", "relp", "logit_difference", baseline(8), provenance(method="by position"))
+    moves = torch.zeros(8, graph.n_layers, graph.n_heads, 3, n, n)
+    moves[:, 2, 0, 2, n - 1, min(2, n - 1)] = 0.8
+    moves[:, 0, 1, 1, n - 1, 0] = -0.3
+    return PositionScores(graph, texts, streamed, *facts), AttentionEdges(moves, texts, *facts)
+
+
 def everything() -> tuple:
     """All results that a report can show, as `mechwork discover` hands them over."""
-    return effects(), effects(estimated=True), scores(), circuit(), curve(), evaluation(), study(), patterns()
+    found = (effects(), effects(estimated=True), scores(), circuit(), curve(), evaluation(), study(), patterns())
+    return (*found, components(), *robustness(), *by_position())

@@ -5,8 +5,8 @@ from xml.etree import ElementTree
 import pytest
 
 from mechwork.circuits.circuit import Circuit
-from mechwork.render import GraphOptions, render_graph
-from mechwork.render.graph_payload import Fact, graph_payload
+from mechwork.render import Fact, GraphOptions, render_graph
+from mechwork.render.graph_payload import graph_payload
 from mechwork.render.graph_static import static_svg
 from tests.render import synthetic
 from tests.render.conftest import OpenPage, Tab
@@ -89,7 +89,7 @@ def test_a_click_shows_direct_edges_ancestors_and_descendants(tab: Tab) -> None:
     said = tab.page.locator(".mw-panel").text_content()
     up, down = (len(ancestors(circuit, "a2.h0", down=d)) for d in (False, True))
     assert f"{up} ancestors, {down} descendants" in said
-    assert "S-inhibition" in said
+    assert tab.page.get_by_label("Role of a2.h0").input_value() == "S-inhibition"
     tab.picture("graph-focus")
     tab.click_node("a2.h0")
     assert tab.state()["focus"] is None

@@ -11,8 +11,7 @@ import pytest
 
 from mechwork.circuits.circuit import Circuit
 from mechwork.display import frame
-from mechwork.render import GraphOptions, render_graph
-from mechwork.render.graph_payload import Fact
+from mechwork.render import Fact, GraphOptions, render_graph
 from tests.render import synthetic
 from tests.render.conftest import OpenPage, Tab
 

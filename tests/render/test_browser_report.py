@@ -46,6 +46,7 @@ def test_every_figure_is_drawn(tab: Tab) -> None:
         "localisation",
         "graph",
         "evaluation",
+        "robustness",
         "heads",
         "agreement",
         "limits",
@@ -70,7 +71,7 @@ def test_a_cell_selects_node_row_and_head(tab: Tab) -> None:
     assert (said["graph"], said["row"], said["head"]) == ("a4.h1", "a4.h1", "Head a4.h1")
     assert said["frames"] == before + 2  # type: ignore[operator]
     assert "a4.h1" in tab.page.locator("[data-mw-selected]").text_content()
-    assert tab.page.locator(".mw-panel .mw-thumb canvas").count() == 1
+    assert tab.page.locator(".mw-panel").first.locator(".mw-pattern").count() == 1
     tab.page.locator("section#graph").screenshot(path=str(tab.artefacts / "report-selected.png"))
     tab.page.get_by_role("button", name="Clear the selection a4.h1").click()
     said = selected(tab)
@@ -79,7 +80,7 @@ def test_a_cell_selects_node_row_and_head(tab: Tab) -> None:
 
 def test_a_row_a_node_and_a_head_select_each_other(tab: Tab) -> None:
     page = tab.page
-    row = page.locator("tr[data-mw-row='a2.h0'] button")
+    row = page.locator(".mw-heads-table tr[data-mw-row='a2.h0'] button")
     row.focus()
     page.keyboard.press("Enter")
     assert selected(tab)["graph"] == "a2.h0"
@@ -90,7 +91,7 @@ def test_a_row_a_node_and_a_head_select_each_other(tab: Tab) -> None:
     page.get_by_role("button", name="Attention of head a0.h1").click()
     said = selected(tab)
     assert (said["bus"], said["row"], said["graph"]) == ("a0.h1", "a0.h1", "a0.h1")
-    page.locator("tr[data-mw-row='a0.h1'] button").click()
+    page.locator(".mw-heads-table tr[data-mw-row='a0.h1'] button").click()
     assert selected(tab)["bus"] is None
 
 
@@ -103,8 +104,8 @@ def test_measured_facts_stand_apart_in_the_panel(tab: Tab) -> None:
 
 def test_the_wheel_scrolls_the_page_until_the_graph_has_the_keyboard(tab: Tab) -> None:
     page = tab.page
-    page.locator(".mw-stage").scroll_into_view_if_needed()
-    box = page.locator(".mw-stage").bounding_box()
+    page.locator(".mw-stage").first.scroll_into_view_if_needed()
+    box = page.locator(".mw-stage").first.bounding_box()
     zoom = page.evaluate("() => mechwork.graphs[0].view.view.k")
     top = page.evaluate("() => scrollY")
     page.mouse.move(box["x"] + 40, box["y"] + 200)
@@ -166,8 +167,8 @@ def test_in_print_controls_are_gone_and_colours_are_light(open_page: OpenPage) -
     wait_for_figures(tab)
     tab.page.emulate_media(media="print")
     assert not tab.page.locator(".mw-contents").is_visible()
-    assert not tab.page.locator(".mw-graph").is_visible()
-    assert tab.page.locator("img.mw-static").is_visible()
+    assert not tab.page.locator(".mw-graph").first.is_visible()
+    assert tab.page.locator("img.mw-static").first.is_visible()
     tab.page.wait_for_function("() => document.querySelector('.js-plotly-plot').layout.font.color === '#000000'")
     assert tab.page.evaluate("() => getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     (tab.artefacts / "report.pdf").write_bytes(
@@ -187,7 +188,7 @@ def test_without_scripts_the_numbers_are_still_there(open_page: OpenPage) -> Non
     text = tab.page.locator("main").inner_text()
     assert "faithfulness of 0.93" in text
     assert "Heat map: resid_pre" in text
-    assert tab.page.locator("img.mw-static").is_visible()
+    assert tab.page.locator("img.mw-static").first.is_visible()
     tab.picture("report-without-scripts", full_page=True)
 
 
@@ -228,12 +229,12 @@ def test_a_class_predicts_before_it_sees(open_page: OpenPage) -> None:
     tab = open_page(render_report(synthetic.task(), *synthetic.everything(), audience="class"), width=1440, height=1000)
     wait_for_figures(tab)
     page = tab.page
-    assert page.locator(".is-covered").count() == 6
-    assert not page.locator(".mw-stage").is_visible()
+    assert page.locator(".is-covered").count() == 7
+    assert not page.locator(".mw-stage").first.is_visible()
     tab.picture("report-class", full_page=True)
     page.locator("section#graph .mw-reveal").focus()
     page.keyboard.press("Enter")
-    assert page.locator(".mw-stage").is_visible()
+    assert page.locator(".mw-stage").first.is_visible()
     tab.settle()
     tab.click_node("a4.h1")
     assert tab.state()["focus"] == "a4.h1"
@@ -245,4 +246,4 @@ def test_a_class_predicts_before_it_sees(open_page: OpenPage) -> None:
 
 def test_a_class_without_scripts_sees_everything(open_page: OpenPage) -> None:
     tab = open_page(render_report(synthetic.task(), synthetic.circuit(), audience="class"), scripts=False)
-    assert tab.page.locator("img.mw-static").is_visible()
+    assert tab.page.locator("img.mw-static").first.is_visible()

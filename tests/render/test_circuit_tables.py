@@ -60,7 +60,7 @@ def test_tests_of_circuits(tiny_gpt2: Any, task: Any) -> None:
     assert "a / b" in page(compare_circuits({"a": circuit, "b": other}))
     assert "learned knock-out" in page(measure_completeness(tiny_gpt2, task, circuit, n_knockouts=2, n_steps=2))
     assert circuit.nodes[1] in page(measure_minimality(tiny_gpt2, task, circuit, n_knockouts=1))
-    assert "strongest links" in page(graph_of(circuit, task))
+    assert "data-mw-graph" in page(graph_of(circuit, task))
 
 
 def test_circuits_of_several_tasks(tiny_gpt2: Any, task: Any) -> None:

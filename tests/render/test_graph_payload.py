@@ -12,10 +12,12 @@ import torch
 from mechwork.circuits.circuit import Circuit
 from mechwork.circuits.space import EdgeSpace
 from mechwork.errors import InputError, MetricError
+from mechwork.render.cards import Fact
 from mechwork.render.graph import edge_table, graph_svg, render_graph
 from mechwork.render.graph_layout import HEIGHTS, WIDTHS
-from mechwork.render.graph_payload import MAX_EDGES, Fact, GraphOptions, graph_payload
+from mechwork.render.graph_payload import GraphOptions, graph_payload
 from mechwork.render.graph_static import static_svg
+from mechwork.render.graph_table import MAX_EDGES
 from tests.render import synthetic
 
 
@@ -119,8 +121,29 @@ def test_two_circuits_are_laid_over_each_other() -> None:
     assert member.count(1) == (first - second).n_edges
     assert member.count(2) == (second - first).n_edges
     assert member.count(3) == (first & second).n_edges > 0
+    other = payload["edges"]["other"]
+    assert all((value != 0) == (m in (2, 3)) for value, m in zip(other, member, strict=True))
     with pytest.raises(InputError, match="its own graph"):
-        graph_payload(first, other=synthetic.grouped_circuit())
+        graph_payload(first, scores=synthetic.scores(4, synthetic.grouped_circuit().space))
+
+
+def test_circuits_of_models_of_different_shape_are_joined_by_name() -> None:
+    first, second = synthetic.circuit(40), synthetic.grouped_circuit()
+    payload = graph_payload(first, other=second)
+    names, edges = payload["nodes"]["name"], payload["edges"]
+    found: dict[int, set[str]] = {1: set(), 2: set(), 3: set()}
+    for s, t, k, m in zip(edges["source"], edges["target"], edges["kind"], edges["member"], strict=True):
+        kind = f"<{'qkv'[k]}>" if k < 3 else ""
+        found[m].add(f"{names[s]}->{names[t]}{kind}")
+    mine = set(first.edges)
+    theirs = {re.sub(r"\.h(\d+)<([kv])>", r".kv\1<\2>", edge) for edge in second.edges}
+    assert found == {1: mine - theirs, 2: theirs - mine, 3: mine & theirs}
+    assert len(theirs) == second.n_edges > 0
+    assert payload["space"] is None
+    assert "two models" in payload["among"]
+    layer = dict(zip(names, payload["nodes"]["layer"], strict=True))
+    assert layer["logits"] == 6
+    assert all(layer[name] == int(name[1]) for name in names if name[0] in "am")
 
 
 def test_a_circuit_without_scores_and_an_empty_one_are_drawn() -> None:
@@ -133,7 +156,7 @@ def test_a_circuit_without_scores_and_an_empty_one_are_drawn() -> None:
     payload = graph_payload(empty)
     assert payload["nodes"]["name"] == ["input", "logits"]
     assert "<svg" in static_svg(payload)
-    assert "0 of 1,108 edges" in render_graph(empty)
+    assert "0 of the model&#x27;s 1,108 edges" in render_graph(empty)
 
 
 def test_scores_that_are_not_finite_are_refused_by_name() -> None:

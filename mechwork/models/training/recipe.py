@@ -264,21 +264,13 @@ _NINE_FOURTH: Mapping[str, float] = MappingProxyType(
 )  # fmt: skip
 """More of what induction and capitals still lack."""
 
-_RELATIONS: Mapping[str, float] = MappingProxyType(
+_RECALL: Mapping[str, float] = MappingProxyType(
     {
-        "ioi": 0.16, "people": 0.05, "copy": 0.07, "induction": 0.14, "capitals": 0.08, "plain_capitals": 0.06,
-        "capitals_alone": 0.10, "facts": 0.16, "in_context": 0.06, "even_in_context": 0.12,
+        "capitals": 0.12, "plain_capitals": 0.08, "capitals_alone": 0.15, "facts": 0.25, "in_context": 0.12,
+        "even_in_context": 0.18, "copy": 0.05, "filler": 0.05,
     }
 )  # fmt: skip
-"""The tasks that recall what a word stands for, beside IOI and induction."""
-
-_MATCHING: Mapping[str, float] = MappingProxyType(
-    {
-        "ioi": 0.31, "people": 0.07, "copy": 0.09, "induction": 0.24, "capitals": 0.05, "capitals_alone": 0.05,
-        "facts": 0.08, "in_context": 0.05, "even_in_context": 0.06,
-    }
-)  # fmt: skip
-"""Recall is learned by now; more of the tasks that match words with earlier ones."""
+"""The tasks that recall what a word stands for."""
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
@@ -339,13 +331,14 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         ),
         "gemma2-6l": Recipe(
             "gemma2-6l",
-            (Phase(6_000, _RELATIONS, horizon=12_000), Phase(9_000, _MATCHING, peak=0.8)),
+            (Phase(4_500, _RECALL),),
             seed=0,
             architecture="gemma2",
-            tasks=("ioi", "induction", "capitals", "in_context"),
+            tasks=("capitals", "in_context"),
             n_kv_heads=2,
             d_mlp=192,
             embedding_decay=0.05,
+            validate_every=500,
             select="best",
         ),
     }

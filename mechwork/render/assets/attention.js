@@ -18,6 +18,33 @@ function thumbnail(pattern, size) {
 }
 
 let figures = 0;
+// One head drawn by circuitsvis into `holder`.
+function drawHead(holder, data, i) {
+  holder.id = `mw-attention-${figures++}`;
+  // circuitsvis draws later, and gives its canvas the role of an image but no name.
+  const label = `Attention pattern of head ${data.heads[i]}; the table of the section on heads says where it looks`;
+  new MutationObserver(() => holder.querySelectorAll("canvas").forEach((canvas) => canvas.setAttribute("aria-label", label))).observe(holder, { childList: true, subtree: true });
+  CircuitsVis.render(holder.id, CircuitsVis.AttentionPattern, { tokens: data.tokens, attention: data.patterns[i], positiveColor: "#0072B2", negativeColor: "#D55E00", minValue: 0, maxValue: 1, showAxisLabels: true, maskUpperTri: false });
+}
+
+// The same, over the page; closed with Escape or the button.
+function enlarge(name, data, i) {
+  const dialog = document.createElement("dialog"), close = document.createElement("button"), holder = document.createElement("div"), title = document.createElement("h4");
+  dialog.className = "mw-enlarged";
+  dialog.setAttribute("aria-label", `Attention of head ${name}`);
+  title.textContent = `Attention of head ${name} on the prompt shown below (rows: queries, columns: keys)`;
+  close.type = "button";
+  close.className = "mw-button";
+  close.textContent = "Close";
+  close.addEventListener("click", () => dialog.close());
+  holder.className = "mw-paper";
+  dialog.append(title, holder, close);
+  dialog.addEventListener("close", () => dialog.remove());
+  (document.fullscreenElement ?? document.body).append(dialog);
+  dialog.showModal();
+  mechwork.vendor("circuitsvis").then(() => drawHead(holder, data, i), () => mechwork.excuse(holder));
+}
+
 function mountAttention(root) {
   const data = JSON.parse(root.querySelector("script[type='application/json']").textContent);
   const box = root.querySelector(".mw-attention-view"), index = new Map(data.heads.map((name, i) => [name, i]));
@@ -54,17 +81,16 @@ function mountAttention(root) {
     title.textContent = `Head ${data.heads[i]}`;
     // A fresh element each time: circuitsvis keeps its own root in the element it is given.
     const holder = document.createElement("div");
-    holder.id = `mw-attention-${figures++}`;
     paper.replaceChildren(holder);
-    // circuitsvis draws later, and gives its canvas the role of an image but no name.
-    const label = `Attention pattern of head ${data.heads[i]}; the table below says where it looks`;
-    new MutationObserver(() => holder.querySelectorAll("canvas").forEach((canvas) => canvas.setAttribute("aria-label", label))).observe(holder, { childList: true, subtree: true });
-    CircuitsVis.render(holder.id, CircuitsVis.AttentionPattern, { tokens: data.tokens, attention: data.patterns[i], positiveColor: "#0072B2", negativeColor: "#D55E00", minValue: 0, maxValue: 1, showAxisLabels: true, maskUpperTri: false });
+    drawHead(holder, data, i);
   }
   const view = { select: (name) => name !== null && index.has(name) && show(index.get(name)) };
   mechwork.register(view);
-  const former = mechwork.thumbnail;
-  mechwork.thumbnail = (name) => (index.has(name) ? thumbnail(data.patterns[index.get(name)], 150) : former?.(name) ?? null);
+  const former = mechwork.enlarge;
+  mechwork.enlarge = {
+    has: (name) => index.has(name) || Boolean(former?.has(name)),
+    show: (name) => (index.has(name) ? enlarge(name, data, index.get(name)) : former.show(name)),
+  };
   return { paper, start: () => show(Math.max(0, index.get(mechwork.selection) ?? 0)) };
 }
 

@@ -10,7 +10,8 @@ const rowView = {
 mechwork.register(rowView);
 rowView.select(null);
 for (const row of rows) {
-  row.addEventListener("click", () => {
+  // Of a card only its name is a button, so that its text can be marked and copied.
+  (row.matches(".mw-card") ? row.querySelector("[data-mw-select]") : row).addEventListener("click", () => {
     const name = mechwork.selection === row.dataset.mwRow ? null : row.dataset.mwRow;
     rowView.select(name);
     mechwork.select(name, rowView);

@@ -4,7 +4,7 @@ const mechwork = {
   views: [],
   graphs: [],
   selection: null,
-  thumbnail: null, // set by the attention view: (name) => canvas element or null
+  enlarge: null, // set by the attention view: { has(name), show(name) }
 
   loading: {},
 

@@ -75,8 +75,9 @@ function createFilters(app) {
   const has = (type) => graph.type.includes(type), kinds = new Set(payload.edges.kind);
   const parts = [
     set("Nodes", has("head") && toggle("types", "head", "heads", "Show attention heads"), has("mlp") && toggle("types", "mlp", "MLPs", "Show MLPs"),
+      has("feature") && toggle("types", "feature", "features", "Show features"), has("error") && toggle("types", "error", "errors", "Show error nodes"),
       toggle("types", "input", "input", "Show the input"), toggle("types", "logits", "logits", "Show the logits")),
-    set("Into", ...["q", "k", "v", "mlp", "logits"].map((key, k) => kinds.has(k) && toggle("kinds", key, key === "mlp" ? "MLPs" : key, key === "logits" || key === "mlp" ? `Show edges into ${READER_WORDS[key]}` : `Show edges into ${READER_WORDS[key]} (${key})`))),
+    set("Into", ...["q", "k", "v", "mlp", "logits"].map((key, k) => kinds.has(k) && toggle("kinds", key, key === "mlp" ? (has("feature") ? "others" : "MLPs") : key, key === "logits" || key === "mlp" ? `Show edges into ${READER_WORDS[key]}` : `Show edges into ${READER_WORDS[key]} (${key})`))),
   ];
   if (payload.scored) parts.push(set("Sign", toggle("signs", "positive", "+", "Show edges with positive score"), toggle("signs", "negative", "−", "Show edges with negative score")));
   if (payload.compare) {
@@ -122,7 +123,10 @@ const READER_WORDS = { q: "queries", k: "keys", v: "values", mlp: "MLPs", logits
 function createMenu(app) {
   const items = [
     ["SVG (vector, light)", () => exportSvg(app)], ["PNG (3× pixels, light)", () => exportPng(app)], ["CSV (edges shown)", () => exportCsv(app)],
-    ["JSON (graph and state)", () => exportJson(app)], ["Open a saved JSON…", () => openState(app)],
+    ["JSON (graph and state)", () => exportJson(app)],
+    // Formats of circuits say nothing of places, nor of two circuits at once.
+    ...(app.payload.space ? [["Circuit JSON (for Python)", () => exportCircuit(app)], ["Neuronpedia JSON", () => exportNeuronpedia(app)], ["MIB JSON", () => exportMib(app)]] : []),
+    ["Open a saved JSON…", () => openState(app)],
   ];
   const list = htmlElement("div", { class: "mw-menu", role: "menu", hidden: true });
   const opener = htmlElement("button", { type: "button", class: "mw-button", "aria-haspopup": "menu", "aria-expanded": "false", onclick: () => open(list.hidden) }, "Export ▾");

@@ -5,6 +5,15 @@ const GROUP_WIDTH = 132, GROUP_HEIGHT = 42;
 function deriveGraph(base, state) {
   const groups = state.groups.filter((group) => group.members.some((name) => base.index.has(name)));
   const moved = Object.entries(state.moved).filter(([name]) => base.index.has(name) || groups.some((g) => g.name === name));
+  const named = Object.entries(state.roles).filter(([name]) => base.index.has(name));
+  if (named.length) {
+    const role = base.role.slice(), side = base.side.slice();
+    for (const [name, text] of named) {
+      role[base.index.get(name)] = text;
+      side[base.index.get(name)] = "top";
+    }
+    base = { ...base, role, side };
+  }
   // Never the base itself: dragging writes positions.
   const graph = groups.length ? merge(base, groups) : { ...base, x: base.x.slice(), y: base.y.slice() };
   for (const [name, [x, y]] of moved) {
@@ -31,6 +40,8 @@ function merge(base, groups) {
   return finish({
     ...base,
     names: column(base.names, (_, g) => groups[g].name),
+    said: column(base.said, (_, g) => groups[g].name),
+    label: column(base.label, (_, g) => groups[g].name),
     type: column(base.type, () => "group"),
     layer: column(base.layer, (list) => Math.min(...list.map((i) => base.layer[i]))),
     x: Float64Array.from(column(base.x, (list) => mean(base.x, list))),
@@ -84,6 +95,7 @@ function redirect(base, place, owner) {
     error: base.error && scored.map((r) => r.error),
     confidence: base.confidence && scored.map((r) => r.confidence),
     member: base.member && scored.map((r) => r.member),
+    other: null,
     m: scored.length,
   };
 }

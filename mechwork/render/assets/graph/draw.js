@@ -25,6 +25,7 @@ function createDrawing(svg, backdrop) {
       const label = svgElement("text", { x: 12, class: "mw-layer" }, gutter);
       label.textContent = `layer ${band.layer}`;
     });
+    for (const place of graph.payload.places) drawPlace(place, graph.payload.size[1], bands);
     for (let e = graph.m; e < graph.all; e++) links.push(edgePath(e, base));
     boxes = graph.names.map((_, i) => drawNode(graph, i, nodes));
     looks = [];
@@ -119,6 +120,13 @@ function createDrawing(svg, backdrop) {
   return { build, update, place, moving, moveNode, button: (i) => boxes[i]?.firstChild, isShown: (i) => showing[i], lit: () => litEdges };
 }
 
+// The column of a token or span: a line at its left and its text at the foot, aslant so that narrow columns can be read.
+function drawPlace(place, height, parent) {
+  svgElement("line", { x1: place.left, x2: place.left, y1: 0, y2: height, class: "mw-place-line" }, parent);
+  const x = (place.left + place.right) / 2;
+  svgElement("text", { x, y: height + 12, class: "mw-place", transform: `rotate(24 ${x} ${height + 12})` }, parent).textContent = place.label;
+}
+
 function edgeClass(graph, e) {
   if (graph.kind[e] === LINK) return "mw-edge link";
   const sign = graph.score ? signOf(graph.score[e]) : "neutral";
@@ -160,7 +168,7 @@ function drawNode(graph, i, parent) {
   svgElement("path", { d: outlineOf(type, w, h), class: "mw-shape" }, button);
   const marks = type === "head" ? readerMarks(graph, i) : "";
   const label = svgElement("text", { class: "mw-label", y: marks ? -0.5 : 4.5 }, button);
-  label.textContent = shorten(graph.names[i], type === "group" ? 16 : 12);
+  label.textContent = shorten(graph.label[i], type === "group" ? 16 : 12);
   [..."qkv"].forEach((mark, k) => {
     if (!marks.includes(mark)) return;
     svgElement("text", { class: "mw-mark", "aria-hidden": "true", x: (k - 1) * graph.port * w, y: h / 2 - 4.5 }, box).textContent = mark;
@@ -193,7 +201,7 @@ function nodeLabel(graph, i) {
   const total = graph.total && graph.type[i] !== "logits" ? `, summed score ${formatSigned(graph.total[i])}` : "";
   const real = (list) => list.filter((e) => e < graph.m).length;
   const role = graph.role[i] ? `, ${graph.role[i]}` : "";
-  return `${TYPE_WORDS[graph.type[i]]} ${graph.names[i]}${role}${total}, ${real(graph.incoming.of(i))} edges in, ${real(graph.outgoing.of(i))} edges out`;
+  return `${TYPE_WORDS[graph.type[i]]} ${graph.said[i]}${role}${total}, ${real(graph.incoming.of(i))} edges in, ${real(graph.outgoing.of(i))} edges out`;
 }
 
 function shorten(text, limit) {

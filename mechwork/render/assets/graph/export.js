@@ -14,6 +14,7 @@ function svgText(app) {
   for (let e = 0; e < graph.all; e++) if (seen.edgeOn[e] || (roles && roles.edges[e])) drawn.push(e);
   const nodes = [...graph.names.keys()].filter((i) => seen.nodeOn[i] || (roles && roles.nodes[i] !== "is-dim"));
   const box = contentBox(graph, drawn, nodes);
+  if (graph.payload.places.length) box.height += 50;
   const caption = [app.payload.title, `${seen.nEdges} of ${app.payload.nEdgesOfGraph.toLocaleString("en")} edges`, ...activeFilters(app, state)].join(" · ");
   const svg = svgElement("svg", { xmlns: SVG, viewBox: `${box.x} ${box.y} ${box.width} ${box.height + 26}`, width: box.width, height: box.height + 26, "font-family": FONT });
   svgElement("title", {}, svg).textContent = caption;
@@ -22,6 +23,11 @@ function svgText(app) {
     if (band.bottom < box.y || band.top > box.y + box.height) continue;
     svgElement("line", { x1: box.x, x2: box.x + box.width, y1: band.top, y2: band.top, stroke: "#e6e9ed", "stroke-width": 1 }, svg);
     if (band.bottom - band.top > 20) svgElement("text", { x: box.x + 8, y: (band.top + band.bottom) / 2 + 4, "font-size": 11, fill: LIGHT.muted }, svg).textContent = `layer ${band.layer}`;
+  }
+  for (const place of graph.payload.places) {
+    const x = (place.left + place.right) / 2, y = box.y + box.height - 34;
+    svgElement("line", { x1: place.left, x2: place.left, y1: box.y, y2: y, stroke: "#e6e9ed" }, svg);
+    svgElement("text", { x, y: y + 12, "font-size": 11, fill: LIGHT.muted, transform: `rotate(24 ${x} ${y + 12})` }, svg).textContent = place.label;
   }
   const weak = svgElement("g", { fill: "none", "stroke-linecap": "butt" }, svg), strong = svgElement("g", { fill: "none" }, svg);
   for (const e of drawn.reverse()) drawEdge(graph, state, e, roles, roles && roles.edges[e] ? strong : weak);
@@ -62,7 +68,7 @@ function drawExported(graph, i, part, parent) {
   const heavy = part === "is-focus" || part === "is-end";
   svgElement("path", { d: outlineOf(graph.type[i], w, h), fill: mixed(LIGHT[sign], tintOf(graph, i)), stroke: LIGHT[sign], "stroke-width": heavy ? 3 : 1.6 }, box);
   const marks = graph.type[i] === "head" ? readerMarks(graph, i) : "";
-  svgElement("text", { y: marks ? -0.5 : 4.5, "font-size": 12.5, "font-weight": 600, fill: LIGHT.ink }, box).textContent = shorten(graph.names[i], graph.type[i] === "group" ? 16 : 12);
+  svgElement("text", { y: marks ? -0.5 : 4.5, "font-size": 12.5, "font-weight": 600, fill: LIGHT.ink }, box).textContent = shorten(graph.label[i], graph.type[i] === "group" ? 16 : 12);
   [..."qkv"].forEach((mark, k) => marks.includes(mark) && (svgElement("text", { x: (k - 1) * graph.port * w, y: h / 2 - 4.5, "font-size": 9, fill: LIGHT.muted }, box).textContent = mark));
   if (graph.role[i]) svgElement("text", { ...rolePlace(graph, i), "font-size": 11, "font-style": "italic", fill: LIGHT.muted, stroke: LIGHT.paper, "stroke-width": 3, "paint-order": "stroke" }, box).textContent = shorten(graph.role[i], ROLE_LIMIT);
 }
@@ -101,7 +107,8 @@ function exportCsv(app) {
 }
 
 function exportJson(app) {
-  save(new Blob([JSON.stringify({ ...app.payload, state: app.store.get() }, null, 1), "\n"], { type: "application/json" }), `${fileStem(app)}.json`);
+  const { cards, ...nodes } = app.payload.nodes; // the facts are in it as text; cards are markup
+  save(new Blob([JSON.stringify({ ...app.payload, nodes, state: app.store.get() }, null, 1), "\n"], { type: "application/json" }), `${fileStem(app)}.json`);
 }
 
 // Takes pins, notes, supernodes, positions and filters from a JSON exported earlier for the same graph.

@@ -29,7 +29,12 @@ function heading(depth, text, attributes = {}) {
 
 // Control points of edge e as [x0, y0, x1, y1, x2, y2, x3, y3].
 function curve(graph, e) {
-  const s = graph.source[e], t = graph.target[e];
+  const s = graph.source[e], t = graph.target[e], level = graph.y[s];
+  // Between two places of one layer: an arch from side to side.
+  if (Math.abs(level - graph.y[t]) < 1 && s !== t) {
+    const x0 = graph.x[s] + graph.width[s] / 2, x3 = graph.x[t] - graph.width[t] / 2, lift = graph.bend[e] - 34;
+    return [x0, level, x0 + 24, level + lift, x3 - 24, level + lift, x3, level];
+  }
   const x0 = graph.x[s], y0 = graph.y[s] - graph.height[s] / 2;
   let x3 = graph.x[t];
   if (graph.type[t] === "head" && graph.kind[e] < 3) x3 += (graph.kind[e] - 1) * graph.port * graph.width[t];
@@ -61,6 +66,10 @@ function outlineOf(type, width, height) {
       return `M${-w} ${-h}L${-w + cut} ${h}H${w - cut}L${w} ${-h}Z`;
     case "mlp":
       return `M${-w} ${-h}H${w}V${h}H${-w}Z`;
+    case "error":
+      return `M${-w} 0L${-w + cut} ${-h}H${w - cut}L${w} 0L${w - cut} ${h}H${-w + cut}Z`;
+    case "feature":
+      return roundedBox(w, h, 6);
     case "group":
       return roundedBox(w, h, 9);
     default:

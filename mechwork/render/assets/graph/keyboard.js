@@ -71,7 +71,7 @@ function attachKeyboard(app, stage) {
   stage.addEventListener("focusin", (event) => {
     const box = event.target.closest(".mw-node");
     if (!box) return;
-    current = Number(box.dataset.node);
+    stand(Number(box.dataset.node), { focus: false }); // a click gives focus too: only one node stays in the tab order
     app.tooltip.node(current);
   });
   stage.addEventListener("focusout", () => app.tooltip.hide());

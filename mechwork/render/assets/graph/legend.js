@@ -9,7 +9,7 @@ function createLegend(app) {
   };
   const shape = (type, label) => graph.type.includes(type) && sample((svg) => svgElement("path", { d: outlineOf(type, 28, 14), class: "mw-shape" }, svg), label);
   const line = (name, label, width = 2.4) => sample((svg) => svgElement("path", { d: "M-16 0H16", class: `mw-edge ${name}`, "stroke-width": width }, svg), label);
-  const shapes = () => [shape("head", "attention head (q, k, v: what the edge feeds)"), shape("kv", "key/value group of several heads"), shape("mlp", "MLP")];
+  const shapes = () => [shape("head", "attention head (q, k, v: what the edge feeds)"), shape("kv", "key/value group of several heads"), shape("mlp", "MLP"), shape("feature", "feature"), shape("error", "reconstruction error")];
   const signs = payload.scored
     ? [line("positive", "positive score: the clean value raises the metric"), line("negative", "negative score: it lowers it")]
     : [line("neutral", "edge (no scores known)")];
@@ -39,7 +39,7 @@ function activeFilters(app, state) {
   if (state.shown < graph.m) found.push(`strongest ${state.shown.toLocaleString("en")} of ${graph.m.toLocaleString("en")} edges`);
   if (state.nodes < graph.n) found.push(`strongest ${state.nodes} of ${graph.n} nodes`);
   const off = [
-    ...hidden("types", { head: "heads", mlp: "MLPs", input: "input", logits: "logits" }),
+    ...hidden("types", { head: "heads", mlp: "MLPs", input: "input", logits: "logits", feature: "features", error: "errors" }),
     ...hidden("kinds", { q: "q edges", k: "k edges", v: "v edges", mlp: "MLP edges", logits: "logits edges" }),
     ...hidden("signs", { positive: "positive", negative: "negative" }),
     ...(payload.compare ? hidden("members", { 1: `only ${payload.compare[0]}`, 2: `only ${payload.compare[1]}`, 3: "both" }) : []),

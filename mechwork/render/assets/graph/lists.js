@@ -18,7 +18,7 @@ function edgeList(app, title, edges, far) {
 
 function edgeRow(app, e, far) {
   const graph = app.graph(), kind = graph.kind[e];
-  const link = (node) => htmlElement("button", { type: "button", class: "mw-link", onclick: () => app.actions.focus(graph.names[node], { keep: true }) }, graph.names[node]);
+  const link = (node) => htmlElement("button", { type: "button", class: "mw-link", onclick: () => app.actions.focus(graph.names[node], { keep: true }) }, graph.said[node]);
   const mark = kind < 3 ? htmlElement("span", { class: "mw-chip", title: `feeds the ${READER_WORDS[KIND_NAMES[kind]]}` }, KIND_NAMES[kind]) : null;
   const ends = far === "both" ? [link(graph.source[e]), " → ", link(graph.target[e]), mark] : [link(graph[far][e]), mark];
   const row = htmlElement("li", { class: "mw-edge-row" }, htmlElement("span", {}, ...ends));
@@ -33,6 +33,7 @@ function edgeRow(app, e, far) {
 
 function uncertaintyText(graph, e) {
   const parts = [];
+  if (graph.other && graph.member[e] & 2) parts.push(`in the second circuit ${formatSigned(graph.other[e])}`);
   if (graph.error && graph.error[e] !== null) parts.push(`standard error ${formatNumber(graph.error[e])}`);
   if (graph.confidence) parts.push(`chosen in ${Math.round(100 * graph.confidence[e])} % of resamples`);
   return parts.join("; ");

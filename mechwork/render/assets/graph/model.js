@@ -11,7 +11,9 @@ function decode(payload) {
   const type = nodes.type.map((code) => payload.types[code]);
   return finish({
     payload,
-    names: nodes.name,
+    names: nodes.name, // unique
+    label: nodes.label ?? nodes.name, // as written in the node
+    said: nodes.name.map((name, i) => (payload.places.length && nodes.place[i] >= 0 ? `${nodes.label[i]}@${payload.places[nodes.place[i]].label}` : name)), // in lists
     type,
     layer: Int32Array.from(nodes.layer),
     x: Float64Array.from(nodes.x),
@@ -31,6 +33,7 @@ function decode(payload) {
     error: edges.error,
     confidence: edges.confidence,
     member: edges.member,
+    other: edges.other ?? null, // scores in the second circuit
     m: edges.source.length,
   });
 }

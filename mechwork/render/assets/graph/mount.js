@@ -30,7 +30,7 @@ function mountGraph(root, id) {
 
   function refresh(before) {
     const state = store.get(), held = keyboard.holds();
-    if (!before || before.groups !== state.groups || before.moved !== state.moved) {
+    if (!before || before.groups !== state.groups || before.moved !== state.moved || before.roles !== state.roles) {
       graph = deriveGraph(first, state);
       find = createEdgeFinder(graph);
       drawing.build(graph);
@@ -52,7 +52,7 @@ function mountGraph(root, id) {
     pending ??= before;
     cancelAnimationFrame(queued);
     queued = requestAnimationFrame(() => flush());
-    if (before.focus !== state.focus) mechwork.select(state.focus, app);
+    if (before.focus !== state.focus) mechwork.select(graph.payload.places.length && graph.index.has(state.focus) ? graph.label[graph.index.get(state.focus)] : state.focus, app);
   });
   function flush() {
     if (!pending) return;
@@ -64,8 +64,8 @@ function mountGraph(root, id) {
   // A node that another view selects may stand inside a supernode here, or not be part of this circuit.
   app.select = (name) => {
     const group = store.get().groups.find(({ members }) => members.includes(name));
-    const here = group ? group.name : name;
-    app.actions.focus(here !== null && graph.index.has(here) ? here : null);
+    const here = group ? group.name : name, alike = graph.label.indexOf(here); // with places: the first of that component
+    app.actions.focus(here !== null && graph.index.has(here) ? here : alike >= 0 ? graph.names[alike] : null);
   };
 
   attachPointer(stage, view, {

@@ -2,9 +2,9 @@
 // estimates, and both apart from interpretation.
 
 function createPanel(app) {
-  const body = htmlElement("div", { class: "mw-panel-body", tabindex: "0", role: "region", "aria-label": "Details" });
+  const body = htmlElement("div", { class: "mw-panel-body", tabindex: "0", role: "region", "aria-label": `Details of ${app.payload.title}` });
   const legend = createLegend(app);
-  const element = htmlElement("aside", { class: "mw-panel", "aria-label": "Details and legend" }, body, legend.element);
+  const element = htmlElement("aside", { class: "mw-panel", "aria-label": `Details and legend of ${app.payload.title}` }, body, legend.element);
 
   function update(state, seen, focus) {
     // Typing a note must not rebuild the field under the cursor.
@@ -22,22 +22,20 @@ function nodeDetails(app, state, seen, focus) {
   const pinned = state.pins.includes(name);
   const head = htmlElement(
     "header", { class: "mw-panel-head" },
-    heading(1, name), htmlElement("span", { class: "mw-kind" }, TYPE_WORDS[graph.type[i]]),
+    heading(1, graph.said[i]), htmlElement("span", { class: "mw-kind" }, TYPE_WORDS[graph.type[i]]),
     htmlElement("button", { type: "button", class: "mw-button small", "aria-pressed": String(pinned), onclick: () => app.actions.pin(name) }, pinned ? "Unpin" : "Pin"),
     htmlElement("button", { type: "button", class: "mw-button small", onclick: () => app.actions.focus(null) }, "Clear"),
   );
   const parts = [head];
-  if (many) parts.push(htmlElement("p", {}, `Members: ${graph.members[i].map((k) => app.base().names[k]).join(", ")}`));
-  if (graph.role[i] && !many) parts.push(badgeLine("interpretation", "Role", graph.role[i]));
+  if (many) parts.push(htmlElement("p", {}, `Members: ${graph.members[i].map((k) => app.base().said[k]).join(", ")}`));
+  if (!many) parts.push(roleField(app, name, graph.role[i]));
   if (graph.total && !["logits", "kv"].includes(graph.type[i])) {
     parts.push(badgeLine("estimated", "Sum of outgoing scores", formatSigned(graph.total[i])));
   }
-  if (!many) for (const [label, text, certainty] of payload.nodes.facts[first]) parts.push(badgeLine(certainty, label, text));
+  if (!many && payload.nodes.cards[first]) parts.push(knownCards(payload.nodes.cards[first], name));
   parts.push(reachLine(app, focus), pathTools(app, state, focus));
   parts.push(edgeList(app, "Inputs", realEdges(graph, graph.incoming.of(i), seen, focus), "source"));
   parts.push(edgeList(app, "Outputs", realEdges(graph, graph.outgoing.of(i), seen, focus), "target"));
-  const picture = mechwork.thumbnail?.(name);
-  if (picture) parts.push(htmlElement("figure", { class: "mw-thumb" }, picture, htmlElement("figcaption", {}, "Attention on one prompt (query down, key across)")));
   const note = htmlElement("textarea", {
     rows: 2, class: "mw-note", placeholder: "Your note (kept in the JSON export)", "aria-label": `Note on ${name}`,
     oninput: (event) => store.set({ notes: { ...store.get().notes, [name]: event.target.value } }, `note ${name}`),
@@ -47,7 +45,27 @@ function nodeDetails(app, state, seen, focus) {
   return parts;
 }
 
-const TYPE_WORDS = { head: "attention head", mlp: "MLP", input: "input (residual stream entering block 0)", logits: "unembedding", kv: "key/value group", group: "supernode" };
+// What is known was written as markup in Python, every text of it escaped; scripts in it would not run.
+function knownCards(markup, name) {
+  const template = document.createElement("template");
+  template.innerHTML = markup;
+  const list = template.content.firstElementChild, picture = list.querySelector(".mw-pattern");
+  if (picture && mechwork.enlarge?.has(name)) {
+    picture.after(htmlElement("button", { type: "button", class: "mw-button small", onclick: () => mechwork.enlarge.show(name) }, "Enlarge, with tokens"));
+  }
+  return list;
+}
+
+// A role is interpretation, the reader's own included; it is kept in the exports.
+function roleField(app, name, role) {
+  const field = htmlElement("input", { type: "text", class: "mw-name", maxlength: 60, placeholder: "none; name one", "aria-label": `Role of ${name}`,
+    onchange: (event) => app.store.set({ roles: { ...app.store.get().roles, [name]: event.target.value.trim() } }),
+    onkeydown: (event) => event.key === "Enter" && event.target.blur() });
+  field.value = role;
+  return htmlElement("p", { class: "mw-fact" }, htmlElement("span", { class: "mw-badge interpretation" }, "interpretation"), htmlElement("label", { class: "mw-row" }, "Role:", field));
+}
+
+const TYPE_WORDS = { head: "attention head", mlp: "MLP", input: "input (residual stream entering block 0)", logits: "unembedding", kv: "key/value group", group: "supernode", feature: "feature", error: "reconstruction error" };
 
 function badgeLine(certainty, label, text) {
   return htmlElement("p", { class: "mw-fact" }, htmlElement("span", { class: `mw-badge ${certainty}` }, certainty), htmlElement("span", {}, `${label}: `, htmlElement("b", {}, text)));
@@ -63,7 +81,7 @@ function pathTools(app, state, focus) {
   const graph = app.graph(), { store } = app;
   const choice = htmlElement("select", { "aria-label": "Show the paths to another node", onchange: (event) => store.set({ to: event.target.value || null }) });
   choice.append(htmlElement("option", { value: "" }, "none"));
-  graph.names.forEach((name, i) => i !== focus.node && choice.append(htmlElement("option", { value: name, selected: state.to === name }, name)));
+  graph.names.forEach((name, i) => i !== focus.node && choice.append(htmlElement("option", { value: name, selected: state.to === name }, graph.said[i])));
   const line = htmlElement("p", { class: "mw-path" }, htmlElement("label", {}, "Paths to ", choice));
   if (!focus.path) return line;
   const { path } = focus;
@@ -74,18 +92,18 @@ function pathTools(app, state, focus) {
 }
 
 function routeText(graph, path) {
-  const hops = path.widest.map((e) => (graph.kind[e] < 3 ? ` →${KIND_NAMES[graph.kind[e]]} ` : " → ") + graph.names[graph.target[e]]);
-  return graph.names[path.first] + hops.join("");
+  const hops = path.widest.map((e) => (graph.kind[e] < 3 ? ` →${KIND_NAMES[graph.kind[e]]} ` : " → ") + graph.said[graph.target[e]]);
+  return graph.said[path.first] + hops.join("");
 }
 
 function overview(app, state, seen) {
   const graph = app.graph(), { payload } = app;
   const thousands = (n) => n.toLocaleString("en");
-  const share = `${((100 * payload.nEdgesOfCircuit) / payload.nEdgesOfGraph).toPrecision(3).replace(/\.?0+$/, "")} %`;
+  const share = `${Number(((100 * payload.nEdgesOfCircuit) / payload.nEdgesOfGraph).toPrecision(3))} %`;
   const metric = payload.metric ? ` Scores are estimated effects on the ${payload.metric.replaceAll("_", " ")}.` : "";
   const said = payload.whole
     ? `All ${thousands(payload.nEdgesOfGraph)} edges of the model are scored; the strongest are shown.`
-    : `${payload.compare ? "Both circuits together have" : "The circuit has"} ${thousands(payload.nEdgesOfCircuit)} of the model's ${thousands(payload.nEdgesOfGraph)} edges (${share}).`;
+    : `${payload.compare ? "Both circuits together have" : payload.space ? "The circuit has" : "The graph has"} ${thousands(payload.nEdgesOfCircuit)} of ${payload.among} (${share}).`;
   const parts = [htmlElement("header", { class: "mw-panel-head" }, heading(1, "Overview"))];
   if (!graph.m) parts.push(htmlElement("p", { class: "mw-empty" }, "This circuit has no edges, so there is nothing to draw between input and logits."));
   parts.push(htmlElement("p", {}, said + (payload.scored ? metric : "")));

@@ -45,7 +45,7 @@ function passes(graph, state, e) {
 function searchMask(graph, query) {
   const text = query.trim().toLowerCase();
   if (!text) return null;
-  return graph.names.map((name, i) => name.toLowerCase().includes(text) || graph.role[i].toLowerCase().includes(text));
+  return graph.names.map((name, i) => name.toLowerCase().includes(text) || graph.said[i].toLowerCase().includes(text) || graph.role[i].toLowerCase().includes(text));
 }
 
 // Everything reachable from `start` over edges that are on: downstream = towards the logits.

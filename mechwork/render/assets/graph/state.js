@@ -5,7 +5,7 @@ function initialState(graph) {
     shown: graph.payload.shown, // how many edges, strongest first
     nodes: graph.n, // how many nodes, strongest first
     kinds: { q: true, k: true, v: true, mlp: true, logits: true },
-    types: { input: true, head: true, mlp: true, logits: true },
+    types: { input: true, head: true, mlp: true, logits: true, feature: true, error: true },
     signs: { positive: true, negative: true },
     members: { 1: true, 2: true, 3: true },
     confidence: 0,
@@ -14,9 +14,10 @@ function initialState(graph) {
     focus: null, // a node's name
     to: null, // the other end of a path
     query: "",
-    pins: [],
-    groups: [], // { name, members: [names] }
+    pins: graph.payload.pins ?? [],
+    groups: graph.payload.supernodes ?? [], // { name, members: [names] }
     notes: {},
+    roles: {}, // the reader's own, by name
     moved: {}, // name -> [x, y]
   };
 }
@@ -80,6 +81,6 @@ function adoptState(current, candidate) {
   if (adopted.pins) adopted.pins = adopted.pins.filter(text);
   if (adopted.groups) adopted.groups = adopted.groups.filter((group) => text(group?.name) && texts(group?.members) && group.members.length);
   if (adopted.moved) adopted.moved = Object.fromEntries(Object.entries(adopted.moved).filter(([, at]) => Array.isArray(at) && at.length === 2 && at.every(Number.isFinite)));
-  if (adopted.notes) adopted.notes = Object.fromEntries(Object.entries(adopted.notes).filter(([, note]) => text(note)));
+  for (const key of ["notes", "roles"]) if (adopted[key]) adopted[key] = Object.fromEntries(Object.entries(adopted[key]).filter(([, said]) => text(said)));
   return adopted;
 }

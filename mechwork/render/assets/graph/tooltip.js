@@ -7,14 +7,15 @@ function createTooltip(app, tip) {
     tip.style.transform = `translate(${Math.max(4, left)}px, ${Math.max(4, top)}px)`;
   };
   const nodeLines = (i) => {
-    const graph = app.graph(), lines = [graph.names[i] + (graph.role[i] ? ` – ${graph.role[i]}` : "")];
+    const graph = app.graph(), lines = [graph.said[i] + (graph.role[i] ? ` – ${graph.role[i]}` : "")];
     if (graph.total && !["logits", "kv"].includes(graph.type[i])) lines.push(`summed score ${formatSigned(graph.total[i])}`);
     return lines;
   };
   const edgeLines = (e) => {
     const graph = app.graph(), kind = graph.kind[e];
-    const lines = [`${graph.names[graph.source[e]]} → ${graph.names[graph.target[e]]}${kind < 3 ? ` (${KIND_NAMES[kind]})` : ""}`];
+    const lines = [`${graph.said[graph.source[e]]} → ${graph.said[graph.target[e]]}${kind < 3 ? ` (${KIND_NAMES[kind]})` : ""}`];
     if (graph.score) lines.push(`score ${formatSigned(graph.score[e])}${graph.error && graph.error[e] !== null ? ` ± ${formatNumber(graph.error[e])} (SE)` : ""}`);
+    if (graph.other && graph.member[e] & 2) lines.push(`score in ${app.payload.compare[1]} ${formatSigned(graph.other[e])}`);
     if (graph.confidence) lines.push(`chosen in ${Math.round(100 * graph.confidence[e])} % of resamples`);
     if (graph.member) lines.push({ 1: `only in ${app.payload.compare[0]}`, 2: `only in ${app.payload.compare[1]}`, 3: "in both" }[graph.member[e]]);
     return lines;

@@ -1,0 +1,160 @@
+"""Run an ablation on a task: what the metric, the accuracy and the model's output lose.
+
+effect = m(model) - m(model, ablated);   positive = what was ablated raises the metric
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..display import Displayable
+from ..errors import InputError
+from ..models.anatomy import device_of
+from ..models.identity import identify_model
+from ..patching.statistics import bootstrap_interval, sign_flip_p
+from ..provenance import Provenance, build_provenance
+from ..runs.record import check_task
+from ..shapes import PerExample
+from ..tasks.metrics import accuracy
+from ..tasks.task import Task
+from .fitted import Ablation, fit_ablation
+from .spec import NEEDS_REFERENCE, AblationSpec
+
+if TYPE_CHECKING:
+    import pandas
+    from transformer_lens.model_bridge import TransformerBridge
+
+BATCH = 32
+
+
+@dataclass(frozen=True, eq=False)
+class AblationResult(Displayable):
+    """The metric per pair with and without the ablation, accuracy both ways, and KL(model ‖ ablated) at the answer in nats."""
+
+    spec: AblationSpec
+    clean_per_example: PerExample
+    ablated_per_example: PerExample
+    clean_correct: Bool[Tensor, " batch"]
+    ablated_correct: Bool[Tensor, " batch"]
+    kl_per_example: PerExample
+    metric_name: str
+    provenance: Provenance
+    notes: tuple[str, ...] = ()
+
+    @property
+    def per_example(self) -> PerExample:
+        """m(model) - m(ablated) per pair."""
+        return self.clean_per_example - self.ablated_per_example
+
+    @property
+    def effect(self) -> float:
+        """Mean of `per_example`; positive: what was ablated raises the metric."""
+        return float(self.per_example.mean())
+
+    @property
+    def accuracy_drop(self) -> float:
+        """Accuracy of the model less that of the ablated one."""
+        return float(self.clean_correct.float().mean() - self.ablated_correct.float().mean())
+
+    @property
+    def kl(self) -> float:
+        """Mean KL(model ‖ ablated) at the answer, in nats."""
+        return float(self.kl_per_example.mean())
+
+    def interval(self, level: float = 0.95, *, n: int = 2000, seed: int = 0) -> tuple[float, float]:
+        """Bootstrap interval of the effect over pairs."""
+        low, high = bootstrap_interval(self.per_example, level, n, seed).tolist()
+        return low, high
+
+    def p_value(self, *, n: int = 2000, seed: int = 0) -> float:
+        """Two-sided sign-flip p-value of the effect."""
+        return float(sign_flip_p(self.per_example, n, seed))
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """One row per pair."""
+        import pandas
+
+        return pandas.DataFrame(
+            {
+                "clean": self.clean_per_example.tolist(),
+                "ablated": self.ablated_per_example.tolist(),
+                "clean_correct": self.clean_correct.tolist(),
+                "ablated_correct": self.ablated_correct.tolist(),
+                "kl": self.kl_per_example.tolist(),
+            }
+        )
+
+    def __str__(self) -> str:
+        n = len(self.per_example)
+        spread = f" [{', '.join(f'{end:.3f}' for end in self.interval())}]" if n > 1 else ""
+        lines = [
+            f"{self.spec}, {n} pairs",
+            f"  {self.metric_name}: {float(self.clean_per_example.mean()):.3f} -> {float(self.ablated_per_example.mean()):.3f}, effect {self.effect:+.3f}{spread}",
+            f"  accuracy: {float(self.clean_correct.float().mean()):.3f} -> {float(self.ablated_correct.float().mean()):.3f}   KL: {self.kl:.4f} nats",
+        ]
+        return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
+
+    __repr__ = __str__
+
+
+def ablate(
+    model: TransformerBridge, task: Task, ablation: AblationSpec | Ablation, *, reference: Task | None = None
+) -> AblationResult:
+    """The effect of an ablation on the clean prompts of a task.
+
+    A spec is fitted first, to `reference` (default: the task itself; the result's provenance says which). Cost: 2 forwards per
+    batch of 32 pairs, and the fitting. Raises what `fit_ablation` and `Ablation.bind` raise.
+
+    >>> print(ablate(model, task, AblationSpec(["a1.h3"], "mean")))
+    """
+    check_task(model, task)
+    fitted = ensure_fitted(model, task, ablation, reference)
+    parts: list[tuple[Tensor, ...]] = []
+    routed: dict[tuple[int, int], int] = {}
+    for first in range(0, len(task), BATCH):
+        pairs = task.pairs[first : first + BATCH].to(device_of(model))
+        with torch.no_grad():
+            plain = model(pairs.clean_tokens)
+            with fitted.applied(model, pairs, first_row=first) as bound:
+                changed = model(pairs.clean_tokens)
+        for place, n in bound.experts.routed.items():
+            routed[place] = routed.get(place, 0) + n
+        reference_log, found = (pairs.final(logits).log_softmax(dim=-1) for logits in (plain, changed))
+        kl = (reference_log.exp() * (reference_log - found)).sum(dim=-1)
+        measured = (task.measure(plain, pairs), task.measure(changed, pairs))
+        parts.append(tuple(t.cpu() for t in (*measured, accuracy(plain, pairs), accuracy(changed, pairs), kl)))
+    columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+    facts = build_provenance(
+        method="ablation", ablation=fitted.provenance(), model=identify_model(model), task=task.provenance()
+    )
+    notes = tuple(_routing(layer, expert, n) for (layer, expert), n in routed.items())
+    return AblationResult(fitted.spec, *columns, metric_name=task.metric.name, provenance=facts, notes=notes)
+
+
+def ensure_fitted(
+    model: TransformerBridge, task: Task, ablation: AblationSpec | Ablation, reference: Task | None
+) -> Ablation:
+    """The ablation itself, or the spec fitted to `reference` (default: the task)."""
+    if isinstance(ablation, Ablation):
+        if reference is not None:
+            raise InputError("this ablation has its reference already; pass its spec to fit it to another one")
+        ablation.check_model(model)
+        return ablation
+    source = (reference or task) if ablation.kind in NEEDS_REFERENCE else None
+    return fit_ablation(model, ablation, source)
+
+
+def _routing(layer: int, expert: int, n: int) -> str:
+    if n == 0:
+        return f"m{layer}.e{expert}: no token of these prompts is routed to this expert, so ablating it changed nothing"
+    return f"m{layer}.e{expert}: {n} tokens were routed to it"
+
+
+def shares(values: Float[Tensor, "..."], whole: float) -> Float[Tensor, "..."]:
+    """`values` as shares of `whole`; NaN where there is nothing to share."""
+    return values / whole if abs(whole) > 1e-12 else torch.full_like(values, torch.nan)

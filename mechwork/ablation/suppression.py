@@ -1,0 +1,279 @@
+"""Copy suppression: heads that attend to a token which is already predicted, and lower it (McDougall et al. 2023, arXiv:2310.04625).
+
+Three pieces of evidence per head, each by itself no proof:
+
+    OV  of tokens attended to, how often the token itself is among the `n_lowest` whose logits the head lowers most,
+        U gain (e_t W_V W_O), and its mean percentile over the vocabulary (0 = always the lowest, 0.5 = chance)
+    QK  of queries that are a token's unembedding (the token is predicted), how often the head attends most to that token
+        among a sample of tokens, and its mean percentile (1 = always the most attended, 0.5 = chance)
+    share explained  replace the head's write at the last token by what copy suppression alone would do: for the
+        source tokens that the stream before the head predicts most, the attention times the *negative* part of the source's
+        write along that token's unembedding; everything else its mean.
+            share = 1 - KL(model ‖ that) / KL(model ‖ head mean-ablated at the last token)
+
+Effective embeddings e_t are the stream that leaves block 0 on the prompt ``BOS t`` (for layer 0: that enters it); positions do
+not enter QK (rotary angles are left out, as for query and key at one place). Cost: V forwards of two tokens in batches, 2 + 2 per head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..display import Displayable
+from ..errors import InputError
+from ..interventions import Add, Chosen, Write, intervene
+from ..models.anatomy import block_norm, device_of, final_norm, read_anatomy
+from ..models.identity import identify_model
+from ..patching.statistics import holm, sign_flip_p
+from ..provenance import Provenance, build_provenance
+from ..runs.attention import parse_head
+from ..runs.record import Run, check_task, record_run
+from ..runs.writes import answer_directions, at_ends, final_scale, head_writes, through_final_norm
+from ..sites import Site, hook_name
+from ..tasks.pairs import END, PromptPairs
+from ..tasks.task import Task
+from .record import position_mask
+from .targets import all_heads
+
+if TYPE_CHECKING:
+    import pandas
+    from transformer_lens.model_bridge import TransformerBridge
+
+N_TOKENS = 512
+N_LOWEST = 10
+CHUNK = 256
+
+
+@dataclass(frozen=True)
+class SuppressionRow:
+    """Evidence for one head (see the module); `direct_effect` is its mean direct effect on the logit difference, `p` its sign-flip p-value."""
+
+    head: str
+    direct_effect: float
+    p: float
+    ov_among_lowest: float
+    ov_percentile: float
+    qk_first: float
+    qk_percentile: float
+    share_explained: float
+    kl_ablated: float
+
+
+@dataclass(frozen=True, eq=False)
+class CopySuppression(Displayable):
+    """A row per head, most negative direct effect first. Chance: `chance_lowest` for OV among the lowest, `chance_first` for QK first."""
+
+    rows: tuple[SuppressionRow, ...]
+    chance_lowest: float
+    chance_first: float
+    provenance: Provenance
+
+    @property
+    def negative(self) -> tuple[str, ...]:
+        """Heads whose direct effect is significantly negative (corrected p below 0.05)."""
+        return tuple(row.head for row in self.rows if row.direct_effect < 0 and row.p < 0.05)
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """One row per head."""
+        import pandas
+
+        return pandas.DataFrame([vars(row) for row in self.rows])
+
+    def __str__(self) -> str:
+        lines = [
+            f"copy suppression; chance: OV lowest {self.chance_lowest:.3f}, percentiles 0.5, QK first {self.chance_first:.3f}",
+            f"{'head':<8}{'direct':>8}{'p':>7}{'OV lowest':>11}{'OV pct':>8}{'QK first':>10}{'QK pct':>8}{'KL ablated':>12}{'explained':>11}",
+        ]
+        lines += [
+            f"{r.head:<8}{r.direct_effect:8.2f}{r.p:7.3f}{r.ov_among_lowest:11.2f}{r.ov_percentile:8.2f}{r.qk_first:10.2f}"
+            f"{r.qk_percentile:8.2f}{r.kl_ablated:12.4f}{r.share_explained:11.2f}"
+            for r in self.rows
+        ]
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def study_copy_suppression(
+    model: TransformerBridge,
+    task: Task,
+    heads: Sequence[str] | None = None,
+    *,
+    n_heads: int = 4,
+    tokens: Int[Tensor, " token"] | None = None,
+    n_lowest: int = N_LOWEST,
+    n_sources: int = 1,
+    seed: int = 0,
+) -> CopySuppression:
+    """Evidence for copy suppression in `heads` (default: the `n_heads` of most negative direct effect on the task).
+
+    `tokens`: the sample of the vocabulary that OV and QK are tested on (default: 512 random ones). `n_sources`: how many of
+    each prompt's distinct tokens, those predicted most before the head, count as suppressed.
+
+    Raises `InputError` for a metric that is not linear in uncapped logits, or norms after attention.
+    """
+    anatomy = check_task(model, task)
+    if not task.metric.linear or anatomy.final_soft_cap is not None or anatomy.norm_place != "pre":
+        raise InputError(
+            "copy suppression is read off writes that add up to logits: it needs logit_difference, no soft cap and no norm after attention; "
+            f"got {task.metric.name}, {anatomy.architecture}"
+        )
+    for head in heads or ():
+        parse_head(anatomy, head)
+    pairs = task.pairs.to(device_of(model))
+    kinds = ["z", "v", "pattern", "resid_pre", "resid_post"]
+    run = record_run(model, pairs, kinds, n_tail=pairs.n_tail)
+    direct = _direct_effects(model, run, pairs)
+    p = holm(sign_flip_p(direct.T.cpu()))
+    names = all_heads(anatomy)
+    order = direct.mean(dim=1).argsort().tolist()
+    chosen = [names.index(head) for head in heads] if heads else order[:n_heads]
+    generator = torch.Generator().manual_seed(seed)
+    sample = torch.randperm(anatomy.d_vocab, generator=generator)[:N_TOKENS].sort().values if tokens is None else tokens
+    effective = _effective_embeddings(model, sample.to(device_of(model)))
+    rows = []
+    for i in sorted(chosen, key=lambda i: float(direct[i].mean())):
+        layer, head = divmod(i, anatomy.n_heads)
+        e = effective[min(layer, 1)]
+        lowest, ov = _ov(model, layer, head, e, sample, n_lowest)
+        first, qk = _qk(model, layer, head, e, sample)
+        explained, kl = _explained(model, run, pairs, layer, head, n_sources)
+        rows.append(
+            SuppressionRow(names[i], float(direct[i].mean()), float(p[i]), lowest, ov, first, qk, explained, kl)
+        )
+    facts = build_provenance(
+        method="copy suppression",
+        model=identify_model(model),
+        task=task.provenance(),
+        n_tokens=len(sample),
+        n_sources=n_sources,
+        seed=seed,
+    )
+    return CopySuppression(tuple(rows), n_lowest / anatomy.d_vocab, 1 / len(sample), facts)
+
+
+def _direct_effects(model: TransformerBridge, run: Run, pairs: PromptPairs) -> Float[Tensor, "head batch"]:
+    """(write - its mean over prompts) at the last token, through the final norm at its live scale."""
+    readout = answer_directions(model, pairs)
+    scale = final_scale(model, at_ends(run.layers["resid_post"][-1], pairs))
+    found = []
+    for layer, z in enumerate(run.layers["z"]):
+        writes = head_writes(model, layer, at_ends(z, pairs)[:, None])[:, :, 0]
+        found.append(through_final_norm(model, writes - writes.mean(dim=1, keepdim=True), readout) / scale)
+    return torch.cat(found)
+
+
+def _effective_embeddings(
+    model: TransformerBridge, tokens: Int[Tensor, " token"]
+) -> list[Float[Tensor, "token d_model"]]:
+    """The stream entering block 0 and leaving it, on prompts of one token (after BOS, where there is one)."""
+    bos = getattr(model.tokenizer, "bos_token_id", None) if model.tokenizer is not None else None
+    prompts = tokens[:, None] if bos is None else torch.stack([torch.full_like(tokens, bos), tokens], dim=1)
+    parts: list[tuple[Tensor, Tensor]] = []
+    for chunk in prompts.split(CHUNK):
+        kept: dict[str, Tensor] = {}
+
+        def keep(activation: Tensor, hook: object, kept: dict[str, Tensor] = kept) -> None:
+            kept[str(getattr(hook, "name", len(kept)))] = activation[:, -1]
+
+        before, after = hook_name(Site("resid_pre", 0)), hook_name(Site("resid_post", 0))
+        with torch.no_grad(), model.hooks(fwd_hooks=[(before, keep), (after, keep)]):
+            model(chunk, logits_to_keep=1)
+        first, second = kept.values()
+        parts.append((first, second))
+    return [torch.cat(side) for side in zip(*parts, strict=True)]
+
+
+def _normed(
+    model: TransformerBridge, layer: int, x: Float[Tensor, "*batch d_model"]
+) -> Float[Tensor, "*batch d_model"]:
+    norm = block_norm(model, layer, "ln1")
+    return x if norm is None else norm(x).to(x.dtype)
+
+
+def _kv(model: TransformerBridge, head: int) -> int:
+    anatomy = read_anatomy(model)
+    return head // anatomy.group_size
+
+
+def _ov(
+    model: TransformerBridge,
+    layer: int,
+    head: int,
+    e: Float[Tensor, "token d_model"],
+    tokens: Int[Tensor, " token"],
+    n_lowest: int,
+) -> tuple[float, float]:
+    """(share of tokens that are among the `n_lowest` of their own row, mean percentile of the own logit)."""
+    attn = model.blocks[layer].attn
+    norm = final_norm(model)
+    lowest, below = 0, 0.0
+    for rows, own in zip(e.split(CHUNK), tokens.to(e.device).split(CHUNK), strict=True):
+        write = _normed(model, layer, rows) @ attn.W_V[_kv(model, head)] @ attn.W_O[head]
+        logits = (
+            write if norm is None else norm.linear(write, torch.ones_like(write[:, :1])).to(write.dtype)
+        ) @ model.W_U
+        mine = logits.gather(1, own[:, None])
+        under = (logits < mine).sum(dim=1).double() + ((logits == mine).sum(dim=1).double() - 1) / 2
+        lowest += int((under < n_lowest).sum())
+        below += float((under / (logits.shape[1] - 1)).sum())
+    return lowest / len(tokens), below / len(tokens)
+
+
+def _qk(
+    model: TransformerBridge, layer: int, head: int, e: Float[Tensor, "token d_model"], tokens: Int[Tensor, " token"]
+) -> tuple[float, float]:
+    """(share of tokens attended most by their own unembedding, mean percentile of the own score)."""
+    attn = model.blocks[layer].attn
+    unembed = model.W_U.T[tokens.to(e.device)]
+    unembed = unembed * (e.norm(dim=-1).mean() / unembed.norm(dim=-1, keepdim=True).clamp(min=1e-12))
+    kv = _kv(model, head)
+    q = _normed(model, layer, unembed) @ attn.W_Q[head] + (0 if attn.b_Q is None else attn.b_Q[head])
+    k = _normed(model, layer, e) @ attn.W_K[kv] + (0 if attn.b_K is None else attn.b_K[kv])
+    scores = q @ k.T
+    own = scores.diagonal()[:, None]
+    under = (scores < own).sum(dim=1).double() + ((scores == own).sum(dim=1).double() - 1) / 2
+    return float((under >= len(tokens) - 1).double().mean()), float((under / max(1, len(tokens) - 1)).mean())
+
+
+def _explained(
+    model: TransformerBridge, run: Run, pairs: PromptPairs, layer: int, head: int, n_sources: int
+) -> tuple[float, float]:
+    """(share of the KL of mean-ablating the head at the last token that copy suppression alone restores, that KL)."""
+    attn = model.blocks[layer].attn
+    writes = head_writes(model, layer, at_ends(run.layers["z"][layer], pairs)[:, None])[head, :, 0]
+    mean = writes.mean(dim=0)
+    sources = torch.einsum("bkd,de->bke", run.layers["v"][layer][:, :, _kv(model, head)], attn.W_O[head].detach())
+    attention = at_ends(run.layers["pattern"][layer][:, head], pairs)
+    unembed = model.W_U.detach().T
+    norm = final_norm(model)
+    stream = at_ends(run.layers["resid_pre"][layer], pairs)
+    predicted = (stream if norm is None else norm(stream).to(stream.dtype)) @ model.W_U.detach()
+    kept = torch.zeros_like(writes)
+    for row, length in enumerate(pairs.lengths.tolist()):
+        tokens = pairs.clean_tokens[row, :length]
+        distinct = tokens.unique()
+        best = distinct[predicted[row, distinct].argsort(descending=True)[:n_sources]]
+        for token in best.tolist():
+            direction = unembed[token] / unembed[token].norm()
+            here = (tokens == token).nonzero().flatten()
+            along = (attention[row, here] * (sources[row, here] @ direction)).sum()
+            kept[row] += along.clamp(max=0) * direction
+    end = position_mask(END, pairs, pairs.clean_tokens.shape[1]).to(writes.device)
+    reference = pairs.final(run.logits).log_softmax(dim=-1)
+
+    def divergence(change: Float[Tensor, "batch d_model"]) -> float:
+        write = Write(Site("attn_out", layer), Chosen(Add(change[:, None]), end))
+        with torch.no_grad(), intervene(model, [write]):
+            found = pairs.final(model(pairs.clean_tokens, logits_to_keep=pairs.n_tail)).log_softmax(dim=-1)
+        return float((reference.exp() * (reference - found)).sum(dim=-1).mean())
+
+    ablated = divergence(mean - writes)
+    restored = divergence(mean + kept - kept.mean(dim=0) - writes)
+    return (1 - restored / ablated if ablated > 1e-12 else float("nan")), ablated

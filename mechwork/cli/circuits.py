@@ -1,0 +1,198 @@
+"""List the circuits that come with the bundled models, test them again, or find them again and write their pages.
+
+mechwork circuits
+mechwork circuits verify
+mechwork circuits build --out data/circuits
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import bundled
+from ..errors import ArtefactError, InputError
+from .console import Console, dump_json
+from .options import load_named
+
+if TYPE_CHECKING:
+    from .discovery import Discovery
+
+SHIPPED = {"gpt2-6l": ("ioi", "induction"), "llama-6l": ("ioi", "induction")}
+"""Model -> the tasks whose circuits are shipped."""
+
+N_PAIRS, SEED, FRACTION = 128, 0, 0.1
+TOLERANCE = 0.01
+"""How far a faithfulness measured again may be from the card's."""
+
+N_HEADS = 12
+"""How many heads a page describes, largest effect first."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's own arguments."""
+    parser.add_argument(
+        "action", nargs="?", default="list", choices=("list", "verify", "build"), help="(default: list)"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where build writes, e.g. data/circuits")
+
+
+def run(args: argparse.Namespace, console: Console) -> None:
+    """List, verify or build."""
+    if args.action == "build":
+        if args.out is None:
+            raise InputError("build writes into --out DIR; name the folder, e.g. data/circuits")
+        _build(args.out, console)
+    elif args.action == "verify":
+        _verify(console)
+    else:
+        _list(console)
+
+
+def _cards() -> dict[str, dict[str, Any]]:
+    """Model -> card, hashes verified."""
+    from ..circuits.shipped import CARD, circuit_names
+
+    models = sorted({name.split("/")[0] for name in circuit_names()})
+    if not models:
+        raise ArtefactError("this installation has no bundled circuits; reinstall mechwork")
+    for model in models:
+        bundled.verify(bundled.path("circuits", model))
+    return {model: bundled.load_json("circuits", model, CARD)["circuits"] for model in models}
+
+
+def _list(console: Console) -> None:
+    cards = _cards()
+    lines = [
+        f"{model}/{task}: {row['n_edges']} of {row['n_edges_of_graph']} edges, faithfulness {row['faithfulness']:.3f} "
+        f"[{row['interval'][0]:.3f}, {row['interval'][1]:.3f}] on held-out pairs"
+        for model, tasks in cards.items()
+        for task, row in tasks.items()
+    ]
+    lines += [f"page: {bundled.path('circuits', model, 'README.md')}" for model in cards]
+    console.result("\n".join(lines), {"circuits": cards})
+
+
+def _verify(console: Console) -> None:
+    from ..circuits import evaluate
+    from ..circuits.shipped import load_circuit
+    from ..tasks import find_task
+
+    found: dict[str, float] = {}
+    for name, tasks in _cards().items():
+        model = load_named(name)
+        for task_name, row in tasks.items():
+            task = find_task(task_name)(model, n=row["n_pairs"], seed=row["seed"])
+            with console.step(f"testing {name}/{task_name}"):
+                evaluation = evaluate(model, task.test, load_circuit(f"{name}/{task_name}"), n_random=0)
+            found[f"{name}/{task_name}"] = evaluation.faithfulness
+            if abs(evaluation.faithfulness - row["faithfulness"]) > TOLERANCE:
+                raise ArtefactError(
+                    f"{name}/{task_name} has faithfulness {evaluation.faithfulness:.3f} where its card says "
+                    f"{row['faithfulness']:.3f}; the libraries here compute something else, or the card is wrong"
+                )
+    console.result(f"verified: {', '.join(found)}", {"faithfulness": found})
+
+
+def _build(out: Path, console: Console) -> None:
+    """Discover every shipped circuit, and write circuits, cards and pages."""
+    from ..circuits.shipped import CARD
+    from ..tasks import find_task
+    from .discovery import Settings, discover
+
+    for name, tasks in SHIPPED.items():
+        model = load_named(name)
+        found = {
+            task: discover(
+                model,
+                name,
+                find_task(task)(model, n=N_PAIRS, seed=SEED),
+                Settings(fraction=FRACTION, seed=SEED),
+                console,
+            )
+            for task in tasks
+        }
+        folder = out / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for task, discovery in found.items():
+            discovery.circuit.save(folder / f"{task}.json")
+        card = {"model": name, "circuits": {task: _figures(discovery) for task, discovery in found.items()}}
+        (folder / CARD).write_text(dump_json(card) + "\n", encoding="utf-8")
+        (folder / "README.md").write_text(_page(name, found), encoding="utf-8")
+        bundled.write_manifest(folder)
+    console.result(f"circuits of {', '.join(SHIPPED)}: {out}", {"out": str(out)})
+
+
+def _figures(found: Discovery) -> dict[str, Any]:
+    evaluation = found.evaluation
+    return {
+        "n_pairs": N_PAIRS,
+        "seed": SEED,
+        "rules": found.settings.rules,
+        "ig_steps": found.settings.ig_steps,
+        "n_edges": found.circuit.n_edges,
+        "n_edges_of_graph": found.circuit.space.n_edges,
+        "faithfulness": evaluation.faithfulness,
+        "interval": list(evaluation.interval()),
+        "random": list(evaluation.random),
+        "accuracy": evaluation.accuracy,
+        "model_accuracy": evaluation.model_accuracy,
+        "cpr": found.curve.cpr,
+        "cmd": found.curve.cmd,
+        "roles": found.circuit.roles,
+    }
+
+
+def _page(model: str, found: dict[str, Discovery]) -> str:
+    """The page of one model: Markdown, numbers only where something was measured."""
+    parts = [
+        f"# Circuits of {model}\n",
+        (
+            f"Found by EAP-IG with 5 steps on {N_PAIRS // 2} pairs and tested on {N_PAIRS // 2} others, whose words and templates are "
+            "not those of training. `mechwork circuits build` writes this page, `mechwork circuits verify` tests the circuits again, "
+            f'`mw.load_circuit("{model}/ioi")` loads one.\n'
+        ),
+    ]
+    for task, discovery in found.items():
+        parts += [f"## {task}\n", discovery.task.description, "", _tested(discovery), *_heads(discovery)]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _tested(found: Discovery) -> str:
+    evaluation, circuit = found.evaluation, found.circuit
+    low, high = evaluation.interval()
+    chance = max(evaluation.random)
+    return (
+        f"{circuit.n_edges} of {circuit.space.n_edges} edges, {len(circuit.nodes) - 2} heads and MLPs. Faithfulness "
+        f"{evaluation.faithfulness:.3f} [{low:.3f}, {high:.3f}] under {evaluation.ablation} ablation, random circuits of that "
+        f"size at most {chance:.3f}; accuracy {evaluation.accuracy:.3f}, the whole model's {evaluation.model_accuracy:.3f}. "
+        f"Over all sizes: CPR {found.curve.cpr:.3f}, CMD {found.curve.cmd:.3f}.\n"
+    )
+
+
+def _heads(found: Discovery) -> list[str]:
+    """The heads of largest effect: what ablating each costs, what it writes into the answer, where it looks."""
+    rows = found.study.rows[:N_HEADS]
+    looks = sorted({name for row in rows for name, value in row.attention.items() if value >= 0.1})
+    inside = set(found.circuit.nodes)
+    header = ["head", "in the circuit", "effect", "direct effect", *looks, "role"]
+    lines = [
+        (
+            f"The {len(rows)} heads of largest effect (mean ablation at the same span, in units of the logit difference; direct: "
+            "written into the answer; then mean attention). A role is a rule over these numbers, and empty where no rule fits.\n"
+        ),
+        "| " + " | ".join(header) + " |",
+        "|" + "---|" * len(header),
+    ]
+    for row in rows:
+        direct = "" if row.direct_effect is None else f"{row.direct_effect:.2f}"
+        cells = [
+            row.head,
+            "yes" if row.head in inside else "no",
+            f"{row.effect:.2f} ± {row.standard_error:.2f}",
+            direct,
+        ]
+        cells += [f"{row.attention.get(name, 0.0):.2f}" for name in looks]
+        lines.append("| " + " | ".join([*cells, row.role]) + " |")
+    return [*lines, ""]

@@ -1,0 +1,194 @@
+"""Train a tuned lens, show what a lens reads in a text, or measure one.
+
+mechwork lens train --model gpt2-12l --out runs/lens
+mechwork lens train --model gpt2-12l --out runs/lens --resume
+mechwork lens show "When Mary and John went to the shop, John gave a drink to" --html lens.html
+mechwork lens evaluate --lens runs/lens/lens --model gpt2-12l
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError
+from .console import Console
+from .console import Progress as Line
+from .options import at_least
+
+if TYPE_CHECKING:
+    from ..lenses.evaluate import LensEvaluation
+    from ..lenses.train import LensProgress
+
+LENS = "lens"
+FORMS = "full, low_rank_R (R a number), diagonal or bias"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's own arguments."""
+    parser.add_argument("action", choices=("train", "show", "evaluate"), help="what to do")
+    parser.add_argument("prompt", nargs="?", default="", metavar="TEXT", help="show: the text to read")
+    parser.add_argument("--model", default="gpt2-6l", help="a bundled model, a folder or a hub name (default: gpt2-6l)")
+    parser.add_argument(
+        "--text",
+        metavar="FILE",
+        help="text to train or measure on: .txt, .jsonl or token shards (default: the model's own training mixture)",
+    )
+    parser.add_argument(
+        "--lens",
+        metavar="DIR",
+        help="show, evaluate: 'logit', or a lens's folder (default: the one shipped with the model)",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="train: folder of checkpoints and the lens (default: runs/lens-MODEL)"
+    )
+    parser.add_argument("--resume", action="store_true", help="train: go on from the checkpoint in that folder")
+    parser.add_argument(
+        "--stop-after", type=at_least(1), metavar="N", help="train: stop after N further steps, with a checkpoint"
+    )
+    parser.add_argument("--form", default="full", help=f"train: {FORMS} (default: full)")
+    parser.add_argument(
+        "--kind", default="resid_pre", help="train: resid_pre, resid_mid or resid_post (default: resid_pre)"
+    )
+    parser.add_argument(
+        "--steps", type=at_least(0), default=150, help="train: steps after the closed-form start (default: 150)"
+    )
+    parser.add_argument(
+        "--rows", type=at_least(4), default=512, help="rows of text held out of training, or measured (default: 512)"
+    )
+    parser.add_argument("--rate", type=float, default=4e-3, help="train: highest learning rate (default: 0.004)")
+    parser.add_argument("--target", help="show: a single token to follow (default: each position's next token)")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="show, evaluate: also write the picture")
+
+
+def run(args: argparse.Namespace, console: Console) -> None:
+    """Train, show or evaluate."""
+    {"train": _train, "show": _show, "evaluate": _evaluate}[args.action](args, console)
+
+
+def _text(args: argparse.Namespace, model: Any, seed: int = 0) -> Any:
+    from ..lenses.text import open_text
+    from ..models.training.recipe import RECIPES
+
+    name = args.model.partition("@")[0]
+    if args.text is None and name not in RECIPES:
+        raise InputError(
+            f"{args.model} has no text of its own here (bundled: {', '.join(RECIPES)}). Give some: --text FILE"
+        )
+    return open_text(model, Path(args.text) if args.text else name, seed=seed)
+
+
+def _train(args: argparse.Namespace, console: Console) -> None:
+    from ..lenses import LensRecipe, evaluate_lens, train_lens
+    from ..lenses.checkpoint import STATE
+    from ..models import load_model
+
+    recipe = LensRecipe(
+        form=args.form, kind=args.kind, steps=args.steps, held_out_rows=args.rows, learning_rate=args.rate
+    )
+    out = args.out or Path("runs") / f"lens-{Path(args.model).name}"
+    again = f"mechwork lens train --model {args.model} --out {out} --resume"
+    has_checkpoint = (out / STATE).is_file()
+    if args.resume and not has_checkpoint:
+        raise InputError(f"--resume goes on from a checkpoint, and {out} has none. Leave --resume out to begin.")
+    if not args.resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        remedy = f"Go on with: {again}" if has_checkpoint else "Choose another --out."
+        raise InputError(f"{out} exists and is not overwritten. {remedy}")
+    model = load_model(args.model)
+    text = _text(args, model)
+    try:
+        with console.step(f"training a lens for {args.model}") as line:
+            training = train_lens(model, text, recipe, folder=out, progress=_report(line), stop_after=args.stop_after)
+    except KeyboardInterrupt:
+        console.say(f"The checkpoint is in {out}. Go on with: {again}")
+        raise
+    data: dict[str, Any] = {
+        "model": args.model,
+        "step": training.step,
+        "steps": recipe.steps,
+        "finished": training.finished,
+        "stopped": training.stopped,
+        "out": str(out),
+    }
+    if not training.finished:
+        console.result(f"Stopped at step {training.step} of {recipe.steps}. Go on with: {again}", data)
+        return
+    folder = training.lens.save(out / LENS)
+    with console.step("measuring on held-out text"):
+        measured = evaluate_lens(model, training.lens, text.odd_rows(recipe.held_out_rows))
+    lines = [str(measured), _summary(measured), *([training.stopped] if training.stopped else [])]
+    lines.append(f"The lens: {folder}. Use it with: mechwork lens show TEXT --model {args.model} --lens {folder}")
+    console.result("\n".join(lines), {**data, "lens": str(folder), "evaluation": _numbers(measured)})
+
+
+def _show(args: argparse.Namespace, console: Console) -> None:
+    from ..lenses import read_lens
+    from ..models import load_model
+
+    if not args.prompt:
+        raise InputError('show needs a text: mechwork lens show "The cats"')
+    model = load_model(args.model)
+    table = read_lens(model, args.prompt, _lens(args, model), target=args.target)
+    console.result(
+        str(table),
+        {"lens": table.lens, "cells": table.to_dataframe().to_dict("records"), "html": _picture(args, table)},
+    )
+
+
+def _evaluate(args: argparse.Namespace, console: Console) -> None:
+    from ..lenses import evaluate_lens
+    from ..models import load_model
+
+    model = load_model(args.model)
+    with console.step("measuring"):
+        measured = evaluate_lens(
+            model, _lens(args, model), _text(args, model, seed=1), n_rows=args.rows, transfer=args.html is not None
+        )
+    console.result(
+        f"{measured}\n{_summary(measured)}", {"evaluation": _numbers(measured), "html": _picture(args, measured)}
+    )
+
+
+def _lens(args: argparse.Namespace, model: Any) -> Any:
+    from ..lenses import LOGIT_LENS, load_lens
+
+    return LOGIT_LENS if args.lens == "logit" else load_lens(model, args.lens)
+
+
+def _picture(args: argparse.Namespace, result: Any) -> str | None:
+    if args.html is None:
+        return None
+
+    args.html.parent.mkdir(parents=True, exist_ok=True)
+    args.html.write_text(result.to_html(), encoding="utf-8")
+    return str(args.html)
+
+
+def _summary(measured: LensEvaluation) -> str:
+    half = max(1, (len(measured.places) - 1) // 2)
+    mine, logit = measured.mean("kl")[:-1], measured.mean("logit_kl")[:-1]
+    below = int((mine < logit).sum())
+    return (
+        f"below the logit lens at {below} of {len(mine)} places; on average over the first half {float(mine[:half].mean()):.3f} bits "
+        f"where the logit lens has {float(logit[:half].mean()):.3f}"
+    )
+
+
+def _numbers(measured: LensEvaluation) -> dict[str, Any]:
+    return {
+        "places": list(measured.places),
+        **{name: measured.mean(name).tolist() for name in (*measured.sums, "gain")},
+    }
+
+
+def _report(line: Line) -> Any:
+    def report(progress: LensProgress) -> None:
+        speed = progress.tokens / max(progress.seconds, 1e-9)
+        line(
+            progress.step,
+            progress.steps,
+            f"loss {progress.loss:.3f} bits, held-out {progress.held_out:.3f}, {speed:,.0f} tokens/s, step",
+        )
+
+    return report

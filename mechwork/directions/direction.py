@@ -1,0 +1,156 @@
+"""A direction: a vector at a site, with the boundary between two classes along it, and where it comes from.
+
+Coordinates are along the unit vector u = v / |v|: c(x) = x . u. `low` and `high` are the mean coordinates of the negative
+and of the positive class where it was fitted, the boundary lies between them, and v is high - low long when it is the
+difference of means, so that adding v once moves the mean of the one class to that of the other along u.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import ArtefactError, InputError
+from ..models.anatomy import check_ready
+from ..models.identity import identify_model
+from ..provenance import Provenance, stable
+from ..sites import Site
+from .examples import check_vector_site
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+FORMAT = 1
+WHAT = "mechwork direction"
+
+
+@dataclass(frozen=True, eq=False)
+class Direction:
+    """`vector` ``[d]`` at `site`, towards the positive class; `boundary`, `low`, `high` are coordinates along its unit vector.
+
+    `centre` is the mean of the examples, where it was fitted from examples: rotations turn in the plane of the two.
+
+    Raises `InputError` for a vector that is not finite or has no length, or a site without vectors.
+    """
+
+    vector: Float[Tensor, " d"]
+    site: Site
+    boundary: float = 0.0
+    low: float = 0.0
+    high: float = 0.0
+    name: str = "direction"
+    provenance: Provenance = field(default_factory=dict)
+    centre: Float[Tensor, " d"] | None = None
+
+    def __post_init__(self) -> None:
+        check_vector_site(self.site)
+        if not bool(self.vector.isfinite().all()) or not float(self.vector.double().norm()) > 0:
+            raise InputError(
+                f"a direction must be finite and of positive length; {self.name!r} has zeros, NaN or infinity"
+            )
+
+    @property
+    def norm(self) -> float:
+        return float(self.vector.double().norm())
+
+    @property
+    def unit(self) -> Float[Tensor, " d"]:
+        """The vector, of length 1."""
+        return (self.vector.double() / self.norm).to(self.vector)
+
+    def coordinate(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
+        """c(x) = x . u."""
+        return x @ self.unit.to(x)
+
+    def scaled(self, factor: float) -> Direction:
+        """The same direction with its vector times `factor` (above 0)."""
+        if not factor > 0:
+            raise InputError(f"a direction is scaled by a factor above 0; got {factor}. Its opposite is `reversed()`")
+        return replace(self, vector=self.vector * factor)
+
+    def reversed(self) -> Direction:
+        """Towards the other class."""
+        return replace(
+            self,
+            vector=-self.vector,
+            boundary=-self.boundary,
+            low=-self.high,
+            high=-self.low,
+            name=f"reversed {self.name}",
+        )
+
+    def random_control(self, seed: int = 0) -> Direction:
+        """A random vector of the same length at the same site, with the same coordinates: the norm-matched control."""
+        generator = torch.Generator().manual_seed(seed)
+        draw = torch.randn(len(self.vector), generator=generator, dtype=torch.float64)
+        return replace(
+            self, vector=(draw / draw.norm() * self.norm).to(self.vector), name=f"random {seed}, as long as {self.name}"
+        )
+
+    def check(self, model: TransformerBridge) -> None:
+        """Raises `InputError` when the direction belongs to other weights, another layer count or another width."""
+        anatomy = check_ready(model)
+        anatomy.check_site(self.site)
+        mine = self.provenance.get("model", {}).get("weights_sha256")
+        theirs = identify_model(model)["weights_sha256"]
+        if mine is not None and mine != theirs:
+            raise InputError(
+                f"{self.name!r} was fitted in another model: weights sha256 {mine[:12]}..., this model has {theirs[:12]}.... "
+                "Fit it here, or say that it is transferred with `transferred()`"
+            )
+
+    def transferred(self) -> Direction:
+        """The same numbers for use in another model of this width: nothing says any more where they were fitted."""
+        origin = self.provenance.get("model")
+        return replace(self, provenance={**self.provenance, "model": {}, "transferred_from": origin})
+
+    def cosine(self, other: Direction) -> float:
+        """Of the angle between two directions; raises `InputError` for different widths."""
+        if len(self.vector) != len(other.vector):
+            raise InputError(
+                f"only directions of one width can be compared; got {len(self.vector)} and {len(other.vector)}"
+            )
+        return float(self.unit.double() @ other.unit.double())
+
+    # ---- files ---------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> Path:
+        """Write one safetensors file, everything but the vector in its header. Returns the path."""
+        path = Path(path).with_suffix(".safetensors")
+        facts = {
+            "site": [self.site.kind, self.site.layer, self.site.head], "boundary": self.boundary, "low": self.low,
+            "high": self.high, "name": self.name, "provenance": stable(self.provenance),
+        }  # fmt: skip
+        header = {"what": WHAT, "format": str(FORMAT), "facts": json.dumps(facts)}
+        tensors = {"vector": self.vector} | ({} if self.centre is None else {"centre": self.centre})
+        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, path, metadata=header)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Direction:
+        """Read what `save` wrote; raises `ArtefactError` for another kind of file or a newer format."""
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                header = file.metadata() or {}
+                vector = file.get_tensor("vector") if header.get("what") == WHAT else None
+                centre = file.get_tensor("centre") if "centre" in set(file.keys()) else None
+        except Exception as error:
+            raise ArtefactError(f"{path} is no safetensors file of a direction: {error}") from error
+        if vector is None or int(header["format"]) > FORMAT:
+            raise ArtefactError(
+                f"{path} is not a direction of format <= {FORMAT}; it says {header.get('what')}, {header.get('format')}"
+            )
+        facts = json.loads(header["facts"])
+        site = Site(*facts.pop("site"))
+        return cls(vector, site, **facts, centre=centre)
+
+    def __str__(self) -> str:
+        return f"{self.name} at {self.site}: length {self.norm:.4g}, boundary {self.boundary:.4g} between {self.low:.4g} and {self.high:.4g}"

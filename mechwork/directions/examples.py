@@ -1,0 +1,155 @@
+"""Labelled prompts: what directions are fitted from.
+
+Two sets of prompts, told apart by a label. Prompts of one *group* (the two sides of a pair) are never split between
+fitting and testing, so that a direction is not tested on a sentence that it has all but seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..errors import InputError
+from ..models.anatomy import check_ready, device_of
+from ..provenance import hash_tensors
+from ..shapes import PositionMask, Tokens
+from ..sites import SITE_KINDS, Site, hook_name
+from ..tasks.pairs import END
+from ..tasks.task import Task
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+BATCH = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """`n` right-padded prompts: `labels` True for the positive class; `where` marks the positions whose vectors are averaged."""
+
+    tokens: Tokens
+    labels: Bool[Tensor, " batch"]
+    where: PositionMask
+    groups: Int[Tensor, " batch"]
+    name: str = "examples"
+
+    def __post_init__(self) -> None:
+        n = len(self.tokens)
+        if {len(self.labels), len(self.where), len(self.groups)} != {n} or self.where.shape != self.tokens.shape:
+            raise InputError(
+                f"every prompt has one label, one group and a row of positions; got {n} prompts, {len(self.labels)} labels, "
+                f"{len(self.groups)} groups, positions {tuple(self.where.shape)}"
+            )
+        positives = int(self.labels.sum())
+        if not 0 < positives < n:
+            raise InputError(
+                f"two classes are needed to tell them apart; got {positives} positive and {n - positives} negative prompts"
+            )
+        if not bool(self.where.any(dim=1).all()):
+            raise InputError("every prompt needs at least one position to be read at; got one without")
+
+    @classmethod
+    def of_task(cls, task: Task, position: str = END) -> Examples:
+        """Clean prompts against corrupt ones, read at a span's positions (averaged) or at the last token; a pair is a group."""
+        pairs = task.pairs
+        sides = [_positions(pairs.mask, pairs.lengths, pairs.spans, position)]
+        other = pairs.corrupt_as_host()
+        sides.append(_positions(other.mask, other.lengths, other.spans, position))
+        n = len(pairs)
+        return cls(
+            torch.cat([pairs.clean_tokens, pairs.corrupt_tokens]),
+            torch.arange(2 * n) < n,
+            torch.cat(sides),
+            torch.arange(n).repeat(2),
+            task.name,
+        )
+
+    @classmethod
+    def of_tokens(
+        cls, prompts: Sequence[Sequence[int]], labels: Sequence[bool], groups: Sequence[int] | None = None
+    ) -> Examples:
+        """Token ids of any length with their labels, read at the last token; every prompt is a group of its own unless told."""
+        if not prompts or any(not len(prompt) for prompt in prompts):
+            raise InputError("every prompt needs at least one token; got an empty prompt or no prompts")
+        width = max(len(prompt) for prompt in prompts)
+        tokens = torch.tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in prompts])
+        where = torch.zeros_like(tokens, dtype=torch.bool)
+        where[torch.arange(len(prompts)), torch.tensor([len(prompt) - 1 for prompt in prompts])] = True
+        own = range(len(prompts)) if groups is None else groups
+        return cls(tokens, torch.tensor([bool(label) for label in labels]), where, torch.tensor(list(own)))
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, rows: Int[Tensor, " n"]) -> Examples:
+        return Examples(self.tokens[rows], self.labels[rows], self.where[rows], self.groups[rows], self.name)
+
+    def split(self, share: float = 0.7, seed: int = 0) -> tuple[Examples, Examples]:
+        """Two parts that share no group, the first with about `share` of the groups; raises `InputError` for fewer than two groups."""
+        groups = self.groups.unique()
+        if len(groups) < 2 or not 0 < share < 1:
+            raise InputError(f"a split takes two groups or more and a share in (0, 1); got {len(groups)} and {share}")
+        order = groups[torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed))]
+        first = order[: min(max(1, round(share * len(groups))), len(groups) - 1)]
+        inside = torch.isin(self.groups, first)
+        return self[inside.nonzero().flatten()], self[(~inside).nonzero().flatten()]
+
+    def sha256(self) -> str:
+        """Of tokens, labels, positions and groups."""
+        return hash_tensors({"tokens": self.tokens, "labels": self.labels, "where": self.where, "groups": self.groups})
+
+
+def _positions(mask: PositionMask, lengths: Tensor, spans: dict[str, PositionMask], position: str) -> PositionMask:
+    if position in spans:
+        return spans[position]
+    if position != END:
+        raise InputError(f"position is END or one of the spans {', '.join(spans) or '(none)'}; got {position!r}")
+    last = torch.zeros_like(mask)
+    last[torch.arange(len(mask)), lengths - 1] = True
+    return last
+
+
+def record_examples(
+    model: TransformerBridge, examples: Examples, sites: Sequence[Site]
+) -> Float[Tensor, "site batch d"]:
+    """The vectors of every prompt at some sites of one width, averaged over its positions. Cost: 1 forward of all prompts.
+
+    Raises `InputError` for sites without a vector per position, or without a head where the kind has heads.
+    """
+    anatomy = check_ready(model)
+    for site in sites:
+        check_vector_site(site)
+        anatomy.check_site(site)
+    rows: list[Tensor] = []
+    for start in range(0, len(examples), BATCH):
+        tokens = examples.tokens[start : start + BATCH].to(device_of(model))
+        where = examples.where[start : start + BATCH].to(device_of(model))
+        found: dict[Site, Tensor] = {}
+
+        def keep(site: Site, found: dict[Site, Tensor] = found, where: Tensor = where) -> object:
+            def hook(activation: Tensor, hook: object) -> None:
+                x = activation if site.head is None else activation[:, :, site.head]
+                weights = where.to(x) / where.sum(dim=1, keepdim=True).to(x)
+                found[site] = torch.einsum("bp,bpd->bd", weights, x).cpu()
+
+            return hook
+
+        with torch.no_grad(), model.hooks(fwd_hooks=[(hook_name(site), keep(site)) for site in sites]):
+            model(tokens, return_type=None)
+        rows.append(torch.stack([found[site] for site in sites]))
+    return torch.cat(rows, dim=1)
+
+
+def check_vector_site(site: Site) -> None:
+    """Raises `InputError` unless the site has one vector per position (of the named head)."""
+    axes = SITE_KINDS[site.kind].axes
+    per_head = "head" in axes
+    if "pos" not in axes or per_head != (site.head is not None) or len(axes) != 3 + per_head:
+        raise InputError(
+            f"a direction lives at a site with one vector per position (with its head, for z, q, k, v); got {site}"
+        )

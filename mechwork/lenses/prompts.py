@@ -1,0 +1,91 @@
+"""Prompts as right-padded token ids, and targets as single tokens: what every decoder takes in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..models.anatomy import check_ready
+from ..shapes import PositionMask, Tokens
+from ..tasks.build import answer_token, tokenise
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+Prompt = str | Sequence[int]
+
+
+@dataclass(frozen=True, eq=False)
+class Prompts:
+    """Token ids ``[batch, pos]``, right-padded; `mask` says which are real."""
+
+    tokens: Tokens
+    mask: PositionMask
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def ends(self) -> Tensor:
+        """The last real position of each prompt."""
+        return self.mask.sum(dim=1) - 1
+
+
+def as_prompts(model: TransformerBridge, prompts: str | Tensor | Prompts | Sequence[Prompt] | Sequence[int]) -> Prompts:
+    """A text, several texts, lists of token ids, or a tensor ``[pos]`` or ``[batch, pos]``, as `Prompts`.
+
+    Raises `InputError` for empty text, ids outside the vocabulary, or prompts longer than the context.
+    """
+    anatomy = check_ready(model)
+    if isinstance(prompts, Prompts):
+        rows = [row[mask].tolist() for row, mask in zip(prompts.tokens, prompts.mask, strict=True)]
+    elif isinstance(prompts, Tensor):
+        rows = prompts.reshape(-1, prompts.shape[-1]).tolist() if prompts.ndim else []
+    else:
+        given = [prompts] if isinstance(prompts, str) else list(prompts)
+        if given and all(isinstance(item, int) for item in given):
+            given = [given]
+        for text in given:
+            if isinstance(text, str) and not text:
+                raise InputError("a prompt needs at least one character; got an empty text")
+        rows = [tokenise(model, p) if isinstance(p, str) else [int(i) for i in p] for p in given]  # pyright: ignore[reportArgumentType]
+    if not rows or not all(rows):
+        raise InputError("prompts need at least one token each; got an empty one")
+    longest, highest = max(map(len, rows)), max(map(max, rows))
+    if longest > anatomy.n_ctx or highest >= anatomy.d_vocab or min(map(min, rows)) < 0:
+        raise InputError(
+            f"prompts have at most {anatomy.n_ctx} tokens, with ids 0 to {anatomy.d_vocab - 1}; the longest has {longest}, the largest id is {highest}"
+        )
+    if not anatomy.causal and len({len(row) for row in rows}) > 1:
+        raise InputError("in this model every position attends to all others: prompts need one length")
+    tokens = torch.zeros(len(rows), longest, dtype=torch.long)
+    mask = torch.zeros(len(rows), longest, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)] = torch.tensor(row)
+        mask[i, : len(row)] = True
+    return Prompts(tokens, mask)
+
+
+def one_token(model: TransformerBridge, target: str | int) -> int:
+    """The id of a target; raises `InputError` for text of several tokens, naming the pieces, and for unknown ids."""
+    if isinstance(target, str):
+        return answer_token(model, target, " as a target")
+    n = read_vocabulary(model)
+    if not 0 <= int(target) < n:
+        raise InputError(f"token ids of this model are 0 to {n - 1}; got {target}")
+    return int(target)
+
+
+def read_vocabulary(model: TransformerBridge) -> int:
+    """How many tokens the unembedding knows."""
+    return int(model.W_U.shape[1])
+
+
+def token_text(model: TransformerBridge, token: int) -> str:
+    """A token as text; its number where the model has no tokenizer."""
+    return model.tokenizer.decode([token]) if model.tokenizer is not None else str(token)

@@ -1,0 +1,81 @@
+"""Copy suppression on a head built to do it, and the tables against loops."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+
+from mechwork.ablation import study_copy_suppression
+from mechwork.circuits.ground_truth.weights import SHARP, Block, Blueprint, Head, Stream
+from mechwork.errors import InputError
+from mechwork.tasks.task import Task
+from tests.families import build_model, build_task
+
+V, N_POS = 12, 6
+
+
+def suppressor() -> Any:
+    """Layer 0 predicts what is in the context (the most frequent token most); a1.h0 attends to the predicted token and lowers it."""
+    s = Stream(token=V, pos=N_POS, predicted=V)
+    token, predicted = s.read("token"), s.read("predicted")
+    return Blueprint(
+        name="suppressor",
+        embed=s.write("token", torch.eye(V)),
+        pos=s.write("pos", torch.eye(N_POS)),
+        unembed=s.read("predicted"),
+        blocks=[
+            Block([Head(v=token, o=4 * predicted.T)]),
+            Block(
+                [Head(q=SHARP * predicted, k=token, v=token, o=-3 * predicted.T), Head(v=0 * token, o=0 * predicted.T)]
+            ),
+        ],
+    ).build()
+
+
+def suppressed_task(n: int = 12) -> Task:
+    """One token stands twice, the others once: it is what is predicted."""
+    rng = random.Random(0)
+    rows = [rng.sample(range(V), 6) for _ in range(n)]
+    clean = [[a, b, a, c, d, e] for a, b, c, d, e, _ in rows]
+    corrupt = [[f, b, a, c, d, e] for a, b, c, d, e, f in rows]
+    return Task.from_tokens(clean, corrupt, [row[0] for row in rows], [row[1] for row in rows])
+
+
+def test_a_head_built_to_suppress_is_found() -> None:
+    found = study_copy_suppression(
+        suppressor(), suppressed_task(), ["a1.h0", "a1.h1"], tokens=torch.arange(V), n_lowest=1
+    )
+    row, idle = (next(r for r in found.rows if r.head == name) for name in ("a1.h0", "a1.h1"))
+    assert row.ov_among_lowest == row.qk_first == row.qk_percentile == 1.0
+    assert row.ov_percentile == 0.0
+    assert row.share_explained == pytest.approx(1.0, abs=0.02)
+    assert row.kl_ablated > 0.1
+    assert idle.ov_percentile == pytest.approx(0.5)
+    assert idle.qk_percentile == pytest.approx(0.5)
+    assert idle.ov_among_lowest == idle.qk_first == 0.0
+    assert idle.kl_ablated == pytest.approx(0, abs=1e-12)
+    assert found.chance_first == found.chance_lowest == pytest.approx(1 / V)
+    assert "explained" in str(found)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "neox"])
+def test_random_heads_are_near_chance(family: str) -> None:
+    found = study_copy_suppression(build_model(family), build_task(n=12), n_heads=12, tokens=torch.arange(97))
+    assert len(found.rows) == 12
+    assert [r.direct_effect for r in found.rows] == sorted(r.direct_effect for r in found.rows)
+    for name in ("ov_percentile", "qk_percentile"):
+        mean = sum(getattr(r, name) for r in found.rows) / 12
+        assert mean == pytest.approx(0.5, abs=0.1)
+    assert all(r.kl_ablated > 0 for r in found.rows)
+    assert set(found.negative) <= {r.head for r in found.rows if r.direct_effect < 0}
+
+
+def test_where_it_cannot_be_read_off() -> None:
+    for family in ("gemma2", "olmo2"):
+        with pytest.raises(InputError, match="norm after attention"):
+            study_copy_suppression(build_model(family), build_task(n=8))
+    with pytest.raises(InputError, match="a9"):
+        study_copy_suppression(build_model("gpt2"), build_task(n=8), ["a9.h0"])
