@@ -26,7 +26,7 @@ course.begin("4")
 #
 # Patching moves an activation from its corrupt value (0) to its clean value (1) and looks what the metric does. Attribution patching does not make that move. It takes the slope at the start and assumes that the metric follows it all the way:
 #
-# $$\text{estimate} = (a_\text{clean} - a_\text{corrupt}) \cdot \frac{dm}{da}\Big|_\text{corrupt}$$
+#     estimate = (a_clean - a_corrupt) * slope of the metric at the corrupt run
 #
 # Here is a metric that *saturates*: it is flat at both ends, as a softmax or a norm can be.
 
@@ -117,9 +117,12 @@ def metric_at(fraction, task):
 way = [i / 20 for i in range(21)]
 difference = [metric_at(x, task) for x in way]
 course.lines(
-    way, {"logit difference": difference}, title="The metric between the corrupt and the clean prompts",
-    x_title="from corrupt (0) to clean (1)", y_title="logit difference",
-)  # fmt: skip
+    way,
+    {"logit difference": difference},
+    title="The metric between the corrupt and the clean prompts",
+    x_title="from corrupt (0) to clean (1)",
+    y_title="logit difference",
+)
 
 # %%
 print("slope of the first step, times the whole way:", round((difference[1] - difference[0]) * 20, 2))

@@ -74,9 +74,12 @@ inclusion = scores.inclusion(60)
 often = inclusion[inclusion > 0].sort(descending=True).values
 print("edges chosen at least once:", len(often))
 course.lines(
-    range(1, len(often) + 1), {"share of resamples": often.tolist()}, title="How often each edge is chosen",
-    x_title="edge, most frequent first", y_title="share of resamples",
-)  # fmt: skip
+    range(1, len(often) + 1),
+    {"share of resamples": often.tolist()},
+    title="How often each edge is chosen",
+    x_title="edge, most frequent first",
+    y_title="share of resamples",
+)
 
 # %% [markdown]
 # ### Exercise 8.2
@@ -118,7 +121,7 @@ course.check("8.4", donor, reuse)
 # Stuck? Run course.hint("8.4"), then course.solution("8.4")
 
 # %% [markdown]
-# Indirect objects share edges with both other tasks far beyond chance, and cannot be run by either circuit. The other two tasks can mostly be run by each other's circuits. They have little in common to the eye, but both carry one word's property to the end of the prompt. Only the test by running it tells the two situations apart.
+# Indirect objects share edges with both other tasks far beyond chance, and cannot be run by either circuit. The other two tasks can mostly be run by each other's circuits. (Why? A guess worth testing: both have to carry one word's property to the end of the prompt.) Only running the circuit tells the two situations apart.
 #
 # ## The report
 #

@@ -32,7 +32,7 @@ def bootstrap_interval(
     drawn = torch.randint(len(per_example), (n, len(per_example)), generator=generator)
     weights = torch.zeros(n, len(per_example), dtype=per_example.dtype)
     weights.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=per_example.dtype))
-    means = weights @ per_example.flatten(1) / len(per_example)
+    means = weights @ per_example.reshape(len(per_example), -1) / len(per_example)
     ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=means.dtype)
     return torch.stack([_percentile(means, float(end)) for end in ends]).reshape(2, *per_example.shape[1:])
 

@@ -1,1 +1,88 @@
-"""Exercises of notebook 6."""
+"""Exercises of notebook 6, Ablation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .exercise import Exercise, add, close, same
+
+HEAD = (1, 3)
+
+
+def _helps(answer: Any, sweeps: Any) -> str | None:
+    answer = [answer] if isinstance(answer, str) else list(answer)
+    if unknown := [name for name in answer if name not in sweeps]:
+        return f"the kinds are {', '.join(sweeps)}; {unknown[0]!r} is none of them."
+    truth = [kind for kind, effect in sweeps.items() if float(effect.values[HEAD]) > 0]
+    if same(answer, truth):
+        return None
+    wrong = next((name for name in answer if name not in truth), None)
+    if wrong is not None:
+        return f"under {wrong!r} the effect is {float(sweeps[wrong].values[HEAD]):+.2f}: the model does better without."
+    return "these are right, but not all."
+
+
+def _interaction(answer: Any, alone: Any, both: Any) -> str | None:
+    total = sum(result.effect for result in alone)
+    if abs(float(answer) - (both.effect - total)) < 0.01:
+        return None
+    if close(answer, total - both.effect) and abs(total - both.effect) > 0.01:
+        return "the sign: positive means that losing both is worse."
+    if close(answer, both.effect, 0.001):
+        return "this is losing both. Subtract what the two single losses come to."
+    if close(answer, total, 0.001):
+        return "these are the two single losses added up. Compare with losing both."
+    return "losing both, minus the two single losses added up."
+
+
+def _repaired(answer: Any, repair: Any) -> str | None:
+    row = repair.to_dataframe().set_index("head").loc["a3.h3"]
+    if abs(float(answer) - row["repaired"]) < 0.02:
+        return None
+    if abs(float(answer) + row["repaired"]) < 0.02:
+        return "the sign: repaired is what is *missing* from the loss, direct minus total."
+    if close(answer, row["direct"]) or close(answer, row["total"]):
+        return "this is one of the two; subtract them."
+    return "direct effect minus total effect, in the row of a3.h3."
+
+
+def _previous(answer: Any, roles: Any) -> str | None:
+    best = roles.top("previous token", 1)[0][0]
+    if same(answer, best):
+        return None
+    scores = dict(roles.top("previous token", len(roles.heads)))
+    if answer in scores:
+        return f"its score is {scores[answer]:.2f}. Compare the column with the line of chance."
+    return f"the heads are {', '.join(sorted(scores))}."
+
+
+add(
+    Exercise(
+        "6.1",
+        _helps,
+        hint="Read the column a1.h3, and keep the lines with a plus.",
+        solution="helps = [kind for kind, effect in sweeps.items() if float(effect.values[1, 3]) > 0]",
+        why="Only values that carry another prompt's message show what this head is for.",
+    ),
+    Exercise(
+        "6.2",
+        _interaction,
+        hint="both.effect - (alone[0].effect + alone[1].effect)",
+        solution="interaction = both.effect - sum(result.effect for result in alone)",
+        why="Next to nothing: the two heads add up, and neither covers for the other.",
+    ),
+    Exercise(
+        "6.3",
+        _repaired,
+        hint='table.loc["a3.h3", "direct"] and table.loc["a3.h3", "total"].',
+        solution='repaired = table.loc["a3.h3", "direct"] - table.loc["a3.h3", "total"]',
+        why="It is negative: losing this head costs more than it writes itself, because later heads read it.",
+    ),
+    Exercise(
+        "6.4",
+        _previous,
+        hint="Read the first column of numbers, or roles.top('previous token', 1).",
+        solution='previous = roles.top("previous token", 1)[0][0]',
+        why="It looks one token back far more than chance; induction heads of the next layer build on such a head.",
+    ),
+)

@@ -1,1 +1,93 @@
-"""Exercises of notebook 7."""
+"""Exercises of notebook 7, Logit lens and tuned lens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .exercise import Exercise, add, same
+
+BLOCK_4 = "resid_pre.4"
+
+
+def _word(answer: Any, table: Any) -> str | None:
+    row = table.places.index(BLOCK_4)
+    truth = table.texts[int(table.top_ids[row, 0, -1, 0])]
+    if not isinstance(answer, str):
+        return "give the word as text: model.tokenizer.decode(...)."
+    if same(answer, truth.strip()):
+        return None
+    if same(answer, "Mary"):
+        return "this is what the *last* stream says. Read the one that enters block 4."
+    readings = {place: table.texts[int(table.top_ids[i, 0, -1, 0])].strip() for i, place in enumerate(table.places)}
+    for place, word in readings.items():
+        if same(answer, word):
+            return f"this is what {place} says."
+    return "take stream[4, 0, -1], the final norm, the unembedding, and the largest logit."
+
+
+def _first(answer: Any, table: Any) -> str | None:
+    ranks = [int(table.rank[i, 0, -1]) for i in range(len(table.places))]
+    truth = table.places[ranks.index(0)]
+    if same(answer, truth):
+        return None
+    if answer in table.places:
+        rank = ranks[table.places.index(answer)]
+        return "there it is on top, but not for the first time." if rank == 0 else f"there its rank is {rank}."
+    return f"the places are {', '.join(table.places)}."
+
+
+def _gains_most(answer: Any, model: Any, text: Any, lens: Any) -> str | None:
+    from mechwork.lenses import evaluate_lens
+
+    gain = evaluate_lens(model, lens, text, n_rows=48).to_dataframe().set_index("place")["gain"]
+    if same(answer, gain.idxmax()):
+        return None
+    if answer in gain.index:
+        return f"there it gains {gain[answer]:.1f} bits; another place gains more."
+    return f"the places are {', '.join(gain.index)}."
+
+
+def _indirect(answer: Any, direct: Any, needed: Any) -> str | None:
+    effect, share = float(needed.values[0, 3]), direct["a0.h3"]
+    if abs(float(answer) - (effect - share)) < 0.05:
+        return None
+    if abs(float(answer) - share) < 0.05:
+        return "this is the direct share: what does *not* go through others."
+    if abs(float(answer) - effect) < 0.05:
+        return "this is the whole effect. Take the direct share off."
+    return "the effect of noising it, minus its direct share."
+
+
+add(
+    Exercise(
+        "7.1",
+        _word,
+        hint="stream[4] is what enters block 4; its last position is stream[4, 0, -1].",
+        solution=(
+            "logits = model.unembed(model.ln_final(stream[4][:, -1:]))\n"
+            "word = model.tokenizer.decode(int(logits[0, -1].argmax()))"
+        ),
+        why="That is the whole of the logit lens: a norm and a matrix.",
+    ),
+    Exercise(
+        "7.2",
+        _first,
+        hint="Look for the first rank 0.",
+        solution="first = next(place for i, place in enumerate(table.places) if int(table.rank[i, 0, -1]) == 0)",
+        why="The right name wins only at the end; until then the other one is ahead.",
+    ),
+    Exercise(
+        "7.3",
+        _gains_most,
+        hint="Read the column 'gain'.",
+        solution='gains_most = evaluation.to_dataframe().set_index("place")["gain"].idxmax()',
+        why="The earlier the stream, the further its dialect is from that of the last layer.",
+    ),
+    Exercise(
+        "7.4",
+        _indirect,
+        hint='float(needed.values[0, 3]) and direct["a0.h3"].',
+        solution='indirect = float(needed.values[0, 3]) - direct["a0.h3"]',
+        why="Nearly all of it: this head writes for other heads to read, and no lens at the answer can see that.",
+    ),
+)

@@ -36,6 +36,22 @@ WRONG: dict[str, tuple[str, ...]] = {
     "5.2": ("missing = float(relevance.values.sum())", "missing = relevance.value", "missing = 0"),
     "5.3": ('best_rule = "Identity-rule"', 'best_rule = "AH-rule"', 'best_rule = "relp"'),
     "5.4": ('weakest = "gradient"', 'weakest = "relp"', 'weakest = "gim"'),
+    "6.1": ("helps = list(kinds)", 'helps = ["zero", "mean"]', 'helps = ["corrupt"]', 'helps = "patch"'),
+    "6.2": (
+        "interaction = both.effect",
+        "interaction = sum(result.effect for result in alone)",
+        "interaction = both.effect - alone[0].effect",
+    ),
+    "6.3": (
+        'repaired = table.loc["a3.h3", "total"] - table.loc["a3.h3", "direct"]',
+        'repaired = table.loc["a3.h3", "direct"]',
+        'repaired = table.loc["a4.h1", "direct"] - table.loc["a4.h1", "total"]',
+    ),
+    "6.4": ('previous = "a1.h0"', 'previous = "a0.h1"', 'previous = "a5.h1"'),
+    "7.1": ('word = " Mary"', 'word = " to"', "word = 921", 'word = " the"'),
+    "7.2": ('first = "resid_pre.4"', 'first = "resid_post.5"', 'first = "block 5"'),
+    "7.3": ('gains_most = "resid_pre.5"', 'gains_most = "resid_pre.3"', 'gains_most = "the first"'),
+    "7.4": ('indirect = direct["a0.h3"]', "indirect = float(needed.values[0, 3])", "indirect = 0.0"),
     "8.1": (
         "wiring = result.faithfulness - sum(result.random) / len(result.random)",
         "wiring = sum(result.same_degree) / len(result.same_degree)",
@@ -84,6 +100,23 @@ CLAIMS: dict[str, tuple[str, ...]] = {
             "all(mw.attribute(model, induction, ['resid_pre'], rules=r).agreement(truth)['resid_pre'].pearson < 0.9 "
             "for r in ('gradient', 'relp', 'relp_ah'))"
         ),
+    ),
+    "06": (
+        "all(2 < float(e.values[h]) < 4.1 for e in sweeps.values() for h in ((4, 1), (5, 1)))",
+        "float(sweeps['mean'].values[1, 3]) < -1 and float(sweeps['corrupt'].values[1, 3]) > 5",
+        "abs(both.effect - sum(result.effect for result in alone)) < 0.2",
+        "repair.share() < 0 and (repair.repaired.mean(dim=1) < 0).double().mean() > 0.5",
+        "all('induction' not in roles.roles_of(head) for head in roles.heads)",
+        "'previous token' in roles.roles_of('a0.h0')",
+        "sweep_ablations(small, mw.tasks.induction(small, n=32), ['heads'])['z'].baseline.clean > 5",
+    ),
+    "07": (
+        (
+            "[table.texts[int(table.top_ids[i, 0, -1, 0])] for i in range(7)] "
+            "== [' to', ' to', ' John', ' John', ' John', ' Mary', ' Mary']"
+        ),
+        "all(evaluation.to_dataframe()['gain'][:6] > 0)",
+        "float(needed.values[0, 3]) > 10 * abs(direct['a0.h3'])",
     ),
     "08": (
         "result.faithfulness > 0.85 and 0.3 < sum(result.same_degree) / len(result.same_degree) < 0.7",

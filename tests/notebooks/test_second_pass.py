@@ -15,7 +15,7 @@ from tests.render.conftest import Tab, artefacts, browser, open_page  # noqa: F4
 
 from .second_pass import execute, exercises_in, to_page
 
-PRINT_COLOURS = """async (data) => {
+COUNT_COLOURS = """async (data) => {
     const image = await createImageBitmap(await (await fetch('data:image/png;base64,' + data)).blob());
     const canvas = Object.assign(document.createElement('canvas'), { width: image.width, height: image.height });
     const context = canvas.getContext('2d');
@@ -55,11 +55,14 @@ def look_at(name: str, page: str, request: pytest.FixtureRequest) -> None:
         tab.settle()
         assert colours(tab, frame) > 20, f"figure {number} of {name} is blank"
         frame.screenshot(path=str(tab.artefacts / f"notebook-{name}-figure{number}.png"))
-    tab.picture(f"notebook-{name}", full_page=True)
+    height = tab.page.evaluate("() => document.documentElement.scrollHeight")
+    tab.page.set_viewport_size({"width": 1280, "height": min(height, 12_000)})  # frames out of sight are not painted
+    tab.page.evaluate("() => new Promise((done) => setTimeout(done, 500))")
+    tab.picture(f"notebook-{name}")
 
 
 def colours(tab: Tab, frame: Any) -> int:
     """Different colours in a picture of the frame."""
     import base64
 
-    return tab.page.evaluate(PRINT_COLOURS, base64.b64encode(frame.screenshot()).decode())
+    return tab.page.evaluate(COUNT_COLOURS, base64.b64encode(frame.screenshot()).decode())

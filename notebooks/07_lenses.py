@@ -1,0 +1,161 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 7. Logit lens and tuned lens
+#
+# > **Goals.** After this notebook you can
+# > 1. read a model's guess at every layer, by hand and with a table;
+# > 2. train a tuned lens, and say in bits what it gains;
+# > 3. tell what a lens shows from what a component *does*.
+
+# %%
+import course
+
+course.begin("7")
+
+# %%
+import mechwork as mw
+from mechwork.lenses import LOGIT_LENS, LensRecipe, attribute_logits, evaluate_lens, open_text, read_lens, train_lens
+
+model = mw.load_model("gpt2-6l")
+prompt = "When Mary and John went to the store, John gave a drink to"
+run_tokens = model.to_tokens(prompt)
+print(model.tokenizer.decode(int(model(run_tokens)[0, -1].argmax())), "is what the model says in the end")
+
+# %% [markdown]
+# The **logit lens** takes the stream between two blocks and reads it as if it were the last one: final norm, unembedding, done. Nothing is trained, nothing is changed.
+#
+# ## Predict first
+#
+# The model ends with " Mary". **Before you run the next cell, write down:** what will the lens read at the last position *before* that, in the middle layers: nothing, " Mary" ever more clearly, or something else?
+
+# %%
+table = read_lens(model, prompt, LOGIT_LENS, target=" Mary")
+print(table)
+
+# %% [markdown]
+# Something else: first the current word, then the *wrong* name, and only at the very end the right one. A lens does not show how an answer grows. It shows what would come out if the rest of the model were left out.
+#
+# ### Exercise 7.1
+# Do it by hand. Give the most probable word (as text) of the stream that enters **block 4**, at the last position: `model.ln_final`, `model.unembed`, `argmax`. The recorded stream is below.
+
+# %%
+pairs = mw.PromptPairs.from_tokens(run_tokens, run_tokens.roll(1, dims=1), [1], [2])
+stream = mw.record_run(model, pairs, ["resid_pre"])["resid_pre"]
+print("layer, pair, position, width:", tuple(stream.shape))
+
+# %%
+word = ...
+course.check("7.1", word, table)
+# Stuck? Run course.hint("7.1"), then course.solution("7.1")
+
+# %% [markdown]
+# The rank of the target says how many words the lens prefers to it; 0 means that it is on top.
+
+# %%
+for number, place in enumerate(table.places):
+    print(
+        f"{place:<14} rank {int(table.rank[number, 0, -1]):5d}   probability {float(table.probability[number, 0, -1]):.4f}"
+    )
+
+# %% [markdown]
+# ### Exercise 7.2
+# At which place is " Mary" on top for the first time? (Its name, as printed.)
+
+# %%
+first = ...
+course.check("7.2", first, table)
+# Stuck? Run course.hint("7.2"), then course.solution("7.2")
+
+# %% [markdown]
+# ## A tuned lens
+#
+# Early streams are written in a "dialect" of their own, so reading them with the last layer's dictionary is unfair. A **tuned lens** learns one affine map per layer that translates, with the model itself as the teacher: the loss is the divergence of its reading from what the model finally says. Ten steps of training on the model's own kind of text are enough to see it.
+
+# %%
+text = open_text(model, "gpt2-6l")
+trained = train_lens(model, text, LensRecipe(steps=10, step_tokens=1024, ridge_tokens=10_000, held_out_rows=64))
+lens = trained.lens
+evaluation = evaluate_lens(model, lens, text, n_rows=48)
+print(evaluation)
+
+# %% [markdown]
+# *KL* is in bits: how far the reading is from the model's final answer. The column *logit lens* is the same for the untrained reading.
+
+# %%
+tuned = read_lens(model, prompt, lens, target=" Mary")
+course.lines(
+    range(len(table.places)),
+    {"logit lens": table.kl[:, 0, -1].tolist(), "tuned lens": tuned.kl[:, 0, -1].tolist()},
+    title="How far the reading at the last word is from the model's answer",
+    x_title="number of blocks behind",
+    y_title="KL in nats",
+)
+
+# %% [markdown]
+# ### Exercise 7.3
+# At which place does the tuned lens gain most **bits** over the logit lens, on average over the text? (Its name, from the table of the evaluation.)
+
+# %%
+gains_most = ...
+course.check("7.3", gains_most, model, text, lens)
+# Stuck? Run course.hint("7.3"), then course.solution("7.3")
+
+# %% [markdown]
+# A warning that belongs to every trained lens: better reading does not mean that the *model* uses what is read. The translator can compute something from the stream that the model would never compute.
+#
+# ## What is written, and what it does
+#
+# The logits are a sum over everything that was ever written to the stream. **Direct logit attribution** gives each head and each MLP its share. It is exact, and it sees only what goes *straight* to the answer.
+
+# %%
+task = mw.tasks.ioi(model, n=32, seed=0)
+shares = attribute_logits(model, task)
+print(shares)
+
+# %%
+needed = mw.patch(model, task, ["z"], direction="noise")["z"]
+direct = dict(shares.top(45))
+print("head      direct share   effect of noising it")
+for layer, head in ((0, 3), (1, 3), (4, 1), (5, 1)):
+    name = f"a{layer}.h{head}"
+    print(f"{name:<10}{direct[name]:>+12.2f}{float(needed.values[layer, head]):>+23.2f}")
+
+# %% [markdown]
+# ### Exercise 7.4
+# How much of the effect of `a0.h3` reaches the answer **through other components**? Take the effect of noising it minus its direct share.
+
+# %%
+indirect = ...
+course.check("7.4", indirect, direct, needed)
+# Stuck? Run course.hint("7.4"), then course.solution("7.4")
+
+# %% [markdown]
+# (The two numbers are about slightly different things, a share of the logits and an effect of a change. The difference is a rule of thumb, and here it leaves no doubt.)
+#
+# ## Keep it
+
+# %%
+saved = course.place("lens_evaluation.csv")
+evaluation.to_dataframe().to_csv(saved, index=False)
+print(saved)
+needed
+
+# %% [markdown]
+# ## Optional: now with GPT-2
+#
+# Set the switch to True (0.5 GB, downloaded once). Where does GPT-2 settle on the answer?
+
+# %%
+NOW_WITH_GPT2 = False
+if NOW_WITH_GPT2:
+    gpt2 = mw.load_model("openai-community/gpt2")
+    print(read_lens(gpt2, prompt, target=" Mary"))

@@ -1,0 +1,104 @@
+"""Pages that the site makes while it is built: the lessons, from the notebooks' sources, and the reference, from docstrings.
+
+A hook of mkdocs (see .mkdocs.yml): ``mkdocs build --strict -f .mkdocs.yml``. In the navigation, LESSONS, TOPICS and REFERENCE
+stand for all lessons, all pages at the top of the documentation, and all pages of the reference.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = (
+    "models", "tasks", "runs", "interventions", "directions", "relevance", "patching", "ablation", "lenses", "circuits",
+    "circuits.ground_truth", "render",
+)  # fmt: skip
+"""Subpackages whose public names are the reference, in the order in which data flows."""
+
+
+def _pairing() -> ModuleType:
+    """The module beside this one; mkdocs loads hooks by path, outside any package."""
+    spec = importlib.util.spec_from_file_location("_course_pairing", Path(__file__).with_name("pairing.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def lessons() -> dict[str, str]:
+    """Path in the site -> Markdown of every notebook."""
+    pairing = _pairing()
+    pages = {}
+    for source in pairing.sources():
+        cells = pairing.read_cells(source.read_text(encoding="utf-8"))
+        parts = [text if kind == "markdown" else f"```python\n{text}\n```" for kind, text in cells]
+        note = f"*This is the source of `notebooks/{source.stem}.ipynb`. Open it in Jupyter to run it and do the exercises.*"
+        pages[f"lessons/{source.stem}.md"] = "\n\n".join([parts[0], note, *parts[1:]])
+    return pages
+
+
+def public_names(package: str) -> list[str]:
+    """What a subpackage exports on purpose: ``from .x import y as y``, functions and classes of its own."""
+    module = importlib.import_module(f"mechwork.{package}")
+    return [
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and not isinstance(value, ModuleType)
+        and str(getattr(value, "__module__", "")).startswith("mechwork.")
+        and hasattr(value, "__qualname__")
+    ]
+
+
+def reference() -> dict[str, str]:
+    """Path in the site -> Markdown of every subpackage's page, one entry per public name."""
+    pages = {}
+    for package in PACKAGES:
+        try:
+            names = public_names(package)
+        except ModuleNotFoundError:
+            continue
+        entries = []
+        for name in names:
+            value = getattr(importlib.import_module(f"mechwork.{package}"), name)
+            entries.append(f"::: {value.__module__}.{value.__qualname__}")
+        summary = (importlib.import_module(f"mechwork.{package}").__doc__ or "").partition("\n")[0]
+        pages[f"reference/{package}.md"] = "\n\n".join([f"# mechwork.{package}", summary, *entries])
+    pages["reference/errors.md"] = "# mechwork.errors\n\n::: mechwork.errors"
+    pages["reference/sites.md"] = "# mechwork.sites\n\n::: mechwork.sites"
+    return pages
+
+
+def on_config(config: Any) -> Any:
+    """Fills in the navigation."""
+    sys.path.insert(0, str(ROOT))
+    docs = Path(config["docs_dir"])
+    topics = sorted(page.name for page in docs.glob("*.md") if page.name != "index.md")
+    stands_for = {"LESSONS": list(lessons()), "TOPICS": topics, "REFERENCE": list(reference())}
+
+    def fill(entries: list[Any]) -> list[Any]:
+        filled: list[Any] = []
+        for entry in entries:
+            if isinstance(entry, dict):
+                filled.append({title: fill(part) if isinstance(part, list) else part for title, part in entry.items()})
+            else:
+                filled += stands_for.get(entry, [entry])
+        return filled
+
+    config["nav"] = fill(config["nav"])
+    return config
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Adds the pages that are made."""
+    from mkdocs.structure.files import File
+
+    for path, text in {**lessons(), **reference()}.items():
+        files.append(File.generated(config, path, content=text))
+    return files
