@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import mechwork as mw
-from mechwork.lenses import attribute_logits
+from mechwork.lenses import as_prompts, attribute_logits
 from tests.families import D_VOCAB, N_POS, NATIVE, build_native, build_task
 from tests.reference.attribution import literal_attribution
 
@@ -82,7 +82,7 @@ def test_single_logits_other_positions_and_spans(bundled_model: Any) -> None:
     prompt = "When Mary and John went to the shop, John gave a drink to"
     one = attribute_logits(bundled_model, prompt, " Mary", neurons=True, sources=True)
     with torch.no_grad():
-        logits = bundled_model(torch.tensor([mw.lenses.as_prompts(bundled_model, prompt).tokens[0].tolist()]))
+        logits = bundled_model(torch.tensor([as_prompts(bundled_model, prompt).tokens[0].tolist()]))
     torch.testing.assert_close(
         float(one.total),
         float(logits[0, -1, bundled_model.tokenizer(" Mary", add_special_tokens=False)["input_ids"][0]]),

@@ -43,6 +43,8 @@ def test_every_number_equals_the_hosts(family_model64: Any) -> None:
     by_target = host_lens(model, TOKENS, positions=None, targets=5, return_type="log_probs")
     tops = host_lens(model, TOKENS, positions=None, top_k=4, return_type="probs")
     assert len(table.places) == len(by_target.labels)
+    assert by_target.readout.target_ranks is not None
+    assert tops.readout.top_ids is not None
     torch.testing.assert_close(
         table.surprisal.float(), -by_target.values[..., 0].float() / torch.log(torch.tensor(2.0)), rtol=1e-4, atol=1e-4
     )

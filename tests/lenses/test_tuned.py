@@ -340,8 +340,9 @@ def test_save_load_and_refusals(tmp_path: Path) -> None:
         TunedLens(lens.form, lens.kind, {"bias": torch.zeros(1)}, lens.model)
 
 
-def test_recipes_are_checked() -> None:
-    for settings in (
+@pytest.mark.parametrize(
+    "settings",
+    [
         {"form": "fulll"},
         {"kind": "z"},
         {"steps": -1},
@@ -349,9 +350,11 @@ def test_recipes_are_checked() -> None:
         {"learning_rate": 0.0},
         {"held_out_rows": 1},
         {"form": "low_rank_0"},
-    ):
-        with pytest.raises(mw.errors.InputError):
-            LensRecipe(**settings)
+    ],
+)
+def test_recipes_are_checked(settings: dict[str, Any]) -> None:
+    with pytest.raises(mw.errors.InputError):
+        LensRecipe(**settings)
 
 
 def test_the_rate_rises_and_falls_to_zero() -> None:

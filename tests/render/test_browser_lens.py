@@ -7,7 +7,17 @@ from typing import Any
 import pytest
 import torch
 
-from mechwork.lenses import LOGIT_LENS, LensTable, attribute_logits, evaluate_lens, load_lens, read_head, read_lens, read_neurons, trajectory
+from mechwork.lenses import (
+    LOGIT_LENS,
+    LensTable,
+    attribute_logits,
+    evaluate_lens,
+    load_lens,
+    read_head,
+    read_lens,
+    read_neurons,
+    trajectory,
+)
 from mechwork.lenses.trajectory import compare_trajectories
 from mechwork.render import lens_fragment
 from tests.render.conftest import OpenPage
@@ -57,7 +67,9 @@ def test_keyboard_and_colours(open_page: OpenPage, bundled_model: Any) -> None:
     assert "resid_pre.5, position 1" in tab.page.locator(".mw-lens-tip").inner_text()
     tab.page.keyboard.press("Escape")
     assert not tab.page.locator(".mw-lens-tip").is_visible()
-    colours = "() => [...document.querySelectorAll('.mw-lens-grid td')].map((cell) => cell.style.backgroundColor).join()"
+    colours = (
+        "() => [...document.querySelectorAll('.mw-lens-grid td')].map((cell) => cell.style.backgroundColor).join()"
+    )
     before = tab.page.evaluate(colours)
     tab.page.locator("[data-lens-measure]").select_option("kl")
     tab.settle()
@@ -96,7 +108,9 @@ def test_the_other_pictures_are_drawn(open_page: OpenPage, bundled_model: Any, p
     if picture == "evaluation":
         result: Any = evaluate_lens(bundled_model, lens, "gpt2-6l", n_rows=12, transfer=True)
     elif picture == "comparison":
-        result = compare_trajectories(*(trajectory(read_lens(bundled_model, [PROMPT, "The cats"], one)) for one in (LOGIT_LENS, lens)))
+        result = compare_trajectories(
+            *(trajectory(read_lens(bundled_model, [PROMPT, "The cats"], one)) for one in (LOGIT_LENS, lens))
+        )
     elif picture == "attribution":
         result = attribute_logits(bundled_model, PROMPT, " and", " Mary")
     elif picture == "neurons":
