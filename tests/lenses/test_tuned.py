@@ -196,6 +196,22 @@ def test_control_c_leaves_a_checkpoint(tmp_path: Path) -> None:
     assert torch.equal(resumed.lens.parts["weight"], train_lens(model, ROWS, QUICK).lens.parts["weight"])
 
 
+def test_a_crash_between_checkpoints_costs_only_the_steps_since(tmp_path: Path) -> None:
+    """Nothing is saved at the crash itself, as when the process is killed."""
+    model = build_model("gpt2", torch.float32)
+
+    def crash(progress: Any) -> None:
+        if progress.step == 5:
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        train_lens(model, ROWS, QUICK, folder=tmp_path / "run", progress=crash, checkpoint_every=2)
+    assert json.loads((tmp_path / "run" / "checkpoint.json").read_text())["step"] == 4
+    resumed, whole = train_lens(model, ROWS, QUICK, folder=tmp_path / "run"), train_lens(model, ROWS, QUICK)
+    assert torch.equal(resumed.lens.parts["weight"], whole.lens.parts["weight"])
+    assert torch.equal(resumed.best, whole.best)
+
+
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     model = build_model("gpt2", torch.float32)
     train_lens(model, ROWS, QUICK, folder=tmp_path / "run", stop_after=2)
