@@ -156,6 +156,15 @@ def test_training_beats_the_logit_lens_on_every_form(form: str) -> None:
     assert "logit lens" in str(training)
 
 
+def test_every_architecture_can_be_tuned(family_model: Any) -> None:
+    settings = {**QUICK.to_dict(), "steps": 2, "held_out_rows": 4}
+    training = train_lens(family_model, ROWS, LensRecipe(**settings))
+    assert bool((training.start < training.logit_lens).any())
+    assert bool((training.best <= torch.minimum(training.start, training.logit_lens)).all())
+    measured = evaluate_lens(family_model, training.lens, ROWS[:16])
+    assert float(measured.mean("kl")[:-1].mean()) < float(measured.mean("logit_kl")[:-1].mean())
+
+
 @pytest.mark.parametrize("kind", ["resid_mid", "resid_post"])
 def test_other_places(kind: str) -> None:
     model = build_model("gemma2", torch.float32)
