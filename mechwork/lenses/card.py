@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 
 from .. import bundled
-from ..models.training.train import write_atomically
 from .evaluate import LensEvaluation
 from .tuned import TunedLens
 
@@ -19,7 +18,9 @@ def export_lens(
 ) -> Path:
     """Write lens, card and manifest into `folder`. `measured` should be of the lens as it is stored, on rows that nothing was chosen by."""
     folder = lens.save(folder, dtype)
-    write_atomically(folder / CARD, lambda part: part.write_text(render_card(lens, measured, dtype), encoding="utf-8"))
+    bundled.write_atomically(
+        folder / CARD, lambda part: part.write_text(render_card(lens, measured, dtype), encoding="utf-8")
+    )
     bundled.write_manifest(folder)
     return folder
 

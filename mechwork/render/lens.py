@@ -15,7 +15,7 @@ from ..lenses.trajectory import MEASURES, UNITS, Trajectory, TrajectoryCompariso
 from .figure import NEGATIVE, NEUTRAL, POSITIVE, figure_fragment, figures_page, plotly_text, titled
 from .page import Fragment, assemble, embed_json
 from .table import Column, table
-from .text import escape, fixed, number, percent, plural, show_token, words
+from .text import escape, fixed, number, percent, plural, show_token
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -24,11 +24,13 @@ ROWS = 16
 """Prompts drawn on one page."""
 
 LABELS = {
-    "probability": "probability of the target",
     "top": "probability of the top token",
+    "probability": "probability of the target",
     "entropy": "entropy",
     "kl": "KL to the model's output",
 }
+
+TITLES = {"rank": "rank", "probability": "probability", "entropy": "entropy", "kl": "KL"}
 
 
 @draws(LensTable)
@@ -127,7 +129,7 @@ def trajectory_figure(paths: list[Trajectory]) -> Figure:
     figure = make_subplots(
         2,
         2,
-        subplot_titles=[f"{name}, {UNITS[name]}".rstrip(", ") for name in MEASURES],
+        subplot_titles=[f"{TITLES[name]}, {UNITS[name]}".rstrip(", ") for name in MEASURES],
         horizontal_spacing=0.12,
         vertical_spacing=0.2,
     )
@@ -161,7 +163,7 @@ def trajectory_fragment(paths: list[Trajectory]) -> Fragment:
     for path in paths:
         columns = [Column("place", path.places)]
         columns += [
-            Column(words(name), [number(v) for v in path.mean(name).tolist()], numeric=True) for name in MEASURES
+            Column(TITLES[name], [number(v) for v in path.mean(name).tolist()], numeric=True) for name in MEASURES
         ]
         parts.append(table(columns, caption=f"{path.label}: mean over prompts"))
     alternative = (
@@ -182,7 +184,7 @@ def render_comparison(comparison: TrajectoryComparison) -> str:
     """One self-contained HTML page with both trajectories and their difference."""
     head = Column("depth", [fixed(v, 2) for v in comparison.share.tolist()], numeric=True)
     columns = [
-        Column(words(name), [number(v) for v in comparison.difference[name].mean(dim=1).tolist()], numeric=True)
+        Column(TITLES[name], [number(v) for v in comparison.difference[name].mean(dim=1).tolist()], numeric=True)
         for name in MEASURES
     ]
     difference = table(
