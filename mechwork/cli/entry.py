@@ -28,6 +28,7 @@ VERBS = {
     "discover": "find the circuit of a task and write a report",
     "leaderboard": "compare ways to score edges on held-out pairs",
     "agreement": "compare estimated with measured effects, for every preset of rules",
+    "ablate": "ablate components: what breaks, what repairs itself, what each head does",
     "tasks": "list the tasks, or show one",
     "models": "list the bundled models, or verify their files",
     "train": "train a bundled model again from its recipe",
