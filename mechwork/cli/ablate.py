@@ -75,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="induction",
         help="random lists are drawn from this task's changing words; 'all': from the vocabulary (default: induction)",
     )
-    parser.add_argument("-n", type=at_least(8), default=64, metavar="N", help="pairs per task (default: %(default)s)")
+    parser.add_argument("-n", type=at_least(16), default=64, metavar="N", help="pairs per task (default: %(default)s)")
     parser.add_argument("--seed", type=at_least(0), default=0, help="of the pairs and of what is drawn (default: 0)")
     parser.add_argument("--html", type=Path, metavar="FILE", help="also write the drawing, one page that opens offline")
     add_model(parser)

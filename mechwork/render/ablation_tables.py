@@ -99,9 +99,8 @@ def impairment_table(study: Impairment) -> str:
 
 def repair_table(study: SelfRepair) -> str:
     """Direct and total effect, and what repairs, per head."""
-    frame = study.to_dataframe()
-    frame = frame.reindex(frame["direct"].abs().sort_values(ascending=False).index)
-    names = [str(name) for name in frame["head"]]
+    rows = sorted(study.to_dataframe().to_dict(orient="records"), key=lambda row: -abs(row["direct"]))
+    names = [str(row["head"]) for row in rows]
     titles = {
         "by_norm": "the final norm scales the changed stream",
         "by_heads": "other heads write more",
@@ -109,7 +108,7 @@ def repair_table(study: SelfRepair) -> str:
     }
     columns = [Column("head", names)]
     columns += [
-        _effects(name.replace("_", " "), frame[name].tolist(), titles.get(name, ""))
+        _effects(name.replace("_", " "), [row[name] for row in rows], titles.get(name, ""))
         for name in ("direct", "total", "repaired", "by_norm", "by_heads", "by_mlps")
     ]
     columns.append(
