@@ -119,8 +119,9 @@ class Telemetry(Displayable):
             f"{'layer':>5}{'norm':>8}{'at first':>10}{'largest':>9}{'x median':>10}{'position':>10}{'dim':>6}{'sink':>7}{'max sink':>10}{'entropy':>9}{'sparsity':>10}",
         ]
         lines += [
-            f"{r.layer:>5}{r.norm:8.2f}{r.norm_first:10.2f}{r.largest:9.2f}{r.ratio_to_median:10.1f}{r.position:>10}{r.dimension:>6}{r.mean_sink:7.2f}{r.max_sink:10.2f}{r.entropy:9.2f}{r.sparsity:10.2f}"
-            for r in self.to_dataframe().itertuples()
+            f"{r['layer']:>5}{r['norm']:8.2f}{r['norm_first']:10.2f}{r['largest']:9.2f}{r['ratio_to_median']:10.1f}{r['position']:>10}{r['dimension']:>6}"
+            f"{r['mean_sink']:7.2f}{r['max_sink']:10.2f}{r['entropy']:9.2f}{r['sparsity']:10.2f}"
+            for r in self.to_dataframe().to_dict(orient="records")
         ]
         return "\n".join([*lines, *self.notes])
 

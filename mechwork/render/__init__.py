@@ -10,6 +10,12 @@ Jupyter.
     heatmap_figure(exact["resid_pre"]).update_layout(width=500)           # a plotly figure, to be changed at will
 """
 
+from .ablation import cumulative_figure as cumulative_figure
+from .ablation import formation_figure as formation_figure
+from .ablation import impairment_figure as impairment_figure
+from .ablation import interactions_figure as interactions_figure
+from .ablation import repair_figure as repair_figure
+from .ablation_tables import render_roles as render_roles
 from .agreement import agreement_figure as agreement_figure
 from .agreement import render_agreement as render_agreement
 from .attention import render_attention as render_attention
