@@ -25,10 +25,11 @@ ABLATION_WORDS = {
 
 def summary_sentences(findings: Findings) -> list[tuple[str, str]]:
     """What was found, as (certainty, sentence): behaviour, circuit, robustness, heads, agreement; then what rules call the heads."""
-    measured = (_behaviour, _circuit, _robust, _heads, _agreement)
-    said = [("measured", sentence) for tell in measured if (sentence := tell(findings))]
-    if roles := _roles(findings):
-        said.append(("interpretation", roles))
+    told = (
+        ("measured", _behaviour), ("measured", _circuit), ("measured", _other_faithfulness), ("estimated", _stability),
+        ("measured", _heads), ("measured", _agreement), ("interpretation", _roles),
+    )  # fmt: skip
+    said = [(certainty, sentence) for certainty, tell in told if (sentence := tell(findings))]
     return said or [("", f"Results on the task {findings.task.name}.")]
 
 
@@ -186,17 +187,18 @@ def _heads(findings: Findings) -> str:
     return f"Heads of largest measured effect (metric lost when the head is mean-ablated): {', '.join(named)}."
 
 
-def _robust(findings: Findings) -> str:
+def _other_faithfulness(findings: Findings) -> str:
     circuit = findings.circuit
     same = [e for e in findings.evaluations if circuit is not None and findings.is_of(e, circuit)]
-    parts = []
-    if len(same) > 1:
-        values = ", ".join(f"{fixed(e.faithfulness, 2)} ({e.ablation})" for e in same[1:])
-        parts.append(f"Under other ablations the same circuit has a faithfulness of {values}.")
-    if findings.stabilities:
-        values = ", ".join(f"{fixed(s.mean, 2)} over {s.over}" for s in findings.stabilities)
-        parts.append(f"Selected again from other data, its edges overlap with a Jaccard index of {values}.")
-    return " ".join(parts)
+    values = ", ".join(f"{fixed(e.faithfulness, 2)} ({e.ablation})" for e in same[1:])
+    return f"Under other ablations the same circuit has a faithfulness of {values}." if values else ""
+
+
+def _stability(findings: Findings) -> str:
+    values = ", ".join(f"{fixed(s.mean, 2)} over {s.over}" for s in findings.stabilities)
+    if not values:
+        return ""
+    return f"Selected again by the scores of other data, the circuit's edges overlap with a Jaccard index of {values}."
 
 
 def _roles(findings: Findings) -> str:
@@ -209,7 +211,7 @@ def _roles(findings: Findings) -> str:
     for head in sorted(circuit.roles, key=lambda head: -effect.get(head, 0.0)):
         groups.setdefault(circuit.roles[head], []).append(head)
     said = "; ".join(
-        f"{role}: {', '.join(heads[:4])}{' …' if len(heads) > 4 else ''}" for role, heads in groups.items()
+        f"{role}: {', '.join(heads[:4])}{' and others' if len(heads) > 4 else ''}" for role, heads in groups.items()
     )
     return f"Roles, chosen by rule from attention and effects: {said}."
 
