@@ -27,7 +27,7 @@ import torch
 import mechwork as mw
 
 model = mw.load_model("gpt2-6l")
-task = mw.tasks.ioi(model, n=16, seed=0)
+task = mw.tasks.ioi(model, n=48, seed=0).test  # 24 pairs with held-out names and templates
 run = mw.record_run(
     model,
     task.pairs,

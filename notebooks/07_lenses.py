@@ -101,6 +101,8 @@ course.lines(
 )
 
 # %% [markdown]
+# On this one prompt the two lenses differ little from block 2 on. One prompt is an anecdote; the table above is the average over some text.
+#
 # ### Exercise 7.3
 # At which place does the tuned lens gain most **bits** over the logit lens, on average over the text? (Its name, from the table of the evaluation.)
 

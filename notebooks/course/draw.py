@@ -21,7 +21,7 @@ class Shown:
     def _repr_html_(self) -> str:
         from mechwork.display import frame
 
-        return frame(self.page, self.height)
+        return frame(self.page, height=self.height)
 
     def __repr__(self) -> str:
         return self.words
@@ -48,7 +48,7 @@ def lines(x: Sequence[float], ys: Mapping[str, Sequence[float]], *, title: str, 
                 x=list(x), y=list(y), name=name, mode="lines", line={"color": colour, "dash": dash, "width": 2.5}
             )
         )
-    titled(figure, title, "", width=680, height=360)
+    titled(figure, "", "", width=680, height=360)
     figure.update_xaxes(title=x_title)
     figure.update_yaxes(title=y_title)
     figure.update_layout(showlegend=len(ys) > 1)

@@ -64,10 +64,7 @@ def reference() -> dict[str, str]:
             names = public_names(package)
         except ModuleNotFoundError:
             continue
-        entries = []
-        for name in names:
-            value = getattr(importlib.import_module(f"mechwork.{package}"), name)
-            entries.append(f"::: {value.__module__}.{value.__qualname__}")
+        entries = [f"::: mechwork.{package}.{name}" for name in names]
         summary = (importlib.import_module(f"mechwork.{package}").__doc__ or "").partition("\n")[0]
         pages[f"reference/{package}.md"] = "\n\n".join([f"# mechwork.{package}", summary, *entries])
     pages["reference/errors.md"] = "# mechwork.errors\n\n::: mechwork.errors"

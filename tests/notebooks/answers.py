@@ -74,7 +74,11 @@ CLAIMS: dict[str, tuple[str, ...]] = {
         "abs(mw.evaluate(model, task.test, circuit.complement()).faithfulness) < 0.05",
         "20 < min(n for n, f in zip(curve.sizes, curve.faithfulness.tolist()) if f >= 0.8) < 100",
     ),
-    "02": ("float((total - run['resid_post'][-1]).abs().max()) < 1e-4", "torch.equal(logits, run.logits)"),
+    "02": (
+        "float((total - run['resid_post'][-1]).abs().max()) < 1e-4",
+        "torch.equal(logits, run.logits)",
+        "int((task.measure(run.logits) > 0).sum()) == 23",
+    ),
     "03": (
         "0.14 < share(denoise, 'logit_difference', 5, 1) < 0.20 and 0.14 < share(noise, 'logit_difference', 5, 1) < 0.20",
         "share(denoise, 'log_probability', 5, 1) > 0.3 and abs(share(noise, 'log_probability', 5, 1)) < 0.02",
@@ -121,6 +125,7 @@ CLAIMS: dict[str, tuple[str, ...]] = {
     "08": (
         "result.faithfulness > 0.85 and 0.3 < sum(result.same_degree) / len(result.same_degree) < 0.7",
         "all(mw.evaluate(model, task.test, circuit, ablation=a, source=task.train).faithfulness < 0.1 for a in ('zero', 'mean'))",
+        "45 < int((inclusion == 1).sum()) < 56 and 0.3 < result.faithfulness - sum(result.same_degree) / 5 < 0.5",
         "all(o.edges > 4 * o.edges_by_chance for o in reuse.comparison.overlaps)",
         (
             "all(abs(reuse.evaluations[a, b].faithfulness) < 0.1 for a, b in "

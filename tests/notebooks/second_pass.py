@@ -67,17 +67,29 @@ class Executed:
     seconds: float
 
 
-def execute(source: Path, folder: Path, *, answers: bool = True, timeout: int = 300) -> Executed:
-    """Run it in `folder`, in a kernel of its own; a cell that fails raises nbclient's error."""
+def read(source: Path) -> Any:
+    """The notebook of a source, as nbformat has it."""
+    return nbformat.reads(to_json(build(source.read_text(encoding="utf-8"))), as_version=4)
+
+
+def run(notebook: Any, folder: Path, *, timeout: int = 300, allow_errors: bool = False) -> None:
+    """Run every cell in a kernel of its own that works in `folder`."""
     from nbclient import NotebookClient
 
-    notebook = nbformat.reads(to_json(build(source.read_text(encoding="utf-8"))), as_version=4)
+    paths = [str(NOTEBOOKS), str(NOTEBOOKS.parent), os.environ.get("PYTHONPATH", "")]
+    client = NotebookClient(
+        notebook, timeout=timeout, allow_errors=allow_errors, resources={"metadata": {"path": str(folder)}}
+    )
+    client.execute(env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))})
+
+
+def execute(source: Path, folder: Path, *, answers: bool = True, timeout: int = 300) -> Executed:
+    """Run it in `folder`, in a kernel of its own; a cell that fails raises nbclient's error."""
+    notebook = read(source)
     if answers:
         notebook.cells = [*with_answers(notebook), *claims_of(source)]
     begun = time.monotonic()
-    paths = [str(NOTEBOOKS), str(NOTEBOOKS.parent), os.environ.get("PYTHONPATH", "")]
-    client = NotebookClient(notebook, timeout=timeout, resources={"metadata": {"path": str(folder)}})
-    client.execute(env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))})
+    run(notebook, folder, timeout=timeout)
     said = told(notebook)
     notebook.cells = [cell for cell in notebook.cells if TAG not in cell.metadata.get("tags", ())]
     return Executed(notebook, said, time.monotonic() - begun)

@@ -5,6 +5,7 @@ The first pass is nbmake's. Screenshots go to the folder named by MECHWORK_ARTEF
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from notebooks.course.pairing import sources
 from tests.render.conftest import Tab, artefacts, browser, open_page  # noqa: F401 - fixtures
 
-from .second_pass import execute, exercises_in, to_page
+from .second_pass import execute, exercises_in, read, run, to_page
 
 COUNT_COLOURS = """async (data) => {
     const image = await createImageBitmap(await (await fetch('data:image/png;base64,' + data)).blob());
@@ -66,3 +67,19 @@ def colours(tab: Tab, frame: Any) -> int:
     import base64
 
     return tab.page.evaluate(COUNT_COLOURS, base64.b64encode(frame.screenshot()).decode())
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_out_of_order_and_twice(tmp_path: Path) -> None:
+    """A later cell first: the message says which cells to run. Then all of them, and all of them again."""
+    notebook = read(next(source for source in sources() if source.stem == "02_cached_runs"))
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    begin, later = code[0], code[2]
+    notebook.cells = [copy.deepcopy(cell) for cell in (begin, later, *code, *code)]
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{number}"
+    run(notebook, tmp_path, allow_errors=True)
+    first, *rest = notebook.cells[1:]
+    assert any(output.output_type == "error" and output.ename == "NameError" for output in first.outputs)
+    assert any("Run the cells above first" in output.get("text", "") for output in first.outputs)
+    assert not [output for cell in rest for output in cell.outputs if output.output_type == "error"]
