@@ -141,7 +141,7 @@ def fit_probe(
         return value
 
     with torch.enable_grad():
-        optimizer.step(loss)  # pyright: ignore[reportArgumentType] - the closure returns the loss, as LBFGS wants
+        optimizer.step(loss)
     weights = parameters.detach()[:-1] / spread
     return weights, float(parameters.detach()[-1] - weights @ mean)
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -198,9 +198,8 @@ def _documents(source: Any, column: str) -> tuple[Callable[[], Iterator[Any]], P
     if isinstance(source, Tensor):
         return lambda: iter(source.reshape(-1, source.shape[-1]).tolist()), {"tokens": list(source.shape)}
     if callable(source):
-        return lambda: (_document(item, column) for item in source()), {
-            "function": getattr(source, "__name__", "function")
-        }
+        make = cast(Callable[[], Iterable[Any]], source)
+        return lambda: (_document(item, column) for item in make()), {"function": getattr(source, "__name__", "function")}
     if isinstance(source, Iterator) or not hasattr(source, "__iter__"):
         raise InputError(
             f"text is read more than once, so it must be possible to start again; got {type(source).__name__}. "
