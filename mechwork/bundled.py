@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,13 @@ def verified_model(name: str) -> Path:
     folder = path("models", name)
     verify(folder)
     return folder
+
+
+def write_atomically(file: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a neighbour of `file`, then move it into place."""
+    part = file.with_name(file.name + ".part")
+    write(part)
+    part.replace(file)
 
 
 def sha256(file: Path) -> str:

@@ -92,11 +92,12 @@ class Displayable:
 def frame(page: str, still: str = "", *, height: int = 640) -> str:
     """`page` in a sandboxed frame of fixed height, the form that survives JupyterLab, VS Code, Colab and nbconvert.
 
-    `still` lies beneath the frame, out of reach (`inert`). Hosts that strip the frame strip that word too, and show it.
+    `still` lies beneath the frame and comes to light where a host strips the frame. Its box is no stop for the Tab key (Chromium
+    makes every scrolling box one), since it is covered wherever the frame is shown.
     """
     box = "position:absolute;top:0;left:0;width:100%;height:100%"
     return (
-        f'<div style="position:relative;height:{height}px"><div inert style="{box};overflow:auto">{still}</div>'
+        f'<div style="position:relative;height:{height}px"><div tabindex="-1" style="{box};overflow:auto">{still}</div>'
         f'<iframe srcdoc="{html.escape(page)}" sandbox="allow-scripts allow-downloads" allow="fullscreen" '
         f'style="{box};border:0;background:#fff" title="mechwork figure"></iframe></div>'
     )

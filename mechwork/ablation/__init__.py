@@ -53,3 +53,7 @@ from .targets import all_heads as all_heads
 from .targets import all_mlps as all_mlps
 from .targets import outside as outside
 from .targets import parse_target as parse_target
+from .telemetry import LargeActivation as LargeActivation
+from .telemetry import Telemetry as Telemetry
+from .telemetry import record_telemetry as record_telemetry
+from .telemetry import telemetry_over_training as telemetry_over_training

@@ -26,8 +26,11 @@ from ..errors import InputError
 from ..models.anatomy import read_anatomy
 from ..models.load import load_model
 from ..provenance import Provenance, build_provenance
+from ..runs.record import record_run
+from ..tasks.induction import induction
+from ..tasks.task import Task
 from .clamp import record_clamp
-from .repeated import RepeatedTokens, candidate_tokens, repeated_tokens
+from .repeated import RepeatedTokens, changing_words, repeated_tokens
 from .roles import RoleTable, measure_roles
 
 if TYPE_CHECKING:
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 CONDITIONS = ("previous-token pattern", "previous-token z", "control pattern", "control z", "induction pattern")
+LIKE = 400
+"""Prompts of the induction task whose words are drawn from."""
 BACK = "last model, earlier previous-token pattern"
 
 
@@ -100,11 +105,14 @@ def study_formation(
     steps: Sequence[int] | None = None,
     *,
     n: int = 64,
-    length: int = 20,
+    length: int = 12,
+    like: Task | None = None,
     seed: int = 0,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Formation:
     """The study on a bundled model's checkpoints (default: all of ``attn-only-2l``).
+
+    The random tokens are the changing words of `like` (default: of the induction task, which these models were trained on).
 
     Raises `InputError` for a model without checkpoints, or fewer than two layers.
     """
@@ -116,7 +124,8 @@ def study_formation(
     last = load_model(f"{name}@{chosen[-1]}")
     if read_anatomy(last).n_layers < 2:
         raise InputError("induction takes two layers; this model has one")
-    prompts = repeated_tokens(last, n, length, seed=seed)
+    like = induction(last, n=LIKE, seed=seed) if like is None else like
+    prompts = repeated_tokens(last, n, length, like=like, seed=seed)
     final = measure_roles(last, prompts, seed=seed)
     heads = _heads(final)
     rows = []
@@ -125,7 +134,7 @@ def study_formation(
         rows.append(_row(step, model, last, prompts, heads, measure_roles(model, prompts, n_null=2, seed=seed)))
         if progress is not None:
             progress(done, len(chosen), "following checkpoints")
-    uniform = float(torch.tensor(float(len(candidate_tokens(last)))).log())
+    uniform = float(torch.tensor(float(len(changing_words(like)))).log())
     facts = build_provenance(
         method="formation of induction",
         model=name,
@@ -170,10 +179,10 @@ def _row(
     for condition, (head, what) in places.items():
         with record_clamp(last, prompts.tokens, [head], what=what).applied(model):
             loss[condition] = _loss(model, prompts)
-            scores[condition] = float(measure_roles(model, prompts, n_null=2).scores["induction"].max())
+            scores[condition] = _induction(model, prompts)
     with record_clamp(model, prompts.tokens, [heads["previous token"]], what="pattern").applied(last):
         loss[BACK] = _loss(last, prompts)
-        scores[BACK] = float(measure_roles(last, prompts, n_null=2).scores["induction"].max())
+        scores[BACK] = _induction(last, prompts)
     (previous, p_score), (induction, i_score) = table.top("previous token", 1)[0], table.top("induction", 1)[0]
     return FormationRow(step, p_score, previous, i_score, induction, _loss(model, prompts), loss, scores)
 
@@ -181,3 +190,10 @@ def _row(
 def _loss(model: Any, prompts: RepeatedTokens) -> float:
     with torch.no_grad():
         return -float(prompts.task.measure(model(prompts.tokens)).mean())
+
+
+def _induction(model: TransformerBridge, prompts: RepeatedTokens) -> float:
+    """The highest induction score of any head, all prompts in one forward."""
+    run = record_run(model, prompts.task.pairs, ["pattern"], n_tail=1)
+    keys = prompts.queries - prompts.length + 1
+    return max(float(p[:, :, prompts.queries, keys].double().mean(dim=(0, 2)).max()) for p in run.layers["pattern"])

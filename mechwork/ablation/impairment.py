@@ -7,7 +7,7 @@ For every task t and component c:
 
 A single component's control is the mean drop over the other components of its kind and layer. Then, task by task, the components
 that matter most for it (chosen on the train split) are ablated together on the test split of every task, beside random sets
-*matched* in number, kind and, where the model has enough of them, layer. A set is selective when it breaks its own task,
+*matched* in number, kind and, as far as there are different ones, layer. A set is selective when it breaks its own task,
 leaves the other, and matched random sets do neither. Cost: one sweep per task, and 1 + `n_random` forwards per set and task.
 """
 
@@ -180,6 +180,32 @@ def matched_random(chosen: Sequence[str], candidates: Sequence[str], rng: random
     return tuple(drawn)
 
 
+def random_sets(
+    chosen: Sequence[str], candidates: Sequence[str], n: int, rng: random.Random
+) -> tuple[tuple[str, ...], ...]:
+    """Up to `n` *different* random sets matched to `chosen`: first of the same layers, then, where those run out, of any layer.
+
+    A set drawn twice would count twice in the p-value; a small layer has few different ones.
+    """
+    found: dict[frozenset[str], tuple[str, ...]] = {}
+    for draw in (matched_random, _same_kinds):
+        for _ in range(20 * n):
+            if len(found) == n:
+                break
+            one = draw(chosen, candidates, rng)
+            found.setdefault(frozenset(one), one)
+    return tuple(found.values())
+
+
+def _same_kinds(chosen: Sequence[str], candidates: Sequence[str], rng: random.Random) -> tuple[str, ...]:
+    """As many components of the same kinds, of any layer, none of them among `chosen`."""
+    drawn: list[str] = []
+    for name in chosen:
+        kind = parse_target(name).kind
+        drawn.append(rng.choice([f for f in candidates if f not in (*chosen, *drawn) and parse_target(f).kind == kind]))
+    return tuple(drawn)
+
+
 def _sets(
     model: TransformerBridge,
     tasks: Sequence[Task],
@@ -199,7 +225,7 @@ def _sets(
         order = (trained[i] - others).argsort(descending=True).tolist()[:n_chosen]
         mine = tuple(components[j] for j in order)
         rng = random.Random(f"{seed}/{task.name}")
-        sets = [mine, *(matched_random(mine, components, rng) for _ in range(n_random))]
+        sets = [mine, *random_sets(mine, components, n_random, rng)]
         for k, measured in enumerate(tasks):
             found = run_sets(model, measured.test, fits[k], sets, what=f"components of {task.name}", progress=progress)
             drops = (found.effects.mean(dim=1) / clean[k]).tolist()

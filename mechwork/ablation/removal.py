@@ -3,7 +3,7 @@
     remove_top_heads(model, role="induction", share=0.02)       the top 2 % induction heads against matched random heads
 
 If the role matters, in-context prediction of repeated tokens (and tasks that need it) breaks with the former and not with the latter.
-Random heads are matched in number and, where a layer has enough of them, in layer; they are drawn from the heads that were
+Random heads are matched in number and, as far as there are different sets, in layer; they are drawn from the heads that were
 not removed. Cost: the role table, and per task 2 forwards per 32 prompts and 1 + `n_random` ablated ones.
 """
 
@@ -20,7 +20,7 @@ from ..models.anatomy import read_anatomy
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..tasks.task import Task
-from .impairment import matched_random
+from .impairment import random_sets
 from .repeated import RepeatedTokens, repeated_tokens
 from .roles import RoleTable, measure_roles
 from .run import ensure_fitted
@@ -121,7 +121,7 @@ def remove_top_heads(
     top = table.top(role, n)
     heads = tuple(head for head, _ in top)
     rng = random.Random(f"{seed}/{role}")
-    randoms = tuple(matched_random(heads, names, rng) for _ in range(n_random))
+    randoms = random_sets(heads, names, n_random, rng)
     rows = []
     for task in (prompts.task, *tasks):
         fitted = ensure_fitted(model, task, AblationSpec(names, kind, seed=seed), None)

@@ -123,12 +123,11 @@ class SelfRepair(Displayable):
             f"self-repair under {self.kind} ablation; logit difference {self.clean:.2f}; {self.share():.0%} of the direct effects is repaired",
             f"{'head':<8}{'direct':>8}{'total':>8}{'repaired':>10}{'by norm':>9}{'by heads':>9}{'by MLPs':>9}  backups",
         ]
-        table = self.to_dataframe()
-        table = table.reindex(table["direct"].abs().sort_values(ascending=False).index).head(12)
-        for row in table.itertuples():
-            shown = ", ".join(f"{b.head} +{b.gain:.2f}" for b in self.backups(str(row.head))[:3])
+        rows = sorted(self.to_dataframe().to_dict(orient="records"), key=lambda row: -abs(row["direct"]))[:12]
+        for row in rows:
+            shown = ", ".join(f"{b.head} +{b.gain:.2f}" for b in self.backups(row["head"])[:3])
             lines.append(
-                f"{row.head:<8}{row.direct:8.2f}{row.total:8.2f}{row.repaired:10.2f}{row.by_norm:9.2f}{row.by_heads:9.2f}{row.by_mlps:9.2f}  {shown}"
+                f"{row['head']:<8}{row['direct']:8.2f}{row['total']:8.2f}{row['repaired']:10.2f}{row['by_norm']:9.2f}{row['by_heads']:9.2f}{row['by_mlps']:9.2f}  {shown}"
             )
         return "\n".join(lines)
 

@@ -52,16 +52,17 @@ class RepeatedTokens:
 def repeated_tokens(
     model: TransformerBridge,
     n: int = 32,
-    length: int = 20,
+    length: int = 12,
     *,
     again: int | None = None,
+    like: Task | None = None,
     tokens: Int[Tensor, " candidate"] | None = None,
     seed: int = 0,
 ) -> RepeatedTokens:
     """`n` prompts of `length` random distinct tokens, of which the first `again` (default: all but one) are said again.
 
-    `tokens`: the candidates (default: the vocabulary's words that begin with a space, or all its tokens where there are not
-    enough). A BOS token comes first where the tokenizer (or, for models without one, token 0) gives one.
+    Candidates are `tokens`, or the changing words of the task `like` (those in at most a fifth of its prompts: small models know
+    repetition only of words they met in lists), or by default the vocabulary's words that begin with a space. A BOS token comes first where the tokenizer (or, for models without one, token 0) gives one.
 
     Raises `InputError` when the prompts do not fit the model's context or there are too few candidates.
     """
@@ -75,7 +76,7 @@ def repeated_tokens(
         raise InputError(
             f"1 + {length} + {again} tokens do not fit this model's context of {anatomy.n_ctx}. Choose a shorter length."
         )
-    pool = candidate_tokens(model) if tokens is None else tokens
+    pool = tokens if tokens is not None else candidate_tokens(model) if like is None else changing_words(like)
     if len(pool) < length + again:
         raise InputError(
             f"{length + again} different tokens are drawn per prompt; there are {len(pool)} candidates. Choose a shorter length."
@@ -101,6 +102,14 @@ def candidate_tokens(model: TransformerBridge, least: int = 64) -> Int[Tensor, "
     texts = tokenizer.convert_ids_to_tokens(list(range(min(n, len(tokenizer)))))
     words = [i for i, text in enumerate(texts) if text and text[0] in "Ġ▁" and text[1:].isalpha() and i not in special]
     return torch.tensor(words if len(words) >= least else [i for i in range(len(texts)) if i not in special])
+
+
+def changing_words(task: Task) -> Int[Tensor, " candidate"]:
+    """Token ids that stand in at least one and at most a fifth of a task's clean prompts."""
+    tokens = task.pairs.clean_tokens.masked_fill(~task.pairs.mask, -1)
+    ids = tokens[tokens >= 0].unique()
+    share = torch.stack([(tokens == token).any(dim=1).float().mean() for token in ids])
+    return ids[share <= 0.2]
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ With a query at column q of the repetition of a list of n tokens (see `repeated`
     anti-induction   induction x max(0, -copying): attends to the token that comes next, and lowers it
 
 Null distributions: for attention, the mean attention to random earlier columns (drawn anew for every prompt and query); for copying, the
-percentiles of random tokens of the same prompt set in the same writes. p is the share of null draws (the score itself counted) that
-reach the score; roles are given at Holm-corrected p below 0.05 *and* a score of at least `LEAST`. Cost: 1 forward per 32 prompts.
+percentiles of random tokens of the same prompts in the same writes. p is the share of null draws (the score itself counted) that
+reach the score (for copying: of a normal with the mean and spread of 100 draws); roles are given at Holm-corrected p below 0.05 *and* a score of at least `LEAST`. Cost: 1 forward per 32 prompts.
 """
 
 from __future__ import annotations
@@ -43,7 +43,15 @@ ROLES = (*ATTENTION, "copying", "anti-induction")
 LEAST = 0.3
 """The smallest score that a role is given for."""
 ALPHA = 0.05
-N_NULL = 200
+
+
+N_COPYING = 100
+"""Null draws of copying, which cost a look-up in the vocabulary each."""
+
+
+def enough_draws(n_heads: int) -> int:
+    """Null draws with which a head of `n_heads` can still reach a corrected p of 0.025."""
+    return max(200, 40 * n_heads)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,21 +121,25 @@ class RoleTable(Displayable):
 
 
 def measure_roles(
-    model: TransformerBridge, prompts: RepeatedTokens | None = None, *, n_null: int = N_NULL, seed: int = 0
+    model: TransformerBridge, prompts: RepeatedTokens | None = None, *, n_null: int | None = None, seed: int = 0
 ) -> RoleTable:
-    """Role scores of every head on repeated random tokens (default: 32 prompts of 20 tokens and 19 of them again).
+    """Role scores of every head on repeated random tokens (default: 32 prompts of 12 tokens and 11 of them again).
+
+    `n_null` draws make each null distribution (default: enough for the correction over heads).
 
     >>> measure_roles(model).top("induction", 1)
     """
     anatomy = check_ready(model)
     prompts = prompts or repeated_tokens(model, seed=seed)
     names = all_heads(anatomy)
+    n_null = n_null or enough_draws(len(names))
     sums: dict[str, Tensor] = {}
     nulls: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
     generator = torch.Generator().manual_seed(seed)
     weighted = torch.zeros(2, len(names), dtype=torch.float64)
-    null_copying = torch.zeros(n_null, len(names), dtype=torch.float64)
+    n_draws = min(n_null, N_COPYING)
+    null_copying = torch.zeros(n_draws, len(names), dtype=torch.float64)
     for pairs in prompts.task.pairs.batches(32):
         pairs = pairs.to(device_of(model))
         run = record_run(model, pairs, ["pattern", "v"], n_tail=1)
@@ -146,7 +158,7 @@ def measure_roles(
         received = received.sum(dim=3)  # layer batch head key
         for i in range(len(names)):
             layer, head = divmod(i, anatomy.n_heads)
-            own, null = own_percentiles(model, layer, head, run.layers["v"][layer], tokens, n_null, generator)
+            own, null = own_percentiles(model, layer, head, run.layers["v"][layer], tokens, n_draws, generator)
             weight = received[layer, :, head]
             weighted[:, i] += torch.stack([(weight * (2 * own - 1)).sum(), weight.sum()])
             null_copying[:, i] += (weight * (2 * null - 1)).sum(dim=(1, 2))
@@ -155,9 +167,10 @@ def measure_roles(
     received_all = weighted[1].clamp(min=1e-30)
     scores["copying"], null["copying"] = weighted[0] / received_all, null_copying / received_all
     scores["anti-induction"] = scores["induction"] * (-scores["copying"]).clamp(min=0)
-    null["anti-induction"] = null["induction"] * (-null["copying"]).clamp(min=0)
-    p = {role: p_of(scores[role], null[role]) for role in scores}
-    p["anti-induction"] = torch.maximum(p["induction"], p_of(-scores["copying"], -null["copying"]))
+    null["anti-induction"] = null["induction"][:n_draws] * (-null["copying"]).clamp(min=0)
+    p = {role: p_of(scores[role], null[role]) for role in ATTENTION}
+    p["copying"] = _normal_p(scores["copying"], null["copying"])
+    p["anti-induction"] = torch.maximum(p["induction"], _normal_p(-scores["copying"], -null["copying"]))
     facts = build_provenance(
         method="roles on repeated tokens",
         model=identify_model(model),
@@ -173,6 +186,13 @@ def measure_roles(
 def p_of(scores: Float[Tensor, " head"], null: Float[Tensor, "draw head"]) -> Float[Tensor, " head"]:
     """Share of null draws that reach the score, the score itself counted."""
     return (1 + (null >= scores - 1e-12).sum(dim=0).double()) / (1 + len(null))
+
+
+def _normal_p(scores: Float[Tensor, " head"], null: Float[Tensor, "draw head"]) -> Float[Tensor, " head"]:
+    """One-sided p under a normal of the null draws' mean and spread (means over many tokens); 1 where they do not spread."""
+    spread = null.std(dim=0)
+    z = (scores - null.mean(dim=0)) / spread.clamp(min=1e-12)
+    return torch.where(spread > 1e-12, torch.special.erfc(z / 2**0.5) / 2, torch.ones_like(z))
 
 
 def _looks(prompts: RepeatedTokens, width: int) -> Mapping[str, tuple[Int[Tensor, " query"], Int[Tensor, " query"]]]:

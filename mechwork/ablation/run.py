@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
 from ..display import Displayable
@@ -68,12 +68,12 @@ class AblationResult(Displayable):
 
     def interval(self, level: float = 0.95, *, n: int = 2000, seed: int = 0) -> tuple[float, float]:
         """Bootstrap interval of the effect over pairs."""
-        low, high = bootstrap_interval(self.per_example, level, n, seed).tolist()
+        low, high = bootstrap_interval(self.per_example[:, None], level, n, seed)[:, 0].tolist()
         return low, high
 
     def p_value(self, *, n: int = 2000, seed: int = 0) -> float:
         """Two-sided sign-flip p-value of the effect."""
-        return float(sign_flip_p(self.per_example, n, seed))
+        return float(sign_flip_p(self.per_example[:, None], n, seed))
 
     def to_dataframe(self) -> pandas.DataFrame:
         """One row per pair."""
@@ -153,8 +153,3 @@ def _routing(layer: int, expert: int, n: int) -> str:
     if n == 0:
         return f"m{layer}.e{expert}: no token of these prompts is routed to this expert, so ablating it changed nothing"
     return f"m{layer}.e{expert}: {n} tokens were routed to it"
-
-
-def shares(values: Float[Tensor, "..."], whole: float) -> Float[Tensor, "..."]:
-    """`values` as shares of `whole`; NaN where there is nothing to share."""
-    return values / whole if abs(whole) > 1e-12 else torch.full_like(values, torch.nan)

@@ -27,7 +27,7 @@ from ..tasks.pairs import END
 from ..tasks.task import Task
 from .copying import source_logits
 from .fitted import Ablation, fit_ablation
-from .roles import N_NULL, RoleTable, p_of
+from .roles import RoleTable, enough_draws, p_of
 from .spec import AblationSpec
 from .targets import all_heads
 
@@ -38,7 +38,7 @@ N_MOVERS = 3
 
 
 def measure_span_roles(
-    model: TransformerBridge, task: Task, *, n_movers: int = N_MOVERS, n_null: int = N_NULL, seed: int = 0
+    model: TransformerBridge, task: Task, *, n_movers: int = N_MOVERS, n_null: int | None = None, seed: int = 0
 ) -> RoleTable:
     """Name-mover, negative name-mover and S-inhibition scores of every head on a task with the spans IO, S1, S2 and END.
 
@@ -51,6 +51,7 @@ def measure_span_roles(
             f"name movers are measured on the spans IO, S1 and END; task {task.name!r} lacks {', '.join(missing)}"
         )
     names = all_heads(anatomy)
+    n_null = n_null or enough_draws(len(names))
     pairs = task.pairs.to(device_of(model))
     rows = torch.arange(len(pairs))
     run = record_run(model, pairs, ["pattern", "v"], n_tail=1)

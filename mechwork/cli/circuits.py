@@ -17,6 +17,7 @@ from .console import Console, dump_json
 from .options import load_named
 
 if TYPE_CHECKING:
+    from ..ablation import RoleTable
     from .discovery import Discovery
 
 SHIPPED = {"gpt2-6l": ("ioi", "induction"), "llama-6l": ("ioi", "induction")}
@@ -97,29 +98,29 @@ def _verify(console: Console) -> None:
 
 def _build(out: Path, console: Console) -> None:
     """Discover every shipped circuit, and write circuits, cards and pages."""
+    from ..ablation import measure_roles, measure_span_roles
     from ..circuits.shipped import CARD
     from ..tasks import find_task
     from .discovery import Settings, discover
 
     for name, tasks in SHIPPED.items():
         model = load_named(name)
+        settings = Settings(fraction=FRACTION, seed=SEED, robustness=False)
         found = {
-            task: discover(
-                model,
-                name,
-                find_task(task)(model, n=N_PAIRS, seed=SEED),
-                Settings(fraction=FRACTION, seed=SEED),
-                console,
-            )
+            task: discover(model, name, find_task(task)(model, n=N_PAIRS, seed=SEED), settings, console)
             for task in tasks
         }
+        with console.step("measuring roles"):
+            roles = measure_roles(model)
+            if "ioi" in found:
+                roles = roles.with_roles(measure_span_roles(model, found["ioi"].task.test))
         folder = out / name
         folder.mkdir(parents=True, exist_ok=True)
         for task, discovery in found.items():
             discovery.circuit.save(folder / f"{task}.json")
         card = {"model": name, "circuits": {task: _figures(discovery) for task, discovery in found.items()}}
         (folder / CARD).write_text(dump_json(card) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(_page(name, found), encoding="utf-8")
+        (folder / "README.md").write_text(_page(name, found, roles), encoding="utf-8")
         bundled.write_manifest(folder)
     console.result(f"circuits of {', '.join(SHIPPED)}: {out}", {"out": str(out)})
 
@@ -144,7 +145,7 @@ def _figures(found: Discovery) -> dict[str, Any]:
     }
 
 
-def _page(model: str, found: dict[str, Discovery]) -> str:
+def _page(model: str, found: dict[str, Discovery], roles: RoleTable) -> str:
     """The page of one model: Markdown, numbers only where something was measured."""
     parts = [
         f"# Circuits of {model}\n",
@@ -156,7 +157,33 @@ def _page(model: str, found: dict[str, Discovery]) -> str:
     ]
     for task, discovery in found.items():
         parts += [f"## {task}\n", discovery.task.description, "", _tested(discovery), *_heads(discovery)]
-    return "\n".join(parts).rstrip() + "\n"
+    return "\n".join([*parts, *_roles(roles, found)]).rstrip() + "\n"
+
+
+def _roles(roles: RoleTable, found: dict[str, Discovery]) -> list[str]:
+    """Every head that some role is given to, with all its scores, and the circuits that it is in."""
+    names = list(roles.scores)
+    header = ["head", "in the circuit of", *names, "role"]
+    lines = [
+        "## What the heads do\n",
+        (
+            "Scores on random repeated tokens and on the spans of IOI, 1 at most; a role is given where the score is at least 0.3 and "
+            "beats its null distribution (p < 0.05, corrected for the number of heads). `mechwork ablate roles` measures them.\n"
+        ),
+        "| " + " | ".join(header) + " |",
+        "|" + "---|" * len(header),
+    ]
+    for i, head in enumerate(roles.heads):
+        if given := roles.roles_of(head):
+            inside = [task for task, discovery in found.items() if head in discovery.circuit.nodes]
+            scores = [f"{float(roles.scores[name][i]):.2f}" for name in names]
+            lines.append("| " + " | ".join([head, ", ".join(inside), *scores, ", ".join(given)]) + " |")
+    chance = [f"{float(roles.null_mean[name].mean()):.2f}" for name in names]
+    lines.append("| " + " | ".join(["chance", "", *chance, ""]) + " |")
+    without = [name for name in names if all(name not in roles.roles_of(head) for head in roles.heads)]
+    if without:
+        lines += ["", f"No head is given the role {', '.join(without)}."]
+    return [*lines, "", *roles.notes]
 
 
 def _tested(found: Discovery) -> str:

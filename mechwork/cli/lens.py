@@ -80,7 +80,7 @@ def _text(args: argparse.Namespace, model: Any, seed: int = 0) -> Any:
 
 
 def _train(args: argparse.Namespace, console: Console) -> None:
-    from ..lenses import LensRecipe, evaluate_lens, train_lens
+    from ..lenses import LensRecipe, evaluate_lens, export_lens, train_lens
     from ..lenses.checkpoint import STATE
     from ..models import load_model
 
@@ -114,9 +114,9 @@ def _train(args: argparse.Namespace, console: Console) -> None:
     if not training.finished:
         console.result(f"Stopped at step {training.step} of {recipe.steps}. Go on with: {again}", data)
         return
-    folder = training.lens.save(out / LENS)
     with console.step("measuring on held-out text"):
         measured = evaluate_lens(model, training.lens, text.odd_rows(recipe.held_out_rows))
+    folder = export_lens(training.lens, measured, out / LENS)
     lines = [str(measured), _summary(measured), *([training.stopped] if training.stopped else [])]
     lines.append(f"The lens: {folder}. Use it with: mechwork lens show TEXT --model {args.model} --lens {folder}")
     console.result("\n".join(lines), {**data, "lens": str(folder), "evaluation": _numbers(measured)})

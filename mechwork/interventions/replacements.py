@@ -106,11 +106,7 @@ class ByPosition:
                 f"this ablation has values for positions 0 to {self.value.shape[1] - 1}; a forward reaches position {stop - 1}. "
                 "Limit its positions to the prompt's, or use a kind that needs no positions ('mean', 'zero', 'constant')."
             )
-        if self.value.shape[0] not in (1, len(activation)):
-            raise InputError(
-                f"this ablation has values for {self.value.shape[0]} prompts; a forward has {len(activation)}. "
-                "Run the prompts it was bound to, all of them and in their order."
-            )
+        _check_rows(self.value, activation)
         new = _expand(self.value[:, start:stop], activation)
         if self.known is None:
             return new
@@ -182,11 +178,21 @@ class ByCell:
     value: Float[Tensor, "batch query_pos key_pos"]
 
     def place(self, activation: Float[Tensor, "batch pos key"], start: int) -> Float[Tensor, "batch pos key"]:
+        _check_rows(self.value, activation)
         first_key = start + activation.shape[1] - activation.shape[2]
         part = self.value[:, start : start + activation.shape[1], first_key : first_key + activation.shape[2]]
         new = activation.clone()
         new[:, : part.shape[1], : part.shape[2]] = part.to(activation)
         return new
+
+
+def _check_rows(value: Tensor, activation: Tensor) -> None:
+    """Raises `InputError` when a table of some prompts meets a forward of others."""
+    if value.shape[0] not in (1, len(activation)):
+        raise InputError(
+            f"values are given for {value.shape[0]} prompts; a forward has {len(activation)}. "
+            "Run the prompts they belong to, all of them and in their order."
+        )
 
 
 def _place_where_chosen(inner: Positional, activation: Tensor, start: int, mask: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ weights say. Imports `patching` and below.
 
 from .archive import read_archive as read_archive
 from .attribution import attribute_logits as attribute_logits
+from .card import export_lens as export_lens
 from .causal import CausalBasis as CausalBasis
 from .causal import StimulusResponse as StimulusResponse
 from .causal import align_stimulus_response as align_stimulus_response

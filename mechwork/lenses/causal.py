@@ -93,8 +93,10 @@ class StimulusResponse:
         return pandas.concat([pandas.DataFrame(table) for table in tables], ignore_index=True)
 
     def __str__(self) -> str:
-        rows = self.to_dataframe().itertuples(index=False)
-        lines = [f"{r.direction:<12}{r.alignment:10.3f}{r.on_lens_bits:12.4f}{r.on_model_bits:12.4f}" for r in rows]
+        lines = [
+            f"{row['direction']:<12}{row['alignment']:10.3f}{row['on_lens_bits']:12.4f}{row['on_model_bits']:12.4f}"
+            for row in self.to_dataframe().to_dict("records")
+        ]
         return "\n".join([f"{self.place:<12}{'alignment':>10}{'lens, bits':>12}{'model, bits':>12}", *lines])
 
 

@@ -11,9 +11,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ..bundled import read_json, sha256
+from ..bundled import read_json, sha256, write_atomically
 from ..errors import ArtefactError, InputError
-from ..models.training.train import write_atomically
 from ..provenance import Provenance, hash_json
 
 if TYPE_CHECKING:

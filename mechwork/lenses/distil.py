@@ -83,8 +83,8 @@ class Teacher:
     def divergence(self, logits: Float[Tensor, "n d_vocab"]) -> Float[Tensor, " n"]:
         """Nats per row, differentiable in the logits."""
         if self.ids is not None:
-            return _TopDivergence.apply(logits, self.ids, self.p)  # pyright: ignore[reportReturnType]
-        return _Divergence.apply(logits, self.p, self.minus_entropy)  # pyright: ignore[reportReturnType]
+            return _TopDivergence.apply(logits, self.ids, self.p)
+        return _Divergence.apply(logits, self.p, self.minus_entropy)
 
 
 def descend(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -47,13 +47,12 @@ def as_prompts(model: TransformerBridge, prompts: str | Tensor | Prompts | Seque
     elif isinstance(prompts, Tensor):
         rows = prompts.reshape(-1, prompts.shape[-1]).tolist() if prompts.ndim else []
     else:
-        given = [prompts] if isinstance(prompts, str) else list(prompts)
+        given: list[Any] = [prompts] if isinstance(prompts, str) else list(prompts)
         if given and all(isinstance(item, int) for item in given):
             given = [given]
-        for text in given:
-            if isinstance(text, str) and not text:
-                raise InputError("a prompt needs at least one character; got an empty text")
-        rows = [tokenise(model, p) if isinstance(p, str) else [int(i) for i in p] for p in given]  # pyright: ignore[reportArgumentType]
+        if any(isinstance(text, str) and not text for text in given):
+            raise InputError("a prompt needs at least one character; got an empty text")
+        rows = [tokenise(model, p) if isinstance(p, str) else [int(i) for i in p] for p in given]
     if not rows or not all(rows):
         raise InputError("prompts need at least one token each; got an empty one")
     longest, highest = max(map(len, rows)), max(map(max, rows))

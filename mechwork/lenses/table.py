@@ -5,7 +5,7 @@
     table.prediction_depth                        # the first place from which on the model's last word does not change
 
 Places run from the stream entering the first block to the one leaving the last, which is the model's own output.
-Cost: 1 forward, and one product with the unembedding per place. Never ``[place, batch, pos, d_vocab]``.
+Cost: 1 forward (64 prompts at a time), and one product with the unembedding per place. Never ``[place, batch, pos, d_vocab]``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ..provenance import Provenance, build_provenance
 from ..shapes import PositionMask, Tokens
 from .lens import LOGIT_LENS, Lens
 from .prompts import Prompt, Prompts, as_prompts, one_token, read_vocabulary, token_text
-from .readout import Readout
+from .readout import Reading, Readout
 from .states import RESIDUAL, lens_sites, record_states
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 FORMAT = 1
+BATCH = 64
+"""Prompts per forward."""
 
 Target = str | int | Tensor | None
 """One token for all positions, ids ``[batch]`` or ``[batch, pos]``, or None: the prompt's own next token."""
@@ -188,14 +190,18 @@ def read_lens(
         raise InputError(f"a table shows at least one token per cell: top_k >= 1; got {top_k}")
     wanted = _targets(model, given, target)
     readout = Readout.of(model)
-    states = record_states(model, given.tokens, sites)
-    if target is None:
-        last = readout.read(states[-1][torch.arange(len(given)), given.ends], top_k=1).top_ids
-        assert last is not None
-        wanted[torch.arange(len(given)), given.ends] = last[:, 0]
-    translated = [*(lens.translate(x, site) for x, site in zip(states[:-1], sites[:-1], strict=True)), states[-1]]
-    reading = readout.read_places(translated, top_k=min(top_k, readout.d_vocab), targets=wanted, reference=states[-1])
-    found = {name: value for name, value in vars(reading).items() if value is not None}
+    parts: list[Reading] = []
+    for start in range(0, len(given), BATCH):
+        rows = torch.arange(start, min(start + BATCH, len(given)))
+        states = record_states(model, given.tokens[rows], sites)
+        if target is None:
+            last = readout.read(states[-1][rows - start, given.ends[rows]], top_k=1).top_ids
+            assert last is not None
+            wanted[rows, given.ends[rows]] = last[:, 0]
+        translated = [*(lens.translate(x, site) for x, site in zip(states[:-1], sites[:-1], strict=True)), states[-1]]
+        k = min(top_k, readout.d_vocab)
+        parts.append(readout.read_places(translated, top_k=k, targets=wanted[rows], reference=states[-1]))
+    found = {name: torch.cat([getattr(part, name) for part in parts], dim=1) for name in vars(parts[0])}
     ids = torch.cat([found["top_ids"].flatten(), given.tokens.flatten(), wanted.flatten()]).unique().tolist()
     provenance = build_provenance(method="lens table", lens=lens.name, model=identify_model(model))
     return LensTable(

@@ -206,13 +206,14 @@ def _documents(source: Any, column: str) -> tuple[Callable[[], Iterator[Any]], P
             f"text is read more than once, so it must be possible to start again; got {type(source).__name__}. "
             "Give a list, a data set, files, or a function that returns an iterator."
         )
+    documents: Iterable[Any] = source
     facts: Provenance = {"documents": type(source).__name__}
     if isinstance(source, list | tuple):
         facts |= {
             "n": len(source),
             "sha256": hash_json([item if isinstance(item, str) else str(item) for item in source]),
         }
-    return lambda: (_document(item, column) for item in source), facts
+    return lambda: (_document(item, column) for item in documents), facts
 
 
 def _document(item: Any, column: str) -> Any:

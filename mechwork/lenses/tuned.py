@@ -21,8 +21,7 @@ from torch import Tensor
 
 from .. import bundled
 from ..errors import ArtefactError, InputError, NotFoundError
-from ..models.training.train import write_atomically
-from ..provenance import Provenance
+from ..provenance import Provenance, stable
 from ..sites import Site
 from .fingerprint import fingerprint, require_same
 from .translators import Form, Parts, find_form, translate
@@ -99,12 +98,12 @@ class TunedLens:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: part.to(dtype).contiguous().cpu() for name, part in self.parts.items()}
-        write_atomically(folder / TENSORS, lambda part: save_file(tensors, str(part)))
+        bundled.write_atomically(folder / TENSORS, lambda part: save_file(tensors, str(part)))
         facts = {
             "format": FORMAT, "what": "tuned lens", "form": self.form.name, "kind": self.kind, "model": self.model,
-            "sha256": bundled.sha256(folder / TENSORS), "provenance": self.provenance,
+            "sha256": bundled.sha256(folder / TENSORS), "provenance": stable(self.provenance),
         }  # fmt: skip
-        write_atomically(
+        bundled.write_atomically(
             folder / FACTS, lambda part: part.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         )
         return folder

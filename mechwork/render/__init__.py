@@ -1,6 +1,6 @@
 """Drawings of results: heat maps, curves, attention, tables of heads, the interactive circuit graph, and the report.
 
-Owns every page, figure, script and style. Imports result classes of `circuits`, `patching`, `ablation`, `runs` and
+Owns every page, figure, script and style. Imports result classes of `circuits`, `lenses`, `patching`, `ablation`, `runs` and
 `tasks`; it never runs a model. plotly and circuitsvis are imported by the functions that need them, so that importing
 mechwork stays light. Importing this package registers the drawings, which gives every result `show()` and its form in
 Jupyter.
@@ -10,6 +10,12 @@ Jupyter.
     heatmap_figure(exact["resid_pre"]).update_layout(width=500)           # a plotly figure, to be changed at will
 """
 
+from .ablation import cumulative_figure as cumulative_figure
+from .ablation import formation_figure as formation_figure
+from .ablation import impairment_figure as impairment_figure
+from .ablation import interactions_figure as interactions_figure
+from .ablation import repair_figure as repair_figure
+from .ablation_tables import render_roles as render_roles
 from .agreement import agreement_figure as agreement_figure
 from .agreement import render_agreement as render_agreement
 from .attention import render_attention as render_attention
@@ -31,6 +37,19 @@ from .graph_payload import GraphOptions as GraphOptions
 from .heads import render_heads as render_heads
 from .heatmap import heatmap_figure as heatmap_figure
 from .heatmap import render_heatmap as render_heatmap
+from .lens import bits_figure as bits_figure
+from .lens import lens_fragment as lens_fragment
+from .lens import render_comparison as render_comparison
+from .lens import render_evaluated_lens as render_evaluated_lens
+from .lens import render_lens as render_lens
+from .lens import render_trajectory as render_trajectory
+from .lens import trajectory_figure as trajectory_figure
+from .lens import transfer_figure as transfer_figure
+from .lens_tables import attribution_figure as attribution_figure
+from .lens_tables import render_attribution as render_attribution
+from .lens_tables import render_decoders as render_decoders
+from .lens_tables import render_directions as render_directions
+from .lens_tables import render_head as render_head
 from .report import render_report as render_report
 from .report import report as report
 from .steering import render_steering as render_steering

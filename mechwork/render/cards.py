@@ -46,7 +46,7 @@ class Fact:
     def markup(self) -> str:
         """As an item of a list."""
         detail = f' <span class="mw-muted">({escape(self.detail)})</span>' if self.detail else ""
-        return f"{_badge(self.certainty)}<span>{escape(self.label)}: <b>{escape(self.text)}</b>{detail}</span>"
+        return f"{certainty_badge(self.certainty)}<span>{escape(self.label)}: <b>{escape(self.text)}</b>{detail}</span>"
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class TokenList:
             f'<li><bdi class="mw-token">{escape(show_token(token))}</bdi> <span class="mw-muted">{escape(signed(value))}</span></li>'
             for token, value in self.rows
         )
-        return f'{_badge(self.certainty)}<span>{escape(self.label)}:</span><ul class="mw-tokens">{items}</ul>'
+        return f'{certainty_badge(self.certainty)}<span>{escape(self.label)}:</span><ul class="mw-tokens">{items}</ul>'
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,9 @@ class Excerpts:
         """One line per prompt: the tokens around its strongest one."""
         scale = max((abs(value) for _, values in self.rows for value in values), default=0.0) or 1.0
         lines = "".join(f"<li>{_excerpt(tokens, values, scale)}</li>" for tokens, values in self.rows)
-        return f'{_badge(self.certainty)}<span>{escape(self.label)}:</span><ol class="mw-excerpts">{lines}</ol>'
+        return (
+            f'{certainty_badge(self.certainty)}<span>{escape(self.label)}:</span><ol class="mw-excerpts">{lines}</ol>'
+        )
 
 
 def _excerpt(tokens: Sequence[str], values: Sequence[float], scale: float) -> str:
@@ -130,7 +132,7 @@ class Pattern:
         most = max(range(n), key=lambda k: last[k])
         said = f"{self.label}; the last token looks most at {show_token(self.tokens[most])} ({fixed(last[most], 2)})"
         return (
-            f"{_badge(self.certainty)}<span>{escape(self.label + cut)} (query down, key across)</span>"
+            f"{certainty_badge(self.certainty)}<span>{escape(self.label + cut)} (query down, key across)</span>"
             f'<img class="mw-pattern" width="150" height="150" alt="{escape(said)}" src="data:image/png;base64,{picture}">'
         )
 
@@ -152,7 +154,7 @@ class Picture:
     def markup(self) -> str:
         """The figure as an image."""
         data = base64.b64encode(self.svg.encode("utf-8", "replace")).decode()
-        return f'{_badge(self.certainty)}<span>{escape(self.label)}</span><img class="mw-drawn" alt="{escape(self.alternative)}" src="data:image/svg+xml;base64,{data}">'
+        return f'{certainty_badge(self.certainty)}<span>{escape(self.label)}</span><img class="mw-drawn" alt="{escape(self.alternative)}" src="data:image/svg+xml;base64,{data}">'
 
 
 Card = Fact | TokenList | Excerpts | Pattern | Picture
@@ -194,7 +196,8 @@ def _of_component(row: ComponentRow) -> list[Card]:
     return cards
 
 
-def _badge(certainty: str) -> str:
+def certainty_badge(certainty: str) -> str:
+    """The sign of how sure something is."""
     return f'<span class="mw-badge {certainty}">{certainty}</span>'
 
 

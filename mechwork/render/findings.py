@@ -23,7 +23,7 @@ from .agreement import method_name
 from .cards import Card, Fact, attention_cards, component_cards
 from .heads import head_facts
 from .page import Fragment
-from .text import signed, words
+from .text import percent, signed, words
 
 REPORTED = (
     Effects, Effect, EdgeScores, Circuit, FaithfulnessCurve, CircuitEvaluation, AttentionPatterns, HeadStudy, ComponentStudy,
@@ -149,6 +149,10 @@ class Findings:
                     _add_effect(facts, effect, "h")
                 if kind == "mlp_out" and effect.axes == ("layer",):
                     _add_effect(facts, effect, "")
+        for found in self.minimality:
+            for node, share in zip(found.nodes, found.scores, strict=True):
+                said = f"{percent(share)} of the gap between model and empty circuit"
+                facts.setdefault(node, []).append(Fact("Removing it from the circuit changes the metric by", said))
         for study in self.components:
             for node, known in component_cards(study).items():
                 facts.setdefault(node, []).extend(known)

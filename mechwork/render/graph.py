@@ -116,7 +116,8 @@ def graph_still(payload: dict[str, Any]) -> str:
         "the interactive graph appears where the notebook is trusted."
     )
     picture = _picture(payload, 'height="500"')
-    return f"<p>{escape(said)}</p>{picture}{edge_table(payload, STILL_ROWS)}"
+    rows = edge_table(payload, STILL_ROWS).replace(' tabindex="0"', "")  # see `display.frame`
+    return f"<p>{escape(said)}</p>{picture}{rows}"
 
 
 def describe(payload: dict[str, Any]) -> str:

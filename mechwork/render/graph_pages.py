@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from ..circuits.compare import CircuitComparison
 from ..circuits.graph_file import AttributionGraph
@@ -64,7 +65,7 @@ def comparison_page(comparison: CircuitComparison) -> str:
 
 def positions_payload(
     scores: PositionScores, attention: AttentionEdges | None, n_edges: int, title: str
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """The payload of the strongest edges over positions."""
     table = positions_table(scores, attention, n_edges)
     options = GraphOptions(title=title or f"Edges by position ({scores.rules})", metric_name=scores.metric_name)
@@ -72,7 +73,7 @@ def positions_payload(
     return table_payload(table, options, among=among)
 
 
-def _attribution_payload(graph: AttributionGraph) -> dict[str, object]:
+def _attribution_payload(graph: AttributionGraph) -> dict[str, Any]:
     table, labels = attribution_table(graph)
     facts: dict[str, list[Card]] = {
         name: [Fact("Label", label, "interpretation")] for name, label in zip(table.names, labels, strict=True) if label
@@ -91,7 +92,7 @@ def _attribution_payload(graph: AttributionGraph) -> dict[str, object]:
     return payload | {"supernodes": [group for group in groups if group["members"]], "pins": pins}
 
 
-def _graph_page(payload: dict[str, object], below: str = "") -> str:
+def _graph_page(payload: dict[str, Any], below: str = "") -> str:
     parts = [
         Fragment("<main>"),
         graph_fragment(payload),

@@ -74,7 +74,7 @@ def _edge(x: np.ndarray, y: np.ndarray, score: float | None, largest: float) -> 
         colour = POSITIVE if score > 0 else NEGATIVE if score < 0 else NEUTRAL
         dash = ' stroke-dasharray="6 4"' if score < 0 else ""
         width = 0.7 + 4.3 * (abs(score) / largest) ** 0.5 if largest else 0.7
-    return f'<path d="{path_of(x, y)}" fill="none" stroke="{colour}" stroke-opacity=".75" stroke-width="{width:.2f}"{dash}/>'
+    return f'<path d="{path_of(x, y)}" fill="none" stroke="{colour}" stroke-opacity=".9" stroke-width="{width:.2f}"{dash}/>'
 
 
 def _node(payload: dict[str, Any], i: int) -> str:

@@ -135,6 +135,9 @@ draws(Effects)(render_heatmap)
 def heading(effect: Effect) -> str:
     """Site, metric, direction, and whether the effects were measured or are ESTIMATED."""
     how = "ESTIMATED" if effect.estimated else "measured"
+    if effect.provenance.get("method") == "ablation sweep":
+        kind = effect.provenance["ablation"][effect.kind]["spec"]["kind"]
+        return f"{effect.kind}: effect of {words(kind)} ablation on {words(effect.metric_name)}, {how}"
     return f"{effect.kind}: {'denoising' if effect.direction == 'denoise' else 'noising'} effect on {words(effect.metric_name)}, {how}"
 
 

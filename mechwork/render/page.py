@@ -64,6 +64,7 @@ BUNDLES: dict[str, Bundle] = {
     "figures": Bundle(styles=("figures.css",), scripts=("figures.js",), vendor="plotly"),
     "attention": Bundle(styles=("attention.css",), scripts=("attention.js",), vendor="circuitsvis"),
     "tokens": Bundle(styles=("attention.css",), scripts=("tokens.js",), vendor="circuitsvis"),
+    "lens": Bundle(styles=("lens.css",), scripts=("lens.js",)),
     "heads": Bundle(styles=("heads.css",), scripts=("heads.js",)),
 }
 """Everything a page can need, in the order in which it is written."""

@@ -14,6 +14,7 @@ from ..patching.result import Effect
 from ..provenance import hash_json, stable
 from .agreement import agreement_fragment, agreement_table, method_name
 from .attention import attention_fragment, prompt_markup
+from .cards import certainty_badge
 from .component_section import card_fragments
 from .curve import curve_fragment, curve_table, evaluation_table
 from .findings import EXTENSIONS, Findings
@@ -59,7 +60,10 @@ def _summary(findings: Findings) -> list[Fragment]:
         f'<div class="mw-tile"><dt>{escape(what)}</dt><dd><b>{escape(value)}</b><span>{escape(detail)}</span></dd></div>'
         for value, what, detail in key_numbers(findings)
     )
-    said = "".join(f"<p>{escape(sentence)}</p>" for sentence in summary_sentences(findings))
+    said = "".join(
+        f"<p>{certainty_badge(certainty) if certainty else ''}{escape(sentence)}</p>"
+        for certainty, sentence in summary_sentences(findings)
+    )
     picture = ""
     circuit = findings.circuit
     if circuit is not None and circuit.n_edges:

@@ -23,14 +23,14 @@ ABLATION_WORDS = {
 }
 
 
-def summary_sentences(findings: Findings) -> list[str]:
-    """What was found, in the order: behaviour, circuit, heads, agreement."""
-    said = [
-        sentence
-        for sentence in (_behaviour(findings), _circuit(findings), _heads(findings), _agreement(findings))
-        if sentence
-    ]
-    return said or [f"Results on the task {findings.task.name}."]
+def summary_sentences(findings: Findings) -> list[tuple[str, str]]:
+    """What was found, as (certainty, sentence): behaviour, circuit, robustness, heads, agreement; then what rules call the heads."""
+    told = (
+        ("measured", _behaviour), ("measured", _circuit), ("measured", _other_faithfulness), ("estimated", _stability),
+        ("measured", _heads), ("measured", _agreement), ("interpretation", _roles),
+    )  # fmt: skip
+    said = [(certainty, sentence) for certainty, tell in told if (sentence := tell(findings))]
+    return said or [("", f"Results on the task {findings.task.name}.")]
 
 
 def key_numbers(findings: Findings) -> list[tuple[str, str, str]]:
@@ -183,11 +183,37 @@ def _heads(findings: Findings) -> str:
     if not findings.studies or not findings.studies[0].rows:
         return ""
     rows = sorted(findings.studies[0].rows, key=lambda row: -abs(row.effect))[:4]
-    named = [
-        f"{row.head} ({f'{row.role}, ' if row.role else ''}{signed(row.effect)} ± {number(row.standard_error, 2)})"
-        for row in rows
-    ]
+    named = [f"{row.head} ({signed(row.effect)} ± {number(row.standard_error, 2)})" for row in rows]
     return f"Heads of largest measured effect (metric lost when the head is mean-ablated): {', '.join(named)}."
+
+
+def _other_faithfulness(findings: Findings) -> str:
+    circuit = findings.circuit
+    same = [e for e in findings.evaluations if circuit is not None and findings.is_of(e, circuit)]
+    values = ", ".join(f"{fixed(e.faithfulness, 2)} ({e.ablation})" for e in same[1:])
+    return f"Under other ablations the same circuit has a faithfulness of {values}." if values else ""
+
+
+def _stability(findings: Findings) -> str:
+    values = ", ".join(f"{fixed(s.mean, 2)} over {s.over}" for s in findings.stabilities)
+    if not values:
+        return ""
+    return f"Selected again by the scores of other data, the circuit's edges overlap with a Jaccard index of {values}."
+
+
+def _roles(findings: Findings) -> str:
+    """The circuit's heads by role, strongest first."""
+    circuit = findings.circuit
+    if circuit is None or not circuit.roles:
+        return ""
+    effect = {row.head: abs(row.effect) for study in findings.studies for row in study.rows}
+    groups: dict[str, list[str]] = {}
+    for head in sorted(circuit.roles, key=lambda head: -effect.get(head, 0.0)):
+        groups.setdefault(circuit.roles[head], []).append(head)
+    said = "; ".join(
+        f"{role}: {', '.join(heads[:4])}{' and others' if len(heads) > 4 else ''}" for role, heads in groups.items()
+    )
+    return f"Roles, chosen by rule from attention and effects: {said}."
 
 
 def _agreement(findings: Findings) -> str:

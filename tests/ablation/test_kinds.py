@@ -85,7 +85,7 @@ def test_positions_and_spans(model: Any, task: Task, kind: str) -> None:
     new = literal.table(model, task, "z", 0, kind)
     if kind == "mean":
         here = [values[b, p] for b in range(len(pairs)) for p in (1, 3, 4)]
-        new[:] = sum(here) / len(here)  # type: ignore[operator]
+        new[:] = sum(here) / len(here)
 
     def edit(x: Tensor) -> None:
         for p in (1, 3, 4):
@@ -140,7 +140,7 @@ def test_attention_edges(model: Any, task: Task, kind: str, renormalise: bool) -
         new = pattern.mean(dim=0, keepdim=True).expand_as(pattern)
     if kind == "mean":
         here = [pattern[b, 2, 9, k] for b in range(10) for k in (3, 4)]
-        new = torch.full_like(pattern, float(sum(here) / len(here)))  # type: ignore[arg-type]
+        new = torch.full_like(pattern, float(sum(here) / len(here)))
 
     def edit(x: Tensor) -> None:
         for b in range(10):

@@ -92,7 +92,7 @@ def test_a_clamp_to_the_own_run_changes_nothing(tiny_gpt2_64: Any) -> None:
 
 
 def test_the_formation_of_induction() -> None:
-    found = study_formation(steps=[0, 500, 2500], n=16, length=12)
+    found = study_formation(steps=[0, 500, 2500], n=16)
     first, _, last = found.rows
     assert last.induction > 0.6 > first.induction
     assert last.loss < first.loss

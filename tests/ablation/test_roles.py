@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-import mechwork as mw
 from mechwork.ablation import measure_roles, repeated_tokens
 from mechwork.ablation.repeated import candidate_tokens
 from mechwork.circuits.ground_truth.induction import build_induction
@@ -82,12 +81,12 @@ def test_the_task_of_repeated_tokens(bundled_model: Any) -> None:
 
 def test_prompts_that_cannot_be_made() -> None:
     model = build_model("gpt2")
-    for arguments, message in (
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({"length": 2}, "at least 3"),
         ({"length": 40}, "context of 64"),
         ({"length": 8, "again": 8}, "length - 1"),
         ({"tokens": torch.arange(9)}, "candidates"),
-    ):
+    )
+    for arguments, message in cases:
         with pytest.raises(InputError, match=message):
             repeated_tokens(model, 4, **arguments)
-    assert mw.load_model is not None

@@ -223,7 +223,7 @@ def test_positions_beyond_a_table_are_an_error_not_a_silence(tiny_gpt2_64: Any) 
     limited = fit_ablation(tiny_gpt2_64, AblationSpec(["a0.h0"], "mean_by_position", [0, 1, 5]), task)
     with torch.no_grad(), limited.applied(tiny_gpt2_64):
         tiny_gpt2_64.generate(task.pairs.clean_tokens, max_new_tokens=2, do_sample=False, verbose=False)
-    with pytest.raises(InputError, match="values for 2 prompts"):
+    with pytest.raises(InputError, match="for 2 prompts"):
         ByPosition(torch.zeros(2, 5, 3)).place(torch.zeros(3, 5, 3), 0)
 
 

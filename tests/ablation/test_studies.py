@@ -18,7 +18,7 @@ from mechwork.ablation import (
     study_interactions,
     study_knock_out_in,
 )
-from mechwork.ablation.impairment import matched_random
+from mechwork.ablation.impairment import matched_random, random_sets
 from mechwork.ablation.targets import parse_target
 from mechwork.errors import InputError
 from tests.families import build_model, build_task
@@ -120,6 +120,10 @@ def test_random_sets_match_in_kind_and_layer() -> None:
         assert [t.layer for t in targets[:2]] == [1, 1]
         assert len(set(drawn)) == 3
         assert not {"a1.h0", "a1.h3", "m2"} & set(drawn)
+    sets = random_sets(["a1.h0"], candidates, 9, random.Random(0))
+    assert len({frozenset(one) for one in sets}) == len(sets) == 9
+    assert {one[0] for one in sets[:3]} == {"a1.h1", "a1.h2", "a1.h3"}
+    assert len(random_sets(["m0"], ["m0", "m1", "m2"], 9, random.Random(0))) == 2
     with pytest.raises(InputError, match="no other mlp"):
         matched_random(["m0"], ["a0.h0", "m0"], random.Random(0))
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import mechwork as mw
-from mechwork.lenses import attribute_logits
+from mechwork.lenses import as_prompts, attribute_logits
 from tests.families import D_VOCAB, N_POS, NATIVE, build_native, build_task
 from tests.reference.attribution import literal_attribution
 
@@ -32,6 +32,12 @@ def test_terms_add_up_to_the_models_own_difference(family_model: Any, tiny_task:
     slack = 1e-3 if shares.before_cap else 0.0
     assert float(((shares.total - difference) / difference).abs().max()) <= 1e-5 + slack
     assert float((shares.remainder / shares.total).abs().max()) <= 1e-5
+
+
+def test_what_is_missed_is_rounding_of_the_terms(family_model: Any) -> None:
+    """Where terms cancel to a small difference the model's own float32 rounding shows; it stays at 1e-6 of the terms' size."""
+    shares = attribute_logits(family_model, build_task(16))
+    assert bool((shares.remainder.abs() <= 1e-6 * shares.per_example.abs().sum(dim=1)).all())
 
 
 def test_every_term_is_the_literal_one(family: str, family_model64: Any, tiny_task: mw.Task) -> None:
@@ -82,7 +88,7 @@ def test_single_logits_other_positions_and_spans(bundled_model: Any) -> None:
     prompt = "When Mary and John went to the shop, John gave a drink to"
     one = attribute_logits(bundled_model, prompt, " Mary", neurons=True, sources=True)
     with torch.no_grad():
-        logits = bundled_model(torch.tensor([mw.lenses.as_prompts(bundled_model, prompt).tokens[0].tolist()]))
+        logits = bundled_model(torch.tensor([as_prompts(bundled_model, prompt).tokens[0].tolist()]))
     torch.testing.assert_close(
         float(one.total),
         float(logits[0, -1, bundled_model.tokenizer(" Mary", add_special_tokens=False)["input_ids"][0]]),

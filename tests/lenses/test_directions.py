@@ -22,6 +22,7 @@ from mechwork.lenses import (
     singular_directions,
     token_effects,
     token_states,
+    value_vectors,
 )
 from tests.families import D_VOCAB, build_model
 from tests.lenses.test_tuned import random_lens
@@ -85,7 +86,7 @@ def test_neurons(family: str) -> None:
             fwd_hooks=[("blocks.1.mlp.hook_post", double), ("blocks.1.hook_mlp_out", lambda x, hook: moved.append(x))],
         )
     change = (moved[0] - write)[0, 3]
-    columns = torch.stack([mw.lenses.value_vectors(model, 1)[5], write[0, 3]], dim=1)  # a post-norm's scale moves too
+    columns = torch.stack([value_vectors(model, 1)[5], write[0, 3]], dim=1)  # a post-norm's scale moves too
     found = torch.linalg.lstsq(columns, change[:, None]).solution[:, 0]
     torch.testing.assert_close(columns @ found, change, rtol=1e-4, atol=1e-4)
     assert float(found[0]) > 0.1
@@ -93,7 +94,7 @@ def test_neurons(family: str) -> None:
         torch.testing.assert_close(found, torch.tensor([1.0, 0.0], dtype=torch.float64), rtol=1e-4, atol=1e-4)
     best = find_neurons(model, [3, 7], k=3)
     layer, neuron = map(int, best[0][0][1:].split(".n"))
-    own = token_effects(model, mw.lenses.value_vectors(model, layer)[neuron])
+    own = token_effects(model, value_vectors(model, layer)[neuron])
     assert best[0][1] == pytest.approx(float((own[[3, 7]] / own.std()).min()), rel=1e-5)
     assert best[0][1] > best[2][1] > 0.5
 

@@ -43,6 +43,8 @@ def test_every_number_equals_the_hosts(family_model64: Any) -> None:
     by_target = host_lens(model, TOKENS, positions=None, targets=5, return_type="log_probs")
     tops = host_lens(model, TOKENS, positions=None, top_k=4, return_type="probs")
     assert len(table.places) == len(by_target.labels)
+    assert by_target.readout.target_ranks is not None
+    assert tops.readout.top_ids is not None
     torch.testing.assert_close(
         table.surprisal.float(), -by_target.values[..., 0].float() / torch.log(torch.tensor(2.0)), rtol=1e-4, atol=1e-4
     )
@@ -96,6 +98,14 @@ def test_places_between_attention_and_mlp(tiny_gpt2: Any) -> None:
     assert table.places[:4] == ("resid_pre.0", "resid_mid.0", "resid_post.0", "resid_pre.1")
     assert table.places[-1] == "resid_post.2"
     assert len(table.places) == 9
+
+
+def test_many_prompts_are_read_in_parts(tiny_gpt2_64: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = read_lens(tiny_gpt2_64, TOKENS.repeat(3, 1))
+    monkeypatch.setattr("mechwork.lenses.table.BATCH", 4)
+    parts = read_lens(tiny_gpt2_64, TOKENS.repeat(3, 1))
+    for name in ("kl", "surprisal", "entropy", "top_ids", "targets"):
+        torch.testing.assert_close(getattr(parts, name), getattr(whole, name), rtol=1e-9, atol=1e-9)
 
 
 def test_prediction_depth_by_hand(tiny_gpt2_64: Any) -> None:

@@ -156,6 +156,15 @@ def test_training_beats_the_logit_lens_on_every_form(form: str) -> None:
     assert "logit lens" in str(training)
 
 
+def test_every_architecture_can_be_tuned(family_model: Any) -> None:
+    settings = {**QUICK.to_dict(), "steps": 2, "held_out_rows": 4}
+    training = train_lens(family_model, ROWS, LensRecipe(**settings))
+    assert bool((training.start < training.logit_lens).any())
+    assert bool((training.best <= torch.minimum(training.start, training.logit_lens)).all())
+    measured = evaluate_lens(family_model, training.lens, ROWS[:16])
+    assert float(measured.mean("kl")[:-1].mean()) < float(measured.mean("logit_kl")[:-1].mean())
+
+
 @pytest.mark.parametrize("kind", ["resid_mid", "resid_post"])
 def test_other_places(kind: str) -> None:
     model = build_model("gemma2", torch.float32)
@@ -194,6 +203,22 @@ def test_control_c_leaves_a_checkpoint(tmp_path: Path) -> None:
         train_lens(model, ROWS, QUICK, folder=tmp_path / "run", progress=stop)
     resumed = train_lens(model, ROWS, QUICK, folder=tmp_path / "run")
     assert torch.equal(resumed.lens.parts["weight"], train_lens(model, ROWS, QUICK).lens.parts["weight"])
+
+
+def test_a_crash_between_checkpoints_costs_only_the_steps_since(tmp_path: Path) -> None:
+    """Nothing is saved at the crash itself, as when the process is killed."""
+    model = build_model("gpt2", torch.float32)
+
+    def crash(progress: Any) -> None:
+        if progress.step == 5:
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        train_lens(model, ROWS, QUICK, folder=tmp_path / "run", progress=crash, checkpoint_every=2)
+    assert json.loads((tmp_path / "run" / "checkpoint.json").read_text())["step"] == 4
+    resumed, whole = train_lens(model, ROWS, QUICK, folder=tmp_path / "run"), train_lens(model, ROWS, QUICK)
+    assert torch.equal(resumed.lens.parts["weight"], whole.lens.parts["weight"])
+    assert torch.equal(resumed.best, whole.best)
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
@@ -340,8 +365,9 @@ def test_save_load_and_refusals(tmp_path: Path) -> None:
         TunedLens(lens.form, lens.kind, {"bias": torch.zeros(1)}, lens.model)
 
 
-def test_recipes_are_checked() -> None:
-    for settings in (
+@pytest.mark.parametrize(
+    "settings",
+    [
         {"form": "fulll"},
         {"kind": "z"},
         {"steps": -1},
@@ -349,9 +375,11 @@ def test_recipes_are_checked() -> None:
         {"learning_rate": 0.0},
         {"held_out_rows": 1},
         {"form": "low_rank_0"},
-    ):
-        with pytest.raises(mw.errors.InputError):
-            LensRecipe(**settings)
+    ],
+)
+def test_recipes_are_checked(settings: dict[str, Any]) -> None:
+    with pytest.raises(mw.errors.InputError):
+        LensRecipe(**settings)
 
 
 def test_the_rate_rises_and_falls_to_zero() -> None:

@@ -33,11 +33,11 @@ def table(model: Any, task: Any, kind: str, layer: int, how: str, seed: int = 0)
     real = [[p for p in range(width) if p < int(pairs.lengths[b])] for b in range(n)]
     if how == "mean":
         tokens = [values[b, p] for b in range(n) for p in real[b]]
-        out[:] = sum(tokens) / len(tokens)  # type: ignore[operator]
+        out[:] = sum(tokens) / len(tokens)
     elif how == "mean_by_position":
         for p in range(width):
             here = [values[b, p] for b in range(n) if p in real[b]]
-            out[:, p] = sum(here) / len(here)  # type: ignore[operator]
+            out[:, p] = sum(here) / len(here)
     elif how == "mean_by_span":
         for mask in pairs.spans.values():
             here = [(b, p) for b in range(n) for p in real[b] if bool(mask[b, p])]

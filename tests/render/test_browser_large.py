@@ -9,38 +9,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import numpy as np
-import plotly.graph_objects as go
 import pytest
 
 from mechwork.render import render_graph
-from mechwork.render.figure import figure_fragment, titled
-from mechwork.render.graph_layout import Layout, sample_curves
 from mechwork.render.graph_payload import graph_payload
-from mechwork.render.page import assemble
 from tests.render import synthetic
 from tests.render.conftest import OpenPage, Tab
-
-PAINT = """(() => { const watch = new MutationObserver(() => { if (!document.querySelector('%s')) return; watch.disconnect();
-requestAnimationFrame(() => requestAnimationFrame(() => { window.firstPaint = performance.now() })) });
-watch.observe(document, { childList: true, subtree: true }) })()"""
-STEP = """async (source) => { const step = eval(source), frame = () => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
-await frame(); const n = 10, start = performance.now(); for (let i = 0; i < n; i++) { await step(i); await frame() }
-return (performance.now() - start) / n - window.idle }"""
-IDLE = """async () => { const frame = () => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
-await frame(); const start = performance.now(); for (let i = 0; i < 10; i++) await frame(); window.idle = (performance.now() - start) / 10 }"""
-
-OURS = {
-    "threshold": "(i) => { mechwork.graphs[0].store.set({ shown: i % 2 ? 1500 : 900 }) }",
-    "pan": "(i) => mechwork.graphs[0].view.pan(i % 2 ? 30 : -30, 10 * (i % 3 - 1))",
-    "zoom": "(i) => mechwork.graphs[0].view.zoom(i % 2 ? 1.2 : 1 / 1.2)",
-    "focus": "(i) => mechwork.graphs[0].actions.focus(mechwork.graphs[0].graph().names[i % 2 ? 40 : 80])",
-    "threshold above the cap": "(i) => { mechwork.graphs[0].store.set({ shown: i % 2 ? 30000 : 20000 }) }",
-}
-PLOTLY = {
-    "threshold": "(i) => Plotly.restyle(document.querySelector('.js-plotly-plot'), { visible: i % 2 ? true : false }, [0, 1, 2])",
-    "pan": "(i) => Plotly.relayout(document.querySelector('.js-plotly-plot'), { 'xaxis.range': [i * 10, 3000 + i * 10] })",
-}
+from tests.render.plotly_graph import ABOVE, IDLE, OURS, PAINT, PLOTLY, STEP, plotly_page, unlocked
 
 
 @pytest.fixture(scope="module")
@@ -54,34 +29,8 @@ def graph_page() -> str:
 
 
 @pytest.fixture(scope="module")
-def plotly_page(payload: dict[str, Any]) -> str:
-    """The same nodes and edges as plotly scatter traces: six of edges, one of nodes."""
-    nodes, edges = payload["nodes"], payload["edges"]
-    types = np.array(nodes["type"])
-    layout = Layout(np.array(nodes["x"]), np.array(nodes["y"]), (), *payload["size"])
-    source, target = np.array(edges["source"]), np.array(edges["target"])
-    x, y = sample_curves(
-        layout, types, source, target, np.zeros(len(source)), np.array(edges["bend"], dtype=float), n=4
-    )
-    score = np.array(edges["score"])
-    traces = []
-    for sign in (1, -1):
-        for part in np.array_split(np.flatnonzero(np.sign(score) == sign), 3):
-            xs, ys = (
-                np.concatenate([v[part], np.full((len(part), 1), np.nan)], axis=1).flatten().round(1) for v in (x, y)
-            )
-            traces.append(
-                go.Scatter(
-                    x=[None if np.isnan(v) else v for v in xs],
-                    y=[None if np.isnan(v) else -v for v in ys],
-                    mode="lines",
-                    line={"width": 1},
-                    hoverinfo="skip",
-                )
-            )
-    traces.append(go.Scatter(x=nodes["x"], y=[-v for v in nodes["y"]], mode="markers", text=nodes["name"]))
-    figure = titled(go.Figure(traces), "the same graph", "", width=980, height=700)
-    return assemble("plotly", [figure_fragment(figure, "the same graph")])
+def plotly_html(payload: dict[str, Any]) -> str:
+    return plotly_page(payload)
 
 
 def measure(tab: Tab, steps: dict[str, str]) -> dict[str, float]:
@@ -95,21 +44,14 @@ def measure(tab: Tab, steps: dict[str, str]) -> dict[str, float]:
     }
 
 
-def unlocked(html: str) -> str:
-    """The page with `eval` allowed, for the measuring alone."""
-    return html.replace(
-        "script-src &#x27;unsafe-inline&#x27;", "script-src &#x27;unsafe-inline&#x27; &#x27;unsafe-eval&#x27;"
-    )
-
-
 @pytest.mark.slow
 def test_it_is_faster_than_plotly_and_fast_enough(
-    open_page: OpenPage, graph_page: str, plotly_page: str, payload: dict[str, Any]
+    open_page: OpenPage, graph_page: str, plotly_html: str, payload: dict[str, Any]
 ) -> None:
-    ours = measure(open_page(unlocked(graph_page), before=PAINT % ".mw-nodes .mw-node"), OURS)
+    ours = measure(open_page(unlocked(graph_page), before=PAINT % ".mw-nodes .mw-node"), OURS | ABOVE)
     theirs = measure(
         open_page(
-            unlocked(plotly_page),
+            unlocked(plotly_html),
             wait=".js-plotly-plot .main-svg",
             before=PAINT % ".js-plotly-plot .scatterlayer .trace",
         ),

@@ -62,7 +62,14 @@ def test_the_summary_gives_numbers_with_their_interval() -> None:
     low, high = evaluation.interval()
     assert f"faithfulness of {evaluation.faithfulness:.2f} (95 % interval {low:.2f} to {high:.2f})" in text
     assert "random circuits of that size reach 0.01" in text
-    assert "a4.h1 (name mover, +1.61 ± 0.050)" in text
+    assert "a4.h1 (+1.61 ± 0.050)" in text
+    assert "name mover: a4.h1, a4.h2" in text
+    assert "0.00 (zero)" in text
+    page = render_report(synthetic.task(), *synthetic.everything())
+    summary = page[page.index('class="mw-said-text"') : page.index('<figure class="mw-overview"')]
+    paragraphs = summary.split("<p>")[1:]
+    assert all("mover" not in p for p in paragraphs if "mw-badge measured" in p)
+    assert sum("mw-badge interpretation" in p for p in paragraphs) == 1
     assert "of the model's 1,108 edges" in text
 
 

@@ -42,6 +42,7 @@ def test_every_family_agrees_with_the_literal_form(family_model64: Any) -> None:
         assert row.looks == pytest.approx(literal.looks(model, task, layer, head), abs=1e-9)
         assert row.looks["earlier copy"] > 0
         if block_norm(model, layer, "ln1_post") is None:
+            assert row.copying is not None
             assert row.copying == pytest.approx(literal.copying(model, layer, head), abs=1e-6)
             assert abs(row.copying) > 1e-6
         else:

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from ...bundled import read_json, sha256
+from ...bundled import read_json, sha256, write_atomically
 from ...errors import ArtefactError
 from .architecture import build_model, document_mask, unembed
 from .grammar import Document, step_documents
@@ -176,13 +176,6 @@ def _threads(n: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def write_atomically(file: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a neighbour of `file`, then move it into place."""
-    part = file.with_name(file.name + ".part")
-    write(part)
-    part.replace(file)
 
 
 def save_checkpoint(folder: Path, run: Run, optimizer: torch.optim.Optimizer) -> None:

@@ -55,7 +55,7 @@ function drawEdge(graph, state, e, roles, parent) {
   const byMember = state.colour === "member" && graph.member && !link;
   const dash = link ? "2 3" : sign === "negative" && !byMember ? "6 4" : null;
   const faded = roles && !roles.edges[e];
-  const opacity = faded ? 0.1 : roles && roles.edges[e] === "is-reach" ? 0.45 : 0.8;
+  const opacity = faded ? 0.1 : roles && roles.edges[e] === "is-reach" ? 0.45 : 0.9;
   const attributes = { d: pathOf(curve(graph, e)), stroke: byMember ? LIGHT[`in${graph.member[e]}`] : LIGHT[sign], "stroke-width": strokeOf(graph, e).toFixed(2), "stroke-opacity": opacity };
   if (dash) attributes["stroke-dasharray"] = dash;
   svgElement("path", attributes, parent);

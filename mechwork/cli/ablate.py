@@ -1,0 +1,204 @@
+"""Ablate components and say what breaks, what repairs itself, and what each head does.
+
+  mechwork ablate sweep --task ioi
+  mechwork ablate roles --task ioi --words induction
+  mechwork ablate self-repair --task ioi --heads a4.h1,a5.h1
+  mechwork ablate impairment --task ioi,induction --model llama-6l
+  mechwork ablate formation --model attn-only-2l
+
+STUDY is one of
+  sweep         every head and MLP ablated alone
+  cumulative    one after the other: most important first, least important first, at random
+  interactions  pairs of the heads of largest effect: redundant or synergistic
+  knock-in      each component lost, and each alone
+  impairment    which components carry one task and not another (two or more tasks)
+  self-repair   direct against total effect, and what repairs it
+  suppression   evidence for copy suppression in the heads of most negative direct effect
+  roles         what heads attend to and copy, beside null distributions (and on --task's spans IO, S1, END)
+  remove        the top heads of a role removed, beside matched random heads
+  formation     induction along a bundled model's checkpoints, with clamping
+  telemetry     massive activations, sparsity, attention sinks, norms
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError, UnknownNameError
+from .console import Console
+from .options import add_model, at_least, fraction, load
+
+STUDIES = (
+    "sweep", "cumulative", "interactions", "knock-in", "impairment", "self-repair", "suppression", "roles", "remove", "formation",
+    "telemetry",
+)  # fmt: skip
+N_WORDS = 400
+"""Prompts of the task of --words whose changing words random lists are drawn from."""
+N_INTERACTING = 8
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's own arguments."""
+    parser.add_argument(
+        "study", metavar="STUDY", help="sweep, cumulative, interactions, knock-in, impairment, self-repair, ..."
+    )
+    parser.add_argument(
+        "--task",
+        metavar="TASKS",
+        default="ioi",
+        help="a task's name; for impairment several, with commas (default: ioi)",
+    )
+    parser.add_argument(
+        "--kind",
+        default="mean",
+        help="zero, mean, mean_by_position, mean_by_span, resample, corrupt, noise, optimal (default: mean)",
+    )
+    parser.add_argument(
+        "--heads", metavar="HEADS", help="heads, with commas (default: all, or those the study chooses)"
+    )
+    parser.add_argument(
+        "--role", default="induction", help="of remove: whose top heads are removed (default: induction)"
+    )
+    parser.add_argument(
+        "--share",
+        type=fraction,
+        default=0.02,
+        metavar="F",
+        help="of remove: share of all heads (default: 0.02, at least one head)",
+    )
+    parser.add_argument(
+        "--words",
+        metavar="TASK",
+        default="induction",
+        help="random lists are drawn from this task's changing words; 'all': from the vocabulary (default: induction)",
+    )
+    parser.add_argument("-n", type=at_least(16), default=64, metavar="N", help="pairs per task (default: %(default)s)")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of the pairs and of what is drawn (default: 0)")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="also write the drawing, one page that opens offline")
+    add_model(parser)
+
+
+def run(args: argparse.Namespace, console: Console) -> None:
+    """Run the study, print it, and draw it when asked."""
+    if args.study not in STUDIES:
+        raise UnknownNameError("study", args.study, STUDIES)
+    if args.html is not None and args.html.exists():
+        raise InputError(f"{args.html} exists and is not overwritten. Choose another --html.")
+    from ..ablation.spec import KINDS
+    from ..tasks import find_task
+
+    if args.kind not in KINDS:
+        raise UnknownNameError("ablation", args.kind, KINDS)
+    names = args.task.split(",")
+    for name in names:
+        find_task(name)
+    if (args.study == "impairment") != (len(names) > 1):
+        raise InputError(
+            f"impairment compares two or more tasks, the other studies take one; got {args.study} of {args.task}"
+        )
+    if args.study == "formation":
+        from ..ablation import study_formation
+
+        with console.step(f"following {args.model}") as progress:
+            result: Any = study_formation(args.model, n=args.n, seed=args.seed, progress=progress)
+    else:
+        with console.step(f"loading {args.model}"):
+            model = load(args)
+            tasks = [find_task(name)(model, n=args.n, seed=args.seed) for name in names]
+        with console.step(f"{args.study} on {args.model}") as progress:
+            result = _study(args, model, tasks, progress)
+    rows = result.to_dataframe().to_dict(orient="records")
+    data: dict[str, Any] = {
+        "study": args.study,
+        "model": args.model,
+        "tasks": names,
+        "kind": args.kind,
+        "rows": rows,
+        "provenance": result.provenance,
+    }
+    text = _effects(result) if args.study == "sweep" else str(result)
+    if args.html is not None:
+        importlib.import_module("mechwork.render")  # registers the drawings
+        args.html.write_text(result.to_html(), encoding="utf-8")
+        text += f"\n\nThe drawing: {args.html}"
+    console.result(text, data)
+
+
+def _study(args: argparse.Namespace, model: Any, tasks: list[Any], progress: Any) -> Any:
+    """The study's result."""
+    from .. import ablation
+
+    task, heads = tasks[0], args.heads.split(",") if args.heads else None
+    common = {"kind": args.kind, "seed": args.seed}
+    match args.study:
+        case "sweep":
+            has_mlps = bool(ablation.all_mlps(_anatomy(model)))
+            return ablation.sweep_ablations(
+                model, task, ["heads", "mlps"] if has_mlps else ["heads"], progress=progress, **common
+            )
+        case "cumulative":
+            return ablation.study_cumulative(model, task, heads, progress=progress, **common)
+        case "interactions":
+            return ablation.study_interactions(
+                model, task, heads or _strongest(model, task, args), progress=progress, **common
+            )
+        case "knock-in":
+            return ablation.study_knock_out_in(model, task, heads, progress=progress, **common)
+        case "impairment":
+            return ablation.study_impairment(model, tasks, heads, progress=progress, **common)
+        case "self-repair":
+            return ablation.study_self_repair(model, task, heads, progress=progress, **common)
+        case "suppression":
+            return ablation.study_copy_suppression(model, task, heads, seed=args.seed)
+        case "telemetry":
+            return ablation.record_telemetry(model, task)
+    prompts = _repeated(args, model)
+    table = ablation.measure_roles(model, prompts, seed=args.seed)
+    if args.study == "remove":
+        return ablation.remove_top_heads(
+            model, [task], role=args.role, share=args.share, table=table, prompts=prompts, progress=progress, **common
+        )
+    if {"IO", "S1", "END"} <= set(task.pairs.spans):
+        table = table.with_roles(ablation.measure_span_roles(model, task, seed=args.seed))
+    return table
+
+
+def _repeated(args: argparse.Namespace, model: Any) -> Any:
+    from ..ablation import repeated_tokens
+    from ..tasks import find_task
+
+    like = None if args.words == "all" else find_task(args.words)(model, n=N_WORDS, seed=args.seed)
+    return repeated_tokens(model, args.n, like=like, seed=args.seed)
+
+
+def _anatomy(model: Any) -> Any:
+    from ..models.anatomy import read_anatomy
+
+    return read_anatomy(model)
+
+
+def _strongest(model: Any, task: Any, args: argparse.Namespace) -> list[str]:
+    """The heads of largest effect alone."""
+    from ..ablation import all_heads, sweep_ablations
+
+    effects = sweep_ablations(model, task, ["heads"], kind=args.kind, seed=args.seed)["z"].values.flatten()
+    names = all_heads(_anatomy(model))
+    return [names[i] for i in effects.abs().argsort(descending=True)[:N_INTERACTING].tolist()]
+
+
+def _effects(effects: Any) -> str:
+    """The strongest places of every kind, with standard errors."""
+    lines = []
+    for effect in effects.values():
+        measured = ~effect.values.isnan()
+        errors = effect.standard_error().flatten()
+        lines += [
+            f"  {place:<28} {value:+9.3f} ± {float(errors[i]):.3f}" for place, value, i in effect.ranked(measured)[:10]
+        ]
+    base = effects.baseline
+    return "\n".join(
+        [f"{effects.metrics[0]} {base.clean:.3f} intact; effect of ablating each alone (positive: it helps)", *lines]
+    )

@@ -1,0 +1,97 @@
+"""The graph beside a plotly rendering of the same one: ``python -m tests.benchmarks.graph [--out DIR]``.
+
+Two graphs: the IOI circuit of gpt2-6l, and a synthetic one of about 1,000 nodes and 30,000 edges. First paint is from the start of the
+navigation to the frame after the graph's first node is in the page (the median of three loads); a step is the mean of ten, less
+two idle frames. Prints a table, the sizes of the files, and how long Python takes to write the page. Needs chromium and playwright.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import mechwork as mw
+from mechwork.circuits import Circuit
+from mechwork.render import render_graph
+from mechwork.render.graph_payload import graph_payload
+from tests.render import synthetic
+from tests.render.plotly_graph import ABOVE, IDLE, OURS, PAINT, PLOTLY, STEP, plotly_page, unlocked
+
+GOALS = {"first paint": 600, "threshold": 50, "pan": 120, "zoom": 120}
+"""Milliseconds that are asked for in the default view."""
+
+
+def measure(browser: Any, page: Path, ready: str, steps: dict[str, str]) -> dict[str, float]:
+    """Milliseconds to the first paint and per step."""
+    paints, found = [], {}
+    for turn in range(3):
+        context = browser.new_context(viewport={"width": 1280, "height": 860})
+        tab = context.new_page()
+        tab.add_init_script(PAINT % ready)
+        tab.goto(page.as_uri())
+        tab.wait_for_function("() => window.firstPaint", timeout=120_000)
+        paints.append(tab.evaluate("() => window.firstPaint"))
+        if turn == 0:
+            tab.wait_for_timeout(500)
+            tab.evaluate(IDLE)
+            found = {name: tab.evaluate(STEP, step) for name, step in steps.items()}
+        context.close()
+    return {"first paint": median(paints), **found}
+
+
+def ioi_circuit() -> Circuit:
+    """As `mechwork discover ioi` finds it."""
+    model = mw.load_model("gpt2-6l")
+    scores = mw.score_edges(model, mw.tasks.ioi(model, n=128, seed=0).train)
+    return scores.circuit(n_edges=scores.space.n_edges // 10)
+
+
+def main() -> None:
+    """Measure both graphs in both renderings and print."""
+    from playwright.sync_api import sync_playwright
+
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--out", type=Path, help="keep the pages here")
+    out = options.parse_args().out
+    with tempfile.TemporaryDirectory() as place, sync_playwright() as browsers:
+        folder = out or Path(place)
+        folder.mkdir(parents=True, exist_ok=True)
+        browser = browsers.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        for name, circuit in (("ioi", ioi_circuit()), ("synthetic", synthetic.large_circuit())):
+            begun = time.perf_counter()
+            ours = render_graph(circuit)
+            written = time.perf_counter() - begun
+            payload = graph_payload(circuit)
+            theirs = plotly_page(payload)
+            pages = {"mechwork": unlocked(ours), "plotly": unlocked(theirs)}
+            print(
+                f"{name}: {len(payload['nodes']['name'])} nodes, {len(payload['edges']['source']):,} edges; page {len(ours) / 1e3:,.0f} kB, written in {written:.2f} s (plotly {len(theirs) / 1e3:,.0f} kB)"
+            )
+            times = {}
+            for kind, html in pages.items():
+                path = folder / f"{name}-{kind}.html"
+                path.write_text(html, encoding="utf-8")
+                mine = OURS | (ABOVE if circuit.n_edges > 2000 else {})
+                ready, steps = (
+                    (".mw-nodes .mw-node", mine)
+                    if kind == "mechwork"
+                    else (".js-plotly-plot .scatterlayer .trace", PLOTLY)
+                )
+                times[kind] = measure(browser, path, ready, steps)
+            print(f"  {'ms':<26}{'mechwork':>10}{'plotly':>10}{'asked for':>11}")
+            for step, value in times["mechwork"].items():
+                other = times["plotly"].get(step)
+                print(
+                    f"  {step:<26}{value:>10.1f}{'' if other is None else format(other, '.1f'):>10}{GOALS.get(step, ''):>11}",
+                    flush=True,
+                )
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
