@@ -43,7 +43,7 @@ def test_no_mechwork_is_told_to_install_it(monkeypatch: pytest.MonkeyPatch) -> N
 def test_another_mechwork_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     other = SimpleNamespace(__file__="/elsewhere/mechwork.py")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: other)
-    monkeypatch.setitem(sys.modules, "mechwork", other)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "mechwork", other)
     with pytest.raises(start.NotReadyError, match="elsewhere"):
         start.begin("1")
 
