@@ -27,6 +27,9 @@ N_PAIRS, SEED, FRACTION = 128, 0, 0.1
 TOLERANCE = 0.01
 """How far a faithfulness measured again may be from the card's."""
 
+N_WORDS = 400
+"""Lists of the induction task that random words are drawn from, as `mechwork ablate roles` does."""
+
 N_HEADS = 12
 """How many heads a page describes, largest effect first."""
 
@@ -98,7 +101,7 @@ def _verify(console: Console) -> None:
 
 def _build(out: Path, console: Console) -> None:
     """Discover every shipped circuit, and write circuits, cards and pages."""
-    from ..ablation import measure_roles, measure_span_roles
+    from ..ablation import measure_roles, measure_span_roles, repeated_tokens
     from ..circuits.shipped import CARD
     from ..tasks import find_task
     from .discovery import Settings, discover
@@ -111,7 +114,8 @@ def _build(out: Path, console: Console) -> None:
             for task in tasks
         }
         with console.step("measuring roles"):
-            roles = measure_roles(model)
+            words = find_task("induction")(model, n=N_WORDS, seed=SEED)
+            roles = measure_roles(model, repeated_tokens(model, 64, like=words, seed=SEED), seed=SEED)
             if "ioi" in found:
                 roles = roles.with_roles(measure_span_roles(model, found["ioi"].task.test))
         folder = out / name
@@ -167,7 +171,7 @@ def _roles(roles: RoleTable, found: dict[str, Discovery]) -> list[str]:
     lines = [
         "## What the heads do\n",
         (
-            "Scores on random repeated tokens and on the spans of IOI, 1 at most; a role is given where the score is at least 0.3 and "
+            "Scores on random words said again and on the spans of IOI, 1 at most; a role is given where the score is at least 0.3 and "
             "beats its null distribution (p < 0.05, corrected for the number of heads). `mechwork ablate roles` measures them.\n"
         ),
         "| " + " | ".join(header) + " |",

@@ -199,7 +199,9 @@ def _documents(source: Any, column: str) -> tuple[Callable[[], Iterator[Any]], P
         return lambda: iter(source.reshape(-1, source.shape[-1]).tolist()), {"tokens": list(source.shape)}
     if callable(source):
         make = cast(Callable[[], Iterable[Any]], source)
-        return lambda: (_document(item, column) for item in make()), {"function": getattr(source, "__name__", "function")}
+        return lambda: (_document(item, column) for item in make()), {
+            "function": getattr(source, "__name__", "function")
+        }
     if isinstance(source, Iterator) or not hasattr(source, "__iter__"):
         raise InputError(
             f"text is read more than once, so it must be possible to start again; got {type(source).__name__}. "
