@@ -19,14 +19,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..errors import ArtefactError, InputError, NotFoundError, UnknownNameError
 from ..models.anatomy import read_anatomy
-from ..provenance import Provenance, hash_json
+from ..provenance import Provenance, hash_json, hash_tensors
 from ..tasks.build import prepends_bos, require_tokenizer
 from .prompts import Prompts
 
@@ -196,10 +196,13 @@ def _documents(source: Any, column: str) -> tuple[Callable[[], Iterator[Any]], P
         facts = {"files": [{"name": f.name, "bytes": f.stat().st_size} for f in files]}
         return lambda: (document for file in files for document in _read_file(file, column)), facts
     if isinstance(source, Tensor):
-        return lambda: iter(source.reshape(-1, source.shape[-1]).tolist()), {"tokens": list(source.shape)}
+        return lambda: iter(source.reshape(-1, source.shape[-1]).tolist()), {
+            "tokens": list(source.shape),
+            "sha256": hash_tensors({"tokens": source}),
+        }
     if callable(source):
-        make = cast(Callable[[], Iterable[Any]], source)
-        return lambda: (_document(item, column) for item in make()), {
+        again: Callable[[], Iterable[Any]] = source
+        return lambda: (_document(item, column) for item in again()), {
             "function": getattr(source, "__name__", "function")
         }
     if isinstance(source, Iterator) or not hasattr(source, "__iter__"):
