@@ -15,7 +15,9 @@ A tour; every subpackage's docstring says what it owns.
 
 from . import errors as errors
 from . import tasks as tasks
+from .ablation import AblationSpec as AblationSpec
 from .ablation import HeadStudy as HeadStudy
+from .ablation import ablate as ablate
 from .ablation import study_heads as study_heads
 from .circuits import Circuit as Circuit
 from .circuits import CircuitEvaluation as CircuitEvaluation
@@ -26,6 +28,16 @@ from .circuits import evaluate as evaluate
 from .circuits import ground_truth as ground_truth
 from .circuits import load_circuit as load_circuit
 from .circuits import score_edges as score_edges
+from .directions import Direction as Direction
+from .directions import fit_direction as fit_direction
+from .directions import study_steering as study_steering
+from .lenses import LensTable as LensTable
+from .lenses import LogitAttribution as LogitAttribution
+from .lenses import TunedLens as TunedLens
+from .lenses import attribute_logits as attribute_logits
+from .lenses import load_lens as load_lens
+from .lenses import read_lens as read_lens
+from .lenses import train_lens as train_lens
 from .models import load_model as load_model
 from .patching import Effects as Effects
 from .patching import attribute as attribute

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -201,8 +201,8 @@ def _documents(source: Any, column: str) -> tuple[Callable[[], Iterator[Any]], P
             "sha256": hash_tensors({"tokens": source}),
         }
     if callable(source):
-        again: Callable[[], Iterable[Any]] = source
-        return lambda: (_document(item, column) for item in again()), {
+        make = cast(Callable[[], Iterable[Any]], source)
+        return lambda: (_document(item, column) for item in make()), {
             "function": getattr(source, "__name__", "function")
         }
     if isinstance(source, Iterator) or not hasattr(source, "__iter__"):

@@ -12,7 +12,7 @@ import mechwork as mw
 from mechwork import bundled
 from mechwork.lenses import evaluate_lens, load_lens, open_text
 
-NAMES = ("attn-only-2l", "gpt2-12l", "gpt2-6l", "llama-6l", "neox-6l")
+NAMES = ("attn-only-2l", "gemma2-6l", "gpt2-12l", "gpt2-6l", "llama-6l", "neox-6l")
 
 
 @pytest.mark.parametrize("name", NAMES)
