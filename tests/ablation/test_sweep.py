@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from mechwork.ablation import AblationSpec, ablate, fit_ablation, run_sets, sweep_ablations
 from mechwork.ablation.sweep import targets_of, top_neurons
-from mechwork.errors import InputError
+from mechwork.errors import ArtefactError, InputError
 from mechwork.models.anatomy import read_anatomy
 from tests.families import borrowed, build_native, build_task, rounding
 
@@ -79,3 +80,13 @@ def test_what_cannot_be_swept(tiny_gpt2_64: Any) -> None:
             sweep_ablations(tiny_gpt2_64, task, what)
     with pytest.raises(InputError, match="no mlps"):
         sweep_ablations(build_native("attention only"), task, ["mlps"])
+
+
+def test_a_sweep_goes_on_from_its_checkpoint_and_refuses_another(tiny_gpt2_64: Any, tmp_path: Path) -> None:
+    task = build_task(n=8)
+    first = sweep_ablations(tiny_gpt2_64, task, ["heads"], checkpoint=tmp_path / "sweep")
+    again = sweep_ablations(tiny_gpt2_64, task, ["heads"], checkpoint=tmp_path / "sweep")
+    assert torch.equal(first["z"].per_example, again["z"].per_example)
+    assert first["z"].provenance["ablation"]["z"]["reference"]["sha256"] == task.pairs.fingerprint()
+    with pytest.raises(ArtefactError):
+        sweep_ablations(tiny_gpt2_64, task, ["heads"], kind="zero", checkpoint=tmp_path / "sweep")
