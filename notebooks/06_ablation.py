@@ -132,7 +132,7 @@ course.check("6.4", previous, roles)
 # Stuck? Run course.hint("6.4"), then course.solution("6.4")
 
 # %% [markdown]
-# Note what the table does *not* say: the induction scores are low, and no head gets that role on random tokens, although this model does its own induction task well. A role is a word for a measurement on some prompts, not a property of a head.
+# The table is the textbook picture: one head of layer 0 looks one token back, and the heads of layer 1 look at what came after the same word the first time (*induction*) and write it (*copying*). But note what it does *not* say: a role is a word for a measurement on some prompts, not a property of a head.
 #
 # The same question on the task's own prompts, in the larger model: the effect of ablating, the direct effect, and where the head looks.
 

@@ -8,6 +8,7 @@
 | `tiny_gpt2`, `tiny_gpt2_64` | the GPT-2 one alone |
 | `tiny_task` | three random pairs of ten tokens that fit every tiny model |
 | `bundled_model` | ``gpt2-6l`` as a user loads it |
+| `browser`, `open_page` | a headless Chromium, one per worker (playwright runs once in a process), and pages in it |
 
 Models are built once per worker and lent to each test; a test that gives one back with hooks, flags or weights changed
 fails. A test that wants to change a model builds its own with `tests.families.build_model`.
@@ -32,6 +33,7 @@ import torch
 
 from mechwork.models.load import load_model
 from mechwork.tasks.task import Task
+from tests.browser import artefacts, browser, open_page  # noqa: F401 - fixtures, once for all folders
 from tests.families import FAMILIES, borrowed, build_model, build_task
 
 hypothesis.settings.register_profile("mechwork", deadline=None, derandomize=True, max_examples=50, database=None)

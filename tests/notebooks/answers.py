@@ -110,7 +110,7 @@ CLAIMS: dict[str, tuple[str, ...]] = {
         "float(sweeps['mean'].values[1, 3]) < -1 and float(sweeps['corrupt'].values[1, 3]) > 5",
         "abs(both.effect - sum(result.effect for result in alone)) < 0.2",
         "repair.share() < 0 and (repair.repaired.mean(dim=1) < 0).double().mean() > 0.5",
-        "all('induction' not in roles.roles_of(head) for head in roles.heads)",
+        "all({'induction', 'copying'} <= set(roles.roles_of(head)) for head in ('a1.h0', 'a1.h1'))",
         "'previous token' in roles.roles_of('a0.h0')",
         "sweep_ablations(small, mw.tasks.induction(small, n=32), ['heads'])['z'].baseline.clean > 5",
     ),

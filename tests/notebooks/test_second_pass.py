@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from notebooks.course.pairing import sources
-from tests.render.conftest import Tab, artefacts, browser, open_page  # noqa: F401 - fixtures
+from tests.browser import Tab
 
 from .second_pass import execute, exercises_in, read, run, to_page
 

@@ -17,7 +17,6 @@ import pytest
 import mechwork
 from notebooks.course.pairing import sources
 from notebooks.course.site import PACKAGES, lessons, public_names, reference
-from tests.render.conftest import artefacts, browser, open_page  # noqa: F401 - fixtures
 
 ROOT = Path(__file__).resolve().parents[2]
 ELSEWHERE = {"ablation", "lenses", "directions", "interventions"}

@@ -9,8 +9,8 @@ import torch
 
 from mechwork.circuits import AttributionGraph, Circuit, EdgeSpace, circuit_of, graph_of, read_mib
 from mechwork.render import Fact, GraphOptions, render_graph, render_positions, render_report
+from tests.browser import OpenPage, Tab
 from tests.render import synthetic
-from tests.render.conftest import OpenPage, Tab
 
 READERS = {
     "Circuit JSON": Circuit.load,

@@ -8,8 +8,8 @@ from mechwork.circuits.circuit import Circuit
 from mechwork.render import Fact, GraphOptions, render_graph
 from mechwork.render.graph_payload import graph_payload
 from mechwork.render.graph_static import static_svg
+from tests.browser import OpenPage, Tab
 from tests.render import synthetic
-from tests.render.conftest import OpenPage, Tab
 
 
 @pytest.fixture

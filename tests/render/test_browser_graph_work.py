@@ -12,8 +12,8 @@ import pytest
 from mechwork.circuits.circuit import Circuit
 from mechwork.display import frame
 from mechwork.render import Fact, GraphOptions, render_graph
+from tests.browser import OpenPage, Tab
 from tests.render import synthetic
-from tests.render.conftest import OpenPage, Tab
 
 
 @pytest.fixture

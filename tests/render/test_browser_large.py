@@ -13,8 +13,8 @@ import pytest
 
 from mechwork.render import render_graph
 from mechwork.render.graph_payload import graph_payload
+from tests.browser import OpenPage, Tab
 from tests.render import synthetic
-from tests.render.conftest import OpenPage, Tab
 from tests.render.plotly_graph import ABOVE, IDLE, OURS, PAINT, PLOTLY, STEP, plotly_page, unlocked
 
 

@@ -20,7 +20,7 @@ from mechwork.lenses import (
 )
 from mechwork.lenses.trajectory import compare_trajectories
 from mechwork.render import lens_fragment
-from tests.render.conftest import OpenPage
+from tests.browser import OpenPage
 
 PROMPT = "Mary and John and Mary and John and Mary"
 HOSTILE = {0: "<s>", 1: "</script><img src=x onerror=alert(1)>", 2: " \u202eJohn", 3: "\n", 4: "x" * 200}

@@ -4,8 +4,8 @@ import pytest
 
 from mechwork.display import frame, page
 from mechwork.render import render_report
+from tests.browser import OpenPage, Tab
 from tests.render import synthetic
-from tests.render.conftest import OpenPage, Tab
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import torch
 
 from mechwork.relevance import TokenRelevance
 from mechwork.render import render_tokens
-from tests.render.conftest import OpenPage
+from tests.browser import OpenPage
 
 TOKENS = ("<s>", "</script><img src=x onerror=alert(1)>", " Mary", "\n", " \u202eJohn", " gave", "🙂", "x" * 200)
 VALUES = torch.tensor([0.1, -0.2, 3.5, 0.0, -2.75, 0.4, 0.01, -0.3], dtype=torch.float64)
