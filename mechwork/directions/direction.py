@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -142,7 +142,7 @@ class Direction:
                 header = file.metadata() or {}
                 vector = file.get_tensor("vector") if header.get("what") == WHAT else None
                 centre = file.get_tensor("centre") if "centre" in set(file.keys()) else None
-        except Exception as error:
+        except (SafetensorError, OSError) as error:
             raise ArtefactError(f"{path} is no safetensors file of a direction: {error}") from error
         if vector is None or int(header["format"]) > FORMAT:
             raise ArtefactError(

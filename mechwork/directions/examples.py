@@ -55,7 +55,7 @@ class Examples:
 
     @classmethod
     def of_task(cls, task: Task, position: str = END) -> Examples:
-        """Clean prompts against corrupt ones, read at a span's positions (averaged) or at the last token; a pair is a group."""
+        """Clean prompts against corrupt ones, read at a span (averaged), the last token or a token position; a pair is a group."""
         pairs = task.pairs
         sides = [_positions(pairs.mask, pairs.lengths, pairs.spans, position)]
         other = pairs.corrupt_as_host()
@@ -107,11 +107,16 @@ class Examples:
 def _positions(mask: PositionMask, lengths: Tensor, spans: dict[str, PositionMask], position: str) -> PositionMask:
     if position in spans:
         return spans[position]
-    if position != END:
-        raise InputError(f"position is END or one of the spans {', '.join(spans) or '(none)'}; got {position!r}")
-    last = torch.zeros_like(mask)
-    last[torch.arange(len(mask)), lengths - 1] = True
-    return last
+    chosen = torch.zeros_like(mask)
+    if position == END:
+        chosen[torch.arange(len(mask)), lengths - 1] = True
+    elif position.isdigit() and int(position) < int(lengths.min()):
+        chosen[:, int(position)] = True
+    else:
+        raise InputError(
+            f"position is END, one of the spans {', '.join(spans) or '(none)'}, or a token position below {int(lengths.min())}; got {position!r}"
+        )
+    return chosen
 
 
 def record_examples(

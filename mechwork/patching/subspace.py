@@ -17,9 +17,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..directions import Examples, record_examples
 from ..errors import InputError
 from ..models.anatomy import ModelAnatomy, device_of, dtype_of
-from ..runs.record import check_task, record_run
+from ..runs.record import check_task
 from ..sites import SITE_KINDS, Site, hook_name, site_kind
 from ..tasks.task import Task
 from .exact import Job, plan_sweep
@@ -214,35 +215,8 @@ def leading_differences(
 
 def site_differences(model: TransformerBridge, task: Task, site: Site, position: str) -> Float[Tensor, "batch d"]:
     """clean - corrupt vectors of every pair at one span (averaged over its positions) or token position."""
-    anatomy = check_task(model, task)
-    anatomy.check_site(site)
-    if site.layer is None or site.kind in SQUARE or (site_kind(site.kind).per_head and site.head is None):
-        raise InputError(f"directions are fitted at a layer's vectors (of one head, for heads); got {site}")
-    sides = []
-    for corrupt in (False, True):
-        pairs = task.pairs.corrupt_as_host() if corrupt else task.pairs
-        mask = _position_mask(pairs, position)
-        x = record_run(model, task.pairs, [site.kind], corrupt=corrupt, n_tail=1).layers[site.kind][site.layer]
-        x = x if site.head is None else x[:, :, site.head]
-        weights = mask.to(x) / mask.sum(dim=1, keepdim=True).clamp(min=1).to(x)
-        sides.append(torch.einsum("bp,bpd->bd", weights, x))
-    return sides[0] - sides[1]
-
-
-def _position_mask(pairs: Any, position: str) -> Tensor:
-    spans = dict(pairs.spans)
-    ends = torch.zeros_like(pairs.mask)
-    ends[torch.arange(len(pairs)), pairs.lengths - 1] = True
-    spans.setdefault("END", ends)
-    if position in spans:
-        return spans[position]
-    if position.isdigit() and int(position) < int(pairs.lengths.min()):
-        chosen = torch.zeros_like(pairs.mask)
-        chosen[:, int(position)] = True
-        return chosen
-    raise InputError(
-        f"position is a span ({', '.join(spans)}) or a token position below {int(pairs.lengths.min())}; got {position!r}"
-    )
+    found = record_examples(model, Examples.of_task(task, position), [site])[0].to(device_of(model))
+    return found[: len(task)] - found[len(task) :]
 
 
 def fit_das(

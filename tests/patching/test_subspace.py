@@ -214,7 +214,7 @@ def test_refused(tiny_gpt2: Any, tiny_task: Task) -> None:
         check_illusion(tiny_gpt2, tiny_task, Site("mlp_post", 0), neurons(tiny_gpt2, [1]), n_random=0)
     with pytest.raises(InputError, match="0 to 127"):
         neurons(tiny_gpt2, [128])
-    with pytest.raises(InputError, match="position is a span"):
+    with pytest.raises(InputError, match="one of the spans"):
         mean_difference(tiny_gpt2, tiny_task, Site("resid_pre", 0), "S9")
     with pytest.raises(InputError, match="rank is 1 to 3"):
         leading_differences(tiny_gpt2, tiny_task, Site("resid_pre", 0), rank=9)
