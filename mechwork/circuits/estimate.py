@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..errors import InputError
 from ..models.anatomy import device_of, dtype_of
 from ..runs.record import Baseline, Run
 from ..tasks.task import Task
@@ -48,7 +47,6 @@ class Coefficients:
     seed: int
 
     def __post_init__(self) -> None:
-        _check_rules(self.model, self.method)
         self.ablated = None if self.method.ablation == "corrupt" else self._ablated_writes()
 
     def __call__(self, task: Task) -> Rows:
@@ -197,16 +195,6 @@ class Coefficients:
         if self.method.ablation == "zero":
             return torch.zeros(self.space.n_writers, 1, 1, self.model.cfg.d_model).to(next(self.model.parameters()))
         return mean_writes(self.model, self.task, self.space, by_position=self.method.ablation == "mean_by_position")
-
-
-def _check_rules(model: TransformerBridge, method: Method) -> None:
-    """Raises `InputError` for rules on the weights that readers are pulled back through here with their plain gradient."""
-    for (name, family), rule in method.rules.bind(model).rules.items():
-        if family == "linear" and name.endswith((".attn.q", ".attn.k", ".attn.v", ".attn.qkv")):
-            raise InputError(
-                f"edges are read through the plain weights of queries, keys and values; {rule} is bound to {name}. "
-                "Bind linear rules to other modules, e.g. 'blocks.*.mlp.*', or score sites with mechwork.attribute."
-            )
 
 
 @dataclass(eq=False)
