@@ -108,7 +108,7 @@ class Coefficients:
         donor = at_donor.run if at_donor else passes.plain(writing if self.ablated is None else (), donor=True)
         baseline = self._baseline(passes, host, donor)
         start = host.layers["resid_pre"][0]
-        end = donor.layers["resid_pre"][0] if self.ablated is None else self.ablated[0].to(start).expand_as(start)
+        end = donor.layers["resid_pre"][0] if self.ablated is None else self._ablated_input(start)
         differences = self._differences(donor, host)
         if self.n_positions >= start.shape[1]:  # they fit at once, and are the same at every point
             differences = list(differences)
@@ -139,7 +139,8 @@ class Coefficients:
         return self._baseline(passes, host, donor)
 
     def _components(self) -> Iterator[tuple[slice, str, int]]:
-        yield slice(0, 1), "resid_pre", 0
+        for row in range(self.space.n_inputs):
+            yield slice(row, row + 1), "resid_pre", 0
         for layer in range(self.space.n_layers):
             yield self.space.head_writers(layer), "attn_out", layer
             if self.space.attn_only:
@@ -186,6 +187,10 @@ class Coefficients:
                 each = each.unflatten(0, (a.shape[1], a.shape[2]))
                 summed = torch.einsum("bpwr,cbp->bcwr", each, cells[:, :, chunk].to(each))
                 self.total[:, :, first:last, columns].add_(summed, alpha=weight)
+
+    def _ablated_input(self, like: Tensor) -> Tensor:
+        assert self.ablated is not None
+        return self.ablated[: self.space.n_inputs].sum(dim=0).to(like).expand_as(like)
 
     def _baseline(self, passes: Passes, host: Run, donor: Run) -> Baseline:
         metrics = passes.measure(host).detach().cpu(), passes.measure(donor, donor=True).detach().cpu()

@@ -23,7 +23,7 @@ from ..circuits import (
     score_edges,
     score_positions,
 )
-from ..circuits.score import require_aligned
+from ..circuits.writers import require_aligned
 from ..errors import InputError
 from ..models.anatomy import check_ready
 from ..patching import Effects, attribute, patch
