@@ -75,7 +75,9 @@ class Readable:
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if "__repr__" not in vars(cls):  # set here, because a dataclass without one is given one that prints every tensor
+        if "__repr__" not in vars(
+            cls
+        ):  # set here, because a dataclass without one is given one that prints every tensor
             cls.__repr__ = cls.__str__ if "__str__" in vars(cls) else cls.__repr__
 
     def __repr__(self) -> str:
@@ -96,10 +98,10 @@ def brief(value: Any) -> str:
         return f"{str(dtype).removeprefix('torch.')} [{', '.join(map(str, shape))}]{_range(value)}"
     if isinstance(value, str | int | float | None):
         text = repr(value)
-    elif isinstance(value, Mapping):
-        text = f"{len(value)} of {', '.join(map(str, value))}" if value else "none"
-    elif isinstance(value, tuple | list | frozenset | set):
-        text = f"{len(value)} of {', '.join(map(_name, value))}" if value else "none"
+    elif isinstance(value, Mapping | tuple | list | frozenset | set):
+        names = list(map(_name, value))
+        alike = len(names) > 1 and len(set(names)) == 1
+        text = f"{len(names)}: {names[0] if alike else ', '.join(names)}{' each' * alike}" if names else "none"
     else:
         text = _name(value)
     return text if len(text) <= _LINE else text[: _LINE - 1] + "…"
