@@ -10,7 +10,8 @@ from __future__ import annotations
 import html
 import tempfile
 import webbrowser
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +21,8 @@ _DRAWINGS: dict[type, Callable[[Any], str]] = {}
 _STILLS: dict[type, Callable[[Any], str]] = {}
 _ROWS, _LETTERS = 20, 2000
 """How much of a table or of a text stands in for a drawing that has no still form of its own."""
+_LINE = 100
+"""Letters of one field in an outline."""
 _Draw = TypeVar("_Draw", bound=Callable[[Any], str])
 
 
@@ -64,7 +67,62 @@ def page(result: object) -> str:
     raise MechworkError(f"nothing draws a {type(result).__name__}; drawn: {', '.join(c.__name__ for c in _DRAWINGS)}")
 
 
-class Displayable:
+class Readable:
+    """Mixin for what holds tensors: `repr` and `print` give a few lines, never the numbers.
+
+    A class that writes its own ``__str__`` has it as its ``repr`` too; any other is outlined, field by field.
+    """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__repr__" not in vars(
+            cls
+        ):  # set here, because a dataclass without one is given one that prints every tensor
+            cls.__repr__ = cls.__str__ if "__str__" in vars(cls) else cls.__repr__
+
+    def __repr__(self) -> str:
+        return outline(self)
+
+
+def outline(value: Any) -> str:
+    """A dataclass in a line per field: tensors by dtype, shape and range, collections by their size and first entries."""
+    named = {field.name: brief(getattr(value, field.name)) for field in fields(value)}
+    width = max(map(len, named), default=0)
+    return "\n".join([type(value).__name__, *(f"  {name:<{width}}  {text}" for name, text in named.items())])
+
+
+def brief(value: Any) -> str:
+    """Any value in one line of at most 100 letters."""
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if shape is not None and dtype is not None:
+        return f"{str(dtype).removeprefix('torch.')} [{', '.join(map(str, shape))}]{_range(value)}"
+    if isinstance(value, str | int | float | None):
+        text = repr(value)
+    elif isinstance(value, Mapping | tuple | list | frozenset | set):
+        names = list(map(_name, value))
+        alike = len(names) > 1 and len(set(names)) == 1
+        text = f"{len(names)}: {names[0] if alike else ', '.join(names)}{' each' * alike}" if names else "none"
+    else:
+        text = _name(value)
+    return text if len(text) <= _LINE else text[: _LINE - 1] + "…"
+
+
+def _name(value: Any) -> str:
+    """Plain values as they are, everything else by its class."""
+    plain = isinstance(value, str | int | float | None)
+    if not plain and is_dataclass(value):
+        plain = all(isinstance(getattr(value, field.name), str | int | float | None) for field in fields(value))
+    return str(value) if plain else type(value).__name__
+
+
+def _range(tensor: Any) -> str:
+    """The least and the largest number, where there are any and they have an order."""
+    if not tensor.numel() or tensor.is_complex() or tensor.is_meta or str(tensor.dtype) == "torch.bool":
+        return ""
+    return f", {float(tensor.min()):.4g} to {float(tensor.max()):.4g}"
+
+
+class Displayable(Readable):
     """Mixin for result objects: `show()`, `to_html()` and Jupyter's rich representation."""
 
     def to_html(self) -> str:

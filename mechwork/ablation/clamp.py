@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from jaxtyping import Int
 from torch import Tensor
 
+from ..display import Readable
 from ..errors import ArtefactError, InputError, UnknownNameError
 from ..interventions import ByCell, ByPosition, Write, intervene
 from ..models.anatomy import check_ready, device_of
@@ -36,7 +37,7 @@ WHAT = ("z", "pattern", "q", "k", "v", "attn_out", "mlp_out", "resid_pre", "resi
 
 
 @dataclass(frozen=True, eq=False)
-class Clamp:
+class Clamp(Readable):
     """Values ``[batch, pos, ...]`` per site, of one run of particular tokens; `donor` says of which model and tokens."""
 
     values: dict[Site, Tensor]

@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..display import Readable
 from ..errors import ArtefactError, InputError
 from ..interventions import other_prompts, require_examples, require_spans
 from ..models.anatomy import check_ready
@@ -40,7 +41,7 @@ FORMAT = 1
 
 
 @dataclass(frozen=True, eq=False)
-class Ablation:
+class Ablation(Readable):
     """A spec and its tables. `reference`: name, size and sha256 of the data behind them; `model`: whose activations they are."""
 
     spec: AblationSpec

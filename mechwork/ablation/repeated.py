@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..display import Readable
 from ..errors import InputError
 from ..models.anatomy import read_anatomy
 from ..shapes import Logits, PerExample
@@ -29,7 +30,7 @@ IN_CONTEXT = "in_context_log_probability"
 
 
 @dataclass(frozen=True, eq=False)
-class RepeatedTokens:
+class RepeatedTokens(Readable):
     """The task and where things stand: the list begins at column `start`, its repetition at `start` + `length`."""
 
     task: Task

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..display import Readable
 from ..errors import InputError
 from ..interventions import Positional, Replacement, Write, intervene, replace_at
 from ..models.anatomy import device_of, dtype_of, read_anatomy
@@ -42,7 +43,7 @@ PARTS = ("head", "attn", "mlp", "neurons", "layer")
 
 
 @dataclass(frozen=True, eq=False)
-class SetMetrics:
+class SetMetrics(Readable):
     """Metric and correctness per set and pair, and those of the whole model."""
 
     sets: tuple[TargetSet, ...]

@@ -74,7 +74,10 @@ class Console:
 
 
 class Progress:
-    """A callback ``(done, total, what)``: a redrawn line on a terminal, otherwise a plain line every `EVERY` seconds."""
+    """A callback ``(done, total, what)``: a redrawn line on a terminal, otherwise a plain line every `EVERY` seconds.
+
+    Whatever was begun to be counted is counted to its end.
+    """
 
     EVERY = 5.0
 
@@ -83,12 +86,14 @@ class Progress:
         self.redraws = console.verbosity >= 0 and console.err.isatty()
         self._last = time.monotonic()
         self._width = 0
+        self._told = False
 
     def __call__(self, done: int, total: int, what: str = "") -> None:
         now = time.monotonic()
-        if self._console.verbosity < 0 or now - self._last < (0.1 if self.redraws else self.EVERY):
+        early = now - self._last < (0.1 if self.redraws else self.EVERY)
+        if self._console.verbosity < 0 or (early and not (self._told and done >= total)):
             return
-        self._last = now
+        self._last, self._told = now, done < total
         line = f"{self._what}: {what or 'step'} {done} of {total}"
         if not self.redraws:
             self._console.say(line)

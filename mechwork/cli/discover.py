@@ -113,7 +113,7 @@ def write(found: Discovery, data: dict[str, Any], folder: Path, *, audience: str
     hashes = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
     results = (found.measured, found.estimated, found.scores, found.circuit, found.curve, found.evaluation)
     robustness = found.robustness.results if found.robustness else ()
-    seen = (found.study, found.attention, found.components, *found.positions)
+    seen = (found.study, found.attention, found.components, *found.positions, found.direct, *found.tables, found.paths)
     record = {"files": hashes, "request": data["request"]}
     page = report(folder / "report.html", found.task, *results, *robustness, *seen, audience=audience, record=record)
     data["sha256"] = {**hashes, page.name: _sha256(page)}

@@ -24,8 +24,20 @@ from ..circuits import (
     score_positions,
 )
 from ..circuits.writers import require_aligned
-from ..errors import InputError
-from ..models.anatomy import check_ready
+from ..errors import InputError, NotFoundError
+from ..lenses import (
+    LOGIT_LENS,
+    LensTable,
+    LogitAttribution,
+    Trajectory,
+    TrajectoryComparison,
+    attribute_logits,
+    compare_trajectories,
+    load_lens,
+    read_lens,
+    trajectory,
+)
+from ..models.anatomy import ModelAnatomy, check_ready
 from ..patching import Effects, attribute, patch
 from ..patching.result import AgreementTable
 from ..runs import AttentionPatterns, ComponentStudy, record_attention, study_components
@@ -43,6 +55,13 @@ SITES = ("resid_pre", "attn_out", "mlp_out", "z")
 
 N_ATTENTION = 24
 """Of how many heads at most, those of largest effect in the circuit first, the report shows attention."""
+
+
+N_READ = 16
+"""On how many prompts lenses are read."""
+
+N_TOP = 5
+"""Tokens per cell of a lens table."""
 
 
 @dataclass(frozen=True)
@@ -83,12 +102,20 @@ class Discovery:
     attention: AttentionPatterns
     components: ComponentStudy
     positions: tuple[PositionScores | AttentionEdges, ...]
+    tables: tuple[LensTable, ...]
+    direct: LogitAttribution
     robustness: Robustness | None
 
     @property
     def held_out(self) -> bool:
         """Whether the circuit was tested on other pairs than it was found on."""
         return bool(self.task.splits)
+
+    @property
+    def paths(self) -> Trajectory | TrajectoryComparison:
+        """How the answer forms from place to place: through the logit lens, beside the tuned lens where there is one."""
+        first, *others = (trajectory(table) for table in self.tables)
+        return compare_trajectories(first, others[0]) if others else first
 
 
 def discover(
@@ -123,6 +150,9 @@ def discover(
         ranked = sorted(study.rows, key=lambda row: row.head not in circuit.nodes)  # those of the circuit first
         attention = record_attention(model, test, heads=[row.head for row in ranked[:N_ATTENTION]])
         components = study_components(model, test, circuit.nodes)
+    with console.step("reading the stream"):
+        tables = _read(model, anatomy, test[: min(N_READ, len(test))])
+        direct = attribute_logits(model, test)
     roles = {row.head: row.role for row in study.rows if row.role and row.head in circuit.nodes}
     circuit = replace(circuit, roles=roles)
     with console.step("testing the circuit") as progress:
@@ -148,8 +178,21 @@ def discover(
         attention=attention,
         components=components,
         positions=by_position,
+        tables=tables,
+        direct=direct,
         robustness=robustness,
     )
+
+
+def _read(model: TransformerBridge, anatomy: ModelAnatomy, few: Task) -> tuple[LensTable, ...]:
+    """What the logit lens says of every place, and the model's tuned lens where one is shipped."""
+    kinds = [kind for kind in ("resid_pre", "resid_mid") if anatomy.has_site(kind)]
+    tables = (read_lens(model, few, LOGIT_LENS, kinds=kinds, top_k=N_TOP),)
+    try:
+        lens = load_lens(model)
+    except NotFoundError:
+        return tables
+    return (*tables, read_lens(model, few, lens, top_k=N_TOP))
 
 
 def _by_position(

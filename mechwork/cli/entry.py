@@ -29,6 +29,7 @@ VERBS = {
     "discover": "find the circuit of a task and write a report",
     "verify": "check a report's hashes, or compute its numbers again",
     "leaderboard": "compare ways to score edges on held-out pairs",
+    "compare": "lay two circuits over each other in one page",
     "reuse": "compare the circuits of several tasks",
     "agreement": "compare estimated with measured effects, for every preset of rules",
     "steer": "steer a task along a direction, and see what else changes",

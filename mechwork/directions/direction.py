@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..display import Readable
 from ..errors import ArtefactError, InputError
 from ..models.anatomy import check_ready
 from ..models.identity import identify_model
@@ -33,7 +34,7 @@ WHAT = "mechwork direction"
 
 
 @dataclass(frozen=True, eq=False)
-class Direction:
+class Direction(Readable):
     """`vector` ``[d]`` at `site`, towards the positive class; `boundary`, `low`, `high` are coordinates along its unit vector.
 
     `centre` is the mean of the examples, where it was fitted from examples: rotations turn in the plane of the two.

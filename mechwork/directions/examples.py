@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..display import Readable
 from ..errors import InputError
 from ..models.anatomy import check_ready, device_of
 from ..provenance import hash_tensors
@@ -29,7 +30,7 @@ BATCH = 64
 
 
 @dataclass(frozen=True, eq=False)
-class Examples:
+class Examples(Readable):
     """`n` right-padded prompts: `labels` True for the positive class; `where` marks the positions whose vectors are averaged."""
 
     tokens: Tokens

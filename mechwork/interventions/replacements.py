@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..display import Readable
 from ..errors import InputError
 
 
@@ -58,7 +59,7 @@ class Constant:
 
 
 @dataclass(frozen=True, eq=False)
-class Value:
+class Value(Readable):
     """A given activation: another run's, a mean, a constant. It must broadcast to the activation it replaces."""
 
     value: Float[Tensor, "..."]
@@ -68,7 +69,7 @@ class Value:
 
 
 @dataclass(frozen=True, eq=False)
-class Where:
+class Where(Readable):
     """A given activation where `mask` is True, the activation itself elsewhere; both broadcast to the activation."""
 
     mask: Bool[Tensor, "..."]
@@ -79,7 +80,7 @@ class Where:
 
 
 @dataclass(frozen=True, eq=False)
-class Add:
+class Add(Readable):
     """The activation plus `strength` times a vector (steering)."""
 
     vector: Float[Tensor, "..."]
@@ -90,7 +91,7 @@ class Add:
 
 
 @dataclass(frozen=True, eq=False)
-class ByPosition:
+class ByPosition(Readable):
     """A value per position, the same for all prompts (batch axis of 1) or for each; kept as it is where `known` is False.
 
     Raises `InputError` at a position beyond the table: nothing is known there, and leaving it alone would be silent.
@@ -115,7 +116,7 @@ class ByPosition:
 
 
 @dataclass(frozen=True, eq=False)
-class Noise:
+class Noise(Readable):
     """The activation plus normal noise of standard deviation `scale`, a pure function of seed, row and absolute position.
 
     The noise is drawn column by column, so that a prompt's noise does not depend on how much of it is run at once.
@@ -135,7 +136,7 @@ class Noise:
 
 
 @dataclass(frozen=True, eq=False)
-class Chosen:
+class Chosen(Readable):
     """`inner` at some absolute positions, the activation itself elsewhere and beyond.
 
     `where` has a batch axis of 1 when the positions are the same for all prompts.
@@ -156,7 +157,7 @@ class Chosen:
 
 
 @dataclass(frozen=True, eq=False)
-class Entries:
+class Entries(Readable):
     """`inner` at some entries of the axis after the position: heads of ``[batch, pos, head, d_head]``, neurons of ``[batch, pos, d_mlp]``."""
 
     inner: Replacement | Positional
@@ -172,7 +173,7 @@ class Entries:
 
 
 @dataclass(frozen=True, eq=False)
-class ByCell:
+class ByCell(Readable):
     """A table ``[#batch, query_pos, key_pos]`` for a head's pattern; cells beyond it are left alone (see `OnEdges`)."""
 
     value: Float[Tensor, "batch query_pos key_pos"]
@@ -202,7 +203,7 @@ def _place_where_chosen(inner: Positional, activation: Tensor, start: int, mask:
 
 
 @dataclass(frozen=True, eq=False)
-class Along:
+class Along(Readable):
     """`inner` on the coordinates along the orthonormal rows of `basis`; everything across them stays.
 
     ``x - (x B^T) B + inner(x B^T) B``.
@@ -218,7 +219,7 @@ class Along:
 
 
 @dataclass(frozen=True, eq=False)
-class OnEdges:
+class OnEdges(Readable):
     """`inner` at some (query, key) cells of one head's pattern ``[batch, query_pos, key_pos]``; absolute positions.
 
     Cells beyond `cells` are left alone. With `renormalise`, what the other keys of a changed query have is scaled so that

@@ -29,6 +29,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..display import Readable
 from ..errors import InputError
 from .replacements import Positional, Replacement, replace_at
 
@@ -94,7 +95,7 @@ class TurnTo:
 
 
 @dataclass(frozen=True, eq=False)
-class Stretch:
+class Stretch(Readable):
     """x * `scale` + `shift`, per entry of the last axis: fine-grained steering of dimensions or neurons."""
 
     scale: Float[Tensor, " d"]
@@ -105,7 +106,7 @@ class Stretch:
 
 
 @dataclass(frozen=True, eq=False)
-class Boundary:
+class Boundary(Readable):
     """The half space where x . `unit` is below or above `at`; raises `InputError` for a direction that is not of length 1."""
 
     unit: Float[Tensor, " d"]
@@ -125,7 +126,7 @@ class Boundary:
 
 
 @dataclass(frozen=True, eq=False)
-class Gated:
+class Gated(Readable):
     """`inner` where the boundary holds, the activation itself elsewhere."""
 
     inner: Replacement | Positional
@@ -137,7 +138,7 @@ class Gated:
 
 
 @dataclass(frozen=True, eq=False)
-class Blend:
+class Blend(Readable):
     """`inner` done to the degree `share`: x + share (inner(x) - x); 0 is nothing, 1 is `inner`, more is beyond it."""
 
     inner: Replacement | Positional
@@ -148,7 +149,7 @@ class Blend:
 
 
 @dataclass(frozen=True, eq=False)
-class From:
+class From(Readable):
     """`inner` from absolute column `first` on (up to `stop`): a prompt only, or what is generated after it only.
 
     The prompts of a batch then have one length, since columns count from the start of the token matrix.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..display import Readable
 from ..errors import InputError
 from ..models.anatomy import check_ready
 from ..shapes import PositionMask
@@ -28,7 +29,7 @@ Hook = tuple[str, Callable[..., Tensor | None]]
 
 
 @dataclass(frozen=True, eq=False)
-class Write:
+class Write(Readable):
     """Put `replacement` at `site`, at the positions where `where` is True (None: everywhere).
 
     A site with a head is written for that head alone; `resid_mid` is written on both branches that read it.

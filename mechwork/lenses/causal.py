@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..display import Readable
 from ..errors import InputError
 from ..interventions import Write, intervene
 from ..models.anatomy import ModelAnatomy, final_norm, read_anatomy
@@ -44,7 +45,7 @@ ITERATIONS = 60
 
 
 @dataclass(frozen=True, eq=False)
-class CausalBasis:
+class CausalBasis(Readable):
     """Orthonormal columns ``vectors[d_model, k]`` of one place, most influential first; `influence` in bits, through the lens."""
 
     place: str
@@ -56,7 +57,7 @@ class CausalBasis:
 
 
 @dataclass(frozen=True, eq=False)
-class StimulusResponse:
+class StimulusResponse(Readable):
     """Per direction: cosine of stimulus and response, influence on the lens and on the model in bits; and for random directions."""
 
     place: str

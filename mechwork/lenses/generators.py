@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..display import Displayable
+from ..display import Displayable, Readable
 from ..errors import InputError
 from ..interventions import Value, Write, intervene
 from ..models.anatomy import device_of, final_norm, read_anatomy
@@ -54,7 +54,7 @@ class Decoder(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class LensDecoder:
+class LensDecoder(Readable):
     """A lens and a model."""
 
     model: TransformerBridge
@@ -71,7 +71,7 @@ class LensDecoder:
 
 
 @dataclass(frozen=True, eq=False)
-class Patchscope:
+class Patchscope(Readable):
     """States put into `prompt` at `position` (negative: from the end), at place `into` (None: at the place they come from)."""
 
     model: TransformerBridge
@@ -125,7 +125,7 @@ def identity_prompt(model: TransformerBridge, words: Sequence[str], arrow: str =
 
 
 @dataclass(frozen=True, eq=False)
-class FutureLens:
+class FutureLens(Readable):
     """Translators at ``resid_pre`` to the last state `ahead` positions later; ahead 0 would be the tuned lens's start."""
 
     parts: Parts

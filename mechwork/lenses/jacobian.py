@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Float
 from torch import Tensor
 
+from ..display import Readable
 from ..errors import ArtefactError, InputError
 from ..sites import Site
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class JacobianLens:
+class JacobianLens(Readable):
     """`fitted`: the host's `JacobianLens`, with a matrix for every block but the last."""
 
     fitted: Any

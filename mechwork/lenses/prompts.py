@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..display import Readable
 from ..errors import InputError
 from ..models.anatomy import check_ready
 from ..shapes import PositionMask, Tokens
@@ -21,7 +22,7 @@ Prompt = str | Sequence[int]
 
 
 @dataclass(frozen=True, eq=False)
-class Prompts:
+class Prompts(Readable):
     """Token ids ``[batch, pos]``, right-padded; `mask` says which are real."""
 
     tokens: Tokens

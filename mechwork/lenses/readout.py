@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..display import Readable
 from ..errors import InputError
 from ..models.anatomy import check_ready
 from ..sites import FINAL_NORM
@@ -36,7 +37,7 @@ BITS = 1 / math.log(2)
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
+class Reading(Readable):
     """What some states say; every tensor has the states' leading axes. What was not asked for is None.
 
     `entropy`, `kl` and `surprisal` are in bits; `rank` counts tokens with a strictly larger logit (0: the first).
@@ -51,7 +52,7 @@ class Reading:
 
 
 @dataclass(frozen=True, eq=False)
-class Readout:
+class Readout(Readable):
     """The model's final norm, unembedding, bias and last transform, as one function of vectors."""
 
     model: TransformerBridge

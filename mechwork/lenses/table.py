@@ -28,6 +28,7 @@ from ..models.anatomy import read_anatomy
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..shapes import PositionMask, Tokens
+from ..tasks.task import Task
 from .lens import LOGIT_LENS, Lens
 from .prompts import Prompt, Prompts, as_prompts, one_token, read_vocabulary, token_text
 from .readout import Reading, Readout
@@ -164,7 +165,7 @@ class LensTable(Displayable):
 
 def read_lens(
     model: TransformerBridge,
-    prompts: str | Tensor | Prompts | Sequence[Prompt] | Sequence[int],
+    prompts: Task | str | Tensor | Prompts | Sequence[Prompt] | Sequence[int],
     lens: Lens = LOGIT_LENS,
     *,
     kinds: Sequence[str] = (),
@@ -173,8 +174,8 @@ def read_lens(
 ) -> LensTable:
     """What `lens` reads at every place and position. `kinds`: of residual site (default: ``resid_pre``, or the lens's own).
 
-    Without `target`, each position's target is the prompt's next token, and at the last one the model's own most
-    probable token. Raises `InputError` for a target of several tokens, kinds that the lens cannot read or the model
+    A `Task` brings its clean prompts, and its (first) correct answer as the target. For other prompts without `target`, each
+    position's target is the prompt's next token, and at the last one the model's own most probable token. Raises `InputError` for a target of several tokens, kinds that the lens cannot read or the model
     does not have, empty or too long prompts; `ArtefactError` for a lens of another model.
 
     >>> table = read_lens(model, ["The cats", "The cat"], target=" are")
@@ -182,6 +183,11 @@ def read_lens(
     torch.Size([7, 2, 3])
     """
     anatomy = read_anatomy(model)
+    data = None
+    if isinstance(prompts, Task):
+        data, pairs = prompts.provenance(), prompts.pairs
+        target = pairs.correct[:, 0] if target is None else target
+        prompts = Prompts(pairs.clean_tokens.cpu(), pairs.mask.cpu())
     given = as_prompts(model, prompts)
     chosen = _kinds(lens, kinds)
     sites = lens_sites(anatomy, chosen)
@@ -203,7 +209,8 @@ def read_lens(
         parts.append(readout.read_places(translated, top_k=k, targets=wanted[rows], reference=states[-1]))
     found = {name: torch.cat([getattr(part, name) for part in parts], dim=1) for name in vars(parts[0])}
     ids = torch.cat([found["top_ids"].flatten(), given.tokens.flatten(), wanted.flatten()]).unique().tolist()
-    provenance = build_provenance(method="lens table", lens=lens.name, model=identify_model(model))
+    task = {} if data is None else {"task": data}
+    provenance = build_provenance(method="lens table", lens=lens.name, model=identify_model(model), **task)
     return LensTable(
         lens=lens.name,
         places=tuple(map(str, sites)),

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from ..display import Readable
 from ..errors import ArtefactError, InputError, NotFoundError, UnknownNameError
 from ..models.anatomy import read_anatomy
 from ..provenance import Provenance, hash_json, hash_tensors
@@ -38,7 +39,7 @@ Row = list[int]
 
 
 @dataclass(frozen=True, eq=False)
-class TextStream:
+class TextStream(Readable):
     """Rows of token ids in a fixed order. `open_rows(n)` starts at row n; `facts` say what the text is."""
 
     open_rows: Callable[[int], Iterator[Row]]

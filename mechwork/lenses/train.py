@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..display import Readable
 from ..errors import InputError, MetricError
 from ..models.anatomy import ModelAnatomy, check_ready, device_of, dtype_of, final_norm
 from ..provenance import build_provenance
@@ -58,7 +59,7 @@ class LensProgress:
 
 
 @dataclass
-class LensTraining:
+class LensTraining(Readable):
     """A trained (or interrupted) lens with its history. Divergences in bits per place, on the validation rows.
 
     `stopped` says why training ended before its last step: nothing improved, or a loss that is not finite.

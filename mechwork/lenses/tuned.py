@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .. import bundled
+from ..display import Readable
 from ..errors import ArtefactError, InputError, NotFoundError
 from ..provenance import Provenance, stable
 from ..sites import Site
@@ -34,7 +35,7 @@ TENSORS, FACTS = "lens.safetensors", "lens.json"
 
 
 @dataclass(frozen=True, eq=False)
-class TunedLens:
+class TunedLens(Readable):
     """Translators of one kind of residual site. `parts`: the form's numbers with a leading place axis; `model`: a fingerprint."""
 
     form: Form

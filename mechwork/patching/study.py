@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..display import Readable
 from ..errors import InputError
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
@@ -27,7 +28,7 @@ SITES = ("resid_pre", "attn_out", "mlp_out", "z")
 
 
 @dataclass(frozen=True)
-class AgreementStudy:
+class AgreementStudy(Readable):
     """Agreement by (task, site, rules). `table` prints Pearson / relative error, the best of each row marked."""
 
     rows: dict[tuple[str, str, str], Agreement]

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..directions import Examples, record_examples
+from ..display import Readable
 from ..errors import InputError
 from ..models.anatomy import ModelAnatomy, device_of, dtype_of
 from ..runs.record import check_task
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Subspace:
+class Subspace(Readable):
     """Directions of an activation: `basis` ``[d, rank]`` orthonormal, and what they are called."""
 
     basis: Float[Tensor, "d rank"]

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..display import Readable
 from ..errors import MetricError
 from ..models.anatomy import check_ready, device_of, dtype_of, read_anatomy
 from ..models.identity import identify_model
@@ -45,7 +46,7 @@ UNTREATED: dict[Family, str] = {
 
 
 @dataclass(frozen=True, eq=False)
-class Conservation:
+class Conservation(Readable):
     """Where relevance is, layer by layer: before block 0, ..., before the last block, after it.
 
     `relevance`, `bias` and `residue` are in units of the metric, summed over prompts; `reasons` are empty when

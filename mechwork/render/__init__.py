@@ -32,6 +32,7 @@ from .curve import render_evaluation as render_evaluation
 from .findings import reports as reports
 from .graph import graph_svg as graph_svg
 from .graph import render_graph as render_graph
+from .graph_pages import render_circuit as render_circuit
 from .graph_pages import render_positions as render_positions
 from .graph_payload import GraphOptions as GraphOptions
 from .heads import render_heads as render_heads
@@ -45,6 +46,8 @@ from .lens import render_lens as render_lens
 from .lens import render_trajectory as render_trajectory
 from .lens import trajectory_figure as trajectory_figure
 from .lens import transfer_figure as transfer_figure
+from .lens_report import lens_cards as lens_cards
+from .lens_report import share_cards as share_cards
 from .lens_tables import attribution_figure as attribution_figure
 from .lens_tables import render_attribution as render_attribution
 from .lens_tables import render_decoders as render_decoders

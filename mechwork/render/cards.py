@@ -12,7 +12,7 @@ import base64
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..errors import InputError
 from ..runs.attention import AttentionPatterns
@@ -51,19 +51,21 @@ class Fact:
 
 @dataclass(frozen=True)
 class TokenList:
-    """Tokens with a number each, such as what a lens reads or what a head promotes."""
+    """Tokens with a number each, such as what a lens reads (then `shares`: probabilities) or what a head promotes."""
 
     label: str
     rows: Sequence[tuple[str, float]]
     certainty: str = "measured"
+    shares: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         _check_certainty(self.certainty)
 
     def markup(self) -> str:
         """One line of tokens, each with its number."""
+        say = percent if self.shares else signed
         items = "".join(
-            f'<li><bdi class="mw-token">{escape(show_token(token))}</bdi> <span class="mw-muted">{escape(signed(value))}</span></li>'
+            f'<li><bdi class="mw-token">{escape(show_token(token))}</bdi> <span class="mw-muted">{escape(say(value))}</span></li>'
             for token, value in self.rows
         )
         return f'{certainty_badge(self.certainty)}<span>{escape(self.label)}:</span><ul class="mw-tokens">{items}</ul>'

@@ -97,7 +97,7 @@ def render_stability(stability: Stability) -> str:
 
 def comparison_table(comparison: CircuitComparison) -> str:
     """Overlap of every two circuits beside what chance gives."""
-    return _page("Circuits compared", _overlaps(comparison))
+    return _overlaps(comparison)
 
 
 @draws(CircuitReuse)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ from ..runs.attention import AttentionPatterns
 from ..runs.components import ComponentStudy
 from ..tasks.task import Task
 from .agreement import method_name
-from .cards import Card, Fact, attention_cards, component_cards
+from .cards import Card, Fact, Pattern, attention_cards, component_cards
 from .heads import head_facts
 from .page import Fragment
 from .text import percent, signed, words
@@ -31,22 +31,31 @@ REPORTED = (
 )  # fmt: skip
 
 _Build = TypeVar("_Build", bound=Callable[[Any], Fragment])
-EXTENSIONS: dict[type, tuple[str, Callable[[Any], Fragment]]] = {}
-"""Results of other modules -> (section of the report, what draws them there); see `reports`."""
+Tell = Callable[[Any, Task, Sequence[str]], Mapping[str, Sequence[Card]]]
+"""(result, task, nodes) -> what the result says about some of those nodes; ``a4.h1@END`` is a node at a span or token."""
+EXTENSIONS: dict[type, tuple[str, Callable[[Any], Fragment], Tell | None]] = {}
+"""Results of other modules -> (section of the report, what draws them there, what they say about nodes); see `reports`."""
 
 
-def reports(result: type, *, section: str) -> Callable[[_Build], _Build]:
+def reports(result: type, *, section: str, tells: Tell | None = None) -> Callable[[_Build], _Build]:
     """Decorator: register a function ``result -> Fragment`` that draws a result class in that section of every report.
+
+    `tells` gives cards for the side panel of the graph and for the component cards.
 
     >>> @reports(LensReading, section="localisation")
     ... def lens_fragment(reading: LensReading) -> Fragment: ...
     """
 
     def register(build: _Build) -> _Build:
-        EXTENSIONS[result] = (section, build)
+        EXTENSIONS[result] = (section, build, tells)
         return build
 
     return register
+
+
+def extension_of(result: object) -> tuple[str, Callable[[Any], Fragment], Tell | None]:
+    """What was registered for the class of `result`, or for one that it derives from."""
+    return next(EXTENSIONS[cls] for cls in type(result).__mro__ if cls in EXTENSIONS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +92,9 @@ class Findings:
         named += [("completeness", e) for e in self.completeness] + [("minimality", e) for e in self.minimality]
         named += [("edge scores by position", e) for e in self.positions]
         named += [("movements between positions", e) for e in self.movements]
+        named += [
+            (words(str(e.provenance.get("method", "result"))), e) for e in self.others if hasattr(e, "provenance")
+        ]
         return [(what, result.provenance) for what, result in named]
 
     @property
@@ -159,7 +171,33 @@ class Findings:
         for patterns in self.patterns:
             for head, known in attention_cards(patterns).items():
                 facts.setdefault(head, []).extend(known)
+        self._tell(facts, self.nodes)
         return facts
+
+    @property
+    def nodes(self) -> list[str]:
+        """Nodes that facts are gathered for: the circuits', or those of the whole graph where only edges are scored."""
+        found = [node for circuit in (*self.circuits, self.circuit) if circuit is not None for node in circuit.nodes]
+        if not found:
+            found = [node for scores in self.scores for node in (*scores.space.writers, "logits")]
+        return list(dict.fromkeys(found))
+
+    def facts_at(self, labels: Iterable[str], facts: Mapping[str, Sequence[Card]]) -> dict[str, list[Card]]:
+        """What is known about each ``node@label``, with the facts and patterns among `facts`, which are by node."""
+        space = next((scores.space for scores in self.positions), None)
+        nodes = [] if space is None else [*space.writers, "logits"]
+        places = {f"{node}@{label}": node for node in nodes for label in labels}
+        found: dict[str, list[Card]] = {}
+        self._tell(found, list(places))
+        for place, node in places.items():
+            found.setdefault(place, []).extend(card for card in facts.get(node, ()) if isinstance(card, Fact | Pattern))
+        return found
+
+    def _tell(self, facts: dict[str, list[Card]], nodes: Sequence[str]) -> None:
+        for result in self.others:
+            tell = extension_of(result)[2]
+            for node, known in (tell(result, self.task, nodes) if tell is not None else {}).items():
+                facts.setdefault(node, []).extend(known)
 
 
 def collect(task: Task, results: Sequence[object]) -> Findings:

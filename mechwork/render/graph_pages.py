@@ -1,21 +1,51 @@
-"""Pages of graphs with positions, of attribution graphs from files, and of two circuits over each other."""
+"""Pages of a circuit with all that is known about its nodes, of graphs with positions and from files, and of two circuits."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ..circuits.circuit import Circuit
 from ..circuits.compare import CircuitComparison
 from ..circuits.graph_file import AttributionGraph
 from ..circuits.positions import AttentionEdges, PositionScores
 from ..display import draws, draws_still
+from ..tasks.task import Task
+from .attention import attention_fragment
 from .cards import Card, Fact
 from .circuit_tables import comparison_table, position_table
+from .findings import collect
 from .graph import DRAWN_LIMIT, graph_fragment, graph_still
 from .graph_payload import GraphOptions, graph_payload, table_payload
 from .graph_positions import N_EDGES, attribution_table, positions_table
 from .page import Fragment, assemble
 from .text import plural
+
+
+def render_circuit(circuit: Circuit, task: Task, *results: object, title: str = "") -> str:
+    """The page of a circuit, its side panel filled with all that `results` say about each node.
+
+    `results` are what a report takes. With attention patterns each head's is drawn large by circuitsvis below the graph and,
+    from the panel, over the page (this adds 500 kB). Raises `InputError` for what a report cannot show.
+
+    >>> table = read_lens(model, task.test)
+    >>> page = render_circuit(
+    ...     circuit, task, study_heads(model, task.test), record_attention(model, task.test, ["a5.h1"]), table
+    ... )
+    """
+    findings = collect(task, (circuit, *results))
+    circuit = findings.with_roles(circuit)
+    options = GraphOptions(
+        title=title or f"Circuit for {task.name}",
+        facts=findings.node_facts(),
+        shown=min(DRAWN_LIMIT, circuit.n_edges),
+        metric_name=task.metric.name,
+        prompt=task.prompt_texts(0)[0],
+    )
+    payload = graph_payload(circuit, options, scores=findings.scores_of(circuit))
+    below = [part for p in findings.patterns for part in (Fragment("<h2>Attention</h2>"), attention_fragment(p))]
+    return _graph_page(payload, *below)
 
 
 def render_positions(
@@ -27,7 +57,7 @@ def render_positions(
 
     >>> Path("ioi.html").write_text(render_positions(score_positions(model, task), score_attention_edges(model, task)))
     """
-    return _graph_page(positions_payload(scores, attention, n_edges, title), position_table(scores))
+    return _graph_page(positions_payload(scores, attention, n_edges, title), Fragment(position_table(scores)))
 
 
 @draws(PositionScores)
@@ -60,15 +90,20 @@ def comparison_page(comparison: CircuitComparison) -> str:
     (first, a), (second, b), *_ = comparison.circuits.items()
     options = GraphOptions(title=f"{first} and {second}", names=(first, second), shown=DRAWN_LIMIT)
     payload = graph_payload(a, options, other=b)
-    return _graph_page(payload, comparison_table(comparison))
+    return _graph_page(payload, Fragment(comparison_table(comparison)))
 
 
 def positions_payload(
-    scores: PositionScores, attention: AttentionEdges | None, n_edges: int, title: str
+    scores: PositionScores,
+    attention: AttentionEdges | None,
+    n_edges: int,
+    title: str,
+    facts: Mapping[str, Sequence[Card]] | None = None,
 ) -> dict[str, Any]:
-    """The payload of the strongest edges over positions."""
+    """The payload of the strongest edges over positions; `facts` are by ``node@label``."""
     table = positions_table(scores, attention, n_edges)
-    options = GraphOptions(title=title or f"Edges by position ({scores.rules})", metric_name=scores.metric_name)
+    title = title or f"Edges by position ({scores.rules})"
+    options = GraphOptions(title=title, metric_name=scores.metric_name, facts=facts or {})
     among = f"the {plural(table.n_of_graph, 'edge')} that the model has over {plural(len(scores.labels), 'position')}"
     return table_payload(table, options, among=among)
 
@@ -92,11 +127,9 @@ def _attribution_payload(graph: AttributionGraph) -> dict[str, Any]:
     return payload | {"supernodes": [group for group in groups if group["members"]], "pins": pins}
 
 
-def _graph_page(payload: dict[str, Any], below: str = "") -> str:
-    parts = [
-        Fragment("<main>"),
-        graph_fragment(payload),
-        Fragment(f'<div class="mw-page">{below}</div>' if below else ""),
-        Fragment("</main>"),
-    ]
-    return assemble(str(payload["title"]), parts, body_class="mw-standalone")
+def _graph_page(payload: dict[str, Any], *below: Fragment) -> str:
+    head = [Fragment("<main>"), graph_fragment(payload)]
+    if below:
+        head.append(Fragment('<div class="mw-page">'))
+    end = Fragment("</div></main>" if below else "</main>")
+    return assemble(str(payload["title"]), [*head, *below, end], body_class="mw-standalone")

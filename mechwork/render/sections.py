@@ -17,7 +17,7 @@ from .attention import attention_fragment, prompt_markup
 from .cards import certainty_badge
 from .component_section import card_fragments
 from .curve import curve_fragment, curve_table, evaluation_table
-from .findings import EXTENSIONS, Findings
+from .findings import Findings, extension_of
 from .graph import SHOWN_OF_SCORES, graph_fragment, whole_graph
 from .graph_pages import positions_payload
 from .graph_payload import GraphOptions, graph_payload
@@ -47,7 +47,7 @@ def build_sections(findings: Findings) -> list[Section]:
     """All sections that have something to show, in reading order."""
     added: dict[str, list[Fragment]] = {}
     for result in findings.others:
-        section, draw = next(EXTENSIONS[cls] for cls in type(result).__mro__ if cls in EXTENSIONS)
+        section, draw, _ = extension_of(result)
         added.setdefault(section, []).append(draw(result))
     built = [
         Section(name, title, (*build(findings), *added.get(name, ()))) for name, (title, build) in SECTIONS.items()
@@ -191,7 +191,8 @@ def _graph(findings: Findings) -> list[Fragment]:
         said = "By position: an edge stands where its reader reads; an arch is what a head moves from one position to another. Estimated."
         found += [Fragment(f"<h3>Where it happens</h3><p>{said}</p>")]
         title = f"Edges of {findings.task.name} by position"
-        found.append(graph_fragment(positions_payload(scores, movements, N_BY_POSITION, title)))
+        here = findings.facts_at(scores.labels, facts)
+        found.append(graph_fragment(positions_payload(scores, movements, N_BY_POSITION, title, here)))
     if not circuits:
         for scores in findings.scores:
             options = GraphOptions(

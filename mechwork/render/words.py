@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..lenses.table import LensTable
 from ..patching.result import Effects
 from .agreement import method_name
 from .findings import Findings
@@ -123,6 +124,10 @@ def limits(findings: Findings) -> list[str]:
     if findings.studies:
         said.append(
             "Roles of heads are words chosen by rules from their attention and effects. They are interpretation; the numbers beside them are measured."
+        )
+    if any(isinstance(result, LensTable) for result in findings.others):
+        said.append(
+            "A lens reads a place as if the later layers did nothing, or what they do on average: that a token stands first there does not say that the model uses it."
         )
     said.append(_model_limit(findings))
     n_pairs = len(findings.task)

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..display import Readable
 from ..errors import InputError, MetricError
 from ..models.anatomy import ModelAnatomy, check_ready, device_of
 from ..shapes import Logits, PerExample, Tokens
@@ -31,7 +32,7 @@ EDITS_ONE_BRANCH = frozenset({"resid_mid"})
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class Run(Readable):
     """One recorded forward pass: `layers[kind]` is a list of per-layer activations ``[batch, pos, ...]``."""
 
     logits: Logits

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..display import Readable
 from ..errors import InputError
 from ..provenance import hash_tensors
 from ..shapes import Logits, PositionMask, Tokens
@@ -28,7 +29,7 @@ Spans = Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True, eq=False)
-class PromptPairs:
+class PromptPairs(Readable):
     """`batch` pairs of prompts with their answers.
 
     `correct` and `incorrect` are token ids ``[batch, n]``, padded with `ABSENT`. `spans` and `corrupt_spans` are position

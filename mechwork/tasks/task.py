@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..display import Readable
 from ..errors import InputError, MetricError
 from ..provenance import Provenance
 from .metrics import Metric, MetricFunction, find_metric, logit_difference
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Task:
+class Task(Readable):
     """Clean/corrupt pairs, a metric, and which pairs are for finding (`train`) and which for testing (`test`).
 
     `splits` holds ``"train"`` or ``"test"`` per pair; without splits, `train` and `test` are the whole task.

@@ -60,6 +60,16 @@ def test_plain_progress_is_a_line_now_and_then() -> None:
     progress(5, 10, "cells")
     progress(6, 10, "cells")
     assert err.getvalue() == "patching: cells 5 of 10\n"
+    progress(10, 10, "cells")
+    assert err.getvalue().splitlines()[1:] == ["patching: cells 10 of 10"]
+    progress(10, 10, "cells")
+    assert err.getvalue().count("10 of 10") == 1
+
+
+def test_progress_that_was_never_told_has_no_end_either() -> None:
+    console, _, err = make()
+    Progress(console, "patching")(10, 10, "cells")
+    assert err.getvalue() == ""
 
 
 def test_progress_on_a_terminal_redraws_one_line_and_takes_it_away() -> None:

@@ -18,6 +18,8 @@ from mechwork.circuits.curves import MIB_FRACTIONS, CircuitEvaluation, Faithfuln
 from mechwork.circuits.sample import Streamed
 from mechwork.circuits.scores import EdgeScores
 from mechwork.circuits.space import EdgeSpace
+from mechwork.lenses import LensTable, LogitAttribution, TrajectoryComparison, trajectory
+from mechwork.lenses.trajectory import compare_trajectories
 from mechwork.patching.result import Effect, Effects
 from mechwork.runs.attention import AttentionPatterns
 from mechwork.runs.components import ComponentRow, ComponentStudy, Example
@@ -352,7 +354,38 @@ def by_position(texts: tuple[str, ...] = ("IO", "S1", "S2", "END")) -> tuple[Pos
     return PositionScores(graph, texts, streamed, *facts), AttentionEdges(moves, texts, *facts)
 
 
+def lens_table(texts: tuple[str, ...] = TOKENS, lens: str = "logit lens", n: int = 2) -> LensTable:
+    """What a lens says of all places that nodes read, on prompts like those of `task`."""
+    places = (*(f"{kind}.{i}" for i in range(6) for kind in ("resid_pre", "resid_mid")), "resid_post.5")
+    shape, known = (len(places), n, len(texts)), (*texts, " Mary", " John", " store")
+    generator = torch.Generator().manual_seed(len(lens))
+    values = {name: torch.rand(shape, generator=generator) for name in ("entropy", "kl", "surprisal")}
+    order = torch.rand(*shape, len(known), generator=generator).argsort(dim=-1)[..., :5]
+    shares = torch.rand(*shape, 5, generator=generator).sort(dim=-1, descending=True).values / 5
+    tokens = torch.arange(len(texts)).repeat(n, 1)
+    return LensTable(
+        lens, places, tokens, torch.ones_like(tokens, dtype=torch.bool), order, shares, values["entropy"], values["kl"], torch.full_like(tokens, len(texts)),
+        torch.randint(40, shape, generator=generator), values["surprisal"], dict(enumerate(known)), provenance(method="lens table"),
+    )  # fmt: skip
+
+
+def trajectories() -> TrajectoryComparison:
+    return compare_trajectories(trajectory(lens_table()), trajectory(lens_table(lens="tuned lens (full)")))
+
+
+def shares() -> LogitAttribution:
+    """Direct shares of the logit difference: of the strong heads, and of what nobody asked about."""
+    known = {source: value for source, target, value in STRONG if target == "logits"} | {"unembed bias": -0.02}
+    generator = torch.Generator().manual_seed(11)
+    per_example = torch.tensor([*known.values()]) * (1 + 0.1 * torch.randn(8, len(known), generator=generator))
+    return LogitAttribution(
+        tuple(known), per_example, per_example.sum(dim=1), None, None, (TOKENS,) * 8, "logit difference",
+        before_cap=False, n_heads=4, provenance=provenance(method="direct logit attribution"),
+    )  # fmt: skip
+
+
 def everything() -> tuple:
     """All results that a report can show, as `mechwork discover` hands them over."""
     found = (effects(), effects(estimated=True), scores(), circuit(), curve(), evaluation(), study(), patterns())
-    return (*found, components(), *robustness(), *by_position())
+    read = (shares(), lens_table(), trajectories())
+    return (*found, components(), *robustness(), *by_position(), *read)

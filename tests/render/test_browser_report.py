@@ -35,7 +35,7 @@ def selected(tab: Tab) -> dict[str, object]:
 
 def test_every_figure_is_drawn(tab: Tab) -> None:
     n = tab.page.locator("[data-mw-figure]").count()
-    assert n == 6 + 1 + 1
+    assert n == 6 + 1 + 1 + 2
     assert tab.page.locator("[data-mw-figure] .js-plotly-plot .main-svg").count() >= n
     assert tab.page.locator(".mw-paper canvas").count() == 1
     assert tab.page.locator(".mw-head").count() == 8
@@ -122,6 +122,7 @@ def test_hostile_prompts_neither_break_nor_run_anything(open_page: OpenPage) -> 
         synthetic.patterns(texts),
         synthetic.circuit(),
         synthetic.study(),
+        synthetic.lens_table(texts),
     )
     tab = open_page(
         render_report(synthetic.task(texts), *results, title=texts[1], texts={"summary": texts[0]}), width=1440
@@ -141,7 +142,10 @@ def test_prompts_of_five_hundred_tokens(open_page: OpenPage) -> None:
     texts = tuple(f" word{i}" for i in range(500))
     tab = open_page(
         render_report(
-            synthetic.task(texts, n=2), synthetic.effects(texts=texts, heads=False), synthetic.patterns(texts)
+            synthetic.task(texts, n=2),
+            synthetic.effects(texts=texts, heads=False),
+            synthetic.patterns(texts),
+            synthetic.lens_table(texts),
         ),
         width=1440,
         wait=".js-plotly-plot .main-svg",

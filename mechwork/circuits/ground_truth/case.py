@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from ...display import Readable
 from ...errors import InputError, UnknownNameError
 from ...models.anatomy import read_anatomy
 from ...patching.result import Direction
@@ -29,7 +30,7 @@ METHODS = ("exact", "gradient", "relp", "eap-ig", "random")
 
 
 @dataclass(frozen=True, eq=False)
-class KnownCircuit:
+class KnownCircuit(Readable):
     """A model whose circuit is known. `model` and `task` are built on first use.
 
     `reasons`: every true edge under any ablation -> why it is one. `edges`: ablation -> the true edges. `direction` is the
