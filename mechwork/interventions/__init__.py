@@ -58,5 +58,7 @@ from .steering import Stretch as Stretch
 from .steering import Turn as Turn
 from .steering import TurnTo as TurnTo
 from .writes import Intervention as Intervention
+from .writes import Steering as Steering
 from .writes import Write as Write
+from .writes import as_interventions as as_interventions
 from .writes import intervene as intervene

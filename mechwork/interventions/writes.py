@@ -99,6 +99,17 @@ class Write:
         return torch.where(mask, new, old)
 
 
+Steering = Replacement | Positional | Intervention | Sequence[Intervention]
+"""What a way to steer writes: a replacement at the direction's site, or interventions that say themselves where."""
+
+
+def as_interventions(site: Site, steering: Steering) -> list[Intervention]:
+    """`steering` as a list for `intervene`; a replacement goes to `site`."""
+    if isinstance(steering, Hooked | Installed):
+        return [steering]
+    return list(steering) if isinstance(steering, Sequence) else [Write(site, steering)]
+
+
 @contextmanager
 def intervene(model: TransformerBridge, writes: Sequence[Intervention]) -> Iterator[None]:
     """Inside, the model runs with `writes`, in the order given; on exit, also after an exception, they are gone.
