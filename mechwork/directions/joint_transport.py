@@ -76,7 +76,7 @@ def fit_joint_transport(
     penalty: float = 0.0,
     group_penalty: float = 0.0,
     steps: int = 100,
-    learning_rate: float = 0.05,
+    learning_rate: float = 0.003,
 ) -> JointTransport:
     """Maps that take the negative class's activations to the positive class's at all `sites` at once. Nothing is drawn by lot.
 
