@@ -1,13 +1,20 @@
 """Directions: what to write, fitted from examples, and what writing it does beside what was wanted.
 
-Owns labelled examples, directions (difference of means, principal difference, probes) with their boundaries and files, and the
-study of steering: success against side effects. Imports `interventions` and below.
+Owns labelled examples, directions (difference of means, principal difference, probes) with their boundaries and files, what else is
+fitted to be written (transport maps, single dimensions, curves, controllers, which heads look where), and the study of steering:
+success against side effects. Imports `interventions` and below.
 
     she = task.train[rows where the answer is " she"]
     direction = fit_direction(model, Examples.of_task(she), Site("resid_post", 2))
     study = study_steering(model, she_held_out, direction, others=[ioi, agreement])
 """
 
+from .attention_heads import HeadGain as HeadGain
+from .attention_heads import rank_attention_heads as rank_attention_heads
+from .controller import Controller as Controller
+from .controller import train_controller as train_controller
+from .dimensions import dimension_write as dimension_write
+from .dimensions import separating_dimensions as separating_dimensions
 from .direction import Direction as Direction
 from .examples import Examples as Examples
 from .examples import record_examples as record_examples
@@ -17,6 +24,11 @@ from .fit import fit_direction as fit_direction
 from .fit import fit_directions as fit_directions
 from .fit import fit_probe as fit_probe
 from .fit import measure_separation as measure_separation
+from .joint_transport import JointTransport as JointTransport
+from .joint_transport import fit_joint_transport as fit_joint_transport
+from .joint_transport import wasserstein as wasserstein
+from .manifold import CurveFit as CurveFit
+from .manifold import fit_curve as fit_curve
 from .steer import METHODS as METHODS
 from .steer import rotation_plane as rotation_plane
 from .steer import steering_write as steering_write

@@ -39,6 +39,7 @@ from ..interventions import (
     Reflect,
     Replacement,
     Scale,
+    Steering,
     Stretch,
     Turn,
     Zero,
@@ -51,8 +52,8 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 Steer = Callable[[Direction, float], Replacement | Positional]
-Strengths = Callable[[float], Replacement | Positional]
-"""From a strength to what is written."""
+Strengths = Callable[[float], Steering]
+"""From a strength to what is written: at the direction's site, or wherever the interventions say."""
 
 
 def _below(inner: Replacement | Positional, direction: Direction) -> Gated:

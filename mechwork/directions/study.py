@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..display import Displayable
 from ..errors import InputError, MetricError
-from ..interventions import Positional, Replacement, Write, intervene
+from ..interventions import Steering, as_interventions, intervene
 from ..models.anatomy import check_ready, device_of
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
@@ -132,7 +132,8 @@ def study_steering(
 ) -> SteeringStudy:
     """Every method (default: all of `METHODS`) at every strength, and each with `n_random` random directions of the same length.
 
-    `writes` adds methods of one's own: name -> (strength -> what is written at the direction's site); they have no control.
+    `writes` adds methods of one's own: name -> (strength -> what is written at the direction's site, or interventions with
+    places of their own: writes at many layers, edits of the weights); they have no control.
     Cost per method, strength and control: 1 forward of the task's corrupt prompts, of the others' clean prompts and of the text.
 
     Raises:
@@ -214,11 +215,9 @@ class _Bench:
         return float(self.corrupt.mean()), float(self.clean.mean())
 
     @torch.no_grad()
-    def measure(
-        self, name: str, strength: float, control: str, write: Replacement | Positional, seed: int
-    ) -> SteeringRow:
+    def measure(self, name: str, strength: float, control: str, write: Steering, seed: int) -> SteeringRow:
         host = self.task.pairs.corrupt_as_host().to(device_of(self.model))
-        with intervene(self.model, [Write(self.site, write)]):
+        with intervene(self.model, as_interventions(self.site, write)):
             logits = self.model(host.clean_tokens)
             if not bool(logits.isfinite().all()):
                 raise MetricError(self._where_it_overflows(host.clean_tokens, name, strength))
