@@ -17,7 +17,11 @@ from .fit import fit_direction as fit_direction
 from .fit import fit_directions as fit_directions
 from .fit import fit_probe as fit_probe
 from .fit import measure_separation as measure_separation
+from .select import CRITERIA as CRITERIA
+from .select import LayerChoice as LayerChoice
+from .select import choose_layer as choose_layer
 from .steer import METHODS as METHODS
+from .steer import AsFar as AsFar
 from .steer import rotation_plane as rotation_plane
 from .steer import steering_write as steering_write
 from .steer import transport_write as transport_write

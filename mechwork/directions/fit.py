@@ -4,6 +4,7 @@
 |---|---|---|
 | ``mean_difference`` | mean of the positive class minus mean of the negative one | Marks & Tegmark 2023 |
 | ``principal_difference`` | first principal axis of the differences within groups, as long as the mean difference along it | Zou et al. 2023 |
+| ``whitened_difference`` | mean difference divided by the classes' own covariance (shrunk): Fisher's discriminant, as long as the mean difference along it | Fisher 1936 |
 | ``probe`` | weights of a logistic regression with an L2 penalty, as long as the mean difference along it | Alain & Bengio 2016 |
 
 Every one is turned towards the positive class. The boundary is where the classes' mean coordinates are equally far, or, for
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
 PENALTY = 1e-2
 """L2 penalty of the probe on standardised coordinates, beside the mean log-loss."""
+
+SHRINKAGE = 1e-1
+"""How far the whitened difference's covariance is drawn towards the same variance in all directions, as a share of the mean variance."""
 
 
 def fit_direction(
@@ -88,6 +92,14 @@ def _fit(x: Float[Tensor, "batch d"], examples: Examples, how: str, site: Site) 
     return unit * max(high - low, 1e-12), middle, low, high
 
 
+def fit_axis(
+    x: Float[Tensor, "batch d"], examples: Examples, how: str, site: Site
+) -> tuple[Float[Tensor, " d"], float]:
+    """(unit vector, boundary along it) of recorded vectors, in float64; errors as `fit_direction`."""
+    vector, boundary, _, _ = _fit(x, examples, how, site)
+    return vector / vector.norm(), boundary
+
+
 def _mean_axis(x: Float[Tensor, "batch d"], examples: Examples) -> tuple[Tensor, float | None]:
     return x[examples.labels].mean(dim=0) - x[~examples.labels].mean(dim=0), None
 
@@ -104,6 +116,15 @@ def _principal_axis(x: Float[Tensor, "batch d"], examples: Examples) -> tuple[Te
     return torch.linalg.svd(torch.stack(rows), full_matrices=False).Vh[0], None
 
 
+def _whitened_axis(x: Float[Tensor, "batch d"], examples: Examples) -> tuple[Tensor, float | None]:
+    """(C + shrinkage * mean variance * I)^-1 (mean difference), C the covariance around the class means."""
+    means = torch.stack([x[~examples.labels].mean(dim=0), x[examples.labels].mean(dim=0)])
+    rest = x - means[examples.labels.long()]
+    covariance = rest.T @ rest / len(x)
+    ridge = SHRINKAGE * covariance.diagonal().mean().clamp(min=1e-30) * torch.eye(x.shape[1], dtype=x.dtype)
+    return torch.linalg.solve(covariance + ridge, means[1] - means[0]), None
+
+
 def _probe_axis(x: Float[Tensor, "batch d"], examples: Examples) -> tuple[Tensor, float | None]:
     weights, bias = fit_probe(x, examples.labels)
     return weights, -bias / float(weights.norm())
@@ -112,6 +133,7 @@ def _probe_axis(x: Float[Tensor, "batch d"], examples: Examples) -> tuple[Tensor
 FITS: dict[str, Callable[[Tensor, Examples], tuple[Tensor, float | None]]] = {
     "mean_difference": _mean_axis,
     "principal_difference": _principal_axis,
+    "whitened_difference": _whitened_axis,
     "probe": _probe_axis,
 }
 """How -> (vectors, examples) -> (axis, boundary along it or None for the middle)."""
@@ -189,8 +211,7 @@ def _separate(
 
     def accuracy(of: Examples) -> float:
         first, second = (of[row.nonzero().flatten()] for row in rows)
-        vector, boundary, _, _ = _fit(x[rows[0]], first, how, site)
-        unit = vector / vector.norm()
+        unit, boundary = fit_axis(x[rows[0]], first, how, site)
         return float(((x[rows[1]].double() @ unit > boundary) == second.labels).double().mean())
 
     generator = torch.Generator().manual_seed(seed)
