@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..directions import Direction
     from ..tasks.task import Task
 
-TEXT_ROWS, TEXT_WIDTH = 32, 24
+TEXT_ROWS, TEXT_WIDTH = 16, 24
 """How much held-out text side effects are seen on: rows of one length, so that no position is padding."""
 
 

@@ -8,18 +8,37 @@ study of steering: success against side effects. Imports `interventions` and bel
     study = study_steering(model, she_held_out, direction, others=[ioi, agreement])
 """
 
+from .bases import BASES as BASES
+from .bases import ActivationBasis as ActivationBasis
+from .bases import fit_basis as fit_basis
+from .demonstrations import Demonstrations as Demonstrations
 from .direction import Direction as Direction
 from .examples import Examples as Examples
 from .examples import record_examples as record_examples
+from .examples import record_positions as record_positions
 from .fit import FITS as FITS
 from .fit import Separation as Separation
 from .fit import fit_direction as fit_direction
 from .fit import fit_directions as fit_directions
 from .fit import fit_probe as fit_probe
 from .fit import measure_separation as measure_separation
+from .function_vector import FunctionVector as FunctionVector
+from .function_vector import FunctionVectorTest as FunctionVectorTest
+from .function_vector import check_function_vector as check_function_vector
+from .function_vector import fit_function_vector as fit_function_vector
+from .probes import KINDS as KINDS
+from .probes import Probe as Probe
+from .probes import ProbeStudy as ProbeStudy
+from .probes import best_threshold as best_threshold
+from .probes import study_probes as study_probes
+from .probes import sweep_sparse_probe as sweep_sparse_probe
+from .probes import train_probe as train_probe
 from .select import CRITERIA as CRITERIA
 from .select import LayerChoice as LayerChoice
 from .select import choose_layer as choose_layer
+from .stability import Stability as Stability
+from .stability import study_stability as study_stability
+from .stability import templates_of as templates_of
 from .steer import METHODS as METHODS
 from .steer import AsFar as AsFar
 from .steer import rotation_plane as rotation_plane
@@ -29,3 +48,6 @@ from .study import STRENGTHS as STRENGTHS
 from .study import SteeringRow as SteeringRow
 from .study import SteeringStudy as SteeringStudy
 from .study import study_steering as study_steering
+from .transfer import MAPS as MAPS
+from .transfer import StreamMap as StreamMap
+from .transfer import fit_stream_map as fit_stream_map

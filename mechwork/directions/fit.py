@@ -8,14 +8,14 @@
 | ``probe`` | weights of a logistic regression with an L2 penalty, as long as the mean difference along it | Alain & Bengio 2016 |
 
 Every one is turned towards the positive class. The boundary is where the classes' mean coordinates are equally far, or, for
-the probe, where its probability is 1/2. A probe's accuracy means little by itself: the *control task* gives every group a
-label by lot and fits the same probe to it; selectivity is the difference (Hewitt & Liang 2019).
+the probe, where its probability is 1/2. A probe's accuracy means little by itself: the *control task* gives every type of prompt
+(every group, where no types are known) a label by lot and fits the same probe to it; selectivity is the difference (Hewitt & Liang 2019).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..errors import InputError, MetricError, UnknownNameError
 from ..models.identity import identify_model
-from ..provenance import build_provenance
+from ..provenance import Provenance, build_provenance
 from ..sites import Site
 from .direction import Direction
 from .examples import Examples, record_examples
@@ -68,10 +68,17 @@ def fit_directions(
         provenance = build_provenance(
             method=f"direction: {how}", model=identity, examples={"name": examples.name, "sha256": examples.sha256()}
         )
-        vector, boundary, low, high = _fit(x, examples, how, site)
-        name = f"{how} of {examples.name}"
-        found.append(Direction(vector.to(x.dtype), site, boundary, low, high, name, provenance, x.mean(dim=0)))
+        found.append(fit_recorded(x, examples, how, site, provenance))
     return found
+
+
+def fit_recorded(
+    x: Float[Tensor, "batch d"], examples: Examples, how: str, site: Site, provenance: Provenance | None = None
+) -> Direction:
+    """A direction from vectors recorded before (see `record_examples`); errors as `fit_direction`."""
+    vector, boundary, low, high = _fit(x, examples, how, site)
+    name = f"{how} of {examples.name}"
+    return Direction(vector.to(x.dtype), site, boundary, low, high, name, provenance or {}, x.mean(dim=0))
 
 
 def _fit(x: Float[Tensor, "batch d"], examples: Examples, how: str, site: Site) -> tuple[Tensor, float, float, float]:
@@ -215,14 +222,22 @@ def _separate(
         return float(((x[rows[1]].double() @ unit > boundary) == second.labels).double().mean())
 
     generator = torch.Generator().manual_seed(seed)
-    controls = [accuracy(_by_lot(examples, generator)) for _ in range(n_controls)]
+    controls = [accuracy(by_lot(examples, generator)) for _ in range(n_controls)]
     mean = sum(controls) / n_controls if controls else float("nan")
     return Separation(site, accuracy(examples), mean, len(fitted), len(tested))
 
 
-def _by_lot(examples: Examples, generator: torch.Generator) -> Examples:
-    """The control task: in every group the classes stay or are exchanged, by the toss of a coin."""
-    groups = examples.groups.unique()
-    flip = groups[torch.randint(2, (len(groups),), generator=generator).bool()]
-    labels = examples.labels ^ torch.isin(examples.groups, flip)
-    return Examples(examples.tokens, labels, examples.where, examples.groups, f"control of {examples.name}")
+def by_lot(examples: Examples, generator: torch.Generator) -> Examples:
+    """The control task: every type has a label by the toss of a coin; without types, in every group the classes stay or are exchanged.
+
+    Types come back in held-out groups, so that a probe with room to remember them does well (Hewitt & Liang 2019); groups do not.
+    """
+    units, index = (examples.groups if examples.types is None else examples.types).unique(return_inverse=True)
+    coin = torch.randint(2, (len(units),), generator=generator).bool()
+    if examples.types is None:
+        labels = examples.labels ^ coin[index]
+    else:
+        if bool(coin.all()) or not bool(coin.any()):
+            coin[0] = ~coin[0]
+        labels = coin[index]
+    return replace(examples, labels=labels, name=f"control of {examples.name}")

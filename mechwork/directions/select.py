@@ -73,7 +73,7 @@ class LayerChoice:
 
     def __str__(self) -> str:
         cells = ", ".join(f"{site} {value:.3f}" for site, value in zip(self.sites, self.values, strict=True))
-        return f"{self.criterion} on held-out training groups: {cells}; chosen {self.site}"
+        return f"{self.criterion}: {cells}; chosen {self.site}"
 
 
 def choose_layer(
