@@ -62,3 +62,4 @@ from .writes import Steering as Steering
 from .writes import Write as Write
 from .writes import as_interventions as as_interventions
 from .writes import intervene as intervene
+from .writes import is_replacement as is_replacement

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -102,6 +102,11 @@ class Write(Readable):
 
 Steering = Replacement | Positional | Intervention | Sequence[Intervention]
 """What a way to steer writes: a replacement at the direction's site, or interventions that say themselves where."""
+
+
+def is_replacement(steering: Steering) -> TypeGuard[Replacement | Positional]:
+    """Whether it is written at a site that others choose, rather than saying itself where."""
+    return not isinstance(steering, Hooked | Installed | Sequence)
 
 
 def as_interventions(site: Site, steering: Steering) -> list[Intervention]:
