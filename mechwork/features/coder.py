@@ -63,13 +63,13 @@ class SparseCoder:
 
     reads: Site
     writes: Site
-    W_enc: Float[Tensor, "d_in feature"]
-    b_enc: Float[Tensor, " feature"]
-    W_dec: Float[Tensor, "feature d_out"]
-    b_dec: Float[Tensor, " d_out"]
+    W_enc: Float[Tensor, "_d_in _feature"]  # checked by name below: these come from files
+    b_enc: Float[Tensor, " _feature"]
+    W_dec: Float[Tensor, "_feature _d_out"]
+    b_dec: Float[Tensor, " _d_out"]
     activation: Activation
-    b_in: Float[Tensor, " d_in"] | None = None
-    W_skip: Float[Tensor, "d_in d_out"] | None = None
+    b_in: Float[Tensor, " _d_in"] | None = None
+    W_skip: Float[Tensor, "_d_in _d_out"] | None = None
     provenance: Provenance = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import pandas
     from transformer_lens.model_bridge import TransformerBridge
 
-SIZES = (5, 10, 20, 50, 100, 200, 500, 1000)
+SIZES = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 
 
 @dataclass(frozen=True, eq=False)

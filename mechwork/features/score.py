@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..circuits.writers import require_aligned
@@ -133,7 +133,7 @@ class _Batch:
         found = record_sites(self.model, pairs.clean_tokens, sites)
         return found, [code(c, found[c.reads], found[c.writes]) for c in self.features]
 
-    def score(self, ig_steps: int, path: str) -> tuple[Float[Tensor, "batch node"], Float[Tensor, " node"]]:
+    def score(self, ig_steps: int, path: str) -> tuple[Float[Tensor, "batch node"], Bool[Tensor, " node"]]:
         """Scores of all nodes, and whether each varies."""
         coefficients = self._along_sites(ig_steps) if ig_steps > 1 and path == "site" else self._along_inputs(ig_steps)
         mask = self.host.mask
