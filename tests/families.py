@@ -7,7 +7,7 @@ low enough to bend, and sliding windows are shorter than the prompts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -60,6 +60,15 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "falcon": lambda: hf.FalconForCausalLM(hf.FalconConfig(**_NO_SPECIAL, **_FALCON)),
 }
 """Family name -> a freshly initialised Hugging Face module: 3 layers, 4 heads (2 key/value heads; Falcon 1), d_model 32."""
+
+UNLIKE = ("gpt2", "gemma2", "mixtral")
+"""Families that differ most: learned positions and biases; grouped queries, post-norms and soft caps; experts."""
+
+
+def crossed(cases: Iterable[Any], everywhere: Collection[Any]) -> list[tuple[str, Any]]:
+    """(family, case) pairs: the cases of `everywhere` in every family, the others, whose logic no family changes, in `UNLIKE`."""
+    return [(family, case) for case in cases for family in FAMILIES if case in everywhere or family in UNLIKE]
+
 
 _NATIVE: dict[str, Any] = {"n_layers": 3, "n_heads": 4, "d_model": 32, "d_head": 8, "n_ctx": 64, "d_vocab": D_VOCAB}
 _MLP: dict[str, Any] = {"d_mlp": 48, "act_fn": "gelu"}

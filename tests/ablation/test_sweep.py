@@ -13,12 +13,12 @@ from mechwork.ablation import AblationSpec, ablate, fit_ablation, run_sets, swee
 from mechwork.ablation.sweep import targets_of, top_neurons
 from mechwork.errors import ArtefactError, InputError
 from mechwork.models.anatomy import read_anatomy
-from tests.families import borrowed, build_native, build_task, rounding
+from tests.families import borrowed, build_native, build_task, crossed, rounding
 
 KINDS = ("zero", "mean", "mean_by_position", "resample", "corrupt", "noise")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("family", "kind"), crossed(KINDS, ("mean", "corrupt")))
 def test_a_sweep_is_one_ablation_per_target(family_model64: Any, kind: str) -> None:
     task = build_task(n=9)
     with borrowed(family_model64) as model:
@@ -49,7 +49,7 @@ def test_optimal_constants_are_learned_for_each_target_alone(tiny_gpt2_64: Any) 
     torch.testing.assert_close(effects["mlp_out"].per_example[:, 1], alone.per_example, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "mean_by_span"])
+@pytest.mark.parametrize(("family", "kind"), crossed([*KINDS, "mean_by_span"], ("mean", "corrupt")))
 def test_sets_equal_whole_forwards(family_model64: Any, kind: str) -> None:
     task = build_task(n=9, spans=[{"A": [3, 4]}] * 9)
     model = family_model64

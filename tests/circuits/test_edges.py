@@ -20,7 +20,7 @@ from mechwork.patching import attribute
 from mechwork.relevance import Composite, EpsilonRule, GammaRule, find_composite
 from mechwork.runs import record_run
 from mechwork.tasks.task import Task
-from tests.families import borrowed, build_task
+from tests.families import borrowed, build_task, crossed
 from tests.reference.edges import grad_drop_scores
 from tests.reference.literal import LiteralGraph
 
@@ -73,7 +73,9 @@ LINEAR = find_composite("relp").prepend(
 
 
 @pytest.mark.parametrize(
-    "rules", ["gradient", "relp", "relp_ah", "attnlrp", "gim", LINEAR], ids=lambda rules: getattr(rules, "name", rules)
+    ("family", "rules"),
+    crossed(["gradient", "relp", "relp_ah", "attnlrp", "gim", LINEAR], ("relp", LINEAR)),
+    ids=lambda value: getattr(value, "name", value),
 )
 def test_edges_of_a_writer_add_up_to_its_node_score(
     family_model64: Any, tiny_task: Task, rules: str | Composite

@@ -23,7 +23,7 @@ from mechwork.models.anatomy import read_anatomy
 from mechwork.runs import record_run
 from mechwork.tasks.task import Task
 from tests.circuits.test_edges import random_mask, tolerance
-from tests.families import borrowed, build_task
+from tests.families import borrowed, build_task, crossed
 from tests.reference.literal import LiteralGraph
 
 
@@ -31,7 +31,9 @@ def space_of(model: Any) -> EdgeSpace:
     return EdgeSpace.of(read_anatomy(model))
 
 
-@pytest.mark.parametrize("ablation", ["zero", "mean", "mean_by_position", "resample"])
+@pytest.mark.parametrize(
+    ("family", "ablation"), crossed(["zero", "mean", "mean_by_position", "resample"], ("mean", "resample"))
+)
 def test_ablations_equal_the_literal_graph(family_model64: Any, ablation: str) -> None:
     model, task = family_model64, build_task(n=8)
     space, literal, pairs = space_of(model), LiteralGraph(model), task.pairs

@@ -30,7 +30,7 @@ from mechwork.interventions import (
 )
 from mechwork.sites import Site
 from mechwork.tasks.task import Task
-from tests.families import borrowed
+from tests.families import borrowed, crossed
 from tests.reference import literal
 
 SITE = Site("resid_post", 1)
@@ -97,7 +97,7 @@ def loop(edit: Any) -> Any:
     return hook
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("family", "name"), crossed(NAMES, ("project to", "turn")))
 def test_a_write_equals_its_literal_hook(family_model64: Any, tiny_task: Task, name: str) -> None:
     put, edit = by_hand(name)
     tokens = tiny_task.pairs.clean_tokens
