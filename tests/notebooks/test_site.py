@@ -80,5 +80,9 @@ def test_the_site_builds_without_a_warning_and_asks_for_nothing(tmp_path: Path, 
         tab.page.goto((site / path).as_uri())
         tab.settle()
         tab.picture(f"site-{Path(path).stem}")
+    tab.page.keyboard.press("f")  # the search, also in a site that is opened from disk
+    tab.page.keyboard.type("faithfulness")
+    tab.page.wait_for_selector(".md-search-result__item")
+    assert "reference/circuits.html" in (tab.page.locator(".md-search-result__link").first.get_attribute("href") or "")
     found = re.findall(r'(?:src|href)="(https?://[^"]+)"', (site / "index.html").read_text(encoding="utf-8"))
     assert all("squidfunk" in link or "github.com" in link for link in found), found
