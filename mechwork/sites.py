@@ -11,6 +11,7 @@ block 3 in any model. Supporting an architecture means teaching this file and `m
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from .errors import InputError, UnknownNameError
@@ -115,3 +116,25 @@ HEAD_NORMS = ("q_norm", "k_norm")
 def block_module(layer: int, *path: str) -> str:
     """The bridge's dotted name of a module of block `layer`: ``block_module(3, "attn", "q_norm")``."""
     return ".".join((f"blocks.{layer}", *path))
+
+
+_OTHER_NAMES = {
+    "ln2.hook_normalized": "mlp_in", "hook_mlp_in": "resid_mid", "mlp.hook_out": "mlp_out", "attn.hook_out": "attn_out",
+}  # fmt: skip
+"""Names inside a block by which other hosts, older ones among them, call these places."""
+
+
+def find_site(hook: str, head: int | None = None) -> Site:
+    """The site that a hook's name spells: the inverse of `hook_name`, as published files need it.
+
+    Raises `InputError` for a name that is no site.
+    """
+    layer, inside = re.fullmatch(r"(?:blocks\.(\d+)\.)?(.+)", hook, re.DOTALL).groups() if hook else (None, "")  # pyright: ignore[reportOptionalMemberAccess]
+    for kind in SITE_KINDS.values():
+        if layer is None and not kind.per_layer and hook == kind.hook:
+            return Site(kind.name)
+        if layer is not None and kind.per_layer and kind.hook.format(layer=layer) == hook:
+            return Site(kind.name, int(layer), head)
+    if layer is not None and inside in _OTHER_NAMES:
+        return Site(_OTHER_NAMES[inside], int(layer))
+    raise InputError(f"{hook!r} is the hook of no site known here; the kinds of sites are {', '.join(SITE_KINDS)}")

@@ -56,4 +56,5 @@ from .targets import parse_target as parse_target
 from .telemetry import LargeActivation as LargeActivation
 from .telemetry import Telemetry as Telemetry
 from .telemetry import record_telemetry as record_telemetry
-from .telemetry import telemetry_over_training as telemetry_over_training
+from .telemetry_training import TelemetryOverTraining as TelemetryOverTraining
+from .telemetry_training import telemetry_over_training as telemetry_over_training

@@ -14,7 +14,7 @@ layer for sparsity, from that layer on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -22,13 +22,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .. import bundled
 from ..display import Displayable
 from ..errors import InputError
 from ..interventions import Write, intervene
 from ..models.anatomy import check_ready, device_of
 from ..models.identity import identify_model
-from ..models.load import load_model
 from ..provenance import Provenance, build_provenance
 from ..runs.record import check_task, record_run
 from ..sites import Site
@@ -170,24 +168,6 @@ def record_telemetry(
         name or str(model.cfg.model_name), largest, mean("median"), mean("norm"), mean("norm_first"), mean("sink"), mean("entropy"),
         _perplexity(model, pairs), tuple(share for share, _ in found), tuple(zeros for _, zeros in found), tolerance, facts, note,
     )  # fmt: skip
-
-
-def telemetry_over_training(
-    name: str,
-    make_task: Callable[[TransformerBridge], Task],
-    steps: Sequence[int] | None = None,
-    *,
-    tolerance: float = 0.01,
-) -> tuple[Telemetry, ...]:
-    """Telemetry of every shipped checkpoint of a bundled model, on the task that `make_task` builds for it."""
-    chosen = list(steps) if steps is not None else bundled.checkpoints(name)
-    if not chosen:
-        raise InputError(f"{name} has no checkpoints. Use record_telemetry(load_model({name!r}), task).")
-    found = []
-    for step in chosen:
-        model = load_model(f"{name}@{step}")
-        found.append(record_telemetry(model, make_task(model), tolerance=tolerance, name=f"{name}@{step}"))
-    return tuple(found)
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,7 +25,7 @@ from ..errors import InputError
 from ..models.anatomy import device_of
 from ..models.identity import identify_model
 from ..provenance import build_provenance, hash_json
-from ..runs.record import Run, check_task, record_run, run_to_metric
+from ..runs.record import Run, record_run, run_to_metric
 from ..runs.restart import restart_at
 from ..shapes import EdgeMask
 from ..tasks.pairs import PromptPairs
@@ -34,7 +34,7 @@ from .ablated import find_ablation
 from .circuit import Circuit
 from .run import AblatedWrites, Resume, as_circuit
 from .space import EdgeSpace
-from .writers import Writes, check_edges, record_writers, require_aligned, writer_kinds
+from .writers import Writes, edge_space, record_writers, writer_kinds
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -66,10 +66,7 @@ def find_acdc(
         raise InputError(f"trials are measured by 'kl' or 'metric'; got {measure!r}")
     if not threshold > 0 or n_copies < 1:
         raise InputError(f"a positive threshold and at least one copy are needed; got {threshold}, {n_copies}")
-    anatomy = check_task(model, task)
-    check_edges(model, anatomy)
-    require_aligned(task)
-    space = EdgeSpace.of(anatomy)
+    space = edge_space(model, task)
     settings = {"threshold": threshold, "measure": measure, "ablation": ablation, "seed": seed}
     identity = identify_model(model)
     key = hash_json({**settings, "weights": identity["weights_sha256"], "task": task.provenance()})

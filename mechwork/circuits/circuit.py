@@ -15,11 +15,10 @@ from ..display import Displayable
 from ..errors import ArtefactError, InputError, MetricError, UnknownNameError
 from ..models.anatomy import device_of
 from ..provenance import Provenance, stable
-from ..runs.record import check_task
 from ..shapes import EdgeMask, EdgeMatrix
 from ..tasks.task import Task
-from .space import INPUT, LOGITS, EdgeSpace
-from .writers import check_edges
+from .space import LOGITS, EdgeSpace
+from .writers import edge_space
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -155,8 +154,7 @@ class Circuit(Displayable):
         from .ablated import find_ablation
         from .run import as_circuit
 
-        check_edges(model, check_task(model, task))
-        if self.space != EdgeSpace.of(check_task(model, task)):
+        if self.space != edge_space(model, task, split_input=self.space.split_input, aligned=ablation == "corrupt"):
             raise InputError(f"the circuit belongs to another graph, {self.space}")
         pairs = task.pairs.to(device_of(model))
         ablated = find_ablation(model, task, self.space, ablation, seed=seed).writes(pairs, 0)
@@ -264,13 +262,13 @@ def prune(space: EdgeSpace, mask: EdgeMask) -> EdgeMask:
     leads from it to a useful reader. Writers are in running order, so one sweep each way is enough.
     """
     alive = torch.zeros(space.n_writers, dtype=torch.bool)
-    alive[space.writers.index(INPUT)] = True
-    for row in range(1, space.n_writers):
+    alive[: space.n_inputs] = True
+    for row in range(space.n_inputs, space.n_writers):
         fed = (mask & alive[:, None]).any(dim=0)
         alive[row] = bool((space.feeds[row] & fed).any())
     useful = torch.zeros(space.n_readers, dtype=torch.bool)
     useful[space.logits_reader] = True
-    for row in range(space.n_writers - 1, 0, -1):
+    for row in range(space.n_writers - 1, space.n_inputs - 1, -1):
         if bool((mask[row] & useful).any()):
             useful |= space.feeds[row]
     return mask & alive[:, None] & useful[None, :]

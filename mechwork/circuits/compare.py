@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from ..display import Displayable
 from ..errors import InputError
 from .circuit import Circuit
+from .space import INPUT, INPUT_PARTS, LOGITS
 
 if TYPE_CHECKING:
     import pandas
@@ -76,8 +77,8 @@ def compare_circuits(circuits: Mapping[str, Circuit]) -> CircuitComparison:
 
 def _overlap(first: str, a: Circuit, second: str, b: Circuit) -> Overlap:
     edges = a.overlap(b)  # raises for different graphs
-    n = a.space.n_writers - 1  # the input and the logits are in every circuit
-    mine, theirs = (set(c.nodes) - {"input", "logits"} for c in (a, b))
+    n = a.space.n_writers - a.space.n_inputs  # the input and the logits are in every circuit
+    mine, theirs = (set(c.nodes) - {INPUT, *INPUT_PARTS, LOGITS} for c in (a, b))
     both = len(mine) * len(theirs) / n
     union = len(mine) + len(theirs) - both
     shared = tuple(node for node in a.nodes if node in mine & theirs)

@@ -18,7 +18,7 @@ import torch
 
 from ..display import Displayable
 from ..errors import InputError
-from ..models.anatomy import check_ready, device_of
+from ..models.anatomy import device_of
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..shapes import EdgeMask
@@ -28,8 +28,8 @@ from .circuit import Circuit
 from .curves import faithfulness
 from .evaluate import Settings, measure_circuits
 from .run import as_circuit
-from .space import INPUT, EdgeSpace
-from .writers import check_edges, require_aligned
+from .space import EdgeSpace
+from .writers import edge_space
 
 if TYPE_CHECKING:
     import pandas
@@ -181,7 +181,7 @@ def measure_minimality(
     """
     space = _check(model, task, circuit)
     generator = torch.Generator().manual_seed(seed)
-    nodes = [node for node in circuit.nodes if node in space.writers and node != INPUT]
+    nodes = [node for node in circuit.nodes if node in space.writers[space.n_inputs :]]
     bases = [circuit.mask, *(circuit.mask & ~_random_knockout(circuit, i, generator) for i in range(n_knockouts))]
     masks = [space.mask, torch.zeros_like(space.mask)]
     for base in bases:
@@ -210,7 +210,7 @@ def _random_knockout(circuit: Circuit, turn: int, generator: torch.Generator) ->
     """A random half of the nodes (even turns) or a random share of the edges (odd ones)."""
     space = circuit.space
     if turn % 2 == 0:
-        nodes = [node for node in circuit.nodes if node in space.writers and node != INPUT]
+        nodes = [node for node in circuit.nodes if node in space.writers[space.n_inputs :]]
         kept = circuit.mask
         for i in torch.randperm(len(nodes), generator=generator)[: max(1, len(nodes) // 2)].tolist():
             kept = without_node(space, kept, nodes[i])
@@ -220,10 +220,7 @@ def _random_knockout(circuit: Circuit, turn: int, generator: torch.Generator) ->
 
 
 def _check(model: TransformerBridge, task: Task, circuit: Circuit) -> EdgeSpace:
-    anatomy = check_ready(model)
-    check_edges(model, anatomy)
-    require_aligned(task)
-    space = EdgeSpace.of(anatomy)
+    space = edge_space(model, task, split_input=circuit.space.split_input)
     if circuit.space != space or not circuit.n_edges:
         raise InputError(f"a circuit of this model's graph {space} with at least one edge is needed; got {circuit}")
     return space

@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..errors import InputError
 from ..models.anatomy import device_of, dtype_of
 from ..runs.record import Baseline, Run
 from ..tasks.task import Task
@@ -48,7 +47,6 @@ class Coefficients:
     seed: int
 
     def __post_init__(self) -> None:
-        _check_rules(self.model, self.method)
         self.ablated = None if self.method.ablation == "corrupt" else self._ablated_writes()
 
     def __call__(self, task: Task) -> Rows:
@@ -110,7 +108,7 @@ class Coefficients:
         donor = at_donor.run if at_donor else passes.plain(writing if self.ablated is None else (), donor=True)
         baseline = self._baseline(passes, host, donor)
         start = host.layers["resid_pre"][0]
-        end = donor.layers["resid_pre"][0] if self.ablated is None else self.ablated[0].to(start).expand_as(start)
+        end = donor.layers["resid_pre"][0] if self.ablated is None else self._ablated_input(start)
         differences = self._differences(donor, host)
         if self.n_positions >= start.shape[1]:  # they fit at once, and are the same at every point
             differences = list(differences)
@@ -141,7 +139,8 @@ class Coefficients:
         return self._baseline(passes, host, donor)
 
     def _components(self) -> Iterator[tuple[slice, str, int]]:
-        yield slice(0, 1), "resid_pre", 0
+        for row in range(self.space.n_inputs):
+            yield slice(row, row + 1), "resid_pre", 0
         for layer in range(self.space.n_layers):
             yield self.space.head_writers(layer), "attn_out", layer
             if self.space.attn_only:
@@ -189,6 +188,10 @@ class Coefficients:
                 summed = torch.einsum("bpwr,cbp->bcwr", each, cells[:, :, chunk].to(each))
                 self.total[:, :, first:last, columns].add_(summed, alpha=weight)
 
+    def _ablated_input(self, like: Tensor) -> Tensor:
+        assert self.ablated is not None
+        return self.ablated[: self.space.n_inputs].sum(dim=0).to(like).expand_as(like)
+
     def _baseline(self, passes: Passes, host: Run, donor: Run) -> Baseline:
         metrics = passes.measure(host).detach().cpu(), passes.measure(donor, donor=True).detach().cpu()
         return Baseline(*(metrics[::-1] if self.method.direction == "denoise" else metrics))
@@ -197,16 +200,6 @@ class Coefficients:
         if self.method.ablation == "zero":
             return torch.zeros(self.space.n_writers, 1, 1, self.model.cfg.d_model).to(next(self.model.parameters()))
         return mean_writes(self.model, self.task, self.space, by_position=self.method.ablation == "mean_by_position")
-
-
-def _check_rules(model: TransformerBridge, method: Method) -> None:
-    """Raises `InputError` for rules on the weights that readers are pulled back through here with their plain gradient."""
-    for (name, family), rule in method.rules.bind(model).rules.items():
-        if family == "linear" and name.endswith((".attn.q", ".attn.k", ".attn.v", ".attn.qkv")):
-            raise InputError(
-                f"edges are read through the plain weights of queries, keys and values; {rule} is bound to {name}. "
-                "Bind linear rules to other modules, e.g. 'blocks.*.mlp.*', or score sites with mechwork.attribute."
-            )
 
 
 @dataclass(eq=False)

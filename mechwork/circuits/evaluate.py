@@ -19,7 +19,7 @@ from ..errors import InputError, UnknownNameError
 from ..models.anatomy import device_of
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
-from ..runs.record import check_task, run_to_metric
+from ..runs.record import run_to_metric
 from ..shapes import EdgeMask
 from ..tasks.metrics import accuracy
 from ..tasks.pairs import PromptPairs
@@ -32,7 +32,7 @@ from .run import as_circuit
 from .scores import EdgeScores
 from .select import Ranking, select, select_random, select_random_same_degree
 from .space import EdgeSpace
-from .writers import check_edges, require_aligned
+from .writers import edge_space
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -108,10 +108,7 @@ def evaluate(
     """
     if ablation not in ABLATIONS:
         raise UnknownNameError("ablation", ablation, ABLATIONS)
-    anatomy = check_task(model, task)
-    check_edges(model, anatomy)
-    require_aligned(task)
-    space = EdgeSpace.of(anatomy)
+    space = edge_space(model, task, split_input=subject.space.split_input)
     if subject.space != space:
         raise InputError(
             f"the {type(subject).__name__} belongs to another graph, {subject.space}; this model's is {space}"

@@ -28,14 +28,14 @@ from ..models.identity import identify_model
 from ..patching.plan import host_pairs
 from ..patching.result import Direction, check_direction
 from ..provenance import Provenance, build_provenance
-from ..runs.record import Run, check_task, record_run, run_to_metric
+from ..runs.record import Run, record_run, run_to_metric
 from ..runs.restart import restart_at
 from ..shapes import EdgeMatrix
 from ..sites import Site, hook_name
 from ..tasks.pairs import PromptPairs
 from ..tasks.task import Task
 from .space import EdgeSpace
-from .writers import check_edges, record_writers, require_aligned, stream_kinds, writer_kinds
+from .writers import edge_space, record_writers, stream_kinds, writer_kinds
 
 if TYPE_CHECKING:
     import pandas
@@ -101,9 +101,10 @@ def measure_edges(
     *,
     ablation: str = "corrupt",
     direction: str = "noise",
+    split_input: bool = False,
     progress: Progress | None = None,
 ) -> EdgeEffects:
-    """The effect of every single edge, measured. `ablation` is ``"corrupt"``, ``"zero"`` or ``"mean"``.
+    """The effect of every single edge, measured. `ablation` is ``"corrupt"``, ``"zero"`` or ``"mean"``; `split_input` as in `score_edges`.
 
     Zero and mean ablations have no denoising direction: there is no run in which everything is ablated to begin with.
 
@@ -118,10 +119,7 @@ def measure_edges(
         raise UnknownNameError("ablation", ablation, ABLATIONS)
     if ablation != "corrupt" and direction == "denoise":
         raise InputError(f"{ablation} ablation replaces values of the clean run: use direction='noise'")
-    anatomy = check_task(model, task)
-    check_edges(model, anatomy)
-    require_aligned(task)
-    space = EdgeSpace.of(anatomy)
+    space = edge_space(model, task, split_input=split_input)
     pairs = host_pairs(task.pairs, direction).to(device_of(model))
     kinds = list(dict.fromkeys([*writer_kinds(space), *stream_kinds(space), "resid_post"]))
     host = record_run(model, pairs, kinds)

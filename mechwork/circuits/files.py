@@ -81,6 +81,8 @@ def write_mib(circuit: Circuit, path: str | Path, *, d_model: int, convention: s
     Scores of all edges are written when the circuit has them, so that the benchmark can choose its own sizes.
     """
     sign = _sign(convention)
+    if circuit.space.split_input:
+        raise InputError("files of EAP-IG know one input node; score without split_input to write one")
     space, nodes = circuit.space, set(circuit.nodes)
     before = circuit.extras.get("mib", {})
     cfg = {

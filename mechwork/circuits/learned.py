@@ -25,7 +25,6 @@ from ..errors import InputError
 from ..models.anatomy import device_of
 from ..models.identity import identify_model
 from ..provenance import build_provenance, hash_json, hash_tensors
-from ..runs.record import check_task
 from ..shapes import EdgeMatrix
 from ..tasks.pairs import PromptPairs
 from ..tasks.task import Task
@@ -35,7 +34,7 @@ from .run import as_circuit
 from .scores import EdgeScores
 from .select import select_top
 from .space import EdgeSpace
-from .writers import check_edges, require_aligned
+from .writers import edge_space
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -79,10 +78,7 @@ def learn_circuit(
 
     >>> learn_circuit(model, task.train, 80, start=score_edges(model, task.train))
     """
-    anatomy = check_task(model, task)
-    check_edges(model, anatomy)
-    require_aligned(task)
-    space = EdgeSpace.of(anatomy)
+    space = edge_space(model, task)
     identity = identify_model(model)
     if not 0 < n_edges <= space.n_edges:
         raise InputError(f"the size of a circuit is 1 to {space.n_edges} edges for this graph; got {n_edges}")

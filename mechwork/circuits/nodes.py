@@ -32,7 +32,7 @@ from .points import Passes, start_at
 from .score import Progress, batch_rows, join_baselines, plan_batches
 from .select import select_top_nodes
 from .space import EdgeSpace
-from .writers import check_edges, require_aligned
+from .writers import edge_space, require_aligned
 
 if TYPE_CHECKING:
     import pandas
@@ -127,7 +127,7 @@ def score_nodes(
     >>> score_nodes(model, task.train, rules="gradient").top(5)
     """
     method = find_method(preset, rules=rules, ig_steps=ig_steps, path=path, direction=direction, ablation=ablation)
-    space = _check(model, task)
+    space = edge_space(model, task)
     plan = plan_batches(model, task, space, method, memory_budget, None)
     rows = list(_summed(batch_rows(model, task, space, method, plan, 0, progress)))
     baseline = join_baselines([baseline for _, baseline in rows])
@@ -157,7 +157,7 @@ def score_neurons(
     Raises `InputError` for mixtures of experts, whose insides have no sites. Cost: 2 forwards + `ig_steps` (forward + backward).
     """
     method = find_method(rules=rules, ig_steps=ig_steps, direction=direction)
-    _check(model, task)
+    edge_space(model, task)
     check_task(model, task).check_site(Site("mlp_post", 0))
     scores, ends = [], []
     for start in range(0, len(task), batch_size):
@@ -207,13 +207,6 @@ def _mix(kept: Bool[Tensor, " neuron"], other: Tensor) -> Any:
         return torch.where(kept.to(activation.device), activation, other)
 
     return hook
-
-
-def _check(model: TransformerBridge, task: Task) -> EdgeSpace:
-    anatomy = check_task(model, task)
-    check_edges(model, anatomy)
-    require_aligned(task)
-    return EdgeSpace.of(anatomy)
 
 
 def _provenance(what: str, method: Method, model: TransformerBridge, task: Task) -> Provenance:

@@ -32,7 +32,7 @@ from ..patching.queries_keys import check_open
 from ..patching.result import Direction
 from ..provenance import Provenance, build_provenance
 from ..relevance import Composite, Rule
-from ..runs.record import Baseline, Run, check_task
+from ..runs.record import Baseline, Run
 from ..runs.restart import restart_at
 from ..shapes import EdgeMatrix
 from ..sites import Site, hook_name
@@ -45,7 +45,7 @@ from .points import Passes
 from .sample import Stream, Streamed, percentile_interval
 from .score import N_RESAMPLES, join_baselines, plan_batches
 from .space import EdgeSpace
-from .writers import check_edges, require_aligned
+from .writers import edge_space
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -157,7 +157,7 @@ def score_positions(
     method = find_method(preset, rules=rules, ig_steps=ig_steps, path=path, direction=direction, ablation=ablation)
     if method.estimator != "coefficients":
         raise InputError(f"{method.estimator!r} has no scores by position; use a method of coefficients, e.g. 'eap'")
-    space = _check(model, task)
+    space = edge_space(model, task)
     names, cells = task.pairs.cells(positions)
     plan = plan_batches(model, task, space, method, memory_budget, None, n_cells=len(names))
     stream = Stream(len(task), len(names) * space.n_edges, keep=False, n_resamples=N_RESAMPLES, seed=seed)
@@ -195,7 +195,7 @@ def score_attention_edges(
     and k parts are zero.
     """
     method = find_method(rules=rules, direction=direction)
-    _check(model, task)
+    edge_space(model, task)
     check_open(model, "scoring edges between positions")
     names, cells = task.pairs.cells(positions)
     rows, ends = [], []
@@ -270,13 +270,6 @@ def _scores_with(
     with torch.no_grad(), restart_at(model, layer, stream), model.hooks(fwd_hooks=hooks), suppress(_Stop):
         model(pairs.clean_tokens)
     return found[0]
-
-
-def _check(model: TransformerBridge, task: Task) -> EdgeSpace:
-    anatomy = check_task(model, task)
-    check_edges(model, anatomy)
-    require_aligned(task)
-    return EdgeSpace.of(anatomy)
 
 
 def _provenance(what: str, method: Method, model: TransformerBridge, task: Task, positions: str) -> Provenance:

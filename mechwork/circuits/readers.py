@@ -1,7 +1,8 @@
 """How coefficients come back to every reader: from q, k, v and the MLP input, through the weights and the norm.
 
 For a head the coefficient at its q input is W_Q^T g / scale, minus the part along the normalised stream when the norm's
-scale is not held constant; gain and centring are folded into W_Q once per layer. Laid out ``[reader, batch, pos, d_model]``.
+scale is not held constant; gain and centring are folded into W_Q once per layer. Where a linear rule is bound to queries,
+keys or values, the rule's own pull-back takes the place of W_Q^T, head by head. Laid out ``[reader, batch, pos, d_model]``.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..models.anatomy import Norm, block_norm, mlp_norm_name
+from ..relevance.linear import Linear, LinearRule
 from ..relevance.rules import GradientRule, LNRule, Rule, norm_pull_back
 from ..sites import Site, block_module
 from .points import Point
@@ -42,10 +44,15 @@ def reader_coefficients(
         attn = model.blocks[layer].attn
         stream = point.run.layers["resid_pre"][layer][:, positions].detach()
         rule, norm = point.binding.rule(block_module(layer, "ln1"), "norm"), block_norm(model, layer, "ln1")
-        for kind, weight in (("q", attn.W_Q), ("k", attn.W_K), ("v", attn.W_V)):
-            g = point.coefficients[kind][layer][:, positions]
-            columns = space.attention_readers(layer, kind)
-            yield columns, space.n_seen_by_attention(layer), _through_attention(g, weight.detach(), rule, norm, stream)
+        for kind in "qkv":
+            g, weight = point.coefficients[kind][layer][:, positions], getattr(attn, f"W_{kind.upper()}").detach()
+            linear = point.binding.rule(block_module(layer, "attn", kind), "linear")
+            if isinstance(linear, LinearRule):
+                bias = getattr(attn, f"b_{kind.upper()}")
+                pulled = _through_linear_rule(linear, g, weight, bias, rule, norm, stream)
+            else:
+                pulled = _through_attention(g, weight, rule, norm, stream)
+            yield space.attention_readers(layer, kind), space.n_seen_by_attention(layer), pulled
         if space.attn_only:
             continue
         name = mlp_norm_name(model, layer)
@@ -81,6 +88,28 @@ def _through_attention(
         along = torch.einsum("hnd,nd->hn", pulled, x_hat) / x_hat.shape[-1]
         pulled = pulled.addcmul_(along.unsqueeze(-1), x_hat, value=-1)
     return pulled.view(shape)
+
+
+def _through_linear_rule(
+    linear: LinearRule,
+    g: Float[Tensor, "batch pos head d_head"],
+    weight: Float[Tensor, "head d_model d_head"],
+    bias: Float[Tensor, "head d_head"] | None,
+    rule: Rule | None,
+    norm: Norm | None,
+    stream: Float[Tensor, "batch pos d_model"],
+) -> Coefficients:
+    """Rules of linear modules share out each output apart, so a head's part is the surrogate of its own columns."""
+    read = (stream if norm is None else norm(stream)).detach().to(weight.dtype)
+    pulled = []
+    for head in range(g.shape[2]):
+        columns = Linear(weight[head], None if bias is None else bias[head].detach())
+        with torch.enable_grad():
+            x = read.clone().requires_grad_(True)
+            out = linear.surrogate(columns, x, columns(x))
+        pulled.append(torch.autograd.grad(out, x, g[:, :, head].to(out))[0])
+    together = torch.stack(pulled, dim=2)
+    return (together if norm is None else norm_pull_back(rule, norm, stream, together)).permute(2, 0, 1, 3).contiguous()
 
 
 def _head_first(g: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "head token d_head"]:

@@ -21,7 +21,7 @@ from ..errors import InputError
 from ..models.anatomy import block_norm, heads_share_scale, mlp_norm_name
 from ..sites import Site, hook_name
 from .space import EdgeSpace
-from .writers import head_writes
+from .writers import head_writes, input_writes
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -80,9 +80,10 @@ class _Runner:
         self.difference: Tensor | None = None
         self.columns = torch.arange(space.n_readers) if grad else _columns_to_compute(model, space, cut)
         self.stream: Tensor = ablated[0]
+        self.embed: Tensor | None = None
 
     def hooks(self) -> list[tuple[str, Any]]:
-        hooks: list[tuple[str, Any]] = []
+        hooks: list[tuple[str, Any]] = [(hook_name(Site("embed")), self._embedded)] if self.space.split_input else []
         for layer in range(self.space.n_layers):
             hooks.append((hook_name(Site("resid_pre", layer)), self._enter(layer)))
             hooks += [(hook_name(Site(kind, layer)), self._attention_reader(layer, kind)) for kind in "qkv"]
@@ -144,9 +145,12 @@ class _Runner:
                 copies.copy_(before.unsqueeze(1))
             elif layer == 0:
                 self.blocks = []
-                self._write(slice(0, 1), stream.unsqueeze(0))
+                self._write(slice(0, self.space.n_inputs), input_writes(self.space, stream, self.embed))
 
         return hook
+
+    def _embedded(self, embed: Tensor, hook: Any) -> None:
+        self.embed = embed
 
     def _middle(self, stream: Tensor, hook: Any) -> None:
         self.stream = stream

@@ -25,7 +25,7 @@ from ..models.anatomy import check_ready, dtype_of
 from ..models.identity import identify_model
 from ..provenance import build_provenance
 from ..relevance import Composite, Rule
-from ..runs.record import Baseline, check_task
+from ..runs.record import Baseline
 from ..tasks.task import Task
 from .budget import DEFAULT_BUDGET, Fit, fit, parse_bytes
 from .estimate import ESTIMATORS, Rows
@@ -33,7 +33,7 @@ from .methods import Method, find_method
 from .sample import Stream
 from .scores import EdgeScores
 from .space import EdgeSpace
-from .writers import check_edges, require_aligned
+from .writers import edge_space
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -55,6 +55,7 @@ def score_edges(
     path: str | None = None,
     direction: str | None = None,
     ablation: str = "corrupt",
+    split_input: bool = False,
     memory_budget: int | str = DEFAULT_BUDGET,
     batch_size: int | None = None,
     keep: str = "auto",
@@ -66,6 +67,9 @@ def score_edges(
     Say how with a `preset` (``"eap-ig"``, see `mechwork.circuits.methods`), or with `rules` (a composite or its name), `ig_steps`
     and `path` (``"inputs"``, ``"activations"``, ``"clean-corrupt"``); nothing said means ``preset="eap-ig"``. `ablation` is what the clean write is compared with: the
     paired ``"corrupt"`` run, ``"zero"``, the data's ``"mean"`` or ``"mean_by_position"`` (all but the first at the clean run).
+
+    With `split_input` the input counts as two writers, ``embed`` of the tokens and ``pos_embed`` of the positions. Under ``corrupt``
+    ablation the edges of ``pos_embed`` are zero, since both runs have the same positions.
 
     Pairs run in micro-batches that fit `memory_budget` (bytes or ``"2GB"``; `batch_size` overrides). ``keep="pairs"`` keeps a
     score per pair, ``"moments"`` mean, variance and 200 bootstrap means; ``"auto"`` keeps pairs while they fit a quarter of the budget.
@@ -80,10 +84,7 @@ def score_edges(
     >>> circuit = scores.circuit(n_edges=80)
     """
     method = find_method(preset, rules=rules, ig_steps=ig_steps, path=path, direction=direction, ablation=ablation)
-    anatomy = check_task(model, task)
-    check_edges(model, anatomy)
-    require_aligned(task)
-    space = EdgeSpace.of(anatomy)
+    space = edge_space(model, task, split_input=split_input)
     plan = plan_batches(model, task, space, method, memory_budget, batch_size)
     budget = parse_bytes(memory_budget)
     stream = Stream(

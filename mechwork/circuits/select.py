@@ -85,7 +85,7 @@ def select_above(space: EdgeSpace, values: EdgeMatrix, threshold: float, *, by: 
 def select_nodes(space: EdgeSpace, nodes: Bool[Tensor, " writer"]) -> EdgeMask:
     """All edges between the kept writers (the input and the logits are always kept): a circuit of nodes as one of edges."""
     kept = nodes.clone()
-    kept[0] = True
+    kept[: space.n_inputs] = True
     reads = (space.feeds & kept[:, None]).any(dim=0)
     reads[space.logits_reader] = True
     return space.mask & kept[:, None] & reads[None, :]
@@ -93,10 +93,11 @@ def select_nodes(space: EdgeSpace, nodes: Bool[Tensor, " writer"]) -> EdgeMask:
 
 def select_top_nodes(space: EdgeSpace, values: Float[Tensor, " writer"], n_nodes: int) -> EdgeMask:
     """All edges between the `n_nodes` writers of largest absolute score (besides the input)."""
-    if not 0 < n_nodes < space.n_writers:
-        raise InputError(f"this graph has {space.n_writers - 1} nodes besides the input; got {n_nodes}")
+    first = space.n_inputs
+    if not 0 < n_nodes <= space.n_writers - first:
+        raise InputError(f"this graph has {space.n_writers - first} nodes besides the input; got {n_nodes}")
     kept = torch.zeros(space.n_writers, dtype=torch.bool)
-    kept[1 + values[1:].abs().argsort(descending=True, stable=True)[:n_nodes]] = True
+    kept[first + values[first:].abs().argsort(descending=True, stable=True)[:n_nodes]] = True
     return select_nodes(space, kept)
 
 

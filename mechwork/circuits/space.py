@@ -1,6 +1,7 @@
 """The computational graph as tables: writers, readers, and which writer each reader can see.
 
-Writers write to the residual stream: ``input`` (the stream entering block 0), heads ``a3.h1``, MLPs ``m3``. Readers
+Writers write to the residual stream: ``input`` (the stream entering block 0; with `split_input` in its two parts, ``embed`` of
+the tokens and ``pos_embed`` of the positions), heads ``a3.h1``, MLPs ``m3``. Readers
 read from it: ``a3.h1<q>``, ``a3.h0<k>``, ``a3.h0<v>`` (under grouped-query attention k and v have one reader per
 key/value head), ``m3``, ``logits``. Writers are ordered as they run, so what a reader sees is a prefix of the writers,
 and the whole edge set is one boolean ``[writer, reader]`` mask. Names are made only when somebody asks.
@@ -28,26 +29,34 @@ from ..models.anatomy import ModelAnatomy
 from ..shapes import EdgeMask
 
 INPUT, LOGITS = "input", "logits"
+INPUT_PARTS = ("embed", "pos_embed")
+"""The writers of a split input: token embedding, and what positions add to it."""
 
 
 @dataclass(frozen=True)
 class EdgeSpace:
-    """The edge space of a decoder-only transformer with `n_layers` blocks; `parallel` blocks feed attention and MLP alike; `attn_only` blocks have no MLP."""
+    """The edge space of a decoder-only transformer with `n_layers` blocks; `parallel` blocks feed attention and MLP alike; `attn_only` blocks have no MLP.
+
+    `split_input`: tokens and positions are writers apart, in models that add an embedding of positions to the stream.
+    """
 
     n_layers: int
     n_heads: int
     n_kv_heads: int
     parallel: bool = False
     attn_only: bool = False
+    split_input: bool = False
 
     def __post_init__(self) -> None:
         if self.n_layers < 1 or self.n_heads < 1 or self.n_kv_heads < 1 or self.n_heads % self.n_kv_heads:
             raise InputError(f"an edge space needs layers, and heads in whole groups; got {asdict(self)}")
 
     @classmethod
-    def of(cls, anatomy: ModelAnatomy) -> EdgeSpace:
+    def of(cls, anatomy: ModelAnatomy, *, split_input: bool = False) -> EdgeSpace:
         """The edge space of a model."""
-        return cls(anatomy.n_layers, anatomy.n_heads, anatomy.n_kv_heads, anatomy.parallel, anatomy.attn_only)
+        return cls(
+            anatomy.n_layers, anatomy.n_heads, anatomy.n_kv_heads, anatomy.parallel, anatomy.attn_only, split_input
+        )
 
     # ---- writers -------------------------------------------------------------------------------------------------
 
@@ -61,22 +70,27 @@ class EdgeSpace:
         return self.n_heads + (not self.attn_only)
 
     @property
+    def n_inputs(self) -> int:
+        """How many rows the input has: the first ones."""
+        return 2 if self.split_input else 1
+
+    @property
     def n_writers(self) -> int:
-        return 1 + self.n_layers * self.writers_per_layer
+        return self.n_inputs + self.n_layers * self.writers_per_layer
 
     def head_writers(self, layer: int) -> slice:
         """Rows of a layer's heads."""
-        start = 1 + layer * self.writers_per_layer
+        start = self.n_inputs + layer * self.writers_per_layer
         return slice(start, start + self.n_heads)
 
     def mlp_writer(self, layer: int) -> int:
         """Row of the MLP of one of the layers `mlps`."""
-        return (layer + 1) * (self.n_heads + 1)
+        return self.n_inputs - 1 + (layer + 1) * (self.n_heads + 1)
 
     @cached_property
     def writers(self) -> tuple[str, ...]:
         """Names of the rows."""
-        names = [INPUT]
+        names = list(INPUT_PARTS) if self.split_input else [INPUT]
         for layer in range(self.n_layers):
             names += [f"a{layer}.h{h}" for h in range(self.n_heads)]
             names += [f"m{layer}"] * (not self.attn_only)
@@ -123,7 +137,7 @@ class EdgeSpace:
 
     def n_seen_by_attention(self, layer: int) -> int:
         """How many writers come before a layer's attention."""
-        return 1 + layer * self.writers_per_layer
+        return self.n_inputs + layer * self.writers_per_layer
 
     def n_seen_by_mlp(self, layer: int) -> int:
         """How many writers come before a layer's MLP."""
@@ -164,7 +178,7 @@ class EdgeSpace:
 
     def layer_of_writer(self, row: int) -> int:
         """Layer of a writer; -1 for the input."""
-        return (row - 1) // self.writers_per_layer if row else -1
+        return (row - self.n_inputs) // self.writers_per_layer if row >= self.n_inputs else -1
 
     def edge_name(self, row: int, column: int) -> str:
         """``"a5.h1->a7.h9<q>"``."""
@@ -185,4 +199,5 @@ class EdgeSpace:
         return row, column
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """As JSON; a whole input, which is the rule, is left unsaid."""
+        return {name: value for name, value in asdict(self).items() if name != "split_input" or value}

@@ -13,12 +13,11 @@ from ..display import Displayable
 from ..errors import InputError
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
-from ..runs.record import check_task
 from ..tasks.task import Task
 from .exact import ExactEffects
 from .methods import find_method
 from .scores import EdgeScores
-from .writers import check_edges, require_aligned
+from .writers import edge_space
 
 if TYPE_CHECKING:
     import pandas
@@ -79,9 +78,7 @@ def verify_edges(
 
     >>> verify_edges(model, task.test, scores)
     """
-    anatomy = check_task(model, task)
-    check_edges(model, anatomy)
-    require_aligned(task)
+    edge_space(model, task)
     space = scores.space
     if n_top < 2 or n_others < 0 or n_top + n_others > space.n_edges:
         raise InputError(f"2 to {space.n_edges} edges can be verified; got {n_top} and {n_others} others")

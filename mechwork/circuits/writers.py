@@ -17,8 +17,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import InputError, UnsupportedModelError
-from ..models.anatomy import ModelAnatomy, block_norm
-from ..runs.record import Run
+from ..models.anatomy import block_norm
+from ..runs.record import Run, check_task
 from ..runs.writes import head_writes
 from ..sites import MLP_KINDS
 from ..tasks.task import Task
@@ -36,7 +36,8 @@ Writes = Float[Tensor, "writer batch pos d_model"]
 
 def writer_kinds(space: EdgeSpace) -> tuple[str, ...]:
     """The writer kinds that a model of this graph has."""
-    return tuple(kind for kind in WRITER_KINDS if not (space.attn_only and kind in MLP_KINDS))
+    kinds = tuple(kind for kind in WRITER_KINDS if not (space.attn_only and kind in MLP_KINDS))
+    return (*kinds, "embed") if space.split_input else kinds
 
 
 def stream_kinds(space: EdgeSpace) -> tuple[str, ...]:
@@ -52,19 +53,45 @@ def require_aligned(task: Task) -> None:
         )
 
 
-def check_edges(model: TransformerBridge, anatomy: ModelAnatomy) -> None:
-    """Raises `UnsupportedModelError` for models whose attention output is not a sum over heads."""
+def edge_space(model: TransformerBridge, task: Task, *, split_input: bool = False, aligned: bool = True) -> EdgeSpace:
+    """The graph of a model, after the checks that every method on edges makes.
+
+    Raises `UnsupportedModelError` for models whose attention output is not a sum over heads; `InputError` for a task of another
+    model, for pairs of unequal length (unless `aligned` is False), and for a split input where no positions are added to it.
+    """
+    anatomy = check_task(model, task)
+    if split_input and getattr(model, "pos_embed", None) is None:
+        raise InputError(
+            f"{anatomy.architecture} adds no embedding of positions to the stream, so its input has one part. Leave split_input out."
+        )
+    if aligned:
+        require_aligned(task)
     if anatomy.norm_place != "pre" and any(block.attn.b_O is not None for block in model.blocks):
         raise UnsupportedModelError(
             f"edges need head writes that add up; {anatomy.architecture} adds an output bias under a post-norm"
         )
+    return EdgeSpace.of(anatomy, split_input=split_input)
+
+
+def input_writes(
+    space: EdgeSpace, stream: Float[Tensor, "batch pos d_model"], embed: Float[Tensor, "batch pos d_model"] | None
+) -> Writes:
+    """The stream entering block 0 as its writers: whole, or as `embed` and the rest, which is what positions add."""
+    if not space.split_input:
+        return stream.unsqueeze(0)
+    assert embed is not None
+    return torch.stack([embed, stream - embed])
+
+
+def _embed(run: Run, space: EdgeSpace, positions: slice) -> Tensor | None:
+    return run.layers["embed"][0][:, positions].detach() if space.split_input else None
 
 
 def record_writers(model: TransformerBridge, space: EdgeSpace, run: Run, positions: slice = slice(None)) -> Writes:
     """The writes of all writers in a recorded run."""
     stream = run.layers["resid_pre"][0][:, positions].detach()
     writes = stream.new_empty(space.n_writers, *stream.shape)
-    writes[0] = stream
+    writes[: space.n_inputs] = input_writes(space, stream, _embed(run, space, positions))
     for layer in range(space.n_layers):
         z = run.layers["z"][layer][:, positions].detach()
         head_writes(model, layer, z, out=writes[space.head_writers(layer)])
@@ -84,7 +111,7 @@ def write_differences(
 
     first = difference("resid_pre", 0)
     writes = first.new_empty(space.n_writers, *first.shape)
-    writes[0] = first
+    writes[: space.n_inputs] = input_writes(space, first, difference("embed", 0) if space.split_input else None)
     for layer in range(space.n_layers):
         rows, weight = space.head_writers(layer), model.blocks[layer].attn.W_O.detach()
         if block_norm(model, layer, "ln1_post") is None and weight.dtype == writes.dtype:

@@ -17,7 +17,7 @@ STUDY is one of
   roles         what heads attend to and copy, beside null distributions (and on --task's spans IO, S1, END)
   remove        the top heads of a role removed, beside matched random heads
   formation     induction along a bundled model's checkpoints, with clamping
-  telemetry     massive activations, sparsity, attention sinks, norms
+  telemetry     massive activations, sparsity, attention sinks, norms (--checkpoints: along training)
 """
 
 from __future__ import annotations
@@ -75,6 +75,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="induction",
         help="random lists are drawn from this task's changing words; 'all': from the vocabulary (default: induction)",
     )
+    parser.add_argument(
+        "--checkpoints", action="store_true", help="of telemetry: on every checkpoint of a bundled model"
+    )
     parser.add_argument("-n", type=at_least(16), default=64, metavar="N", help="pairs per task (default: %(default)s)")
     parser.add_argument("--seed", type=at_least(0), default=0, help="of the pairs and of what is drawn (default: 0)")
     parser.add_argument("--html", type=Path, metavar="FILE", help="also write the drawing, one page that opens offline")
@@ -99,11 +102,23 @@ def run(args: argparse.Namespace, console: Console) -> None:
         raise InputError(
             f"impairment compares two or more tasks, the other studies take one; got {args.study} of {args.task}"
         )
+    if args.checkpoints and args.study != "telemetry":
+        raise InputError(
+            f"--checkpoints belongs to telemetry; got {args.study}. Training is also followed by 'formation'."
+        )
     if args.study == "formation":
         from ..ablation import study_formation
 
         with console.step(f"following {args.model}") as progress:
             result: Any = study_formation(args.model, n=args.n, seed=args.seed, progress=progress)
+    elif args.study == "telemetry" and args.checkpoints:
+        from ..ablation import telemetry_over_training
+
+        build = find_task(names[0])
+        with console.step(f"following {args.model}") as progress:
+            result = telemetry_over_training(
+                args.model, lambda model: build(model, n=args.n, seed=args.seed), progress=progress
+            )
     else:
         with console.step(f"loading {args.model}"):
             model = load(args)

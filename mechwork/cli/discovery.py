@@ -23,7 +23,7 @@ from ..circuits import (
     score_edges,
     score_positions,
 )
-from ..circuits.score import require_aligned
+from ..circuits.writers import require_aligned
 from ..errors import InputError, NotFoundError
 from ..lenses import (
     LOGIT_LENS,

@@ -39,6 +39,7 @@ VERBS = {
     "circuits": "list the bundled circuits, or test or find them again",
     "train": "train a bundled model again from its recipe",
     "lens": "train a tuned lens, show what a lens reads, or measure one",
+    "features": "list features, train some, measure them, or find a circuit among them",
     "truth": "try methods on models whose circuit is known",
     "doctor": "say what this installation has and lacks",
 }

@@ -1,23 +1,58 @@
 """Directions: what to write, fitted from examples, and what writing it does beside what was wanted.
 
-Owns labelled examples, directions (difference of means, principal difference, probes) with their boundaries and files, and the
-study of steering: success against side effects. Imports `interventions` and below.
+Owns labelled examples, directions (difference of means, principal difference, probes) with their boundaries and files, what else is
+fitted to be written (transport maps, single dimensions, curves, controllers, which heads look where), and the study of steering:
+success against side effects. Imports `interventions` and below.
 
     she = task.train[rows where the answer is " she"]
     direction = fit_direction(model, Examples.of_task(she), Site("resid_post", 2))
     study = study_steering(model, she_held_out, direction, others=[ioi, agreement])
 """
 
+from .attention_heads import HeadGain as HeadGain
+from .attention_heads import rank_attention_heads as rank_attention_heads
+from .bases import BASES as BASES
+from .bases import ActivationBasis as ActivationBasis
+from .bases import fit_basis as fit_basis
+from .controller import Controller as Controller
+from .controller import train_controller as train_controller
+from .demonstrations import Demonstrations as Demonstrations
+from .dimensions import dimension_write as dimension_write
+from .dimensions import separating_dimensions as separating_dimensions
 from .direction import Direction as Direction
 from .examples import Examples as Examples
 from .examples import record_examples as record_examples
+from .examples import record_positions as record_positions
 from .fit import FITS as FITS
 from .fit import Separation as Separation
 from .fit import fit_direction as fit_direction
 from .fit import fit_directions as fit_directions
 from .fit import fit_probe as fit_probe
 from .fit import measure_separation as measure_separation
+from .function_vector import FunctionVector as FunctionVector
+from .function_vector import FunctionVectorTest as FunctionVectorTest
+from .function_vector import check_function_vector as check_function_vector
+from .function_vector import fit_function_vector as fit_function_vector
+from .joint_transport import JointTransport as JointTransport
+from .joint_transport import fit_joint_transport as fit_joint_transport
+from .joint_transport import wasserstein as wasserstein
+from .manifold import CurveFit as CurveFit
+from .manifold import fit_curve as fit_curve
+from .probes import KINDS as KINDS
+from .probes import Probe as Probe
+from .probes import ProbeStudy as ProbeStudy
+from .probes import best_threshold as best_threshold
+from .probes import study_probes as study_probes
+from .probes import sweep_sparse_probe as sweep_sparse_probe
+from .probes import train_probe as train_probe
+from .select import CRITERIA as CRITERIA
+from .select import LayerChoice as LayerChoice
+from .select import choose_layer as choose_layer
+from .stability import Stability as Stability
+from .stability import study_stability as study_stability
+from .stability import templates_of as templates_of
 from .steer import METHODS as METHODS
+from .steer import AsFar as AsFar
 from .steer import rotation_plane as rotation_plane
 from .steer import steering_write as steering_write
 from .steer import transport_write as transport_write
@@ -25,3 +60,6 @@ from .study import STRENGTHS as STRENGTHS
 from .study import SteeringRow as SteeringRow
 from .study import SteeringStudy as SteeringStudy
 from .study import study_steering as study_steering
+from .transfer import MAPS as MAPS
+from .transfer import StreamMap as StreamMap
+from .transfer import fit_stream_map as fit_stream_map

@@ -31,16 +31,23 @@ BATCH = 64
 
 @dataclass(frozen=True, eq=False)
 class Examples(Readable):
-    """`n` right-padded prompts: `labels` True for the positive class; `where` marks the positions whose vectors are averaged."""
+    """`n` right-padded prompts: `labels` True for the positive class; `where` marks the positions whose vectors are averaged.
+
+    `types`: what a probe could know a prompt by without knowing its class, like the name in it; control tasks give every type a
+    label by lot (see `fit`).
+    """
 
     tokens: Tokens
     labels: Bool[Tensor, " batch"]
     where: PositionMask
     groups: Int[Tensor, " batch"]
     name: str = "examples"
+    types: Int[Tensor, " batch"] | None = None
 
     def __post_init__(self) -> None:
         n = len(self.tokens)
+        if self.types is not None and len(self.types) != n:
+            raise InputError(f"every prompt has one type; got {n} prompts and {len(self.types)} types")
         if {len(self.labels), len(self.where), len(self.groups)} != {n} or self.where.shape != self.tokens.shape:
             raise InputError(
                 f"every prompt has one label, one group and a row of positions; got {n} prompts, {len(self.labels)} labels, "
@@ -55,8 +62,11 @@ class Examples(Readable):
             raise InputError("every prompt needs at least one position to be read at; got one without")
 
     @classmethod
-    def of_task(cls, task: Task, position: str = END) -> Examples:
-        """Clean prompts against corrupt ones, read at a span (averaged), the last token or a token position; a pair is a group."""
+    def of_task(cls, task: Task, position: str = END, *, types: str | None = None) -> Examples:
+        """Clean prompts against corrupt ones, read at a span (averaged), the last token, a token position or everywhere (``all``).
+
+        A pair is a group; `types` names the span whose token is a prompt's type. Raises `InputError` for other positions.
+        """
         pairs = task.pairs
         sides = [_positions(pairs.mask, pairs.lengths, pairs.spans, position)]
         other = pairs.corrupt_as_host()
@@ -68,19 +78,26 @@ class Examples(Readable):
             torch.cat(sides),
             torch.arange(n).repeat(2),
             task.name,
+            None if types is None else _types(task, types),
         )
 
     @classmethod
     def of_tokens(
-        cls, prompts: Sequence[Sequence[int]], labels: Sequence[bool], groups: Sequence[int] | None = None
+        cls,
+        prompts: Sequence[Sequence[int]],
+        labels: Sequence[bool],
+        groups: Sequence[int] | None = None,
+        *,
+        everywhere: bool = False,
     ) -> Examples:
-        """Token ids of any length with their labels, read at the last token; every prompt is a group of its own unless told."""
+        """Token ids of any length with their labels, read at the last token or `everywhere`; every prompt is its own group unless told."""
         if not prompts or any(not len(prompt) for prompt in prompts):
             raise InputError("every prompt needs at least one token; got an empty prompt or no prompts")
         width = max(len(prompt) for prompt in prompts)
         tokens = torch.tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in prompts])
-        where = torch.zeros_like(tokens, dtype=torch.bool)
-        where[torch.arange(len(prompts)), torch.tensor([len(prompt) - 1 for prompt in prompts])] = True
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        columns = torch.arange(width)
+        where = columns < lengths[:, None] if everywhere else columns == lengths[:, None] - 1
         own = range(len(prompts)) if groups is None else groups
         return cls(tokens, torch.tensor([bool(label) for label in labels]), where, torch.tensor(list(own)))
 
@@ -88,7 +105,8 @@ class Examples(Readable):
         return len(self.tokens)
 
     def __getitem__(self, rows: Int[Tensor, " n"]) -> Examples:
-        return Examples(self.tokens[rows], self.labels[rows], self.where[rows], self.groups[rows], self.name)
+        types = None if self.types is None else self.types[rows]
+        return Examples(self.tokens[rows], self.labels[rows], self.where[rows], self.groups[rows], self.name, types)
 
     def split(self, share: float = 0.7, seed: int = 0) -> tuple[Examples, Examples]:
         """Two parts that share no group, the first with about `share` of the groups; raises `InputError` for fewer than two groups."""
@@ -108,6 +126,8 @@ class Examples(Readable):
 def _positions(mask: PositionMask, lengths: Tensor, spans: dict[str, PositionMask], position: str) -> PositionMask:
     if position in spans:
         return spans[position]
+    if position == "all":
+        return mask
     chosen = torch.zeros_like(mask)
     if position == END:
         chosen[torch.arange(len(mask)), lengths - 1] = True
@@ -115,9 +135,35 @@ def _positions(mask: PositionMask, lengths: Tensor, spans: dict[str, PositionMas
         chosen[:, int(position)] = True
     else:
         raise InputError(
-            f"position is END, one of the spans {', '.join(spans) or '(none)'}, or a token position below {int(lengths.min())}; got {position!r}"
+            f"position is END, all, one of the spans {', '.join(spans) or '(none)'}, or a token position below {int(lengths.min())}; got {position!r}"
         )
     return chosen
+
+
+def _types(task: Task, span: str) -> Int[Tensor, " batch"]:
+    """The first token of a span of every clean and corrupt prompt."""
+    pairs, other = task.pairs, task.pairs.corrupt_as_host()
+    if span not in pairs.spans or span not in other.spans:
+        raise InputError(
+            f"types are read at a span of the task, one of {', '.join(pairs.spans) or '(none)'}; got {span!r}"
+        )
+    sides = [side.clean_tokens.gather(1, side.spans[span].int().argmax(dim=1, keepdim=True)) for side in (pairs, other)]
+    return torch.cat(sides)[:, 0]
+
+
+def record_positions(model: TransformerBridge, examples: Examples, site: Site) -> Float[Tensor, "batch pos d"]:
+    """The vectors of every prompt at every position of one site; zeros where `where` is False. Cost: 1 forward of all prompts."""
+    check_vector_site(site)
+    check_ready(model).check_site(site)
+    rows: list[Tensor] = []
+
+    def hook(activation: Tensor, hook: object) -> None:
+        rows.append((activation if site.head is None else activation[:, :, site.head]).cpu())
+
+    with torch.no_grad(), model.hooks(fwd_hooks=[(hook_name(site), hook)]):
+        for start in range(0, len(examples), BATCH):
+            model(examples.tokens[start : start + BATCH].to(device_of(model)), return_type=None)
+    return torch.cat(rows) * examples.where[..., None]
 
 
 def record_examples(

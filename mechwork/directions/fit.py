@@ -4,17 +4,18 @@
 |---|---|---|
 | ``mean_difference`` | mean of the positive class minus mean of the negative one | Marks & Tegmark 2023 |
 | ``principal_difference`` | first principal axis of the differences within groups, as long as the mean difference along it | Zou et al. 2023 |
+| ``whitened_difference`` | mean difference divided by the classes' own covariance (shrunk): Fisher's discriminant, as long as the mean difference along it | Fisher 1936 |
 | ``probe`` | weights of a logistic regression with an L2 penalty, as long as the mean difference along it | Alain & Bengio 2016 |
 
 Every one is turned towards the positive class. The boundary is where the classes' mean coordinates are equally far, or, for
-the probe, where its probability is 1/2. A probe's accuracy means little by itself: the *control task* gives every group a
-label by lot and fits the same probe to it; selectivity is the difference (Hewitt & Liang 2019).
+the probe, where its probability is 1/2. A probe's accuracy means little by itself: the *control task* gives every type of prompt
+(every group, where no types are known) a label by lot and fits the same probe to it; selectivity is the difference (Hewitt & Liang 2019).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from ..errors import InputError, MetricError, UnknownNameError
 from ..models.identity import identify_model
-from ..provenance import build_provenance
+from ..provenance import Provenance, build_provenance
 from ..sites import Site
 from .direction import Direction
 from .examples import Examples, record_examples
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
 PENALTY = 1e-2
 """L2 penalty of the probe on standardised coordinates, beside the mean log-loss."""
+
+SHRINKAGE = 1e-1
+"""How far the whitened difference's covariance is drawn towards the same variance in all directions, as a share of the mean variance."""
 
 
 def fit_direction(
@@ -64,10 +68,17 @@ def fit_directions(
         provenance = build_provenance(
             method=f"direction: {how}", model=identity, examples={"name": examples.name, "sha256": examples.sha256()}
         )
-        vector, boundary, low, high = _fit(x, examples, how, site)
-        name = f"{how} of {examples.name}"
-        found.append(Direction(vector.to(x.dtype), site, boundary, low, high, name, provenance, x.mean(dim=0)))
+        found.append(fit_recorded(x, examples, how, site, provenance))
     return found
+
+
+def fit_recorded(
+    x: Float[Tensor, "batch d"], examples: Examples, how: str, site: Site, provenance: Provenance | None = None
+) -> Direction:
+    """A direction from vectors recorded before (see `record_examples`); errors as `fit_direction`."""
+    vector, boundary, low, high = _fit(x, examples, how, site)
+    name = f"{how} of {examples.name}"
+    return Direction(vector.to(x.dtype), site, boundary, low, high, name, provenance or {}, x.mean(dim=0))
 
 
 def _fit(x: Float[Tensor, "batch d"], examples: Examples, how: str, site: Site) -> tuple[Tensor, float, float, float]:
@@ -88,6 +99,14 @@ def _fit(x: Float[Tensor, "batch d"], examples: Examples, how: str, site: Site) 
     return unit * max(high - low, 1e-12), middle, low, high
 
 
+def fit_axis(
+    x: Float[Tensor, "batch d"], examples: Examples, how: str, site: Site
+) -> tuple[Float[Tensor, " d"], float]:
+    """(unit vector, boundary along it) of recorded vectors, in float64; errors as `fit_direction`."""
+    vector, boundary, _, _ = _fit(x, examples, how, site)
+    return vector / vector.norm(), boundary
+
+
 def _mean_axis(x: Float[Tensor, "batch d"], examples: Examples) -> tuple[Tensor, float | None]:
     return x[examples.labels].mean(dim=0) - x[~examples.labels].mean(dim=0), None
 
@@ -104,6 +123,15 @@ def _principal_axis(x: Float[Tensor, "batch d"], examples: Examples) -> tuple[Te
     return torch.linalg.svd(torch.stack(rows), full_matrices=False).Vh[0], None
 
 
+def _whitened_axis(x: Float[Tensor, "batch d"], examples: Examples) -> tuple[Tensor, float | None]:
+    """(C + shrinkage * mean variance * I)^-1 (mean difference), C the covariance around the class means."""
+    means = torch.stack([x[~examples.labels].mean(dim=0), x[examples.labels].mean(dim=0)])
+    rest = x - means[examples.labels.long()]
+    covariance = rest.T @ rest / len(x)
+    ridge = SHRINKAGE * covariance.diagonal().mean().clamp(min=1e-30) * torch.eye(x.shape[1], dtype=x.dtype)
+    return torch.linalg.solve(covariance + ridge, means[1] - means[0]), None
+
+
 def _probe_axis(x: Float[Tensor, "batch d"], examples: Examples) -> tuple[Tensor, float | None]:
     weights, bias = fit_probe(x, examples.labels)
     return weights, -bias / float(weights.norm())
@@ -112,6 +140,7 @@ def _probe_axis(x: Float[Tensor, "batch d"], examples: Examples) -> tuple[Tensor
 FITS: dict[str, Callable[[Tensor, Examples], tuple[Tensor, float | None]]] = {
     "mean_difference": _mean_axis,
     "principal_difference": _principal_axis,
+    "whitened_difference": _whitened_axis,
     "probe": _probe_axis,
 }
 """How -> (vectors, examples) -> (axis, boundary along it or None for the middle)."""
@@ -189,19 +218,26 @@ def _separate(
 
     def accuracy(of: Examples) -> float:
         first, second = (of[row.nonzero().flatten()] for row in rows)
-        vector, boundary, _, _ = _fit(x[rows[0]], first, how, site)
-        unit = vector / vector.norm()
+        unit, boundary = fit_axis(x[rows[0]], first, how, site)
         return float(((x[rows[1]].double() @ unit > boundary) == second.labels).double().mean())
 
     generator = torch.Generator().manual_seed(seed)
-    controls = [accuracy(_by_lot(examples, generator)) for _ in range(n_controls)]
+    controls = [accuracy(by_lot(examples, generator)) for _ in range(n_controls)]
     mean = sum(controls) / n_controls if controls else float("nan")
     return Separation(site, accuracy(examples), mean, len(fitted), len(tested))
 
 
-def _by_lot(examples: Examples, generator: torch.Generator) -> Examples:
-    """The control task: in every group the classes stay or are exchanged, by the toss of a coin."""
-    groups = examples.groups.unique()
-    flip = groups[torch.randint(2, (len(groups),), generator=generator).bool()]
-    labels = examples.labels ^ torch.isin(examples.groups, flip)
-    return Examples(examples.tokens, labels, examples.where, examples.groups, f"control of {examples.name}")
+def by_lot(examples: Examples, generator: torch.Generator) -> Examples:
+    """The control task: every type has a label by the toss of a coin; without types, in every group the classes stay or are exchanged.
+
+    Types come back in held-out groups, so that a probe with room to remember them does well (Hewitt & Liang 2019); groups do not.
+    """
+    units, index = (examples.groups if examples.types is None else examples.types).unique(return_inverse=True)
+    coin = torch.randint(2, (len(units),), generator=generator).bool()
+    if examples.types is None:
+        labels = examples.labels ^ coin[index]
+    else:
+        if bool(coin.all()) or not bool(coin.any()):
+            coin[0] = ~coin[0]
+        labels = coin[index]
+    return replace(examples, labels=labels, name=f"control of {examples.name}")

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,9 +40,11 @@ from ..interventions import (
     Reflect,
     Replacement,
     Scale,
+    Steering,
     Stretch,
     Turn,
     Zero,
+    replace_at,
 )
 from ..sites import Site
 from .direction import Direction
@@ -51,8 +54,20 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 Steer = Callable[[Direction, float], Replacement | Positional]
-Strengths = Callable[[float], Replacement | Positional]
-"""From a strength to what is written."""
+Strengths = Callable[[float], Steering]
+"""From a strength to what is written: at the direction's site, or wherever the interventions say."""
+
+
+@dataclass(frozen=True, eq=False)
+class AsFar:
+    """Every state moved along `unit` as far as `inner` would move it: the control that is matched state by state."""
+
+    inner: Replacement | Positional
+    unit: Float[Tensor, " d"]
+
+    def place(self, activation: Float[Tensor, "batch pos ..."], start: int) -> Float[Tensor, "batch pos ..."]:
+        far = (replace_at(self.inner, activation, start) - activation).norm(dim=-1, keepdim=True)
+        return activation + far * self.unit.to(activation)
 
 
 def _below(inner: Replacement | Positional, direction: Direction) -> Gated:

@@ -1,12 +1,12 @@
-"""Steering judged: how much of what was wanted, and what else changed, over strengths, beside random directions as long.
+"""Steering judged: how much of what was wanted, and what else changed, over strengths, beside controls.
 
 The corrupt prompts of a task are steered towards the clean ones' answers:
 
     success = (m(steered corrupt) - m(corrupt)) / (m(clean) - m(corrupt)),   m = mean metric: 0 nothing, 1 as if the prompt were clean
 
-Side effects, on prompts that have nothing to do with it: accuracy on other tasks, KL(plain || steered) of the next token at their
-last position and at every position of a text (nats), and the text's perplexity. A method is good when success comes before
-side effects do; a random direction of the same length says what any push of that size does.
+Side effects, on prompts that have nothing to do with it, are those of `bench`. A method is good when success comes before side
+effects do. Two controls say what any push does: a random direction as long as the fitted one, put through the same method
+(``random``); and every state moved as far as the method moves it, in one random direction (``as far``).
 """
 
 from __future__ import annotations
@@ -15,23 +15,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
-
 from ..display import Displayable
-from ..errors import InputError, MetricError
-from ..interventions import Positional, Replacement, Write, intervene
-from ..models.anatomy import check_ready, device_of
+from ..errors import InputError
+from ..interventions import is_replacement
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..runs.record import check_task
 from ..shapes import Tokens
-from ..sites import Site, hook_name
-from ..tasks.metrics import accuracy
 from ..tasks.task import Task
+from .bench import Bench
 from .direction import Direction
-from .steer import METHODS, Strengths, steering_write
+from .steer import METHODS, AsFar, Strengths, steering_write
 
 if TYPE_CHECKING:
     import pandas
@@ -44,7 +38,7 @@ STRENGTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 @dataclass(frozen=True)
 class SteeringRow:
-    """One method at one strength. `control` is empty, or names the random direction that took the fitted one's place."""
+    """One method at one strength. `control` is empty, or names the control in the fitted direction's place: ``random 0``, ``as far 0``."""
 
     method: str
     strength: float
@@ -55,11 +49,13 @@ class SteeringRow:
     other_accuracy: float
     kl: float
     perplexity: float | None
+    repetition: float | None = None
+    oddness: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class SteeringStudy(Displayable):
-    """All methods and strengths; `plain` holds what the unsteered model does: accuracy on the others, and perplexity."""
+    """All methods and strengths; `plain_...` is what the unsteered model does: accuracy on the others, perplexity, continuations."""
 
     rows: tuple[SteeringRow, ...]
     task_name: str
@@ -68,6 +64,8 @@ class SteeringStudy(Displayable):
     plain_accuracy: float
     plain_perplexity: float | None
     provenance: Provenance
+    plain_repetition: float | None = None
+    plain_oddness: float | None = None
 
     def of(self, method: str, control: str = "") -> tuple[SteeringRow, ...]:
         """The rows of a method by rising strength."""
@@ -95,21 +93,29 @@ class SteeringStudy(Displayable):
 
     def __str__(self) -> str:
         corrupt, clean = self.baseline
-        text = "" if self.plain_perplexity is None else f", perplexity {self.plain_perplexity:.2f}"
+        plain = {
+            "perplexity": self.plain_perplexity,
+            "repetition": self.plain_repetition,
+            "oddness": self.plain_oddness,
+        }
+        seen = {name: value for name, value in plain.items() if value is not None}
+        text = "".join(f", {name} {value:.2f}" for name, value in seen.items())
+        head = (
+            f"{'method':<28}{'strength':>9}{'success':>9}  {'95 % interval':<16}{'accuracy':>9}{'others':>8}{'KL':>8}"
+        )
         lines = [
             (
                 f"{self.task_name}: metric {corrupt:.3f} of the corrupt prompts (success 0), {clean:.3f} of the clean ones (1); "
                 f"unsteered, {', '.join(self.others) or 'no other task'}: accuracy {self.plain_accuracy:.3f}{text}"
             ),
-            f"{'method':<24}{'strength':>9}{'success':>9}  {'95 % interval':<16}{'accuracy':>9}{'others':>8}{'KL':>8}{'perplexity':>12}",
+            head + "".join(f"{name:>12}" for name in seen),
         ]
         for row in self.rows:
             name = f"{row.method} ({row.control})" if row.control else row.method
             low, high = row.success_interval
-            seen = "" if row.perplexity is None else f"{row.perplexity:12.2f}"
             lines.append(
-                f"{name:<24}{row.strength:9.2f}{row.success:9.3f}  [{low:6.3f}, {high:6.3f}]{row.accuracy:9.3f}"
-                f"{row.other_accuracy:8.3f}{row.kl:8.3f}{seen}"
+                f"{name:<28}{row.strength:9.2f}{row.success:9.3f}  [{low:6.3f}, {high:6.3f}]{row.accuracy:9.3f}"
+                f"{row.other_accuracy:8.3f}{row.kl:8.3f}" + "".join(f"{getattr(row, key):12.2f}" for key in seen)
             )
         return "\n".join(lines)
 
@@ -127,16 +133,21 @@ def study_steering(
     others: Sequence[Task] = (),
     text: Tokens | None = None,
     n_random: int = 3,
+    n_as_far: int = 0,
+    n_generated: int = 0,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> SteeringStudy:
-    """Every method (default: all of `METHODS`) at every strength, and each with `n_random` random directions of the same length.
+    """Every method (default: all of `METHODS`) at every strength, beside its controls, `n_random` and `n_as_far` of each kind.
 
-    `writes` adds methods of one's own: name -> (strength -> what is written at the direction's site); they have no control.
-    Cost per method, strength and control: 1 forward of the task's corrupt prompts, of the others' clean prompts and of the text.
+    `writes` adds methods of one's own: name -> (strength -> what is written at the direction's site, or interventions with places
+    of their own: writes at many layers, edits of the weights). They have no random direction to be fitted with; those at the
+    direction's site are also moved as far as. `n_generated`: tokens of each greedy continuation of the text (0: none).
+    Cost per method, strength and control: 1 forward of the task's corrupt prompts, of the others' clean prompts and of the text,
+    and `n_generated` forwards of one token.
 
     Raises:
-        InputError: a direction of other weights or width; nothing to see side effects on; unknown strengths.
+        InputError: a direction of other weights or width; nothing to see side effects on; unknown strengths; text too short.
         UnknownNameError: an unknown method.
         MetricError: clean and corrupt metrics coincide, or a strength makes activations overflow (says in which layer).
     """
@@ -146,26 +157,37 @@ def study_steering(
         raise InputError("side effects are seen on something else: pass other tasks (`others`) or token ids (`text`)")
     names = tuple(METHODS) if methods is None else tuple(methods)
     chosen: dict[tuple[str, str], Strengths] = {}
-    for name in names:
-        for control in (None, *range(n_random)):
-            used = direction if control is None else direction.random_control(seed + control)
-            chosen[name, "" if control is None else f"random {control}"] = _strengths(used, name)
-            steering_write(used, name, float(strengths[0]))
-    chosen |= {(name, ""): write for name, write in (writes or {}).items()}
-    bench = _Bench.of(model, task, direction.site, others, text)
+    own = {name: _strengths(direction, name) for name in names} | dict(writes or {})
+    for name, write in own.items():
+        chosen[name, ""] = write
+        at_the_site = is_replacement(write(float(strengths[0])))
+        if name in names:
+            for i in range(n_random):
+                chosen[name, f"random {i}"] = _strengths(direction.random_control(seed + i), name)
+        for i in range(n_as_far if at_the_site else 0):
+            chosen[name, f"as far {i}"] = _as_far(write, direction.random_control(seed + 1000 + i))
+    bench = Bench.of(model, task, direction.site, others, text, n_generated)
     rows: list[SteeringRow] = []
     for (name, control), write in chosen.items():
-        for strength in strengths:
-            rows.append(bench.measure(name, float(strength), control, write(float(strength)), seed))
+        for strength in map(float, strengths):
+            reached, right, kl, effects = bench.run(write(strength), f"{name!r} at strength {strength}")
+            success, interval = bench.success(reached, seed)
+            rows.append(
+                SteeringRow(
+                    name, strength, control, success, interval, right, effects.other_accuracy, kl, effects.perplexity,
+                    effects.repetition, effects.oddness,
+                )
+            )  # fmt: skip
             if progress is not None:
                 progress(len(rows), len(chosen) * len(strengths), f"steering by {name}")
+    plain = bench.side_effects
     provenance = build_provenance(
-        method="steering study", seed=seed, n_random=n_random, model=identify_model(model), task=task.provenance(),
+        method="steering study", seed=seed, n_random=n_random, n_as_far=n_as_far, n_generated=n_generated, model=identify_model(model), task=task.provenance(),
         others=[other.provenance() for other in others], direction=direction.provenance,
     )  # fmt: skip
     return SteeringStudy(
-        tuple(rows), task.name, tuple(other.name for other in others), bench.baseline, bench.plain_accuracy,
-        bench.plain_perplexity, provenance,
+        tuple(rows), task.name, tuple(other.name for other in others), bench.baseline, plain.other_accuracy,
+        plain.perplexity, provenance, plain.repetition, plain.oddness,
     )  # fmt: skip
 
 
@@ -173,121 +195,10 @@ def _strengths(direction: Direction, method: str) -> Strengths:
     return lambda strength: steering_write(direction, method, strength)
 
 
-@dataclass(frozen=True, eq=False)
-class _Bench:
-    """What the unsteered model does, kept to compare with."""
+def _as_far(write: Strengths, control: Direction) -> Strengths:
+    def as_far(strength: float) -> AsFar:
+        inner = write(strength)
+        assert is_replacement(inner)
+        return AsFar(inner, control.unit)
 
-    model: TransformerBridge
-    task: Task
-    site: Site
-    others: Sequence[Task]
-    text: Int[Tensor, "text_row text_pos"] | None
-    clean: Float[Tensor, " batch"]
-    corrupt: Float[Tensor, " batch"]
-    plain: list[Tensor]
-    plain_accuracy: float
-    plain_text: Float[Tensor, "text_row text_pos d_vocab"] | None
-    plain_perplexity: float | None
-
-    @classmethod
-    @torch.no_grad()
-    def of(
-        cls, model: TransformerBridge, task: Task, site: Site, others: Sequence[Task], text: Tokens | None
-    ) -> _Bench:
-        check_ready(model)
-        pairs = task.pairs.to(device_of(model))
-        clean = task.measure(model(pairs.clean_tokens), pairs).cpu()
-        host = pairs.corrupt_as_host()
-        corrupt = task.measure(model(host.clean_tokens), host).cpu()
-        if abs(float(clean.mean() - corrupt.mean())) <= 1e-6 * max(1e-12, float(clean.abs().max())):
-            raise MetricError("success is undefined: clean and corrupt prompts have the same mean metric")
-        plain, right = _read_others(model, others)
-        log_p = None if text is None else model(text.to(device_of(model))).log_softmax(dim=-1)
-        return cls(
-            model, task, site, others, text, clean, corrupt, plain, right, log_p,
-            None if log_p is None or text is None else _perplexity(log_p, text),
-        )  # fmt: skip
-
-    @property
-    def baseline(self) -> tuple[float, float]:
-        """(corrupt, clean) mean metric."""
-        return float(self.corrupt.mean()), float(self.clean.mean())
-
-    @torch.no_grad()
-    def measure(
-        self, name: str, strength: float, control: str, write: Replacement | Positional, seed: int
-    ) -> SteeringRow:
-        host = self.task.pairs.corrupt_as_host().to(device_of(self.model))
-        with intervene(self.model, [Write(self.site, write)]):
-            logits = self.model(host.clean_tokens)
-            if not bool(logits.isfinite().all()):
-                raise MetricError(self._where_it_overflows(host.clean_tokens, name, strength))
-            reached = self.task.measure(logits, host).cpu()
-            found, right = _read_others(self.model, self.others)
-            log_q = None if self.text is None else self.model(self.text.to(device_of(self.model))).log_softmax(dim=-1)
-        divergences = [_kl(p, q) for p, q in zip(self.plain, found, strict=True)]
-        perplexity = None
-        if log_q is not None and self.plain_text is not None and self.text is not None:
-            divergences.append(_kl(self.plain_text, log_q))
-            perplexity = _perplexity(log_q, self.text)
-        gap = self.clean.mean() - self.corrupt.mean()
-        return SteeringRow(
-            method=name,
-            strength=strength,
-            control=control,
-            success=float((reached.mean() - self.corrupt.mean()) / gap),
-            success_interval=self._interval(reached, seed),
-            accuracy=float(accuracy(logits, host).float().mean()),
-            other_accuracy=right,
-            kl=sum(divergences) / len(divergences),
-            perplexity=perplexity,
-        )
-
-    def _interval(self, reached: Float[Tensor, " batch"], seed: int, n: int = 1000) -> tuple[float, float]:
-        """95 % bootstrap over pairs, numerator and denominator resampled together."""
-        generator = torch.Generator().manual_seed(seed)
-        rows = torch.randint(len(reached), (n, len(reached)), generator=generator)
-        gap = (self.clean - self.corrupt)[rows].mean(dim=1)
-        ratios = (reached - self.corrupt)[rows].mean(dim=1) / gap
-        low, high = ratios.double().quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-        return low, high
-
-    def _where_it_overflows(self, tokens: Tokens, name: str, strength: float) -> str:
-        broken: list[int] = []
-
-        def watch(layer: int) -> Callable[..., None]:
-            def hook(activation: Tensor, hook: object) -> None:
-                if not bool(activation.isfinite().all()):
-                    broken.append(layer)
-
-            return hook
-
-        n_layers = int(self.model.cfg.n_layers)
-        hooks = [(hook_name(Site("resid_post", layer)), watch(layer)) for layer in range(n_layers)]
-        with self.model.hooks(fwd_hooks=hooks):
-            self.model(tokens)
-        where = f"first in layer {min(broken)}" if broken else "in the logits"
-        dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")
-        return f"steering by {name!r} at strength {strength} overflows {dtype}, {where}. Use a smaller strength, or a wider dtype"
-
-
-def _read_others(model: TransformerBridge, others: Sequence[Task]) -> tuple[list[Tensor], float]:
-    """Log-probabilities at the last position of every other task's clean prompts, and the mean accuracy over tasks."""
-    found, right = [], []
-    for other in others:
-        pairs = other.pairs.to(device_of(model))
-        logits = model(pairs.clean_tokens)
-        found.append(pairs.final(logits).log_softmax(dim=-1))
-        right.append(float(accuracy(logits, pairs).float().mean()))
-    return found, sum(right) / len(right) if right else float("nan")
-
-
-def _kl(log_p: Float[Tensor, "... d_vocab"], log_q: Float[Tensor, "... d_vocab"]) -> float:
-    """Mean KL(p || q) in nats."""
-    return float((log_p.exp() * (log_p - log_q)).sum(dim=-1).mean())
-
-
-def _perplexity(log_p: Float[Tensor, "batch pos d_vocab"], text: Tokens) -> float:
-    """exp of the mean surprisal of every token but the first of each row."""
-    own = log_p[:, :-1].gather(-1, text[:, 1:, None].to(log_p.device))
-    return float((-own.mean()).exp())
+    return as_far

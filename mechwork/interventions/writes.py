@@ -1,15 +1,16 @@
 """Writes: a replacement at a site and at some positions; and the context manager that installs them.
 
 Positional replacements are told the absolute column at which each forward starts (see `positions`), so that they hold in a
-forward, in ``run_with_cache`` and in generation with a key-value cache alike.
+forward, in ``run_with_cache`` and in generation with a key-value cache alike. What is no write at one site installs itself: a
+`Routing`, an edit of the weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -28,6 +29,28 @@ if TYPE_CHECKING:
 Hook = tuple[str, Callable[..., Tensor | None]]
 
 
+@runtime_checkable
+class Hooked(Protocol):
+    """An intervention made of hooks: a `Write`, a `Dosed`."""
+
+    def check(self, model: TransformerBridge) -> None: ...
+
+    def hooks(self, columns: Columns) -> list[Hook]: ...
+
+
+@runtime_checkable
+class Installed(Protocol):
+    """An intervention that puts itself in and takes itself out again: a `Routing`, an edit of the weights."""
+
+    def check(self, model: TransformerBridge) -> None: ...
+
+    def install(self, model: TransformerBridge, columns: Columns) -> AbstractContextManager[None]: ...
+
+
+Intervention = Hooked | Installed
+"""What `intervene` takes."""
+
+
 @dataclass(frozen=True, eq=False)
 class Write(Readable):
     """Put `replacement` at `site`, at the positions where `where` is True (None: everywhere).
@@ -38,6 +61,20 @@ class Write(Readable):
     site: Site
     replacement: Replacement | Positional
     where: PositionMask | None = None
+
+    def check(self, model: TransformerBridge) -> None:
+        """Raises `InputError` when the model has no such place, or writing there would silently do nothing."""
+        check_ready(model).check_writable(self.site)
+
+    def hooks(self, columns: Columns) -> list[Hook]:
+        """The hooks that put it in; `columns` says where each forward starts."""
+        if self.site.kind == "resid_mid":
+            return _resid_mid_hooks(self, columns)
+
+        def put(activation: Tensor, hook: Any) -> Tensor:
+            return self.apply(activation, columns.start)
+
+        return [(hook_name(self.site), put)]
 
     def apply(self, activation: Tensor, start: int = 0) -> Tensor:
         """The activation with this write done; its first position is the prompt's column `start`."""
@@ -63,26 +100,39 @@ class Write(Readable):
         return torch.where(mask, new, old)
 
 
+Steering = Replacement | Positional | Intervention | Sequence[Intervention]
+"""What a way to steer writes: a replacement at the direction's site, or interventions that say themselves where."""
+
+
+def is_replacement(steering: Steering) -> TypeGuard[Replacement | Positional]:
+    """Whether it is written at a site that others choose, rather than saying itself where."""
+    return not isinstance(steering, Hooked | Installed | Sequence)
+
+
+def as_interventions(site: Site, steering: Steering) -> list[Intervention]:
+    """`steering` as a list for `intervene`; a replacement goes to `site`."""
+    if isinstance(steering, Hooked | Installed):
+        return [steering]
+    return list(steering) if isinstance(steering, Sequence) else [Write(site, steering)]
+
+
 @contextmanager
-def intervene(model: TransformerBridge, writes: Sequence[Write]) -> Iterator[None]:
-    """Inside, the model runs with `writes`, in the order given; on exit, also after an exception, they are gone."""
-    anatomy = check_ready(model)
+def intervene(model: TransformerBridge, writes: Sequence[Intervention]) -> Iterator[None]:
+    """Inside, the model runs with `writes`, in the order given; on exit, also after an exception, they are gone.
+
+    Raises `InputError` for places that the model does not have, before anything is changed.
+    """
+    check_ready(model)
     for write in writes:
-        anatomy.check_writable(write.site)
-    with track_columns(model) as columns:
-        hooks = [hook for write in writes for hook in _hooks_of(write, columns)]
-        with model.hooks(fwd_hooks=hooks):
-            yield
-
-
-def _hooks_of(write: Write, columns: Columns) -> list[Hook]:
-    if write.site.kind == "resid_mid":
-        return _resid_mid_hooks(write, columns)
-
-    def put(activation: Tensor, hook: Any) -> Tensor:
-        return write.apply(activation, columns.start)
-
-    return [(hook_name(write.site), put)]
+        write.check(model)
+    with ExitStack() as stack:
+        columns = stack.enter_context(track_columns(model))
+        for write in writes:
+            if not isinstance(write, Hooked):
+                stack.enter_context(write.install(model, columns))
+        hooks = [hook for write in writes if isinstance(write, Hooked) for hook in write.hooks(columns)]
+        stack.enter_context(model.hooks(fwd_hooks=hooks))
+        yield
 
 
 def _resid_mid_hooks(write: Write, columns: Columns) -> list[Hook]:

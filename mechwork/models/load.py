@@ -70,12 +70,11 @@ def load_model(
 
 def _load_named(source: str | Path, dtype: torch.dtype) -> TransformerBridge:
     name = str(source)
-    if name in bundled.model_names():
-        return _load_folder(bundled.verified_model(name), name, dtype)
     base, _, step = name.partition("@")
-    if base in bundled.model_names() and step.isdecimal():
-        weights = bundled.checkpoint_file(base, int(step))
-        return _load_folder(bundled.verified_model(base), name, dtype, weights)
+    if base in bundled.model_names() and (step.isdecimal() or name == base):
+        weights = bundled.checkpoint_file(base, int(step)) if step else None
+        with _no_progress_bar():
+            return _load_folder(bundled.verified_model(base), name, dtype, weights)
     folder = Path(source)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -89,6 +88,20 @@ def _load_named(source: str | Path, dtype: torch.dtype) -> TransformerBridge:
             "Hub models are named 'owner/name', e.g. 'openai-community/gpt2'."
         )
     return _load_hub(name, dtype)
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Bundled models load in a blink: no bar of Hugging Face's for each."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _load_folder(folder: Path, name: str, dtype: torch.dtype, weights: Path | None = None) -> TransformerBridge:

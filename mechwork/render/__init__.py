@@ -1,6 +1,6 @@
 """Drawings of results: heat maps, curves, attention, tables of heads, the interactive circuit graph, and the report.
 
-Owns every page, figure, script and style. Imports result classes of `circuits`, `lenses`, `patching`, `ablation`, `runs` and
+Owns every page, figure, script and style. Imports result classes of `features`, `circuits`, `lenses`, `patching`, `ablation`, `runs` and
 `tasks`; it never runs a model. plotly and circuitsvis are imported by the functions that need them, so that importing
 mechwork stays light. Importing this package registers the drawings, which gives every result `show()` and its form in
 Jupyter.
@@ -29,6 +29,16 @@ from .component_section import render_components as render_components
 from .curve import curve_figure as curve_figure
 from .curve import render_curve as render_curve
 from .curve import render_evaluation as render_evaluation
+from .features import feature_curves_figure as feature_curves_figure
+from .features import reconstruction_figure as reconstruction_figure
+from .features import render_feature_curves as render_feature_curves
+from .features import render_feature_effects as render_feature_effects
+from .features import render_feature_scores as render_feature_scores
+from .features import render_features as render_features
+from .features import render_separability as render_separability
+from .features import render_suppression as render_suppression
+from .features import separability_figure as separability_figure
+from .features import suppression_figure as suppression_figure
 from .findings import reports as reports
 from .graph import graph_svg as graph_svg
 from .graph import render_graph as render_graph

@@ -10,8 +10,9 @@ from ..ablation.formation import BACK, CONDITIONS, Formation
 from ..ablation.impairment import Impairment
 from ..ablation.interactions import Interactions
 from ..ablation.repair import SelfRepair
+from ..ablation.telemetry_training import TelemetryOverTraining
 from ..display import draws
-from .ablation_tables import formation_table, impairment_table, repair_table
+from .ablation_tables import formation_table, impairment_table, repair_table, training_table
 from .figure import MUTED, NEGATIVE, NEUTRAL, POSITIVE, figure_fragment, figures_page, titled
 from .heatmap import SCALE
 from .page import Fragment
@@ -178,6 +179,49 @@ def render_formation(study: Formation) -> str:
     words_ = f"Induction score from {number(first.induction)} to {number(last.induction)}, loss from {number(first.loss)} to {number(last.loss)}."
     return figures_page(
         "Formation of induction", [figure_fragment(formation_figure(study), words_), Fragment(formation_table(study))]
+    )
+
+
+TRACED = ("perplexity", "norm", "ratio_to_median", "mean_sink", "entropy")
+"""What is drawn of telemetry over training."""
+
+
+def telemetry_figure(study: TelemetryOverTraining) -> Figure:
+    """One panel per quantity over steps of training, one line per layer."""
+    from plotly.subplots import make_subplots
+
+    frame = study.to_dataframe()
+    titles = (
+        "perplexity",
+        "norm of the stream",
+        "largest / median",
+        "attention to the first",
+        "entropy, share of uniform",
+    )
+    figure = make_subplots(1, len(TRACED), horizontal_spacing=0.06, subplot_titles=titles)
+    for at, name in enumerate(TRACED, start=1):
+        for layer, rows in frame.groupby("layer"):
+            if name == "perplexity" and layer:
+                continue
+            colour = NEUTRAL if name == "perplexity" else (POSITIVE, NEGATIVE, *MORE)[int(str(layer)) % 6]
+            line = _line(rows["step"].tolist(), rows[name].tolist(), f"layer {layer}", colour, shown=name == TRACED[1])
+            figure.add_trace(line, row=1, col=at)
+        figure.update_xaxes(title={"text": "step"}, row=1, col=at)
+    figure.update_yaxes(type="log", row=1, col=1)
+    figure.update_layout(legend={"orientation": "h", "y": -0.25}, margin={"l": 48, "r": 24, "t": 90, "b": 90})
+    return titled(figure, "Telemetry over training", f"{study.model}; means over real tokens", width=1180, height=400)
+
+
+@draws(TelemetryOverTraining)
+def render_telemetry_over_training(study: TelemetryOverTraining) -> str:
+    """One page: the curves and their numbers."""
+    first, last = study.found[0], study.found[-1]
+    said = (
+        f"Perplexity from {number(first.perplexity)} to {number(last.perplexity)} over {len(study.steps)} checkpoints."
+    )
+    return figures_page(
+        "Telemetry over training",
+        [figure_fragment(telemetry_figure(study), said), Fragment(training_table(study))],
     )
 
 

@@ -14,6 +14,7 @@ from ..ablation.roles import RoleTable
 from ..ablation.run import AblationResult
 from ..ablation.suppression import CopySuppression
 from ..ablation.telemetry import Telemetry
+from ..ablation.telemetry_training import TelemetryOverTraining
 from ..display import draws
 from .figure import figures_page
 from .page import Fragment
@@ -208,3 +209,23 @@ def render_telemetry(found: Telemetry) -> str:
     )
     caption = f"{found.model}, perplexity {number(found.perplexity)}; massive activations: {massive}"
     return figures_page("Telemetry", [Fragment(table(columns, caption=caption))])
+
+
+def training_table(study: TelemetryOverTraining) -> str:
+    """A row per checkpoint and layer."""
+    frame = study.to_dataframe()
+    columns = [Column(name, [str(v) for v in frame[name]], numeric=True) for name in ("step", "layer")]
+    columns += [
+        _numbers(name.replace("_", " "), frame[name].tolist(), 2)
+        for name in (
+            "perplexity",
+            "norm",
+            "norm_first",
+            "largest",
+            "ratio_to_median",
+            "mean_sink",
+            "max_sink",
+            "entropy",
+        )
+    ]
+    return table(columns, caption=f"{study.model} over {len(study.steps)} checkpoints")

@@ -76,7 +76,7 @@ def lay_out(
     has_kv = bool((types == KV).any())
     y, bands, height = _rows(types, layers, n_layers, parallel=parallel, kv_rise=KV_RISE if has_kv else 0.0)
     cells = [np.flatnonzero((types == kind) & (layers == layer)) for layer in range(n_layers) for kind in (HEAD, KV)]
-    cells = [cell for cell in cells if len(cell)]
+    cells = [cell for cell in (np.flatnonzero(types == INPUT), *cells) if len(cell)]
     n_columns = max([len(cell) for cell in cells], default=1)
     has_mlp = bool((types == MLP).any())
     gap = float(np.clip(ASPECT * height / (n_columns + has_mlp), MIN_GAP, MAX_GAP))

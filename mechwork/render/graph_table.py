@@ -72,7 +72,7 @@ def circuit_table(circuit: Circuit) -> GraphTable:
     source, target = cells[:, 0], reader_node[cells[:, 1]]
     used = np.zeros(len(types), dtype=bool)
     used[source] = used[target] = True
-    used[[0, space.n_writers]] = True
+    used[[*range(space.n_inputs), space.n_writers]] = True
     links = _links(space, used)
     ids = np.flatnonzero(used)
     new = np.zeros(len(types), dtype=np.int64)
@@ -159,12 +159,13 @@ def _tables(
 ) -> tuple[Int[ndarray, " node"], Int[ndarray, " node"], Int[ndarray, " reader"], Int[ndarray, " reader"]]:
     """Types and layers of every possible node (writers, logits, key/value groups); node and kind of every reader."""
     types = [
-        INPUT,
+        *[INPUT] * space.n_inputs,
         *([HEAD] * space.n_heads + [MLP] * (not space.attn_only)) * space.n_layers,
         LOGITS,
         *[KV] * space.n_layers * space.n_kv_heads,
     ]
-    layers = [-1, *(layer for layer in range(space.n_layers) for _ in range(space.writers_per_layer)), space.n_layers]
+    blocks = [layer for layer in range(space.n_layers) for _ in range(space.writers_per_layer)]
+    layers = [*[-1] * space.n_inputs, *blocks, space.n_layers]
     layers += [layer for layer in range(space.n_layers) for _ in range(space.n_kv_heads)]
     grouped = space.n_heads > space.n_kv_heads
     node, kind = np.full(space.n_readers, space.n_writers), np.full(space.n_readers, KINDS.index("logits"))

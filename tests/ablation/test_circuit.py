@@ -45,3 +45,17 @@ def test_equal_to_the_circuit_engine(family: str, kind: str) -> None:
     bound = 1e-9 if family in ("gpt2", "neox") else 2e-6
     torch.testing.assert_close(found.ablated_per_example, expected.per_example, rtol=0, atol=bound)
     assert abs(found.effect) > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["zero", "mean", "corrupt"])
+def test_equal_to_the_circuit_engine_where_a_norm_follows_attention(kind: str) -> None:
+    """Behind a norm a head's write depends on the other heads' (`EdgeSpace`), so only whole attention blocks and MLPs correspond."""
+    model, task = build_model("gemma2"), build_task(n=10)
+    heads = tuple(f"a{layer}.h{head}" for layer in (0, 2) for head in range(read_anatomy(model).n_heads))
+    with torch.no_grad():
+        model.run_with_cache(torch.tensor([[1, 2, 3]]))
+    with borrowed(model):
+        expected = evaluate(model, task, circuit_among(model, ("input", *heads, "m1", "m2")), ablation=kind, n_random=0)
+        found = ablate(model, task, AblationSpec(["a1", "m0"], kind))
+    torch.testing.assert_close(found.ablated_per_example, expected.per_example, rtol=0, atol=2e-6)
+    assert abs(found.effect) > 1e-3

@@ -84,7 +84,12 @@ def test_models_without_one_table_of_activations_say_so() -> None:
 
 def test_over_checkpoints() -> None:
     found = telemetry_over_training("attn-only-2l", lambda model: mw.tasks.induction(model, n=8), steps=[0, 2500])
-    assert [one.model for one in found] == ["attn-only-2l@0", "attn-only-2l@2500"]
-    assert found[1].perplexity < found[0].perplexity
+    assert [one.model for one in found.found] == ["attn-only-2l@0", "attn-only-2l@2500"]
+    assert found.found[1].perplexity < found.found[0].perplexity
+    frame = found.to_dataframe()
+    assert frame["step"].tolist() == [0, 0, 2500, 2500]
+    assert frame["norm"].tolist() == pytest.approx([*found.found[0].norm.tolist(), *found.found[1].norm.tolist()])
+    assert str(found).count("\n") == 5
+    assert "Telemetry over training" in found.to_html()
     with pytest.raises(InputError, match="no checkpoints"):
         telemetry_over_training("gpt2-6l", lambda model: mw.tasks.induction(model, n=8))

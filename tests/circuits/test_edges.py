@@ -17,6 +17,7 @@ from mechwork.circuits.run import as_circuit
 from mechwork.circuits.writers import record_writers, writer_kinds
 from mechwork.models.anatomy import norm_modules, read_anatomy, read_norm
 from mechwork.patching import attribute
+from mechwork.relevance import Composite, EpsilonRule, GammaRule, find_composite
 from mechwork.runs import record_run
 from mechwork.tasks.task import Task
 from tests.families import borrowed, build_task
@@ -65,8 +66,18 @@ def test_grad_drop_equals_passes_with_a_layer_held_constant(
     assert float((scores.require_pairs() - expected).abs().max()) <= tolerance(model) * max(scale, 1)
 
 
-@pytest.mark.parametrize("rules", ["gradient", "relp", "relp_ah", "attnlrp", "gim"])
-def test_edges_of_a_writer_add_up_to_its_node_score(family_model64: Any, tiny_task: Task, rules: str) -> None:
+LINEAR = find_composite("relp").prepend(
+    ("blocks.1.attn.v", EpsilonRule(0.05)), ("blocks.*.attn.[qkv]", GammaRule(0.3)), name="linear"
+)
+"""Rules on the weights that heads read through."""
+
+
+@pytest.mark.parametrize(
+    "rules", ["gradient", "relp", "relp_ah", "attnlrp", "gim", LINEAR], ids=lambda rules: getattr(rules, "name", rules)
+)
+def test_edges_of_a_writer_add_up_to_its_node_score(
+    family_model64: Any, tiny_task: Task, rules: str | Composite
+) -> None:
     """At the writes themselves; a head under a post-norm is scored by its share of the write, not through z."""
     model = family_model64
     anatomy = read_anatomy(model)

@@ -66,3 +66,12 @@ def test_what_is_refused(cli: Cli, arguments: list[str], message: str) -> None:
     assert outcome.code == 2
     assert message in outcome.err
     assert outcome.out == ""
+
+
+def test_telemetry_follows_checkpoints(cli: Cli) -> None:
+    outcome = cli("ablate", "telemetry", "--checkpoints", *SMALL, "--json")
+    assert outcome.code == 0, outcome.err
+    assert {row["step"] for row in outcome.json["rows"]} >= {0, 500, 2500}
+    assert "Loading weights" not in outcome.err
+    assert cli("ablate", "telemetry", "--checkpoints", "--model", "gpt2-6l").code == 2
+    assert "belongs to telemetry" in cli("ablate", "sweep", "--checkpoints", *SMALL).err

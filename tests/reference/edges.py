@@ -26,11 +26,13 @@ def scores_against_constants(
     metric: Metric,
     readers: tuple[str, ...],
     writers: tuple[str, ...],
+    *,
+    split_input: bool = False,
 ) -> Tensor:
     """(clean write - constant) . d metric / d reader input at the clean run."""
-    graph = LiteralGraph(model)
+    graph = LiteralGraph(model, split_input=split_input)
     writes = graph.writes_of(host)
-    nudge = {r: torch.zeros_like(writes["input"]).requires_grad_(True) for r in readers}
+    nudge = {r: torch.zeros_like(writes[writers[0]]).requires_grad_(True) for r in readers}
     with torch.enable_grad():
         value = metric(graph.run(host, writes, lambda w, r: True, nudge)).sum()
         grads = torch.autograd.grad(value, list(nudge.values()))

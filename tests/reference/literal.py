@@ -6,6 +6,7 @@ Each is named after the definition it follows; tests compare the fast methods wi
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -72,8 +73,8 @@ class LiteralGraph:
     readers, no shared code with `mechwork.circuits`.
     """
 
-    def __init__(self, model: Any) -> None:
-        self.model = model
+    def __init__(self, model: Any, *, split_input: bool = False) -> None:
+        self.model, self.split_input = model, split_input
         cfg = model.cfg
         self.n_layers, self.n_heads = cfg.n_layers, cfg.n_heads
         self.n_kv = cfg.n_key_value_heads or cfg.n_heads
@@ -82,7 +83,10 @@ class LiteralGraph:
     def writes_of(self, tokens: Tensor) -> dict[str, Tensor]:
         """Every writer's write in a plain run."""
         cache = cached(self.model, tokens)
-        writes = {"input": cache["blocks.0.hook_resid_pre"]}
+        if self.split_input:
+            writes = {"embed": cache["hook_embed"], "pos_embed": cache["hook_pos_embed"].expand_as(cache["hook_embed"])}
+        else:
+            writes = {"input": cache["blocks.0.hook_resid_pre"]}
         for layer in range(self.n_layers):
             writes |= self._heads(layer, cache[hook("z", layer)])
             if hook("mlp_out", layer) in cache:
@@ -137,7 +141,13 @@ class LiteralGraph:
             if "input" not in live:
                 live["input"] = activation
 
-        hooks.append(("blocks.0.hook_resid_pre", enter))
+        def part(activation: Tensor, hook: Any, name: str) -> None:
+            live[name] = activation
+
+        if self.split_input:
+            hooks += [(f"hook_{name}", partial(part, name=name)) for name in ("embed", "pos_embed")]
+        else:
+            hooks.append(("blocks.0.hook_resid_pre", enter))
         for layer in range(self.n_layers):
             attn = self.model.blocks[layer].attn
             for kind, n, weight, b in (
@@ -200,11 +210,12 @@ class LiteralGraph:
     ) -> Tensor:
         """(donor write - host write) . d metric / d reader input, edge by edge, per example: EAP as it is defined."""
         host_writes, donor_writes = self.writes_of(host), self.writes_of(donor)
-        nudge = {r: torch.zeros_like(host_writes["input"]).requires_grad_(True) for r in readers}
+        like = host_writes[writers[0]]
+        nudge = {r: torch.zeros_like(like).requires_grad_(True) for r in readers}
         with torch.enable_grad():
             value = metric(self.run(host, host_writes, lambda w, r: True, nudge)).sum()
             grads = torch.autograd.grad(value, list(nudge.values()))
-        scores = torch.zeros(len(host), len(writers), len(readers), dtype=host_writes["input"].dtype)
+        scores = torch.zeros(len(host), len(writers), len(readers), dtype=like.dtype)
         for i, writer in enumerate(writers):
             for j in range(len(readers)):
                 scores[:, i, j] = ((donor_writes[writer] - host_writes[writer]) * grads[j]).sum(dim=(1, 2))

@@ -125,7 +125,8 @@ function createMenu(app) {
     ["SVG (vector, light)", () => exportSvg(app)], ["PNG (3× pixels, light)", () => exportPng(app)], ["CSV (edges shown)", () => exportCsv(app)],
     ["JSON (graph and state)", () => exportJson(app)],
     // Formats of circuits say nothing of places, nor of two circuits at once.
-    ...(app.payload.space ? [["Circuit JSON (for Python)", () => exportCircuit(app)], ["Neuronpedia JSON", () => exportNeuronpedia(app)], ["MIB JSON", () => exportMib(app)]] : []),
+    ...(app.payload.space ? [["Circuit JSON (for Python)", () => exportCircuit(app)]] : []),
+    ...(app.payload.space && !app.payload.space.split_input ? [["Neuronpedia JSON", () => exportNeuronpedia(app)], ["MIB JSON", () => exportMib(app)]] : []), // both know one input
     ["Open a saved JSON…", () => openState(app)],
   ];
   const list = htmlElement("div", { class: "mw-menu", role: "menu", hidden: true });

@@ -1,0 +1,105 @@
+"""What `mechwork steer` works on: the pairs that have one direction, a direction fitted from them, and text to see side effects on."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError, UnknownNameError
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..directions import Direction
+    from ..tasks.task import Task
+
+TEXT_ROWS, TEXT_WIDTH = 16, 24
+"""How much held-out text side effects are seen on: rows of one length, so that no position is padding."""
+
+
+def parse_settings(build: Callable[..., Task], settings: list[str] | None) -> dict[str, Any]:
+    """``relation=french`` -> keyword arguments of a task's builder; raises `InputError` for one that it does not have."""
+    known = [name for name in inspect.signature(build).parameters if name not in ("model", "n", "seed")]
+    found: dict[str, Any] = {}
+    for setting in settings or ():
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise InputError(f"--set takes KEY=VALUE, e.g. relation=french; got {setting!r}")
+        if key not in known:
+            raise UnknownNameError("setting of this task", key, known)
+        try:
+            found[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[key] = value
+    return found
+
+
+def narrow(model: Any, task: Task, answer: str | None, order: list[str] | None) -> Task:
+    """The pairs that one direction can be about: those with the answer `answer`, those in which one span stands before another."""
+    return _ordered(_answered(model, task, answer), order)
+
+
+def _answered(model: Any, task: Task, answer: str | None) -> Task:
+    if answer is None:
+        return task
+    ids = model.tokenizer(answer, add_special_tokens=False).input_ids
+    if len(ids) != 1:
+        raise InputError(
+            f"--answer is one token of this model; {answer!r} is {len(ids)}. Mind the leading space, e.g. ' she'"
+        )
+    rows = [i for i in range(len(task)) if ids[0] in task.pairs.correct[i].tolist()]
+    if not rows:
+        raise InputError(f"no pair of {task.name} has the answer {answer!r}")
+    return replace(task[rows], name=f"{task.name} ->{answer}")
+
+
+def _ordered(task: Task, order: list[str] | None) -> Task:
+    if order is None:
+        return task
+    spans = task.pairs.spans
+    for name in order:
+        if name not in spans:
+            raise UnknownNameError(f"span of {task.name}", name, spans)
+    first, second = (spans[name] for name in order)
+    both = first.any(dim=1) & second.any(dim=1)
+    rows = (both & (first.int().argmax(dim=1) < second.int().argmax(dim=1))).nonzero().flatten().tolist()
+    if not rows:
+        raise InputError(f"no pair of {task.name} has {order[0]} before {order[1]}")
+    return replace(task[rows], name=f"{task.name}, {order[0]} before {order[1]}")
+
+
+def fit(model: Any, train: Task, args: argparse.Namespace) -> Direction:
+    """The direction that the options ask for, at the layer they name or the one that tells training pairs apart best."""
+    from ..directions import Examples, choose_layer, fit_direction
+    from ..sites import Site
+
+    examples = Examples.of_task(train, args.position)
+    if args.layer is not None:
+        site = Site("resid_post", args.layer)
+    else:
+        site = choose_layer(model, examples, how=args.fit, criterion=args.criterion, seed=args.seed).site
+    return fit_direction(model, examples, site, args.fit)
+
+
+def held_out_text(model: Any, args: argparse.Namespace) -> torch.Tensor | None:
+    """Rows of text of one length, from a file or the model's own training mixture (documents after those lenses train on); None for
+    a model without either.
+    """
+    import torch
+
+    from ..lenses.text import open_text
+    from ..models.training.recipe import RECIPES
+
+    name = args.model.partition("@")[0]
+    if args.text is None and name not in RECIPES:
+        return None
+    stream = open_text(model, name if args.text is None else Path(args.text), width=TEXT_WIDTH, seed=1)
+    rows = [row for row in stream.rows(0, 8 * TEXT_ROWS) if len(row) == TEXT_WIDTH][:TEXT_ROWS]
+    if not rows:
+        raise InputError(f"the text has no row of {TEXT_WIDTH} tokens; give a longer one with --text")
+    return torch.tensor(rows)

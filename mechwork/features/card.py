@@ -1,0 +1,56 @@
+"""Features as they are shipped: weights, what they belong to, a card with how good they are, and a manifest of sha256."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import bundled
+from .concepts import Separability
+from .evaluate import FeatureEvaluation
+from .feature_set import FeatureSet
+
+CARD = "card.json"
+
+
+def export_features(
+    features: FeatureSet,
+    folder: str | Path,
+    measured: FeatureEvaluation,
+    concepts: Sequence[Separability] = (),
+    dtype: torch.dtype = torch.float16,
+) -> Path:
+    """Write features, ``card.json`` and manifest. `measured` and `concepts` should be of the features as stored, on text that trained nothing."""
+    folder = features.save(folder, dtype)
+    card = build_card(features, measured, concepts, dtype)
+    bundled.write_atomically(
+        folder / CARD, lambda part: part.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    )
+    bundled.write_manifest(folder)
+    return folder
+
+
+def build_card(
+    features: FeatureSet, measured: FeatureEvaluation, concepts: Sequence[Separability], dtype: torch.dtype
+) -> dict[str, Any]:
+    """The card: what was trained on what, how, and how good it is, as JSON values."""
+    facts = features.provenance
+    frame = measured.to_dataframe().round(4)
+    return {
+        "name": features.name, "model": features.model, "dtype": str(dtype).removeprefix("torch."),
+        "recipe": facts.get("recipe", {}), "text": facts.get("text", {}), "steps": facts.get("steps"), "tokens": facts.get("tokens"),
+        "evaluation": {
+            "text": measured.provenance.get("text"), "rows": measured.provenance.get("rows"), "positions": int(measured.n_tokens.sum()),
+            "model_loss_bits": round(measured.loss("plain")[0], 4), "places": json.loads(frame.to_json(orient="records")),
+        },
+        "separability": [
+            {"concept": one.concept, "n_held_out": one.n_held_out, "places": json.loads(one.to_dataframe().round(4).to_json(orient="records"))}
+            for one in concepts
+        ],
+        "limits": "Trained on the model's own training mixture; on other text reconstructions are extrapolations. Features are not named by hand.",
+        "versions": facts.get("versions", {}),
+    }  # fmt: skip

@@ -1,0 +1,213 @@
+"""Coders of one model together: in the order in which the model computes what they write, with their file.
+
+On disk: a folder with ``features.safetensors`` (tensors named ``SITE/NAME``) and ``features.json`` (sites, kinds, the model they
+belong to, provenance), the first named in the second by its sha256. Another model, revision or tokenizer is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .. import bundled
+from ..errors import ArtefactError, InputError, NotFoundError
+from ..lenses.fingerprint import WHAT, fingerprint
+from ..models.anatomy import ModelAnatomy, check_ready
+from ..provenance import Provenance, stable
+from ..sites import SITE_KINDS, Site
+from .activations import build_activation
+from .coder import SparseCoder
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+FORMAT = 1
+KIND = "mechwork features"
+TENSORS, FACTS = "features.safetensors", "features.json"
+_ORDER = (
+    "embed", "resid_pre", "q", "k", "v", "z", "attn_out", "resid_mid", "mlp_in", "mlp_pre", "mlp_pre_linear", "mlp_post",
+    "mlp_out", "resid_post",
+)  # fmt: skip
+"""Kinds in the order in which a block computes them."""
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureSet:
+    """Sparse coders of one model. `model` is its fingerprint (see `lenses.fingerprint`); empty where it is not known.
+
+    Raises `InputError` for no coders, or two that write the same place.
+    """
+
+    coders: tuple[SparseCoder, ...]
+    model: Provenance = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=dict)
+    name: str = "features"
+
+    def __post_init__(self) -> None:
+        if not self.coders:
+            raise InputError("a set of features has at least one coder; got none")
+        ordered = tuple(sorted(self.coders, key=_place))
+        object.__setattr__(self, "coders", ordered)
+        places = [coder.writes for coder in ordered]
+        doubled = sorted({str(place) for place in places if places.count(place) > 1})
+        if doubled:
+            raise InputError(f"two coders write to {', '.join(doubled)}; put them into sets of their own")
+
+    def __len__(self) -> int:
+        return len(self.coders)
+
+    def __iter__(self) -> Iterator[SparseCoder]:
+        return iter(self.coders)
+
+    def __getitem__(self, place: int | str | Site) -> SparseCoder:
+        """By number, or by the site it writes (``"resid_post.3"``); raises `InputError` naming the sites there are."""
+        if isinstance(place, int):
+            return self.coders[place]
+        for coder in self.coders:
+            if str(place) == str(coder.writes):
+                return coder
+        raise InputError(f"no features are written at {place}; there are some at {', '.join(self.places)}")
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """The sites written, as text."""
+        return tuple(str(coder.writes) for coder in self.coders)
+
+    @property
+    def n_features(self) -> int:
+        """Of all coders together."""
+        return sum(coder.n_features for coder in self.coders)
+
+    def only(self, *kinds: str) -> FeatureSet:
+        """The coders that write sites of these kinds."""
+        chosen = tuple(coder for coder in self.coders if coder.writes.kind in kinds)
+        if not chosen:
+            raise InputError(
+                f"no features are written at {', '.join(kinds)}; there are some at {', '.join(self.places)}"
+            )
+        return FeatureSet(chosen, self.model, self.provenance, self.name)
+
+    def check(self, model: TransformerBridge) -> ModelAnatomy:
+        """Raises `ArtefactError` for another model's features, `InputError` for a layer or a width that the model has not."""
+        anatomy = check_ready(model)
+        if self.model:
+            own = fingerprint(model)
+            differs = [text for key, text in WHAT.items() if self.model.get(key) != own[key]]
+            if differs:
+                raise ArtefactError(
+                    f"these features were made for {self.model.get('name')} and this model ({own['name']}) has other {', '.join(differs)}. "
+                    "Load that model, or train features of this one: mechwork.features.train_features"
+                )
+        for coder in self.coders:
+            for site, d in ((coder.reads, coder.d_in), (coder.writes, coder.d_out)):
+                anatomy.check_writable(site)
+                width = site_width(model, anatomy, site)
+                if width is not None and d != width:
+                    raise InputError(
+                        f"the features at {site} are for vectors of {d} numbers; this model has {width} there. Is it the model they were made for?"
+                    )
+        return anatomy
+
+    def describe(self) -> dict[str, Any]:
+        """Sites, numbers and kinds, and where they come from, for the provenance of results."""
+        return {
+            "name": self.name,
+            "coders": [{"reads": str(c.reads), "writes": str(c.writes), "n": c.n_features, "kind": c.activation.name} for c in self.coders],
+            "model": self.model.get("name"),
+        }  # fmt: skip
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.n_features} features\n" + "\n".join(f"  {coder}" for coder in self.coders)
+
+    # ---- files ---------------------------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> Path:
+        """Write the two files into `folder`. Raises `InputError` for weights that overflow `dtype`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors: dict[str, Tensor] = {}
+        for coder in self.coders:
+            for name, tensor in coder.tensors().items():
+                stored = tensor.detach().cpu().to(dtype).contiguous()
+                if not bool(stored.isfinite().all()):
+                    raise InputError(
+                        f"{name} of the features at {coder.reads} overflows {dtype}; save as torch.float32"
+                    )
+                tensors[f"{coder.writes}/{name}"] = stored
+        file = folder / TENSORS
+        bundled.write_atomically(file, lambda part: save_file(tensors, str(part)))
+        facts = {
+            "format": FORMAT, "what": KIND, "name": self.name, "model": self.model,
+            "coders": [
+                {
+                    "reads": _site_json(c.reads), "writes": _site_json(c.writes), "activation": c.activation.name, "settings": c.activation.settings(),
+                    "provenance": stable(c.provenance),
+                }
+                for c in self.coders
+            ],
+            "sha256": bundled.sha256(file), "provenance": stable(self.provenance),
+        }  # fmt: skip
+        bundled.write_atomically(
+            folder / FACTS, lambda part: part.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        )
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> FeatureSet:
+        """What `save` wrote, in float32.
+
+        Raises `NotFoundError` for a folder without features, `ArtefactError` for altered or newer files.
+        """
+        folder = Path(folder)
+        if not (folder / FACTS).is_file():
+            raise NotFoundError(f"{folder} holds no features of mechwork: {FACTS} is missing")
+        facts = bundled.read_json(folder / FACTS)
+        if not isinstance(facts, dict) or facts.get("what") != KIND or int(facts.get("format", 0)) > FORMAT:
+            raise ArtefactError(f"{folder / FACTS} does not describe features of format <= {FORMAT}")
+        file = folder / TENSORS
+        if not file.is_file() or bundled.sha256(file) != facts["sha256"]:
+            raise ArtefactError(f"{file} is missing, or is not the one that {FACTS} was written with")
+        try:
+            tensors = load_file(str(file))
+        except SafetensorError as error:
+            raise ArtefactError(f"{file} is damaged: {error}") from error
+        coders = []
+        for entry in facts["coders"]:
+            writes = Site(*entry["writes"])
+            own = {n.partition("/")[2]: t.float() for n, t in tensors.items() if n.partition("/")[0] == str(writes)}
+            parts = {
+                name: own.pop(name) for name in ("W_enc", "b_enc", "W_dec", "b_dec", "b_in", "W_skip") if name in own
+            }
+            activation = build_activation(entry["activation"], own, entry["settings"])
+            coders.append(
+                SparseCoder(
+                    Site(*entry["reads"]), writes, activation=activation, **parts, provenance=entry["provenance"]
+                )
+            )
+        return cls(tuple(coders), facts["model"], facts["provenance"], facts["name"])
+
+
+def site_width(model: TransformerBridge, anatomy: ModelAnatomy, site: Site) -> int | None:
+    """How many numbers a position has at the site (heads taken together unless one is named); None where it is not known."""
+    heads = 1 if site.head is not None else anatomy.n_kv_heads if site.kind in ("k", "v") else anatomy.n_heads
+    axis = SITE_KINDS[site.kind].axes[-1]
+    if axis == "d_mlp":
+        return int(model.cfg.d_mlp) if model.cfg.d_mlp else None
+    return {"d_model": anatomy.d_model, "d_head": heads * anatomy.d_head}.get(axis)
+
+
+def _place(coder: SparseCoder) -> tuple[int, int, int]:
+    site = coder.writes
+    return (-1 if site.layer is None else site.layer, _ORDER.index(site.kind), -1 if site.head is None else site.head)
+
+
+def _site_json(site: Site) -> list[Any]:
+    return [site.kind, site.layer, site.head]

@@ -1,0 +1,135 @@
+"""Where a mixture of experts sends its tokens: experts switched on or off, and offsets of the router's logits.
+
+    l'_e = l_e + offset_e;   off: l'_e = -inf;   on: l'_e = max_j l_j + MARGIN;   then the block's own softmax, top k and weights
+
+(Fayyaz et al. 2025, SteerMoE, with its margin.) Switching an expert off sends its tokens to the next ones, unlike ablating its write
+(`ExpertWrites`), which leaves them with a part of their output missing. Cost: nothing.
+
+    with intervene(model, [Routing(2, off=(0,)), Routing(1, offsets={3: 1.5})]):
+        model(tokens)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..errors import InputError, UnsupportedModelError
+from .experts import check_experts
+from .positions import Columns
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+MARGIN = 0.01
+"""How far above the largest logit an expert that is switched on stands."""
+
+
+@dataclass(frozen=True)
+class Routing:
+    """A change of one layer's router, from absolute column `first` on (up to `stop`).
+
+    Raises `InputError` for offsets that are not finite, or an expert that is both on and off.
+    """
+
+    layer: int
+    offsets: Mapping[int, float] = field(default_factory=dict)
+    on: tuple[int, ...] = ()
+    off: tuple[int, ...] = ()
+    first: int = 0
+    stop: int | None = None
+
+    def __post_init__(self) -> None:
+        if not all(math.isfinite(offset) for offset in self.offsets.values()):
+            raise InputError(
+                f"router offsets are finite; got {dict(self.offsets)}. Use `on` and `off` to force a choice"
+            )
+        if both := set(self.on) & set(self.off):
+            raise InputError(f"an expert is switched on or off, not both; got {sorted(both)} in both")
+
+    def check(self, model: TransformerBridge) -> None:
+        """Raises `InputError` for experts that are not there, or when the block cannot choose as many as it must."""
+        experts = [*self.offsets, *self.on, *self.off]
+        check_experts(model, self.layer, experts or [0])
+        gate = _gate(model, self.layer)
+        n, k = int(gate.num_experts), int(gate.top_k)
+        if n - len(set(self.off)) < k or len(set(self.on)) > k:
+            raise InputError(
+                f"every token goes to {k} of {n} experts, so at most {n - k} are off and {k} are on; got {self.off} off, {self.on} on"
+            )
+
+    @contextmanager
+    def install(self, model: TransformerBridge, columns: Columns) -> Iterator[None]:
+        """Inside, the layer's tokens go where this says."""
+        gate, block = _gate(model, self.layer), _block(model, self.layer)
+        shape: list[tuple[int, int]] = []
+
+        def note(module: Any, args: tuple[Any, ...]) -> None:
+            shape[:] = [tuple(args[0].shape[:2])]
+
+        def route(module: Any, args: tuple[Any, ...], output: Any) -> Any:
+            logits, scores, index = output
+            again = choose_experts(gate, logits)
+            if not (torch.equal(again[1], index) and torch.allclose(again[0].to(scores), scores, rtol=1e-3, atol=1e-6)):
+                raise UnsupportedModelError(
+                    f"{type(gate).__name__} does not route by softmax and top k of its logits; its choice cannot be changed"
+                )
+            weights, chosen = choose_experts(gate, self.changed(logits))
+            inside = self._inside(shape[0], columns.start).to(index.device)
+            return logits, torch.where(inside, weights.to(scores), scores), torch.where(inside, chosen, index)
+
+        handles = [block.register_forward_pre_hook(note), gate.register_forward_hook(route)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def changed(self, logits: Float[Tensor, "token expert"]) -> Float[Tensor, "token expert"]:
+        """The router's logits with this change."""
+        new = logits.clone()
+        for expert, offset in self.offsets.items():
+            new[:, expert] += offset
+        if self.on:
+            new[:, list(self.on)] = new.max(dim=-1, keepdim=True).values + MARGIN
+        if self.off:
+            new[:, list(self.off)] = -torch.inf
+        return new
+
+    def _inside(self, shape: tuple[int, int], start: int) -> Tensor:
+        column = torch.arange(start, start + shape[1]).repeat(shape[0])
+        inside = column >= self.first
+        return (inside if self.stop is None else inside & (column < self.stop))[:, None]
+
+
+def choose_experts(
+    gate: Any, logits: Float[Tensor, "token expert"]
+) -> tuple[Float[Tensor, "token k"], Int[Tensor, "token k"]]:
+    """(weights, experts) of a router for some logits: softmax in float32 as the router does it, top k, scaled to sum 1 where it does so."""
+    weights, index = torch.topk(logits.float().softmax(dim=-1), int(gate.top_k), dim=-1)
+    if getattr(gate, "norm_topk_prob", True):
+        weights = weights / weights.sum(dim=-1, keepdim=True)
+    return weights, index
+
+
+def _block(model: TransformerBridge, layer: int) -> Any:
+    mlp: Any = model.blocks[layer].mlp
+    return mlp.original_component
+
+
+def _gate(model: TransformerBridge, layer: int) -> Any:
+    gate = _block(model, layer).gate
+    while not hasattr(gate, "top_k") and isinstance(getattr(gate, "original_component", None), torch.nn.Module):
+        gate = gate.original_component
+    if not hasattr(gate, "top_k"):
+        raise UnsupportedModelError(
+            f"the router of layer {layer}, a {type(gate).__name__}, does not say how many experts it picks"
+        )
+    return gate
