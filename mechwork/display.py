@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import html
 import tempfile
+import warnings
 import webbrowser
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
@@ -130,7 +131,7 @@ class Displayable(Readable):
         return page(self)
 
     def show(self) -> None:
-        """Display in Jupyter; outside it, write the page to a temporary file and open a browser on it."""
+        """Display in Jupyter; outside it, write the page to a temporary file and open a browser on it (or say where it is)."""
         if _in_notebook():
             from IPython.display import display
 
@@ -138,7 +139,8 @@ class Displayable(Readable):
             return
         with tempfile.NamedTemporaryFile("w", suffix=".html", delete=False, encoding="utf-8") as file:
             file.write(self.to_html())
-        webbrowser.open(Path(file.name).as_uri())
+        if webbrowser.open(Path(file.name).as_uri()) is False:
+            warnings.warn(f"no browser could be opened here; the page is {file.name}", stacklevel=2)
 
     def _repr_html_(self) -> str:
         try:

@@ -85,8 +85,9 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 
 def test_importing_does_nothing() -> None:
-    """No print, no download, and plotly and circuitsvis only when something is drawn."""
-    script = "import sys, mechwork as mw; mw.load_model; mw.report; print({'plotly', 'circuitsvis'} & set(sys.modules))"
+    """No print, no download; plotly and circuitsvis only when something is drawn, transformers when a model is loaded."""
+    heavy = {"plotly", "circuitsvis", "transformers", "transformer_lens", "pandas"}
+    script = f"import sys, mechwork as mw; mw.load_model; mw.report; print({heavy} & set(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", script],
         cwd=Path(mechwork.__file__).parents[1],

@@ -10,7 +10,7 @@ and the whole edge set is one boolean ``[writer, reader]`` mask. Names are made 
     >>> space.writers
     ('input', 'a0.h0', 'a0.h1', 'm0', 'a1.h0', 'a1.h1', 'm1')
     >>> space.n_edges
-    46
+    36
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from ..lenses import trajectory
 from .discovery import Discovery
 
 N_HEADS, N_EDGES = 8, 10
@@ -63,6 +64,15 @@ def summarise(found: Discovery) -> dict[str, Any]:
         },
         "agreement": {kind: asdict(row) for kind, row in found.agreement.items()},
         "robustness": _robustness(found),
+        "lenses": {
+            table.lens: {
+                "places": list(table.places),
+                **{m: path.mean(m).tolist() for m in ("probability", "rank", "kl")},
+            }
+            for table in found.tables
+            for path in (trajectory(table),)
+        },
+        "direct": dict(found.direct.top(N_EDGES)),
         "heads": [asdict(row) for row in found.study.rows],
         "edges": [{"edge": edge, "score": score} for edge, score in _strongest(found)],
         "provenance": found.scores.provenance,
@@ -97,6 +107,7 @@ def render_text(found: Discovery, data: dict[str, Any]) -> str:
         _curve(data),
         *_robust(data),
         _heads(found),
+        _stream(found),
         _edges(found),
         _agreement(found),
     ]
@@ -158,12 +169,34 @@ def _robust(data: dict[str, Any]) -> list[list[str]]:
     ]
     if known["complement_faithfulness"] is not None:
         lines.append(f"  {'everything else':<22} faithfulness {_number(known['complement_faithfulness'], 3)}")
+    if any((v["faithfulness"] or 0) < data["evaluation"]["faithfulness"] - 0.2 for v in known["ablations"].values()):
+        lines.append(
+            "  (far below the faithfulness above: the circuit holds what differs between the prompts of a pair, not what both share)"
+        )
     return [["Robustness", *lines]]
 
 
 def _heads(found: Discovery) -> list[str]:
     table = str(found.study).splitlines()
-    return ["Heads, by what mean ablation takes from the metric", *(f"  {line}" for line in table[: N_HEADS + 1])]
+    looks = [
+        "  (END→IO: mean attention from one named span to another; S2+: the token after S2; roles are words for such numbers)"
+    ]
+    spans = any(row.attention for row in found.study.rows)
+    lines = [f"  {line}" for line in table[: N_HEADS + 1]]
+    return ["Heads, by what mean ablation takes from the metric", *lines, *(looks if spans else [])]
+
+
+def _stream(found: Discovery) -> list[str]:
+    """From where on the answer can be read."""
+    lines = []
+    for table in found.tables:
+        path = trajectory(table)
+        depth = path.places[int(path.depth.median())]
+        half = next(
+            (p for p, v in zip(path.places, path.mean("probability").tolist(), strict=True) if v >= 0.5), "nowhere"
+        )
+        lines.append(f"  {table.lens:<20} last word from {depth} on (median); answer above 50 % from {half} on (mean)")
+    return [f"What the stream says at the last token ({len(found.tables[0].tokens)} prompts)", *lines]
 
 
 def _edges(found: Discovery) -> list[str]:

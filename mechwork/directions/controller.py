@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..display import Readable
 from ..errors import InputError, MetricError
 from ..interventions import Add, Dosed, Doses, Write, intervene
 from ..models.anatomy import check_ready, device_of
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Controller:
+class Controller(Readable):
     """A trained `Dosed`; `losses` per step; `gate`: mean gate at the last token of steered and of other prompts, in training."""
 
     dosed: Dosed

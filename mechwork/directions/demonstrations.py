@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..display import Readable
 from ..errors import InputError
 from ..provenance import hash_tensors
 from ..shapes import Tokens
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Demonstrations:
+class Demonstrations(Readable):
     """`batch` right-padded prompts, read at their last token; `answers` is the token wanted there.
 
     `images` are the positions of the examples' second words; the examples stand from position `first` to before `query`.

@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..display import Readable
 from ..errors import InputError, MetricError
 from ..interventions import Blend, Stretch, Write
 from ..models.anatomy import device_of
@@ -37,7 +38,7 @@ MOMENTUM = 0.9
 
 
 @dataclass(frozen=True, eq=False)
-class JointTransport:
+class JointTransport(Readable):
     """One map per site, and the loss at every step. `writes(strength)` blends all of them in."""
 
     sites: tuple[Site, ...]

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..display import Readable
 from ..errors import InputError, MetricError
 from ..interventions import Curve
 from ..models.identity import identify_model
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class CurveFit:
+class CurveFit(Readable):
     """A curve at a site, and how it does on prompts that it was not fitted on (NaN without any)."""
 
     curve: Curve

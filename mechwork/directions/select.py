@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..display import Readable
 from ..errors import InputError, UnknownNameError
 from ..sites import Site
 from .examples import Examples, record_examples
@@ -60,7 +61,7 @@ CRITERIA: dict[str, Criterion] = {
 
 
 @dataclass(frozen=True)
-class LayerChoice:
+class LayerChoice(Readable):
     """The criterion's value at every site; `site` is the earliest of the best."""
 
     sites: tuple[Site, ...]

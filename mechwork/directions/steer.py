@@ -27,6 +27,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..display import Readable
 from ..errors import InputError, UnknownNameError
 from ..interventions import (
     Add,
@@ -59,7 +60,7 @@ Strengths = Callable[[float], Steering]
 
 
 @dataclass(frozen=True, eq=False)
-class AsFar:
+class AsFar(Readable):
     """Every state moved along `unit` as far as `inner` would move it: the control that is matched state by state."""
 
     inner: Replacement | Positional

@@ -26,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..display import Readable
 from ..errors import ArtefactError, InputError, MetricError
 from ..interventions import Columns, intervene
 from ..models.identity import weights_sha256
@@ -40,7 +41,7 @@ WHAT = "mechwork weight edit"
 
 
 @dataclass(frozen=True, eq=False)
-class LowRank:
+class LowRank(Readable):
     """A matrix ``left @ right`` of low rank, kept as its factors."""
 
     left: Float[Tensor, "d_in rank"]
@@ -56,7 +57,7 @@ class LowRank:
 
 
 @dataclass(frozen=True, eq=False)
-class WeightEdit:
+class WeightEdit(Readable):
     """`changes`: weight name (``"W_out.3"``) -> what is added, ``[d_in, d_model]``; `base_sha256`: of the weights it belongs to.
 
     Raises `InputError` for an edit of nothing, names that are no weights, or numbers that are not finite.

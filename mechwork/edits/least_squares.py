@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..display import Readable
 from ..errors import InputError, MetricError
 from ..models.anatomy import check_ready, device_of
 from ..models.identity import identify_model
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class LayerFit:
+class LayerFit(Readable):
     """The edit, and how well it does on the pairs it was fitted on: 0 is exact, 1 is as good as nothing.
 
     `error`: |x D - y|^2 / |y|^2. `kept`: |x' D|^2 / |y|^2 per input of each (NaN without inputs to keep).

@@ -30,6 +30,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..directions import Direction, Examples, record_examples
+from ..display import Readable
 from ..errors import InputError, MetricError
 from ..models.anatomy import check_ready
 from ..models.identity import identify_model
@@ -57,7 +58,7 @@ class ComponentShare:
 
 
 @dataclass(frozen=True, eq=False)
-class SharedEdit:
+class SharedEdit(Readable):
     """The edit, and what every component that it changes contributes, largest predicted move first."""
 
     edit: WeightEdit

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from ..display import Readable
 from ..errors import InputError, UnsupportedModelError
 from ..models.anatomy import Norm, block_norm, check_ready
 from ..sites import Site
@@ -31,7 +32,7 @@ POST_NORMS = {"W_O": "ln1_post", "W_out": "ln2_post"}
 
 
 @dataclass(frozen=True, eq=False)
-class Weight:
+class Weight(Readable):
     """A live parameter; `flipped` when the host keeps it as ``[d_model, d_in]``."""
 
     parameter: nn.Parameter

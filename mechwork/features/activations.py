@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..display import Readable
 from ..errors import InputError, UnknownNameError
 
 
@@ -62,7 +63,7 @@ class Relu:
 
 
 @dataclass(frozen=True, eq=False)
-class JumpRelu:
+class JumpRelu(Readable):
     """p + b above the feature's threshold, 0 below it."""
 
     threshold: Float[Tensor, " feature"]
@@ -107,7 +108,7 @@ class TopK:
 
 
 @dataclass(frozen=True, eq=False)
-class GatedRelu:
+class GatedRelu(Readable):
     """max(p exp(`log_scale`) + b, 0) where p + `gate_bias` > 0; b is the magnitude's bias."""
 
     log_scale: Float[Tensor, " feature"]

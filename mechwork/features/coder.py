@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..directions import Direction
+from ..display import Readable
 from ..errors import InputError
 from ..provenance import Provenance
 from ..sites import SITE_KINDS, Site
@@ -55,7 +56,7 @@ class Coder(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class SparseCoder:
+class SparseCoder(Readable):
     """An encoder and a decoder as tensors.
 
     Raises `InputError` for shapes that do not fit, weights that are not finite, or a site without a vector per position.

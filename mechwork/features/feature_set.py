@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .. import bundled
+from ..display import Readable
 from ..errors import ArtefactError, InputError, NotFoundError
 from ..lenses.fingerprint import WHAT, fingerprint
 from ..models.anatomy import ModelAnatomy, check_ready
@@ -40,7 +41,7 @@ _ORDER = (
 
 
 @dataclass(frozen=True, eq=False)
-class FeatureSet:
+class FeatureSet(Readable):
     """Sparse coders of one model. `model` is its fingerprint (see `lenses.fingerprint`); empty where it is not known.
 
     Raises `InputError` for no coders, or two that write the same place.

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..display import Readable
 from ..lenses.states import run_to_the_end
 from ..models.anatomy import device_of
 from ..shapes import Tokens
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Coded:
+class Coded(Readable):
     """One run through one coder: features, error (what was written less its reconstruction), and the vectors themselves."""
 
     features: Float[Tensor, "batch pos feature"]

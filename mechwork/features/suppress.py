@@ -26,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..directions import Examples
-from ..display import Displayable
+from ..display import Displayable, Readable
 from ..errors import InputError, UnknownNameError
 from ..interventions import Replacement
 from ..models.anatomy import device_of
@@ -62,7 +62,7 @@ class Attenuate:
 
 
 @dataclass(frozen=True, eq=False)
-class AttenuateByPosterior:
+class AttenuateByPosterior(Readable):
     """(1 - `share` p(concept given f)) f for the features `index`; `posterior` ``[bin, n]`` and `edges` ``[edge, n]`` are theirs."""
 
     index: tuple[int, ...]

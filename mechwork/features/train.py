@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..display import Readable
 from ..errors import InputError, MetricError
 from ..lenses.fingerprint import fingerprint
 from ..lenses.states import record_states
@@ -59,7 +60,7 @@ class FeatureProgress:
 
 
 @dataclass
-class FeatureTraining:
+class FeatureTraining(Readable):
     """Trained (or interrupted) features with their history: per recorded step, the share of variance left at every place."""
 
     features: FeatureSet

@@ -25,6 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..display import Readable
 from ..errors import InputError
 from ..interventions import Positional, Replacement, Write, intervene, replace_at
 from ..models.anatomy import check_ready
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class FeatureWrite:
+class FeatureWrite(Readable):
     """`replacement` acts on the coder's features ``[batch, pos, feature]``, where `where` is True (None: everywhere).
 
     Replacements are those of `interventions`: `Entries(Zero(), (17,))` for some features, `Value` for another run's.

@@ -25,6 +25,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..display import Readable
 from ..errors import InputError
 from ..shapes import PositionMask
 from ..sites import Site
@@ -33,7 +34,7 @@ from .writes import Write
 
 
 @dataclass(frozen=True, eq=False)
-class Highlight:
+class Highlight(Readable):
     """One head's pattern with `keys` times `factor` and every changed row scaled back to its sum; 1 changes nothing.
 
     `keys` ``[batch, key_pos]`` and `queries` (None: all, also generated ones) have a batch axis of 1 when they are the same for all
@@ -58,7 +59,7 @@ class Highlight:
 
 
 @dataclass(frozen=True, eq=False)
-class OffsetScores:
+class OffsetScores(Readable):
     """One head's scores plus `offset` at `keys`; what the mask hides stays hidden. Raises `InputError` for an infinite offset."""
 
     keys: PositionMask

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..display import Readable
 from ..errors import InputError
 
 GRID = 16
@@ -26,7 +27,7 @@ REFINEMENTS = 6
 
 
 @dataclass(frozen=True, eq=False)
-class Curve:
+class Curve(Readable):
     """`knots` rise; `points` are their places in coordinates along the orthonormal rows of `basis`, from `centre`.
 
     Raises `InputError` for fewer than two knots, knots that do not rise, numbers that are not finite, or a basis that is not orthonormal.
@@ -102,7 +103,7 @@ class Curve:
 
 
 @dataclass(frozen=True, eq=False)
-class Slide:
+class Slide(Readable):
     """The activation moved along `curve`: `to` the place t' = to, or `by` a step from where it is; `share` of the way.
 
     Raises `InputError` unless one of `to` and `by` is given.

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
+from ..display import Readable
 from ..errors import InputError
 from ..models.anatomy import check_ready
 from ..sites import Site, hook_name
@@ -44,7 +45,7 @@ class Dose(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Condition:
+class Condition(Readable):
     """1 where x . `vector` is above `at`, 0 elsewhere, for every write alike."""
 
     vector: Float[Tensor, " d"]
@@ -55,7 +56,7 @@ class Condition:
 
 
 @dataclass(frozen=True, eq=False)
-class Doses:
+class Doses(Readable):
     """gate(x) w_l(x) with h = tanh(`W_in` (x - `mean`) / `spread` + `b_in`), o = `W_out` h + `b_out`, gate = sigmoid(o_0), w_l = 2 sigmoid(o_l)."""
 
     mean: Float[Tensor, " d"]
@@ -77,7 +78,7 @@ class Doses:
 
 
 @dataclass(frozen=True, eq=False)
-class Dosed:
+class Dosed(Readable):
     """`writes`, each in the dose that `dose` reads at `read` (times `strength`); raises `InputError` for a write that comes before it.
 
     `read` is a site with one vector per position; the writes are at sites with positions, computed later in the same forward.

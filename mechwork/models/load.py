@@ -117,9 +117,10 @@ def _load_folder(folder: Path, name: str, dtype: torch.dtype, weights: Path | No
         )
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     _check_claimed(config)
-    module = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, use_safetensors=True, local_files_only=True, attn_implementation="eager"
-    )
+    with _without_bar():
+        module = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, local_files_only=True, attn_implementation="eager"
+        )
     if weights is not None:
         from safetensors.torch import load_file
 
@@ -130,6 +131,20 @@ def _load_folder(folder: Path, name: str, dtype: torch.dtype, weights: Path | No
     has_tokenizer = any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json", "vocab.json"))
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True) if has_tokenizer else None
     return _wrap(module, tokenizer, name)
+
+
+@contextmanager
+def _without_bar() -> Iterator[None]:
+    """No progress bar for weights that lie on this disk; what the user has set is set again."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _load_hub(name: str, dtype: torch.dtype) -> TransformerBridge:

@@ -8,7 +8,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from transformers.activations import ACT2FN
 
 from ..errors import UnsupportedModelError
 from ..models.anatomy import NATIVE, norm_modules, read_anatomy, read_norm
@@ -218,6 +217,8 @@ def _fit_linear_module(bench: Bench, name: str, component: Any) -> None:
 
 def activation_of(model: Any) -> Callable[[Tensor], Tensor]:
     """The MLP's element-wise non-linearity, by the name in the model's own configuration."""
+    from transformers.activations import ACT2FN
+
     if read_anatomy(model).architecture == NATIVE:
         return ACT2FN[str(model.original_model.cfg.act_fn).lower()]
     config = model.original_model.config

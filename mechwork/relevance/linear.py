@@ -20,7 +20,6 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers.pytorch_utils import Conv1D
 
 from ..errors import InputError
 from .rules import Family, Rule, at_least_float32
@@ -49,6 +48,8 @@ class Linear:
 
 def read_linear(module: Any) -> Linear:
     """The numbers of a Hugging Face linear module."""
+    from transformers.pytorch_utils import Conv1D  # half of the time that importing mechwork would take
+
     weight = module.weight if isinstance(module, Conv1D) else module.weight.T
     return Linear(weight, getattr(module, "bias", None))
 

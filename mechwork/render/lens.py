@@ -117,8 +117,8 @@ def _grid(t: LensTable, row: int, prompt: dict[str, Any], *, hidden: bool) -> st
     caption = f"prompt {row + 1}"
     return (
         f'<div class="mw-scroll" tabindex="0" role="region" aria-label="{caption}"{off}><table class="mw-lens-grid" data-lens-table="{row}">'
-        f"<thead><tr><td></td>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
-    ).replace("<thead><tr><td></td>", '<thead><tr><th aria-label="place"></th>')
+        f"<thead><tr><th scope=col>place</th>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+    )
 
 
 def trajectory_figure(paths: list[Trajectory]) -> Figure:

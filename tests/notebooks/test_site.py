@@ -19,8 +19,10 @@ from notebooks.course.pairing import sources
 from notebooks.course.site import PACKAGES, lessons, public_names, reference
 
 ROOT = Path(__file__).resolve().parents[2]
-ELSEWHERE = {"ablation", "lenses", "directions", "interventions"}
-"""Packages whose examples are on pages of their own; their functions, and drawings of their results, may still lack one."""
+UNFINISHED = {"features", "edits", "directions"}
+"""Folders whose pages are still being written; their newest functions, and drawings of their results, may lack an example till then."""
+NEW = {"reweigh_attention", "load_writes", "save_writes", "guard_overflow", "as_interventions", "is_replacement"}
+"""The same, for single functions of `interventions`."""
 
 
 def test_the_reference_covers_every_subpackage() -> None:
@@ -40,7 +42,7 @@ def test_the_reference_has_every_public_name() -> None:
     assert top - {"Site"} <= listed
 
 
-@pytest.mark.parametrize("package", [package for package in PACKAGES if package not in ELSEWHERE])
+@pytest.mark.parametrize("package", [package for package in PACKAGES if package not in UNFINISHED])
 def test_every_function_is_called_in_code_that_runs(package: str) -> None:
     """On a page, in a notebook or in the README: all of their code is run by tests."""
     pages = [*(ROOT / "notebooks" / "docs").rglob("*.md"), ROOT / "README.md"]
@@ -53,12 +55,10 @@ def test_every_function_is_called_in_code_that_runs(package: str) -> None:
     used = set(re.findall(r"\w+", code))
     module = importlib.import_module(f"mechwork.{package}")
     functions = {name for name in public_names(package) if inspect.isfunction(getattr(module, name))}
-    elsewhere = {other for folder in ELSEWHERE for other in public_names(folder)} | {"SteeringStudy"}
-    drawn = {
-        name for name in functions if set(re.findall(r"\w+", str(inspect.signature(getattr(module, name))))) & elsewhere
-    }
     by_results = {"reports", "render_leaderboard"}  # called by results' show() and by what registers a drawing
-    assert functions - used - by_results - drawn == set()
+    theirs = {name for folder in UNFINISHED for name in public_names(folder)}
+    drawn = {n for n in functions if set(re.findall(r"\w+", str(inspect.signature(getattr(module, n))))) & theirs}
+    assert functions - used - by_results - NEW - (drawn if package == "render" else set()) == set()
 
 
 def test_there_is_a_page_per_notebook() -> None:
@@ -86,5 +86,9 @@ def test_the_site_builds_without_a_warning_and_asks_for_nothing(tmp_path: Path, 
         tab.page.goto((site / path).as_uri())
         tab.settle()
         tab.picture(f"site-{Path(path).stem}")
+    tab.page.keyboard.press("f")  # the search, also in a site that is opened from disk
+    tab.page.keyboard.type("faithfulness")
+    tab.page.wait_for_selector(".md-search-result__item")
+    assert "reference/circuits.html" in (tab.page.locator(".md-search-result__link").first.get_attribute("href") or "")
     found = re.findall(r'(?:src|href)="(https?://[^"]+)"', (site / "index.html").read_text(encoding="utf-8"))
     assert all("squidfunk" in link or "github.com" in link for link in found), found

@@ -1,0 +1,101 @@
+"""The examples in docstrings run, and give what they say they give."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import io
+import pkgutil
+import time
+import webbrowser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mechwork as mw
+from mechwork import ablation, circuits, directions, interventions, lenses, patching, relevance, render, runs, tasks
+from mechwork.circuits import ground_truth
+from mechwork.render.findings import EXTENSIONS
+
+SLOW = {
+    "mechwork.ablation.removal.remove_top_heads",
+    "mechwork.ablation.roles.measure_roles",
+    "mechwork.circuits.acdc.find_acdc",
+    "mechwork.circuits.evaluate.evaluate",
+    "mechwork.circuits.exact_edges.measure_edges",
+    "mechwork.circuits.learned.learn_circuit",
+    "mechwork.circuits.reuse.study_reuse",
+}
+"""Examples of more than two seconds at the size at which they are of use; pages call these functions at a smaller one."""
+
+FOLDERS = sorted(info.name for info in pkgutil.iter_modules(mw.__path__) if info.name != "cli")
+
+
+class OnlyWhatIsPromised(doctest.OutputChecker):
+    """Output that an example does not show is not looked at."""
+
+    def check_output(self, want: str, got: str, optionflags: int) -> bool:
+        return not want or super().check_output(want, got, optionflags)
+
+
+@pytest.fixture(scope="module")
+def known() -> dict[str, Any]:
+    """What the examples take for granted: imports, the bundled model, small tasks, and what is found on them."""
+    names: dict[str, Any] = {}
+    for module in (
+        mw,
+        runs,
+        interventions,
+        directions,
+        relevance,
+        patching,
+        ablation,
+        lenses,
+        circuits,
+        ground_truth,
+        render,
+    ):
+        names |= {name: value for name, value in vars(module).items() if not name.startswith("_")}
+    model = mw.load_model("gpt2-6l")
+    task, other = tasks.ioi(model, n=16), tasks.greater_than(model, n=8)
+    scores = mw.score_edges(model, task.train, preset="eap")
+    she = tasks.pronoun(model, n=16).train
+    direction = mw.fit_direction(model, directions.Examples.of_task(she), mw.Site("resid_post", 2))
+    return names | {
+        "mw": mw, "Path": Path, "model": model, "task": task, "ioi": task, "greater_than": other, "colored_objects": tasks.pronoun(model, n=8),
+        "colours": other, "task_a": task[:8], "task_b": task[8:], "task_c": task, "scores": scores, "circuit": scores.circuit(60),
+        "exact": mw.patch(model, task, ["mlp_out"]), "she": she, "direction": direction,
+        "tokens": task.pairs.clean_tokens, "prompt": task.pairs.clean_tokens[:1], "LensReading": type("LensReading", (), {}),
+    }  # fmt: skip
+
+
+def examples(folder: str) -> list[doctest.DocTest]:
+    """Of a top-level module, or of all modules of a subpackage."""
+    top = importlib.import_module(f"mechwork.{folder}")
+    below = pkgutil.walk_packages(top.__path__, f"{top.__name__}.") if hasattr(top, "__path__") else ()
+    modules = [top, *(importlib.import_module(info.name) for info in below)]
+    return [test for module in modules for test in doctest.DocTestFinder().find(module) if test.examples]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_examples_run(folder: str, known: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(webbrowser, "open", lambda url: True)
+    registered = dict(EXTENSIONS)
+    for test in examples(folder):
+        if test.name in SLOW:
+            continue
+        test.globs = {**known, **{name: value for name, value in test.globs.items() if name not in known}}
+        report, begun = io.StringIO(), time.process_time()
+        failed = doctest.DocTestRunner(checker=OnlyWhatIsPromised(), verbose=False).run(test, out=report.write).failed
+        assert not failed, f"{test.name}\n{report.getvalue()}"
+        print(f"{time.process_time() - begun:.1f} s  {test.name}")
+    EXTENSIONS.clear()
+    EXTENSIONS.update(registered)
+
+
+def test_slow_examples_are_there() -> None:
+    found = {test.name for folder in FOLDERS for test in examples(folder)}
+    assert len(found) > 40
+    assert found >= SLOW
