@@ -19,7 +19,7 @@ from notebooks.course.pairing import sources
 from notebooks.course.site import PACKAGES, lessons, public_names, reference
 
 ROOT = Path(__file__).resolve().parents[2]
-ELSEWHERE = {"ablation", "lenses", "directions", "interventions"}
+ELSEWHERE = {"ablation", "features", "lenses", "directions", "interventions"}
 """Packages whose examples are on pages of their own; their functions, and drawings of their results, may still lack one."""
 
 
