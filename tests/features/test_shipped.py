@@ -43,15 +43,22 @@ def test_they_are_a_code_of_held_out_text(bundled_model: Any) -> None:
     assert measured.recovered[-1] > measured.random_recovered[-1] + 0.05
 
 
-@pytest.mark.parametrize(("task", "answer"), [("agreement", " are"), ("pronoun", " she")])
-def test_they_tell_a_concept_apart(bundled_model: Any, task: str, answer: str) -> None:
+@pytest.mark.parametrize(("task", "answer", "name"), [("agreement", " are", "number"), ("pronoun", " she", "gender")])
+def test_they_tell_a_concept_apart_as_the_card_says(bundled_model: Any, task: str, answer: str, name: str) -> None:
     features = load_features(bundled_model).only("resid_post")
-    examples = concept_of_answer(bundled_model, getattr(mw.tasks, task)(bundled_model, n=96), answer)
-    found = measure_separability(bundled_model, features, examples, n_permutations=10)
+    examples = concept_of_answer(bundled_model, getattr(mw.tasks, task)(bundled_model, n=256), answer)
+    found = measure_separability(bundled_model, features, examples, n_permutations=3)
+    card = next(
+        one for one in bundled.load_json("features", NAME, "card.json")["separability"] if one["concept"] == name
+    )
+    promised = {row["place"]: row for row in card["places"]}
+    for row in found.rows:
+        assert row.distance == pytest.approx(promised[row.place]["distance"], abs=0.02)
+        assert row.dimension == pytest.approx(promised[row.place]["dimension"], abs=0.02)
     late = found["resid_post.4"]
-    assert late.distance > 0.9 > 2 * late.chance
     assert late.passes
-    assert found["resid_post.0"].distance < 0.6  # the last token does not know yet
+    assert late.distance > 0.95 > 3 * late.chance
+    assert found["resid_post.0"].distance < 0.4  # the last token does not know yet
 
 
 def test_other_models_and_altered_files_are_refused(
