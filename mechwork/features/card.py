@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,18 +40,23 @@ def build_card(
 ) -> dict[str, Any]:
     """The card: what was trained on what, how, and how good it is, as JSON values."""
     facts = features.provenance
-    frame = measured.to_dataframe().round(4)
     return {
         "name": features.name, "model": features.model, "dtype": str(dtype).removeprefix("torch."),
         "recipe": facts.get("recipe", {}), "text": facts.get("text", {}), "steps": facts.get("steps"), "tokens": facts.get("tokens"),
         "evaluation": {
             "text": measured.provenance.get("text"), "rows": measured.provenance.get("rows"), "positions": int(measured.n_tokens.sum()),
-            "model_loss_bits": round(measured.loss("plain")[0], 4), "places": json.loads(frame.to_json(orient="records")),
+            "model_loss_bits": round(measured.loss("plain")[0], 4), "places": _rows(measured),
         },
         "separability": [
-            {"concept": one.concept, "n_held_out": one.n_held_out, "places": json.loads(one.to_dataframe().round(4).to_json(orient="records"))}
+            {"concept": one.concept, "n_held_out": one.n_held_out, "places": _rows(one)}
             for one in concepts
         ],
         "limits": "Trained on the model's own training mixture; on other text reconstructions are extrapolations. Features are not named by hand.",
         "versions": facts.get("versions", {}),
     }  # fmt: skip
+
+
+def _rows(result: FeatureEvaluation | Separability) -> list[dict[str, Any]]:
+    """The result's table; what is not a number there is null."""
+    rows = result.to_dataframe().round(4).to_dict("records")
+    return [{str(k): None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()} for row in rows]

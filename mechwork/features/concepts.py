@@ -42,7 +42,10 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class PlaceSeparability:
-    """One place: distances on the held-out half, each of the best one on the fitting half. `feature` is the best feature."""
+    """One place: distances on the held-out half, each of the best one on the fitting half.
+
+    `feature` is the best feature; `top` are the best of those that are more active on the positive prompts: what one would suppress.
+    """
 
     place: str
     feature: int
@@ -174,10 +177,11 @@ def measure_separability(
     for place, f, y in zip(features.places, coded, plain, strict=True):
         draws = torch.randn(y.shape[1], f.shape[1], generator=generator, dtype=torch.float64).to(y)
         ranked, held = _chosen(f, examples.labels, fit, n_bins)
+        rises = f[fit & examples.labels].mean(dim=0) > f[fit & ~examples.labels].mean(dim=0)
         chance = torch.tensor([_best(f, labels, fit, n_bins) for labels in shuffles], dtype=torch.float64)
         rows.append(
             PlaceSeparability(
-                place, int(ranked[0]), float(held[ranked[0]]), tuple(ranked[:n_top].tolist()), _best(y, examples.labels, fit, n_bins),
+                place, int(ranked[0]), float(held[ranked[0]]), tuple(ranked[rises[ranked]][:n_top].tolist()), _best(y, examples.labels, fit, n_bins),
                 _best((y - y[fit].mean(dim=0)) @ draws, examples.labels, fit, n_bins), float(torch.quantile(chance, 0.95)),
             )
         )  # fmt: skip

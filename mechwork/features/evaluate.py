@@ -179,10 +179,11 @@ def evaluate_features(
         method="evaluation of features", text=stream.facts, rows=[start, start + n_rows], skip=skip, seed=seed,
         features=features.describe(), model=identify_model(model),
     )  # fmt: skip
+    spliced, random, flat = (torch.cat(losses[name], dim=1) for name in ("spliced", "random", "flat"))
     return FeatureEvaluation(
         features.places, tuple(c.n_features for c in coders), tuple(t.unexplained for t in sums), tuple(t.unexplained for t in left),
-        tuple(t.l0 for t in sums), tuple(t.dead for t in sums), *(torch.cat(losses[k], dim=1) for k in ("spliced", "random", "flat")),
-        torch.cat(losses["plain"]), torch.cat(losses["n"]), provenance,
+        tuple(t.l0 for t in sums), tuple(t.dead for t in sums), spliced, random, flat, torch.cat(losses["plain"]), torch.cat(losses["n"]),
+        provenance,
     )  # fmt: skip
 
 

@@ -108,13 +108,7 @@ class FeatureSet(Readable):
                     "Load that model, or train features of this one: mechwork.features.train_features"
                 )
         for coder in self.coders:
-            for site, d in ((coder.reads, coder.d_in), (coder.writes, coder.d_out)):
-                anatomy.check_writable(site)
-                width = site_width(model, anatomy, site)
-                if width is not None and d != width:
-                    raise InputError(
-                        f"the features at {site} are for vectors of {d} numbers; this model has {width} there. Is it the model they were made for?"
-                    )
+            check_coder(model, anatomy, coder)
         return anatomy
 
     def describe(self) -> dict[str, Any]:
@@ -194,6 +188,17 @@ class FeatureSet(Readable):
                 )
             )
         return cls(tuple(coders), facts["model"], facts["provenance"], facts["name"])
+
+
+def check_coder(model: TransformerBridge, anatomy: ModelAnatomy, coder: SparseCoder) -> None:
+    """Raises `InputError` for a layer or a width that the model has not."""
+    for site, d in ((coder.reads, coder.d_in), (coder.writes, coder.d_out)):
+        anatomy.check_writable(site)
+        width = site_width(model, anatomy, site)
+        if width is not None and d != width:
+            raise InputError(
+                f"the features at {site} are for vectors of {d} numbers; this model has {width} there. Is it the model they were made for?"
+            )
 
 
 def site_width(model: TransformerBridge, anatomy: ModelAnatomy, site: Site) -> int | None:

@@ -34,13 +34,14 @@ from ..patching.attribution import find_coefficients
 from ..patching.result import check_direction
 from ..provenance import build_provenance
 from ..relevance import Composite, Rule, find_composite
-from ..runs.record import Baseline, check_task, record_run, run_to_metric
+from ..runs.record import Baseline, check_task, record_run
+from ..shapes import PerExample
 from ..sites import Site, hook_name
 from ..tasks.pairs import PromptPairs
 from ..tasks.task import Task
 from .coder import as_vectors
 from .feature_set import FeatureSet
-from .record import Coded, code, record_sites
+from .record import Coded, code
 from .scores import FeatureScores, NodeTable
 
 if TYPE_CHECKING:
@@ -121,17 +122,21 @@ class _Batch:
         self.sign = 1.0 if direction == "denoise" else -1.0
         clean, corrupt = pairs, pairs.corrupt_as_host()
         self.host, donor = (corrupt, clean) if direction == "denoise" else (clean, corrupt)
-        self.sites = list(dict.fromkeys(c.writes for c in features))
-        self.own, self.own_coded = self._coded(self.host)
-        self.other, self.other_coded = self._coded(donor)
-        metrics = [task.measure(run_to_metric(model, task, p, p.clean_tokens), p).cpu() for p in (clean, corrupt)]
-        self.baseline = Baseline(*metrics)
+        self.sites = list(dict.fromkeys(whole(c.writes) for c in features))
+        self.own, self.own_coded, own_metric = self._coded(self.host)
+        self.other, self.other_coded, other_metric = self._coded(donor)
+        ends = (other_metric, own_metric) if direction == "denoise" else (own_metric, other_metric)
+        self.baseline = Baseline(*ends)
 
-    def _coded(self, pairs: PromptPairs) -> tuple[dict[Site, Tensor], list[Coded]]:
-        first = Site("resid_pre", 0)
-        sites = [first, *(site for c in self.features for site in (c.reads, c.writes))]
-        found = record_sites(self.model, pairs.clean_tokens, sites)
-        return found, [code(c, found[c.reads], found[c.writes]) for c in self.features]
+    def _coded(self, pairs: PromptPairs) -> tuple[dict[Site, Tensor], list[Coded], PerExample]:
+        """Vectors at every place, what the coders make of them, and the metric. Cost: 1 forward."""
+        named = [Site("resid_pre", 0), *(site for c in self.features for site in (c.reads, c.writes))]
+        sites = list(dict.fromkeys(map(whole, named)))
+        run = record_run(self.model, pairs, sites, n_tail=pairs.n_tail if self.task.metric.reads_final else None)
+        by_site = dict(_by_site(run.layers, sites))
+        found = {site: as_vectors(_of_head(by_site[whole(site)], site)) for site in named}
+        coded = [code(c, found[c.reads], found[c.writes]) for c in self.features]
+        return found, coded, self.task.measure(run.logits, pairs).detach().cpu()
 
     def score(self, ig_steps: int, path: str) -> tuple[Float[Tensor, "batch node"], Bool[Tensor, " node"]]:
         """Scores of all nodes, and whether each varies."""
@@ -156,16 +161,12 @@ class _Batch:
             start = None if fraction == 0 else self.own[first] + fraction * (self.other[first] - self.own[first])
             put = [] if start is None else [(hook_name(first), _leaf(start))]
             with self.composite.context(self.model), self.model.hooks(fwd_hooks=put):
-                whole = [Site(site.kind, site.layer) for site in self.sites]
-                run = record_run(self.model, self.host, list(dict.fromkeys(whole)), grad=True)
+                run = record_run(self.model, self.host, self.sites, grad=True)
                 value = self.task.measure(run.logits, self.host).sum()
-            found = find_coefficients(run, value, list(run.layers))
-            by_site = dict(_by_site(found, whole))
+            by_site = dict(_by_site(find_coefficients(run, value, list(run.layers)), self.sites))
             for i, coder in enumerate(self.features):
-                g = by_site[Site(coder.writes.kind, coder.writes.layer)]
-                total[i] = total[i] + as_vectors(g if coder.writes.head is None else g[:, :, coder.writes.head]) / len(
-                    fractions
-                )
+                g = as_vectors(_of_head(by_site[whole(coder.writes)], coder.writes))
+                total[i] = total[i] + g / len(fractions)
         return total
 
     def _along_sites(self, ig_steps: int) -> list[Float[Tensor, "batch pos d"]]:
@@ -186,6 +187,15 @@ class _Batch:
             assert total is not None
             found.append(total)
         return found
+
+
+def whole(site: Site) -> Site:
+    """The site with all its heads."""
+    return Site(site.kind, site.layer)
+
+
+def _of_head(activation: Tensor, site: Site) -> Tensor:
+    return activation if site.head is None else activation[:, :, site.head]
 
 
 def _by_site(found: dict[str, list[Tensor]], sites: Sequence[Site]) -> Iterator[tuple[Site, Tensor]]:

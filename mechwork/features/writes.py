@@ -31,7 +31,8 @@ from ..interventions import Positional, Replacement, Write, intervene, replace_a
 from ..models.anatomy import check_ready
 from ..shapes import PositionMask
 from ..sites import Site, hook_name
-from .coder import Coder, as_vectors, working
+from .coder import Coder, SparseCoder, as_vectors, working
+from .feature_set import check_coder
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -74,11 +75,12 @@ class AddChange:
 def intervene_features(model: TransformerBridge, writes: Sequence[FeatureWrite]) -> Iterator[None]:
     """Inside, the model runs with `writes`, in the order given; on exit, also after an exception, they are gone.
 
-    Raises `InputError` for places that the model has not; inside, for a vector that overflows the model's dtype.
+    Raises `InputError` for a layer or width that the model has not; inside, for a vector that overflows the model's dtype.
     """
     anatomy = check_ready(model)
     for write in writes:
-        anatomy.check_site(write.coder.reads)
+        if isinstance(write.coder, SparseCoder):
+            check_coder(model, anatomy, write.coder)
     installed, reads = [], []
     for write in writes:
         read: list[Tensor] = []

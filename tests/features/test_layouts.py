@@ -164,7 +164,8 @@ def test_gemma_scope(tiny_gpt2: Any, tmp_path: Path, ending: str) -> None:
     t = standard() | {"threshold": draw(N).abs()}
     file = tmp_path / f"params.{ending}"
     if ending == "npz":
-        np.savez(file, **{name: value.numpy() for name, value in t.items()})
+        arrays: Any = {name: value.numpy() for name, value in t.items()}
+        np.savez(file, **arrays)
     else:
         save_file(t, file)
     pre = X @ t["W_enc"] + t["b_enc"]

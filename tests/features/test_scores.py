@@ -49,7 +49,7 @@ def test_a_score_is_the_slope_of_a_finite_change(tiny_gpt2_64: Any, direction: s
         for i in [*change.abs().sum(dim=(0, 1)).argsort(descending=True)[:3].tolist(), N]:
             moved = other.error - own.error if i == N else change[..., [i]] @ coder.W_dec[[i]]
             up, down = (
-                literal.metric_with_change(tiny_gpt2_64, host, coder.writes.kind, coder.writes.layer, s * moved, metric)
+                literal.metric_with_change(tiny_gpt2_64, host, coder.writes.kind, 1, s * moved, metric)
                 for s in (step, -step)
             )
             slope = (up - down) / (2 * step) * (1 if direction == "denoise" else -1)

@@ -117,3 +117,8 @@ def test_places_that_are_not_there_are_refused(tiny_gpt2: Any) -> None:
     write = FeatureWrite(FeatureSet((coder(Site("mlp_out", 9), 32),))[0], Zero())
     with pytest.raises(InputError, match="layer"), intervene_features(tiny_gpt2, [write]):
         pass
+    with (
+        pytest.raises(InputError, match="vectors of 6 numbers"),
+        intervene_features(tiny_gpt2, [FeatureWrite(coder(SITE, 6), Zero())]),
+    ):
+        pass
