@@ -24,7 +24,7 @@ from ..models.anatomy import ModelAnatomy, device_of
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..runs.record import Baseline, record_run
-from ..sites import SITE_KINDS, SQUARE_KINDS, Site
+from ..sites import SITE_KINDS, SQUARE_KINDS, Site, site_kind
 from ..tasks.task import Task
 from .match import check_same
 
@@ -149,10 +149,10 @@ def _places(anatomy: ModelAnatomy, site: str | Site) -> list[Site]:
         return [site]
     if site in ("attn_out", "mlp_out") and not anatomy.has_site(site):
         return []
-    anatomy.check_site(Site(site, 0 if SITE_KINDS[site].per_layer else None)) if site in SITE_KINDS else Site(site)
-    kind = SITE_KINDS[site]
+    kind = site_kind(site)
     if not kind.per_layer:
         return [Site(site)]
+    anatomy.check_site(Site(site, 0))
     heads: list[int | None] = [None]
     if kind.per_head:
         heads = list(range(anatomy.n_kv_heads if site in ("k", "v") else anatomy.n_heads))

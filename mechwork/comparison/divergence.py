@@ -235,7 +235,7 @@ def _compare(model_a: TransformerBridge, model_b: TransformerBridge, task: Task,
         at_end = [_at_end(run[STREAM], pairs) for run in runs]
         log_p, log_q = (readout.log_probabilities(x).cpu() for readout, x in zip(readouts, at_end, strict=True))
         kl.append(_kl(log_p, log_q))
-        ends = [pairs.final(run.logits).float().log_softmax(dim=-1).cpu() for run in runs]
+        ends = [_log_softmax(pairs.final(run.logits)).cpu() for run in runs]
         output.append(_kl(*ends))
         for values, run in zip(metrics, runs, strict=True):
             values.append(task.measure(run.logits, pairs.to(run.logits.device)).cpu())
@@ -264,6 +264,10 @@ def _distance(
 
 def _kl(log_p: Float[Tensor, "*batch d_vocab"], log_q: Float[Tensor, "*batch d_vocab"]) -> Float[Tensor, "*batch"]:
     return (log_p.exp() * (log_p - log_q)).sum(dim=-1).clamp(min=0)
+
+
+def _log_softmax(logits: Float[Tensor, "batch d_vocab"]) -> Float[Tensor, "batch d_vocab"]:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)
 
 
 def _interval(values: Float[Tensor, " batch"], seed: int, n: int = 1000) -> tuple[float, float]:
