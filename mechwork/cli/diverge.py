@@ -61,14 +61,20 @@ def run(args: argparse.Namespace, console: Console) -> None:
         site_kind(kind)
     if args.out is not None and not args.out.absolute().parent.is_dir():
         raise InputError(f"--out names a file in a folder that exists; got {args.out}")
-    models = []
+    models: list[Any] = []
     for name in (args.model_a, args.model_b):
         with console.step(f"loading {name}"):
             models.append(load_named(name, device=args.device, dtype=args.dtype, threads=args.threads))
     task = build(models[0], n=args.n_pairs, seed=args.seed).test
     with console.step("comparing"):
         found = find_divergence(
-            *models, task, kinds=args.kinds, n_null=args.n_null, names=(args.model_a, args.model_b), seed=args.seed
+            models[0],
+            models[1],
+            task,
+            kinds=args.kinds,
+            n_null=args.n_null,
+            names=(args.model_a, args.model_b),
+            seed=args.seed,
         )
     data: dict[str, Any] = {
         "task": task.name, "models": list(found.names), "metric": list(found.metric), "output_kl": found.output_kl,
@@ -78,7 +84,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
     if args.across is not None:
         kinds = args.across or ("resid_post", "attn_out", "mlp_out")
         with console.step("patching across"):
-            across = patch_across(*models, task, kinds, seed=args.seed)
+            across = patch_across(models[0], models[1], task, kinds, seed=args.seed)
         data["across"] = across.to_dataframe().to_dict("records")
         text = f"{text}\n\npatched from {args.model_b} into {args.model_a}\n{across}"
     if args.out is not None:

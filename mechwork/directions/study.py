@@ -31,7 +31,7 @@ from ..sites import Site, hook_name
 from ..tasks.metrics import accuracy
 from ..tasks.task import Task
 from .direction import Direction
-from .steer import METHODS, Strengths, steering_write
+from .steer import METHODS, Strengths, Ways, steering_write
 
 if TYPE_CHECKING:
     import pandas
@@ -122,7 +122,7 @@ def study_steering(
     direction: Direction,
     *,
     methods: Sequence[str] | None = None,
-    writes: Mapping[str, Strengths] | None = None,
+    writes: Mapping[str, Ways] | None = None,
     strengths: Sequence[float] = STRENGTHS,
     others: Sequence[Task] = (),
     text: Tokens | None = None,
@@ -146,7 +146,7 @@ def study_steering(
     if not others and text is None:
         raise InputError("side effects are seen on something else: pass other tasks (`others`) or token ids (`text`)")
     names = tuple(METHODS) if methods is None else tuple(methods)
-    chosen: dict[tuple[str, str], Strengths] = {}
+    chosen: dict[tuple[str, str], Ways] = {}
     for name in names:
         for control in (None, *range(n_random)):
             used = direction if control is None else direction.random_control(seed + control)

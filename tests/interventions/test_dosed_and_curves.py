@@ -250,7 +250,7 @@ def test_files_of_other_models_and_other_things_are_refused(tiny_gpt2_64: Any, t
     with pytest.raises(ArtefactError, match="Popen"):
         load_writes(tmp_path / "bad.safetensors")
     with pytest.raises(InputError, match="a function is not one"):
-        save_writes(tmp_path / "f", [Write(READ, lambda x: x)])
+        save_writes(tmp_path / "f", [Write(READ, lambda activation: activation)])
 
 
 def test_contracts(tiny_gpt2_64: Any) -> None:
