@@ -78,7 +78,8 @@ def run(args: argparse.Namespace, console: Console) -> None:
         )
     data: dict[str, Any] = {
         "task": task.name, "models": list(found.names), "metric": list(found.metric), "output_kl": found.output_kl,
-        "first_layer_over_null": found.first_layer, "rows": found.to_dataframe().to_dict("records"),
+        "first_layer_over_null": found.first_layer, "first_reading_over_null": found.first_read,
+        "rows": found.to_dataframe().to_dict("records"),
     }  # fmt: skip
     text = str(found)
     if args.across is not None:

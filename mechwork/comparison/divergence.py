@@ -9,7 +9,7 @@
 | `weights` | |W_B - W_A| / |W_A| over the parameters of the block |
 
 A layer is over the null when `distance` is larger than with every draw of noise: what B has there is more than a change of that size
-makes by itself. `first_layer` is the first such layer of the residual stream. Intervals: bootstrap over pairs. Cost: 1 forward of each
+makes by itself. `first_layer` is the first such layer of the residual stream, `first_read` the first whose `kl` is over its null. Intervals: bootstrap over pairs. Cost: 1 forward of each
 model and `n_null` forwards of A.
 """
 
@@ -90,6 +90,12 @@ class Divergence(Displayable):
         """The first layer after which the residual stream is over the null; None when it never is."""
         return next((row.layer for row in self.of(STREAM) if row.over_null), None)
 
+    @property
+    def first_read(self) -> int | None:
+        """The first layer after which the stream's reading (`kl`) is over its null; None when it never is."""
+        rows = self.of(STREAM)
+        return next((r.layer for r in rows if r.kl is not None and r.null_kl is not None and r.kl > r.null_kl), None)
+
     def to_dataframe(self) -> pandas.DataFrame:
         """One row per layer and kind."""
         import pandas
@@ -102,13 +108,14 @@ class Divergence(Displayable):
 
     def __str__(self) -> str:
         a, b = self.names
-        first = (
-            "nowhere over the null" if self.first_layer is None else f"over the null from layer {self.first_layer} on"
+        first, read = (
+            "nowhere over the null" if layer is None else f"over the null from layer {layer} on"
+            for layer in (self.first_layer, self.first_read)
         )
         lines = [
             (
                 f"{a} and {b} on {self.task_name}, {self.n_pairs} prompts: metric {self.metric[0]:.3f} and {self.metric[1]:.3f}, "
-                f"KL of their outputs {self.output_kl:.4g} nats; {first}"
+                f"KL of their outputs {self.output_kl:.4g} nats; distance {first}, KL {read}"
             ),
             f"{'site':<14}{'distance':>9}  {'95 % interval':<16}{'null':>8}{'cosine':>8}{'KL':>9}{'null KL':>9}{'weights':>9}",
         ]
@@ -256,7 +263,8 @@ def _distance(
     sizes = a.norm(dim=-1), b.norm(dim=-1)
     tiny = torch.finfo(a.dtype).tiny
     distance = 2 * (a - b).norm(dim=-1) / (sizes[0] + sizes[1]).clamp(min=tiny)
-    cosine = (a * b).sum(dim=-1) / (sizes[0] * sizes[1]).clamp(min=tiny)
+    product = sizes[0] * sizes[1]
+    cosine = torch.where(product > 0, (a * b).sum(dim=-1) / product.clamp(min=tiny), torch.nan)
     mask = pairs.mask.cpu().double()
     share = mask / mask.sum(dim=1, keepdim=True)
     return (distance * share).sum(dim=-1), (cosine * share).sum(dim=-1)

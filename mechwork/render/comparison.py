@@ -94,8 +94,8 @@ def across_figure(found: AcrossModels) -> Figure:
             annotation={
                 "text": name,
                 "font": {"size": 11, "color": MUTED},
-                "xanchor": "left",
-                "x": 0.004,
+                "xanchor": "right",
+                "x": 0.996,
                 "yanchor": "bottom",
             },
         )
@@ -167,13 +167,11 @@ def divergence_table(found: Divergence) -> Fragment:
 
 
 def _said(found: Divergence) -> str:
-    first = found.first_layer
-    where = (
-        "nowhere further apart than noise of the same size in the weights makes one of them from itself"
-        if first is None
-        else f"further apart than noise of the same size from layer {first} on"
+    first, read = (
+        "nowhere" if layer is None else f"from layer {layer} on" for layer in (found.first_layer, found.first_read)
     )
     return (
-        f"The residual streams are {where}. The outputs differ by {number(found.output_kl)} nats; the metric is {fixed(found.metric[0])} and "
+        "Beside noise of the same size in the weights of one of them, the residual streams are further apart "
+        f"{first}, and say more different things {read}. The outputs differ by {number(found.output_kl)} nats; the metric is {fixed(found.metric[0])} and "
         f"{fixed(found.metric[1])}."
     )
