@@ -33,6 +33,7 @@ VERBS = {
     "reuse": "compare the circuits of several tasks",
     "agreement": "compare estimated with measured effects, for every preset of rules",
     "steer": "steer a task along a direction, and see what else changes",
+    "diverge": "find where two models come apart, and what patching one into the other carries",
     "ablate": "ablate components: what breaks, what repairs itself, what each head does",
     "tasks": "list the tasks, or show one",
     "models": "list the bundled models, or verify their files",

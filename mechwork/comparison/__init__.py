@@ -1,1 +1,23 @@
-"""Two models."""
+"""Comparison of two models of one anatomy: a base and a tuned one, two steps of a training.
+
+Owns where they come apart (`find_divergence`, with noise of the same size in the weights as its null), activations of one patched into
+the other (`patch_across`), and their directions and lenses side by side. Imports `lenses`, `edits` and below.
+
+    early, late = load_model("attn-only-2l@500"), load_model("attn-only-2l")
+    print(find_divergence(early, late, task.test))
+    print(patch_across(early, late, task.test, ["z"]).best())
+"""
+
+from .across import AcrossModels as AcrossModels
+from .across import AcrossRow as AcrossRow
+from .across import patch_across as patch_across
+from .divergence import Divergence as Divergence
+from .divergence import DivergenceRow as DivergenceRow
+from .divergence import find_divergence as find_divergence
+from .likeness import DirectionLikeness as DirectionLikeness
+from .likeness import LensLikeness as LensLikeness
+from .likeness import compare_directions as compare_directions
+from .likeness import compare_lenses as compare_lenses
+from .match import check_same as check_same
+from .noise import weight_distances as weight_distances
+from .noise import with_noise as with_noise

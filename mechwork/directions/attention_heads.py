@@ -1,4 +1,4 @@
-"""Which heads to steer by where they look: the profile that attention steering starts from (PASTA, Zhang et al. 2024, section 3.2).
+"""Which heads to steer by where they look: the profile that attention steering starts from (PASTA: Zhang et al. 2024, model profiling).
 
     gain(head) = m(model with this head alone highlighting a span) - m(model), mean over pairs
 

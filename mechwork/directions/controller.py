@@ -124,7 +124,7 @@ def train_controller(
             gradients = torch.autograd.grad(loss, parameters)
         if not bool(loss.isfinite()):
             raise MetricError(
-                f"the loss is {float(loss)} after {len(losses)} steps; use a smaller learning_rate, or shorter vectors"
+                f"the loss is {float(loss.detach())} after {len(losses)} steps; use a smaller learning_rate, or shorter vectors"
             )
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient

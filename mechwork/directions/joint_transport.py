@@ -116,7 +116,9 @@ def fit_joint_transport(
             loss = joint_loss(moved, targets, spread)
             gradients = torch.autograd.grad(loss, [*weights, *shifts])
         if not bool(loss.isfinite()):
-            raise MetricError(f"the loss is {float(loss)} after {len(losses)} steps; use a smaller learning_rate")
+            raise MetricError(
+                f"the loss is {float(loss.detach())} after {len(losses)} steps; use a smaller learning_rate"
+            )
         losses.append(float(loss.detach()))
         with torch.no_grad():
             for parameter, gradient, velocity in zip((*weights, *shifts), gradients, speed, strict=True):

@@ -4,7 +4,8 @@
 2. the mean state of every value (or of every bin of values) in those coordinates: the knots of a natural cubic spline.
 
 How well it holds is said by `CurveFit`: on prompts that were not used for fitting, the correlation of the position on the curve with
-the value, how much of the states' variance is inside the span, and the mean distance from the curve.
+the value, how much of the states' variance is inside the span, the mean distance from the curve inside the span, and `reach`: the distance
+in the whole space that 95 % of the states stay within, so that `Slide(..., within=fit.reach)` leaves other states alone.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class CurveFit(Readable):
     explained: float
     correlation: float
     distance: float
+    reach: float
     n_fitted: int
     n_tested: int
     provenance: Provenance = field(default_factory=dict)
@@ -86,6 +88,8 @@ def fit_curve(
         raise InputError(f"axes are 1 to {min(len(train) - 1, x.shape[1])} in number here; got {n_components}")
     curve, explained = _through_means(x[train], values[train].double(), n_components, n_knots)
     correlation = distance = float("nan")
+    seen = x[test] if n_test > 1 else x[train]
+    reach = float((seen - curve.at(curve.position(seen))).norm(dim=-1).quantile(0.95))
     if n_test > 1:
         found = torch.stack([curve.position(x[test]), values[test].double()])
         correlation = float(torch.corrcoef(found)[0, 1])
@@ -95,7 +99,7 @@ def fit_curve(
         examples=hash_tensors({"tokens": tokens, "where": where, "values": values}),
     )  # fmt: skip
     kept = Curve(*(part.float() for part in (curve.knots, curve.points, curve.basis, curve.centre)))
-    return CurveFit(kept, site, explained, correlation, distance, len(train), n_test, provenance)
+    return CurveFit(kept, site, explained, correlation, distance, reach, len(train), n_test, provenance)
 
 
 def _through_means(

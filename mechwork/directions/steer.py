@@ -55,8 +55,10 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 Steer = Callable[[Direction, float], Replacement | Positional]
-Strengths = Callable[[float], Steering]
-"""From a strength to what is written: at the direction's site, or wherever the interventions say."""
+Strengths = Callable[[float], Replacement | Positional]
+"""From a strength to what is written."""
+Ways = Callable[[float], Steering]
+"""The same, also for interventions with places of their own: writes at many layers, edits of the weights."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,7 +25,7 @@ from ..shapes import Tokens
 from ..tasks.task import Task
 from .bench import Bench
 from .direction import Direction
-from .steer import METHODS, AsFar, Strengths, steering_write
+from .steer import METHODS, AsFar, Strengths, Ways, steering_write
 
 if TYPE_CHECKING:
     import pandas
@@ -128,7 +128,7 @@ def study_steering(
     direction: Direction,
     *,
     methods: Sequence[str] | None = None,
-    writes: Mapping[str, Strengths] | None = None,
+    writes: Mapping[str, Ways] | None = None,
     strengths: Sequence[float] = STRENGTHS,
     others: Sequence[Task] = (),
     text: Tokens | None = None,
@@ -156,8 +156,8 @@ def study_steering(
     if not others and text is None:
         raise InputError("side effects are seen on something else: pass other tasks (`others`) or token ids (`text`)")
     names = tuple(METHODS) if methods is None else tuple(methods)
-    chosen: dict[tuple[str, str], Strengths] = {}
-    own = {name: _strengths(direction, name) for name in names} | dict(writes or {})
+    chosen: dict[tuple[str, str], Ways] = {}
+    own: dict[str, Ways] = {**{name: _strengths(direction, name) for name in names}, **(writes or {})}
     for name, write in own.items():
         chosen[name, ""] = write
         at_the_site = is_replacement(write(float(strengths[0])))
@@ -195,7 +195,7 @@ def _strengths(direction: Direction, method: str) -> Strengths:
     return lambda strength: steering_write(direction, method, strength)
 
 
-def _as_far(write: Strengths, control: Direction) -> Strengths:
+def _as_far(write: Ways, control: Direction) -> Strengths:
     def as_far(strength: float) -> AsFar:
         inner = write(strength)
         assert is_replacement(inner)

@@ -5,7 +5,7 @@
 | `Highlight(keys, factor)` | a_k -> factor a_k at the keys, then the row scaled back to the sum it had | ``pattern`` |
 | `OffsetScores(keys, offset)` | s_k -> s_k + offset at the keys, before the softmax | ``attn_scores`` |
 
-The two are one: offset = ln(factor) (tested). PASTA (Zhang et al. 2024, equation 2) leaves the keys and multiplies all others by
+The two are one: offset = ln(factor) (tested). PASTA (Zhang et al. 2024) leaves the keys and multiplies all others by
 alpha < 1 before it renormalises, which is `Highlight` with factor = 1 / alpha. Keys and queries are absolute columns, so that a
 span of the prompt stays highlighted while text is generated after it, with a key-value cache or without. Cost: nothing.
 

@@ -106,13 +106,15 @@ class Curve(Readable):
 class Slide(Readable):
     """The activation moved along `curve`: `to` the place t' = to, or `by` a step from where it is; `share` of the way.
 
-    Raises `InputError` unless one of `to` and `by` is given.
+    `within`: only states no further than this from the curve (in the whole space) are moved; None moves all. Raises `InputError`
+    unless one of `to` and `by` is given.
     """
 
     curve: Curve
     to: float | None = None
     by: float | None = None
     share: float = 1.0
+    within: float | None = None
 
     def __post_init__(self) -> None:
         if (self.to is None) == (self.by is None):
@@ -122,4 +124,7 @@ class Slide(Readable):
         now = self.curve.position(activation)
         then = torch.full_like(now, self.to) if self.to is not None else now + (self.by or 0.0)
         move = (self.curve.coordinates(then) - self.curve.coordinates(now)) @ self.curve.basis.to(activation)
+        if self.within is not None:
+            near = (activation - self.curve.at(now)).norm(dim=-1, keepdim=True) <= self.within
+            move = torch.where(near, move, torch.zeros_like(move))
         return activation + self.share * move

@@ -25,6 +25,10 @@ from .cards import Pattern as Pattern
 from .cards import Picture as Picture
 from .cards import TokenList as TokenList
 from .circuit_tables import render_leaderboard as render_leaderboard
+from .comparison import across_figure as across_figure
+from .comparison import divergence_figure as divergence_figure
+from .comparison import render_across as render_across
+from .comparison import render_divergence as render_divergence
 from .component_section import render_components as render_components
 from .curve import curve_figure as curve_figure
 from .curve import render_curve as render_curve

@@ -184,13 +184,13 @@ def test_contracts(tiny_gpt2_64: Any, tiny_gpt2: Any, tiny_task: Task) -> None:
         ({"layers": (2,)}, "layers 0 to 1"), ({"layers": ()}, "layers 0 to 1"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=message):
-            share_out(tiny_gpt2_64, direction, examples, **settings)
+            share_out(tiny_gpt2_64, direction, examples, **dict[str, Any](settings))
     inside = fit_direction(tiny_gpt2_64, examples, Site("mlp_post", 1))
     with pytest.raises(InputError, match="in the residual stream"):
         share_out(tiny_gpt2_64, inside, examples)
     for settings in ({"ridge": 0.0}, {"rank": 0}, {"rank": 99}, {"keep_weight": -1.0}):
         with pytest.raises(InputError, match="ridge is above 0"):
-            least_squares(x, y, **settings)
+            least_squares(x, y, **dict[str, Any](settings))
     with pytest.raises(MetricError, match="NaN"):
         least_squares(x * torch.nan, y)
     with pytest.raises(MetricError, match="no change"):

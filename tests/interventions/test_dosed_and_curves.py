@@ -41,7 +41,7 @@ from mechwork.models.identity import identify_model
 from mechwork.provenance import build_provenance
 from mechwork.sites import Site
 from mechwork.tasks.task import Task
-from tests.families import borrowed
+from tests.families import borrowed, build_model
 
 FIVE = ["gpt2", "neox", "llama", "gemma2", "mixtral"]
 WIDTH = 32
@@ -155,6 +155,11 @@ def test_a_curve_is_the_natural_spline_and_knows_its_positions() -> None:
     there = Slide(c, to=2.0)(x)
     offset = x - c.at(c.position(x))
     torch.testing.assert_close(there, c.at(torch.full((7,), 2.0, dtype=torch.float64)) + offset)
+    far = (x - c.at(c.position(x))).norm(dim=-1)
+    some = float(far.median())
+    near = Slide(c, to=2.0, within=some)(x)
+    assert torch.equal(near[far > some], x[far > some])
+    assert torch.equal(near[far <= some], there[far <= some])
     straight = Curve(torch.tensor([0.0, 1.0]), torch.tensor([[0.0], [2.0]]), plane(1).float(), torch.zeros(WIDTH))
     assert straight.position(straight.at(torch.tensor([0.25, 5.0, -1.0]))).tolist() == pytest.approx(
         [0.25, 1.0, 0.0], abs=1e-5
@@ -201,6 +206,21 @@ def test_overflow_is_refused_with_the_layer(family_model: Any, tiny_task: Task, 
             model(tokens)
         with guard_overflow(model):
             assert bool(model(tokens).isfinite().all())
+
+
+@pytest.mark.parametrize(("dtype", "largest"), [(torch.float16, "6.55e"), (torch.bfloat16, "3.39e")])
+def test_half_precision_overflows_where_float32_does_not(dtype: torch.dtype, largest: str) -> None:
+    model = build_model("gpt2", dtype)
+    size = 1e5 if dtype == torch.float16 else 1e38
+    name = str(dtype).removeprefix("torch.")
+    huge = [Write(Site("mlp_out", 1), Stretch(torch.ones(WIDTH), torch.full((WIDTH,), 0.6 * size)))] * 6
+    with torch.no_grad(), intervene(model, huge):
+        model(torch.tensor([[1, 2, 3]]))  # the model itself says nothing
+        with (
+            pytest.raises(MetricError, match=rf"overflows {name} \(largest number {largest}.*first in layer 1\."),
+            guard_overflow(model),
+        ):
+            model(torch.tensor([[1, 2, 3]]))
 
 
 def everything() -> list[Intervention]:
@@ -250,7 +270,7 @@ def test_files_of_other_models_and_other_things_are_refused(tiny_gpt2_64: Any, t
     with pytest.raises(ArtefactError, match="Popen"):
         load_writes(tmp_path / "bad.safetensors")
     with pytest.raises(InputError, match="a function is not one"):
-        save_writes(tmp_path / "f", [Write(READ, lambda x: x)])
+        save_writes(tmp_path / "f", [Write(READ, lambda activation: activation)])
 
 
 def test_contracts(tiny_gpt2_64: Any) -> None:
