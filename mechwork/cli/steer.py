@@ -1,7 +1,7 @@
 """Steer a task along a direction fitted from its pairs, every way there is, and see what else changes.
 
 mechwork steer pronoun --answer " she"
-mechwork steer ioi --order IO S1 --methods add mirror_below --strengths 0.5 1 2
+mechwork steer ioi --set names=Mary,John --methods add mirror_below --strengths 0.5 1 2
 mechwork steer in_context --model gemma2-6l --set relation=french --out steering.html
 mechwork steer in_context --model gemma2-6l --set relation=french --fit function_vector --show function_vector decodable
 mechwork steer pronoun --answer " she" --show stability illusion --carry-to gpt2-12l

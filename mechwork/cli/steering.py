@@ -28,7 +28,7 @@ TEXT_ROWS, TEXT_WIDTH = 16, 24
 
 
 def parse_settings(build: Callable[..., Task], settings: list[str] | None) -> dict[str, Any]:
-    """``relation=french`` -> keyword arguments of a task's builder; raises `InputError` for one that it does not have."""
+    """``relation=french names=Mary,John`` -> keyword arguments of a task's builder; raises `InputError` for one that it does not have."""
     known = [name for name in inspect.signature(build).parameters if name not in ("model", "n", "seed")]
     found: dict[str, Any] = {}
     for setting in settings or ():
@@ -40,7 +40,7 @@ def parse_settings(build: Callable[..., Task], settings: list[str] | None) -> di
         try:
             found[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
-            found[key] = value
+            found[key] = tuple(part.strip() for part in value.split(",")) if "," in value else value
     return found
 
 
