@@ -1,21 +1,30 @@
 """Steer a task along a direction fitted from its pairs, every way there is, and see what else changes.
 
 mechwork steer pronoun --answer " she"
-mechwork steer ioi --order IO S1 --methods add mirror_below --strengths 0.5 1 2
+mechwork steer ioi --set names=Mary,John --methods add mirror_below --strengths 0.5 1 2
 mechwork steer in_context --model gemma2-6l --set relation=french --out steering.html
+mechwork steer in_context --model gemma2-6l --set relation=french --fit function_vector --show function_vector decodable
+mechwork steer pronoun --answer " she" --show stability illusion --carry-to gpt2-12l
 mechwork steer capitals --model gemma2-6l --set corruption=mention
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, UnknownNameError
 from .console import Console
 from .options import add_model, at_least, default_tasks, load
-from .steering import fit, held_out_text, narrow, parse_settings
+from .steer_studies import show_carried, show_decodable, show_function_vector, show_illusion, show_stability
+from .steering import FUNCTION_VECTOR, UNINFORMATIVE, Fitted, fit, held_out_text, narrow, parse_settings
+
+if TYPE_CHECKING:
+    from ..tasks.task import Task
+
+SHOWN = ("curves", "decodable", "stability", "illusion", "function_vector")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +47,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--fit",
         default="mean_difference",
         metavar="HOW",
-        help="mean_difference, principal_difference, whitened_difference or probe (default: mean_difference)",
+        help="mean_difference, principal_difference, whitened_difference, probe, or function_vector for tasks that show examples "
+        "(default: mean_difference)",
+    )
+    fitted.add_argument(
+        "--uninformative",
+        choices=UNINFORMATIVE,
+        default="bare",
+        help="function_vector: prompts without the relation that heads' effects are measured on (default: bare)",
+    )
+    fitted.add_argument(
+        "--heads",
+        type=at_least(1),
+        metavar="N",
+        help="function_vector: heads that are summed (default: a sixth of all)",
     )
     fitted.add_argument(
         "--layer",
@@ -53,6 +75,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the layer: accuracy, discriminability or opposite_signs (default: accuracy)",
     )
     steered = parser.add_argument_group("steering")
+    steered.add_argument(
+        "--show",
+        nargs="+",
+        choices=SHOWN,
+        default=["curves"],
+        metavar="WHAT",
+        help=f"{', '.join(SHOWN)} (default: curves)",
+    )
+    steered.add_argument("--carry-to", metavar="MODEL", help="also carry the direction into another model")
     steered.add_argument("--methods", nargs="+", metavar="NAME", help="ways to steer (default: all)")
     steered.add_argument(
         "--strengths", nargs="+", type=float, metavar="S", help="1 is each method as published (default: 0.25 to 4)"
@@ -82,49 +113,70 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> None:
     """Check names; fit on training pairs, steer held-out ones, print."""
-    from ..directions import CRITERIA, FITS, METHODS, STRENGTHS, Examples, study_steering, transport_write
+    from ..directions import CRITERIA, FITS, METHODS
     from ..tasks import find_task
 
     build = find_task(args.task)
     settings = parse_settings(build, args.settings)
     others = args.others or [name for name in default_tasks(args.model) if name != args.task][:3]
     builders = [find_task(name) for name in others]
-    for kind, name, table in (("way to fit a direction", args.fit, FITS), ("criterion", args.criterion, CRITERIA)):
+    fits = (*FITS, FUNCTION_VECTOR)
+    for kind, name, table in (("way to fit a direction", args.fit, fits), ("criterion", args.criterion, CRITERIA)):
         if name not in table:
             raise UnknownNameError(kind, name, table)
     for method in args.methods or ():
         if method not in METHODS:
             raise UnknownNameError("way to steer", method, METHODS)
-    if args.out is not None and not args.out.absolute().parent.is_dir():
-        raise InputError(f"--out names a file in a folder that exists; got {args.out}")
+    if args.out is not None and ("curves" not in args.show or not args.out.absolute().parent.is_dir()):
+        raise InputError(f"--out names a file for the curves, in a folder that exists; got {args.out}")
     with console.step(f"loading {args.model}"):
         model = load(args)
     task = build(model, n=args.n_pairs, seed=args.seed, **settings)
     train, test = (narrow(model, part, args.answer, args.order) for part in (task.train, task.test))
-    direction = fit(model, train, args)
-    writes = (
-        {}
-        if args.methods
-        else {"transport": transport_write(model, Examples.of_task(train, args.position), direction.site)}
-    )
-    text = held_out_text(model, args)
+    fitted = fit(model, train, args)
+    elsewhere = [make(model, n=64, seed=args.seed).test for make in builders]
+    data: dict[str, Any] = {
+        "task": test.name, "direction": str(fitted.direction), "layer": fitted.direction.site.layer, "others": others,
+    }  # fmt: skip
+    texts = [str(fitted.direction if fitted.vector is None else fitted.vector)]
+    shows: dict[str, Callable[[], tuple[str, Any]]] = {
+        "curves": lambda: _curves(model, test, fitted, elsewhere, args, console),
+        "decodable": lambda: show_decodable(model, train, test, fitted, elsewhere, args, console),
+        "stability": lambda: show_stability(model, train, fitted, args),
+        "illusion": lambda: show_illusion(model, train, test, fitted, args),
+        "function_vector": lambda: show_function_vector(model, test, fitted),
+    }
+    if args.carry_to is not None:
+        shows["carried"] = lambda: show_carried(model, build, fitted, builders, args, settings)
+    for name, show in shows.items():
+        if name in args.show or name == "carried":
+            text, rows = show()
+            texts.append(text)
+            data |= rows if name == "curves" else {name: rows}
+    console.result("\n\n".join(texts), data)
+
+
+def _curves(
+    model: Any, test: Task, fitted: Fitted, others: list[Task], args: argparse.Namespace, console: Console
+) -> tuple[str, dict[str, Any]]:
+    """Success and side effects over strengths."""
+    from ..directions import STRENGTHS, study_steering, transport_write
+
+    direction, text = fitted.direction, held_out_text(model, args)
+    writes = {} if args.methods else {"transport": transport_write(model, fitted.examples, direction.site)}
     with console.step("steering") as line:
         study = study_steering(
             model, test, direction, methods=args.methods, writes=writes, strengths=args.strengths or STRENGTHS,
-            others=[make(model, n=64, seed=args.seed).test for make in builders], text=text, n_random=args.n_random,
-            n_as_far=args.n_as_far, n_generated=0 if text is None else args.generate, seed=args.seed, progress=line,
+            others=others, text=text, n_random=args.n_random, n_as_far=args.n_as_far,
+            n_generated=0 if text is None else args.generate, seed=args.seed, progress=line,
         )  # fmt: skip
     if args.out is not None:
         args.out.write_text(study.to_html(), encoding="utf-8")
-    data: dict[str, Any] = {
-        "task": task.name, "direction": str(direction), "layer": direction.site.layer, "others": others,
-        "rows": study.to_dataframe().to_dict("records"),
-        "plain": {
-            "accuracy_on_others": study.plain_accuracy, "corrupt": study.baseline[0], "clean": study.baseline[1],
-            "perplexity": study.plain_perplexity, "repetition": study.plain_repetition, "oddness": study.plain_oddness,
-        },
+    plain = {
+        "accuracy_on_others": study.plain_accuracy, "corrupt": study.baseline[0], "clean": study.baseline[1],
+        "perplexity": study.plain_perplexity, "repetition": study.plain_repetition, "oddness": study.plain_oddness,
     }  # fmt: skip
-    console.result(f"{direction}\n{study}\n\n{_summary(study)}", data)
+    return f"{study}\n\n{_summary(study)}", {"rows": study.to_dataframe().to_dict("records"), "plain": plain}
 
 
 def _summary(study: Any) -> str:

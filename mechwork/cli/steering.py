@@ -6,7 +6,7 @@ import argparse
 import ast
 import inspect
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,15 +15,20 @@ from ..errors import InputError, UnknownNameError
 if TYPE_CHECKING:
     import torch
 
-    from ..directions import Direction
+    from ..directions import Direction, Examples, FunctionVector
     from ..tasks.task import Task
+
+FUNCTION_VECTOR = "function_vector"
+"""A fit by heads' writes, beside those of `directions.FITS`."""
+
+UNINFORMATIVE = ("bare", "shuffled", "corrupt")
 
 TEXT_ROWS, TEXT_WIDTH = 16, 24
 """How much held-out text side effects are seen on: rows of one length, so that no position is padding."""
 
 
 def parse_settings(build: Callable[..., Task], settings: list[str] | None) -> dict[str, Any]:
-    """``relation=french`` -> keyword arguments of a task's builder; raises `InputError` for one that it does not have."""
+    """``relation=french names=Mary,John`` -> keyword arguments of a task's builder; raises `InputError` for one that it does not have."""
     known = [name for name in inspect.signature(build).parameters if name not in ("model", "n", "seed")]
     found: dict[str, Any] = {}
     for setting in settings or ():
@@ -35,7 +40,7 @@ def parse_settings(build: Callable[..., Task], settings: list[str] | None) -> di
         try:
             found[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
-            found[key] = value
+            found[key] = tuple(part.strip() for part in value.split(",")) if "," in value else value
     return found
 
 
@@ -73,17 +78,44 @@ def _ordered(task: Task, order: list[str] | None) -> Task:
     return replace(task[rows], name=f"{task.name}, {order[0]} before {order[1]}")
 
 
-def fit(model: Any, train: Task, args: argparse.Namespace) -> Direction:
-    """The direction that the options ask for, at the layer they name or the one that tells training pairs apart best."""
-    from ..directions import Examples, choose_layer, fit_direction
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A direction, and the examples and the function vector that it was fitted as, if it was one."""
+
+    direction: Direction
+    examples: Examples
+    vector: FunctionVector | None = None
+
+    def at_every_layer(self, model: Any, how: str) -> list[Direction]:
+        """A direction at every block's exit: fitted there, or the function vector, which is one vector for all places."""
+        from ..directions import fit_directions
+        from ..sites import Site
+
+        sites = [Site("resid_post", layer) for layer in range(int(model.cfg.n_layers))]
+        if self.vector is None:
+            return fit_directions(model, self.examples, sites, how)
+        return [replace(self.vector.direction, site=site) for site in sites]
+
+
+def fit(model: Any, train: Task, args: argparse.Namespace) -> Fitted:
+    """The direction that the options ask for, at the layer they name or the one that is best on training pairs."""
+    from ..directions import Demonstrations, Examples, choose_layer, fit_direction, fit_function_vector
     from ..sites import Site
 
     examples = Examples.of_task(train, args.position)
-    if args.layer is not None:
-        site = Site("resid_post", args.layer)
-    else:
+    site = None if args.layer is None else Site("resid_post", args.layer)
+    if args.fit == FUNCTION_VECTOR:
+        shown = Demonstrations.of_task(train)
+        blank = {
+            "bare": shown.bare,
+            "shuffled": shown.shuffled,
+            "corrupt": lambda: Demonstrations.of_task(train, corrupt=True),
+        }[args.uninformative]()
+        vector = fit_function_vector(model, shown, blank, n_heads=args.heads, site=site)
+        return Fitted(vector.direction, examples, vector)
+    if site is None:
         site = choose_layer(model, examples, how=args.fit, criterion=args.criterion, seed=args.seed).site
-    return fit_direction(model, examples, site, args.fit)
+    return Fitted(fit_direction(model, examples, site, args.fit), examples)
 
 
 def held_out_text(model: Any, args: argparse.Namespace) -> torch.Tensor | None:

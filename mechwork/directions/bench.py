@@ -166,7 +166,7 @@ def _elsewhere(
     return found, SideEffects(sum(right) / len(right) if right else float("nan"), perplexity, None, None)
 
 
-def _continue(model: TransformerBridge, text: Tokens, n: int) -> Tokens:
+def _continue(model: TransformerBridge, text: Int[Tensor, "batch pos"], n: int) -> Int[Tensor, "batch grown"]:
     opening = text[:, :OPENING]
     grown = model.generate(
         opening, max_new_tokens=n, do_sample=False, stop_at_eos=False, return_type="tokens", verbose=False

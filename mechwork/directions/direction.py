@@ -23,7 +23,7 @@ from ..errors import ArtefactError, InputError
 from ..models.anatomy import check_ready
 from ..models.identity import identify_model
 from ..provenance import Provenance, stable
-from ..sites import Site
+from ..sites import SITE_KINDS, Site
 from .examples import check_vector_site
 
 if TYPE_CHECKING:
@@ -100,6 +100,17 @@ class Direction(Readable):
         """Raises `InputError` when the direction belongs to other weights, another layer count or another width."""
         anatomy = check_ready(model)
         anatomy.check_site(self.site)
+        axis = SITE_KINDS[self.site.kind].axes[-1]
+        width = (
+            int(model.blocks[int(self.site.layer or 0)].mlp.W_out.shape[0])
+            if axis == "d_mlp"
+            else {"d_model": anatomy.d_model, "d_head": anatomy.d_head}.get(axis, len(self.vector))
+        )
+        if len(self.vector) != width:
+            raise InputError(
+                f"vectors at {self.site} have {width} numbers in this model; {self.name!r} has {len(self.vector)} numbers. "
+                "Carry it over with a map between the two streams (fit_stream_map)"
+            )
         mine = self.provenance.get("model", {}).get("weights_sha256")
         theirs = identify_model(model)["weights_sha256"]
         if mine is not None and mine != theirs:

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     import pandas
     from transformer_lens.model_bridge import TransformerBridge
 
-GAP = 0.05
-"""Uninformative prompts must give the answer at least this much less probability than the demonstrations do."""
+ENOUGH = 0.9
+"""Prompts that give the answer this share of the demonstrations' probability are not uninformative."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +134,7 @@ def fit_function_vector(
             )
     z, writes, clean, _ = _record(model, demonstrations)
     before = _probability(model, blank)
-    if clean - before < GAP:
+    if before > ENOUGH * clean:
         raise MetricError(
             f"{blank.name}: the answer has probability {before:.3f}, and {clean:.3f} with the demonstrations, so nothing is missing that "
             "heads could bring. Other uninformative prompts: demonstrations.bare(), or Demonstrations.of_task(task, corrupt=True)"

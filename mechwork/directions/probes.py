@@ -10,8 +10,8 @@ With x standardised over the fitted prompts, read at the marked positions p of a
 | ``max_pooled`` | max_p (w . x_p) + b | McKenzie et al. 2025 |
 
 The pooled ones find for themselves where in a long prompt the evidence stands (`Examples` read at ``all``). Positive scores speak
-for the positive class. All minimise mean log-loss + penalty |weights|^2 / 2; ``linear`` is solved (`fit_probe`), the others are
-trained with Adam from a seeded start, so that the same call gives the same probe on one machine.
+for the positive class. All minimise mean log-loss + penalty |weights|^2 / 2; ``linear`` is solved (`fit_probe`); the pooled ones are
+trained with Adam from it, ``two_layer`` from a seeded start, so that the same call gives the same probe on one machine.
 
 The threshold is calibrated on groups that were not fitted on, accuracy is measured on others again, and the control task
 (`fit.by_lot`) goes through the same three parts.
@@ -125,10 +125,8 @@ def train_probe(
         weights, bias = fit_probe(_mean(z, where), labels, penalty)
         return Probe(kind, {"w": weights, "b": torch.tensor(bias, dtype=torch.float64)}, mean, spread)
     score, shapes = KINDS[kind]
-    generator = torch.Generator().manual_seed(seed)
     parts = {
-        name: (torch.randn(shape, generator=generator, dtype=torch.float64) / max(1, *shape, 1) ** 0.5).requires_grad_()
-        for name, shape in shapes(x.shape[-1]).items()
+        name: part.requires_grad_() for name, part in _start(kind, shapes(x.shape[-1]), z, where, labels, seed).items()
     }
     optimizer = torch.optim.Adam(list(parts.values()), lr=RATE)
     with torch.enable_grad():
@@ -139,6 +137,22 @@ def train_probe(
             (loss + penalty / 2 * size).backward()
             optimizer.step()
     return Probe(kind, {name: part.detach() for name, part in parts.items()}, mean, spread)
+
+
+def _start(kind: str, shapes: dict[str, tuple[int, ...]], z: Tensor, where: Tensor, labels: Tensor, seed: int) -> Parts:
+    """Pooled probes start as the linear one (all positions alike), so that a max never hangs on a direction of the wrong sign; two layers by lot."""
+    if kind == "two_layer":
+        generator = torch.Generator().manual_seed(seed)
+        return {
+            name: torch.randn(shape, generator=generator, dtype=torch.float64) / max(1, *shape, 1) ** 0.5
+            for name, shape in shapes.items()
+        }
+    weights, bias = fit_probe(_mean(z, where), labels)
+    start = {"w": weights, "b": torch.tensor(bias, dtype=torch.float64)}
+    if kind == "max_pooled":  # what weighs a mean well is far too large for a maximum
+        unit = weights / weights.norm().clamp(min=1e-30)
+        start = {"w": unit, "b": -(z @ unit).masked_fill(~where, -torch.inf).amax(dim=-1).mean()}
+    return {name: start.get(name, torch.zeros(shape, dtype=torch.float64)) for name, shape in shapes.items()}
 
 
 def best_threshold(scores: Float[Tensor, " n"], labels: Bool[Tensor, " n"]) -> float:

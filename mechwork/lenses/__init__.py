@@ -46,6 +46,9 @@ from .published import import_lens as import_lens
 from .readout import Reading as Reading
 from .readout import Readout as Readout
 from .recipe import LensRecipe as LensRecipe
+from .steerable import SteerableTable as SteerableTable
+from .steerable import compare_steering_and_decoding as compare_steering_and_decoding
+from .steerable import join_tables as join_tables
 from .table import LensTable as LensTable
 from .table import read_lens as read_lens
 from .text import TextStream as TextStream

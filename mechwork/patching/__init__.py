@@ -19,6 +19,8 @@ from .result import Effect as Effect
 from .result import Effects as Effects
 from .screen import Missed as Missed
 from .screen import ScreenedEffects as ScreenedEffects
+from .steered import SteeringIllusion as SteeringIllusion
+from .steered import check_steering as check_steering
 from .study import AgreementStudy as AgreementStudy
 from .study import study_agreement as study_agreement
 from .subspace import Subspace as Subspace

@@ -69,6 +69,7 @@ from .lens_tables import render_directions as render_directions
 from .lens_tables import render_head as render_head
 from .report import render_report as render_report
 from .report import report as report
+from .steerable import render_steerable as render_steerable
 from .steering import render_steering as render_steering
 from .steering import steering_figure as steering_figure
 from .tokens import render_tokens as render_tokens

@@ -18,6 +18,9 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 """Okabe and Ito's colours and three more; the symbols below tell methods apart without colour."""
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "triangle-down", "pentagon", "hexagon")
+CONTROLS = {"random": ("random directions", "circle-open"), "as far": ("moved as far at random", "cross-thin-open")}
+"""Kind of control -> its name in the legend and its symbol."""
+
 FLOOR = 1e-5
 """Smaller divergences are drawn here: the axis is logarithmic."""
 
@@ -27,14 +30,15 @@ def steering_figure(study: SteeringStudy) -> Figure:
     import plotly.graph_objects as go
 
     figure = go.Figure()
-    for control in study.controls:
-        rows = [row for method in study.methods for row in study.of(method, control)]
+    for kind, (label, symbol) in CONTROLS.items():
+        rows = [row for row in study.rows if row.control.startswith(kind)]
+        if not rows:
+            continue
         figure.add_trace(
             go.Scatter(
                 x=[max(row.kl, FLOOR) for row in rows], y=[row.success for row in rows], mode="markers",
-                marker={"color": NEUTRAL, "size": 5, "symbol": "circle-open"}, name="random directions",
-                legendgroup="random", showlegend=control == study.controls[0],
-                text=[f"{row.method}, {control}, strength {number(row.strength)}" for row in rows],
+                marker={"color": NEUTRAL, "size": 5, "symbol": symbol}, name=label,
+                text=[f"{row.method}, {row.control}, strength {number(row.strength)}" for row in rows],
                 hovertemplate="%{text}<br>success %{y:.3f}, KL %{x:.4f}<extra></extra>",
             )
         )  # fmt: skip
@@ -97,14 +101,20 @@ def render_steering(study: SteeringStudy) -> str:
         Column("KL on others", [f"{row.kl:.4f}" for row in rows], numeric=True),
     ]
     if study.plain_perplexity is not None:
-        columns.append(Column("perplexity", [fixed(row.perplexity or 0.0) for row in rows], numeric=True))
+        columns.append(Column("perplexity", [number(row.perplexity or 0.0) for row in rows], numeric=True))
+    if study.plain_repetition is not None:
+        columns.append(Column("repetition", [fixed(row.repetition or 0.0) for row in rows], numeric=True))
+        columns.append(Column("oddness", [number(row.oddness or 0.0) for row in rows], numeric=True))
     best = max(study.methods, key=lambda method: study.best(method, max_kl=0.1))
     said = (
         f"{plural(len(study.methods), 'method')} over {plural(len({row.strength for row in rows}), 'strength')}. With a KL of at most 0.1 nats on "
         f"other prompts, {words(best)} reaches the largest success, {study.best(best, max_kl=0.1):.3f}."
     )
     figure = figure_fragment(steering_figure(study), said)
+    plain = {"perplexity": study.plain_perplexity, "repetition": study.plain_repetition, "oddness": study.plain_oddness}
+    unsteered = "".join(f", {name} {value:.2f}" for name, value in plain.items() if value is not None)
     caption = (
-        f"Measured on held-out pairs where there are any; unsteered accuracy on other tasks {study.plain_accuracy:.3f}"
+        f"Measured on held-out pairs where there are any; unsteered accuracy on other tasks {study.plain_accuracy:.3f}{unsteered}. "
+        "Repetition: share of repeated trigrams in continuations; oddness: their perplexity for the unsteered model"
     )
     return figures_page("Steering", [Fragment(f"<p>{said}</p>"), figure, Fragment(table(columns, caption=caption))])

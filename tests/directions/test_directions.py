@@ -159,7 +159,7 @@ def test_contracts(tiny_gpt2: Any) -> None:
         replace(examples, labels=torch.ones(8, dtype=torch.bool))
     with pytest.raises(InputError, match="at least one position"):
         replace(examples, where=torch.zeros_like(examples.where))
-    with pytest.raises(InputError, match="END, one of the spans"):
+    with pytest.raises(InputError, match="END, all, one of the spans"):
         Examples.of_task(task, "S2")
     with pytest.raises(InputError, match="empty prompt"):
         Examples.of_tokens([[1], []], [True, False])

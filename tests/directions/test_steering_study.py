@@ -10,6 +10,7 @@ import torch
 import mechwork as mw
 from mechwork.directions import (
     METHODS,
+    AsFar,
     Direction,
     Examples,
     fit_direction,
@@ -17,6 +18,7 @@ from mechwork.directions import (
     study_steering,
     transport_write,
 )
+from mechwork.directions.bench import repetition
 from mechwork.errors import InputError, MetricError, UnknownNameError
 from mechwork.interventions import Write, intervene, replace_at
 from mechwork.sites import Site
@@ -110,6 +112,45 @@ def test_a_study_says_what_a_hook_gives(fitted: tuple[Any, Task, Direction]) -> 
     assert study.controls == ("random 0",)
     assert len(study.to_dataframe()) == 4
     assert "success" in str(study)
+
+
+def test_controls_are_moved_as_far_and_continuations_judged(bundled_model: Any) -> None:
+    """AsFar moves every state as far as the method does; repetition and oddness are those of continuations made by hand."""
+    task = mw.tasks.pronoun(bundled_model, n=32)
+    direction = fit_direction(bundled_model, Examples.of_task(task.train), Site("resid_post", 4))
+    text = mw.tasks.ioi(bundled_model, n=32).train.pairs.clean_tokens[:4, :12]
+    study = study_steering(
+        bundled_model, task.test, direction, methods=["mirror_below"], strengths=[2.0], text=text, n_random=0, n_as_far=1,
+        n_generated=6,
+    )  # fmt: skip
+    assert study.controls == ("as far 0",)
+    row = study.of("mirror_below")[0]
+    with intervene(bundled_model, [Write(direction.site, steering_write(direction, "mirror_below", 2.0))]):
+        grown = bundled_model.generate(
+            text[:, :8], max_new_tokens=6, do_sample=False, stop_at_eos=False, use_past_kv_cache=False, verbose=False
+        )
+    grams = [[tuple(r[i : i + 3]) for i in range(4)] for r in grown[:, 8:].tolist()]
+    assert row.repetition == pytest.approx(sum(1 - len(set(g)) / 4 for g in grams) / 4)
+    with torch.no_grad():
+        log_p = bundled_model(grown).log_softmax(dim=-1)
+    own = torch.stack([log_p[:, i - 1].gather(-1, grown[:, i : i + 1])[:, 0] for i in range(8, 14)])
+    assert row.oddness == pytest.approx(float((-own.mean()).exp()), rel=1e-4)
+    assert study.plain_oddness is not None
+    assert row.oddness != pytest.approx(study.plain_oddness, rel=1e-3)
+    assert "oddness" in str(study)
+    x = torch.randn(2, 3, len(direction.vector))
+    write = steering_write(direction, "mirror_below", 2.0)
+    far = replace_at(AsFar(write, direction.random_control(1).unit), x, 0) - x
+    torch.testing.assert_close(far.norm(dim=-1), (replace_at(write, x, 0) - x).norm(dim=-1))
+    assert float(far.norm()) > 1
+    with pytest.raises(InputError, match="at least 8 tokens"):
+        study_steering(bundled_model, task.test, direction, text=text[:, :6], n_generated=6)
+
+
+def test_repetition_counts_trigrams() -> None:
+    assert repetition(torch.tensor([[1, 2, 3, 1, 2, 3], [1, 2, 3, 4, 5, 6]])) == pytest.approx((1 / 4 + 0) / 2)
+    assert repetition(torch.tensor([[7] * 5])) == pytest.approx(1 - 1 / 3)
+    assert repetition(torch.tensor([[1, 2]])) == 0
 
 
 def test_gender_is_steered_by_its_direction_and_not_by_random_ones(bundled_model: Any) -> None:

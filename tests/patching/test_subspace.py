@@ -8,11 +8,13 @@ import pytest
 import torch
 import transformers as hf
 
+from mechwork.directions import Direction
 from mechwork.errors import InputError
 from mechwork.models.load import load_model
 from mechwork.patching import (
     Subspace,
     check_illusion,
+    check_steering,
     fit_das,
     leading_differences,
     mean_difference,
@@ -133,6 +135,34 @@ def test_the_check_sees_through_the_illusion() -> None:
     frame = illusory.to_dataframe()
     assert list(frame["patched"][:5]) == ["subspace", "row part", "null part", "complement", "whole activation"]
     assert "random 4" in str(illusory)
+
+
+def test_a_steering_direction_is_checked_for_idle_parts() -> None:
+    """The pair of neurons again: patched, it is an illusion; added, it steers by its row part alone, and half of it is idle."""
+    model, task = illusion_model()
+    site = Site("mlp_post", 0)
+    vector = torch.zeros(16).double()
+    vector[:2] = 1
+    found = check_steering(model, task, Direction(vector, site, name="the pair"), strength=0.5, n_random=2)
+    assert found.check.illusory
+    assert found.check.null_share == pytest.approx(0.5)
+    assert found.added["row part"] == pytest.approx(found.added["whole"], abs=1e-9)
+    assert found.added["null part"] == pytest.approx(0.0, abs=1e-9)
+    assert abs(found.added["whole"]) > 1e-3
+
+    def by_hand(activation: torch.Tensor, hook: Any) -> torch.Tensor:
+        return activation + 0.5 * vector
+
+    clean, corrupt = task.pairs.clean_tokens, task.pairs.corrupt_tokens
+    with torch.no_grad():
+        steered = model.run_with_hooks(corrupt, fwd_hooks=[("blocks.0.mlp.hook_post", by_hand)])
+        metrics = [float(task.measure(logits).mean()) for logits in (steered, model(corrupt), model(clean))]
+    assert found.added["whole"] == pytest.approx((metrics[0] - metrics[1]) / (metrics[2] - metrics[1]))
+    assert "idle in steering" in str(found) or "no evidence" in str(found)
+    with pytest.raises(InputError, match="one weight reads"):
+        check_steering(model, task, Direction(torch.ones(8).double(), Site("resid_post", 0)))
+    with pytest.raises(InputError, match="16 numbers"):
+        check_steering(model, task, Direction(torch.ones(15).double(), site))
 
 
 def test_parts_add_up_and_the_null_part_does_nothing(tiny_gpt2_64: Any, tiny_task: Task, seed: int) -> None:

@@ -65,13 +65,23 @@ def scenery(rng: random.Random, lexicon: Lexicon) -> dict[str, str]:
     }  # fmt: skip
 
 
-def ioi_example(rng: random.Random, lexicon: Lexicon, template: str | None = None, corruption: str = "io") -> Example:
-    """The corrupt prompt repeats the answer (``"io"``) or a third name (``"third_name"``) in place of S2."""
+def ioi_example(
+    rng: random.Random,
+    lexicon: Lexicon,
+    template: str | None = None,
+    corruption: str = "io",
+    people: tuple[str, str] | None = None,
+) -> Example:
+    """The corrupt prompt repeats the answer (``"io"``) or a third name (``"third_name"``) in place of S2; `people`: always this IO and S."""
     given = template is not None
     template = template or rng.choice(templates("ioi", lexicon.split))
     if not given and lexicon.split == "train" and rng.random() < task_data("ioi")["templates"]["train"]["leads_share"]:
         template = f"{rng.choice(task_data('ioi')['templates']['train']['leads'])} {template}"
-    answer, subject, third, fourth, stranger = rng.sample(lexicon.names, 5)
+    if people is None:
+        answer, subject, third, fourth, stranger = rng.sample(lexicon.names, 5)
+    else:
+        third, fourth, stranger = rng.sample([name for name in lexicon.names if name not in people], 3)
+        answer, subject = people
     values = scenery(rng, lexicon)
     values |= {"IO": answer, "S1": subject, "S2": subject, "C": third, "D": fourth}
     if rng.random() < 0.3:
