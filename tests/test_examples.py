@@ -12,13 +12,31 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import mechwork as mw
-from mechwork import ablation, circuits, directions, interventions, lenses, patching, relevance, render, runs, tasks
+from mechwork import (
+    ablation,
+    circuits,
+    comparison,
+    directions,
+    edits,
+    features,
+    interventions,
+    lenses,
+    patching,
+    relevance,
+    render,
+    runs,
+    tasks,
+)
 from mechwork.circuits import ground_truth
 from mechwork.render.findings import EXTENSIONS
 
 SLOW = {
+    "mechwork.directions.controller.train_controller",
+    "mechwork.directions.joint_transport.fit_joint_transport",
+    "mechwork.features.evaluate.evaluate_features",
     "mechwork.ablation.removal.remove_top_heads",
     "mechwork.ablation.roles.measure_roles",
     "mechwork.circuits.acdc.find_acdc",
@@ -54,6 +72,9 @@ def known() -> dict[str, Any]:
         lenses,
         circuits,
         ground_truth,
+        edits,
+        features,
+        comparison,
         render,
     ):
         names |= {name: value for name, value in vars(module).items() if not name.startswith("_")}
@@ -61,11 +82,20 @@ def known() -> dict[str, Any]:
     task, other = tasks.ioi(model, n=16), tasks.greater_than(model, n=8)
     scores = mw.score_edges(model, task.train, preset="eap")
     she = tasks.pronoun(model, n=16).train
-    direction = mw.fit_direction(model, directions.Examples.of_task(she), mw.Site("resid_post", 2))
+    site, examples = mw.Site("resid_post", 2), directions.Examples.of_task(she)
+    direction = mw.fit_direction(model, examples, site)
+    tuned, found = mw.load_model("gpt2-6l"), features.load_features(model).only("resid_post")
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            parameter *= 1.01
     return names | {
         "mw": mw, "Path": Path, "model": model, "task": task, "ioi": task, "greater_than": other, "colored_objects": tasks.pronoun(model, n=8),
         "colours": other, "task_a": task[:8], "task_b": task[8:], "task_c": task, "scores": scores, "circuit": scores.circuit(60),
         "exact": mw.patch(model, task, ["mlp_out"]), "she": she, "direction": direction,
+        "site": site, "examples": examples, "vector": direction.vector, "agreement": tasks.agreement(model, n=16), "base": model, "tuned": tuned,
+        "small": model, "large": tuned, "other_site": site, "texts_small": examples, "texts_large": examples,
+        "features": found, "edit": edits.share_out(model, direction, examples, n_components=2).edit,
+        "relp": features.score_features(model, task.train, found, rules="relp"), "ig": features.score_features(model, task.train, found, ig_steps=2),
         "tokens": task.pairs.clean_tokens, "prompt": task.pairs.clean_tokens[:1], "LensReading": type("LensReading", (), {}),
     }  # fmt: skip
 

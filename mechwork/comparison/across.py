@@ -103,7 +103,7 @@ def patch_across(
     Raises `InputError` for models of different anatomy, sites that cannot be written or a span that is not there; `MetricError` when
     the two models have the same metric.
 
-    >>> patch_across(load_model("attn-only-2l@500"), load_model("attn-only-2l"), task).best()
+    >>> patch_across(base, tuned, task).best()
     """
     anatomy = check_same(host, donor, task)
     pairs = task.pairs.corrupt_as_host() if corrupt else task.pairs

@@ -145,7 +145,7 @@ def find_divergence(
 
     Raises `InputError` for models that differ in anatomy, vocabulary or parameters, or kinds without one vector per token.
 
-    >>> found = find_divergence(load_model("attn-only-2l@500"), load_model("attn-only-2l"), task)
+    >>> found = find_divergence(base, tuned, task)
     >>> found.first_layer
     """
     anatomy = check_same(model_a, model_b, task)

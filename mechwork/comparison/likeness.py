@@ -94,7 +94,7 @@ def compare_lenses(
 
     Raises `InputError` for models of different anatomy or lenses that read different places, `ArtefactError` for a lens of another model.
 
-    >>> compare_lenses(base, tuned, task, load_lens("base-lens", base), load_lens("tuned-lens", tuned))
+    >>> compare_lenses(base, tuned, task)[3].kl
     """
     anatomy = check_same(model_a, model_b, task)
     lens_a.check(model_a)

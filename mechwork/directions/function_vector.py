@@ -111,10 +111,11 @@ def fit_function_vector(
         InputError: prompts that do not fit the context, `n_heads` or `site` outside the model or not in the stream.
         MetricError: the uninformative prompts give the answer (nearly) as much probability as the demonstrations do.
 
-    >>> shown = Demonstrations.of_task(mw.tasks.in_context(model, n=64, relation="french").train)
-    >>> french = fit_function_vector(model, shown, shown.bare())
-    >>> with intervene(model, [Write(french.direction.site, french.write())]):
-    ...     logits = model(prompt)
+    >>> gemma = mw.load_model("gemma2-6l")
+    >>> shown = Demonstrations.of_task(mw.tasks.in_context(gemma, n=64, relation="french").train)
+    >>> french = fit_function_vector(gemma, shown, shown.bare())
+    >>> with intervene(gemma, [Write(french.direction.site, french.write())]):
+    ...     logits = gemma(shown.bare().tokens)
     """
     anatomy = check_ready(model)
     blank = demonstrations.shuffled() if uninformative is None else uninformative

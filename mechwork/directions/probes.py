@@ -233,7 +233,9 @@ def study_probes(
 
     Cost: 1 forward of all prompts per site. Raises `UnknownNameError` for an unknown kind, `InputError` where a part has one class only.
 
-    >>> study_probes(model, Examples.of_task(task.train, "all", types="NAME"), [Site("resid_post", 3)])
+    >>> study_probes(
+    ...     model, Examples.of_task(mw.tasks.pronoun(model, n=64).train, "all", types="NAME"), [Site("resid_post", 3)]
+    ... )
     """
     for kind in kinds:
         if kind not in KINDS:

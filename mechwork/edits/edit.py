@@ -189,7 +189,7 @@ def apply_edit(model: TransformerBridge, edit: WeightEdit) -> Iterator[None]:
 
     Raises `InputError` for an edit of other weights, `MetricError` when the edited weights overflow the model's dtype.
 
-    >>> with apply_edit(model, WeightEdit.load("she.safetensors")):
+    >>> with apply_edit(model, WeightEdit.load(edit.save("she"))):
     ...     model.generate(prompt)
     """
     with intervene(model, [edit]):

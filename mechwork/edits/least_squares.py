@@ -133,7 +133,7 @@ def edit_from_pairs(
     Kept as they are: the clean prompts at the same span, and every position of the clean prompts of `keep`. Cost: 1 forward of each.
     Raises `InputError` for a span that the prompts do not have, and what `fit_layer_edit` raises.
 
-    >>> fit = edit_from_pairs(model, task.train, "W_out.0", position="NAME", keep=(agreement.train,))
+    >>> fit = edit_from_pairs(model, task.train, "W_out.0", position="S2", keep=(agreement.train,))
     >>> with intervene(model, [fit.edit]):
     ...     model(tokens)
     """
