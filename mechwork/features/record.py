@@ -50,7 +50,7 @@ def record_sites(
 def record_features(model: TransformerBridge, tokens: Tokens, coders: Sequence[Coder]) -> list[Coded]:
     """What every coder makes of the prompts, in the given order. Cost: 1 forward.
 
-    >>> active = record_features(model, tokens, features)[0].features[0, -1].nonzero()
+    >>> active = record_features(model, tokens, list(features))[0].features[0, -1].nonzero()
     """
     found = record_sites(model, tokens, [site for coder in coders for site in (coder.reads, coder.writes)])
     return [code(coder, found[coder.reads], found[coder.writes]) for coder in coders]
