@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import inspect
 import re
+import webbrowser
 from dataclasses import dataclass, field
 
 import pytest
@@ -73,6 +74,12 @@ def test_a_class_that_writes_its_own_text_keeps_it_and_heirs_do_too() -> None:
         more: dict[str, int] = field(default_factory=dict)
 
     assert repr(Own(torch.ones(2))) == str(Heir(torch.ones(2))) == repr(Heir(torch.ones(2))) == "own words"
+
+
+def test_where_no_browser_opens_the_file_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webbrowser, "open", lambda url: False)
+    with pytest.warns(UserWarning, match=r"no browser could be opened here; the page is \S+\.html"):
+        synthetic.circuit().show()
 
 
 @pytest.mark.parametrize(

@@ -111,11 +111,8 @@ def write(found: Discovery, data: dict[str, Any], folder: Path, *, audience: str
     effects.to_csv(folder / "effects.csv", index=False, lineterminator="\n")
     found.curve.to_dataframe().to_csv(folder / "curve.csv", index=False, lineterminator="\n")
     hashes = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
-    results = (found.measured, found.estimated, found.scores, found.circuit, found.curve, found.evaluation)
-    robustness = found.robustness.results if found.robustness else ()
-    seen = (found.study, found.attention, found.components, *found.positions, found.direct, *found.tables, found.paths)
     record = {"files": hashes, "request": data["request"]}
-    page = report(folder / "report.html", found.task, *results, *robustness, *seen, audience=audience, record=record)
+    page = report(folder / "report.html", found.task, *found.results, audience=audience, record=record)
     data["sha256"] = {**hashes, page.name: _sha256(page)}
     (folder / MARK).write_text(dump_json(data) + "\n", encoding="utf-8")
 

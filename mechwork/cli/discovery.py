@@ -112,6 +112,14 @@ class Discovery:
         return bool(self.task.splits)
 
     @property
+    def results(self) -> tuple[object, ...]:
+        """Everything, for a report."""
+        found = (self.measured, self.estimated, self.scores, self.circuit, self.curve, self.evaluation)
+        robustness = self.robustness.results if self.robustness else ()
+        seen = (self.study, self.attention, self.components, *self.positions)
+        return (*found, *robustness, *seen, self.direct, *self.tables, self.paths)
+
+    @property
     def paths(self) -> Trajectory | TrajectoryComparison:
         """How the answer forms from place to place: through the logit lens, beside the tuned lens where there is one."""
         first, *others = (trajectory(table) for table in self.tables)

@@ -92,9 +92,8 @@ class Findings:
         named += [("completeness", e) for e in self.completeness] + [("minimality", e) for e in self.minimality]
         named += [("edge scores by position", e) for e in self.positions]
         named += [("movements between positions", e) for e in self.movements]
-        named += [
-            (words(str(e.provenance.get("method", "result"))), e) for e in self.others if hasattr(e, "provenance")
-        ]
+        more: list[Any] = [result for result in self.others if hasattr(result, "provenance")]
+        named += [(words(str(result.provenance.get("method", "result"))), result) for result in more]
         return [(what, result.provenance) for what, result in named]
 
     @property

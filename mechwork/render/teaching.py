@@ -35,6 +35,7 @@ WORDS = {
     "faithfulness": "The share of the model's metric that the circuit keeps: 0 for the empty circuit, 1 for the whole model.",
     "head": "One attention head: it chooses positions to read (queries and keys) and what to copy (values).",
     "interval": "Where the number would fall for 95 of 100 resamples of the pairs.",
+    "lens": "What the model would say if its state at some place went straight to the output; a tuned lens first corrects for the layers between.",
     "logit difference": "How much more the model favours the correct over the incorrect answer, in logits.",
     "metric": "The number by which the behaviour is measured, one per pair of prompts.",
     "noising": "Putting a corrupt value into the clean run: shows what is necessary for the answer.",

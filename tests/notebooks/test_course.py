@@ -24,6 +24,18 @@ def test_begin_says_that_all_is_well(capsys: pytest.CaptureFixture[str]) -> None
     assert "No network" in said
 
 
+def test_a_machine_without_a_browser_is_fine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Figures are shown by the browser that Jupyter runs in; nothing in a notebook looks for another."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    start.begin("1")
+    assert "no other browser" in capsys.readouterr().out
+    folder = Path(start.__file__).resolve().parents[1]
+    for file in (*folder.glob("*.py"), *folder.glob("course/n*.py")):
+        assert not {"playwright", "chromium", "webbrowser", "selenium"} & set(file.read_text(encoding="utf-8").split())
+
+
 def test_an_older_python_is_told_to_change_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(start.sys, "version_info", (3, 9, 7))
     with pytest.raises(start.NotReadyError, match=r"needs Python 3.11 or newer; this kernel runs 3.9.7") as caught:

@@ -28,8 +28,7 @@ def pages() -> dict[str, tuple[str, int, str]]:
     found = discover(model, "gpt2-6l", task, Settings(robustness=False), Console(verbosity=-1))
     spans = score_positions(model, task.train, positions="spans")
     moves = score_attention_edges(model, task.train, positions="spans")
-    results = (found.measured, found.estimated, found.scores, found.circuit, found.curve, found.evaluation)
-    report = render_report(task, *results, found.study, found.attention, found.components, *found.positions)
+    report = render_report(task, *found.results)
     return {
         "graph": (render_graph(found.circuit), 720, FOCUS),
         "places": (render_positions(spans, moves, n_edges=90, title="IOI in gpt2-6l, by span"), 720, "() => null"),

@@ -12,7 +12,7 @@ from mechwork import tasks
 from mechwork.circuits import score_positions
 from mechwork.lenses import LOGIT_LENS, attribute_logits, load_lens, read_lens, trajectory
 from mechwork.lenses.readout import Readout
-from mechwork.render import lens_cards, render_circuit, render_report, share_cards
+from mechwork.render import TokenList, lens_cards, render_circuit, render_report, share_cards
 from mechwork.runs import record_run
 from tests.browser import OpenPage
 from tests.render import synthetic
@@ -38,7 +38,9 @@ def test_a_card_is_what_the_readout_says_of_the_stream_that_the_node_reads(bundl
         assert said.top_ids is not None
         assert said.top_probabilities is not None
         assert words_of(cards[node][0]) == [bundled_model.tokenizer.decode([i]) for i in said.top_ids[0].tolist()]
-        shown = torch.tensor([share for _, share in cards[node][0].rows])
+        card = cards[node][0]
+        assert isinstance(card, TokenList)
+        shown = torch.tensor([share for _, share in card.rows])
         torch.testing.assert_close(shown, said.top_probabilities[0], rtol=1e-4, atol=1e-6)
     assert [card.label.split(", ")[1] for card in cards["a4.h1"]] == [
         "the stream it reads", "the stream behind this attention",
