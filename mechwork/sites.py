@@ -129,12 +129,15 @@ def find_site(hook: str, head: int | None = None) -> Site:
 
     Raises `InputError` for a name that is no site.
     """
-    layer, inside = re.fullmatch(r"(?:blocks\.(\d+)\.)?(.+)", hook, re.DOTALL).groups() if hook else (None, "")  # pyright: ignore[reportOptionalMemberAccess]
-    for kind in SITE_KINDS.values():
-        if layer is None and not kind.per_layer and hook == kind.hook:
-            return Site(kind.name)
-        if layer is not None and kind.per_layer and kind.hook.format(layer=layer) == hook:
-            return Site(kind.name, int(layer), head)
-    if layer is not None and inside in _OTHER_NAMES:
-        return Site(_OTHER_NAMES[inside], int(layer))
-    raise InputError(f"{hook!r} is the hook of no site known here; the kinds of sites are {', '.join(SITE_KINDS)}")
+    inside_block = re.fullmatch(r"blocks\.(\d+)\.(.+)", hook)
+    if inside_block is None:
+        found = [Site(kind.name) for kind in SITE_KINDS.values() if not kind.per_layer and kind.hook == hook]
+    else:
+        layer, name = int(inside_block[1]), inside_block[2]
+        found = [
+            Site(k.name, layer, head) for k in SITE_KINDS.values() if k.per_layer and k.hook.format(layer=layer) == hook
+        ]
+        found += [Site(_OTHER_NAMES[name], layer)] if name in _OTHER_NAMES else []
+    if not found:
+        raise InputError(f"{hook!r} is the hook of no site known here; the kinds of sites are {', '.join(SITE_KINDS)}")
+    return found[0]

@@ -209,15 +209,19 @@ def bin_edges(values: Float[Tensor, "n feature"], n_bins: int = N_BINS) -> Float
 
 def bin_index(values: Float[Tensor, "*n feature"], edges: Float[Tensor, "edge feature"]) -> Int[Tensor, "*n feature"]:
     """Which bin every value is in, 0 to the number of edges."""
-    return (values[..., None, :] > edges.to(values)).sum(dim=-2)
+    index = torch.zeros(values.shape, dtype=torch.int64, device=values.device)
+    for edge in edges.to(values):
+        index += values > edge
+    return index
 
 
 def histograms(
     index: Int[Tensor, "n feature"], labels: Bool[Tensor, " n"], n_bins: int
 ) -> tuple[Float[Tensor, "bin feature"], Float[Tensor, "bin feature"]]:
     """Shares of the positive and of the negative prompts in every bin."""
-    one_hot = torch.nn.functional.one_hot(index, n_bins).double()  # n feature bin
-    return one_hot[labels].mean(dim=0).T, one_hot[~labels].mean(dim=0).T
+    inside = [index == b for b in range(n_bins)]
+    positive, negative = (torch.stack([one[rows].double().mean(dim=0) for one in inside]) for rows in (labels, ~labels))
+    return positive, negative
 
 
 def js_distance(p: Float[Tensor, "bin feature"], q: Float[Tensor, "bin feature"]) -> Float[Tensor, " feature"]:

@@ -8,6 +8,9 @@
 | ``"gemma-scope"`` | ``params.npz``, or its names in a ``.safetensors`` file | JumpReLU, no input bias |
 
 A layout is told by the names of its tensors. Anything else is refused with the names that were found.
+
+Limit: models here have raw weights. Coders trained on a model whose norms were folded or whose writes were centred read other vectors;
+no file says so reliably. `evaluate_features` shows it as variance that is not explained.
 """
 
 from __future__ import annotations

@@ -25,13 +25,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..circuits.sample import bootstrap_weights, percentile_interval
 from ..directions import Examples
 from ..display import Displayable, Readable
 from ..errors import InputError, UnknownNameError
 from ..interventions import Replacement
 from ..models.anatomy import device_of
 from ..models.identity import identify_model
-from ..patching.statistics import bootstrap_interval
 from ..provenance import Provenance, build_provenance
 from ..runs.record import check_task, run_to_metric
 from ..tasks.metrics import accuracy
@@ -102,7 +102,10 @@ def _sizes(examples: Examples) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class SuppressionRow:
-    """One method. `concept` and `other_class`: metric on prompts of the two classes, as a share of the unsuppressed model's; accuracies beside."""
+    """One method. `concept` and `other_class`: metric on prompts of the two classes, as a share of the unsuppressed model's; accuracies beside.
+
+    The interval is that of the share, over resampled pairs of the concept.
+    """
 
     method: str
     share: float
@@ -242,7 +245,7 @@ def _measure(model: TransformerBridge, task: Task, write: FeatureWrite | None) -
 
 def _row(method: str, share: float, control: bool, found: list[_Found], plain: list[_Found]) -> SuppressionRow:  # noqa: FBT001
     base = float(plain[0].metric.mean())
-    low, high = bootstrap_interval(found[0].metric[:, None] / base)[:, 0].tolist()
+    low, high = _interval(found[0].metric, plain[0].metric)
     rest, before = found[2:], plain[2:]
     kl = [float((b.logp.exp() * (b.logp - f.logp)).sum(dim=-1).mean()) for f, b in zip(rest, before, strict=True)]
     return SuppressionRow(
@@ -250,6 +253,13 @@ def _row(method: str, share: float, control: bool, found: list[_Found], plain: l
         float(found[1].metric.mean()) / float(plain[1].metric.mean()), float(found[0].right.mean()), float(found[1].right.mean()),
         _mean([float(one.right.mean()) for one in rest]), _mean(kl),
     )  # fmt: skip
+
+
+def _interval(metric: Float[Tensor, " batch"], plain: Float[Tensor, " batch"]) -> tuple[float, float]:
+    """Of the ratio of means, both over the same resampled pairs."""
+    weights = bootstrap_weights(len(metric), 1000, 0).double()
+    low, high = percentile_interval(((weights @ metric) / (weights @ plain))[:, None], 0.95)
+    return float(low), float(high)
 
 
 def _plain(plain: list[_Found]) -> dict[str, float]:

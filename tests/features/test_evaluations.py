@@ -196,6 +196,7 @@ def test_masking_falls_on_what_the_feature_carries(tiny_gpt2_64: Any) -> None:
     assert mask.concept == pytest.approx(full.concept)
     assert mask.kl == pytest.approx(full.kl)
     assert 0 < rows["posterior", 1.0, False].kl < mask.kl
+    assert mask.concept_interval[0] <= mask.concept <= mask.concept_interval[1]
 
     def by_hand(y: torch.Tensor, hook: object) -> torch.Tensor:
         f = made[0].encode(y)
