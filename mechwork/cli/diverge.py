@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--n-null", type=at_least(1), default=5, metavar="N", help="draws of noise in the weights (default: 5)"
     )
     parser.add_argument("--seed", type=at_least(0), default=0, help="of the pairs and of the noise (default: 0)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the plot and the table as one HTML page")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the plots and the tables as one HTML page")
     group = parser.add_argument_group("models")
     group.add_argument("--device", help="e.g. cpu, cuda, cuda:1, mps (default: cpu)")
     group.add_argument("--dtype", default="float32", choices=DTYPES, help="of the weights (default: %(default)s)")
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
         "first_layer_over_null": found.first_layer, "first_reading_over_null": found.first_read,
         "rows": found.to_dataframe().to_dict("records"),
     }  # fmt: skip
-    text = str(found)
+    text, across = str(found), None
     if args.across is not None:
         kinds = args.across or ("resid_post", "attn_out", "mlp_out")
         with console.step("patching across"):
@@ -89,5 +89,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
         data["across"] = across.to_dataframe().to_dict("records")
         text = f"{text}\n\npatched from {args.model_b} into {args.model_a}\n{across}"
     if args.out is not None:
-        args.out.write_text(found.to_html(), encoding="utf-8")
+        from ..render import render_divergence
+
+        args.out.write_text(render_divergence(found, across), encoding="utf-8")
     console.result(text, data)

@@ -259,7 +259,7 @@ def _distance(
     a: Float[Tensor, "layer batch pos ..."], b: Float[Tensor, "layer batch pos ..."], pairs: PromptPairs
 ) -> tuple[Tensor, Tensor]:
     """(distance, cosine) per layer and pair, averaged over the real tokens."""
-    a, b = a.flatten(3).double().cpu(), b.flatten(3).double().cpu()
+    a, b = a.flatten(3).cpu().double(), b.flatten(3).cpu().double()
     sizes = a.norm(dim=-1), b.norm(dim=-1)
     tiny = torch.finfo(a.dtype).tiny
     distance = 2 * (a - b).norm(dim=-1) / (sizes[0] + sizes[1]).clamp(min=tiny)
@@ -293,5 +293,5 @@ def _by_layer(model: TransformerBridge, sizes: dict[str, float], n_layers: int) 
         layer = owner.get(id(parameter))
         if layer is not None:
             change[layer] += sizes[name] ** 2
-            own[layer] += float(parameter.detach().double().norm()) ** 2
+            own[layer] += float(parameter.detach().cpu().double().norm()) ** 2
     return [(c / max(o, 1e-300)) ** 0.5 for c, o in zip(change, own, strict=True)]

@@ -124,7 +124,7 @@ def _at_end(x: Float[Tensor, "batch pos d_model"], task: Task) -> Float[Tensor, 
 
 
 def _kl(log_p: Float[Tensor, "batch d_vocab"], log_q: Float[Tensor, "batch d_vocab"]) -> float:
-    log_p, log_q = log_p.double().cpu(), log_q.double().cpu()
+    log_p, log_q = log_p.cpu().double(), log_q.cpu().double()
     return float((log_p.exp() * (log_p - log_q)).sum(dim=-1).mean().clamp(min=0))
 
 

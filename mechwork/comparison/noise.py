@@ -41,7 +41,7 @@ def weight_distances(model_a: TransformerBridge, model_b: TransformerBridge) -> 
         raise InputError(
             f"the two models have parameters of one list of names and shapes; differing: {', '.join(sorted(unlike)[:4])}"
         )
-    return {name: float((b[name].detach().to(a[name]).double() - a[name].detach().double()).norm()) for name in a}
+    return {name: float((b[name].detach().cpu().double() - a[name].detach().cpu().double()).norm()) for name in a}
 
 
 @contextmanager
@@ -54,7 +54,7 @@ def with_noise(model: TransformerBridge, sizes: dict[str, float], seed: int) -> 
         with torch.no_grad():
             for name, parameter in parameters.items():
                 draw = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-                parameter.copy_((before[name].double().cpu() + draw * (sizes[name] / draw.norm())).to(parameter))
+                parameter.copy_((before[name].cpu().double() + draw * (sizes[name] / draw.norm())).to(parameter))
         yield
     finally:
         with torch.no_grad():

@@ -4,7 +4,8 @@
 
 The weights are read before and put back afterwards as they were, to the bit, also after an exception; the file a model was loaded
 from is never opened. An edit knows the sha256 of the weights it was made for and refuses others (another model, another dtype,
-a model that is edited already: add edits up instead, ``one + other``).
+a model that is edited already: add edits up instead, ``one + other``). Cost of entering: one hash of all weights, and copies of those
+that change.
 
     with intervene(model, [edit]):            # beside any other writes
         model.generate(prompt)

@@ -152,7 +152,7 @@ def edit_from_pairs(
     clean = task.pairs.spans[position] if position in task.pairs.spans else _ends(task.pairs)
     kept = [there[clean], *(_inputs(model, other.pairs, site)[other.pairs.mask] for other in keep)]
     W = find_weight(model, weight).read()
-    x, y = here[chosen], (moved - here)[chosen].double() @ W.double().cpu()
+    x, y = here[chosen], (moved - here)[chosen].double() @ W.cpu().double()
     provenance = build_provenance(
         method="least-squares edit", model=identify_model(model), task=task.provenance(), position=position, ridge=ridge,
         rank=rank, keep=[other.provenance() for other in keep], keep_weight=keep_weight,

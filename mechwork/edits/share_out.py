@@ -137,7 +137,7 @@ def _candidates(
     model: TransformerBridge, weight: str, direction: Direction, examples: Examples, inputs: str
 ) -> list[_Candidate]:
     kind, layer = weight.split(".")
-    W = find_weight(model, weight).read().double().cpu()
+    W = find_weight(model, weight).read().cpu().double()
     if kind == "W_O":
         d_head = int(model.cfg.d_head)
         sites = [Site("z", int(layer), head) for head in range(int(model.cfg.n_heads))]
@@ -165,13 +165,13 @@ def _readout(
     model: TransformerBridge, weight: str, direction: Direction, written: Float[Tensor, "batch d_model"]
 ) -> Float[Tensor, " d_model"]:
     """What a weight's output is worth along v: v itself, or v through the linear part of the post-norm at these prompts' scale."""
-    unit = direction.unit.double().cpu()
+    unit = direction.unit.cpu().double()
     norm = post_norm(model, weight)
     if norm is None:
         return unit
     bias = find_weight(model, weight).bias
-    scale = norm.scale(written if bias is None else written + bias.detach().double().cpu()).mean()
-    return norm.centre(norm.gain.double().cpu() * unit) / scale
+    scale = norm.scale(written if bias is None else written + bias.detach().cpu().double()).mean()
+    return norm.centre(norm.gain.cpu().double() * unit) / scale
 
 
 def _input_direction(

@@ -110,18 +110,24 @@ def across_figure(found: AcrossModels) -> Figure:
 
 
 @draws(Divergence)
-def render_divergence(found: Divergence) -> str:
-    """One self-contained HTML page: the plot, and every number in a table."""
-    said = _said(found)
-    return figures_page(
-        "Two models",
-        [Fragment(f"<p>{said}</p>"), figure_fragment(divergence_figure(found), said), divergence_table(found)],
-    )
+def render_divergence(found: Divergence, across: AcrossModels | None = None) -> str:
+    """One self-contained HTML page: the plot, and every number in a table; with `across`, what patching carries below it."""
+    return figures_page("Two models", [*_divergence_parts(found), *([] if across is None else _across_parts(across))])
 
 
 @draws(AcrossModels)
 def render_across(found: AcrossModels) -> str:
     """One self-contained HTML page: the plot, and every number in a table."""
+    return figures_page("Patching across models", _across_parts(found))
+
+
+def _divergence_parts(found: Divergence) -> list[Fragment]:
+    said = _said(found)
+    figure = figure_fragment(divergence_figure(found), said)
+    return [Fragment(f"<p>{said}</p>"), figure, divergence_table(found)]
+
+
+def _across_parts(found: AcrossModels) -> list[Fragment]:
     best = found.best(1)[0]
     said = f"{best.site} of the donor carries most of the difference: {fixed(best.share)} of it."
     rows = found.rows
@@ -135,12 +141,8 @@ def render_across(found: AcrossModels) -> str:
     caption = (
         f"Measured: metric {fixed(found.baseline.corrupt)} of the host, {fixed(found.baseline.clean)} of the donor"
     )
-    parts = [
-        Fragment(f"<p>{said}</p>"),
-        figure_fragment(across_figure(found), said),
-        Fragment(table(columns, caption=caption)),
-    ]
-    return figures_page("Patching across models", parts)
+    figure = figure_fragment(across_figure(found), said)
+    return [Fragment(f"<p>{said}</p>"), figure, Fragment(table(columns, caption=caption))]
 
 
 def divergence_table(found: Divergence) -> Fragment:

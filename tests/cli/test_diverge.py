@@ -25,6 +25,7 @@ def test_two_steps_of_training(cli: Cli, tmp_path: Path) -> None:
     html = page.read_text(encoding="utf-8")
     assert "Where two models come apart" in html
     assert "noise" in html
+    assert "carries most of the difference" in html
 
 
 def test_contracts_come_first(cli: Cli) -> None:

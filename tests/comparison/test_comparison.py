@@ -105,15 +105,15 @@ def test_noise_has_the_size_it_says_and_comes_off_to_the_bit(family_model64: Any
 
 
 def test_a_tuned_model_is_over_the_null_and_an_untuned_site_carries_nothing(bundled_model: Any) -> None:
-    """Twenty steps towards the wrong pronouns: every layer differs more than by noise, and late streams carry all of it."""
-    task = mw.tasks.pronoun(bundled_model, n=96)
+    """Ten steps towards the wrong pronouns: every layer differs more than by noise, and late streams carry all of it."""
+    task = mw.tasks.pronoun(bundled_model, n=48)
     tuned = mw.load_model("gpt2-6l")
     weights = [p for name, p in distinct_parameters(tuned).items() if ".h.2." in name]
     for weight in weights:
         weight.requires_grad_(True)
-    optimizer = torch.optim.Adam(weights, lr=3e-4)
+    optimizer = torch.optim.Adam(weights, lr=1e-3)
     train = task.train.pairs
-    for _ in range(20):
+    for _ in range(10):
         loss = torch.nn.functional.cross_entropy(train.final(tuned(train.clean_tokens)), train.incorrect[:, 0])
         optimizer.zero_grad()
         loss.backward()
@@ -121,13 +121,15 @@ def test_a_tuned_model_is_over_the_null_and_an_untuned_site_carries_nothing(bund
     tuned.requires_grad_(False)
     for weight in weights:
         weight.grad = None
-    found = find_divergence(bundled_model, tuned, task.test, n_null=2)
+    found = find_divergence(bundled_model, tuned, task.test, kinds=["mlp_out"], n_null=2)
     stream = found.of("resid_post")
     assert [row.distance > 0 for row in stream] == [False, False, True, True, True, True]
     assert found.first_layer == 2
     assert stream[3].distance > 2 * stream[3].null
     assert found.metric[0] - found.metric[1] > 3
-    across = {str(row.site): row for row in patch_across(bundled_model, tuned, task.test).rows}
+    across = {
+        str(row.site): row for row in patch_across(bundled_model, tuned, task.test, ["resid_post", "mlp_out"]).rows
+    }
     assert across["resid_post.1"].share == pytest.approx(0.0, abs=1e-6)
     assert across["resid_post.2"].share == pytest.approx(1.0, abs=1e-3)  # all that differs lies before it
     low, high = across["mlp_out.2"].interval

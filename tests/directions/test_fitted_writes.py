@@ -58,12 +58,12 @@ def test_wasserstein_is_the_cheapest_matching() -> None:
     assert wasserstein(x, x[[2, 0, 1, 4, 3]]).tolist() == [0.0, 0.0, 0.0]
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"], indirect=True)
+@pytest.mark.parametrize("family", ["gpt2", "gemma2"], indirect=True)
 def test_maps_fitted_together_leave_less_than_maps_fitted_one_by_one(family_model64: Any) -> None:
     """Layer by layer, the second map is fitted to what the first one has not yet moved; end to end it knows."""
     examples = Examples.of_task(build_task(n=8))
     with borrowed(family_model64) as model:
-        joint = fit_joint_transport(model, examples, SITES, steps=80, learning_rate=0.01)
+        joint = fit_joint_transport(model, examples, SITES, steps=50, learning_rate=0.01)
         known = record_examples(model, examples, SITES).double()
 
         def loss(writes: list[Write]) -> float:
@@ -165,7 +165,7 @@ def test_a_curve_goes_through_the_means_of_its_values(tiny_gpt2_64: Any) -> None
 
 
 def test_years_lie_on_a_curve_not_on_a_line_and_moving_along_it_moves_the_year(bundled_model: Any) -> None:
-    task = mw.tasks.greater_than(bundled_model, n=256)
+    task = mw.tasks.greater_than(bundled_model, n=192)
     pairs = task.train.pairs
     tokens = pairs.clean_tokens[pairs.spans["YY"]].tolist()
     years = torch.tensor([float(bundled_model.tokenizer.decode([token])) for token in tokens])
@@ -188,16 +188,16 @@ def test_years_lie_on_a_curve_not_on_a_line_and_moving_along_it_moves_the_year(b
 
 
 def test_a_controller_steers_what_it_was_trained_to_and_leaves_the_rest(bundled_model: Any, tmp_path: Any) -> None:
-    task = mw.tasks.pronoun(bundled_model, n=96)
+    task = mw.tasks.pronoun(bundled_model, n=64)
     she = int(bundled_model.tokenizer(" she", add_special_tokens=False).input_ids[0])
 
     def only(part: Task) -> Task:
         return part[[i for i in range(len(part)) if int(part.pairs.correct[i, 0]) == she]]
 
-    train, other = only(task.train), mw.tasks.agreement(bundled_model, n=32)
+    train, other = only(task.train), mw.tasks.agreement(bundled_model, n=16)
     directions = fit_directions(bundled_model, Examples.of_task(train), [Site("resid_post", layer) for layer in (3, 4)])
     controller = train_controller(
-        bundled_model, train, directions, Site("resid_post", 1), leave_alone=[other.train], steps=30
+        bundled_model, train, directions, Site("resid_post", 1), leave_alone=[other.train], steps=16, learning_rate=0.04
     )
     assert controller.losses[-1] < 0.2 * controller.losses[0]
     assert controller.gate[0] > 0.9 > 0.1 > controller.gate[1]

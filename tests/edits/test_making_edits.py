@@ -79,7 +79,7 @@ def test_shares_are_the_formula_in_a_loop(tiny_gpt2_64: Any) -> None:
 
 
 def test_an_edit_steers_as_adding_does_with_smaller_side_effects(bundled_model: Any) -> None:
-    task = mw.tasks.pronoun(bundled_model, n=128)
+    task = mw.tasks.pronoun(bundled_model, n=96)
     she = int(bundled_model.tokenizer(" she", add_special_tokens=False).input_ids[0])
 
     def only(part: Task) -> Task:
@@ -91,7 +91,7 @@ def test_an_edit_steers_as_adding_does_with_smaller_side_effects(bundled_model: 
     lot = share_out(bundled_model, direction.random_control(), examples, n_components=8, inputs="contrast").edit
     study = study_steering(
         bundled_model, only(task.test), direction, methods=["add"], writes={"edit": edit.scaled, "random edit": lot.scaled},
-        strengths=[1.0], others=[mw.tasks.agreement(bundled_model, n=32).test], n_random=1,
+        strengths=[1.0], others=[mw.tasks.agreement(bundled_model, n=16).test], n_random=0,
     )  # fmt: skip
     add, mine, random = (study.of(name)[0] for name in ("add", "edit", "random edit"))
     assert mine.success > 0.8

@@ -177,7 +177,9 @@ def test_cached_generation_equals_generation_without(tiny_gpt2_64: Any, name: st
     prompt = torch.tensor([[3, 1, 4, 1, 5], [2, 7, 1, 8, 2]])
     settings: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False, "verbose": False, "stop_at_eos": False}
     with borrowed(tiny_gpt2_64) as model, torch.no_grad():
-        plain = model(prompt)
+        plain, cache = model.run_with_cache(prompt)
+        doses_given = Condition(draw(WIDTH, seed=9), at=-8.0)(cache["blocks.0.hook_resid_post"])
+        assert 0 < float(doses_given.mean()) < 1  # some positions are steered, some are not
         with intervene(model, [puts[name]]):
             texts = [model.generate(prompt, use_past_kv_cache=cached, **settings) for cached in (True, False)]
             assert torch.equal(*texts)
