@@ -99,9 +99,11 @@ def show_carried(
     examples = Examples.of_task(train, args.position)
     site = choose_layer(there, examples, how="mean_difference", criterion=args.criterion, seed=args.seed).site
     own = fit_direction(there, examples, site)
-    texts = [Examples.of_task(_joined([make(m, n=128, seed=args.seed) for make in builders]), "all") for m in (model, there)]  # fmt: skip
+    here, away = (
+        Examples.of_task(_joined([make(m, n=128, seed=args.seed) for make in builders]), "all") for m in (model, there)
+    )
     others = [make(there, n=64, seed=args.seed).test for make in builders]
-    fits = {kind: fit_stream_map(model, there, *texts, fitted.direction.site, site, kind).carry for kind in MAPS}
+    fits = {kind: fit_stream_map(model, there, here, away, fitted.direction.site, site, kind).carry for kind in MAPS}
     candidates = {"its own": own, **{f"carried, {kind}": carry(fitted.direction) for kind, carry in fits.items()}}
     candidates |= {f"random, carried, {kind}": carry(fitted.direction.random_control(args.seed)) for kind, carry in fits.items()}  # fmt: skip
     lines = [f"from {args.model} at {fitted.direction.site} to {args.carry_to} at {site}; success, KL at most 1"]

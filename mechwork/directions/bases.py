@@ -59,7 +59,7 @@ class ActivationBasis:
         """The vectors with these coordinates, at the mean across the axes."""
         return (coordinates * self.scales.to(coordinates)) @ self.axes.to(coordinates) + self.mean.to(coordinates)
 
-    def direction(self, index: int, examples: Float[Tensor, "n d"] | None = None) -> Direction:
+    def direction(self, index: int) -> Direction:
         """One axis as a direction, as long as the standard deviation along it; its sign is arbitrary."""
         if not 0 <= index < len(self.axes):
             raise InputError(f"this basis has the axes 0 to {len(self.axes) - 1}; got {index}")
@@ -124,5 +124,5 @@ def basis_of(
         raise InputError(f"the vectors vary in {n_varied} directions; got k={k}")
     kept, total = variances[:k], float(variances.sum())
     scales = torch.ones_like(kept) if kind == "svd" else (kept + shrinkage * variances.mean()).sqrt()
-    tensors = (part.to(x.dtype) for part in (mean, axes[:k], scales, kept))
-    return ActivationBasis(kind, site, *tensors, total, provenance or {})
+    mean, axes, scales, kept = (part.to(x.dtype) for part in (mean, axes[:k], scales, kept))
+    return ActivationBasis(kind, site, mean, axes, scales, kept, total, provenance or {})

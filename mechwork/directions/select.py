@@ -48,8 +48,8 @@ def _opposite_signs(coordinates: Float[Tensor, " n"], labels: Bool[Tensor, " n"]
 
 
 def _spread(coordinates: Float[Tensor, " n"], labels: Bool[Tensor, " n"]) -> float:
-    variances = [coordinates[side].var(unbiased=False) for side in (labels, ~labels)]
-    return float((sum(variances) / 2).sqrt().clamp(min=1e-12))
+    variances = torch.stack([coordinates[side].var(unbiased=False) for side in (labels, ~labels)])
+    return float(variances.mean().sqrt().clamp(min=1e-12))
 
 
 CRITERIA: dict[str, Criterion] = {

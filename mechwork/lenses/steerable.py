@@ -7,7 +7,9 @@
                      a probe: linear or two-layer, on that state (its control task beside it)
                    Thresholds are calibrated on training prompts. 0.5 is chance.
 
-The four outcomes, with `STEERABLE` and `DECODABLE` as the limits: steerable and decodable; steerable, not decodable (the model
+A push that destroys the corrupt prompts' answer has a success of about one half where that answer was sure, and leaves to chance
+which answer wins. So a place counts as steerable when the success is at least `STEERABLE` and above every random direction's *and*
+the wanted answer wins in at least the share `TURNED` of the prompts. The four outcomes: steerable and decodable; steerable, not decodable (the model
 works with it, the decoder cannot say it); decodable, not steerable (it is there, and what follows does not use it so); neither.
 
 Cost: 1 forward of all prompts per place for the probes and one for the lenses, and a steering study per place.
@@ -43,8 +45,9 @@ if TYPE_CHECKING:
     import pandas
     from transformer_lens.model_bridge import TransformerBridge
 
-STEERABLE, DECODABLE = 0.5, 0.75
-"""Success from which a direction counts as steering, if no random one does as much; accuracy from which a state counts as decoded."""
+STEERABLE, TURNED, DECODABLE = 0.5, 0.75, 0.75
+"""Success and share of turned prompts from which a direction counts as steering, if no random one has as much success; accuracy from
+which a state counts as decoded."""
 
 PROBES = {"linear probe": "linear", "two-layer probe": "two_layer"}
 OUTCOMES = ("steerable and decodable", "steerable, not decodable", "decodable, not steerable", "neither")
@@ -52,19 +55,22 @@ OUTCOMES = ("steerable and decodable", "steerable, not decodable", "decodable, n
 
 @dataclass(frozen=True)
 class SteerableRow:
-    """One place: `success` and what it was reached with, `random`: the best of random directions, `decoded`: decoder -> accuracy."""
+    """One place: `success` and what it was reached with, `turned`: the share of prompts in which the wanted answer then wins,
+    `random`: the best success of random directions, `decoded`: decoder -> accuracy.
+    """  # fmt: skip
 
     task: str
     site: Site
     success: float
     reached_by: str
+    turned: float
     random: float
     decoded: dict[str, float]
     control: float
 
     @property
     def steerable(self) -> bool:
-        return self.success >= STEERABLE and self.success > self.random
+        return self.success >= STEERABLE and self.turned >= TURNED and self.success > self.random
 
     def outcome(self, decoder: str) -> str:
         """One of `OUTCOMES`, by what one decoder reads; raises `UnknownNameError` for another decoder."""
@@ -99,7 +105,7 @@ class SteerableTable(Displayable):
             [
                 {
                     "task": row.task, "site": str(row.site), "success": row.success, "reached_by": row.reached_by,
-                    "random": row.random, "decoder": decoder, "accuracy": accuracy, "control": row.control,
+                    "turned": row.turned, "random": row.random, "decoder": decoder, "accuracy": accuracy, "control": row.control,
                     "outcome": row.outcome(decoder),
                 }
                 for row in self.rows
@@ -111,13 +117,13 @@ class SteerableTable(Displayable):
         widths = [max(len(name), 7) + 2 for name in self.decoders]
         head = "".join(f"{name:>{width}}" for name, width in zip(self.decoders, widths, strict=True))
         lines = [
-            f"success of steering (KL elsewhere at most {self.max_kl:g}) beside balanced accuracy of decoding; limits {STEERABLE} and {DECODABLE}",
-            f"{'task':<28}{'place':<15}{'success':>8}{'random':>8}{head}{'control':>9}",
+            f"success of steering (KL elsewhere at most {self.max_kl:g}) beside balanced accuracy of decoding; limits {STEERABLE} (turned {TURNED}) and {DECODABLE}",
+            f"{'task':<28}{'place':<15}{'success':>8}{'turned':>8}{'random':>8}{head}{'control':>9}",
         ]
         for row in self.rows:
             cells = "".join(f"{value:>{width}.3f}" for value, width in zip(row.decoded.values(), widths, strict=True))
             lines.append(
-                f"{row.task[:27]:<28}{row.site!s:<15}{row.success:8.3f}{row.random:8.3f}{cells}{row.control:9.3f}"
+                f"{row.task[:27]:<28}{row.site!s:<15}{row.success:8.3f}{row.turned:8.3f}{row.random:8.3f}{cells}{row.control:9.3f}"
             )
         lines.append(f"{'outcomes, in places':<28}{''.join(f'{name:>27}' for name in OUTCOMES)}")
         lines += [
@@ -148,7 +154,7 @@ def compare_steering_and_decoding(
     methods: Sequence[str] = ("add", "mirror_below"),
     strengths: Sequence[float] = (0.5, 1.0, 2.0, 4.0),
     max_kl: float = 1.0,
-    n_random: int = 1,
+    n_random: int = 2,
     n_controls: int = 2,
     seed: int = 0,
     progress: Callable[[int, int, str], None] | None = None,
@@ -190,7 +196,8 @@ def compare_steering_and_decoding(
         rows.append(
             SteerableRow(
                 train.name, site, best.success if best is not None and won else 0.0,
-                f"{best.method}, strength {best.strength:g}" if best is not None and won else "nothing", chance, decoded, control,
+                f"{best.method}, strength {best.strength:g}" if best is not None and won else "nothing",
+                best.accuracy if best is not None and won else 0.0, chance, decoded, control,
             )
         )  # fmt: skip
         if progress is not None:

@@ -19,6 +19,7 @@ def render_steerable(found: SteerableTable) -> str:
         Column("place", [str(row.site) for row in rows]),
         Column("success", [fixed(row.success) for row in rows], numeric=True),
         Column("reached by", [row.reached_by for row in rows]),
+        Column("turned", [fixed(row.turned) for row in rows], numeric=True),
         Column("random direction", [fixed(row.random) for row in rows], numeric=True),
         *(Column(name, [fixed(row.decoded[name]) for row in rows], numeric=True) for name in found.decoders),
         Column("control task", [fixed(row.control) for row in rows], numeric=True),

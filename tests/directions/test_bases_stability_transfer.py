@@ -82,7 +82,7 @@ def test_the_whitened_difference_is_fishers(tiny_gpt2_64: Any) -> None:
     examples = Examples.of_task(build_task(n=20))
     x, y = record_examples(tiny_gpt2_64, examples, [SITE])[0], examples.labels
     found = fit_direction(tiny_gpt2_64, examples, SITE, "whitened_difference")
-    covariance = sum(torch.cov(x[side].T, correction=0) for side in (y, ~y)) / 2
+    covariance = torch.stack([torch.cov(x[side].T, correction=0) for side in (y, ~y)]).mean(dim=0)
     ridge = 0.1 * covariance.diagonal().mean() * torch.eye(32).double()
     expected = torch.linalg.inv(covariance + ridge) @ (x[y].mean(dim=0) - x[~y].mean(dim=0))
     assert float(found.unit @ expected / expected.norm()) == pytest.approx(1.0, abs=1e-9)
@@ -156,8 +156,10 @@ def test_a_rotation_is_found_again() -> None:
 def test_a_model_carries_a_direction_into_itself(tiny_gpt2_64: Any) -> None:
     examples = Examples.of_task(build_task(n=12), "all")
     direction = fit_direction(tiny_gpt2_64, Examples.of_task(build_task(n=12)), SITE)
-    for kind in MAPS:
-        found = fit_stream_map(tiny_gpt2_64, tiny_gpt2_64, examples, examples, SITE, SITE, kind, ridge=0.0)
+    maps = [
+        fit_stream_map(tiny_gpt2_64, tiny_gpt2_64, examples, examples, SITE, SITE, kind, ridge=0.0) for kind in MAPS
+    ]
+    for found in maps:
         assert found.fit == pytest.approx(1.0)
         carried = found.carry(direction)
         torch.testing.assert_close(carried.vector, direction.vector, rtol=0, atol=1e-8)
@@ -166,7 +168,7 @@ def test_a_model_carries_a_direction_into_itself(tiny_gpt2_64: Any) -> None:
         )
         carried.check(tiny_gpt2_64)
     with pytest.raises(InputError, match=r"directions at resid_post\.1"):
-        found.carry(fit_direction(tiny_gpt2_64, Examples.of_task(build_task(n=4)), Site("resid_post", 2)))
+        maps[0].carry(fit_direction(tiny_gpt2_64, Examples.of_task(build_task(n=4)), Site("resid_post", 2)))
     with pytest.raises(InputError, match="token by token"):
         fit_stream_map(tiny_gpt2_64, tiny_gpt2_64, examples, Examples.of_task(build_task(n=12)), SITE, SITE)
 
@@ -175,11 +177,11 @@ def test_gender_is_carried_from_one_bundled_model_into_another(bundled_model: An
     """By a map fitted on other tasks' prompts, which know nothing of it; a random direction is carried too."""
     large = mw.load_model("gpt2-12l")
     here, there = Site("resid_post", 3), Site("resid_post", 7)
-    texts = [Examples.of_task(mw.tasks.ioi(m, n=48), "all") for m in (bundled_model, large)]
+    small_texts, large_texts = (Examples.of_task(mw.tasks.ioi(m, n=48), "all") for m in (bundled_model, large))
     direction = fit_direction(bundled_model, Examples.of_task(she(bundled_model, mw.tasks.pronoun(bundled_model, n=96).train)), here)  # fmt: skip
     task = mw.tasks.pronoun(large, n=96)
     own = fit_direction(large, Examples.of_task(she(large, task.train)), there)
-    found = fit_stream_map(bundled_model, large, *texts, here, there)
+    found = fit_stream_map(bundled_model, large, small_texts, large_texts, here, there)
     carried, chance = found.carry(direction), found.carry(direction.random_control(1))
     assert carried.cosine(own) > 0.3
     assert abs(chance.cosine(own)) < 0.25

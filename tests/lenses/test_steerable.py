@@ -17,13 +17,14 @@ from mechwork.sites import Site
 from tests.families import build_task
 
 
-def row(success: float, accuracy: float, random: float = 0.1) -> SteerableRow:
-    return SteerableRow("t", Site("resid_post", 0), success, "add", random, {"lens": accuracy}, 0.5)
+def row(success: float, accuracy: float, random: float = 0.1, turned: float = 0.9) -> SteerableRow:
+    return SteerableRow("t", Site("resid_post", 0), success, "add", turned, random, {"lens": accuracy}, 0.5)
 
 
 def test_the_four_outcomes() -> None:
     cases = ((0.9, 0.9), (0.9, 0.6), (0.2, 0.9), (0.2, 0.6))
     assert tuple(row(*case).outcome("lens") for case in cases) == OUTCOMES
+    assert row(0.6, 0.9, turned=0.5).outcome("lens") == "decodable, not steerable"  # the answer is gone, not turned
     assert row(0.9, 0.9, random=0.95).outcome("lens") == "decodable, not steerable"
     with pytest.raises(UnknownNameError, match="decoder"):
         row(0.9, 0.9).outcome("probe")

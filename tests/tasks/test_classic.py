@@ -127,6 +127,32 @@ def test_ioi_repeats_either_name_and_others_stand_in_between(model):
     assert 10 < int(order.sum()) < 50
 
 
+def test_ioi_is_about_the_two_that_are_named(model):
+    """Always the same indirect object and subject, so that one direction can say who has which role."""
+    task = ioi(model, n=20, names=("Mary", "John"))
+    for row in range(len(task)):
+        clean, corrupt = task.texts[row]
+        assert (clean.count(" Mary") + clean.count("Mary"), clean.count(" John") + clean.count("John")) == (1, 2)
+        assert (corrupt.count(" Mary") + corrupt.count("Mary"), corrupt.count(" John") + corrupt.count("John")) == (
+            2,
+            1,
+        )
+    assert set(task.answer_texts) == {(" Mary", " John")}
+    with pytest.raises(InputError, match="two different ones"):
+        ioi(model, names=("Mary", "Mary"))
+
+
+def test_capitals_without_the_question_name_the_same_country(model):
+    task = capitals(model, n=20, corruption="mention")
+    pairs = task.pairs
+    for row in range(len(task)):
+        clean, corrupt = task.texts[row]
+        places = [int(spans["COUNTRY"][row].int().argmax()) for spans in (pairs.spans, pairs.corrupt_spans)]
+        assert clean[places[0]] == corrupt[places[1]]
+        assert "capital" in "".join(clean)
+        assert "capital" not in "".join(corrupt)
+
+
 def test_ioi_third_name_is_new(model):
     task = ioi(model, n=20, corruption="third_name")
     for row, (clean, corrupt) in enumerate(task.texts):
