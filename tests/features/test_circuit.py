@@ -19,6 +19,7 @@ from tests.reference import features as literal
 PLACES = (Site("attn_out", 1), Site("resid_post", 2))
 
 
+@pytest.mark.parametrize("family", ["gpt2", "neox", "gemma2", "olmoe"])
 def test_all_is_the_model_and_nothing_the_corrupt_run(family_model64: Any, tiny_task: Task) -> None:
     made = features(family_model64, *PLACES, kind="topk")
     n = len(NodeTable.of(made))
