@@ -79,7 +79,8 @@ def steering_figure(study: SteeringStudy) -> Figure:
         legend={"orientation": "h", "y": -0.2, "x": 0, "xanchor": "left", "yanchor": "top"},
         margin={"l": 64, "r": 24, "t": 66, "b": 150},
     )
-    subtitle = f"{study.task_name}; other prompts: {', '.join(study.others) or 'text'}; bars: 95 % over pairs"
+    elsewhere = [*study.others, *([] if study.plain_perplexity is None else ["text"])]
+    subtitle = f"{study.task_name}; other prompts: {', '.join(elsewhere)}; bars: 95 % over pairs"
     return titled(figure, "What steering does, and what else it does", subtitle, width=760, height=560)
 
 
