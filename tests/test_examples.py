@@ -55,10 +55,7 @@ SLOW = {
 }
 """Examples of more than a second at the size at which they are of use; pages call these functions at a smaller one."""
 
-UNFINISHED = {"comparison", "directions", "edits", "features"}
-"""Folders that are still being written: some of their examples need files or names that this test does not bring yet."""
-
-FOLDERS = sorted({info.name for info in pkgutil.iter_modules(mw.__path__)} - UNFINISHED - {"cli"})
+FOLDERS = sorted({info.name for info in pkgutil.iter_modules(mw.__path__)} - {"cli"})
 
 
 class OnlyWhatIsPromised(doctest.OutputChecker):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..display import Displayable
+from ..display import Displayable, Readable
 from ..errors import InputError
 from ..interventions import Chosen, Value, Write, intervene
 from ..models.anatomy import ModelAnatomy, device_of
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class AcrossRow:
+class AcrossRow(Readable):
     """One site (or head): mean effect and its share of the difference between the models."""
 
     site: Site

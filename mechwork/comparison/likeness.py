@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..directions import Examples, fit_directions, record_examples
+from ..display import Readable
 from ..errors import InputError
 from ..lenses import LOGIT_LENS, Lens, Readout, TunedLens
 from ..models.anatomy import device_of
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class DirectionLikeness:
+class DirectionLikeness(Readable):
     """One site. `accuracy`: (A's direction in A, A's direction and boundary in B, B's own in B), on held-out groups."""
 
     site: Site
@@ -70,7 +71,7 @@ def compare_directions(
 
 
 @dataclass(frozen=True)
-class LensLikeness:
+class LensLikeness(Readable):
     """One place. KL in nats at the prompts' last tokens.
 
     `kl`: lens A in model A || lens B in model B. `swapped`: lens A in model A || lens B in model A: what exchanging the lens alone does.
