@@ -19,8 +19,6 @@ from notebooks.course.pairing import sources
 from notebooks.course.site import PACKAGES, lessons, public_names, reference
 
 ROOT = Path(__file__).resolve().parents[2]
-UNFINISHED = {"features"}
-"""Folders whose pages are still being written; their functions, and drawings of their results, may lack an example till then."""
 
 
 def test_the_reference_covers_every_subpackage() -> None:
@@ -40,7 +38,7 @@ def test_the_reference_has_every_public_name() -> None:
     assert top - {"Site"} <= listed
 
 
-@pytest.mark.parametrize("package", [package for package in PACKAGES if package not in UNFINISHED])
+@pytest.mark.parametrize("package", PACKAGES)
 def test_every_function_is_called_in_code_that_runs(package: str) -> None:
     """On a page, in a notebook or in the README: all of their code is run by tests."""
     pages = [*(ROOT / "notebooks" / "docs").rglob("*.md"), ROOT / "README.md"]
@@ -54,9 +52,7 @@ def test_every_function_is_called_in_code_that_runs(package: str) -> None:
     module = importlib.import_module(f"mechwork.{package}")
     functions = {name for name in public_names(package) if inspect.isfunction(getattr(module, name))}
     by_results = {"reports", "render_leaderboard"}  # called by results' show() and by what registers a drawing
-    theirs = {name for folder in UNFINISHED for name in public_names(folder)}
-    drawn = {n for n in functions if set(re.findall(r"\w+", str(inspect.signature(getattr(module, n))))) & theirs}
-    assert functions - used - by_results - (drawn if package == "render" else set()) == set()
+    assert functions - used - by_results == set()
 
 
 def test_there_is_a_page_per_notebook() -> None:
