@@ -12,7 +12,7 @@ from mechwork.circuits.exact_edges import measure_edges
 from mechwork.errors import InputError, UnknownNameError
 from mechwork.tasks.task import Task
 from tests.circuits.test_edges import tolerance
-from tests.families import NATIVE, borrowed, build_native
+from tests.families import NATIVE, borrowed, build_native, crossed
 from tests.reference.literal import LiteralGraph
 
 
@@ -58,7 +58,7 @@ def check(model: Any, task: Task, seed: int, **settings: Any) -> None:
     assert not bool(effects.per_example[:, ~space.mask].any())
 
 
-@pytest.mark.parametrize("direction", ["denoise", "noise"])
+@pytest.mark.parametrize(("family", "direction"), crossed(["denoise", "noise"], ["noise"]))
 def test_equals_one_forward_per_edge(family_model64: Any, tiny_task: Task, seed: int, direction: str) -> None:
     check(family_model64, tiny_task, seed, direction=direction)
 
