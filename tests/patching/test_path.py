@@ -13,7 +13,7 @@ from mechwork.errors import InputError, UnsupportedModelError
 from mechwork.patching import patch, patch_paths
 from mechwork.patching.execute import can_step
 from mechwork.tasks.task import Task
-from tests.families import borrowed, kv_head, rounding
+from tests.families import borrowed, crossed, kv_head, rounding
 from tests.reference.paths import patch_path
 
 WRITERS: list[Any] = ["input", "a0.h1", "m0", ("a0.h0", "a1.h3", "m1"), "a1.h2"]
@@ -35,7 +35,7 @@ def fitted(model: Any, group: Any) -> Any:
     return re.sub(r"h(\d+)<([kv])>", lambda found: f"h{kv_head(model, int(found[1]))}<{found[2]}>", group)
 
 
-@pytest.mark.parametrize("direction", ["denoise", "noise"])
+@pytest.mark.parametrize(("family", "direction"), crossed(["denoise", "noise"], ["denoise"]))
 def test_equals_the_definition(family_model64: Any, tiny_task: Task, direction: str) -> None:
     if not can_step(family_model64, tiny_task):  # OPT
         with pytest.raises(UnsupportedModelError, match="run alone"):
