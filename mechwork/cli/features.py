@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import bundled
-from ..errors import InputError
 from .console import Console
 from .console import Progress as Line
-from .options import at_least
+from .options import at_least, check_training_folder, open_own_text
 
 if TYPE_CHECKING:
     from ..features import FeatureProgress
@@ -129,21 +128,8 @@ def _list(args: argparse.Namespace, console: Console) -> None:
     console.result("\n".join(lines) or "no features are shipped", {"features": rows})
 
 
-def _text(args: argparse.Namespace, model: Any, seed: int = 0) -> Any:
-    from ..lenses import open_text
-    from ..models.training.recipe import RECIPES
-
-    name = args.model.partition("@")[0]
-    if args.text is None and name not in RECIPES:
-        raise InputError(
-            f"{args.model} has no text of its own here (bundled: {', '.join(RECIPES)}). Give some: --text FILE"
-        )
-    return open_text(model, Path(args.text) if args.text else name, seed=seed)
-
-
 def _train(args: argparse.Namespace, console: Console) -> None:
     from ..features import FeatureRecipe, evaluate_features, export_features, train_features
-    from ..features.checkpoint import STATE
     from ..models import load_model
     from ..sites import Site
 
@@ -152,21 +138,19 @@ def _train(args: argparse.Namespace, console: Console) -> None:
     )
     out = args.out or Path("runs") / f"features-{Path(args.model).name}"
     again = f"mechwork features train --model {args.model} --out {out} --resume"
-    has_checkpoint = (out / STATE).is_file()
-    if args.resume and not has_checkpoint:
-        raise InputError(f"--resume goes on from a checkpoint, and {out} has none. Leave --resume out to begin.")
-    if not args.resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(
-            f"{out} exists and is not overwritten. {f'Go on with: {again}' if has_checkpoint else 'Choose another --out.'}"
-        )
+    check_training_folder(out, again, resume=args.resume)
     model = load_model(args.model)
     layers = args.layers if args.layers is not None else range(int(model.cfg.n_layers))
     places = [Site(kind, layer) for layer in layers for kind in args.kinds]
-    text = _text(args, model)
-    with console.step(f"training features of {args.model}") as line:
-        training = train_features(
-            model, text, places, recipe, folder=out, progress=_report(line), stop_after=args.stop_after
-        )
+    text = open_own_text(args, model)
+    try:
+        with console.step(f"training features of {args.model}") as line:
+            training = train_features(
+                model, text, places, recipe, folder=out, progress=_report(line), stop_after=args.stop_after
+            )
+    except KeyboardInterrupt:
+        console.say(f"Its last checkpoint, if it came to one, is in {out}. Go on with: {again}")
+        raise
     data: dict[str, Any] = {
         "model": args.model,
         "step": training.step,
@@ -196,7 +180,7 @@ def _evaluate(args: argparse.Namespace, console: Console) -> None:
     model = load_model(args.model)
     features = _features(args, model)
     with console.step("measuring reconstructions"):
-        measured = evaluate_features(model, features, _text(args, model, seed=1), n_rows=args.rows)
+        measured = evaluate_features(model, features, open_own_text(args, model, seed=1), n_rows=args.rows)
     concepts = []
     for name, (answer, concept) in CONCEPTS.items():
         if name in default_tasks(args.model):

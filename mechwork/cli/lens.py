@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError
 from .console import Console
 from .console import Progress as Line
-from .options import at_least
+from .options import at_least, check_training_folder, open_own_text
 
 if TYPE_CHECKING:
     from ..lenses.evaluate import LensEvaluation
@@ -67,21 +67,8 @@ def run(args: argparse.Namespace, console: Console) -> None:
     {"train": _train, "show": _show, "evaluate": _evaluate}[args.action](args, console)
 
 
-def _text(args: argparse.Namespace, model: Any, seed: int = 0) -> Any:
-    from ..lenses.text import open_text
-    from ..models.training.recipe import RECIPES
-
-    name = args.model.partition("@")[0]
-    if args.text is None and name not in RECIPES:
-        raise InputError(
-            f"{args.model} has no text of its own here (bundled: {', '.join(RECIPES)}). Give some: --text FILE"
-        )
-    return open_text(model, Path(args.text) if args.text else name, seed=seed)
-
-
 def _train(args: argparse.Namespace, console: Console) -> None:
     from ..lenses import LensRecipe, evaluate_lens, export_lens, train_lens
-    from ..lenses.checkpoint import STATE
     from ..models import load_model
 
     recipe = LensRecipe(
@@ -89,14 +76,9 @@ def _train(args: argparse.Namespace, console: Console) -> None:
     )
     out = args.out or Path("runs") / f"lens-{Path(args.model).name}"
     again = f"mechwork lens train --model {args.model} --out {out} --resume"
-    has_checkpoint = (out / STATE).is_file()
-    if args.resume and not has_checkpoint:
-        raise InputError(f"--resume goes on from a checkpoint, and {out} has none. Leave --resume out to begin.")
-    if not args.resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        remedy = f"Go on with: {again}" if has_checkpoint else "Choose another --out."
-        raise InputError(f"{out} exists and is not overwritten. {remedy}")
+    check_training_folder(out, again, resume=args.resume)
     model = load_model(args.model)
-    text = _text(args, model)
+    text = open_own_text(args, model)
     try:
         with console.step(f"training a lens for {args.model}") as line:
             training = train_lens(model, text, recipe, folder=out, progress=_report(line), stop_after=args.stop_after)
@@ -143,7 +125,11 @@ def _evaluate(args: argparse.Namespace, console: Console) -> None:
     model = load_model(args.model)
     with console.step("measuring"):
         measured = evaluate_lens(
-            model, _lens(args, model), _text(args, model, seed=1), n_rows=args.rows, transfer=args.html is not None
+            model,
+            _lens(args, model),
+            open_own_text(args, model, seed=1),
+            n_rows=args.rows,
+            transfer=args.html is not None,
         )
     console.result(
         f"{measured}\n{_summary(measured)}", {"evaluation": _numbers(measured), "html": _picture(args, measured)}

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
@@ -139,3 +140,28 @@ def find_device(name: str | None) -> torch.device | None:
     if device is None or full not in known:
         raise InputError(f"--device names a device of this machine, one of {', '.join(known)}; got {name!r}")
     return device
+
+
+def open_own_text(args: argparse.Namespace, model: Any, seed: int = 0) -> Any:
+    """The text of ``--text``, or else the one that a bundled model was trained on."""
+    from ..lenses import open_text
+    from ..models.training.recipe import RECIPES
+
+    name = args.model.partition("@")[0]
+    if args.text is None and name not in RECIPES:
+        raise InputError(
+            f"{args.model} has no text of its own here (bundled: {', '.join(RECIPES)}). Give some: --text FILE"
+        )
+    return open_text(model, Path(args.text) if args.text else name, seed=seed)
+
+
+def check_training_folder(out: Path, again: str, *, resume: bool) -> None:
+    """Raises `InputError` for resuming where there is no checkpoint, or beginning where something is; `again` is how to go on."""
+    from ..checkpoint import STATE
+
+    has_checkpoint = (out / STATE).is_file()
+    if resume and not has_checkpoint:
+        raise InputError(f"--resume goes on from a checkpoint, and {out} has none. Leave --resume out to begin.")
+    if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        remedy = f"Go on with: {again}" if has_checkpoint else "Choose another --out."
+        raise InputError(f"{out} exists and is not overwritten. {remedy}")

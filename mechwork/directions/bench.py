@@ -12,7 +12,7 @@ Side effects, each beside what the unsteered model does:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,10 +21,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import InputError, MetricError
-from ..interventions import Steering, as_interventions, intervene
+from ..interventions import Steering, as_interventions, guard_overflow, intervene
 from ..models.anatomy import check_ready, device_of
 from ..shapes import Tokens
-from ..sites import Site, hook_name
+from ..sites import Site
 from ..tasks.metrics import accuracy
 from ..tasks.task import Task
 
@@ -104,10 +104,11 @@ class Bench:
         Raises `MetricError`, naming the layer, when activations overflow.
         """
         host = self.task.pairs.corrupt_as_host().to(device_of(self.model))
-        with intervene(self.model, as_interventions(self.site, write)):
+        with (
+            intervene(self.model, as_interventions(self.site, write)),
+            guard_overflow(self.model, f"steering by {name}"),
+        ):
             logits = self.model(host.clean_tokens)
-            if not bool(logits.isfinite().all()):
-                raise MetricError(self._where_it_overflows(host.clean_tokens, name))
             found, effects = _elsewhere(self.model, self.others, self.text, self.n_generated)
             continued = (
                 None
@@ -130,24 +131,6 @@ class Bench:
         low, high = ratios.double().quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
         gap = self.clean.mean() - self.corrupt.mean()
         return float((reached.mean() - self.corrupt.mean()) / gap), (low, high)
-
-    def _where_it_overflows(self, tokens: Tokens, name: str) -> str:
-        broken: list[int] = []
-
-        def watch(layer: int) -> Callable[..., None]:
-            def hook(activation: Tensor, hook: object) -> None:
-                if not bool(activation.isfinite().all()):
-                    broken.append(layer)
-
-            return hook
-
-        n_layers = int(self.model.cfg.n_layers)
-        hooks = [(hook_name(Site("resid_post", layer)), watch(layer)) for layer in range(n_layers)]
-        with self.model.hooks(fwd_hooks=hooks):
-            self.model(tokens)
-        where = f"first in layer {min(broken)}" if broken else "in the logits"
-        dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")
-        return f"steering by {name} overflows {dtype}, {where}. Use a smaller strength, or a wider dtype"
 
 
 def _elsewhere(

@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..checkpoint import Checkpoint
 from ..display import Readable
 from ..errors import InputError, MetricError
 from ..lenses.fingerprint import fingerprint
@@ -33,7 +34,6 @@ from ..models.anatomy import check_ready, device_of
 from ..provenance import build_provenance, hash_json
 from ..sites import Site
 from .activations import Relu, TopK
-from .checkpoint import Checkpoint
 from .coder import SparseCoder, as_vectors, check_feature_site
 from .feature_set import FeatureSet
 from .recipe import FeatureRecipe

@@ -1,80 +1,40 @@
-"""Checkpoints of a lens's training: one safetensors file and one JSON file, moved into place, belonging to one run alone."""
+"""What is in the checkpoint of a lens's training, and how a run is put together again from it."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
-from ..bundled import read_json, sha256, write_atomically
-from ..errors import ArtefactError, InputError
-from ..provenance import Provenance, hash_json
+from ..checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from .train import _Run, _Work
 
-TENSORS, STATE = "checkpoint.safetensors", "checkpoint.json"
+
+def save_run(keeper: Checkpoint, run: _Run) -> None:
+    """Everything from which training goes on."""
+    tensors = {f"part.{name}": part.detach() for name, part in run.parts.items()}
+    tensors |= {f"best.{name}": part for name, part in run.best_parts.items()}
+    for name, part in run.parts.items():
+        tensors |= {f"adam.{key}.{name}": torch.as_tensor(value) for key, value in run.optimizer.state[part].items()}
+    tensors |= {
+        "generator": run.generator.get_state(),
+        "start": run.start,
+        "untrained": run.untrained,
+        "best_bits": run.best,
+    }
+    facts = {
+        "step": run.step, "cursor": run.cursor, "tokens": run.tokens, "seconds": run.seconds, "stale": run.stale,
+        "stopped": run.stopped, "best_step": run.best_step, "history": run.history,
+    }  # fmt: skip
+    keeper.save(tensors, facts)
 
 
-@dataclass(frozen=True)
-class LensCheckpoint:
-    """A folder. `identity`: recipe, text and model, as JSON values."""
-
-    folder: Path
-    identity: Provenance
-
-    def __post_init__(self) -> None:
-        if self.folder.exists() and not self.folder.is_dir():
-            raise InputError(f"checkpoints are kept in a folder, which is made if need be; {self.folder} is a file")
-
-    def save(self, run: _Run) -> None:
-        """Everything from which training goes on."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        tensors = {f"part.{name}": part.detach() for name, part in run.parts.items()}
-        tensors |= {f"best.{name}": part for name, part in run.best_parts.items()}
-        for name, part in run.parts.items():
-            tensors |= {
-                f"adam.{key}.{name}": torch.as_tensor(value) for key, value in run.optimizer.state[part].items()
-            }
-        tensors |= {
-            "generator": run.generator.get_state(),
-            "start": run.start,
-            "untrained": run.untrained,
-            "best_bits": run.best,
-        }
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        file = self.folder / TENSORS
-        write_atomically(file, lambda part: save_file(tensors, str(part)))
-        state = {
-            "identity": hash_json(self.identity), "step": run.step, "cursor": run.cursor, "tokens": run.tokens, "seconds": run.seconds,
-            "stale": run.stale, "stopped": run.stopped, "best_step": run.best_step, "history": run.history, "sha256": sha256(file),
-        }  # fmt: skip
-        write_atomically(self.folder / STATE, lambda part: part.write_text(json.dumps(state), encoding="utf-8"))
-
-    def load(self, work: _Work) -> _Run | None:
-        """The run that was saved, or None; raises `ArtefactError` for one of another model, text or recipe, or damaged files."""
-        if not (self.folder / STATE).is_file():
-            return None
-        state: dict[str, Any] = read_json(self.folder / STATE)
-        if state.get("identity") != hash_json(self.identity):
-            raise ArtefactError(
-                f"{self.folder} holds a checkpoint of another model, text or recipe; use another folder, or empty this one"
-            )
-        file = self.folder / TENSORS
-        if not file.is_file() or sha256(file) != state["sha256"]:
-            raise ArtefactError(
-                f"{file} is missing or is not the one {STATE} was written with; empty {self.folder} to start again"
-            )
-        try:
-            tensors = load_file(str(file))
-        except SafetensorError as error:
-            raise ArtefactError(f"{file} is damaged: {error}") from error
-        return _restore(work, state, tensors)
+def load_run(keeper: Checkpoint, work: _Work) -> _Run | None:
+    """The run that was saved, or None; raises `ArtefactError` for another run's checkpoint, or damaged files."""
+    kept = keeper.load()
+    return None if kept is None else _restore(work, kept[1], kept[0])
 
 
 def _restore(work: _Work, state: dict[str, Any], tensors: dict[str, torch.Tensor]) -> _Run:

@@ -22,12 +22,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..checkpoint import Checkpoint
 from ..display import Readable
 from ..errors import InputError, MetricError
 from ..models.anatomy import ModelAnatomy, check_ready, device_of, dtype_of, final_norm
 from ..provenance import build_provenance
 from ..sites import Site
-from .checkpoint import LensCheckpoint
+from .checkpoint import load_run, save_run
 from .distil import descend, divergences
 from .fingerprint import fingerprint
 from .readout import BITS, Readout
@@ -142,23 +143,21 @@ def train_lens(
     keeper = (
         None
         if folder is None
-        else LensCheckpoint(
-            Path(folder), {"recipe": recipe.to_dict(), "text": stream.facts, "model": fingerprint(model)}
-        )
+        else Checkpoint(Path(folder), {"recipe": recipe.to_dict(), "text": stream.facts, "model": fingerprint(model)})
     )
-    run = (keeper.load(work) if keeper is not None else None) or work.begin()
+    run = (load_run(keeper, work) if keeper is not None else None) or work.begin()
     end = recipe.steps if stop_after is None else min(recipe.steps, run.step + stop_after)
     try:
         while run.step < end and not run.stopped:
             work.step(run, progress)
             if keeper is not None and run.step % checkpoint_every == 0:
-                keeper.save(run)
+                save_run(keeper, run)
     except KeyboardInterrupt:
         if keeper is not None:
-            keeper.save(run)
+            save_run(keeper, run)
         raise
     if keeper is not None:
-        keeper.save(run)
+        save_run(keeper, run)
     return work.result(run)
 
 

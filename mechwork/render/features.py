@@ -67,10 +67,31 @@ def feature_curves_figure(curves: FeatureCurves) -> Figure:
     return titled(figure, "Faithfulness of feature circuits", subtitle, width=760, height=500)
 
 
-def separability_figure(found: Separability) -> Figure:
-    """The held-out distance at every place: best feature, best dimension, best random direction, chance."""
+def _by_place(places: Sequence[str], sides: Sequence[tuple[str, Sequence[float], str, str]], what: str) -> Figure:
+    """One marker per place and side (name, values, colour, symbol), on a scale from 0 to 1."""
     import plotly.graph_objects as go
 
+    figure = go.Figure(
+        [
+            go.Scatter(
+                x=list(places), y=list(values), mode="markers", name=name,
+                marker={"color": colour, "size": 9, "symbol": symbol, "line": {"color": colour, "width": 2}},
+                hovertemplate=f"{name} at %{{x}}: %{{y:.3f}}<extra></extra>",
+            )
+            for name, values, colour, symbol in sides
+        ]
+    )  # fmt: skip
+    figure.update_xaxes(title={"text": "place"}, tickangle=-45, showgrid=True, type="category")
+    figure.update_yaxes(title={"text": what}, range=[0, 1.05], zeroline=False, showgrid=True)
+    figure.update_layout(
+        legend={"orientation": "h", "y": -0.36, "x": 0, "xanchor": "left", "yanchor": "top"},
+        margin={"l": 64, "r": 24, "t": 66, "b": 150},
+    )
+    return figure
+
+
+def separability_figure(found: Separability) -> Figure:
+    """The held-out distance at every place: best feature, best dimension, best random direction, chance."""
     places = [row.place for row in found.rows]
     lines = (
         ("best feature", [row.distance for row in found.rows], COLOURS[0], "circle"),
@@ -78,21 +99,7 @@ def separability_figure(found: Separability) -> Figure:
         ("best random direction", [row.random for row in found.rows], COLOURS[2], "diamond"),
         ("chance (95 %)", [row.chance for row in found.rows], NEUTRAL, "line-ew-open"),
     )
-    figure = go.Figure(
-        [
-            go.Scatter(
-                x=places, y=y, mode="markers", name=name, marker={"color": colour, "size": 9, "symbol": symbol, "line": {"color": colour, "width": 2}},
-                hovertemplate=f"{name} at %{{x}}: %{{y:.3f}}<extra></extra>",
-            )
-            for name, y, colour, symbol in lines
-        ]
-    )  # fmt: skip
-    figure.update_xaxes(title={"text": "place"}, tickangle=-45, showgrid=True, type="category")
-    figure.update_yaxes(title={"text": "Jensen-Shannon distance"}, range=[0, 1.05], zeroline=False, showgrid=True)
-    figure.update_layout(
-        legend={"orientation": "h", "y": -0.36, "x": 0, "xanchor": "left", "yanchor": "top"},
-        margin={"l": 64, "r": 24, "t": 66, "b": 150},
-    )
+    figure = _by_place(places, lines, "Jensen-Shannon distance")
     subtitle = (
         f"chosen on {found.n_fit} prompts, measured on {found.n_held_out} others; 1 is told apart without overlap"
     )
@@ -101,28 +108,12 @@ def separability_figure(found: Separability) -> Figure:
 
 def reconstruction_figure(measured: FeatureEvaluation) -> Figure:
     """The share of variance that every place's code misses, beside as many random directions."""
-    import plotly.graph_objects as go
-
     places = list(measured.places)
     sides = (
         ("features", measured.unexplained, COLOURS[0], "circle"),
         ("random directions", measured.random_unexplained, NEUTRAL, "diamond-open"),
     )
-    figure = go.Figure(
-        [
-            go.Scatter(
-                x=places, y=list(values), mode="markers", name=name, marker={"color": colour, "size": 9, "symbol": symbol},
-                hovertemplate=f"{name} at %{{x}}: %{{y:.3f}}<extra></extra>",
-            )
-            for name, values, colour, symbol in sides
-        ]
-    )  # fmt: skip
-    figure.update_xaxes(title={"text": "place"}, tickangle=-45, showgrid=True, type="category")
-    figure.update_yaxes(title={"text": "share of variance missed"}, range=[0, 1.05], zeroline=False, showgrid=True)
-    figure.update_layout(
-        legend={"orientation": "h", "y": -0.36, "x": 0, "xanchor": "left", "yanchor": "top"},
-        margin={"l": 64, "r": 24, "t": 66, "b": 150},
-    )
+    figure = _by_place(places, sides, "share of variance missed")
     subtitle = (
         f"{count(int(measured.n_tokens.sum()))} positions of {plural(len(measured.plain), 'row')} of text; measured"
     )

@@ -224,9 +224,9 @@ def test_a_crash_between_checkpoints_costs_only_the_steps_since(tmp_path: Path) 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     model = build_model("gpt2", torch.float32)
     train_lens(model, ROWS, QUICK, folder=tmp_path / "run", stop_after=2)
-    with pytest.raises(mw.errors.ArtefactError, match="another model, text or recipe"):
+    with pytest.raises(mw.errors.ArtefactError, match="another run"):
         train_lens(model, ROWS, LensRecipe(**{**QUICK.to_dict(), "seed": 1}), folder=tmp_path / "run")
-    with pytest.raises(mw.errors.ArtefactError, match="another model, text or recipe"):
+    with pytest.raises(mw.errors.ArtefactError, match="another run"):
         train_lens(build_model("gpt2", torch.float32, seed=1), ROWS, QUICK, folder=tmp_path / "run")
     file = tmp_path / "run" / "checkpoint.safetensors"
     content = bytearray(file.read_bytes())

@@ -1,4 +1,7 @@
-"""Checkpoints of a training: one safetensors file and one JSON file, moved into place, belonging to one run alone."""
+"""Checkpoints of a training: one safetensors file and one JSON file, moved into place, belonging to one run alone.
+
+Bottom layer: used by whatever trains (lenses, features); what is in a checkpoint is the trainer's business.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +14,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..bundled import read_json, sha256, write_atomically
-from ..errors import ArtefactError, InputError
-from ..provenance import Provenance, hash_json
+from .bundled import read_json, sha256, write_atomically
+from .errors import ArtefactError, InputError
+from .provenance import Provenance, hash_json
 
 TENSORS, STATE = "checkpoint.safetensors", "checkpoint.json"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder. `identity`: recipe, places, text and model, as JSON values."""
+    """A folder. `identity`: what makes the run this one (recipe, text, model, ...), as JSON values."""
 
     folder: Path
     identity: Provenance
@@ -45,7 +48,7 @@ class Checkpoint:
         state: dict[str, Any] = read_json(self.folder / STATE)
         if state.get("identity") != hash_json(self.identity):
             raise ArtefactError(
-                f"{self.folder} holds a checkpoint of another model, text, recipe or other places; use another folder, or empty this one"
+                f"{self.folder} holds a checkpoint of another run (another model, text or recipe, or other places); use another folder, or empty this one"
             )
         file = self.folder / TENSORS
         if not file.is_file() or sha256(file) != state["sha256"]:
