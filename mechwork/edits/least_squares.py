@@ -11,7 +11,7 @@ ridge -> 0 without x' gives the pseudo-inverse D = X^+ Y; x' with its second mom
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -22,8 +22,8 @@ from ..errors import InputError, MetricError
 from ..models.anatomy import check_ready, device_of
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
-from ..runs.record import align_donor, check_task
-from ..sites import Site, hook_name
+from ..runs.record import align_donor, check_task, record_run
+from ..sites import Site
 from ..tasks.pairs import END, PromptPairs
 from ..tasks.task import Task
 from .edit import LowRank, WeightEdit
@@ -172,11 +172,5 @@ def _ends(pairs: PromptPairs) -> Tensor:
 @torch.no_grad()
 def _inputs(model: TransformerBridge, pairs: PromptPairs, site: Site) -> Float[Tensor, "batch pos d_in"]:
     """What the weight reads at every position of the clean prompts (heads side by side)."""
-    found: list[Tensor] = []
-
-    def keep(activation: Tensor, hook: Any) -> None:
-        found.append(activation.flatten(2).cpu())
-
-    with model.hooks(fwd_hooks=[(hook_name(site), keep)]):
-        model(pairs.clean_tokens.to(device_of(model)), return_type=None)
-    return found[0]
+    run = record_run(model, pairs.to(device_of(model)), [site], n_tail=1)
+    return run.layers[site.kind][0].flatten(2).cpu()
