@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import mechwork as mw
-from mechwork.circuits.run import as_circuit
-from mechwork.circuits.writers import record_writers, writer_kinds
+from mechwork.circuits.graph.run import as_circuit
+from mechwork.circuits.graph.writers import record_writers, writer_kinds
 from mechwork.models.anatomy import read_anatomy
 from mechwork.runs import record_run
 

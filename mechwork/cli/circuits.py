@@ -18,7 +18,7 @@ from .options import load_named
 
 if TYPE_CHECKING:
     from ..ablation import RoleTable
-    from .discovery import Discovery
+    from ..discovery.pipeline import Discovery
 
 SHIPPED = {"gpt2-6l": ("ioi", "induction"), "llama-6l": ("ioi", "induction")}
 """Model -> the tasks whose circuits are shipped."""
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
 
 def _cards() -> dict[str, dict[str, Any]]:
     """Model -> card, hashes verified."""
-    from ..circuits.shipped import CARD, circuit_names
+    from ..circuits.graph.shipped import CARD, circuit_names
 
     models = sorted({name.split("/")[0] for name in circuit_names()})
     if not models:
@@ -80,7 +80,7 @@ def _list(console: Console) -> None:
 
 def _verify(console: Console) -> None:
     from ..circuits import evaluate
-    from ..circuits.shipped import load_circuit
+    from ..circuits.graph.shipped import load_circuit
     from ..tasks import find_task
 
     found: dict[str, float] = {}
@@ -102,9 +102,9 @@ def _verify(console: Console) -> None:
 def _build(out: Path, console: Console) -> None:
     """Discover every shipped circuit, and write circuits, cards and pages."""
     from ..ablation import measure_roles, measure_span_roles, repeated_tokens
-    from ..circuits.shipped import CARD
+    from ..circuits.graph.shipped import CARD
+    from ..discovery.pipeline import Settings, discover
     from ..tasks import find_task
-    from .discovery import Settings, discover
 
     for name, tasks in SHIPPED.items():
         model = load_named(name)

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
 
 def _compared(circuits: dict[str, Circuit]) -> tuple[str, dict[str, Any], str]:
     """Text, data and page."""
-    from ..circuits.compare import compare_circuits
+    from ..circuits.graph.compare import compare_circuits
     from ..render import GraphOptions, render_graph
 
     (first, a), (second, b) = circuits.items()

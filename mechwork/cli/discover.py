@@ -17,13 +17,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..discovery.output import MARK, check_output, new_folder
 from ..errors import NotFoundError
 from .console import Console, dump_json
 from .options import PAIR_FILES, add_model, at_least, fraction, load
-from .output import MARK, check_output, new_folder
 
 if TYPE_CHECKING:
-    from .discovery import Discovery
+    from ..discovery.pipeline import Discovery
 
 
 DEFAULT_RULES, DEFAULT_STEPS = "gradient", 5
@@ -70,11 +70,11 @@ def run(args: argparse.Namespace, console: Console) -> None:
     if from_file and not Path(args.task).is_file():
         raise NotFoundError(f"no file of pairs at {args.task}")
     check_output(out, force=args.force)
+    from ..discovery.pipeline import Settings, discover
+    from ..discovery.summary import render_text, summarise
     from ..relevance import find_composite
     from ..tasks import find_task
     from ..tasks import from_file as read_task
-    from .discovery import Settings, discover
-    from .summary import render_text, summarise
 
     steps = args.ig_steps or (1 if args.rules else DEFAULT_STEPS)
     rules = args.rules or DEFAULT_RULES

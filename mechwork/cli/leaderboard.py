@@ -35,8 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> None:
     """Check names, then run task by task and print what there is."""
-    from ..circuits.leaderboard import available_presets, mean_ranks, run_leaderboard
-    from ..circuits.methods import PRESETS
+    from ..circuits.scoring.methods import PRESETS
+    from ..circuits.testing.leaderboard import available_presets, mean_ranks, run_leaderboard
     from ..errors import UnknownNameError
     from ..tasks import find_task
 

@@ -50,7 +50,7 @@ def _verify(names: list[str], console: Console, *, measure: bool) -> None:
 
 def _measure(name: str, folder: Path, console: Console) -> dict[str, float]:
     """Accuracies, measured again; a card that promises more or less by over a point is refused."""
-    from ..models.training.export import remeasure
+    from ..zoo.export import remeasure
 
     promised = bundled.read_json(folder / "card.json")["test"]
     with console.step(f"measuring {name}"):

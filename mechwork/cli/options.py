@@ -145,7 +145,7 @@ def find_device(name: str | None) -> torch.device | None:
 def open_own_text(args: argparse.Namespace, model: Any, seed: int = 0) -> Any:
     """The text of ``--text``, or else the one that a bundled model was trained on."""
     from ..lenses import open_text
-    from ..models.training.recipe import RECIPES
+    from ..zoo.recipe import RECIPES
 
     name = args.model.partition("@")[0]
     if args.text is None and name not in RECIPES:

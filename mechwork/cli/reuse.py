@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> None:
     """Check names, score, run, print."""
-    from ..circuits.reuse import study_reuse
+    from ..circuits.testing.reuse import study_reuse
     from ..tasks import find_task
 
     builders = [find_task(name) for name in args.tasks]

@@ -30,7 +30,7 @@ def show_decodable(
         open_text,
         train_lens,
     )
-    from ..models.training.recipe import RECIPES
+    from ..zoo.recipe import RECIPES
 
     lenses: dict[str, Any] = {LOGIT_LENS.name: LOGIT_LENS}
     name = args.model.partition("@")[0]

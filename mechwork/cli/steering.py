@@ -125,7 +125,7 @@ def held_out_text(model: Any, args: argparse.Namespace) -> torch.Tensor | None:
     import torch
 
     from ..lenses.text import open_text
-    from ..models.training.recipe import RECIPES
+    from ..zoo.recipe import RECIPES
 
     name = args.model.partition("@")[0]
     if args.text is None and name not in RECIPES:

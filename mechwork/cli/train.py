@@ -20,7 +20,7 @@ from .console import Progress as Line
 from .options import at_least
 
 if TYPE_CHECKING:
-    from ..models.training.train import Progress
+    from ..zoo.train import Progress
 
 MODEL = "model"
 
@@ -39,9 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> None:
     """Train, and export the model when the recipe is finished."""
-    from ..models.training.export import export
-    from ..models.training.recipe import find_recipe
-    from ..models.training.train import STATE, train
+    from ..zoo.export import export
+    from ..zoo.recipe import find_recipe
+    from ..zoo.train import STATE, train
 
     recipe = find_recipe(args.recipe)
     out = args.out or Path("runs") / recipe.name

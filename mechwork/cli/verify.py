@@ -15,10 +15,19 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..discovery.verification import (
+    CHANGING,
+    Check,
+    check_files,
+    check_page,
+    compare,
+    differences,
+    read_record,
+    recorded,
+)
 from ..errors import InputError, MechworkError, NotFoundError, VerificationError
 from .console import Console, dump_json
 from .options import PAIR_FILES, fraction, load
-from .verification import CHANGING, Check, check_files, check_page, compare, differences, read_record, recorded
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -94,8 +103,8 @@ def _rerun(
     model: TransformerBridge,
     task: Task,
 ) -> list[Check]:
-    from .discovery import Settings, discover
-    from .summary import summarise
+    from ..discovery.pipeline import Settings, discover
+    from ..discovery.summary import summarise
 
     summary = page.parent / "report.json"
     if not summary.is_file():

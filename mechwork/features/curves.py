@@ -17,9 +17,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..circuits.curves import bootstrap_faithfulness, faithfulness, resampled_faithfulness
-from ..circuits.sample import percentile_interval
-from ..circuits.writers import require_aligned
+from ..circuits.graph.writers import require_aligned
+from ..circuits.scoring.sample import percentile_interval
+from ..circuits.testing.curves import bootstrap_faithfulness, faithfulness, resampled_faithfulness
 from ..display import Displayable
 from ..errors import InputError, MetricError
 from ..models.identity import identify_model

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..circuits.writers import require_aligned
+from ..circuits.graph.writers import require_aligned
 from ..display import Displayable
 from ..errors import InputError
 from ..interventions import Add, Write, intervene

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..circuits.sample import bootstrap_weights, percentile_interval
+from ..circuits.scoring.sample import bootstrap_weights, percentile_interval
 from ..display import Displayable
 from ..errors import InputError
 from ..lenses.readout import BITS

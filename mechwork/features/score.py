@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..circuits.writers import require_aligned
+from ..circuits.graph.writers import require_aligned
 from ..errors import InputError
 from ..models.anatomy import device_of
 from ..models.identity import identify_model

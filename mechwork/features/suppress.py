@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..circuits.sample import bootstrap_weights, percentile_interval
+from ..circuits.scoring.sample import bootstrap_weights, percentile_interval
 from ..directions import Examples
 from ..display import Displayable, Readable
 from ..errors import InputError, UnknownNameError

@@ -159,8 +159,8 @@ def _concatenate(documents: Iterable[Row], width: int) -> Iterator[Row]:
 
 def _recipe_stream(model: TransformerBridge, name: str, width: int, packing: str, seed: int) -> TextStream:
     """Text of a bundled model's last training phase; document i depends on (seed, i) only."""
-    from ..models.training.grammar import step_documents
-    from ..models.training.recipe import RECIPES
+    from ..zoo.grammar import step_documents
+    from ..zoo.recipe import RECIPES
 
     if name not in RECIPES:
         raise NotFoundError(f"no text {name!r}: it is neither a file nor a recipe ({', '.join(RECIPES)})")

@@ -7,23 +7,23 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from ..ablation.heads import HeadStudy
-from ..circuits.circuit import Circuit
-from ..circuits.completeness import Completeness, Minimality
-from ..circuits.curves import CircuitEvaluation, FaithfulnessCurve
-from ..circuits.positions import AttentionEdges, PositionScores
-from ..circuits.scores import EdgeScores
-from ..circuits.stability import Stability
+from ..circuits.graph.circuit import Circuit
+from ..circuits.scoring.positions import AttentionEdges, PositionScores
+from ..circuits.scoring.scores import EdgeScores
+from ..circuits.scoring.stability import Stability
+from ..circuits.testing.completeness import Completeness, Minimality
+from ..circuits.testing.curves import CircuitEvaluation, FaithfulnessCurve
 from ..errors import InputError
 from ..patching.result import Effect, Effects
 from ..provenance import Provenance
 from ..runs.attention import AttentionPatterns
 from ..runs.components import ComponentStudy
 from ..tasks.task import Task
-from .agreement import method_name
-from .cards import Card, Fact, Pattern, attention_cards, component_cards
-from .heads import head_facts
-from .page import Fragment
-from .text import percent, signed, words
+from .page.cards import Card, Fact, Pattern, attention_cards, component_cards
+from .page.page import Fragment
+from .page.text import percent, signed, words
+from .panels.agreement import method_name
+from .panels.heads import head_facts
 
 REPORTED = (
     Effects, Effect, EdgeScores, Circuit, FaithfulnessCurve, CircuitEvaluation, AttentionPatterns, HeadStudy, ComponentStudy,

@@ -16,10 +16,10 @@ from typing import Any
 from ..errors import InputError, UnknownNameError
 from ..tasks.task import Task
 from .findings import collect
-from .page import Fragment, assemble, embed_json
+from .page.page import Fragment, assemble, embed_json
+from .page.text import escape
 from .sections import SECTIONS, Section, build_sections, machine_readable
 from .teaching import QUESTIONS, for_class
-from .text import escape
 
 AUDIENCES = ("research", "class")
 

@@ -12,22 +12,22 @@ from typing import Any
 
 from ..patching.result import Effect
 from ..provenance import hash_json, stable
-from .agreement import agreement_fragment, agreement_table, method_name
-from .attention import attention_fragment, prompt_markup
-from .cards import certainty_badge
-from .component_section import card_fragments
-from .curve import curve_fragment, curve_table, evaluation_table
 from .findings import Findings, extension_of
-from .graph import SHOWN_OF_SCORES, graph_fragment, whole_graph
-from .graph_pages import positions_payload
-from .graph_payload import GraphOptions, graph_payload
-from .graph_static import static_svg
-from .heads import heads_fragment
-from .heatmap import heatmap_fragment
-from .page import Fragment, to_json
-from .robustness import robustness_fragments
-from .table import Column, table
-from .text import count, escape, number, plural, signed, words
+from .graph.graph import SHOWN_OF_SCORES, graph_fragment, whole_graph
+from .graph.pages import positions_payload
+from .graph.payload import GraphOptions, graph_payload
+from .graph.static import static_svg
+from .page.cards import certainty_badge
+from .page.page import Fragment, to_json
+from .page.table import Column, table
+from .page.text import count, escape, number, plural, signed, words
+from .panels.agreement import agreement_fragment, agreement_table, method_name
+from .panels.attention import attention_fragment, prompt_markup
+from .panels.component_section import card_fragments
+from .panels.curve import curve_fragment, curve_table, evaluation_table
+from .panels.heads import heads_fragment
+from .panels.heatmap import heatmap_fragment
+from .panels.robustness import robustness_fragments
 from .words import METRIC_WORDS, comparable, key_numbers, limits, summary_sentences
 
 N_PAIRS = 5

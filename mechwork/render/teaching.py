@@ -9,9 +9,9 @@ import re
 from collections.abc import Iterable
 from dataclasses import replace
 
-from .page import Fragment
+from .page.page import Fragment
+from .page.text import escape
 from .sections import Section
-from .text import escape
 
 QUESTIONS = {
     "localisation": "At which token, and from which layer on, does the model know the answer? Point at a cell before you look.",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from ..lenses.table import LensTable
 from ..patching.result import Effects
-from .agreement import method_name
 from .findings import Findings
-from .text import count, fixed, number, percent, plural, signed, words
+from .page.text import count, fixed, number, percent, plural, signed, words
+from .panels.agreement import method_name
 
 METRIC_WORDS = {
     "logit_difference": "mean logit of the correct answers minus mean logit of the incorrect ones, at the last token; in logits",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..models.training.examples import agreement_example
 from .classic import classic_task
+from .sampling.examples import agreement_example
 from .task import Task
 
 if TYPE_CHECKING:

@@ -6,10 +6,10 @@ import random
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import InputError
-from ..models.training.examples import Example, capitals_example, templates
-from ..models.training.lexicon import Lexicon
-from ..models.training.templates import fill
 from .classic import classic_task
+from .sampling.examples import Example, capitals_example, templates
+from .sampling.lexicon import Lexicon
+from .sampling.templates import fill
 from .task import Task
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from ..errors import InputError
-from ..models.training.examples import Example, task_data
-from ..models.training.lexicon import Lexicon, Split
-from ..models.training.templates import Filled, slots
 from .build import TextPair, build_task, require_tokenizer
+from .sampling.examples import Example, task_data
+from .sampling.lexicon import Lexicon, Split
+from .sampling.templates import Filled, slots
 from .task import Task
 
 if TYPE_CHECKING:

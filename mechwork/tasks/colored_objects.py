@@ -6,9 +6,9 @@ import random
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
-from ..models.training.examples import Example, colored_objects_example
-from ..models.training.lexicon import Lexicon
 from .classic import classic_task
+from .sampling.examples import Example, colored_objects_example
+from .sampling.lexicon import Lexicon
 from .task import Task
 
 if TYPE_CHECKING:

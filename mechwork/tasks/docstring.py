@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..models.training.examples import docstring_example
 from .classic import classic_task
+from .sampling.examples import docstring_example
 from .task import Task
 
 if TYPE_CHECKING:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..models.training.examples import greater_than_example
 from .classic import classic_task
 from .metrics import Metric, MetricFunction
+from .sampling.examples import greater_than_example
 from .task import Task
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ class Shown:
 
 def show(figure: Figure, words: str) -> Shown:
     """Any plotly figure; `words` say what it shows, for those who cannot see it."""
-    from mechwork.render.figure import figure_fragment, figures_page
+    from mechwork.render.page.figure import figure_fragment, figures_page
 
     height = int(figure.layout.height or 400) + 110
     return Shown(figures_page(words, [figure_fragment(figure, words)]), height, words)
@@ -39,7 +39,7 @@ def lines(x: Sequence[float], ys: Mapping[str, Sequence[float]], *, title: str, 
     """Several lines over the same x."""
     import plotly.graph_objects as go
 
-    from mechwork.render.figure import titled
+    from mechwork.render.page.figure import titled
 
     figure = go.Figure()
     for (name, y), colour, dash in zip(ys.items(), COLOURS, DASHES, strict=False):

@@ -27,9 +27,9 @@ from transformer_lens.tools.analysis import attribution_patching as tl_attributi
 
 import mechwork as mw
 from mechwork.circuits import EdgeSpace
-from mechwork.circuits.evaluate import Settings, measure_circuits
-from mechwork.circuits.positions import score_positions
-from mechwork.circuits.select import select_random
+from mechwork.circuits.graph.select import select_random
+from mechwork.circuits.scoring.positions import score_positions
+from mechwork.circuits.testing.evaluate import Settings, measure_circuits
 from mechwork.models.anatomy import read_anatomy
 from mechwork.relevance import GRADIENT
 from tests.benchmarks.common import backward, cpu, plain_forward, tl_edges

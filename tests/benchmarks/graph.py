@@ -18,7 +18,7 @@ from typing import Any
 import mechwork as mw
 from mechwork.circuits import Circuit
 from mechwork.render import render_graph
-from mechwork.render.graph_payload import graph_payload
+from mechwork.render.graph.payload import graph_payload
 from tests.render import synthetic
 from tests.render.plotly_graph import ABOVE, IDLE, OURS, PAINT, PLOTLY, STEP, plotly_page, unlocked
 

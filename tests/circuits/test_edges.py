@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from mechwork.circuits import Circuit, EdgeSpace, evaluate, score_edges
-from mechwork.circuits.evaluate import Settings, measure_circuits
-from mechwork.circuits.run import as_circuit
-from mechwork.circuits.writers import record_writers, writer_kinds
+from mechwork.circuits.graph.run import as_circuit
+from mechwork.circuits.graph.writers import record_writers, writer_kinds
+from mechwork.circuits.testing.evaluate import Settings, measure_circuits
 from mechwork.models.anatomy import norm_modules, read_anatomy, read_norm
 from mechwork.patching import attribute
 from mechwork.relevance import Composite, EpsilonRule, GammaRule, find_composite

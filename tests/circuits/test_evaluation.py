@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from mechwork.circuits import Circuit, EdgeSpace, compare_circuits, evaluate, score_edges
-from mechwork.circuits.ablated import find_ablation, learn_constants, mean_writes
-from mechwork.circuits.completeness import (
+from mechwork.circuits.graph.ablated import find_ablation, learn_constants, mean_writes
+from mechwork.circuits.graph.run import as_circuit
+from mechwork.circuits.graph.writers import record_writers, writer_kinds
+from mechwork.circuits.testing.completeness import (
     learn_knockout,
     measure_completeness,
     measure_minimality,
     without_node,
 )
-from mechwork.circuits.evaluate import Settings, measure_circuits
-from mechwork.circuits.run import as_circuit
-from mechwork.circuits.writers import record_writers, writer_kinds
+from mechwork.circuits.testing.evaluate import Settings, measure_circuits
 from mechwork.errors import InputError, MetricError, UnknownNameError
 from mechwork.models.anatomy import read_anatomy
 from mechwork.runs import record_run

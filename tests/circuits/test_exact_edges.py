@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mechwork.circuits import score_edges
-from mechwork.circuits.exact_edges import measure_edges
+from mechwork.circuits.scoring.exact_edges import measure_edges
 from mechwork.errors import InputError, UnknownNameError
 from mechwork.tasks.task import Task
 from tests.circuits.test_edges import tolerance

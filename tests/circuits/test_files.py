@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from mechwork.circuits import Circuit, EdgeSpace
-from mechwork.circuits.files import load_tensors, read_mib, save_tensors, write_mib
-from mechwork.circuits.graph_file import AttributionGraph, circuit_of, graph_of
-from mechwork.circuits.select import select_top
+from mechwork.circuits.graph.files import load_tensors, read_mib, save_tensors, write_mib
+from mechwork.circuits.graph.graph_file import AttributionGraph, circuit_of, graph_of
+from mechwork.circuits.graph.select import select_top
 from mechwork.errors import ArtefactError, InputError, MetricError, UnknownNameError
 from tests.families import build_task
 from tests.reference import peers

@@ -12,7 +12,6 @@ import torch
 
 from mechwork import bundled
 from mechwork.circuits import Circuit, ground_truth, measure_edges, score_edges
-from mechwork.circuits.evaluate import measure_circuits
 from mechwork.circuits.ground_truth import (
     ALL_METHODS,
     CASES,
@@ -22,6 +21,7 @@ from mechwork.circuits.ground_truth import (
     programs,
     rank_edges,
 )
+from mechwork.circuits.testing.evaluate import measure_circuits
 from mechwork.errors import InputError, UnknownNameError
 from tests.circuits.test_exact_edges import edge_by_edge
 from tests.families import borrowed

@@ -12,9 +12,9 @@ import torch
 
 from mechwork import bundled
 from mechwork.circuits import evaluate, ground_truth, measure_edges, score_edges
+from mechwork.circuits.graph.run import as_circuit
+from mechwork.circuits.graph.writers import record_writers, writer_kinds
 from mechwork.circuits.ground_truth import equality, find_case, training
-from mechwork.circuits.run import as_circuit
-from mechwork.circuits.writers import record_writers, writer_kinds
 from mechwork.errors import ArtefactError
 from mechwork.runs import record_run
 from tests.circuits.test_edges import random_mask

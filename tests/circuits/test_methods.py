@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from mechwork.circuits import score_edges, verify_edges
-from mechwork.circuits.methods import PRESETS, find_method
-from mechwork.circuits.writers import record_writers, writer_kinds
+from mechwork.circuits.graph.writers import record_writers, writer_kinds
+from mechwork.circuits.scoring.methods import PRESETS, find_method
 from mechwork.errors import InputError, UnknownNameError
 from mechwork.runs import record_run
 from mechwork.tasks.task import Task

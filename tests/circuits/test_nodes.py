@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from mechwork.circuits import EdgeSpace, compare_selections, ensemble, score_edges
-from mechwork.circuits.nodes import measure_neurons, score_neurons, score_nodes
-from mechwork.circuits.select import (
+from mechwork.circuits.graph.select import (
     select_above,
     select_greedy,
     select_nodes,
@@ -17,6 +16,7 @@ from mechwork.circuits.select import (
     select_random_same_degree,
     select_top_nodes,
 )
+from mechwork.circuits.scoring.nodes import measure_neurons, score_neurons, score_nodes
 from mechwork.errors import InputError
 from mechwork.models.anatomy import read_anatomy
 from mechwork.patching import attribute

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from mechwork.circuits import Circuit, EdgeSpace, evaluate, score_edges
-from mechwork.circuits.estimate import Coefficients
-from mechwork.circuits.evaluate import measure_circuits
-from mechwork.circuits.methods import Method
+from mechwork.circuits.scoring.estimate import Coefficients
+from mechwork.circuits.scoring.methods import Method
+from mechwork.circuits.testing.evaluate import measure_circuits
 from mechwork.models.anatomy import read_anatomy
 from mechwork.relevance import GRADIENT, IdentityRule
 from tests.patching.test_peers import stabilised

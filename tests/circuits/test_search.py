@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from mechwork.circuits import EdgeSpace, find_acdc, learn_circuit, score_edges
-from mechwork.circuits.evaluate import Settings, measure_circuits
-from mechwork.circuits.run import as_circuit
-from mechwork.circuits.select import select_random
-from mechwork.circuits.writers import record_writers, writer_kinds
+from mechwork.circuits.graph.run import as_circuit
+from mechwork.circuits.graph.select import select_random
+from mechwork.circuits.graph.writers import record_writers, writer_kinds
+from mechwork.circuits.testing.evaluate import Settings, measure_circuits
 from mechwork.errors import InputError
 from mechwork.models.anatomy import read_anatomy
 from mechwork.runs import record_run
@@ -66,7 +66,7 @@ def test_acdc_is_one_trial_after_another(family_model64: Any, tiny_task: Task) -
     expected = literal_acdc(family_model64, task, space, threshold)
     assert 0 < int(expected.sum()) < space.n_edges
     assert circuit.n_requested == int(expected.sum())
-    from mechwork.circuits.circuit import prune
+    from mechwork.circuits.graph.circuit import prune
 
     assert torch.equal(circuit.mask, prune(space, expected))
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from mechwork.circuits import Circuit, evaluate, score_edges
-from mechwork.circuits.exact_edges import measure_edges
-from mechwork.circuits.run import as_circuit
-from mechwork.circuits.writers import edge_space, record_writers, writer_kinds
+from mechwork.circuits.graph.run import as_circuit
+from mechwork.circuits.graph.writers import edge_space, record_writers, writer_kinds
+from mechwork.circuits.scoring.exact_edges import measure_edges
 from mechwork.errors import InputError
 from mechwork.runs import record_run
 from mechwork.tasks.task import Task
@@ -123,7 +123,7 @@ def test_evaluated_saved_and_drawn(model: Any, tmp_path: Path) -> None:
     page = whole.to_html()
     assert "pos_embed" in page
     with pytest.raises(InputError, match="split_input"):
-        from mechwork.circuits.files import write_mib
+        from mechwork.circuits.graph.files import write_mib
 
         write_mib(circuit, tmp_path / "mib.json", d_model=32)
 

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mechwork.circuits import Circuit, EdgeScores, EdgeSpace
-from mechwork.circuits.circuit import prune
-from mechwork.circuits.curves import MIB_FRACTIONS, FaithfulnessCurve, faithfulness
-from mechwork.circuits.select import select_random, select_top
+from mechwork.circuits.graph.circuit import prune
+from mechwork.circuits.graph.select import select_random, select_top
+from mechwork.circuits.testing.curves import MIB_FRACTIONS, FaithfulnessCurve, faithfulness
 from mechwork.errors import ArtefactError, InputError, MetricError, UnknownNameError
 from mechwork.runs.record import Baseline
 

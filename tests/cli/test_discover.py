@@ -170,7 +170,7 @@ def test_bad_arguments_are_refused_before_any_work(
         pytest.fail("a long computation was begun")
 
     for name in ("patch", "attribute", "score_edges", "study_heads", "evaluate"):
-        monkeypatch.setattr(f"mechwork.cli.discovery.{name}", work)
+        monkeypatch.setattr(f"mechwork.discovery.pipeline.{name}", work)
     arguments, code, message = BAD[case]
     outcome = cli(*arguments)
     assert outcome.code == code, outcome.err
@@ -213,7 +213,7 @@ def test_a_failure_while_writing_leaves_nothing(cli: Cli, tmp_path: Path, monkey
     assert left_over(tmp_path) == []
 
 
-@pytest.mark.parametrize("place", ["mechwork.cli.discovery.score_edges", "mechwork.circuits.Circuit.save"])
+@pytest.mark.parametrize("place", ["mechwork.discovery.pipeline.score_edges", "mechwork.circuits.Circuit.save"])
 def test_an_interruption_leaves_nothing(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt

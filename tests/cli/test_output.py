@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mechwork.cli.output import MARK, check_output, new_folder
+from mechwork.discovery.output import MARK, check_output, new_folder
 from mechwork.errors import InputError
 
 

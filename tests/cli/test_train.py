@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from mechwork.models import load_model
-from mechwork.models.training import export, recipe, train
-from mechwork.models.training.examples import SAMPLERS
-from mechwork.models.training.grammar import KINDS
+from mechwork.tasks.sampling.examples import SAMPLERS
+from mechwork.zoo import export, recipe, train
+from mechwork.zoo.grammar import KINDS
 
 from .conftest import Cli
 

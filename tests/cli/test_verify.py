@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mechwork.cli import main
-from mechwork.cli.verification import differences
+from mechwork.discovery.verification import differences
 
 from .conftest import Cli
 

@@ -12,10 +12,10 @@ from transformers import AutoTokenizer
 from mechwork import bundled
 from mechwork.errors import InputError, UnknownNameError
 from mechwork.models import load_model
-from mechwork.models.training.export import load_exported
-from mechwork.models.training.measure import measure_task
-from mechwork.models.training.recipe import RECIPES, Recipe, find_recipe
-from mechwork.models.training.tokenizer import build_tokenizer, grammar_vocabulary
+from mechwork.zoo.export import load_exported
+from mechwork.zoo.measure import measure_task
+from mechwork.zoo.recipe import RECIPES, Recipe, find_recipe
+from mechwork.zoo.tokenizer import build_tokenizer, grammar_vocabulary
 
 NAMES = bundled.model_names()
 SIX = ("ioi", "greater_than", "pronoun", "agreement", "docstring", "induction")

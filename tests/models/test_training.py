@@ -12,14 +12,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mechwork import bundled
 from mechwork.errors import ArtefactError, InputError, NotFoundError, UnknownNameError
-from mechwork.models.training.architecture import build_model
-from mechwork.models.training.examples import SAMPLERS, templates
-from mechwork.models.training.export import export, remeasure, rewrite_card
-from mechwork.models.training.grammar import KINDS, step_documents
-from mechwork.models.training.measure import draw_examples, encode, measure_task
-from mechwork.models.training.recipe import RECIPES, Phase, Recipe, find_recipe
-from mechwork.models.training.tokenizer import END_OF_TEXT, build_tokenizer, grammar_vocabulary, save_tokenizer
-from mechwork.models.training.train import Encoder, Progress, learning_rate, train, weighted_loss
+from mechwork.tasks.sampling.examples import SAMPLERS, templates
+from mechwork.zoo.architecture import build_model
+from mechwork.zoo.export import export, remeasure, rewrite_card
+from mechwork.zoo.grammar import KINDS, step_documents
+from mechwork.zoo.measure import draw_examples, encode, measure_task
+from mechwork.zoo.recipe import RECIPES, Phase, Recipe, find_recipe
+from mechwork.zoo.tokenizer import END_OF_TEXT, build_tokenizer, grammar_vocabulary, save_tokenizer
+from mechwork.zoo.train import Encoder, Progress, learning_rate, train, weighted_loss
 
 MIXTURE = dict.fromkeys(KINDS, 1.0)
 TINY = Recipe(

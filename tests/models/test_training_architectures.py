@@ -13,7 +13,8 @@ from torch import nn
 from mechwork import bundled
 from mechwork.errors import InputError, UnknownNameError
 from mechwork.models import load_model
-from mechwork.models.training.architecture import (
+from mechwork.tasks.sampling.examples import SAMPLERS
+from mechwork.zoo.architecture import (
     ARCHITECTURES,
     WINDOW,
     attention_projections,
@@ -21,14 +22,13 @@ from mechwork.models.training.architecture import (
     build_model,
     document_mask,
 )
-from mechwork.models.training.examples import SAMPLERS
-from mechwork.models.training.export import export, load_exported
-from mechwork.models.training.grammar import KINDS, step_documents
-from mechwork.models.training.heads import find_induction_heads, score_heads
-from mechwork.models.training.measure import draw_examples, encode, measure_composition
-from mechwork.models.training.recipe import Phase, Recipe
-from mechwork.models.training.tokenizer import build_tokenizer, grammar_vocabulary
-from mechwork.models.training.train import KEPT, Encoder, train, weighted_loss
+from mechwork.zoo.export import export, load_exported
+from mechwork.zoo.grammar import KINDS, step_documents
+from mechwork.zoo.heads import find_induction_heads, score_heads
+from mechwork.zoo.measure import draw_examples, encode, measure_composition
+from mechwork.zoo.recipe import Phase, Recipe
+from mechwork.zoo.tokenizer import build_tokenizer, grammar_vocabulary
+from mechwork.zoo.train import KEPT, Encoder, train, weighted_loss
 
 MIXTURE = dict.fromkeys(KINDS, 1.0)
 

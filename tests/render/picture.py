@@ -14,7 +14,7 @@ from typing import Any
 import mechwork as mw
 from mechwork.circuits import score_attention_edges, score_positions
 from mechwork.cli.console import Console
-from mechwork.cli.discovery import Settings, discover
+from mechwork.discovery.pipeline import Settings, discover
 from mechwork.render import render_graph, render_positions, render_report
 
 TARGET = Path(__file__).resolve().parents[2] / ".github"

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from mechwork.render.figure import figure_fragment, titled
-from mechwork.render.graph_layout import Layout, sample_curves
-from mechwork.render.page import assemble
+from mechwork.render.graph.layout import Layout, sample_curves
+from mechwork.render.page.figure import figure_fragment, titled
+from mechwork.render.page.page import assemble
 
 PAINT = """(() => { const watch = new MutationObserver(() => { if (!document.querySelector('%s')) return; watch.disconnect();
 requestAnimationFrame(() => requestAnimationFrame(() => { window.firstPaint = performance.now() })) });

@@ -13,11 +13,11 @@ import torch
 
 from mechwork.ablation.heads import HeadRow, HeadStudy
 from mechwork.circuits import AttentionEdges, Completeness, Minimality, PositionScores, Stability
-from mechwork.circuits.circuit import Circuit
-from mechwork.circuits.curves import MIB_FRACTIONS, CircuitEvaluation, FaithfulnessCurve
-from mechwork.circuits.sample import Streamed
-from mechwork.circuits.scores import EdgeScores
-from mechwork.circuits.space import EdgeSpace
+from mechwork.circuits.graph.circuit import Circuit
+from mechwork.circuits.graph.space import EdgeSpace
+from mechwork.circuits.scoring.sample import Streamed
+from mechwork.circuits.scoring.scores import EdgeScores
+from mechwork.circuits.testing.curves import MIB_FRACTIONS, CircuitEvaluation, FaithfulnessCurve
 from mechwork.lenses import LensTable, LogitAttribution, TrajectoryComparison, trajectory
 from mechwork.lenses.trajectory import compare_trajectories
 from mechwork.patching.result import Effect, Effects

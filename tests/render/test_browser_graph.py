@@ -4,10 +4,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from mechwork.circuits.circuit import Circuit
+from mechwork.circuits.graph.circuit import Circuit
 from mechwork.render import Fact, GraphOptions, render_graph
-from mechwork.render.graph_payload import graph_payload
-from mechwork.render.graph_static import static_svg
+from mechwork.render.graph.payload import graph_payload
+from mechwork.render.graph.static import static_svg
 from tests.browser import OpenPage, Tab
 from tests.render import synthetic
 

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from mechwork.circuits.circuit import Circuit
+from mechwork.circuits.graph.circuit import Circuit
 from mechwork.display import frame
 from mechwork.render import Fact, GraphOptions, render_graph
 from tests.browser import OpenPage, Tab

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mechwork.render import render_graph
-from mechwork.render.graph_payload import graph_payload
+from mechwork.render.graph.payload import graph_payload
 from tests.browser import OpenPage, Tab
 from tests.render import synthetic
 from tests.render.plotly_graph import ABOVE, IDLE, OURS, PAINT, PLOTLY, STEP, plotly_page, unlocked

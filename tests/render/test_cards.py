@@ -12,9 +12,9 @@ import torch
 
 from mechwork.errors import InputError
 from mechwork.render import Excerpts, Fact, Pattern, Picture, TokenList, render_components, render_report, reports
-from mechwork.render.cards import attention_cards, cards_markup, component_cards
 from mechwork.render.findings import EXTENSIONS
-from mechwork.render.page import Fragment
+from mechwork.render.page.cards import attention_cards, cards_markup, component_cards
+from mechwork.render.page.page import Fragment
 from tests.render import synthetic
 
 SVG = '<svg xmlns="http://www.w3.org/2000/svg"><script>window.pwned=1</script></svg>'

@@ -22,8 +22,8 @@ from mechwork.circuits import (
     score_positions,
     study_reuse,
 )
-from mechwork.circuits.graph_file import graph_of
-from mechwork.circuits.leaderboard import run_leaderboard
+from mechwork.circuits.graph.graph_file import graph_of
+from mechwork.circuits.testing.leaderboard import run_leaderboard
 from mechwork.display import page
 from mechwork.errors import InputError
 from mechwork.render import render_graph

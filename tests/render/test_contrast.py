@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from mechwork.render import graph_static
-from mechwork.render.page import asset
+from mechwork.render.graph import static as graph_static
+from mechwork.render.page.page import asset
 
 TEXT = ("ink", "muted", "pos-text", "neg-text", "accent")
 MARKS = ("pos", "neg", "neutral", "in1", "in2", "in3", "accent", "control")

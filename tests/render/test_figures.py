@@ -10,8 +10,8 @@ from mechwork.display import page
 from mechwork.errors import InputError
 from mechwork.patching.result import Effects
 from mechwork.render import agreement_figure, curve_figure, heatmap_figure, render_agreement, render_heatmap
-from mechwork.render.agreement import agreement_table
-from mechwork.render.curve import curve_table, evaluation_table
+from mechwork.render.panels.agreement import agreement_table
+from mechwork.render.panels.curve import curve_table, evaluation_table
 from tests.render import synthetic
 
 

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from mechwork.circuits.circuit import Circuit
-from mechwork.circuits.space import EdgeSpace
+from mechwork.circuits.graph.circuit import Circuit
+from mechwork.circuits.graph.space import EdgeSpace
 from mechwork.errors import InputError, MetricError
-from mechwork.render.cards import Fact
-from mechwork.render.graph import edge_table, graph_svg, render_graph
-from mechwork.render.graph_layout import HEIGHTS, WIDTHS
-from mechwork.render.graph_payload import GraphOptions, graph_payload
-from mechwork.render.graph_static import static_svg
-from mechwork.render.graph_table import MAX_EDGES
+from mechwork.render.graph.graph import edge_table, graph_svg, render_graph
+from mechwork.render.graph.layout import HEIGHTS, WIDTHS
+from mechwork.render.graph.payload import GraphOptions, graph_payload
+from mechwork.render.graph.static import static_svg
+from mechwork.render.graph.table import MAX_EDGES
+from mechwork.render.page.cards import Fact
 from tests.render import synthetic
 
 

@@ -9,9 +9,9 @@ import torch
 from mechwork.circuits import AttributionGraph, compare_circuits, graph_of
 from mechwork.errors import InputError
 from mechwork.render import render_positions
-from mechwork.render.graph_pages import _attribution_payload, positions_payload
-from mechwork.render.graph_positions import attribution_table, positions_table
-from mechwork.render.graph_static import static_svg
+from mechwork.render.graph.pages import _attribution_payload, positions_payload
+from mechwork.render.graph.positions import attribution_table, positions_table
+from mechwork.render.graph.static import static_svg
 from tests.render import synthetic
 
 

@@ -11,8 +11,8 @@ import torch
 from mechwork.ablation.heads import HeadRow, HeadStudy
 from mechwork.errors import InputError, UnknownNameError
 from mechwork.render import render_attention, render_heads, render_report, report
-from mechwork.render.attention import MAX_TOKENS, prompt_markup
-from mechwork.render.page import BUNDLES, Fragment, assemble, asset, embed_json
+from mechwork.render.page.page import BUNDLES, Fragment, assemble, asset, embed_json
+from mechwork.render.panels.attention import MAX_TOKENS, prompt_markup
 from mechwork.render.sections import SECTIONS
 from mechwork.render.teaching import QUESTIONS
 from mechwork.runs.attention import AttentionPatterns

@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mechwork.render.page import to_json
-from mechwork.render.text import MINUS, escape, fixed, number, percent, plain, shorten, show_token, signed
+from mechwork.render.page.page import to_json
+from mechwork.render.page.text import MINUS, escape, fixed, number, percent, plain, shorten, show_token, signed
 from tests.render.synthetic import HOSTILE
 
 

@@ -10,8 +10,6 @@ import torch
 
 from mechwork import bundled
 from mechwork.errors import InputError
-from mechwork.models.training.examples import SAMPLERS, templates
-from mechwork.models.training.tokenizer import build_tokenizer, grammar_vocabulary
 from mechwork.tasks.agreement import agreement
 from mechwork.tasks.capitals import capitals
 from mechwork.tasks.colored_objects import colored_objects
@@ -21,6 +19,8 @@ from mechwork.tasks.in_context import in_context
 from mechwork.tasks.induction import induction
 from mechwork.tasks.ioi import ioi
 from mechwork.tasks.pronoun import pronoun
+from mechwork.tasks.sampling.examples import SAMPLERS, templates
+from mechwork.zoo.tokenizer import build_tokenizer, grammar_vocabulary
 
 TASKS: dict[str, Any] = {
     "ioi": ioi,

@@ -19,8 +19,8 @@ from ...errors import InputError, UnknownNameError
 from ...models.anatomy import read_anatomy
 from ...patching.result import Direction
 from ...tasks.task import Task
-from ..circuit import Circuit
-from ..space import EdgeSpace
+from ..graph.circuit import Circuit
+from ..graph.space import EdgeSpace
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ...errors import UnknownNameError
 from ...tasks.task import Task
-from ..circuit import Circuit
+from ..graph.circuit import Circuit
 from .case import KnownCircuit
 from .equality import EQUALITY
 from .induction import INDUCTION

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from ...errors import InputError, MetricError
 from ...shapes import EdgeMatrix
-from ..circuit import Circuit
-from ..exact_edges import EdgeEffects
-from ..scores import EdgeScores
+from ..graph.circuit import Circuit
+from ..scoring.exact_edges import EdgeEffects
+from ..scoring.scores import EdgeScores
 
 RESOLUTION = 1e-6
 """Values below this share of the largest one count as zero: floating point leaves such values of what is nothing."""

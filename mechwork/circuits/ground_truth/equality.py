@@ -26,9 +26,9 @@ from ...runs.record import record_run
 from ...tasks.metrics import accuracy
 from ...tasks.pairs import PromptPairs
 from ...tasks.task import Task
-from ..exact_edges import measure_edges
-from ..run import as_circuit
-from ..writers import record_writers, writer_kinds
+from ..graph.run import as_circuit
+from ..graph.writers import record_writers, writer_kinds
+from ..scoring.exact_edges import measure_edges
 from .case import KnownCircuit
 from .training import Program, Recipe, Weights, train
 

@@ -16,11 +16,11 @@ import torch
 from ...errors import UnknownNameError
 from ...patching.result import Direction
 from ...shapes import EdgeMatrix
-from ..acdc import find_acdc
-from ..exact_edges import measure_edges
-from ..learned import learn_circuit
-from ..methods import PRESETS
-from ..score import score_edges
+from ..scoring.exact_edges import measure_edges
+from ..scoring.methods import PRESETS
+from ..scoring.score import score_edges
+from ..search.acdc import find_acdc
+from ..search.learned import learn_circuit
 from .case import KnownCircuit
 
 THRESHOLDS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.001, 0.0001)

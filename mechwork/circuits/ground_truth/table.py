@@ -15,8 +15,8 @@ import torch
 
 from ...display import Displayable
 from ...errors import UnknownNameError
-from ..circuit import Circuit
-from ..exact_edges import ABLATIONS, measure_edges
+from ..graph.circuit import Circuit
+from ..scoring.exact_edges import ABLATIONS, measure_edges
 from .case import METHODS, KnownCircuit
 from .compare import TruthComparison, compare, find_auroc, find_levels
 from .rank import ALL_METHODS, rank_edges

@@ -28,7 +28,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..space import EdgeSpace
+from ..graph.space import EdgeSpace
 
 Weights = dict[str, Tensor]
 

@@ -1,0 +1,62 @@
+"""How much memory scoring and evaluation may take, and what fits into it: pairs per pass, positions per product.
+
+Sizes are estimates of what is added to the model's weights, meant to be right within a factor of two.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from ...errors import InputError
+from ...models.anatomy import ModelAnatomy
+from .space import EdgeSpace
+
+DEFAULT_BUDGET = 2**30
+
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def parse_bytes(size: int | str) -> int:
+    """Bytes from a number or from text such as ``"2GB"``."""
+    found = re.fullmatch(r"\s*([0-9.]+)\s*([KMG]i?B)\s*", size, re.IGNORECASE) if isinstance(size, str) else None
+    n = int(float(found[1]) * _UNITS[found[2].upper()]) if found else size
+    if not isinstance(n, int) or n <= 0:
+        raise InputError(f"a memory budget is a number of bytes or text such as '2GB'; got {size!r}")
+    return n
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What fits: pairs per pass, and positions per product of writes and coefficients."""
+
+    n_pairs: int
+    n_positions: int
+
+
+def fit(
+    anatomy: ModelAnatomy,
+    space: EdgeSpace,
+    n_pos: int,
+    n_tail: int,
+    budget: int,
+    *,
+    n_bytes: int = 4,
+    n_copies: int = 1,
+    n_cells: int = 1,
+) -> Fit:
+    """Pairs and positions for a budget in bytes; always at least one of each.
+
+    Half of the budget is for the pass (activations that the backward pass needs, and what is recorded), half for the
+    writes ``[writer, batch, pos, d_model]`` in `n_copies`, a few layers' coefficients, and the scores of `n_cells` spans.
+    """
+    d, layers = anatomy.d_model, anatomy.n_layers
+    graph = layers * n_pos * (40 * d + 4 * anatomy.n_heads * n_pos) + 3 * n_tail * anatomy.d_vocab
+    scores = 2 * n_cells * space.n_writers * space.n_readers
+    per_position = (n_copies * space.n_writers + 3 * space.readers_per_layer) * d
+    n_pairs = max(1, int(budget / 2 / (n_bytes * (graph + scores))))
+    n_positions = max(1, int(budget / 2 / (max(n_bytes, 4) * per_position * n_pairs)))
+    while n_pairs > 1 and n_positions < min(4, n_pos):
+        n_pairs //= 2
+        n_positions = max(1, int(budget / 2 / (max(n_bytes, 4) * per_position * n_pairs)))
+    return Fit(n_pairs, min(n_positions, n_pos))

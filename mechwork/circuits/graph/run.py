@@ -1,0 +1,228 @@
+"""Run the model as a circuit: edges outside it carry the ablated value instead of the live one.
+
+Every reader's input is the live residual stream plus, for each edge that is cut, (ablated write - live write) of its
+source. The differences are kept for the writers that have already run, so any number of edges costs one forward pass and
+one product per layer. Readers whose edges are all kept are left untouched, so the full circuit is the model to the bit;
+readers of components that write to nothing in the circuit are left alone too, since nobody sees the outcome.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ...errors import InputError
+from ...models.anatomy import block_norm, heads_share_scale, mlp_norm_name
+from ...sites import Site, hook_name
+from .space import EdgeSpace
+from .writers import head_writes, input_writes
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+AblatedWrites = Float[Tensor, "writer #batch #pos d_model"]
+"""What cut edges carry, per writer; a length of 1 stands for every prompt or every position."""
+
+
+@dataclass(frozen=True, eq=False)
+class Resume:
+    """A forward that begins at block `layer`: `difference` is (ablated - live) of the writers before it."""
+
+    layer: int
+    difference: Float[Tensor, "writer batch pos d_model"]
+
+
+@contextmanager
+def as_circuit(
+    model: TransformerBridge,
+    space: EdgeSpace,
+    mask: Bool[Tensor, "*copy writer reader"] | Float[Tensor, "writer reader"],
+    ablated: AblatedWrites,
+    *,
+    grad: bool = False,
+    resume: Resume | None = None,
+) -> Iterator[None]:
+    """Inside, forwards compute the circuit `mask`; `ablated` are the writes that cut edges carry.
+
+    A `mask` of numbers keeps each edge by that share. A mask per copy runs several circuits at once, over prompts stacked
+    copy after copy (and `ablated` likewise, or shared by having one prompt or being a task's, repeated). With `grad`,
+    gradients flow to `mask` and `ablated`. `resume` is for forwards that begin at a later block.
+    """
+    soft = mask.is_floating_point()
+    cut = space.mask.to(ablated) * (1 - mask.to(ablated)) if soft else (space.mask & ~mask).to(ablated)
+    runner = _Runner(model, space, cut, ablated, grad=grad, resume=resume)
+    with model.hooks(fwd_hooks=runner.hooks()):
+        yield
+
+
+class _Runner:
+    """The live differences of one forward pass, and the hooks that fill and use them."""
+
+    def __init__(
+        self,
+        model: TransformerBridge,
+        space: EdgeSpace,
+        cut: Float[Tensor, "*copy writer reader"],
+        ablated: AblatedWrites,
+        *,
+        grad: bool,
+        resume: Resume | None,
+    ) -> None:
+        self.model, self.space, self.cut, self.ablated, self.grad = model, space, cut, ablated, grad
+        self.resume = resume
+        self.blocks: list[Tensor] = []
+        self.difference: Tensor | None = None
+        self.columns = torch.arange(space.n_readers) if grad else _columns_to_compute(model, space, cut)
+        self.stream: Tensor = ablated[0]
+        self.embed: Tensor | None = None
+
+    def hooks(self) -> list[tuple[str, Any]]:
+        hooks: list[tuple[str, Any]] = [(hook_name(Site("embed")), self._embedded)] if self.space.split_input else []
+        for layer in range(self.space.n_layers):
+            hooks.append((hook_name(Site("resid_pre", layer)), self._enter(layer)))
+            hooks += [(hook_name(Site(kind, layer)), self._attention_reader(layer, kind)) for kind in "qkv"]
+            hooks.append((hook_name(Site("z", layer)), self._head_writers(layer)))
+            if self.space.attn_only:
+                continue
+            if not self.space.parallel:
+                hooks.append((hook_name(Site("resid_mid", layer)), self._middle))
+            hooks.append((hook_name(Site("mlp_in", layer)), self._mlp_reader(layer)))
+            hooks.append((hook_name(Site("mlp_out", layer)), self._mlp_writer(layer)))
+        hooks.append((hook_name(Site("resid_post", self.space.n_layers - 1)), self._logits_reader))
+        return hooks
+
+    # ---- differences ---------------------------------------------------------------------------------------------
+
+    def _write(self, rows: slice, live: Tensor) -> None:
+        """Keep ablated - live of the writers `rows`; `live` is ``[writer, batch, pos, d_model]``."""
+        ablated = self.ablated[rows]
+        if ablated.shape[1] not in (1, live.shape[1]) or ablated.shape[2] not in (1, live.shape[2]):
+            raise InputError(
+                f"cut edges carry the writes of {ablated.shape[1]} prompts of {ablated.shape[2]} tokens; this forward has "
+                f"{live.shape[1]} of {live.shape[2]}. For other prompts, and to generate, run the circuit with ablation='mean'."
+            )
+        if self.grad:
+            self.blocks.append(ablated - live)
+            return
+        if rows.start == 0:
+            self.difference = live.new_empty(self.space.n_writers, *live.shape[1:])
+        assert self.difference is not None
+        torch.sub(ablated, live, out=self.difference[rows])
+
+    def _read(self, n_seen: int, columns: Int[Tensor, " wanted"]) -> Float[Tensor, "wanted batch pos d_model"]:
+        """The stream as the readers `columns` see it."""
+        cut = self.cut[..., :n_seen, columns]
+        if not self.grad:
+            assert self.difference is not None
+            seen = self.difference[:n_seen]
+            if cut.ndim == 3:
+                parts = torch.matmul(cut.mT.to(seen), seen.unflatten(1, (len(cut), -1)).flatten(2).transpose(0, 1))
+                return parts.transpose(0, 1).reshape(len(columns), *seen.shape[1:]).add_(self.stream)
+            change = (cut.T.to(seen) @ seen.flatten(1)).view(len(columns), *seen.shape[1:])
+            return change.add_(self.stream)
+        total, row = self.stream.unsqueeze(0), 0
+        for block in self.blocks:
+            if row < n_seen:
+                total = total + torch.tensordot(cut[row : row + len(block)].T, block, dims=1)
+            row += len(block)
+        return total
+
+    # ---- hooks ---------------------------------------------------------------------------------------------------
+
+    def _enter(self, layer: int) -> Any:
+        def hook(stream: Tensor, hook: Any) -> None:
+            self.stream = stream
+            if self.resume is not None and layer == self.resume.layer:
+                before = self.resume.difference
+                self.difference = stream.new_empty(self.space.n_writers, *stream.shape)
+                copies = self.difference[: len(before)].unflatten(1, (-1, before.shape[1]))
+                copies.copy_(before.unsqueeze(1))
+            elif layer == 0:
+                self.blocks = []
+                self._write(slice(0, self.space.n_inputs), input_writes(self.space, stream, self.embed))
+
+        return hook
+
+    def _embedded(self, embed: Tensor, hook: Any) -> None:
+        self.embed = embed
+
+    def _middle(self, stream: Tensor, hook: Any) -> None:
+        self.stream = stream
+
+    def _attention_reader(self, layer: int, kind: str) -> Any:
+        attn, norm = self.model.blocks[layer].attn, block_norm(self.model, layer, "ln1")
+        weight, bias = getattr(attn, f"W_{kind.upper()}").detach(), getattr(attn, f"b_{kind.upper()}")
+        columns = self.space.attention_readers(layer, kind)
+        wanted = self.columns[(self.columns >= columns.start) & (self.columns < columns.stop)]
+        heads = wanted - columns.start
+        if len(heads) < columns.stop - columns.start:
+            weight = weight[heads]
+            bias = None if bias is None else bias[heads]
+
+        def hook(activation: Tensor, hook: Any) -> Tensor | None:
+            if not len(wanted):
+                return None
+            x = self._read(self.space.n_seen_by_attention(layer), wanted)
+            x = (x if norm is None else norm(x)).to(weight.dtype)
+            projected = torch.bmm(x.flatten(1, 2), weight).view(*x.shape[:3], -1).permute(1, 2, 0, 3)
+            projected = projected if bias is None else projected + bias.detach()
+            if len(heads) == activation.shape[2]:
+                return projected
+            return activation.index_copy(2, heads.to(activation.device), projected.to(activation.dtype))
+
+        return hook
+
+    def _head_writers(self, layer: int) -> Any:
+        def hook(z: Tensor, hook: Any) -> None:
+            self._write(self.space.head_writers(layer), head_writes(self.model, layer, z))
+
+        return hook
+
+    def _mlp_reader(self, layer: int) -> Any:
+        norm = block_norm(self.model, layer, mlp_norm_name(self.model, layer))
+        column = self.space.mlp_reader(layer)
+        wanted = self.columns[self.columns == column]
+
+        def hook(activation: Tensor, hook: Any) -> Tensor | None:
+            if not len(wanted):
+                return None
+            x = self._read(self.space.n_seen_by_mlp(layer), wanted).squeeze(0)
+            return (x if norm is None else norm(x)).to(activation.dtype)
+
+        return hook
+
+    def _mlp_writer(self, layer: int) -> Any:
+        def hook(written: Tensor, hook: Any) -> None:
+            row = self.space.mlp_writer(layer)
+            self._write(slice(row, row + 1), written.unsqueeze(0))
+
+        return hook
+
+    def _logits_reader(self, stream: Tensor, hook: Any) -> Tensor | None:
+        self.stream = stream
+        wanted = self.columns[self.columns == self.space.logits_reader]
+        return self._read(self.space.n_writers, wanted).squeeze(0).to(stream.dtype) if len(wanted) else None
+
+
+def _columns_to_compute(
+    model: TransformerBridge, space: EdgeSpace, cut: Float[Tensor, "*copy writer reader"]
+) -> Int[Tensor, " wanted"]:
+    """Readers that see a cut edge and whose component writes along some kept edge.
+
+    Where the heads of a layer share a norm's scale, all of them count when one does.
+    """
+    copies = cut.cpu().reshape(-1, *cut.shape[-2:])
+    speaks = (space.mask & (copies != 1)).any(dim=0).any(dim=1)
+    for layer in range(space.n_layers):
+        if heads_share_scale(model, layer):
+            rows = space.head_writers(layer)
+            speaks[rows] = bool(speaks[rows].any())
+    heard = (space.feeds & speaks[:, None]).any(dim=0)
+    heard[space.logits_reader] = True
+    return ((copies != 0).any(dim=0).any(dim=0) & heard).nonzero().flatten()

@@ -1,0 +1,203 @@
+"""The computational graph as tables: writers, readers, and which writer each reader can see.
+
+Writers write to the residual stream: ``input`` (the stream entering block 0; with `split_input` in its two parts, ``embed`` of
+the tokens and ``pos_embed`` of the positions), heads ``a3.h1``, MLPs ``m3``. Readers
+read from it: ``a3.h1<q>``, ``a3.h0<k>``, ``a3.h0<v>`` (under grouped-query attention k and v have one reader per
+key/value head), ``m3``, ``logits``. Writers are ordered as they run, so what a reader sees is a prefix of the writers,
+and the whole edge set is one boolean ``[writer, reader]`` mask. Names are made only when somebody asks.
+
+    >>> space = EdgeSpace(n_layers=2, n_heads=2, n_kv_heads=1)
+    >>> space.writers
+    ('input', 'a0.h0', 'a0.h1', 'm0', 'a1.h0', 'a1.h1', 'm1')
+    >>> space.n_edges
+    36
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from ...errors import InputError, UnknownNameError
+from ...models.anatomy import ModelAnatomy
+from ...shapes import EdgeMask
+
+INPUT, LOGITS = "input", "logits"
+INPUT_PARTS = ("embed", "pos_embed")
+"""The writers of a split input: token embedding, and what positions add to it."""
+
+
+@dataclass(frozen=True)
+class EdgeSpace:
+    """The edge space of a decoder-only transformer with `n_layers` blocks; `parallel` blocks feed attention and MLP alike; `attn_only` blocks have no MLP.
+
+    `split_input`: tokens and positions are writers apart, in models that add an embedding of positions to the stream.
+    """
+
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    parallel: bool = False
+    attn_only: bool = False
+    split_input: bool = False
+
+    def __post_init__(self) -> None:
+        if self.n_layers < 1 or self.n_heads < 1 or self.n_kv_heads < 1 or self.n_heads % self.n_kv_heads:
+            raise InputError(f"an edge space needs layers, and heads in whole groups; got {asdict(self)}")
+
+    @classmethod
+    def of(cls, anatomy: ModelAnatomy, *, split_input: bool = False) -> EdgeSpace:
+        """The edge space of a model."""
+        return cls(
+            anatomy.n_layers, anatomy.n_heads, anatomy.n_kv_heads, anatomy.parallel, anatomy.attn_only, split_input
+        )
+
+    # ---- writers -------------------------------------------------------------------------------------------------
+
+    @property
+    def mlps(self) -> range:
+        """Layers that have an MLP: all or none."""
+        return range(0 if self.attn_only else self.n_layers)
+
+    @property
+    def writers_per_layer(self) -> int:
+        return self.n_heads + (not self.attn_only)
+
+    @property
+    def n_inputs(self) -> int:
+        """How many rows the input has: the first ones."""
+        return 2 if self.split_input else 1
+
+    @property
+    def n_writers(self) -> int:
+        return self.n_inputs + self.n_layers * self.writers_per_layer
+
+    def head_writers(self, layer: int) -> slice:
+        """Rows of a layer's heads."""
+        start = self.n_inputs + layer * self.writers_per_layer
+        return slice(start, start + self.n_heads)
+
+    def mlp_writer(self, layer: int) -> int:
+        """Row of the MLP of one of the layers `mlps`."""
+        return self.n_inputs - 1 + (layer + 1) * (self.n_heads + 1)
+
+    @cached_property
+    def writers(self) -> tuple[str, ...]:
+        """Names of the rows."""
+        names = list(INPUT_PARTS) if self.split_input else [INPUT]
+        for layer in range(self.n_layers):
+            names += [f"a{layer}.h{h}" for h in range(self.n_heads)]
+            names += [f"m{layer}"] * (not self.attn_only)
+        return tuple(names)
+
+    # ---- readers -------------------------------------------------------------------------------------------------
+
+    @property
+    def readers_per_layer(self) -> int:
+        return self.n_heads + 2 * self.n_kv_heads + (not self.attn_only)
+
+    @property
+    def n_readers(self) -> int:
+        return self.n_layers * self.readers_per_layer + 1
+
+    def attention_readers(self, layer: int, kind: str) -> slice:
+        """Columns of a layer's q, k or v readers."""
+        start = layer * self.readers_per_layer
+        if kind == "q":
+            return slice(start, start + self.n_heads)
+        start += self.n_heads + (self.n_kv_heads if kind == "v" else 0)
+        return slice(start, start + self.n_kv_heads)
+
+    def mlp_reader(self, layer: int) -> int:
+        """Column of the MLP input of one of the layers `mlps`."""
+        return (layer + 1) * self.readers_per_layer - 1
+
+    @property
+    def logits_reader(self) -> int:
+        """Column of the unembedding's input."""
+        return self.n_readers - 1
+
+    @cached_property
+    def readers(self) -> tuple[str, ...]:
+        """Names of the columns."""
+        names: list[str] = []
+        for layer in range(self.n_layers):
+            names += [f"a{layer}.h{h}<q>" for h in range(self.n_heads)]
+            names += [f"a{layer}.h{h}<{kind}>" for kind in "kv" for h in range(self.n_kv_heads)]
+            names += [f"m{layer}"] * (not self.attn_only)
+        return (*names, LOGITS)
+
+    # ---- edges ---------------------------------------------------------------------------------------------------
+
+    def n_seen_by_attention(self, layer: int) -> int:
+        """How many writers come before a layer's attention."""
+        return self.n_inputs + layer * self.writers_per_layer
+
+    def n_seen_by_mlp(self, layer: int) -> int:
+        """How many writers come before a layer's MLP."""
+        return self.n_seen_by_attention(layer) + (0 if self.parallel else self.n_heads)
+
+    @cached_property
+    def n_seen(self) -> Int[Tensor, " reader"]:
+        """For every reader the number of writers (a prefix) that it can see."""
+        seen: list[int] = []
+        for layer in range(self.n_layers):
+            seen += [self.n_seen_by_attention(layer)] * (self.n_heads + 2 * self.n_kv_heads)
+            seen += [self.n_seen_by_mlp(layer)] * (not self.attn_only)
+        return torch.tensor([*seen, self.n_writers])
+
+    @cached_property
+    def mask(self) -> EdgeMask:
+        """Which cells are edges."""
+        return torch.arange(self.n_writers)[:, None] < self.n_seen[None, :]
+
+    @property
+    def n_edges(self) -> int:
+        return int(self.n_seen.sum())
+
+    @cached_property
+    def feeds(self) -> EdgeMask:
+        """``[writer, reader]``: whether the reader is an input of the component that writes (its q, k, v or MLP input)."""
+        feeds = torch.zeros(self.n_writers, self.n_readers, dtype=torch.bool)
+        group = self.n_heads // self.n_kv_heads
+        for layer in range(self.n_layers):
+            for head in range(self.n_heads):
+                row = self.head_writers(layer).start + head
+                feeds[row, self.attention_readers(layer, "q").start + head] = True
+                for kind in "kv":
+                    feeds[row, self.attention_readers(layer, kind).start + head // group] = True
+        for layer in self.mlps:
+            feeds[self.mlp_writer(layer), self.mlp_reader(layer)] = True
+        return feeds
+
+    def layer_of_writer(self, row: int) -> int:
+        """Layer of a writer; -1 for the input."""
+        return (row - self.n_inputs) // self.writers_per_layer if row >= self.n_inputs else -1
+
+    def edge_name(self, row: int, column: int) -> str:
+        """``"a5.h1->a7.h9<q>"``."""
+        return f"{self.writers[row]}->{self.readers[column]}"
+
+    def edge_index(self, name: str) -> tuple[int, int]:
+        """Row and column of a named edge; raises `UnknownNameError` or, for two nodes that are not connected, `InputError`."""
+        source, arrow, target = re.sub(r"\s+", "", name).partition("->")
+        if not arrow:
+            raise InputError(f"an edge is written 'source->target', e.g. 'a0.h1->m0'; got {name!r}")
+        if source not in self.writers:
+            raise UnknownNameError("writer", source, self.writers)
+        if target not in self.readers:
+            raise UnknownNameError("reader", target, self.readers)
+        row, column = self.writers.index(source), self.readers.index(target)
+        if not bool(self.mask[row, column]):
+            raise InputError(f"{target} runs before {source} has written, so there is no edge {name}")
+        return row, column
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON; a whole input, which is the rule, is left unsaid."""
+        return {name: value for name, value in asdict(self).items() if name != "split_input" or value}

@@ -1,0 +1,1 @@
+"""Scores of edges, nodes, neurons and positions: one estimator at several grains."""

@@ -1,0 +1,231 @@
+"""From a micro-batch of pairs to scores per pair: one estimator per kind of evidence, all with the same call.
+
+    estimator = ESTIMATORS["coefficients"](model, task, space, method, n_positions, seed)
+    rows = estimator(task[:8])                  # rows.values [batch, writer, reader], rows.baseline
+
+An estimator sees the whole task once, when it is made: that is where data-set means come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ...models.anatomy import device_of, dtype_of
+from ...runs.record import Baseline, Run
+from ...tasks.task import Task
+from ..graph.ablated import mean_writes
+from ..graph.space import EdgeSpace
+from ..graph.writers import Writes, record_writers, stream_kinds, write_differences, writer_kinds
+from .exact import ExactEffects
+from .flow import InformationFlow
+from .methods import Method
+from .points import Passes, Point, add_at, start_at
+from .readers import reader_coefficients, reader_kinds
+from .rows import Rows
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+Cells = Bool[Tensor, "cell batch pos"]
+
+
+@dataclass(eq=False)
+class Coefficients:
+    """(clean write - ablated write) . coefficient, at points of a path: every gradient and relevance method."""
+
+    model: TransformerBridge
+    task: Task
+    space: EdgeSpace
+    method: Method
+    n_positions: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        self.ablated = None if self.method.ablation == "corrupt" else self._ablated_writes()
+
+    def __call__(self, task: Task) -> Rows:
+        """Scores ``[batch, writer, reader]`` of some pairs."""
+        rows = self.by_cell(task, None)
+        return Rows(rows.values.squeeze(1), rows.baseline)
+
+    def by_cell(self, task: Task, cells: Cells | None, fractions: Sequence[float] | None = None) -> Rows:
+        """Scores ``[batch, cell, writer, reader]``, a cell being a set of positions of each prompt (None: all in one)."""
+        passes = Passes.of(self.model, task, self.method.rules, self.method.direction)
+        if not self.method.rules.grad_drop or self.space.n_layers == 1:
+            return self._one(passes, cells, fractions)
+        return self._dropping(passes, cells, fractions)
+
+    def _one(self, passes: Passes, cells: Cells | None, fractions: Sequence[float] | None) -> Rows:
+        n_cells = 1 if cells is None else len(cells)
+        self.total = torch.zeros(
+            len(passes.task), n_cells, self.space.n_writers, self.space.n_readers,
+            dtype=torch.promote_types(dtype_of(self.model), torch.float32), device=device_of(self.model),
+        )  # fmt: skip
+        if self.method.path == "activations":
+            baseline = self._along_activations(passes, cells)
+        else:
+            baseline = self._along_inputs(passes, cells, tuple(fractions or self.method.fractions))
+        total, self.total = self.total, torch.empty(0)
+        return Rows(total if self.method.direction == "denoise" else -total, baseline)
+
+    def _dropping(self, passes: Passes, cells: Cells | None, fractions: Sequence[float] | None) -> Rows:
+        """GradDrop (Kramár et al. 2024): mean magnitude over backward passes that skip a layer each, with the sign of the sum.
+
+        A reader inside a layer is not judged without that layer.
+        """
+        n_layers = self.space.n_layers
+        inside = torch.full((self.space.n_readers,), -1)
+        for layer in range(n_layers):
+            inside[layer * self.space.readers_per_layer : (layer + 1) * self.space.readers_per_layer] = layer
+        signed = size = torch.zeros(())
+        ends: list[Baseline] = []
+        for layer in range(n_layers):
+            rows = self._one(replace(passes, drop=layer), cells, fractions)
+            share = torch.where(inside < 0, 1 / n_layers, (inside != layer).double() / (n_layers - 1))
+            weight = share.to(rows.values)
+            ends.append(rows.baseline)
+            signed = signed.to(rows.values) + weight * rows.values
+            size = size.to(rows.values) + weight * rows.values.abs()
+        return Rows(signed.sign() * size, ends[0])
+
+    # ---- paths ---------------------------------------------------------------------------------------------------
+
+    def _along_inputs(self, passes: Passes, cells: Cells | None, fractions: tuple[float, ...]) -> Baseline:
+        reading, streams, writing = reader_kinds(self.space), stream_kinds(self.space), writer_kinds(self.space)
+        at_host = at_donor = None
+        if 0.0 in fractions:
+            at_host = passes.point(reading, [*writing, *streams])
+        host = at_host.run if at_host else passes.plain(writing)
+        if 1.0 in fractions and self.ablated is None:
+            swapped = replace(passes, pairs=passes.pairs.corrupt_as_host())
+            at_donor = swapped.point(reading, [*writing, *streams])
+        donor = at_donor.run if at_donor else passes.plain(writing if self.ablated is None else (), donor=True)
+        baseline = self._baseline(passes, host, donor)
+        start = host.layers["resid_pre"][0]
+        end = donor.layers["resid_pre"][0] if self.ablated is None else self._ablated_input(start)
+        differences = self._differences(donor, host)
+        if self.n_positions >= start.shape[1]:  # they fit at once, and are the same at every point
+            differences = list(differences)
+        for fraction in fractions:
+            ready = at_host if fraction == 0.0 else at_donor if fraction == 1.0 else None
+            put = [] if ready else [start_at(start + fraction * (end - start))]
+            point = ready or passes.point(reading, streams, put)
+            kept = differences if isinstance(differences, list) else self._differences(donor, host)
+            for chunk, writes in kept:
+                self._add(point, chunk, writes, cells, 1 / len(fractions))
+        return baseline
+
+    def _along_activations(self, passes: Passes, cells: Cells | None) -> Baseline:
+        """For the heads of a layer, or an MLP, or the input: gradients while that component alone moves."""
+        kinds = (*writer_kinds(self.space), "attn_out")
+        host, donor = passes.plain(kinds), passes.plain(kinds if self.ablated is None else (), donor=True)
+        steps = [(k + 0.5) / self.method.ig_steps for k in range(self.method.ig_steps)]
+        for chunk, writes in self._differences(donor, host, whole=True):
+            for rows, kind, layer in self._components():
+                change = writes[rows].sum(dim=0).to(host.layers["resid_pre"][0])
+                for fraction in steps:
+                    if kind == "resid_pre":
+                        put = start_at(host.layers["resid_pre"][0] + fraction * change)
+                    else:
+                        put = add_at(kind, layer, fraction * change)
+                    point = passes.point(reader_kinds(self.space), stream_kinds(self.space), [put])
+                    self._add(point, chunk, writes, cells, 1 / len(steps), rows)
+        return self._baseline(passes, host, donor)
+
+    def _components(self) -> Iterator[tuple[slice, str, int]]:
+        for row in range(self.space.n_inputs):
+            yield slice(row, row + 1), "resid_pre", 0
+        for layer in range(self.space.n_layers):
+            yield self.space.head_writers(layer), "attn_out", layer
+            if self.space.attn_only:
+                continue
+            row = self.space.mlp_writer(layer)
+            yield slice(row, row + 1), "mlp_out", layer
+
+    # ---- products ------------------------------------------------------------------------------------------------
+
+    def _differences(self, donor: Run, host: Run, *, whole: bool = False) -> Iterator[tuple[slice, Writes]]:
+        """Donor minus host writes, some positions at a time."""
+        n_pos = host.layers["resid_pre"][0].shape[1]
+        step = n_pos if whole else self.n_positions
+        for first in range(0, n_pos, step):
+            chunk = slice(first, min(first + step, n_pos))
+            yield chunk, self._difference(donor, host, chunk)
+
+    def _difference(self, donor: Run, host: Run, chunk: slice) -> Writes:
+        if self.ablated is None:
+            return write_differences(self.model, self.space, donor, host, chunk)
+        constant = self.ablated if self.ablated.shape[2] == 1 else self.ablated[:, :, chunk]
+        return constant - record_writers(self.model, self.space, host, chunk)
+
+    def _add(
+        self,
+        point: Point,
+        chunk: slice,
+        writes: Float[Tensor, "writer batch chunk d_model"],
+        cells: Cells | None,
+        weight: float,
+        rows: slice | None = None,
+    ) -> None:
+        """Adds weight x writes . coefficients; `rows` limits the writers (activation paths)."""
+        for columns, n_seen, coefficients in reader_coefficients(self.model, self.space, point, chunk):
+            first, last = (0, n_seen) if rows is None else (rows.start, min(rows.stop, n_seen))
+            if first >= last:
+                continue
+            a, c = writes[first:last], coefficients.to(writes.dtype)
+            if cells is None:
+                product = torch.bmm(a.transpose(0, 1).flatten(2), c.transpose(0, 1).flatten(2).transpose(1, 2))
+                self.total[:, 0, first:last, columns].add_(product, alpha=weight)
+            else:
+                each = torch.bmm(a.flatten(1, 2).transpose(0, 1), c.flatten(1, 2).permute(1, 2, 0))
+                each = each.unflatten(0, (a.shape[1], a.shape[2]))
+                summed = torch.einsum("bpwr,cbp->bcwr", each, cells[:, :, chunk].to(each))
+                self.total[:, :, first:last, columns].add_(summed, alpha=weight)
+
+    def _ablated_input(self, like: Tensor) -> Tensor:
+        assert self.ablated is not None
+        return self.ablated[: self.space.n_inputs].sum(dim=0).to(like).expand_as(like)
+
+    def _baseline(self, passes: Passes, host: Run, donor: Run) -> Baseline:
+        metrics = passes.measure(host).detach().cpu(), passes.measure(donor, donor=True).detach().cpu()
+        return Baseline(*(metrics[::-1] if self.method.direction == "denoise" else metrics))
+
+    def _ablated_writes(self) -> Float[Tensor, "writer #batch #pos d_model"]:
+        if self.method.ablation == "zero":
+            return torch.zeros(self.space.n_writers, 1, 1, self.model.cfg.d_model).to(next(self.model.parameters()))
+        return mean_writes(self.model, self.task, self.space, by_position=self.method.ablation == "mean_by_position")
+
+
+@dataclass(eq=False)
+class RandomScores:
+    """Uniform noise in [-1, 1], the same for every pair: the control beside every score."""
+
+    model: TransformerBridge
+    task: Task
+    space: EdgeSpace
+    method: Method
+    n_positions: int
+    seed: int
+
+    def __call__(self, task: Task) -> Rows:
+        passes = Passes.of(self.model, task, self.method.rules, "noise")
+        clean, corrupt = (passes.measure(passes.plain((), donor=d), donor=d).cpu() for d in (False, True))
+        generator = torch.Generator().manual_seed(self.seed)
+        values = 2 * torch.rand(self.space.n_writers, self.space.n_readers, generator=generator) - 1
+        return Rows((values * self.space.mask).expand(len(task), -1, -1), Baseline(clean, corrupt))
+
+
+Estimator = Callable[[Task], Rows]
+
+ESTIMATORS: dict[str, Callable[[TransformerBridge, Task, EdgeSpace, Method, int, int], Estimator]] = {
+    "coefficients": Coefficients,
+    "information-flow": InformationFlow,
+    "exact": ExactEffects,
+    "random": RandomScores,
+}

@@ -1,0 +1,116 @@
+"""How coefficients come back to every reader: from q, k, v and the MLP input, through the weights and the norm.
+
+For a head the coefficient at its q input is W_Q^T g / scale, minus the part along the normalised stream when the norm's
+scale is not held constant; gain and centring are folded into W_Q once per layer. Where a linear rule is bound to queries,
+keys or values, the rule's own pull-back takes the place of W_Q^T, head by head. Laid out ``[reader, batch, pos, d_model]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ...models.anatomy import Norm, block_norm, mlp_norm_name
+from ...relevance.linear import Linear, LinearRule
+from ...relevance.rules import GradientRule, LNRule, Rule, norm_pull_back
+from ...sites import Site, block_module
+from ..graph.space import EdgeSpace
+from .points import Point
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+Coefficients = Float[Tensor, "reader batch pos d_model"]
+
+_FOLDED = (type(None), GradientRule, LNRule)
+"""Rules of a norm whose pull-back is folded into the weights here; others go through `norm_pull_back`."""
+
+
+def reader_kinds(space: EdgeSpace) -> tuple[str | Site, ...]:
+    """Sites whose coefficients become the readers'."""
+    inside = ("q", "k", "v") if space.attn_only else ("q", "k", "v", "mlp_in")
+    return (*inside, Site("resid_post", space.n_layers - 1))
+
+
+def reader_coefficients(
+    model: TransformerBridge, space: EdgeSpace, point: Point, positions: slice = slice(None)
+) -> Iterator[tuple[slice, int, Coefficients]]:
+    """Coefficients at the residual stream as each reader reads it: (columns, writers seen, coefficients), layer by layer."""
+    for layer in range(space.n_layers):
+        attn = model.blocks[layer].attn
+        stream = point.run.layers["resid_pre"][layer][:, positions].detach()
+        rule, norm = point.binding.rule(block_module(layer, "ln1"), "norm"), block_norm(model, layer, "ln1")
+        for kind in "qkv":
+            g, weight = point.coefficients[kind][layer][:, positions], getattr(attn, f"W_{kind.upper()}").detach()
+            linear = point.binding.rule(block_module(layer, "attn", kind), "linear")
+            if isinstance(linear, LinearRule):
+                bias = getattr(attn, f"b_{kind.upper()}")
+                pulled = _through_linear_rule(linear, g, weight, bias, rule, norm, stream)
+            else:
+                pulled = _through_attention(g, weight, rule, norm, stream)
+            yield space.attention_readers(layer, kind), space.n_seen_by_attention(layer), pulled
+        if space.attn_only:
+            continue
+        name = mlp_norm_name(model, layer)
+        rule, norm = point.binding.rule(block_module(layer, name), "norm"), block_norm(model, layer, name)
+        middle = stream if space.parallel else point.run.layers["resid_mid"][layer][:, positions].detach()
+        pulled = point.coefficients["mlp_in"][layer][:, positions]
+        if norm is not None:
+            pulled = norm_pull_back(rule, norm, middle, pulled.unsqueeze(2)).squeeze(2)
+        column = space.mlp_reader(layer)
+        yield slice(column, column + 1), space.n_seen_by_mlp(layer), pulled.unsqueeze(0)
+    logits = point.coefficients["resid_post"][-1][:, positions]
+    yield slice(space.logits_reader, space.n_readers), space.n_writers, logits.unsqueeze(0)
+
+
+def _through_attention(
+    g: Float[Tensor, "batch pos head d_head"],
+    weight: Float[Tensor, "head d_model d_head"],
+    rule: Rule | None,
+    norm: Norm | None,
+    stream: Float[Tensor, "batch pos d_model"],
+) -> Coefficients:
+    shape = (g.shape[2], *stream.shape)
+    if norm is None:
+        return torch.bmm(_head_first(g), weight.transpose(1, 2)).view(shape)
+    if not isinstance(rule, _FOLDED):
+        pulled = torch.bmm(_head_first(g), weight.transpose(1, 2)).view(shape)
+        return norm_pull_back(rule, norm, stream, pulled.permute(1, 2, 0, 3)).permute(2, 0, 1, 3).contiguous()
+    scale = norm.scale(stream)
+    folded = norm.centre(norm.gain * weight.transpose(1, 2))  # head d_head d_model
+    pulled = torch.bmm(_head_first(g / scale.unsqueeze(-1)).to(folded), folded)
+    if not isinstance(rule, LNRule):
+        x_hat = (norm.centre(stream) / scale).flatten(0, 1)
+        along = torch.einsum("hnd,nd->hn", pulled, x_hat) / x_hat.shape[-1]
+        pulled = pulled.addcmul_(along.unsqueeze(-1), x_hat, value=-1)
+    return pulled.view(shape)
+
+
+def _through_linear_rule(
+    linear: LinearRule,
+    g: Float[Tensor, "batch pos head d_head"],
+    weight: Float[Tensor, "head d_model d_head"],
+    bias: Float[Tensor, "head d_head"] | None,
+    rule: Rule | None,
+    norm: Norm | None,
+    stream: Float[Tensor, "batch pos d_model"],
+) -> Coefficients:
+    """Rules of linear modules share out each output apart, so a head's part is the surrogate of its own columns."""
+    read = (stream if norm is None else norm(stream)).detach().to(weight.dtype)
+    pulled = []
+    for head in range(g.shape[2]):
+        columns = Linear(weight[head], None if bias is None else bias[head].detach())
+        with torch.enable_grad():
+            x = read.clone().requires_grad_(True)
+            out = linear.surrogate(columns, x, columns(x))
+        pulled.append(torch.autograd.grad(out, x, g[:, :, head].to(out))[0])
+    together = torch.stack(pulled, dim=2)
+    return (together if norm is None else norm_pull_back(rule, norm, stream, together)).permute(2, 0, 1, 3).contiguous()
+
+
+def _head_first(g: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "head token d_head"]:
+    return g.flatten(0, 1).transpose(0, 1)

@@ -1,0 +1,261 @@
+"""Edge scores: one number per (writer, reader) cell and pair, with what they mean, how sure they are, where they came from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ...display import Displayable
+from ...errors import ArtefactError, InputError, MetricError
+from ...patching.result import Direction
+from ...provenance import Provenance
+from ...runs.record import Baseline
+from ...shapes import EdgeMatrix
+from ..graph.circuit import Circuit
+from ..graph.select import Ranking, select
+from ..graph.space import EdgeSpace
+from .sample import Streamed, bootstrap_weights, percentile_interval
+from .stability import Stability, jaccard
+
+if TYPE_CHECKING:
+    import pandas
+
+FORMAT = 2
+
+
+@dataclass(frozen=True, eq=False)
+class EdgeScores(Displayable):
+    """Estimated effects of edges: positive = the clean value along the edge raises the metric.
+
+    `per_example` is ``[batch, writer, reader]``, zero where there is no edge, or None when the pairs were `streamed` and only
+    mean, variance and bootstrap means are left. `rules` names the composite, `direction` the run at which coefficients were
+    taken (denoise: corrupt, noise: clean), `path` and `ablation` as in `score_edges`. `templates` names each pair's template.
+    """
+
+    space: EdgeSpace
+    per_example: Float[Tensor, "batch writer reader"] | None
+    direction: Direction
+    rules: str
+    ig_steps: int
+    metric_name: str
+    baseline: Baseline
+    provenance: Provenance
+    path: str = "inputs"
+    ablation: str = "corrupt"
+    templates: tuple[str, ...] = ()
+    streamed: Streamed | None = None
+
+    def __post_init__(self) -> None:
+        if (self.per_example is None) == (self.streamed is None):
+            raise InputError("edge scores are either per pair or streamed; give exactly one of the two")
+        known = self.per_example if self.streamed is None else self.streamed.mean
+        if known is not None and not bool(known.isfinite().all()):
+            raise MetricError(
+                "edge scores must be finite; got NaN or infinity. Use float32 weights, or another composite of rules."
+            )
+
+    @property
+    def n_pairs(self) -> int:
+        """How many pairs the scores are means over."""
+        return len(self.per_example) if self.per_example is not None else self._streamed.n
+
+    def require_pairs(self) -> Float[Tensor, "batch writer reader"]:
+        """Scores per pair; raises `InputError` for scores that were streamed."""
+        if self.per_example is None:
+            raise InputError(
+                "these scores were streamed and keep no score per pair; score with keep='pairs' or a larger memory budget"
+            )
+        return self.per_example
+
+    @cached_property
+    def values(self) -> EdgeMatrix:
+        """Mean score over pairs, in units of the metric."""
+        return self.per_example.mean(dim=0) if self.per_example is not None else self.unpack(self._streamed.mean)
+
+    @property
+    def node_values(self) -> Float[Tensor, " writer"]:
+        """Scores of the writers: the sum of their outgoing edges."""
+        return self.values.sum(dim=1)
+
+    def standard_error(self) -> EdgeMatrix:
+        """Standard error of `values` over pairs (NaN for a single pair)."""
+        if self.per_example is not None:
+            return self.per_example.std(dim=0) / self.n_pairs**0.5
+        return self.unpack((self._streamed.variance / self.n_pairs).sqrt())
+
+    def circuit(self, n_edges: int, *, by: Ranking = "absolute", prune: bool = True) -> Circuit:
+        """The `n_edges` edges of largest absolute (or signed) score; edges on no path from input to logits are dropped.
+
+        ``by="greedy"`` and ``"greedy_signed"`` grow the circuit from the logits instead; see `mechwork.circuits.graph.select`.
+        Raises `InputError` when `n_edges` is not between 1 and the size of the graph.
+        """
+        mask = select(self.space, self.values, n_edges, by=by)
+        circuit = Circuit(
+            self.space,
+            mask,
+            self.values,
+            n_requested=n_edges,
+            provenance={**self.provenance, "selection": by, "n_edges": n_edges},
+        )
+        return circuit.pruned() if prune else circuit
+
+    def top(self, n: int = 10) -> list[tuple[str, float]]:
+        """The `n` edges of largest absolute score, strongest first."""
+        flat = self.values.flatten()
+        order = flat.abs().argsort(descending=True, stable=True)[:n].tolist()
+        return [(self.space.edge_name(*divmod(i, self.space.n_readers)), float(flat[i])) for i in order]
+
+    def interval(self, level: float = 0.95, n_resamples: int = 1000, seed: int = 0) -> tuple[EdgeMatrix, EdgeMatrix]:
+        """Percentile bootstrap interval of every score over pairs: (low, high). Streamed scores use their own resamples."""
+        low, high = percentile_interval(self.resampled_means(n_resamples, seed), level)
+        return self.unpack(low), self.unpack(high)
+
+    def inclusion(self, n_edges: int, n_resamples: int = 200, seed: int = 0) -> EdgeMatrix:
+        """How often each edge is among the `n_edges` of largest absolute score when the pairs are resampled, in [0, 1]."""
+        means = self.resampled_means(n_resamples, seed).abs()
+        chosen = torch.zeros_like(means).scatter_(1, means.topk(n_edges, dim=1).indices, 1.0)
+        return self.unpack(chosen.mean(dim=0))
+
+    def stability(self, n_edges: int, *, over: str = "resamples", n_resamples: int = 200, seed: int = 0) -> Stability:
+        """How much the circuit of the `n_edges` strongest edges depends on the pairs: Jaccard indices to the whole data's circuit.
+
+        ``over="resamples"``: circuits of bootstrap resamples; ``"templates"``: of each template's pairs alone (needs per-pair
+        scores and a task with templates); for seeds or other settings compare several scores with `compare_selections`.
+        """
+        if over == "resamples":
+            means, labels = self.resampled_means(n_resamples, seed), ()
+        elif over == "templates":
+            means, labels = self._template_means()
+        else:
+            raise InputError(f"stability is measured over 'resamples' or 'templates'; got {over!r}")
+        if not 0 < n_edges <= self.space.n_edges:
+            raise InputError(f"the size of a circuit is 1 to {self.space.n_edges} edges; got {n_edges}")
+        packed = self.values[self.space.mask].abs().to(means)
+        whole = torch.zeros_like(packed, dtype=torch.bool)
+        whole[packed.topk(n_edges).indices] = True
+        sets = torch.zeros_like(means, dtype=torch.bool).scatter_(
+            1, means.abs().topk(n_edges, dim=1).indices, value=True
+        )
+        expected = n_edges / (2 * self.space.n_edges - n_edges)
+        return Stability(over, n_edges, tuple(jaccard(row, whole) for row in sets), expected, labels)
+
+    def resampled_means(self, n_resamples: int, seed: int) -> Float[Tensor, "resample edge"]:
+        """Mean scores of bootstrap resamples of the pairs, packed in the order of the space's mask."""
+        if self.per_example is not None:
+            edges = self.per_example[:, self.space.mask]
+            return bootstrap_weights(len(edges), n_resamples, seed).to(edges) @ edges
+        if not len(self._streamed.resampled):
+            raise InputError(
+                "these scores carry no resamples (they are not means over pairs); resample the scores they were made of"
+            )
+        return self._streamed.resampled[:n_resamples]
+
+    def _template_means(self) -> tuple[Float[Tensor, "template edge"], tuple[str, ...]]:
+        names = tuple(dict.fromkeys(self.templates))
+        if self.per_example is None or len(names) < 2:
+            raise InputError(
+                f"stability over templates needs per-pair scores of pairs of at least two templates; got {len(names)} "
+                f"template(s), {'streamed' if self.per_example is None else 'per-pair'} scores"
+            )
+        edges = self.per_example[:, self.space.mask]
+        rows = [[i for i, name in enumerate(self.templates) if name == wanted] for wanted in names]
+        return torch.stack([edges[index].mean(dim=0) for index in rows]), names
+
+    def unpack(self, packed: Float[Tensor, " edge"]) -> EdgeMatrix:
+        """One number per edge, in the order of the space's mask, as a matrix; zero elsewhere."""
+        full = packed.new_zeros(self.space.n_writers, self.space.n_readers)
+        full[self.space.mask] = packed
+        return full
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """One row per edge: source, target, score, standard error; strongest first."""
+        import pandas
+
+        index = self.space.mask.nonzero()
+        frame = pandas.DataFrame(
+            {
+                "source": [self.space.writers[i] for i in index[:, 0].tolist()],
+                "target": [self.space.readers[i] for i in index[:, 1].tolist()],
+                "score": self.values[self.space.mask].tolist(),
+                "standard_error": self.standard_error()[self.space.mask].tolist(),
+            }
+        )
+        return frame.sort_values("score", key=abs, ascending=False, kind="stable", ignore_index=True)
+
+    def save(self, path: str | Path) -> Path:
+        """Write one safetensors file. Returns the path."""
+        path = Path(path).with_suffix(".safetensors")
+        facts = {name: getattr(self, name) for name in _FACTS}
+        tensors = {
+            "baseline.clean": self.baseline.clean_per_example.clone(),
+            "baseline.corrupt": self.baseline.corrupt_per_example.clone(),
+        }
+        if self.per_example is not None:
+            tensors["per_example"] = self.per_example.contiguous()
+        else:
+            facts["n"], facts["seed"] = self._streamed.n, self._streamed.seed
+            tensors |= {f"streamed.{name}": getattr(self._streamed, name).contiguous() for name in _STREAMED}
+        header = {
+            "format": str(FORMAT),
+            "what": "edge scores",
+            "space": json.dumps(self.space.to_dict()),
+            "facts": json.dumps(facts),
+        }
+        save_file(tensors, path, metadata=header)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> EdgeScores:
+        """Read what `save` wrote; raises `ArtefactError` for another or a newer format."""
+        with safe_open(str(path), framework="pt") as file:
+            header = file.metadata() or {}
+            if header.get("what") != "edge scores" or int(header.get("format", 0)) > FORMAT:
+                raise ArtefactError(
+                    f"{path} is not an edge-score file of format <= {FORMAT}; it says {header.get('what')}, {header.get('format')}"
+                )
+            facts: dict[str, Any] = json.loads(header["facts"])
+            baseline = Baseline(file.get_tensor("baseline.clean"), file.get_tensor("baseline.corrupt"))
+            names = set(file.keys())
+            streamed = None
+            if "per_example" not in names:
+                tensors = {name: file.get_tensor(f"streamed.{name}") for name in _STREAMED}
+                streamed = Streamed(n=facts.pop("n"), seed=facts.pop("seed"), **tensors)
+            per_example = file.get_tensor("per_example") if streamed is None else None
+        facts["templates"] = tuple(facts.get("templates", ()))
+        space = EdgeSpace(**json.loads(header["space"]))
+        return cls(space, per_example, baseline=baseline, streamed=streamed, **facts)
+
+    def require_model(self, weights_sha256: str) -> None:
+        """Raises `InputError` when the scores were computed on other weights."""
+        mine = self.provenance.get("model", {}).get("weights_sha256")
+        if mine is not None and mine != weights_sha256:
+            raise InputError(
+                f"these scores belong to another model: weights sha256 {mine[:12]}..., this model has {weights_sha256[:12]}.... Score this model's edges first."
+            )
+
+    def require_task(self, name: str, metric_name: str) -> None:
+        """Raises `InputError` when the scores were computed on another task or metric."""
+        mine = self.provenance.get("task", {}).get("name")
+        if (mine is not None and mine != name) or self.metric_name != metric_name:
+            raise InputError(
+                f"these scores belong to task {mine!r} with metric {self.metric_name!r}; got task {name!r} with {metric_name!r}. "
+                "Score this task's edges first, or pass across_tasks=True to test how scores carry over."
+            )
+
+    @property
+    def _streamed(self) -> Streamed:
+        assert self.streamed is not None
+        return self.streamed
+
+
+_FACTS = ("direction", "rules", "ig_steps", "metric_name", "provenance", "path", "ablation", "templates")
+_STREAMED = ("mean", "variance", "resampled")

@@ -1,0 +1,1 @@
+"""Circuits found by search: cutting edges one by one, or learning a mask."""

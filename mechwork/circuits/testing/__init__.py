@@ -1,0 +1,1 @@
+"""Does a circuit hold? Faithfulness, completeness, minimality, leaderboards, reuse."""

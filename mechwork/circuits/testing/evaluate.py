@@ -1,0 +1,289 @@
+"""Test circuits: faithfulness on pairs that were not used to find them, beside random and empty circuits.
+
+Ablation says what a cut edge carries (see `ablated`): with ``"corrupt"``, the source's write in the paired corrupt run, the
+empty circuit computes the corrupt logits. The ablated run is shared by all circuits and sizes; each circuit then costs
+one forward (about 1.5 times a plain one), whatever the number of its edges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, overload
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ...errors import InputError, UnknownNameError
+from ...models.anatomy import device_of
+from ...models.identity import identify_model
+from ...provenance import Provenance, build_provenance
+from ...runs.record import run_to_metric
+from ...shapes import EdgeMask
+from ...tasks.metrics import accuracy
+from ...tasks.pairs import PromptPairs
+from ...tasks.task import Task
+from ..graph.ablated import ABLATIONS, find_ablation
+from ..graph.budget import DEFAULT_BUDGET, parse_bytes
+from ..graph.circuit import Circuit, prune
+from ..graph.run import as_circuit
+from ..graph.select import Ranking, select, select_random, select_random_same_degree
+from ..graph.space import EdgeSpace
+from ..graph.writers import edge_space
+from ..scoring.scores import EdgeScores
+from .curves import MIB_FRACTIONS, CircuitEvaluation, FaithfulnessCurve, faithfulness
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+Progress = Callable[[int, int, str], None]
+
+
+@overload
+def evaluate(
+    model: TransformerBridge,
+    task: Task,
+    subject: EdgeScores,
+    *,
+    ablation: str = ...,
+    fractions: Sequence[float] = ...,
+    selection: str = ...,
+    n_random: int = ...,
+    n_same_degree: int = ...,
+    seed: int = ...,
+    batch_size: int | None = ...,
+    memory_budget: int | str = ...,
+    source: Task | None = ...,
+    across_tasks: bool = ...,
+    progress: Progress | None = ...,
+) -> FaithfulnessCurve: ...
+@overload
+def evaluate(
+    model: TransformerBridge,
+    task: Task,
+    subject: Circuit,
+    *,
+    ablation: str = ...,
+    n_random: int = ...,
+    n_same_degree: int = ...,
+    seed: int = ...,
+    batch_size: int | None = ...,
+    memory_budget: int | str = ...,
+    source: Task | None = ...,
+    across_tasks: bool = ...,
+    progress: Progress | None = ...,
+) -> CircuitEvaluation: ...
+def evaluate(
+    model: TransformerBridge,
+    task: Task,
+    subject: EdgeScores | Circuit,
+    *,
+    ablation: str = "corrupt",
+    fractions: Sequence[float] = MIB_FRACTIONS,
+    selection: str = "top",
+    n_random: int = 3,
+    n_same_degree: int = 0,
+    seed: int = 0,
+    batch_size: int | None = None,
+    memory_budget: int | str = DEFAULT_BUDGET,
+    source: Task | None = None,
+    across_tasks: bool = False,
+    progress: Progress | None = None,
+) -> FaithfulnessCurve | CircuitEvaluation:
+    """Faithfulness of one circuit, or of the circuits that scores select over `fractions` of the graph's edges.
+
+    Beside each: the whole model, the empty circuit, `n_random` random circuits of the same size and `n_same_degree` that also
+    keep every node's number of edges; accuracy and KL beside the metric. `selection` is ``"top"`` or ``"greedy"``; `source` is the
+    task whose prompts means and learned constants come from (default: the tested one). Cost per batch of pairs: 1 forward,
+    and 1 per circuit.
+
+    Raises:
+        InputError: scores or a circuit of another graph or model, or (unless `across_tasks`) scores of another task or
+            metric; an unknown ablation; a mean over fewer than 8 prompts.
+        MetricError: the model and the empty circuit have the same metric, or a metric is not finite.
+
+    >>> curve = evaluate(model, task.test, scores)
+    >>> evaluate(model, task.test, scores.circuit(80), ablation="mean", source=task.train).faithfulness
+    """
+    if ablation not in ABLATIONS:
+        raise UnknownNameError("ablation", ablation, ABLATIONS)
+    space = edge_space(model, task, split_input=subject.space.split_input)
+    if subject.space != space:
+        raise InputError(
+            f"the {type(subject).__name__} belongs to another graph, {subject.space}; this model's is {space}"
+        )
+    identity = identify_model(model)
+    if isinstance(subject, EdgeScores):
+        subject.require_model(identity["weights_sha256"])
+        if not across_tasks:
+            subject.require_task(task.name, task.metric.name)
+    provenance = build_provenance(
+        method="circuit evaluation",
+        ablation=ablation,
+        seed=seed,
+        n_random=n_random,
+        model=identity,
+        task=task.provenance(),
+        subject=subject.provenance,
+    )
+    settings = Settings(ablation, batch_size, parse_bytes(memory_budget), seed, source, progress)
+    bench = _Bench(model, task, settings, n_random, n_same_degree, provenance)
+    if isinstance(subject, Circuit):
+        return bench.evaluate_circuit(subject)
+    return bench.evaluate_scores(subject, tuple(fractions), _sizes(space, fractions), _rankings(selection))
+
+
+def _sizes(space: EdgeSpace, fractions: Sequence[float]) -> tuple[int, ...]:
+    """Nominal numbers of edges; at least one."""
+    if not fractions or any(not 0 < f <= 1 for f in fractions) or list(fractions) != sorted(fractions):
+        raise InputError(f"fractions of the edges are increasing numbers in (0, 1]; got {fractions}")
+    return tuple(max(1, int(f * space.n_edges)) for f in fractions)
+
+
+def _rankings(selection: str) -> tuple[Ranking, Ranking]:
+    """How circuits are chosen by absolute and by signed score."""
+    if selection == "top":
+        return "absolute", "signed"
+    if selection == "greedy":
+        return "greedy", "greedy_signed"
+    raise InputError(f"circuits of a curve are selected by 'top' or 'greedy'; got {selection!r}")
+
+
+class Measured(NamedTuple):
+    """Per circuit and pair: the metric, whether the answer is right, and KL(model ‖ circuit) at the answer in nats."""
+
+    metric: Float[Tensor, "circuit batch"]
+    correct: Float[Tensor, "circuit batch"]
+    kl: Float[Tensor, "circuit batch"]
+
+
+@dataclass(frozen=True, eq=False)
+class Settings:
+    """How circuits are run: what cut edges carry, and how many pairs at a time."""
+
+    ablation: str = "corrupt"
+    batch_size: int | None = None
+    memory_budget: int = DEFAULT_BUDGET
+    seed: int = 0
+    source: Task | None = None
+    progress: Progress | None = None
+
+    def n_pairs(self, space: EdgeSpace, task: Task, d_model: int) -> int:
+        """Pairs per pass: ablated and live writes and one layer's readers must fit the budget."""
+        per_pair = 4 * task.pairs.clean_tokens.shape[1] * d_model * (2 * space.n_writers + 2 * space.readers_per_layer)
+        return self.batch_size or max(1, min(len(task), self.memory_budget // per_pair))
+
+
+@dataclass(frozen=True, eq=False)
+class _Bench:
+    """Where circuits are tested, and beside what."""
+
+    model: TransformerBridge
+    task: Task
+    settings: Settings
+    n_random: int
+    n_same_degree: int
+    provenance: Provenance
+
+    def measure(self, space: EdgeSpace, masks: Sequence[EdgeMask]) -> Measured:
+        """The whole model, the empty circuit, and the circuits `masks`."""
+        controls = [space.mask, torch.zeros_like(space.mask)]
+        return measure_circuits(self.model, self.task, space, [*controls, *masks], self.settings)
+
+    def randoms(self, space: EdgeSpace, sizes: Sequence[int]) -> list[EdgeMask]:
+        """`n_random` times one random circuit per size."""
+        return [select_random(space, n, self.settings.seed + i) for i in range(self.n_random) for n in sizes if n]
+
+    def same_degrees(self, space: EdgeSpace, masks: Sequence[EdgeMask]) -> list[EdgeMask]:
+        """`n_same_degree` times one shuffled form of each circuit."""
+        seeds = range(self.settings.seed, self.settings.seed + self.n_same_degree)
+        return [select_random_same_degree(space, mask, seed) for seed in seeds for mask in masks]
+
+    def evaluate_circuit(self, circuit: Circuit) -> CircuitEvaluation:
+        space = circuit.space
+        randoms, shuffled = self.randoms(space, [circuit.n_edges]), self.same_degrees(space, [circuit.mask])
+        found = self.measure(space, [circuit.mask, *randoms, *shuffled])
+        ratios = [faithfulness(row, found.metric[1], found.metric[0]) for row in found.metric[2:]]
+        return CircuitEvaluation(
+            circuit=circuit,
+            per_example=found.metric[2],
+            empty_per_example=found.metric[1],
+            model_per_example=found.metric[0],
+            random=tuple(ratios[1 : 1 + len(randoms)]),
+            accuracy=float(found.correct[2].mean()),
+            model_accuracy=float(found.correct[0].mean()),
+            ablation=self.settings.ablation,
+            metric_name=self.task.metric.name,
+            provenance=self.provenance,
+            same_degree=tuple(ratios[1 + len(randoms) :]),
+            kl_per_example=found.kl[2],
+            empty_kl=float(found.kl[1].mean()),
+        )
+
+    def evaluate_scores(
+        self,
+        scores: EdgeScores,
+        fractions: tuple[float, ...],
+        sizes: tuple[int, ...],
+        rankings: tuple[Ranking, Ranking],
+    ) -> FaithfulnessCurve:
+        space, values, n = scores.space, scores.values, len(sizes)
+        chosen, signed = ([prune(space, select(space, values, size, by=by)) for size in sizes] for by in rankings)
+        randoms, shuffled = self.randoms(space, sizes), self.same_degrees(space, chosen)
+        found = self.measure(space, [*chosen, *signed, *randoms, *shuffled])
+        metrics = found.metric
+        faithfulness(metrics[0], metrics[1], metrics[0])  # refuses when undefined
+        end = 2 + 2 * n + len(randoms)
+        return FaithfulnessCurve(
+            fractions=fractions,
+            sizes=sizes,
+            n_kept=tuple(int(mask.sum()) for mask in chosen),
+            per_example=metrics[2 : 2 + n],
+            signed_per_example=metrics[2 + n : 2 + 2 * n],
+            random_per_example=metrics[2 + 2 * n : end].unflatten(0, (-1, n)),
+            empty_per_example=metrics[1],
+            model_per_example=metrics[0],
+            ablation=self.settings.ablation,
+            metric_name=self.task.metric.name,
+            provenance=self.provenance,
+            same_degree_per_example=metrics[end:].unflatten(0, (-1, n)) if shuffled else None,
+            accuracy=found.correct[2 : 2 + n].mean(dim=1),
+            kl=found.kl[2 : 2 + n].mean(dim=1),
+        )
+
+
+def measure_circuits(
+    model: TransformerBridge,
+    task: Task,
+    space: EdgeSpace,
+    masks: Sequence[EdgeMask],
+    settings: Settings | None = None,
+) -> Measured:
+    """Every circuit on every pair; the ablated run is shared by all. Cost per batch of pairs: 2 forwards, and 1 per circuit."""
+    settings = settings or Settings()
+    size = settings.n_pairs(space, task, int(model.cfg.d_model))
+    ablation = find_ablation(model, task, space, settings.ablation, seed=settings.seed, source=settings.source)
+    parts: list[Measured] = []
+    n_batches = -(-len(task) // size)
+    for i, pairs in enumerate(task.pairs.batches(size)):
+        pairs = pairs.to(device_of(model))
+        reference = _log_probabilities(model, task, pairs)
+        ablated = ablation.writes(pairs, i * size)
+        rows: list[tuple[Tensor, Tensor, Tensor]] = []
+        for j, mask in enumerate(masks):
+            with torch.no_grad(), as_circuit(model, space, mask, ablated):
+                logits = run_to_metric(model, task, pairs, pairs.clean_tokens)
+            found = pairs.final(logits).log_softmax(dim=-1)
+            kl = (reference.exp() * (reference - found)).sum(dim=-1)
+            rows.append((task.measure(logits, pairs).cpu(), accuracy(logits, pairs).cpu(), kl.cpu()))
+            if settings.progress is not None:
+                settings.progress(i * len(masks) + j + 1, n_batches * len(masks), "evaluating circuits")
+        metric, correct, kls = (torch.stack(column) for column in zip(*rows, strict=True))
+        parts.append(Measured(metric, correct.float(), kls))
+    metric, correct, kls = (torch.cat(column, dim=1) for column in zip(*parts, strict=True))
+    return Measured(metric, correct, kls)
+
+
+def _log_probabilities(model: TransformerBridge, task: Task, pairs: PromptPairs) -> Float[Tensor, "batch d_vocab"]:
+    return pairs.final(run_to_metric(model, task, pairs, pairs.clean_tokens)).log_softmax(dim=-1)

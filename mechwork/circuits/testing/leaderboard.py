@@ -1,0 +1,167 @@
+"""Which way to score edges finds the best circuits? Every preset and two ensembles, on one task, on pairs they were not found on.
+
+Edges are scored on ``task.train``; circuits of every size are tested on ``task.test`` under one ablation. CPR (higher is better) and
+CMD (0 is best) as in the MIB benchmark, with bootstrap intervals over the held-out pairs; random circuits beside them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ...display import Displayable
+from ...errors import InputError, UnknownNameError
+from ...models.identity import identify_model
+from ...provenance import Provenance, build_provenance
+from ...relevance import PRESETS as RULES
+from ...tasks.task import Task
+from ..scoring.ensemble import ensemble
+from ..scoring.methods import PRESETS
+from ..scoring.score import score_edges
+from ..scoring.scores import EdgeScores
+from .curves import FaithfulnessCurve
+from .evaluate import evaluate
+
+if TYPE_CHECKING:
+    import pandas
+    from transformer_lens.model_bridge import TransformerBridge
+
+Progress = Callable[[int, int, str], None]
+
+MEMBERS = ("relp", "eap-ig", "clean-corrupt")
+"""Presets that the two ensembles are made of."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One method on one task: areas with 95 % intervals over held-out pairs, and CPU-seconds of scoring the training pairs."""
+
+    method: str
+    cpr: float
+    cpr_interval: tuple[float, float]
+    cmd: float
+    cmd_interval: tuple[float, float]
+    cpr_log: float
+    cmd_log: float
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Leaderboard(Displayable):
+    """Methods on one task, best CMD first. `random` is over random circuits of the same sizes; `curves` are by method."""
+
+    model_name: str
+    task_name: str
+    standings: tuple[Standing, ...]
+    random_cpr: float
+    random_cmd: float
+    n_train: int
+    n_test: int
+    ablation: str
+    curves: dict[str, FaithfulnessCurve]
+    provenance: Provenance
+
+    @property
+    def winner(self) -> Standing:
+        """The estimated method of smallest CMD (exact effects are measured, and cost by the edge: no contender)."""
+        return next(s for s in self.standings if s.method != "exact")
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """One row per method."""
+        import pandas
+
+        return pandas.DataFrame([{"model": self.model_name, "task": self.task_name, **vars(s)} for s in self.standings])
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.model_name}, {self.task_name}: found on {self.n_train} pairs, tested on {self.n_test} others ({self.ablation} ablation)",
+            f"{'method':<22}{'CMD':>7}  {'95 % interval':<17}{'CPR':>6}  {'95 % interval':<17}{'CMD log':>8}{'CPR log':>8}{'CPU-s':>8}",
+        ]
+        for s in self.standings:
+            cmd, cpr = (f"[{low:.3f}, {high:.3f}]" for low, high in (s.cmd_interval, s.cpr_interval))
+            lines.append(
+                f"{s.method:<22}{s.cmd:7.3f}  {cmd:<17}{s.cpr:6.3f}  {cpr:<17}{s.cmd_log:8.3f}{s.cpr_log:8.3f}{s.seconds:8.1f}"
+            )
+        lines.append(f"{'random circuits':<22}{self.random_cmd:7.3f}  {'':<17}{self.random_cpr:6.3f}")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def available_presets(*, exact: bool = False) -> tuple[str, ...]:
+    """Presets to compare: no second name of another, no random, and measured effects only when asked for."""
+    left_out = {"atp", "random"} | (set() if exact else {"exact"})
+    return tuple(n for n, how in PRESETS.items() if n not in left_out and how.get("rules", "gradient") in RULES)
+
+
+def run_leaderboard(
+    model: TransformerBridge,
+    task: Task,
+    *,
+    presets: Sequence[str] | None = None,
+    ablation: str = "corrupt",
+    n_random: int = 5,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Leaderboard:
+    """Scores, selects and tests every preset and, when their members are among them, two ensembles.
+
+    Raises `InputError` for a task without held-out pairs, `UnknownNameError` for an unknown preset, `MetricError` when the
+    clean and corrupt metrics coincide. Cost: that of the scores, and 20 circuits per method on the held-out pairs.
+    """
+    if not task.splits:
+        raise InputError("a leaderboard tests on pairs that were not scored; this task has no train and test pairs")
+    names = tuple(presets) if presets is not None else available_presets()
+    for name in names:
+        if name not in PRESETS:
+            raise UnknownNameError("preset", name, PRESETS)
+    train, test = task.train, task.test
+    scores: dict[str, EdgeScores] = {}
+    seconds: dict[str, float] = {}
+    total = 2 * len(names) + (2 if set(MEMBERS) <= set(names) else 0)
+    for i, name in enumerate(names):
+        begun = time.process_time()
+        scores[name] = score_edges(model, train, preset=name, keep="pairs", seed=seed)
+        seconds[name] = time.process_time() - begun
+        if progress is not None:
+            progress(i + 1, total, f"scoring: {name}")
+    if set(MEMBERS) <= set(names):
+        for how in ("mean", "rank"):
+            scores[f"ensemble ({how})"] = ensemble([scores[name] for name in MEMBERS], how)
+            seconds[f"ensemble ({how})"] = sum(seconds[name] for name in MEMBERS)
+    curves: dict[str, FaithfulnessCurve] = {}
+    for i, (name, score) in enumerate(scores.items()):
+        repeats = n_random if i == 0 else 0  # random circuits do not depend on the scores
+        curves[name] = evaluate(model, test, score, ablation=ablation, n_random=repeats, seed=seed)
+        if progress is not None:
+            progress(len(names) + i + 1, total, f"testing: {name}")
+    first = next(iter(curves.values()))
+    standings = sorted((_standing(name, curves[name], seconds[name]) for name in curves), key=lambda s: s.cmd)
+    provenance = build_provenance(
+        method="leaderboard", ablation=ablation, seed=seed, model=identify_model(model), task=task.provenance()
+    )
+    return Leaderboard(
+        str(model.cfg.model_name), task.name, tuple(standings), first.random_cpr, first.random_cmd, len(train), len(test),
+        ablation, curves, provenance,
+    )  # fmt: skip
+
+
+def _standing(name: str, curve: FaithfulnessCurve, seconds: float) -> Standing:
+    return Standing(
+        name, curve.cpr, curve.cpr_interval(), curve.cmd, curve.cmd_interval(), curve.cpr_log, curve.cmd_log, seconds
+    )
+
+
+def mean_ranks(boards: Sequence[Leaderboard]) -> dict[str, tuple[float, float, float, float]]:
+    """Method -> (mean rank by CMD, mean rank by CPR, mean CMD, mean CPR) over leaderboards; only methods that are on all of them."""
+    common = set.intersection(*({s.method for s in board.standings} for board in boards))
+    ranks: dict[str, list[tuple[float, float, float, float]]] = {name: [] for name in common}
+    for board in boards:
+        rows = [s for s in board.standings if s.method in common]
+        for s in rows:
+            by_cmd, by_cpr = 1 + sum(o.cmd < s.cmd for o in rows), 1 + sum(o.cpr > s.cpr for o in rows)
+            ranks[s.method].append((by_cmd, by_cpr, s.cmd, s.cpr))
+    means = {name: tuple(sum(column) / len(rows) for column in zip(*rows, strict=True)) for name, rows in ranks.items()}
+    return {name: (row[0], row[1], row[2], row[3]) for name, row in sorted(means.items(), key=lambda item: item[1][0])}

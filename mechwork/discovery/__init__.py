@@ -1,0 +1,1 @@
+"""A discovery: from a model and a task to everything the report shows."""

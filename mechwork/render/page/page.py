@@ -1,0 +1,178 @@
+r"""Self-contained pages: markup, styles and scripts in one file that asks the network for nothing.
+
+A drawing is a `Fragment`: markup and the names of the bundles it needs. `assemble` puts fragments on one page, every
+bundle once, and forbids the browser any request by a content security policy. Data stand in the markup as JSON with
+every ``<`` written as ``\u003c``, so no text can end the element that holds it.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from ...errors import MechworkError, UnknownNameError
+from .text import escape
+
+POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:; "
+    "connect-src 'none'; form-action 'none'; base-uri 'none'"
+)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Styles and scripts that go together; `vendor` names a third-party script that ours unpack."""
+
+    styles: tuple[str, ...] = ()
+    scripts: tuple[str, ...] = ()
+    vendor: str = ""
+
+
+GRAPH_SCRIPTS = (
+    "graph/geometry.js",
+    "graph/model.js",
+    "graph/state.js",
+    "graph/reach.js",
+    "graph/derive.js",
+    "graph/draw.js",
+    "graph/canvas.js",
+    "graph/view.js",
+    "graph/controls.js",
+    "graph/panel.js",
+    "graph/lists.js",
+    "graph/legend.js",
+    "graph/keyboard.js",
+    "graph/actions.js",
+    "graph/tooltip.js",
+    "graph/export.js",
+    "graph/formats.js",
+    "graph/mount.js",
+)
+
+BUNDLES: dict[str, Bundle] = {
+    "base": Bundle(styles=("base.css",), scripts=("links.js",)),
+    "report": Bundle(styles=("report.css",), scripts=("report.js",)),
+    "graph": Bundle(styles=("graph.css", "graph-panel.css"), scripts=GRAPH_SCRIPTS),
+    "figures": Bundle(styles=("figures.css",), scripts=("figures.js",), vendor="plotly"),
+    "attention": Bundle(styles=("attention.css",), scripts=("attention.js",), vendor="circuitsvis"),
+    "tokens": Bundle(styles=("attention.css",), scripts=("tokens.js",), vendor="circuitsvis"),
+    "lens": Bundle(styles=("lens.css",), scripts=("lens.js",)),
+    "heads": Bundle(styles=("heads.css",), scripts=("heads.js",)),
+}
+"""Everything a page can need, in the order in which it is written."""
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """A piece of a page: markup, and the names of the bundles it needs."""
+
+    body: str
+    needs: tuple[str, ...] = ()
+
+
+def assemble(title: str, fragments: Iterable[Fragment], *, body_class: str = "") -> str:
+    """One self-contained HTML page of `fragments`, one below the other."""
+    fragments = list(fragments)
+    wanted = {"base", *(name for fragment in fragments for name in fragment.needs)}
+    for name in wanted - BUNDLES.keys():
+        raise UnknownNameError("bundle", name, BUNDLES)
+    bundles = [bundle for name, bundle in BUNDLES.items() if name in wanted]
+    styles = "\n".join(asset(name) for name in dict.fromkeys(name for bundle in bundles for name in bundle.styles))
+    vendors = dict.fromkeys(bundle.vendor for bundle in bundles if bundle.vendor)
+    scripts = "\n".join([*map(_packed, vendors), *(_own_script(bundle) for bundle in bundles if bundle.scripts)])
+    body = "\n".join(fragment.body for fragment in fragments)
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{escape(POLICY)}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="generator" content="mechwork">
+<title>{escape(title)}</title>
+<style>
+{styles}
+</style>
+</head>
+<body class="{escape(body_class)}">
+{body}
+{scripts}
+</body>
+</html>
+"""
+
+
+def embed_json(value: Any, *, name: str = "") -> str:
+    """A script element that holds `value` as JSON; nothing in it can end the element."""
+    label = f' data-name="{escape(name)}"' if name else ""
+    return f'<script type="application/json"{label}>{to_json(value)}</script>'
+
+
+def to_json(value: Any) -> str:
+    """Compact JSON that is safe inside a script element; NaN and infinity, which JSON has not, become null."""
+    text = json.dumps(_finite(value), separators=(",", ":"), ensure_ascii=False)
+    return text.translate({0x3C: "\\u003c", 0x3E: "\\u003e", 0x26: "\\u0026", 0x2028: "\\u2028", 0x2029: "\\u2029"})
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
+    return value
+
+
+@cache
+def asset(name: str) -> str:
+    """The text of one of the package's own scripts or styles."""
+    return resources.files("mechwork.render").joinpath("assets", *name.split("/")).read_text(encoding="utf-8")
+
+
+@cache
+def _own_script(bundle: Bundle) -> str:
+    """One function around the files of a bundle: they share names with each other and with nobody else."""
+    own = "\n".join(asset(name) for name in bundle.scripts)
+    return _as_script(f'(() => {{\n"use strict";\n{own}\n}})();')
+
+
+def _as_script(source: str) -> str:
+    safe = source.replace("</script", "<\\/script").replace("<!--", "<\\!--")
+    return f"<script>{safe}</script>"
+
+
+@cache
+def _packed(vendor: str) -> str:
+    """A third-party script, gzipped: the page unpacks it when a figure needs it, and a notebook stays a third as large."""
+    packed = base64.b64encode(gzip.compress(_VENDORS[vendor]().encode(), compresslevel=9, mtime=0)).decode()
+    return f'<script type="text/plain" data-vendor="{vendor}" data-licence="{_LICENCES[vendor]}">{packed}</script>'
+
+
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs
+
+    return get_plotlyjs()
+
+
+def _circuitsvis() -> str:
+    """The package's own bundle; its helpers would probe the network or emit an import from a CDN."""
+    import circuitsvis
+
+    path = Path(str(circuitsvis.__file__)).parent / "dist" / "cdn" / "iife.js"
+    if not path.is_file():
+        raise MechworkError(f"circuitsvis has no script at {path}; attention is drawn with circuitsvis>=1.43")
+    return path.read_text(encoding="utf-8").replace("//# sourceMappingURL=iife.js.map", "")
+
+
+_VENDORS = {"plotly": _plotly, "circuitsvis": _circuitsvis}
+_LICENCES = {"plotly": "plotly.js, MIT, Plotly Inc.", "circuitsvis": "CircuitsVis, MIT, Alan Cooney"}

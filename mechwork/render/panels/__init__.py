@@ -1,0 +1,1 @@
+"""One picture or table per kind of result."""

@@ -1,0 +1,1 @@
+"""Examples of the classic tasks drawn from word lists and templates."""
