@@ -27,8 +27,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..bundled import read_json
 from ..errors import ArtefactError, InputError, NotFoundError
+from ..files import read_json
 from ..provenance import build_provenance
 from ..sites import Site, block_module, find_site
 from .activations import Activation, GatedRelu, JumpRelu, Relu, TopK

@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..bundled import read_json
 from ..errors import ArtefactError, NotFoundError
+from ..files import read_json
 from ..models.anatomy import read_anatomy
 from ..provenance import build_provenance
 from .archive import read_archive

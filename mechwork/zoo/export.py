@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from ..bundled import read_json, write_manifest
+from ..bundled import write_manifest
 from ..errors import InputError
+from ..files import read_json
 from .card import PAIRS, build_card, limits, measure_weights, render_card
 from .heads import score_heads
 from .measure import Score, measure
