@@ -13,6 +13,7 @@ Bottom layer: imports only `errors`, `files` and `provenance`.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,8 +22,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .errors import ArtefactError
-from .files import AGAIN, existing, parse_json, reading, write_atomically
+from .errors import ArtefactError, MissingArtefactError
+from .files import AGAIN, existing, parse_json, read_object, reading, sha256, write_atomically, write_json
 from .provenance import hash_json, hash_tensors
 
 OWN = "mechwork"
@@ -60,6 +61,13 @@ def read_artefact(path: str | Path, what: str, *, version: int = 1) -> Artefact:
     metadata, tensors = read_tensors(path)
     with reading(path, what):
         found, digest = _parse(metadata, tensors)
+    _check(found, path, what, version)
+    if digest is not None and digest != _digest(found.facts, tensors):
+        raise ArtefactError(f"{path} was altered: its content does not have the sha256 that its header says. {AGAIN}")
+    return found
+
+
+def _check(found: Artefact, path: str | Path, what: str, version: int) -> None:
     if found.what != what:
         raise ArtefactError(
             f"{path} must be a file of kind {what!r}; it {f'is {found.what!r}' if found.what else 'says no kind'}. Give another file"
@@ -68,9 +76,18 @@ def read_artefact(path: str | Path, what: str, *, version: int = 1) -> Artefact:
         raise ArtefactError(
             f"{path} is {what!r} of format {found.version}; this mechwork reads formats up to {version}. Upgrade mechwork"
         )
-    if digest is not None and digest != _digest(found.facts, tensors):
-        raise ArtefactError(f"{path} was altered: its content does not have the sha256 that its header says. {AGAIN}")
-    return found
+
+
+def read_kind(path: str | Path) -> str:
+    """What a file of mechwork holds, as its header says; nothing for files of others."""
+    from safetensors import SafetensorError, safe_open
+
+    file = existing(path)
+    try:
+        with reading(path, OWN), safe_open(str(file), framework="pt") as stream:
+            return _parse(stream.metadata() or {}, {})[0].what
+    except (SafetensorError, OSError, MemoryError) as error:
+        raise ArtefactError(f"{path} is damaged, or no safetensors file: {error}. {AGAIN}") from error
 
 
 def _digest(facts: Any, tensors: Mapping[str, Tensor]) -> str:
@@ -93,6 +110,53 @@ def _parse(metadata: Mapping[str, str], tensors: dict[str, Tensor]) -> tuple[Art
     facts = dict(_object(parse_json(rest.pop("facts")))) if "facts" in rest else {}
     facts |= {name: parse_json(text) if text[:1] in ("{", "[") else text for name, text in rest.items()}
     return Artefact(what, number, facts, tensors), None
+
+
+# ---- folders that ship: numbers and facts side by side, so that people can read the facts ---------------------------
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A kind that is a folder of two files, ``STEM.safetensors`` and ``STEM.json``; the JSON has the sha256 of the other."""
+
+    what: str
+    stem: str
+
+    @property
+    def facts(self) -> str:
+        """Name of the JSON file."""
+        return f"{self.stem}.json"
+
+    @property
+    def tensors(self) -> str:
+        """Name of the file of numbers."""
+        return f"{self.stem}.safetensors"
+
+
+def write_folder(
+    folder: Path, kind: Folder, facts: Mapping[str, Any], tensors: Mapping[str, Tensor], *, version: int = 1
+) -> Path:
+    """Write the two files of a folder, the facts last. Returns the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = write_tensors(folder / kind.tensors, tensors)
+    write_json(folder / kind.facts, {"format": version, "what": kind.what, **facts, "sha256": sha256(file)})
+    return folder
+
+
+def read_folder(folder: Path, kind: Folder, *, version: int = 1) -> Artefact:
+    """Read what `write_folder` wrote; raises `ArtefactError` like `read_artefact`."""
+    if not (folder / kind.facts).is_file():
+        raise MissingArtefactError(
+            f"{folder} holds no {kind.what}: that is a folder with {kind.facts} and {kind.tensors}. Name the folder itself"
+        )
+    facts = read_object(folder / kind.facts)
+    with reading(folder / kind.facts, kind.what):
+        found = Artefact(_text(facts.pop("what", "")), _whole(facts.pop("format", 0)), facts, {})
+    _check(found, folder / kind.facts, kind.what, version)
+    file = existing(folder / kind.tensors)
+    if sha256(file) != facts.get("sha256"):
+        raise ArtefactError(f"{file} was altered: it is not the one {kind.facts} was written with. {AGAIN}")
+    return dataclasses.replace(found, tensors=read_tensors(file)[1])
 
 
 # ---- any safetensors file --------------------------------------------------------------------------------------------

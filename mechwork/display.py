@@ -65,6 +65,9 @@ def page(result: object) -> str:
     for cls in type(result).__mro__:
         if cls in _DRAWINGS:
             return _DRAWINGS[cls](result)
+    if callable(getattr(result, "to_dataframe", None)):
+        title = html.escape(type(result).__name__)
+        return f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><h1>{title}</h1>{still(result)}</html>'
     raise MechworkError(f"nothing draws a {type(result).__name__}; drawn: {', '.join(c.__name__ for c in _DRAWINGS)}")
 
 

@@ -17,11 +17,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..display import Displayable
 from ..interventions import Value, Write, intervene
 from ..models.anatomy import device_of, final_norm
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
+from ..result import Result, Table
 from ..runs.attention import attention_between, parse_head
 from ..runs.record import Run, check_task, record_run
 from ..runs.writes import answer_directions
@@ -30,7 +30,6 @@ from ..tasks.pairs import END
 from ..tasks.task import Task
 
 if TYPE_CHECKING:
-    import pandas
     from transformer_lens.model_bridge import TransformerBridge
 
 Progress = Callable[[int, int, str], None]
@@ -49,21 +48,17 @@ class HeadRow:
 
 
 @dataclass(frozen=True, eq=False)
-class HeadStudy(Displayable):
+class HeadStudy(Result):
     """Rows per head, largest absolute effect first."""
 
     rows: tuple[HeadRow, ...]
     metric_name: str
     provenance: Provenance
 
-    def to_dataframe(self) -> pandas.DataFrame:
+    def _table(self) -> Table:
         """One row per head."""
-        import pandas
-
         columns = ("head", "effect", "standard_error", "direct_effect", "role")
-        return pandas.DataFrame(
-            [{**{name: getattr(row, name) for name in columns}, **row.attention} for row in self.rows]
-        )
+        return [{**{name: getattr(row, name) for name in columns}, **row.attention} for row in self.rows]
 
     def __str__(self) -> str:
         looks = list(self.rows[0].attention) if self.rows else []

@@ -33,7 +33,6 @@ from .examples import Examples, record_positions
 from .fit import PENALTY, by_lot, fit_probe
 
 if TYPE_CHECKING:
-    import pandas
     from transformer_lens.model_bridge import TransformerBridge
 
 HIDDEN = 32
@@ -190,7 +189,7 @@ class ProbeRow:
 
 
 @dataclass(frozen=True)
-class ProbeStudy:
+class ProbeStudy(Result):
     """Probes of several kinds at several sites."""
 
     rows: tuple[ProbeRow, ...]
@@ -205,13 +204,9 @@ class ProbeStudy:
             f"no row of {kind!r} at {site}; there are {', '.join(f'{r.kind} at {r.site}' for r in self.rows)}"
         )
 
-    def to_dataframe(self) -> pandas.DataFrame:
+    def _table(self) -> Table:
         """One row per site and kind."""
-        import pandas
-
-        return pandas.DataFrame(
-            [{**vars(row), "site": str(row.site), "selectivity": row.selectivity} for row in self.rows]
-        )
+        return table_rows(self.rows, "selectivity")
 
     def __str__(self) -> str:
         head = f"balanced accuracy on groups neither fitted nor calibrated on; control: labels by lot for every {self.control_of}"

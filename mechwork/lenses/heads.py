@@ -26,11 +26,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..display import Displayable
 from ..errors import InputError
 from ..models.anatomy import Norm, block_norm, device_of, final_norm, read_anatomy, read_norm
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
+from ..result import Result, Table
 from ..sites import Site
 from ..tasks.build import prepends_bos
 from .prompts import one_token, token_text
@@ -38,7 +38,6 @@ from .readout import Readout
 from .states import record_states
 
 if TYPE_CHECKING:
-    import pandas
     from transformer_lens.model_bridge import TransformerBridge
 
 BATCH = 512
@@ -46,7 +45,7 @@ BATCH = 512
 
 
 @dataclass(frozen=True, eq=False)
-class HeadCircuits(Displayable):
+class HeadCircuits(Result):
     """Token-token tables of one head over `tokens`, and its scores over the whole vocabulary (see the module's table)."""
 
     head: str
@@ -69,17 +68,14 @@ class HeadCircuits(Displayable):
         """What the three shares are for a head without any preference."""
         return self.k / self.d_vocab
 
-    def to_dataframe(self) -> pandas.DataFrame:
+    def _table(self) -> Table:
         """One row per pair of tokens."""
-        import pandas
-
         names = [self.texts[i] for i in self.tokens.tolist()]
-        rows = [
+        return [
             {"source": a, "other": b, "ov": float(self.ov[i, j]), "qk": float(self.qk[i, j])}
             for i, a in enumerate(names)
             for j, b in enumerate(names)
         ]
-        return pandas.DataFrame(rows)
 
     def __str__(self) -> str:
         lines = [

@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..display import Displayable
 from ..errors import InputError
 from ..models.anatomy import ModelAnatomy
 from ..provenance import Provenance, build_provenance
+from ..result import Result
 from ..tasks.task import Task
 from .record import check_task, record_run
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class AttentionPatterns(Displayable):
+class AttentionPatterns(Result):
     """Patterns ``[head, query_pos, key_pos]`` of named heads (``"a3.h1"``) on the clean prompt of one pair."""
 
     tokens: tuple[str, ...]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -11,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ...display import Displayable
+from ...encoding import Decoder
 from ...errors import ArtefactError, InputError, MetricError, UnknownNameError
+from ...files import read_object, reading, write_json
 from ...models.anatomy import device_of
 from ...provenance import Provenance, stable
+from ...result import Result
 from ...shapes import EdgeMask, EdgeMatrix
 from ...tasks.task import Task
 from .space import LOGITS, EdgeSpace
@@ -24,10 +25,11 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 FORMAT = 2
+WHAT = "mechwork circuit"
 
 
 @dataclass(frozen=True, eq=False)
-class Circuit(Displayable):
+class Circuit(Result):
     """The edges where `mask` is True. `scores`, if known, are the signed scores the circuit was selected by.
 
     `n_requested` is the nominal size before pruning. Circuits of one space support ``&``, ``|``, ``-`` and `complement`.
@@ -185,7 +187,7 @@ class Circuit(Displayable):
                 edge["score"] = float(f"{float(self.scores[row, column]):.9g}")
             edges.append(edge)
         return {
-            "what": "mechwork circuit",
+            "what": WHAT,
             "format": FORMAT,
             "space": self.space.to_dict(),
             "n_edges": self.n_edges,
@@ -202,39 +204,27 @@ class Circuit(Displayable):
 
     def save(self, path: str | Path) -> Path:
         """Write JSON. Returns the path."""
-        path = Path(path)
-        path.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
-        return path
+        return write_json(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> Circuit:
         """Read what `save` wrote; raises `ArtefactError` for another or a newer format."""
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-            known = data["what"] == "mechwork circuit" and data["format"] <= FORMAT
-        except (ValueError, KeyError, TypeError) as error:
-            raise ArtefactError(f"{path} is not a circuit file: {error}") from error
-        if not known:
-            raise ArtefactError(
-                f"{path} is a {data['what']!r} of format {data['format']}; this version reads circuits up to format {FORMAT}. Upgrade mechwork."
-            )
-        space = EdgeSpace(**data["space"])
-        circuit = cls.from_edges(space, (edge["edge"] for edge in data["edges"]))
-        scores = None
-        if all("score" in edge for edge in data["edges"]) and data["edges"]:
-            scores = torch.zeros(space.n_writers, space.n_readers)
-            for edge in data["edges"]:
-                scores[space.edge_index(edge["edge"])] = edge["score"]
-        return replace(
-            circuit,
-            scores=scores,
-            n_requested=data["n_requested"],
-            roles=data["roles"],
-            provenance=data["provenance"],
-            notes=data.get("notes", {}),
-            supernodes={name: tuple(nodes) for name, nodes in data.get("supernodes", {}).items()},
-            extras=data.get("extras", {}),
-        )
+        data = read_object(path, ("what", "format"))
+        with reading(path, WHAT):
+            if data["what"] != WHAT:
+                raise ArtefactError(f"{path} is a {data['what']!r}, not a {WHAT!r}. Give another file")
+            if not isinstance(data["format"], int) or data["format"] > FORMAT:
+                raise ArtefactError(
+                    f"{path} is a circuit of format {data['format']}; this version reads up to format {FORMAT}. Upgrade mechwork."
+                )
+            space = EdgeSpace(**data["space"])
+            circuit = cls.from_edges(space, (edge["edge"] for edge in data["edges"]))
+            scores = None
+            if all("score" in edge for edge in data["edges"]) and data["edges"]:
+                scores = torch.zeros(space.n_writers, space.n_readers)
+                for edge in data["edges"]:
+                    scores[space.edge_index(edge["edge"])] = edge["score"]
+            return replace(circuit, scores=scores, **facts_of(data))
 
     def __repr__(self) -> str:
         return f"Circuit({self.n_edges} of {self.space.n_edges} edges, {len(self.nodes)} nodes)"
@@ -272,3 +262,12 @@ def prune(space: EdgeSpace, mask: EdgeMask) -> EdgeMask:
         if bool((mask[row] & useful).any()):
             useful |= space.feeds[row]
     return mask & alive[:, None] & useful[None, :]
+
+
+def facts_of(data: dict[str, Any]) -> dict[str, Any]:
+    """What a circuit has beside space, mask and scores, out of its JSON; raises for facts of another type."""
+    texts = {name: Decoder({}).decode(dict[str, str], data.get(name, {}), name) for name in ("roles", "notes")}
+    groups = Decoder({}).decode(dict[str, tuple[str, ...]], data.get("supernodes", {}), "supernodes")
+    plain = {name: Decoder({}).decode(dict[str, Any], data.get(name, {}), name) for name in ("provenance", "extras")}
+    requested = Decoder({}).decode(int | None, data["n_requested"], "n_requested")
+    return {"n_requested": requested, "supernodes": groups, **texts, **plain}

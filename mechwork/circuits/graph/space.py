@@ -96,6 +96,14 @@ class EdgeSpace:
             names += [f"m{layer}"] * (not self.attn_only)
         return tuple(names)
 
+    def ends(self) -> dict[str, list[str]]:
+        """Names of both ends of every edge, row by row: the first columns of any table of edges."""
+        index = self.mask.nonzero()
+        return {
+            "source": [self.writers[i] for i in index[:, 0].tolist()],
+            "target": [self.readers[j] for j in index[:, 1].tolist()],
+        }
+
     # ---- readers -------------------------------------------------------------------------------------------------
 
     @property

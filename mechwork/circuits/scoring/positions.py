@@ -24,7 +24,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ...display import Displayable
 from ...errors import InputError
 from ...models.anatomy import device_of
 from ...models.identity import identify_model
@@ -32,6 +31,7 @@ from ...patching.queries_keys import check_open
 from ...patching.result import Direction
 from ...provenance import Provenance, build_provenance
 from ...relevance import Composite, Rule
+from ...result import Result
 from ...runs.record import Baseline, Run
 from ...runs.restart import restart_at
 from ...shapes import EdgeMatrix
@@ -55,7 +55,7 @@ KINDS = ("q", "k", "v")
 
 
 @dataclass(frozen=True, eq=False)
-class PositionScores(Displayable):
+class PositionScores(Result):
     """Edge scores per span or position: `values` is ``[span, writer, reader]``, mean over pairs; zero where there is no edge."""
 
     space: EdgeSpace
@@ -106,7 +106,7 @@ class PositionScores(Displayable):
 
 
 @dataclass(frozen=True, eq=False)
-class AttentionEdges(Displayable):
+class AttentionEdges(Result):
     """Scores of moving information between positions: ``[batch, layer, head, kind, query, key]``, kinds q, k, v."""
 
     per_example: Float[Tensor, "batch layer head kind query key"]

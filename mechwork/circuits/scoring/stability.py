@@ -14,15 +14,15 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from ...display import Displayable
 from ...errors import InputError
+from ...result import Result
 
 if TYPE_CHECKING:
     from ..graph.circuit import Circuit
 
 
 @dataclass(frozen=True)
-class Stability(Displayable):
+class Stability(Result):
     """Jaccard indices of the circuits of parts of the data to the circuit of all of it.
 
     `over` says which parts (``"resamples"``, ``"templates"``, ``"selections"``: all pairs of several circuits), `expected` is the
