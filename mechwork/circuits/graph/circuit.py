@@ -105,7 +105,10 @@ class Circuit(Result):
     def _table(self) -> Table:
         """One row per edge, strongest first."""
         index = self._ordered_index()
-        ends = {"source": [self.space.writers[i] for i, _ in index], "target": [self.space.readers[j] for _, j in index]}
+        ends = {
+            "source": [self.space.writers[i] for i, _ in index],
+            "target": [self.space.readers[j] for _, j in index],
+        }
         return ends if self.scores is None else {**ends, "score": [float(self.scores[i, j]) for i, j in index]}
 
     def __contains__(self, edge: str) -> bool:
