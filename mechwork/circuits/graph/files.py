@@ -61,7 +61,7 @@ def load_tensors(path: str | Path) -> Circuit:
 
 def cells_of(space: EdgeSpace, index: Tensor) -> Int[Tensor, "edge 2"]:
     """Cells ``[edge, 2]`` of a file, as numbers of writers and readers; raises `ArtefactError` for one that is no edge."""
-    whole = index.ndim == 2 and index.shape[1] == 2 and not index.is_floating_point() and index.dtype != torch.bool
+    whole = index.ndim == 2 and index.shape[1] == 2 and index.dtype in (torch.int32, torch.int64)
     cells = index.long() if whole else torch.zeros(0, 2, dtype=torch.long)
     ends = torch.tensor([space.n_writers, space.n_readers])
     inside = whole and bool(((cells >= 0) & (cells < ends)).all())
