@@ -8,6 +8,8 @@ MechworkError
 ├── ArtefactError                    a file that is damaged, altered, or belongs to another model or task
 │   └── MissingArtefactError (also NotFoundError)   a file that is not there
 ├── VerificationError                what was recorded and what is found now differ
+├── UnitError                        some pieces of distributed work failed every time they were tried
+├── Cancelled                        the caller asked for a stop; what was finished is kept
 └── MetricError                      a metric that is NaN, or whose clean and corrupt values coincide
 """
 
@@ -51,6 +53,14 @@ class MissingArtefactError(ArtefactError, NotFoundError):
 
 class VerificationError(MechworkError):
     """What was recorded and what is found now differ."""
+
+
+class UnitError(MechworkError):
+    """Pieces of work that failed every time they were tried; all others are finished."""
+
+
+class Cancelled(MechworkError):  # noqa: N818 - a stop that was asked for, not a fault
+    """Work that was stopped because its caller asked for it."""
 
 
 class MetricError(MechworkError, ValueError):

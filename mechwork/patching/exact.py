@@ -10,16 +10,21 @@ Heimersheim & Nanda 2024 ("How to use and interpret activation patching").
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
 from ..errors import InputError
+from ..execute import Ledger, MemoryBudget, ModelRef, Progress, Unit, Work, run_units
+from ..execute.memory import cut
+from ..execute.task import pack_task, why_not_sent
+from ..execute.unit import Tensors, bits
 from ..models.anatomy import ModelAnatomy, device_of, dtype_of
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance, stable
@@ -27,8 +32,7 @@ from ..relevance import Composite, find_composite
 from ..runs.record import Baseline, check_task
 from ..tasks.metrics import Metric, MetricFunction
 from ..tasks.task import Task
-from .checkpoint import RESULT, Checkpoint
-from .execute import Baselines, Done, GivenRows, can_step, run_sweep
+from .execute import Baselines, Chunk, Done, GivenRows, can_step
 from .grids import Neurons, build_grids
 from .memory import d_mlp_of, fit, sizes_of, tail_of
 from .plan import PATCHABLE, host_pairs
@@ -36,12 +40,13 @@ from .result import Direction, Effect, Effects, check_direction
 from .screen import ScreenedEffects, check_shares, run_screen
 from .sides import Share
 from .sweep import Grid, Sweep, Tricks
+from .units import OPERATION, Blocks
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-Progress = Callable[[int, int, str], None]
-"""Called as ``progress(done, total, what)`` while long work goes on."""
+RESULT = "effects.safetensors"
+"""The file of the finished sweep in its checkpoint."""
 
 
 # fmt: off
@@ -49,14 +54,14 @@ Progress = Callable[[int, int, str], None]
 def patch(
     model: TransformerBridge, task: Task, sites: Sequence[str], *, direction: str = ..., positions: str | None = ...,
     neurons: Neurons | None = ..., metrics: Sequence[str | Metric | MetricFunction] | None = ..., screen: None = None,
-    verify_top: float = ..., verify_random: float = ..., memory_budget: int | None = ..., checkpoint: str | Path | None = ...,
+    verify_top: float = ..., verify_random: float = ..., memory_budget: MemoryBudget | None = ..., checkpoint: str | Path | None = ...,
     tricks: Tricks | None = ..., progress: Progress | None = ...,
 ) -> Effects: ...
 @overload
 def patch(
     model: TransformerBridge, task: Task, sites: Sequence[str], *, direction: str = ..., positions: str | None = ...,
     neurons: Neurons | None = ..., metrics: Sequence[str | Metric | MetricFunction] | None = ..., screen: str | Composite,
-    verify_top: float = ..., verify_random: float = ..., memory_budget: int | None = ..., checkpoint: str | Path | None = ...,
+    verify_top: float = ..., verify_random: float = ..., memory_budget: MemoryBudget | None = ..., checkpoint: str | Path | None = ...,
     tricks: Tricks | None = ..., progress: Progress | None = ...,
 ) -> ScreenedEffects: ...
 # fmt: on
@@ -72,7 +77,7 @@ def patch(
     screen: str | Composite | None = None,
     verify_top: float = 0.05,
     verify_random: float = 0.01,
-    memory_budget: int | None = None,
+    memory_budget: MemoryBudget | None = None,
     checkpoint: str | Path | None = None,
     tricks: Tricks | None = None,
     progress: Progress | None = None,
@@ -86,8 +91,8 @@ def patch(
 
     `metrics`: several at once instead of the task's own; ``effects.under(name)`` has the others. `screen` (rules of
     `attribute`, e.g. ``"relp"``): estimate every cell, measure only the share `verify_top` of largest estimates and a random
-    share `verify_random` of the rest; gives `ScreenedEffects`. `memory_budget`: bytes that the sweep may take beside the
-    weights. `checkpoint`: a folder in which finished chunks are kept, so that an interrupted sweep, called again, goes on
+    share `verify_random` of the rest; gives `ScreenedEffects`. `memory_budget`: what the sweep may take beside the weights, as
+    bytes or ``"2GB"``. `checkpoint`: a folder in which finished chunks are kept, so that an interrupted sweep, called again, goes on
     where it was and gives the same numbers. `tricks`: what the engine may save (default: all).
 
     Returns effects ``[layer, pos]``, or ``[layer, head]`` / ``[layer, pos, head]`` for per-head kinds, per pair and averaged;
@@ -131,7 +136,8 @@ def patch(
 class Job:
     """A sweep with the model and the task it is for; `share` is what of the donor is put in (None: all of it).
 
-    `given` says what is put in instead of the donor's activations, and `about` is what the provenance says of it.
+    `given` says what is put in instead of the donor's activations, and `about` is what the provenance says of it. `operation`,
+    `settings` and `data` are from which another process builds it (see `execute.operations`).
     """
 
     model: TransformerBridge
@@ -144,6 +150,22 @@ class Job:
     share: Share | None = None
     given: GivenRows | None = None
     about: Provenance = field(default_factory=dict)
+    operation: str = OPERATION
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Tensors] = field(default_factory=dict)
+
+    @property
+    def work(self) -> Work:
+        """The sweep as pure data."""
+        facts, tensors = pack_task(self.task)
+        why = "it patches a share of each activation, which is a function of this process; use forked workers"
+        return Work(
+            self.operation,
+            ModelRef.of(self.model),
+            {"sweep": self.sweep.to_json(), "task": facts, "about": self.about, **self.settings},
+            {"task": tensors, "places": dict(self.places), **self.data},
+            why_not_sent(self.metrics) if self.share is None else why,
+        )
 
     def run(self, *, checkpoint: str | Path | None = None, progress: Progress | None = None) -> Effects:
         """Run it, or what the checkpoint lacks of it."""
@@ -154,30 +176,46 @@ class Job:
             "task": self.task.provenance(),
             **self.about,
         }
-        store, finished = None, {}
-        if checkpoint is not None:
-            identity = {"plan": self.sweep.to_json(), "model": facts["model"], "task": facts["task"], **self.about}
-            store = Checkpoint(Path(checkpoint), identity)
-            finished = store.open()
         tables = Tables(self)
-        total = len(self.sweep.cells) * len(self.task)
-        done = 0
-        for part in run_sweep(
-            self.model, self.task, self.sweep, self.metrics, self.places, finished, self.share, self.given
-        ):
-            if isinstance(part, Baselines):
-                tables.put_baselines(part)
-                continue
-            if store is not None and part.chunk is not None and part.chunk.key not in finished:
-                store.write(part.chunk.block, part.chunk.number, part.chunk.key, part.values)
-            tables.put(part)
-            done += len(part.cells) * (part.rows.stop - part.rows.start)
-            if progress is not None:
-                progress(*_in_cells(done, total, len(self.task)), f"patching {self._what(part)}")
-        effects = tables.effects(build_provenance(**facts, sweep=self._shown()))
-        if store is not None:
-            effects.save(store.folder / RESULT, provenance=stable(effects.provenance))
+        with ExitStack() as stack:
+            ledger = None
+            if checkpoint is not None:
+                plan = {"plan": self.sweep.to_json(), "model": facts["model"], "task": facts["task"], **self.about}
+                identity = {**plan, **bits(device_of(self.model).type)}
+                ledger = stack.enter_context(Ledger(checkpoint, identity))
+            done, total = 0, len(self.sweep.cells) * len(self.task)
+            for part in self._parts(tables, ledger):
+                tables.put(part)
+                done += len(part.cells) * (part.rows.stop - part.rows.start)
+                if progress is not None:
+                    progress(*_in_cells(done, total, len(self.task)), f"patching {self._what(part)}")
+            effects = tables.effects(build_provenance(**facts, sweep=self._shown()))
+            if ledger is not None:
+                effects.save(ledger.folder / RESULT, provenance=stable(effects.provenance))
         return effects
+
+    def _parts(self, tables: Tables, ledger: Ledger | None) -> Iterator[Done]:
+        """The metrics of all cells, block by block and chunk by chunk; baselines go to `tables` at once."""
+        work = self.work
+        blocks = Blocks(self.model, self.task, self.sweep, self.metrics, self.places, self.share, self.given)
+        unchanged: list[Done] = []
+        chunks: dict[str, Chunk] = {}
+
+        def units() -> Iterator[Unit]:
+            for rows in cut(len(self.task), self.sweep.pairs_per_block or len(self.task)):
+                block = blocks.at(rows)
+                tables.put_baselines(block.base)
+                unchanged.extend([block.unchanged] if block.same else [])
+                todo = block.chunks
+                del block  # or it would stay while the next one is recorded
+                for chunk in todo:
+                    unit = work.unit(rows, chunk.to_json())
+                    chunks[unit.key] = chunk
+                    yield unit
+
+        for unit, values in run_units(work, units(), blocks.run, ledger=ledger):
+            yield Done(slice(*unit.rows), chunks.pop(unit.key).cells, values["metric"])
+        yield from unchanged
 
     def _what(self, part: Done) -> str:
         return ", ".join(dict.fromkeys(self.sweep.grids[cell.grid].kind for cell in part.cells))
@@ -251,7 +289,7 @@ def plan_sweep(
     positions: str | None = None,
     neurons: Neurons | None = None,
     metrics: Sequence[str | Metric | MetricFunction] | None = None,
-    memory_budget: int | None = None,
+    memory_budget: MemoryBudget | None = None,
     tricks: Tricks | None = None,
 ) -> Job:
     """The sweep that `patch` runs, with everything refused that can be refused before. Cost: 2 forwards of one pair.

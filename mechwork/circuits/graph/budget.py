@@ -5,25 +5,16 @@ Sizes are estimates of what is added to the model's weights, meant to be right w
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
-from ...errors import InputError
+from ...execute.memory import items_that_fit
+from ...execute.memory import parse_budget as parse_bytes  # noqa: F401 - the one parser of budgets, under its name here
 from ...models.anatomy import ModelAnatomy
 from .space import EdgeSpace
 
 DEFAULT_BUDGET = 2**30
-
-_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-
-
-def parse_bytes(size: int | str) -> int:
-    """Bytes from a number or from text such as ``"2GB"``."""
-    found = re.fullmatch(r"\s*([0-9.]+)\s*([KMG]i?B)\s*", size, re.IGNORECASE) if isinstance(size, str) else None
-    n = int(float(found[1]) * _UNITS[found[2].upper()]) if found else size
-    if not isinstance(n, int) or n <= 0:
-        raise InputError(f"a memory budget is a number of bytes or text such as '2GB'; got {size!r}")
-    return n
+_MANY = 2**62
+"""More pairs than any task has: how many it has is the caller's business."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +45,9 @@ def fit(
     graph = layers * n_pos * (40 * d + 4 * anatomy.n_heads * n_pos) + 3 * n_tail * anatomy.d_vocab
     scores = 2 * n_cells * space.n_writers * space.n_readers
     per_position = (n_copies * space.n_writers + 3 * space.readers_per_layer) * d
-    n_pairs = max(1, int(budget / 2 / (n_bytes * (graph + scores))))
-    n_positions = max(1, int(budget / 2 / (max(n_bytes, 4) * per_position * n_pairs)))
-    while n_pairs > 1 and n_positions < min(4, n_pos):
+    n_pairs = items_that_fit(budget / 2, n_bytes * (graph + scores), _MANY)
+    while True:
+        n_positions = items_that_fit(budget / 2, max(n_bytes, 4) * per_position * n_pairs, n_pos)
+        if n_pairs == 1 or n_positions >= min(4, n_pos):
+            return Fit(n_pairs, n_positions)
         n_pairs //= 2
-        n_positions = max(1, int(budget / 2 / (max(n_bytes, 4) * per_position * n_pairs)))
-    return Fit(n_pairs, min(n_positions, n_pos))
