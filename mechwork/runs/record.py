@@ -23,6 +23,7 @@ from ..shapes import Logits, PerExample, Tokens
 from ..sites import SITE_KINDS, UNEMBED_INPUT, Site, hook_name, site_kind
 from ..tasks.pairs import ABSENT, PromptPairs
 from ..tasks.task import Task
+from .prefix import Prefix
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -58,11 +59,13 @@ def record_run(
     corrupt: bool = False,
     grad: bool = False,
     n_tail: int | None = None,
+    prefix: Prefix | None = None,
 ) -> Run:
     """Run the clean (or corrupt) prompts once and keep the activations of `kinds` at every layer. Cost: 1 forward.
 
     A `Site` among `kinds` is recorded at its layer alone. With `grad`, run inside whatever composite of rules is active;
-    gradients start at the embedding. `n_tail`: unembed the last columns only (for metrics that read no others).
+    gradients start at the embedding. `n_tail`: unembed the last columns only (for metrics that read no others). `prefix`:
+    columns that have run already; only those after them run and are kept.
     """
     anatomy = check_ready(model)
     sites = [site for kind in kinds for site in ([kind] if isinstance(kind, Site) else sites_of(anatomy, kind))]
@@ -86,28 +89,32 @@ def record_run(
         if grad:
             stack.enter_context(leaf_at_embedding(model))
         stack.enter_context(model.hooks(fwd_hooks=hooks))
-        logits = _unembed_tail(model, tokens, n_tail)
+        logits = _unembed_tail(model, tokens, n_tail, prefix)
     return Run(logits, store)
 
 
 def run_to_metric(
-    model: TransformerBridge, task: Task, pairs: PromptPairs, tokens: Tokens
+    model: TransformerBridge, task: Task, pairs: PromptPairs, tokens: Tokens, prefix: Prefix | None = None
 ) -> Float[Tensor, "batch tail d_vocab"]:
     """Logits as far as the task's metric needs them: of the last columns only, when it reads nothing else.
 
-    `tokens` are one or several copies of the clean prompts of `pairs`, one after another. Cost: 1 forward, the
-    unembedding at ``pairs.n_tail`` columns.
+    `tokens` are one or several copies of the clean prompts of `pairs`, one after another. Cost: 1 forward (of the columns after
+    `prefix`), the unembedding at ``pairs.n_tail`` columns.
     """
     with torch.no_grad():
-        return _unembed_tail(model, tokens, pairs.n_tail if task.metric.reads_final else None)
+        return _unembed_tail(model, tokens, pairs.n_tail if task.metric.reads_final else None, prefix)
 
 
-def _unembed_tail(model: TransformerBridge, tokens: Tokens, n_tail: int | None) -> Float[Tensor, "batch tail d_vocab"]:
+def _unembed_tail(
+    model: TransformerBridge, tokens: Tokens, n_tail: int | None, prefix: Prefix | None = None
+) -> Float[Tensor, "batch tail d_vocab"]:
     """Logits of the last `n_tail` columns (None: all). The columns are made contiguous, or each pair would get a product of its own."""
+    extra = {} if prefix is None else prefix.arguments(tokens.shape[1], tokens.device)
+    tokens = tokens if prefix is None else prefix.rest(tokens)
     if n_tail is None:
-        return model(tokens)
+        return model(tokens, **extra)
     with model.hooks(fwd_hooks=[(UNEMBED_INPUT, _contiguous)]):
-        return model(tokens, logits_to_keep=n_tail)
+        return model(tokens, logits_to_keep=n_tail, **extra)
 
 
 def _contiguous(activation: Tensor, hook: Any) -> Tensor:

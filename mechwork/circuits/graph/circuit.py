@@ -18,6 +18,9 @@ from ...provenance import Provenance, stable
 from ...result import Result, Table
 from ...shapes import EdgeMask, EdgeMatrix
 from ...tasks.task import Task
+from .ablated import find_ablation
+from .prune import prune
+from .run import as_circuit
 from .space import LOGITS, EdgeSpace
 from .writers import edge_space
 
@@ -165,9 +168,6 @@ class Circuit(Result):
         >>> with circuit.run(model, task) as bridge:
         ...     logits = bridge(tokens)
         """
-        from .ablated import find_ablation
-        from .run import as_circuit
-
         if self.space != edge_space(model, task, split_input=self.space.split_input, aligned=ablation == "corrupt"):
             raise InputError(f"the circuit belongs to another graph, {self.space}")
         pairs = task.pairs.to(device_of(model))
@@ -258,25 +258,6 @@ class Circuit(Result):
         if self.scores is not None:
             index = index[self.scores[index[:, 0], index[:, 1]].abs().argsort(descending=True, stable=True)]
         return index.tolist()
-
-
-def prune(space: EdgeSpace, mask: EdgeMask) -> EdgeMask:
-    """`mask` without the edges that lie on no path from the input to the logits.
-
-    A component is alive when some edge from a living writer reaches one of its readers, and useful when some edge
-    leads from it to a useful reader. Writers are in running order, so one sweep each way is enough.
-    """
-    alive = torch.zeros(space.n_writers, dtype=torch.bool)
-    alive[: space.n_inputs] = True
-    for row in range(space.n_inputs, space.n_writers):
-        fed = (mask & alive[:, None]).any(dim=0)
-        alive[row] = bool((space.feeds[row] & fed).any())
-    useful = torch.zeros(space.n_readers, dtype=torch.bool)
-    useful[space.logits_reader] = True
-    for row in range(space.n_writers - 1, space.n_inputs - 1, -1):
-        if bool((mask[row] & useful).any()):
-            useful |= space.feeds[row]
-    return mask & alive[:, None] & useful[None, :]
 
 
 def facts_of(data: dict[str, Any]) -> dict[str, Any]:
