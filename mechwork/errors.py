@@ -6,6 +6,7 @@ MechworkError
 ├── NotFoundError                    a model, file or hub that cannot be reached
 ├── UnsupportedModelError            an architecture or a configuration that mechwork does not claim
 ├── ArtefactError                    a file that is damaged, altered, or belongs to another model or task
+├── BusyError                        a model that another thread is using
 ├── VerificationError                what was recorded and what is found now differ
 └── MetricError                      a metric that is NaN, or whose clean and corrupt values coincide
 """
@@ -42,6 +43,10 @@ class UnsupportedModelError(MechworkError):
 
 class ArtefactError(MechworkError):
     """A stored file that is damaged, altered, or belongs to something else."""
+
+
+class BusyError(MechworkError, RuntimeError):
+    """A model that another thread is using."""
 
 
 class VerificationError(MechworkError):

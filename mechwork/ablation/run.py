@@ -15,6 +15,7 @@ from torch import Tensor
 from ..display import Displayable
 from ..errors import InputError
 from ..models.anatomy import device_of
+from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..patching.statistics import bootstrap_interval, sign_flip_p
 from ..provenance import Provenance, build_provenance
@@ -102,6 +103,7 @@ class AblationResult(Displayable):
     __repr__ = __str__
 
 
+@borrows
 def ablate(
     model: TransformerBridge, task: Task, ablation: AblationSpec | Ablation, *, reference: Task | None = None
 ) -> AblationResult:

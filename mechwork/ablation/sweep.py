@@ -20,6 +20,7 @@ from torch import Tensor
 from ..errors import InputError, UnknownNameError
 from ..interventions import replace_at
 from ..models.anatomy import ModelAnatomy, device_of
+from ..models.borrow import borrows
 from ..patching.exact import Progress, plan_sweep
 from ..patching.grids import Neurons
 from ..patching.result import Effects
@@ -39,6 +40,7 @@ WHAT = {"heads": "z", "mlps": "mlp_out", "attention": "attn_out", "neurons": "ml
 """What can be swept -> the kind of site of its effects."""
 
 
+@borrows
 def sweep_ablations(
     model: TransformerBridge,
     task: Task,

@@ -25,6 +25,7 @@ from torch import Tensor
 from ..display import Displayable
 from ..errors import ArtefactError, InputError
 from ..models.anatomy import read_anatomy
+from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..shapes import PositionMask, Tokens
@@ -163,6 +164,7 @@ class LensTable(Displayable):
         return cls(**facts, **tensors)
 
 
+@borrows
 def read_lens(
     model: TransformerBridge,
     prompts: Task | str | Tensor | Prompts | Sequence[Prompt] | Sequence[int],

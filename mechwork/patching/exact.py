@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..models.anatomy import ModelAnatomy, device_of, dtype_of
+from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance, stable
 from ..relevance import Composite, find_composite
@@ -60,6 +61,7 @@ def patch(
     tricks: Tricks | None = ..., progress: Progress | None = ...,
 ) -> ScreenedEffects: ...
 # fmt: on
+@borrows
 def patch(
     model: TransformerBridge,
     task: Task,

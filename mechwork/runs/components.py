@@ -24,6 +24,7 @@ from torch import Tensor
 from ..display import Displayable
 from ..errors import InputError
 from ..models.anatomy import ModelAnatomy, block_norm, device_of, final_norm
+from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..tasks.pairs import PromptPairs
@@ -92,6 +93,7 @@ class ComponentStudy(Displayable):
         return f"ComponentStudy({', '.join(row.node for row in self.rows)})"
 
 
+@borrows
 def study_components(
     model: TransformerBridge, task: Task, nodes: Sequence[str], *, n_tokens: int = 6, n_examples: int = 3, row: int = 0
 ) -> ComponentStudy:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...errors import InputError, UnknownNameError
 from ...models.anatomy import device_of
+from ...models.borrow import borrows
 from ...models.identity import identify_model
 from ...provenance import Provenance, build_provenance
 from ...runs.record import run_to_metric
@@ -74,6 +75,7 @@ def evaluate(
     across_tasks: bool = ...,
     progress: Progress | None = ...,
 ) -> CircuitEvaluation: ...
+@borrows
 def evaluate(
     model: TransformerBridge,
     task: Task,
