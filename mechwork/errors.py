@@ -7,6 +7,7 @@ MechworkError
 ├── UnsupportedModelError            an architecture or a configuration that mechwork does not claim
 ├── ArtefactError                    a file that is damaged, altered, or belongs to another model or task
 │   └── MissingArtefactError (also NotFoundError)   a file that is not there
+├── BusyError                        a model that another thread is using
 ├── VerificationError                what was recorded and what is found now differ
 ├── UnitError                        some pieces of distributed work failed every time they were tried
 ├── Cancelled                        the caller asked for a stop; what was finished is kept
@@ -49,6 +50,10 @@ class ArtefactError(MechworkError):
 
 class MissingArtefactError(ArtefactError, NotFoundError):
     """A stored file that is not there."""
+
+
+class BusyError(MechworkError, RuntimeError):
+    """A model that another thread is using."""
 
 
 class VerificationError(MechworkError):

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..interventions import Value, Write, intervene
 from ..models.anatomy import device_of, final_norm
+from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
@@ -113,6 +114,7 @@ looks at the second subject, or at the words after it (S2+), and writes the answ
 answer at that position already. A *mover from S2* looks back from those words at the second subject."""
 
 
+@borrows
 def study_heads(
     model: TransformerBridge, task: Task, heads: Sequence[str] | None = None, *, progress: Progress | None = None
 ) -> HeadStudy:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..models.anatomy import device_of
+from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..patching.statistics import bootstrap_interval, sign_flip_p
 from ..provenance import Provenance, build_provenance
@@ -97,6 +98,7 @@ class AblationResult(Result):
     __repr__ = __str__
 
 
+@borrows
 def ablate(
     model: TransformerBridge, task: Task, ablation: AblationSpec | Ablation, *, reference: Task | None = None
 ) -> AblationResult:

@@ -28,6 +28,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..interventions import Add, Chosen, Write, intervene
 from ..models.anatomy import block_norm, device_of, final_norm, read_anatomy
+from ..models.borrow import hooked
 from ..models.identity import identify_model
 from ..patching.statistics import holm, sign_flip_p
 from ..provenance import Provenance, build_provenance
@@ -176,7 +177,7 @@ def _effective_embeddings(
             kept[str(getattr(hook, "name", len(kept)))] = activation[:, -1]
 
         before, after = hook_name(Site("resid_pre", 0)), hook_name(Site("resid_post", 0))
-        with torch.no_grad(), model.hooks(fwd_hooks=[(before, keep), (after, keep)]):
+        with torch.no_grad(), hooked(model, [(before, keep), (after, keep)]):
             model(chunk, logits_to_keep=1)
         first, second = kept.values()
         parts.append((first, second))

@@ -27,6 +27,7 @@ from torch import Tensor
 from ..errors import InputError, MetricError
 from ..interventions import Add, Replacement, Value, Write, intervene
 from ..models.anatomy import check_ready, device_of
+from ..models.borrow import hooked
 from ..models.identity import identify_model
 from ..provenance import build_provenance
 from ..result import Result
@@ -187,7 +188,7 @@ def _record(
 
         return hook
 
-    with model.hooks(fwd_hooks=[(hook_name(place), keep(place)) for place in sites]):
+    with hooked(model, [(hook_name(place), keep(place)) for place in sites]):
         p = _answers(model, prompts)
     z = torch.stack([found[Site("z", i)] for i in range(n_layers)])
     writes = torch.stack([head_writes(model, i, z[i][:, None])[:, :, 0].mean(dim=1) for i in range(n_layers)])

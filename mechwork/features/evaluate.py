@@ -26,6 +26,7 @@ from ..errors import InputError
 from ..lenses.readout import BITS
 from ..lenses.text import TextStream, forward_batches, open_text
 from ..models.anatomy import device_of
+from ..models.borrow import hooked
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
@@ -257,7 +258,7 @@ def _surprisal(
         if isinstance(used, SparseCoder) and used.reads != used.writes:
             hooks.append((hook_name(used.reads), _keep(read, used)))
         hooks.append((hook_name(place.writes), _splice(place, used, mask, read)))
-    with torch.no_grad(), model.hooks(fwd_hooks=hooks):
+    with torch.no_grad(), hooked(model, hooks):
         logits = model(tokens)
     logp = working(logits[:, :-1]).log_softmax(dim=-1).gather(2, tokens[:, 1:, None])[..., 0]
     both = mask[:, :-1] & mask[:, 1:]

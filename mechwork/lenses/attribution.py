@@ -28,6 +28,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..models.anatomy import ModelAnatomy, Norm, block_norm, check_ready, final_norm
+from ..models.borrow import hooked
 from ..models.identity import identify_model
 from ..provenance import build_provenance
 from ..sites import FINAL_NORM, Site, hook_name
@@ -194,7 +195,7 @@ def _record(
 
         return hook
 
-    with torch.no_grad(), model.hooks(fwd_hooks=[(hook_name(site), keep(site)) for site in sites]):
+    with torch.no_grad(), hooked(model, [(hook_name(site), keep(site)) for site in sites]):
         run_to_the_end(model, batch.tokens)
     return found
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from ..artefact import Artefact
 from ..errors import InputError
 from ..models.anatomy import read_anatomy
+from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
@@ -145,6 +146,7 @@ class LensTable(Result, version=2):
         return cls(**facts, **found.tensors)
 
 
+@borrows
 def read_lens(
     model: TransformerBridge,
     prompts: Task | str | Tensor | Prompts | Sequence[Prompt] | Sequence[int],

@@ -26,6 +26,7 @@ from ..execute.memory import cut
 from ..execute.task import pack_task, why_not_sent
 from ..execute.unit import Tensors, bits
 from ..models.anatomy import ModelAnatomy, device_of, dtype_of
+from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance, stable
 from ..relevance import Composite, find_composite
@@ -65,6 +66,7 @@ def patch(
     tricks: Tricks | None = ..., progress: Progress | None = ...,
 ) -> ScreenedEffects: ...
 # fmt: on
+@borrows
 def patch(
     model: TransformerBridge,
     task: Task,

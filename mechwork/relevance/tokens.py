@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..errors import InputError, MetricError
 from ..models.anatomy import check_ready, device_of
+from ..models.borrow import borrows, hooked
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
@@ -61,6 +62,7 @@ class TokenRelevance(Result):
         return "\n".join([title, *rows, f"{'biases and the rest':<20} {self.remainder:+.4f}"])
 
 
+@borrows
 def attribute_tokens(
     model: TransformerBridge,
     prompt: str | Sequence[int],
@@ -93,7 +95,7 @@ def attribute_tokens(
     function, name = _metric_of(model, metric, anatomy.d_vocab)
     streams: list[Tensor] = []
     hooks = [(hook_name(Site("resid_pre", 0)), lambda x, **_: streams.append(x))]
-    with torch.enable_grad(), composite.context(model), leaf_at_embedding(model), model.hooks(fwd_hooks=hooks):
+    with torch.enable_grad(), composite.context(model), leaf_at_embedding(model), hooked(model, hooks):
         value = function(model(torch.tensor([ids], device=device_of(model))))
         if value.numel() != 1 or not value.requires_grad or not bool(torch.isfinite(value).all()):
             raise MetricError(f"a metric is one finite number that depends on the logits; got {value.detach()}")

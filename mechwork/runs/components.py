@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..models.anatomy import ModelAnatomy, block_norm, device_of, final_norm
+from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
@@ -87,6 +88,7 @@ class ComponentStudy(Result):
         return f"ComponentStudy({', '.join(row.node for row in self.rows)})"
 
 
+@borrows
 def study_components(
     model: TransformerBridge, task: Task, nodes: Sequence[str], *, n_tokens: int = 6, n_examples: int = 3, row: int = 0
 ) -> ComponentStudy:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ...errors import InputError
 from ...models.anatomy import block_norm, heads_share_scale, mlp_norm_name
+from ...models.borrow import hooked
 from ...sites import Site, hook_name
 from .space import EdgeSpace
 from .writers import head_writes, input_writes
@@ -59,7 +60,7 @@ def as_circuit(
     soft = mask.is_floating_point()
     cut = space.mask.to(ablated) * (1 - mask.to(ablated)) if soft else (space.mask & ~mask).to(ablated)
     runner = _Runner(model, space, cut, ablated, grad=grad, resume=resume)
-    with model.hooks(fwd_hooks=runner.hooks()):
+    with hooked(model, runner.hooks()):
         yield
 
 

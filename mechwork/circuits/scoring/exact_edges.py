@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ...errors import InputError, UnknownNameError
 from ...models.anatomy import block_norm, device_of, mlp_norm_name
+from ...models.borrow import hooked
 from ...models.identity import identify_model
 from ...patching.plan import host_pairs
 from ...patching.result import Direction, check_direction
@@ -174,7 +175,7 @@ class EdgeSweep:
         with (
             torch.no_grad(),
             restart_at(self.model, layer, stream),
-            self.model.hooks(fwd_hooks=[(name, hook)]),
+            hooked(self.model, [(name, hook)]),
         ):
             return run_to_metric(self.model, self.task, self.pairs, tokens).split(len(self.pairs))
 

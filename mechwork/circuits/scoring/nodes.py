@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...errors import InputError
 from ...models.anatomy import device_of
+from ...models.borrow import hooked
 from ...models.identity import identify_model
 from ...provenance import Provenance, build_provenance
 from ...relevance import Composite, Rule
@@ -195,7 +196,7 @@ def measure_neurons(
         metrics: list[PerExample] = []
         for mask in kept:
             hooks = [(hook_name(Site("mlp_post", i)), _mix(row, corrupt[i])) for i, row in enumerate(mask)]
-            with model.hooks(fwd_hooks=hooks):
+            with hooked(model, hooks):
                 metrics.append(task.measure(run_to_metric(model, task, pairs, pairs.clean_tokens), pairs).cpu())
         rows.append(torch.stack(metrics))
     return torch.cat(rows, dim=1)

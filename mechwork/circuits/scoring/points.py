@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ...models.anatomy import device_of
+from ...models.borrow import hooked
 from ...patching.attribution import find_coefficients
 from ...patching.result import Direction
 from ...relevance import Binding, Composite
@@ -94,7 +95,7 @@ class Passes:
             binding = stack.enter_context(self.composite.context(self.model))
             if self.drop is not None:
                 stack.enter_context(droppable_layers(self.model)).layer = self.drop
-            stack.enter_context(self.model.hooks(fwd_hooks=list(put)))
+            stack.enter_context(hooked(self.model, list(put)))
             run = record_run(self.model, self.pairs, wanted, grad=True, n_tail=self.n_tail, prefix=self.prefix)
             values = self.measure(run)
         names = list(dict.fromkeys(kind.kind if isinstance(kind, Site) else kind for kind in kinds))

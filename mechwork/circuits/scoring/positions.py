@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ...errors import InputError
 from ...models.anatomy import device_of
+from ...models.borrow import hooked
 from ...models.identity import identify_model
 from ...patching.queries_keys import check_open
 from ...patching.result import Direction
@@ -280,7 +281,7 @@ def _scores_with(
         raise _Stop
 
     hooks = [(hook_name(Site(kind, layer)), put), (hook_name(Site("attn_scores", layer)), keep)]
-    with torch.no_grad(), restart_at(model, layer, stream), model.hooks(fwd_hooks=hooks), suppress(_Stop):
+    with torch.no_grad(), restart_at(model, layer, stream), hooked(model, hooks), suppress(_Stop):
         model(pairs.clean_tokens)
     return found[0]
 

@@ -24,11 +24,12 @@ from torch import Tensor
 
 from ...errors import InputError
 from ...models.anatomy import check_ready, dtype_of
+from ...models.borrow import borrows
 from ...models.identity import identify_model
 from ...provenance import build_provenance
 from ...relevance import Composite, Rule
 from ...runs.prefix import count_shared
-from ...runs.record import Baseline
+from ...runs.record import Baseline, join_baselines
 from ...tasks.task import Task
 from ..graph.budget import DEFAULT_BUDGET, Fit, fit, parse_bytes
 from ..graph.space import EdgeSpace
@@ -48,6 +49,7 @@ N_RESAMPLES = 200
 """Bootstrap resamples of streamed scores."""
 
 
+@borrows
 def score_edges(
     model: TransformerBridge,
     task: Task,
@@ -176,11 +178,6 @@ def batch_rows(
         yield estimate(task[start : start + plan.n_pairs])
         if progress is not None:
             progress(min(start + plan.n_pairs, len(task)), len(task), "scoring edges")
-
-
-def join_baselines(ends: list[Baseline]) -> Baseline:
-    """The baseline of all micro-batches."""
-    return Baseline(torch.cat([b.clean_per_example for b in ends]), torch.cat([b.corrupt_per_example for b in ends]))
 
 
 def _keeps_pairs(keep: str, n_bytes: int, budget: int) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...errors import InputError, UnknownNameError
 from ...models.anatomy import device_of, heads_share_scale
+from ...models.borrow import borrows
 from ...models.identity import identify_model
 from ...provenance import Provenance, build_provenance
 from ...runs.prefix import record_prefix
@@ -75,6 +76,7 @@ def evaluate(
     across_tasks: bool = ...,
     progress: Progress | None = ...,
 ) -> CircuitEvaluation: ...
+@borrows
 def evaluate(
     model: TransformerBridge,
     task: Task,
