@@ -32,6 +32,7 @@ from ..tasks.task import Task
 from .plan import build_plan, check_patchable, host_pairs, record_both
 from .queries_keys import QUERY_KEY, check_open, fixed_cells, patched_scores
 from .result import Effects, check_direction
+from .words import find_named, narrow_effects
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -43,7 +44,7 @@ BETWEEN_LAYERS = ("embed", "resid_pre", "resid_mid", "resid_post")
 def attribute(
     model: TransformerBridge,
     task: Task,
-    sites: Sequence[str],
+    sites: Sequence[str | Site],
     *,
     rules: str | Composite | Sequence[str | Rule] = "relp",
     ig_steps: int = 1,
@@ -51,6 +52,8 @@ def attribute(
     positions: str | None = None,
 ) -> Effects:
     """Estimate what `mechwork.patch` measures, with the same axes and sign, from a few passes.
+
+    `sites`: kinds, or places in words, as in `mechwork.patch`.
 
     `rules` is a `Composite`, a preset's name (``"gradient"``, ``"relp"``, ``"relp_ah"``, ``"cp_lrp"``, ``"attnlrp"``, ``"gim"``, ``"atp_star"``) or a
     list of rules; `ig_steps` = 1 is plain. With ``"atp_star"`` estimates are magnitudes averaged over backward passes that skip a
@@ -66,6 +69,10 @@ def attribute(
     direction = check_direction(direction)
     composite = find_composite(rules)
     anatomy = check_task(model, task)
+    named = find_named(sites)
+    if named.neurons is not None:
+        raise InputError("neurons are measured, not estimated; use mechwork.patch, or 'mlp_post' for a layer's neurons")
+    sites = named.kinds
     check_patchable(anatomy, sites)
     through_softmax = [kind for kind in sites if composite.query_key_fix and kind in QUERY_KEY]
     if through_softmax:
@@ -74,7 +81,7 @@ def attribute(
     donor, host, baseline = record_both(model, task, [*sites, *also], direction)
     pairs = host_pairs(task.pairs, direction).to(device_of(model))
     index = pairs.alignment()
-    plans = {kind: build_plan(anatomy, task, pairs, kind, positions) for kind in sites}
+    plans = {kind: build_plan(anatomy, task, pairs, kind, named.positions(kind, positions)) for kind in sites}
     changes = {
         kind: [
             align_donor(value, own, index) - own
@@ -121,7 +128,7 @@ def attribute(
         estimate = torch.stack(terms[kind]).unflatten(0, (ig_steps, -1)).mean(dim=0)  # drop batch layer cell
         combined = _combine_drops(estimate, kind) if composite.grad_drop else estimate[0]
         effects[kind] = plan.effect(sign * combined, task, baseline, direction, provenance, estimated=True)
-    return Effects(effects)
+    return narrow_effects(Effects(effects), named)
 
 
 def _combine_drops(terms: Float[Tensor, "drop batch layer cell"], kind: str) -> Float[Tensor, "batch layer cell"]:

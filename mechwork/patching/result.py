@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..display import Displayable
 from ..errors import ArtefactError, InputError, UnknownNameError
+from ..names import place_name
 from ..provenance import Provenance
 from ..runs.record import Baseline
 from .statistics import bootstrap_interval, sign_flip_p
@@ -105,8 +106,7 @@ class Effect(Displayable):
 
     def _place(self, flat: int) -> str:
         index = torch.unravel_index(torch.tensor(flat), self.values.shape)
-        parts = [f"{axis} {self.labels[axis][int(i)]}" for axis, i in zip(self.axes, index, strict=True)]
-        return ", ".join((self.kind, *parts))
+        return place_name(self.kind, {a: self.labels[a][int(i)] for a, i in zip(self.axes, index, strict=True)})
 
     def to_dataframe(self) -> pandas.DataFrame:
         """One row per place: kind, one column per axis, effect, standard error."""

@@ -21,6 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ...errors import ArtefactError, InputError, MetricError
+from ...names import head_name, parse_node
 from ...provenance import stable
 from .circuit import Circuit
 from .space import EdgeSpace
@@ -189,9 +190,8 @@ def _their_readers(space: EdgeSpace, reader: str) -> list[str]:
     group = space.n_heads // space.n_kv_heads
     if not reader.endswith(("<k>", "<v>")) or group == 1:
         return [reader]
-    layer, rest = reader.split(".h")
-    head, kind = rest[:-3], rest[-3:]
-    return [f"{layer}.h{int(head) * group + i}{kind}" for i in range(group)]
+    place = parse_node(reader)
+    return [head_name(place.layer or 0, place.index[0] * group + i, place.side) for i in range(group)]
 
 
 def read_object(path: str | Path, keys: tuple[str, ...]) -> dict[str, Any]:
