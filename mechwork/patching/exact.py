@@ -129,7 +129,7 @@ def patch(
     if screen is None:
         return job.run(checkpoint=checkpoint, progress=progress)
     return run_screen(
-        job, sites, screen, verify_top, verify_random, positions, checkpoint=checkpoint, progress=progress
+        job, job.sweep.kinds, screen, verify_top, verify_random, positions, checkpoint=checkpoint, progress=progress
     )
 
 
