@@ -21,6 +21,7 @@ from ..interventions import Value, Write, intervene
 from ..models.anatomy import device_of, final_norm
 from ..models.borrow import borrows
 from ..models.identity import identify_model
+from ..names import head_name
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
 from ..runs.attention import attention_between, parse_head
@@ -124,7 +125,7 @@ def study_heads(
     Direct effects are given for metrics that are linear in the logits, without a final soft cap.
     """
     anatomy = check_task(model, task)
-    names = heads or [f"a{layer}.h{head}" for layer in range(anatomy.n_layers) for head in range(anatomy.n_heads)]
+    names = heads or [head_name(layer, head) for layer in range(anatomy.n_layers) for head in range(anatomy.n_heads)]
     places = [parse_head(anatomy, name) for name in names]
     pairs = task.pairs.to(device_of(model))
     run = record_run(model, pairs, ["z", "resid_post"])

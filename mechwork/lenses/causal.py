@@ -28,6 +28,7 @@ from ..errors import InputError
 from ..interventions import Write, intervene
 from ..models.anatomy import ModelAnatomy, final_norm, read_anatomy
 from ..models.identity import identify_model
+from ..names import parse_place
 from ..patching.result import pearson
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
@@ -197,8 +198,7 @@ def align_stimulus_response(
 
     The model is ablated at all positions of the place at once. Cost: ``2 k + 1`` forwards and readings.
     """
-    kind, layer = basis.place.split(".")
-    site = Site(kind, int(layer))
+    site = parse_place(basis.place).site
     anatomy = _check(model, lens, site)
     batches, facts = _batches(model, text, n_rows)
     generator = torch.Generator().manual_seed(seed)

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import InputError
+from ..names import head_name
 from ..patching.statistics import bootstrap_interval
 from ..provenance import Provenance
 from ..result import Result, Table
@@ -79,7 +80,7 @@ class LogitAttribution(Result):
         found = cells.abs().flatten().topk(min(k, cells.numel())).indices
         places = torch.stack(torch.unravel_index(found, cells.shape), dim=1).tolist()
         return [
-            (f"a{layer}.h{head}", pos, self.tokens[row][pos], float(cells[layer, head, pos]))
+            (head_name(layer, head), pos, self.tokens[row][pos], float(cells[layer, head, pos]))
             for layer, head, pos in places
         ]
 

@@ -29,6 +29,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..models.anatomy import Norm, block_norm, device_of, final_norm, read_anatomy, read_norm
 from ..models.identity import identify_model
+from ..names import head_name
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
 from ..sites import Site
@@ -126,10 +127,10 @@ def read_head(
     copies, suppresses, predicted_share = (counts / n).tolist()
     shown = torch.cat([top.flatten(), bottom.flatten(), ids]).unique().tolist()
     return HeadCircuits(
-        head=f"a{layer}.h{head}", tokens=ids, ov=rows[:, ids].cpu(), qk=(query[ids] @ keys[ids].T).cpu(), top_ids=top, bottom_ids=bottom,
+        head=head_name(layer, head), tokens=ids, ov=rows[:, ids].cpu(), qk=(query[ids] @ keys[ids].T).cpu(), top_ids=top, bottom_ids=bottom,
         copying=float(eigenvalues.real.sum() / eigenvalues.abs().sum().clamp(min=1e-300)), copies=copies, suppresses=suppresses,
         attends_to_predicted=predicted_share, k=k, d_vocab=n, texts={i: token_text(model, i) for i in shown},
-        provenance=build_provenance(method="head circuits", head=f"a{layer}.h{head}", model=identify_model(model)),
+        provenance=build_provenance(method="head circuits", head=head_name(layer, head), model=identify_model(model)),
     )  # fmt: skip
 
 

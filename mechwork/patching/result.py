@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..artefact import Artefact
 from ..errors import InputError, UnknownNameError
+from ..names import place_name
 from ..provenance import Provenance
 from ..result import Result, Table
 from ..runs.record import Baseline
@@ -109,8 +110,7 @@ class Effect(Result):
 
     def _place(self, flat: int) -> str:
         index = torch.unravel_index(torch.tensor(flat), self.values.shape)
-        parts = [f"{axis} {self.labels[axis][int(i)]}" for axis, i in zip(self.axes, index, strict=True)]
-        return ", ".join((self.kind, *parts))
+        return place_name(self.kind, {a: self.labels[a][int(i)] for a, i in zip(self.axes, index, strict=True)})
 
     def _table(self) -> Table:
         """One row per place: kind, one column per axis, effect, standard error."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .. import names
 from ..errors import InputError
 from ..models.anatomy import ModelAnatomy
 from ..provenance import Provenance, build_provenance
@@ -65,8 +65,7 @@ def record_attention(model: TransformerBridge, task: Task, heads: Sequence[str],
 
 def parse_head(anatomy: ModelAnatomy, name: str) -> tuple[int, int]:
     """Layer and head of ``"a3.h1"``; raises `InputError` for anything else and for heads that are not there."""
-    match = re.fullmatch(r"a(\d+)\.h(\d+)", name)
-    layer, head = (int(match[1]), int(match[2])) if match else (-1, -1)
+    layer, head = names.parse_head(name)
     if not (0 <= layer < anatomy.n_layers and 0 <= head < anatomy.n_heads):
         raise InputError(
             f"heads are written 'a<layer>.h<head>', here a0.h0 to a{anatomy.n_layers - 1}.h{anatomy.n_heads - 1}; got {name!r}"

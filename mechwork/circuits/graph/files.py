@@ -22,6 +22,7 @@ from torch import Tensor
 from ...artefact import read_artefact, write_artefact
 from ...errors import ArtefactError, InputError, MetricError
 from ...files import read_object, reading, write_json
+from ...names import head_name, parse_node
 from ...provenance import stable
 from .circuit import WHAT, Circuit, facts_of
 from .space import EdgeSpace
@@ -195,6 +196,5 @@ def _their_readers(space: EdgeSpace, reader: str) -> list[str]:
     group = space.n_heads // space.n_kv_heads
     if not reader.endswith(("<k>", "<v>")) or group == 1:
         return [reader]
-    layer, rest = reader.split(".h")
-    head, kind = rest[:-3], rest[-3:]
-    return [f"{layer}.h{int(head) * group + i}{kind}" for i in range(group)]
+    place = parse_node(reader)
+    return [head_name(place.layer or 0, place.index[0] * group + i, place.side) for i in range(group)]

@@ -19,6 +19,7 @@ import torch
 
 from ...errors import ArtefactError, InputError, MetricError
 from ...files import read_object, reading, write_json
+from ...names import head_name, parse_node
 from ...provenance import stable
 from ...result import Result, Table
 from ...tasks.task import Task
@@ -169,10 +170,9 @@ def _circuit_of(graph: AttributionGraph, own: Json) -> Circuit:
 
 def _place(space: EdgeSpace, name: str) -> tuple[int, int]:
     """Layer and index within it: heads first, then the MLP."""
-    if name.startswith("m"):
-        return int(name[1:]), space.n_heads
-    layer, head = name[1:].split(".h")
-    return int(layer), int(head)
+    place = parse_node(name)
+    assert place.layer is not None
+    return place.layer, space.n_heads if place.head is None else place.head
 
 
 def _node_id(space: EdgeSpace, name: str, pos: int, answer: int) -> str:
@@ -216,4 +216,4 @@ def _reader(space: EdgeSpace, node: str, kind: str) -> str:
         return node
     layer, head = _place(space, node)
     group = 1 if kind == "q" else space.n_heads // space.n_kv_heads
-    return f"a{layer}.h{head // group}<{kind}>"
+    return head_name(layer, head // group, kind)

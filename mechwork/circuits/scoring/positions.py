@@ -28,6 +28,7 @@ from ...errors import InputError
 from ...models.anatomy import device_of
 from ...models.borrow import hooked
 from ...models.identity import identify_model
+from ...names import head_name
 from ...patching.queries_keys import check_open
 from ...patching.result import Direction
 from ...provenance import Provenance, build_provenance
@@ -137,7 +138,7 @@ class AttentionEdges(Result):
         rows = []
         for i in flat.abs().argsort(descending=True, stable=True)[:n].tolist():
             layer, head, kind, query, key = (int(x) for x in torch.unravel_index(torch.tensor(i), shape))
-            rows.append((f"a{layer}.h{head}<{KINDS[kind]}>", self.labels[key], self.labels[query], float(flat[i])))
+            rows.append((head_name(layer, head, KINDS[kind]), self.labels[key], self.labels[query], float(flat[i])))
         return rows
 
     def _table(self) -> Table:
