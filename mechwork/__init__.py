@@ -47,6 +47,7 @@ from .relevance import TokenRelevance as TokenRelevance
 from .relevance import attribute_tokens as attribute_tokens
 from .relevance import check_conservation as check_conservation
 from .relevance import find_composite as find_composite
+from .render import figure as figure
 from .render import report as report
 from .runs import AttentionPatterns as AttentionPatterns
 from .runs import record_attention as record_attention

@@ -80,4 +80,9 @@ async function mountFigures(roots) {
   }
 }
 
-mountFigures([...document.querySelectorAll("[data-mw-figure]")]);
+// A figure in a closed part has no size yet: it is drawn when the part opens.
+const figures = [...document.querySelectorAll("[data-mw-figure]")], later = figures.filter((root) => root.closest("details:not([open])"));
+mountFigures(figures.filter((root) => !later.includes(root)));
+for (const part of new Set(later.map((root) => root.closest("details:not([open])")))) {
+  part.addEventListener("toggle", () => mountFigures(later.filter((root) => part.contains(root) && !root.querySelector(".js-plotly-plot") && !root.closest("details:not([open])"))));
+}

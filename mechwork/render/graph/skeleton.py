@@ -1,0 +1,71 @@
+"""The order in which edges are shown: every prefix is the strongest connected part of the graph.
+
+An edge's *strength* is the smallest |score| on the best path from an input to the logits through it: the largest t such
+that the edge survives when only edges with |score| >= t are kept and what then lies on no path is dropped. Sorted by it,
+a prefix that ends between two strengths is exactly such a pruned circuit; that is how the faithfulness curve's circuits
+are made, so its sizes after pruning can be read off the same axis. Edges on no path have strength 0 and come last, by
+|score|.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy import ndarray
+
+from ...circuits.testing.curves import FaithfulnessCurve
+
+FEWEST, MOST, WANTED = 12, 25, 18
+"""Edges of a graph at first sight."""
+
+
+def strengths(
+    n_nodes: int,
+    source: Int[ndarray, " edge"],
+    target: Int[ndarray, " edge"],
+    weight: Float[ndarray, " edge"],
+    starts: Int[ndarray, " start"],
+    ends: Int[ndarray, " end"],
+) -> Float[ndarray, " edge"]:
+    """The strength of every edge; `weight` is |score| (infinite for links that carry none), nodes are in running order."""
+    up = np.zeros(n_nodes)
+    up[starts] = np.inf
+    down = np.zeros(n_nodes)
+    down[ends] = np.inf
+    # Nodes run in order, so one pass from below and one from above reach every path; across one layer by place may need more.
+    for _ in range(3):
+        before = up.copy(), down.copy()
+        for e in np.argsort(source, kind="stable"):
+            up[target[e]] = max(up[target[e]], min(up[source[e]], weight[e]))
+        for e in np.argsort(-target, kind="stable"):
+            down[source[e]] = max(down[source[e]], min(down[target[e]], weight[e]))
+        if (before[0] == up).all() and (before[1] == down).all():
+            break
+    return np.minimum(np.minimum(up[source], down[target]), weight)
+
+
+def default_size(strength: Float[ndarray, " edge"]) -> int:
+    """How many edges to draw at first: a whole number of paths, as near to `WANTED` as `FEWEST` to `MOST` allow."""
+    n = len(strength)
+    if n <= MOST:
+        return n
+    whole = [k + 1 for k, (a, b) in enumerate(pairwise(strength.tolist())) if a > b] or [WANTED]
+    fitting = [k for k in whole if FEWEST <= k <= MOST]
+    return min(fitting or [min(whole, key=lambda k: abs(k - WANTED))], key=lambda k: abs(k - WANTED))
+
+
+def faithfulness_points(curve: FaithfulnessCurve | None) -> list[list[float]]:
+    """(edges after pruning, measured faithfulness), smallest first, from (0, 0); empty without a curve."""
+    if curve is None:
+        return []
+    found = {0: 0.0} | {n: f for n, f in zip(curve.n_kept, curve.faithfulness.tolist(), strict=True) if n > 0}
+    return [[float(n), round(found[n], 4)] for n in sorted(found)]
+
+
+def interpolate(points: list[list[float]], n_edges: int) -> float | None:
+    """Faithfulness at a size, on the line between the measured sizes around it; None outside them."""
+    if not points or n_edges > points[-1][0]:
+        return None
+    return float(np.interp(n_edges, [p[0] for p in points], [p[1] for p in points]))
