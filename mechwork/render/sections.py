@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,14 +47,25 @@ class Section:
 def build_sections(findings: Findings, heading: str = "", pending: Sequence[str] = ()) -> list[Section]:
     """All sections that have something to show, in reading order; the first screen carries the page's `heading`."""
     added: dict[str, list[Fragment]] = {}
+    drawn: set[type] = set()
     for result in findings.others:
         section, draw, _ = extension_of(result)
-        added.setdefault(section, []).append(draw(result))
+        part = draw(result)
+        # Of results of one kind the first stands open; what follows says the same of another lens, layer or variant.
+        again = type(result) in drawn
+        drawn.add(type(result))
+        added.setdefault(section, []).append(folded(_title_of(part, result), [part]) if again else part)
     built = [
         Section(name, title, (*build(findings), *added.get(name, ()))) for name, (title, build) in SECTIONS.items()
     ]
     summary = Section("summary", built[0].title, (first_screen(findings, heading, pending), *built[0].fragments))
     return [summary, *(section for section in built[1:] if section.fragments)]
+
+
+def _title_of(part: Fragment, result: object) -> str:
+    """The heading of a part, or else the kind of result it shows."""
+    found = re.search(r"<h3>(.*?)</h3>", part.body)
+    return html.unescape(re.sub(r"<[^>]*>", "", found[1])) if found else type(result).__name__
 
 
 def fold(summary: str, body: str, needs: tuple[str, ...] = ()) -> Fragment:

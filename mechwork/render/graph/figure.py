@@ -22,7 +22,7 @@ from ...errors import InputError, NotFoundError
 from ...tasks.task import Task
 from ..page.text import count, escape, fixed, percent, plural, shorten, show_token
 from .payload import GraphOptions, graph_payload
-from .skeleton import interpolate
+from .skeleton import interpolate, whole_sizes
 from .static import LIGHT, ROLE_COLOURS, draw_graph, standalone
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -104,12 +104,9 @@ def whole_paths(circuit: Circuit, n_edges: int) -> int:
     """The largest number of edges up to `n_edges` that ends with a whole path, else the first that does."""
     from .table import circuit_table
 
-    strength = circuit_table(circuit).strength.tolist()
-    if n_edges >= len(strength):
-        return max(1, len(strength))
-    ends = [k + 1 for k in range(len(strength) - 1) if strength[k] > strength[k + 1]]
-    below = [k for k in ends if k <= n_edges]
-    return below[-1] if below else next(iter(ends), n_edges)
+    sizes = whole_sizes(circuit_table(circuit).steps)
+    below = [k for k in sizes if 0 < k <= n_edges]
+    return below[-1] if below else max(1, sizes[0])
 
 
 def caption_of(circuit: Circuit, findings: Any, n: int, payload: dict[str, Any]) -> str:
@@ -222,6 +219,6 @@ def _photograph(picture: StaticFigure, path: Path, scale: float) -> None:
             f"--force-device-scale-factor={scale:g}",
         ]
         command = [browser, *flags, size, f"--screenshot={path.absolute()}", page.as_uri()]
-        subprocess.run(command, check=False, capture_output=True, timeout=120)
+        subprocess.run(command, check=False, capture_output=True, timeout=120)  # noqa: S603 - our own page, no shell
     if not path.is_file():
         raise InputError(f"chromium drew no picture at {path}. Save the figure as .svg, or choose another path.")

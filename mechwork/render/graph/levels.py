@@ -27,7 +27,7 @@ def graph_levels(table: GraphTable, shown: int) -> list[dict[str, Any]]:
     n = len(table.source)
     if table.place_labels or not n:
         return []
-    sizes = sorted({min(size, n) for size in (default_size(table.strength), shown, *SIZES) if size <= SIZES[-1]})
+    sizes = sorted({min(size, n) for size in (default_size(table.steps), shown, *SIZES) if size <= SIZES[-1]})
     return [_level(table, size) for size in sizes]
 
 

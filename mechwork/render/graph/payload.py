@@ -114,7 +114,7 @@ def table_payload(
         )
     said = [plain(roles.get(name, "")) for name in names]
     bends = graph_layout.find_bends(layout, types, source, target, ports(types[target], table.kind))
-    shown = min(options.shown or default_size(table.strength), len(source))
+    shown = min(options.shown or default_size(table.steps), len(source))
     totals = np.bincount(source, table.score, len(names))
     columns = zip(table.place_labels, layout.columns, strict=True) if table.place_labels else ()
     return {

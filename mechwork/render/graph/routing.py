@@ -176,8 +176,8 @@ def _isotonic(wanted: ndarray, weight: ndarray) -> ndarray:
 def _finish(types: ndarray, rows: list[list[int]], spans: list[list[int]], chains: list[list], at: dict) -> Routed:
     """Shifts, stretches to the wanted aspect, and writes routes as points."""
     nodes = [node for row in rows for node in row]
-    left = min(min(at[n, -1] - WIDTHS[types[n]] / 2 for n in nodes), min(at.values())) - MARGIN
-    right = max(max(at[n, -1] + WIDTHS[types[n]] / 2 for n in nodes), max(at.values())) + MARGIN
+    reach = [at[n, -1] + side * float(WIDTHS[types[n]]) / 2 for n in nodes for side in (-1, 1)]
+    left, right = min(*reach, *at.values()) - MARGIN, max(*reach, *at.values()) + MARGIN
     pitch = float(np.clip((right - left) / ASPECT / max(len(rows), 2), LEAST_PITCH, MOST_PITCH))
     height = pitch * len(rows)
     # A tall, narrow graph uses the width there is; distances only grow, so nothing comes to overlap.

@@ -9,8 +9,6 @@ are made, so its sizes after pruning can be read off the same axis. Edges on no 
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
@@ -19,6 +17,7 @@ from ...circuits.testing.curves import FaithfulnessCurve
 
 FEWEST, MOST, WANTED = 12, 25, 18
 """Edges of a graph at first sight."""
+DIVISIONS = 12
 
 
 def strengths(
@@ -46,14 +45,67 @@ def strengths(
     return np.minimum(np.minimum(up[source], down[target]), weight)
 
 
-def default_size(strength: Float[ndarray, " edge"]) -> int:
-    """How many edges to draw at first: a whole number of paths, as near to `WANTED` as `FEWEST` to `MOST` allow."""
-    n = len(strength)
+def connected_order(
+    n_nodes: int,
+    source: Int[ndarray, " edge"],
+    target: Int[ndarray, " edge"],
+    weight: Float[ndarray, " edge"],
+    starts: Int[ndarray, " start"],
+    ends: Int[ndarray, " end"],
+    n_scored: int,
+) -> tuple[Int[ndarray, " scored"], Float[ndarray, " scored"], Int[ndarray, " scored"]]:
+    """Edges by strength, their strengths, and the step each belongs to: a prefix of whole steps is connected.
+
+    The first `n_scored` edges are ordered, the others are links. One weak edge can close hundreds of paths at once; such a
+    lump at the beginning, where the first view ends, is divided: with its weakest edge counted as free, and what is weaker
+    as absent, the strengths within it differ again.
+    """
+    found = strengths(n_nodes, source, target, weight, starts, ends)
+    keys = [-weight[:n_scored], -found[:n_scored]]
+    order = np.lexsort(keys)
+    steps = np.concatenate([[0], np.cumsum(np.diff(found[order]) != 0)]) if len(order) else np.zeros(0, dtype=np.int64)
+    free = weight.copy()
+    for _ in range(DIVISIONS):
+        lump = _lump(steps)
+        if lump is None:
+            break
+        first, last = lump
+        inside = order[first:last]
+        free[np.setdiff1d(np.arange(n_scored), order[:last])] = 0.0
+        again = strengths(n_nodes, source, target, free, starts, ends)
+        free[inside[free[inside] <= again[inside].min()]] = np.inf
+        again = strengths(n_nodes, source, target, free, starts, ends)
+        new = np.lexsort([-weight[inside], -again[inside]])
+        order = np.concatenate([order[:first], inside[new], order[last:]])
+        split = np.concatenate([[0], np.cumsum(np.diff(again[inside[new]]) != 0)])
+        if not split[-1]:
+            continue
+        steps = np.concatenate([steps[:first], steps[first] + split, steps[last:] + split[-1]])
+    return order, found[order], steps
+
+
+def _lump(steps: Int[ndarray, " scored"]) -> tuple[int, int] | None:
+    """The step that leaps over the sizes wanted at first, as a range; None when one ends among them."""
+    ends = [*(np.flatnonzero(np.diff(steps)) + 1).tolist(), len(steps)]
+    if len(steps) <= MOST or any(FEWEST <= end <= MOST for end in ends):
+        return None
+    last = next(end for end in ends if end > MOST)
+    return max([end for end in ends if end < last], default=0), last
+
+
+def default_size(steps: Int[ndarray, " edge"]) -> int:
+    """How many edges to draw at first: a whole number of steps, as near to `WANTED` as `FEWEST` to `MOST` allow."""
+    n = len(steps)
     if n <= MOST:
         return n
-    whole = [k + 1 for k, (a, b) in enumerate(pairwise(strength.tolist())) if a > b] or [WANTED]
+    whole = whole_sizes(steps)
     fitting = [k for k in whole if FEWEST <= k <= MOST]
-    return min(fitting or [min(whole, key=lambda k: abs(k - WANTED))], key=lambda k: abs(k - WANTED))
+    return min(fitting or whole, key=lambda k: abs(k - WANTED))
+
+
+def whole_sizes(steps: Int[ndarray, " edge"]) -> list[int]:
+    """The numbers of edges at which a step ends."""
+    return [*(np.flatnonzero(np.diff(steps)) + 1).tolist(), len(steps)]
 
 
 def faithfulness_points(curve: FaithfulnessCurve | None) -> list[list[float]]:

@@ -19,7 +19,7 @@ from ...circuits.graph.circuit import Circuit
 from ...circuits.graph.space import EdgeSpace
 from ...errors import MetricError
 from .layout import HEAD, INPUT, KV, LOGITS, MLP
-from .skeleton import strengths
+from .skeleton import connected_order
 
 KINDS = ("q", "k", "v", "mlp", "logits")
 MAX_EDGES = 50_000
@@ -32,7 +32,7 @@ class GraphTable:
 
     `labels` are written in the nodes, `names` are unique; `places` is the column of each node, -1 where it has none. `member`
     says which circuit holds an edge: 1, 2, or 3 for both, `other_score` its score in the second. `cells` are an edge's row
-    and column in the scores of its circuit, where it has them; `strength` is what the edges are ordered by (see `skeleton`).
+    and column in the scores of its circuit, where it has them; `strength` is what the edges are ordered by, in `steps` (see `skeleton`).
     """
 
     names: list[str]
@@ -56,6 +56,7 @@ class GraphTable:
     other_score: Float[ndarray, " edge"] | None = None
     cells: Int[ndarray, "edge 2"] | None = None
     strength: Float[ndarray, " edge"] = field(default_factory=lambda: np.zeros(0))
+    steps: Int[ndarray, " edge"] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
 
 def circuit_table(circuit: Circuit) -> GraphTable:
@@ -128,8 +129,8 @@ def strongest_first(table: GraphTable) -> GraphTable:
     new[node] = np.arange(len(node))
     size = np.abs(table.score) if table.scored else np.ones(len(table.score))
     edge = np.argsort(-size, kind="stable")[:MAX_EDGES]
-    strength = _strengths(table, new, edge, size)
-    edge, strength = edge[(by := np.argsort(-strength, kind="stable"))], strength[by]
+    by, strength, steps = _connected(table, new, edge, size)
+    edge = edge[by]
 
     def kept(column: ndarray | None) -> ndarray | None:
         return None if column is None else column[edge]
@@ -151,17 +152,18 @@ def strongest_first(table: GraphTable) -> GraphTable:
         other_score=kept(table.other_score),
         cells=kept(table.cells),
         strength=strength,
+        steps=steps,
     )
 
 
-def _strengths(table: GraphTable, new: ndarray, edge: ndarray, size: ndarray) -> Float[ndarray, " edge"]:
-    """The strength of these edges among themselves; the links of key/value groups carry any."""
+def _connected(table: GraphTable, new: ndarray, edge: ndarray, size: ndarray) -> tuple[ndarray, ndarray, ndarray]:
+    """Order, strengths and steps of these edges; the links of key/value groups carry any strength."""
     links, n = new[table.links], len(table.links)
     source = np.concatenate([new[table.source[edge]], links[:, 0]])
     target = np.concatenate([new[table.target[edge]], links[:, 1]])
     weight = np.concatenate([size[edge], np.full(n, np.inf)])
     starts, ends = (new[np.flatnonzero(table.types == kind)] for kind in (INPUT, LOGITS))
-    return strengths(len(table.names), source, target, weight, starts, ends)[: len(edge)]
+    return connected_order(len(table.names), source, target, weight, starts, ends, len(edge))
 
 
 def _layers_of(table: GraphTable, n_layers: int) -> dict[str, int]:

@@ -167,11 +167,10 @@ def trajectory_fragment(paths: list[Trajectory]) -> Fragment:
             Column(TITLES[name], [number(v) for v in path.mean(name).tolist()], numeric=True) for name in MEASURES
         ]
         parts.append(table(columns, caption=f"{path.label}: mean over prompts"))
-    alternative = (
-        f"Trajectories over depth of {', '.join(path.label for path in paths)}; the tables below have the numbers."
-    )
+    alternative = f"Trajectories over depth of {', '.join(path.label for path in paths)}; the folded tables below have the numbers."
     figure = figure_fragment(trajectory_figure(paths), alternative)
-    return Fragment(figure.body + "".join(parts), needs=figure.needs)
+    numbers = f'<details class="mw-fallback"><summary>The numbers by place</summary>{"".join(parts)}</details>'
+    return Fragment(figure.body + numbers, needs=figure.needs)
 
 
 @draws(Trajectory)
