@@ -129,14 +129,17 @@ def describe(payload: dict[str, Any]) -> str:
 def edge_table(payload: dict[str, Any], limit: int = TABLE_LIMIT) -> str:
     """The strongest edges as an HTML table."""
     names, kinds, edges = payload["nodes"]["name"], payload["kinds"], payload["edges"]
-    n = min(limit, len(edges["source"]))
+    order = range(len(edges["source"]))
+    if edges["score"] is not None:
+        order = sorted(order, key=lambda e: -abs(edges["score"][e]))
+    order = order[:limit]
     columns = [
-        Column("source", [names[i] for i in edges["source"][:n]]),
-        Column("target", [names[i] for i in edges["target"][:n]]),
-        Column("into", [kinds[k] for k in edges["kind"][:n]]),
+        Column("source", [names[edges["source"][e]] for e in order]),
+        Column("target", [names[edges["target"][e]] for e in order]),
+        Column("into", [kinds[edges["kind"][e]] for e in order]),
     ]
     if edges["score"] is not None:
-        columns.append(Column("score", [signed(s) for s in edges["score"][:n]], numeric=True))
+        columns.append(Column("score", [signed(edges["score"][e]) for e in order], numeric=True))
     return table(columns, caption=f"{payload['title']}: the strongest edges, strongest first")
 
 
