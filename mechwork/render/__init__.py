@@ -11,6 +11,8 @@ Jupyter.
 """
 
 from .findings import reports as reports
+from .graph.figure import StaticFigure as StaticFigure
+from .graph.figure import figure as figure
 from .graph.graph import graph_svg as graph_svg
 from .graph.graph import render_graph as render_graph
 from .graph.pages import render_circuit as render_circuit
