@@ -138,18 +138,34 @@ def _study(args: argparse.Namespace, model: Any, estimators: list[Any], console:
 def _edges(args: argparse.Namespace, model: Any, console: Console) -> list[dict[str, Any]]:
     """Circuits of each preset, scored on the task's train pairs and judged on its test pairs."""
     from ..circuits import evaluate, score_edges
+    from ..models.identity import identify_model
+    from ..patching.study import KeptRows
+    from ..provenance import hash_json, stable
 
     found = []
     for task in _tasks(args, model, console) if args.edges else ():
         for preset in _edge_presets(args):
+            key = hash_json([preset, args.seed, identify_model(model), stable(task.provenance())])
+            kept = KeptRows(args.out, f"{task.name}, edges by {preset}", key)
+            if rows := kept.read():
+                found += rows
+                continue
             with console.step(f"edges of {task.name} by {preset}"):
                 began = time.process_time()
                 scores = score_edges(model, task.train, preset=preset, seed=args.seed)
                 seconds = time.process_time() - began
                 curve = evaluate(model, task.test, scores, n_random=0, seed=args.seed)
             at = dict(zip(curve.fractions, [float(value) for value in curve.faithfulness], strict=True))
-            found.append({"task": task.name, "preset": preset, "cmd": float(curve.cmd), "cpr": float(curve.cpr),
-                          "seconds": seconds, **{f"{f:g}": at[f] for f in EDGE_FRACTIONS}})  # fmt: skip
+            row = {
+                "task": task.name,
+                "preset": preset,
+                "cmd": float(curve.cmd),
+                "cpr": float(curve.cpr),
+                "seconds": seconds,
+            }
+            row |= {f"{f:g}": at[f] for f in EDGE_FRACTIONS}
+            kept.write([row])
+            found.append(row)
     return found
 
 

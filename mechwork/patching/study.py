@@ -178,13 +178,16 @@ def study_agreement(
     for done, task in enumerate(tasks):
         if progress is not None:
             progress(done, len(tasks), f"measuring {task.name}")
-        kept = _Kept(checkpoint, task.name, hash_json([settings, stable(task.provenance())]))
+        kept = KeptRows(checkpoint, task.name, hash_json([settings, stable(task.provenance())]))
         found = kept.read()
         if found is None:
             exact = _measure(model, task, sites, direction, positions, screen, verify_random)
-            found = [row for one in estimators for row in _compare(model, task, one, exact, direction, positions)]
+            compared = [row for one in estimators for row in _compare(model, task, one, exact, direction, positions)]
+            found = [{"rules": name, **asdict(row)} for name, row in compared]
             kept.write(found)
-        rows |= {(task.name, row.kind, name): row for name, row in found}
+        for facts in found:
+            name = facts.pop("rules")
+            rows[task.name, facts["kind"], name] = StudyRow(**facts)
     provenance = build_provenance(
         method="agreement of estimates", **settings, tasks=[task.provenance() for task in tasks]
     )
@@ -247,41 +250,39 @@ def judge(estimate: Effect, exact: Effect, seconds: float = float("nan")) -> Stu
 
 
 @dataclass(frozen=True)
-class _Kept:
-    """One task's rows in a study's folder: ``TASK.json`` with the sha256 of what they were computed from."""
+class KeptRows:
+    """Rows of a study in a folder: ``NAME.json`` with the sha256 of what they were computed from. No folder keeps nothing."""
 
     folder: str | Path | None
-    task: str
+    name: str
     key: str
 
     @property
     def file(self) -> Path:
-        return Path(self.folder or ".").expanduser() / f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', self.task)}.json"
+        return Path(self.folder or ".").expanduser() / f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', self.name)}.json"
 
-    def read(self) -> list[tuple[str, StudyRow]] | None:
-        """The rows; None where there are none yet."""
+    def read(self) -> list[dict[str, Any]] | None:
+        """The rows; None where there are none yet. Raises `ArtefactError` for those of another study."""
         if self.folder is None or not self.file.is_file():
             return None
         try:
             data = json.loads(self.file.read_text(encoding="utf-8"))
-            rows = [(row.pop("rules"), StudyRow(**row)) for row in data["rows"]]
+            key, rows = data["key"], [dict(row) for row in data["rows"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ArtefactError(
-                f"{self.file} is damaged ({error}); delete it, and the task is measured again"
-            ) from error
-        if data.get("key") != self.key:
+            raise ArtefactError(f"{self.file} is damaged ({error}); delete it, and it is measured again") from error
+        if key != self.key:
             raise ArtefactError(
                 f"{self.file} belongs to another model, task or settings. Choose another folder, or delete the file."
             )
         return rows
 
-    def write(self, rows: list[tuple[str, StudyRow]]) -> None:
+    def write(self, rows: list[dict[str, Any]]) -> None:
+        """Keeps the rows, whole or not at all."""
         if self.folder is None:
             return
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        data = {"key": self.key, "rows": [{"rules": name, **asdict(row)} for name, row in rows]}
         partial = self.file.with_suffix(".partial")
-        partial.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        partial.write_text(json.dumps({"key": self.key, "rows": rows}, indent=1) + "\n", encoding="utf-8")
         partial.replace(self.file)
 
 
