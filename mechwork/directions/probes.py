@@ -28,6 +28,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..errors import InputError, MetricError, UnknownNameError
+from ..result import Result, Table, table_rows
 from ..sites import Site
 from .examples import Examples, record_positions
 from .fit import PENALTY, by_lot, fit_probe

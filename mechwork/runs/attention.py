@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..models.anatomy import ModelAnatomy
 from ..provenance import Provenance, build_provenance
-from ..result import Result
+from ..result import Result, Table
 from ..tasks.task import Task
 from .record import check_task, record_run
 
@@ -31,6 +31,19 @@ class AttentionPatterns(Result):
     patterns: Float[Tensor, "head query_pos key_pos"]
     task_name: str
     provenance: Provenance
+
+    def _table(self) -> Table:
+        """One row per head, query and key."""
+        n = len(self.tokens)
+        return [
+            {"head": name, "query": i, "query_token": self.tokens[i], "key": j, "key_token": self.tokens[j], "attention": float(p[i, j])}
+            for name, p in zip(self.heads, self.patterns, strict=True)
+            for i in range(n)
+            for j in range(i + 1)
+        ]  # fmt: skip
+
+    def __str__(self) -> str:
+        return f"attention of {', '.join(self.heads)} over {len(self.tokens)} tokens of {self.task_name}"
 
 
 def record_attention(model: TransformerBridge, task: Task, heads: Sequence[str], *, row: int = 0) -> AttentionPatterns:

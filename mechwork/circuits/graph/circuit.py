@@ -15,7 +15,7 @@ from ...errors import ArtefactError, InputError, MetricError, UnknownNameError
 from ...files import read_object, reading, write_json
 from ...models.anatomy import device_of
 from ...provenance import Provenance, stable
-from ...result import Result
+from ...result import Result, Table
 from ...shapes import EdgeMask, EdgeMatrix
 from ...tasks.task import Task
 from .space import LOGITS, EdgeSpace
@@ -55,6 +55,8 @@ class Circuit(Result):
         if bool((self.mask & ~self.space.mask).any()):
             row, column = (self.mask & ~self.space.mask).nonzero()[0].tolist()
             raise InputError(f"{self.space.edge_name(row, column)} is not an edge of this graph")
+        if self.scores is not None and self.scores.shape != self.mask.shape:
+            raise InputError(f"a circuit's scores have the shape of its mask; got {tuple(self.scores.shape)}")
         if self.scores is not None and not bool(self.scores.isfinite().all()):
             row, column = (~self.scores.isfinite()).nonzero()[0].tolist()
             name, value = self.space.edge_name(row, column), float(self.scores[row, column])
@@ -99,6 +101,12 @@ class Circuit(Result):
         rows = rows | (feeds & unclaimed[None, :]).any(dim=1)
         names = [name for name, used in zip(self.space.writers, rows.tolist(), strict=True) if used]
         return (*names, LOGITS) if bool(self.mask[:, self.space.logits_reader].any()) else tuple(names)
+
+    def _table(self) -> Table:
+        """One row per edge, strongest first."""
+        index = self._ordered_index()
+        ends = {"source": [self.space.writers[i] for i, _ in index], "target": [self.space.readers[j] for _, j in index]}
+        return ends if self.scores is None else {**ends, "score": [float(self.scores[i, j]) for i, j in index]}
 
     def __contains__(self, edge: str) -> bool:
         return bool(self.mask[self.space.edge_index(edge)])
@@ -227,7 +235,10 @@ class Circuit(Result):
             return replace(circuit, scores=scores, **facts_of(data))
 
     def __repr__(self) -> str:
-        return f"Circuit({self.n_edges} of {self.space.n_edges} edges, {len(self.nodes)} nodes)"
+        scores = [] if self.scores is None else [(*at, float(self.scores[*at])) for at in self._ordered_index()[:3]]
+        top = ", ".join(f"{self.space.edge_name(i, j)} {score:+.3g}" for i, j, score in scores)
+        strongest = f"; strongest {top}" if top else ""
+        return f"Circuit({self.n_edges} of {self.space.n_edges} edges, {len(self.nodes)} nodes{strongest})"
 
     def _mask_of(self, other: Circuit) -> EdgeMask:
         if other.space != self.space:

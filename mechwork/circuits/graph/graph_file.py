@@ -20,7 +20,7 @@ import torch
 from ...errors import ArtefactError, InputError, MetricError
 from ...files import read_object, reading, write_json
 from ...provenance import stable
-from ...result import Result
+from ...result import Result, Table
 from ...tasks.task import Task
 from .circuit import Circuit
 from .files import FORMAT, OWN
@@ -85,6 +85,10 @@ class AttributionGraph(Result):
         """Write the graph. Returns the path."""
         parts = (self.metadata, self.q_params, self.nodes, self.links)
         return write_json(path, {**dict(zip(KEYS, parts, strict=True)), **self.others}, indent=None, escape=False)
+
+    def _table(self) -> Table:
+        """One row per link, as in the file."""
+        return self.links
 
     def __repr__(self) -> str:
         return f"AttributionGraph({self.metadata.get('slug')!r}: {len(self.nodes)} nodes, {len(self.links)} links, {len(self.supernodes)} supernodes)"

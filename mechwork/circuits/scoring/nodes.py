@@ -93,6 +93,11 @@ class NeuronScores(Result):
         width = self.values.shape[1]
         return [(f"m{i // width}.n{i % width}", float(flat[i])) for i in order]
 
+    def _table(self) -> Table:
+        """One row per neuron, strongest first."""
+        places, scores = zip(*self.top(self.values.numel()), strict=True)
+        return {"neuron": places, "score": scores}
+
     def select(self, n_neurons: int) -> Bool[Tensor, "layer neuron"]:
         """The `n_neurons` of largest absolute score; raises `InputError` for more than there are."""
         flat = self.values.flatten().abs()

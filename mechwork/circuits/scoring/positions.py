@@ -31,7 +31,7 @@ from ...patching.queries_keys import check_open
 from ...patching.result import Direction
 from ...provenance import Provenance, build_provenance
 from ...relevance import Composite, Rule
-from ...result import Result
+from ...result import Result, Table
 from ...runs.record import Baseline, Run
 from ...runs.restart import restart_at
 from ...shapes import EdgeMatrix
@@ -55,7 +55,7 @@ KINDS = ("q", "k", "v")
 
 
 @dataclass(frozen=True, eq=False)
-class PositionScores(Result):
+class PositionScores(Result, strongest="score"):
     """Edge scores per span or position: `values` is ``[span, writer, reader]``, mean over pairs; zero where there is no edge."""
 
     space: EdgeSpace
@@ -99,6 +99,14 @@ class PositionScores(Result):
             for i in order
         ]
 
+    def _table(self) -> Table:
+        """One row per span and edge, strongest first."""
+        n, mask = len(self.labels), self.space.mask
+        ends = {name: column * n for name, column in self.space.ends().items()}
+        at = [label for label in self.labels for _ in range(self.space.n_edges)]
+        numbers = {"score": self.values[:, mask], "standard_error": self.standard_error()[:, mask]}
+        return {"at": at, **ends, **{name: x.flatten().tolist() for name, x in numbers.items()}}
+
     def _unpack(self, packed: Float[Tensor, " cell"]) -> Float[Tensor, "span writer reader"]:
         full = packed.new_zeros(len(self.labels), self.space.n_writers, self.space.n_readers)
         full[:, self.space.mask] = packed.view(len(self.labels), -1)
@@ -130,6 +138,11 @@ class AttentionEdges(Result):
             layer, head, kind, query, key = (int(x) for x in torch.unravel_index(torch.tensor(i), shape))
             rows.append((f"a{layer}.h{head}<{KINDS[kind]}>", self.labels[key], self.labels[query], float(flat[i])))
         return rows
+
+    def _table(self) -> Table:
+        """One row per head, kind and pair of spans, strongest first."""
+        columns = zip(*self.top(self.values.numel()), strict=True)
+        return dict(zip(("reader", "from", "to", "score"), columns, strict=True))
 
 
 def score_positions(

@@ -15,7 +15,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from ...errors import InputError
-from ...result import Result
+from ...result import Result, Table
 
 if TYPE_CHECKING:
     from ..graph.circuit import Circuit
@@ -44,6 +44,10 @@ class Stability(Result):
         tail = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
         low, high = torch.quantile(torch.tensor(self.jaccards, dtype=torch.float64), tail).tolist()
         return low, high
+
+    def _table(self) -> Table:
+        """One row per part."""
+        return {"part": self.labels or [*range(len(self.jaccards))], "jaccard": self.jaccards, "expected": self.expected}
 
     def __repr__(self) -> str:
         low, high = self.interval()

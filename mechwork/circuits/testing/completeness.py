@@ -51,6 +51,11 @@ class Completeness(Result):
     knocked_out: tuple[str, ...]
     provenance: Provenance
 
+    def _table(self) -> Table:
+        """One row per knock-out: its incompleteness score."""
+        random = [{"knock_out": f"random {i}", "incompleteness": score} for i, score in enumerate(self.random)]
+        return [*random, {"knock_out": "learned", "incompleteness": self.learned}]
+
     def __repr__(self) -> str:
         mean = sum(self.random) / len(self.random)
         return (

@@ -108,6 +108,14 @@ class CircuitEvaluation(Result):
         """Bootstrap interval of the faithfulness over pairs."""
         return bootstrap_faithfulness(self.per_example, self.empty_per_example, self.model_per_example, level=level)
 
+    def _table(self) -> Table:
+        """One row: of the circuit, and of the random ones beside it (means)."""
+        low, high = self.interval()
+        means = {"random": self.random, "same_degree": self.same_degree}
+        controls = {name: sum(values) / len(values) for name, values in means.items() if values}
+        measured = {"metric": self.metric, "empty": self.empty, "accuracy": self.accuracy, "kl": self.kl}
+        return [{"n_edges": self.circuit.n_edges, "faithfulness": self.faithfulness, "low": low, "high": high, **controls, **measured}]
+
     def __repr__(self) -> str:
         low, high = self.interval()
         controls = ", ".join(f"{r:.3f}" for r in self.random)
