@@ -26,10 +26,11 @@ def weights_sha256(model: TransformerBridge) -> str:
 
 
 def identify_model(model: TransformerBridge) -> Provenance:
-    """Name, anatomy, dtype and sha256 of the weights actually used."""
+    """Name, anatomy, dtype, habit about the beginning-of-sequence token, and sha256 of the weights actually used."""
     return {
         "name": str(model.cfg.model_name),
         "weights_sha256": weights_sha256(model),
         "dtype": str(dtype_of(model)).removeprefix("torch."),
+        "prepend_bos": bool(model.cfg.default_prepend_bos),
         "anatomy": read_anatomy(model).to_dict(),
     }

@@ -18,6 +18,7 @@ from torch import nn
 from .. import bundled
 from ..errors import InputError, NotFoundError, UnsupportedModelError, nearest
 from .anatomy import CLAIMED, read_anatomy
+from .bos import choose_bos, follow_tokenizer
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -26,13 +27,18 @@ ModelSource = str | Path | nn.Module
 
 
 def load_model(
-    source: ModelSource, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    source: ModelSource,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    *,
+    prepend_bos: bool | None = None,
 ) -> TransformerBridge:
     """A bundled model (``"gpt2-6l"``; ``"attn-only-2l@500"`` as it was after 500 steps of training), a local Hugging Face folder, a hub name, or a ready bridge or Hugging Face module.
 
     Weights are raw (nothing folded or centred), attention is eager, the model is in evaluation mode and no parameter
     asks for gradients. `device` defaults to the CPU for names and to where it is for a ready module; `dtype` defaults
-    to float32 for names. A Hugging Face module is wrapped in place.
+    to float32 for names. A Hugging Face module is wrapped in place. `prepend_bos`: whether prompts begin with the
+    beginning-of-sequence token (default: what the tokenizer itself does; bundled models and ready bridges stay as they are).
 
     Raises:
         NotFoundError: no such folder, or the hub cannot be reached or does not know the name.
@@ -64,6 +70,7 @@ def load_model(
             model.cfg.dtype = dtype
     model.eval()
     model.requires_grad_(False)
+    choose_bos(model, prepend_bos)
     read_anatomy(model)
     return model
 
@@ -178,9 +185,11 @@ def _wrap(module: nn.Module, tokenizer: Any, name: str) -> TransformerBridge:
     force_eager_attention(module)
     if hasattr(module, "set_experts_implementation"):  # the grouped kernels know no float64, and hide the experts
         module.set_experts_implementation("eager")  # pyright: ignore[reportCallIssue]
-    return build_bridge_from_module(
+    model = build_bridge_from_module(
         module, type(module).__name__, hf_config=config, tokenizer=tokenizer, model_name=name
     )
+    follow_tokenizer(model, tokenizer)
+    return model
 
 
 def _check_claimed(config: Any, architecture: str | None = None) -> None:
