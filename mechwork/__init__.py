@@ -31,6 +31,9 @@ from .circuits import score_edges as score_edges
 from .directions import Direction as Direction
 from .directions import fit_direction as fit_direction
 from .directions import study_steering as study_steering
+from .discovery.discover import discover as discover
+from .discovery.discover import load_discovery as load_discovery
+from .discovery.found import Discovery as Discovery
 from .lenses import LensTable as LensTable
 from .lenses import LogitAttribution as LogitAttribution
 from .lenses import TunedLens as TunedLens

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from ... import bundled
 from ...errors import InputError
 
-WORDS = frozenset("Austin Bill Christian Crystal Don Frank Grace Holly Iris Ivy Mark Max Ray Rose Will".split())
+WORDS = frozenset(["Austin", "Bill", "Christian", "Crystal", "Don", "Frank", "Grace", "Holly", "Iris", "Ivy", "Mark", "Max", "Ray", "Rose", "Will"])
 """Names that are also common English words. Our own tokenizers, which learned the invented names too, keep them as names."""
 
 Split = Literal["train", "validation", "test", "all"]
