@@ -41,6 +41,9 @@ if _TYPE_CHECKING:
     from .directions import Direction as Direction
     from .directions import fit_direction as fit_direction
     from .directions import study_steering as study_steering
+    from .discovery.discover import discover as discover
+    from .discovery.discover import load_discovery as load_discovery
+    from .discovery.found import Discovery as Discovery
     from .execute import executor as executor
     from .lenses import LensTable as LensTable
     from .lenses import LogitAttribution as LogitAttribution
@@ -73,6 +76,8 @@ _HOMES = {
     "ablation": "AblationSpec HeadStudy ablate study_heads",
     "circuits": "Circuit CircuitEvaluation EdgeScores EdgeSpace FaithfulnessCurve evaluate ground_truth load_circuit score_edges",
     "directions": "Direction fit_direction study_steering",
+    "discovery.discover": "discover load_discovery",
+    "discovery.found": "Discovery",
     "execute": "executor",
     "lenses": "LensTable LogitAttribution TunedLens attribute_logits load_lens read_lens train_lens",
     "models": "load_model",

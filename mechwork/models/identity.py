@@ -59,12 +59,16 @@ def source_of(model: TransformerBridge) -> str | None:
 
 
 def identify_model(model: TransformerBridge) -> Provenance:
-    """Name, anatomy, dtype and sha256 of the weights actually used; `origin` where they came from a GGUF file or the hub."""
+    """Name, anatomy, dtype, habit about the beginning-of-sequence token, and sha256 of the weights actually used.
+
+    `origin` where they came from a GGUF file or the hub.
+    """
     origin = {"origin": dict(_origins[model])} if model in _origins else {}
     return {
         "name": str(model.cfg.model_name),
         "weights_sha256": weights_sha256(model),
         "dtype": str(dtype_of(model)).removeprefix("torch."),
+        "prepend_bos": bool(model.cfg.default_prepend_bos),
         "anatomy": read_anatomy(model).to_dict(),
         **origin,
     }

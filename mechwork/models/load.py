@@ -16,6 +16,7 @@ from torch import nn
 from .. import bundled
 from ..errors import InputError, NotFoundError, nearest
 from .anatomy import read_anatomy
+from .bos import choose_bos
 from .folder import fetch_hub, load_folder
 from .identity import record_origin, remember_source
 from .placement import check_fits, find_device, find_dtype
@@ -59,6 +60,7 @@ def load_model(
     tokenizer: Any = None,
     revision: str | None = None,
     device_map: Any = None,
+    prepend_bos: bool | None = None,
 ) -> TransformerBridge:
     """A model from where it is, ready to be analysed.
 
@@ -73,6 +75,8 @@ def load_model(
     asks for gradients. `device` defaults to the CPU for names and to where it is for a ready module; `dtype` (torch's or
     its name) defaults to float32, on CUDA to bfloat16. `device_map` is handed to Hugging Face for folders and hub names.
     `tokenizer` goes with a module, or takes the place of a source's own.
+    `prepend_bos`: whether prompts begin with the beginning-of-sequence token (default: what the tokenizer itself does;
+    bundled models and ready bridges stay as they are).
 
     Raises:
         NotFoundError: no such file or folder, or the hub cannot be reached or does not know the name.
@@ -112,6 +116,7 @@ def load_model(
     _move(model, place, None if dtype is None else find_dtype(dtype, place))
     model.eval()
     model.requires_grad_(False)
+    choose_bos(model, prepend_bos)
     read_anatomy(model)
     return model
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ..errors import InputError, UnsupportedModelError
+from .bos import follow_tokenizer
 from .claims import check_claimed, check_plain, unpack_gguf_module
 
 if TYPE_CHECKING:
@@ -31,9 +32,11 @@ def wrap_module(module: nn.Module, tokenizer: Any, name: str) -> TransformerBrid
     if hasattr(module, "set_experts_implementation"):  # the grouped kernels know no float64, and hide the experts
         module.set_experts_implementation("eager")  # pyright: ignore[reportCallIssue]
     with _read_once(tokenizer):
-        return build_bridge_from_module(
+        model = build_bridge_from_module(
             module, type(module).__name__, hf_config=config, tokenizer=tokenizer, model_name=name
         )
+    follow_tokenizer(model, tokenizer)
+    return model
 
 
 def check_tokenizer(tokenizer: Any) -> None:

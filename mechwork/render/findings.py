@@ -251,6 +251,8 @@ def _add_effect(facts: dict[str, list[Card]], effect: Effect, part: str) -> None
     pairs = len(effect.per_example) > 1
     low, high = (bound.flatten().tolist() for bound in effect.interval()) if pairs else ([], [])
     for index, value in enumerate(effect.values.flatten().tolist()):
+        if value != value:  # a screen did not measure it
+            continue
         if part:
             layer, head = divmod(index, effect.values.shape[1])
             name = f"a{effect.labels['layer'][layer]}.{part}{effect.labels['head'][head]}"

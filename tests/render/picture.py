@@ -15,8 +15,6 @@ from typing import Any
 
 import mechwork as mw
 from mechwork.circuits import score_attention_edges, score_positions
-from mechwork.cli.console import Console
-from mechwork.discovery.pipeline import Settings, discover
 from mechwork.render import render_circuit, render_positions, render_report
 from mechwork.runs import AttentionPatterns
 
@@ -27,7 +25,7 @@ def pages(target: Path) -> dict[str, tuple[str, int, str]]:
     """Name of the picture -> page, height of the window, what is done before the photograph."""
     model = mw.load_model("gpt2-6l")
     task = mw.tasks.ioi(model, n=128, seed=0)
-    found = discover(model, "gpt2-6l", task, Settings(), Console(verbosity=-1))
+    found = mw.discover(model, task)
     spans = score_positions(model, task.train, positions="spans")
     moves = score_attention_edges(model, task.train, positions="spans")
     report = render_report(task, *found.results)
