@@ -153,10 +153,10 @@ course.check("4.3", n_cells, exact)
 # Stuck? Run course.hint("4.3"), then course.solution("4.3")
 
 # %%
-values, estimates = exact["mlp_out"].values.flatten(), plain["mlp_out"].values.flatten()
+values, guesses = exact["mlp_out"].values.flatten(), plain["mlp_out"].values.flatten()
 rest = values.abs() < values.abs().max()
-print(f"correlation of all {len(values)} cells: {float(torch.corrcoef(torch.stack([values, estimates]))[0, 1]):+.2f}")
-print(f"without the largest:         {float(torch.corrcoef(torch.stack([values[rest], estimates[rest]]))[0, 1]):+.2f}")
+print(f"correlation of all {len(values)} cells: {float(torch.corrcoef(torch.stack([values, guesses]))[0, 1]):+.2f}")
+print(f"without the largest:         {float(torch.corrcoef(torch.stack([values[rest], guesses[rest]]))[0, 1]):+.2f}")
 
 # %% [markdown]
 # One cell makes the correlation. Whenever you read one, in a paper too, ask how many points carry it.

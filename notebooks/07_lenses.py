@@ -137,7 +137,7 @@ for layer, head in ((0, 3), (1, 3), (4, 1), (5, 1)):
 
 # %% [markdown]
 # ### Exercise 7.4
-# Noising a head replaces its clean output by its corrupt one. So the part of its effect that goes *straight* to the answer is the **change** of its direct share, clean minus corrupt, and not the share itself. How much of the effect of `a0.h3` reaches the answer **through other components**?
+# Noising a head replaces its clean output by its corrupt one. So the part of its effect that goes *straight* to the answer is the **change** of its direct share, clean minus corrupt, and not the share itself. How much of the effect of `a1.h3` reaches the answer **through other components**?
 
 # %%
 indirect = ...

@@ -49,14 +49,14 @@ def _gains_most(answer: Any, model: Any, text: Any, lens: Any) -> str | None:
 
 
 def _indirect(answer: Any, clean: Any, corrupt: Any, needed: Any) -> str | None:
-    effect, change = float(needed.values[0, 3]), clean["a0.h3"] - corrupt["a0.h3"]
+    effect, change = float(needed.values[1, 3]), clean["a1.h3"] - corrupt["a1.h3"]
     if abs(float(answer) - (effect - change)) < 0.05:
         return None
     if abs(float(answer) - change) < 0.05:
         return "this is what goes straight to the answer: what does *not* go through others."
     if abs(float(answer) - effect) < 0.05:
         return "this is the whole effect. Take off what goes straight to the answer."
-    if abs(float(answer) - (effect - clean["a0.h3"])) < 0.05:
+    if abs(float(answer) - (effect - clean["a1.h3"])) < 0.05:
         return (
             "this takes off the clean share alone. The head's output is replaced, not removed: what changes directly?"
         )
@@ -121,9 +121,9 @@ add(
     Exercise(
         "7.4",
         _indirect,
-        hint="Three numbers of the first line: the effect, and by how much the direct share changes.",
-        solution='indirect = float(needed.values[0, 3]) - (clean_share["a0.h3"] - corrupt_share["a0.h3"])',
-        why="Nearly all of it: this head writes for other heads to read, and no lens at the answer can see that.",
+        hint="Three numbers of one line: the effect, and by how much the direct share changes.",
+        solution='indirect = float(needed.values[1, 3]) - (clean_share["a1.h3"] - corrupt_share["a1.h3"])',
+        why="More than all of it: what it writes straight to the answer even speaks against. This head writes for other heads to read, and no lens at the answer can see that.",
     ),
     Exercise(
         "7.5",

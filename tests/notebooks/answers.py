@@ -104,9 +104,9 @@ WRONG: dict[str, tuple[str, ...]] = {
     "7.2": ('first = "resid_pre.4"', 'first = "resid_post.5"', 'first = "block 5"'),
     "7.3": ('gains_most = "resid_pre.5"', 'gains_most = "resid_pre.3"', 'gains_most = "the first"'),
     "7.4": (
-        'indirect = clean_share["a0.h3"] - corrupt_share["a0.h3"]',
-        "indirect = float(needed.values[0, 3])",
-        'indirect = float(needed.values[0, 3]) - clean_share["a0.h3"]',
+        'indirect = clean_share["a1.h3"] - corrupt_share["a1.h3"]',
+        "indirect = float(needed.values[1, 3])",
+        'indirect = float(needed.values[1, 3]) - clean_share["a1.h3"]',
     ),
     "7.5": (_wrong("7.5", ".mean())", ".sum())"), _wrong("7.5", " / cache[scale][:, -1]", ""), "direct_share = None"),
     "8.1": (
@@ -156,7 +156,7 @@ CLAIMS: dict[str, tuple[str, ...]] = {
         ),  # most of the largest have the wrong sign
         "five.agreement(exact)['resid_pre'].pearson > 0.95 and relp.agreement(exact)['resid_pre'].pearson > 0.95",
         "float(plain_bent['resid_pre'].values.flatten()[largest]) < 0.05 * float(exact_bent['resid_pre'].values.max())",
-        "exact['mlp_out'].values.numel() == 48 and abs(float(torch.corrcoef(torch.stack([values[rest], estimates[rest]]))[0, 1])) < 0.5",
+        "exact['mlp_out'].values.numel() == 48 and abs(float(torch.corrcoef(torch.stack([values[rest], guesses[rest]]))[0, 1])) < 0.5",
         "integrated(1) > 2.9 and abs(integrated(5) / true_effect - 1) < 0.05",
     ),
     "05": (
