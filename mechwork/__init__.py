@@ -31,6 +31,7 @@ from .circuits import score_edges as score_edges
 from .directions import Direction as Direction
 from .directions import fit_direction as fit_direction
 from .directions import study_steering as study_steering
+from .execute import executor as executor
 from .lenses import LensTable as LensTable
 from .lenses import LogitAttribution as LogitAttribution
 from .lenses import TunedLens as TunedLens

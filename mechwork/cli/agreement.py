@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import InputError
 from .console import Console
-from .options import add_model, at_least, default_tasks, load
+from .options import add_executor, add_model, at_least, default_tasks, load
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=at_least(0), default=0, help="of the pairs (default: 0)")
     parser.add_argument("--direction", choices=("denoise", "noise"), default="denoise", help="(default: denoise)")
     add_model(parser)
+    add_executor(parser)
 
 
 def run(args: argparse.Namespace, console: Console) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ..discovery.output import MARK, check_output, new_folder
 from ..errors import NotFoundError
 from .console import Console, dump_json
-from .options import PAIR_FILES, add_model, at_least, fraction, load
+from .options import PAIR_FILES, add_executor, add_model, at_least, fraction, load
 
 if TYPE_CHECKING:
     from ..discovery.pipeline import Discovery
@@ -61,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     files.add_argument("--out", type=Path, metavar="DIR", help="folder of the report (default: reports/TASK)")
     files.add_argument("--force", action="store_true", help="replace an earlier report in that folder")
     add_model(parser)
+    add_executor(parser)
 
 
 def run(args: argparse.Namespace, console: Console) -> None:
