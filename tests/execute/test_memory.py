@@ -21,7 +21,8 @@ def test_budgets(size: Any, n_bytes: int) -> None:
 
 @pytest.mark.parametrize(
     "size",
-    [0, -1, float("nan"), float("inf"), "", "lots", "nan", "-2GB", "2 GBs", "1..5GB", "0 MB", 0.3, True, None, [1]],
+    [0, -1, float("nan"), float("inf"), "", "lots", "nan GB", "-2GB", "2 GBs", "1..5GB", "0 MB", 0.3, True, None, [1]],
+    ids=repr,
 )
 def test_what_is_no_budget(size: Any) -> None:
     parse = getattr(parse_budget, "__wrapped__", parse_budget)  # without the test suite's own check of types
