@@ -6,6 +6,8 @@ MechworkError
 ├── NotFoundError                    a model, file or hub that cannot be reached
 ├── UnsupportedModelError            an architecture or a configuration that mechwork does not claim
 ├── ArtefactError                    a file that is damaged, altered, or belongs to another model or task
+│   └── MissingArtefactError (also NotFoundError)   a file that is not there
+├── BusyError                        a model that another thread is using
 ├── VerificationError                what was recorded and what is found now differ
 ├── UnitError                        some pieces of distributed work failed every time they were tried
 ├── Cancelled                        the caller asked for a stop; what was finished is kept
@@ -44,6 +46,14 @@ class UnsupportedModelError(MechworkError):
 
 class ArtefactError(MechworkError):
     """A stored file that is damaged, altered, or belongs to something else."""
+
+
+class MissingArtefactError(ArtefactError, NotFoundError):
+    """A stored file that is not there."""
+
+
+class BusyError(MechworkError, RuntimeError):
+    """A model that another thread is using."""
 
 
 class VerificationError(MechworkError):

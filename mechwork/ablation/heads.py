@@ -17,11 +17,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..display import Displayable
 from ..interventions import Value, Write, intervene
 from ..models.anatomy import device_of, final_norm
+from ..models.borrow import borrows
 from ..models.identity import identify_model
+from ..names import head_name
 from ..provenance import Provenance, build_provenance
+from ..result import Result, Table
 from ..runs.attention import attention_between, parse_head
 from ..runs.record import Run, check_task, record_run
 from ..runs.writes import answer_directions
@@ -30,7 +32,6 @@ from ..tasks.pairs import END
 from ..tasks.task import Task
 
 if TYPE_CHECKING:
-    import pandas
     from transformer_lens.model_bridge import TransformerBridge
 
 Progress = Callable[[int, int, str], None]
@@ -49,21 +50,17 @@ class HeadRow:
 
 
 @dataclass(frozen=True, eq=False)
-class HeadStudy(Displayable):
+class HeadStudy(Result):
     """Rows per head, largest absolute effect first."""
 
     rows: tuple[HeadRow, ...]
     metric_name: str
     provenance: Provenance
 
-    def to_dataframe(self) -> pandas.DataFrame:
+    def _table(self) -> Table:
         """One row per head."""
-        import pandas
-
         columns = ("head", "effect", "standard_error", "direct_effect", "role")
-        return pandas.DataFrame(
-            [{**{name: getattr(row, name) for name in columns}, **row.attention} for row in self.rows]
-        )
+        return [{**{name: getattr(row, name) for name in columns}, **row.attention} for row in self.rows]
 
     def __str__(self) -> str:
         looks = list(self.rows[0].attention) if self.rows else []
@@ -118,6 +115,7 @@ looks at the second subject, or at the words after it (S2+), and writes the answ
 answer at that position already. A *mover from S2* looks back from those words at the second subject."""
 
 
+@borrows
 def study_heads(
     model: TransformerBridge, task: Task, heads: Sequence[str] | None = None, *, progress: Progress | None = None
 ) -> HeadStudy:
@@ -127,7 +125,7 @@ def study_heads(
     Direct effects are given for metrics that are linear in the logits, without a final soft cap.
     """
     anatomy = check_task(model, task)
-    names = heads or [f"a{layer}.h{head}" for layer in range(anatomy.n_layers) for head in range(anatomy.n_heads)]
+    names = heads or [head_name(layer, head) for layer in range(anatomy.n_layers) for head in range(anatomy.n_heads)]
     places = [parse_head(anatomy, name) for name in names]
     pairs = task.pairs.to(device_of(model))
     run = record_run(model, pairs, ["z", "resid_post"])

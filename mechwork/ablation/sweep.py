@@ -18,6 +18,7 @@ import torch
 from ..errors import InputError, UnknownNameError
 from ..execute import MemoryBudget, Progress
 from ..models.anatomy import ModelAnatomy, device_of
+from ..models.borrow import borrows
 from ..patching.exact import plan_sweep
 from ..patching.grids import Neurons
 from ..patching.result import Effects
@@ -36,6 +37,7 @@ WHAT = {"heads": "z", "mlps": "mlp_out", "attention": "attn_out", "neurons": "ml
 """What can be swept -> the kind of site of its effects."""
 
 
+@borrows
 def sweep_ablations(
     model: TransformerBridge,
     task: Task,

@@ -7,7 +7,7 @@
 | 2 | the arguments or the data break a contract |
 | 3 | a model, a file or the network is missing, or a stored file is damaged |
 | 4 | a report or its inputs are not what was recorded |
-| 130 | interrupted |
+| 130 | interrupted (143: by SIGTERM) |
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ OK, FAILED, USAGE, MISSING, MISMATCH, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 VERBS = {
     "discover": "find the circuit of a task and write a report",
+    "check": "look at pairs before a discovery: answers, gap, alignment, duplicates",
     "verify": "check a report's hashes, or compute its numbers again",
     "leaderboard": "compare ways to score edges on held-out pairs",
     "compare": "lay two circuits over each other in one page",
@@ -56,8 +57,11 @@ class _Parser(argparse.ArgumentParser):
         super().error(message)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of all verbs; each verb's file adds its own arguments."""
+def build_parser(only: str | None = None) -> argparse.ArgumentParser:
+    """The parser of all verbs; each verb's file adds its own arguments.
+
+    With `only`, that verb's file alone is imported (``""``: none), so that help is there before anything heavy is.
+    """
     parser = _Parser(
         prog="mechwork",
         description="Find, test and draw circuits in language models.",
@@ -66,6 +70,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")
     for name, what in VERBS.items():
+        if only is not None and name != only:
+            verbs.add_parser(name, help=what)
+            continue
         verb = importlib.import_module(f".{name}", __package__)
         sub = verbs.add_parser(
             name, help=what, description=verb.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -78,8 +85,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported: idle threads sleep, not spin
+    said = list(sys.argv[1:] if argv is None else argv)
     try:
-        args = build_parser().parse_args(argv)
+        args = build_parser(next((word for word in said if not word.startswith("-")), "")).parse_args(said)
     except SystemExit as stop:  # argparse has printed help or usage
         return stop.code if isinstance(stop.code, int) else USAGE
     if args.version:
@@ -88,16 +97,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"mechwork {version('mechwork')}")
         return OK
     if args.verb is None:
-        build_parser().print_help(sys.stderr)
+        build_parser("").print_help(sys.stderr)
         return USAGE
     console = Console(json=args.json, verbosity=-1 if args.quiet else args.verbose)
     try:
         apply_common(args)
         with console.reserved(), workers(args):
             args.run(args, console)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         console.error("interrupted")
-        return INTERRUPTED
+        return int(getattr(stop, "code", INTERRUPTED))
     except BrokenPipeError:  # the reader of our output has gone, as in `mechwork tasks | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK

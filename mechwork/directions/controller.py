@@ -25,6 +25,7 @@ from ..display import Readable
 from ..errors import InputError, MetricError
 from ..interventions import Add, Dosed, Doses, Write, intervene
 from ..models.anatomy import check_ready, device_of
+from ..models.borrow import hooked
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..runs.record import check_task
@@ -173,7 +174,7 @@ def _read(model: TransformerBridge, prompts: _Prompts, site: Site) -> tuple[Tens
     def keep(activation: Tensor, hook: Any) -> None:
         found.append(activation[prompts.ends].detach())
 
-    with model.hooks(fwd_hooks=[(hook_name(site), keep)]):
+    with hooked(model, [(hook_name(site), keep)]):
         log_p = prompts.final(model).log_softmax(dim=-1)
     return log_p, found[0]
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..display import Readable
 from ..errors import InputError
 from ..models.anatomy import check_ready, device_of
+from ..models.borrow import hooked
 from ..provenance import hash_tensors
 from ..shapes import PositionMask, Tokens
 from ..sites import SITE_KINDS, Site, hook_name
@@ -160,7 +161,7 @@ def record_positions(model: TransformerBridge, examples: Examples, site: Site) -
     def hook(activation: Tensor, hook: object) -> None:
         rows.append((activation if site.head is None else activation[:, :, site.head]).cpu())
 
-    with torch.no_grad(), model.hooks(fwd_hooks=[(hook_name(site), hook)]):
+    with torch.no_grad(), hooked(model, [(hook_name(site), hook)]):
         for start in range(0, len(examples), BATCH):
             model(examples.tokens[start : start + BATCH].to(device_of(model)), return_type=None)
     return torch.cat(rows) * examples.where[..., None]
@@ -191,7 +192,7 @@ def record_examples(
 
             return hook
 
-        with torch.no_grad(), model.hooks(fwd_hooks=[(hook_name(site), keep(site)) for site in sites]):
+        with torch.no_grad(), hooked(model, [(hook_name(site), keep(site)) for site in sites]):
             model(tokens, return_type=None)
         rows.append(torch.stack([found[site] for site in sites]))
     return torch.cat(rows, dim=1)

@@ -27,8 +27,10 @@ from torch import Tensor
 from ..errors import InputError, MetricError
 from ..interventions import Add, Replacement, Value, Write, intervene
 from ..models.anatomy import check_ready, device_of
+from ..models.borrow import hooked
 from ..models.identity import identify_model
 from ..provenance import build_provenance
+from ..result import Result
 from ..runs.writes import head_writes
 from ..sites import Site, hook_name
 from .demonstrations import Demonstrations
@@ -36,7 +38,6 @@ from .direction import Direction
 from .select import LayerChoice
 
 if TYPE_CHECKING:
-    import pandas
     from transformer_lens.model_bridge import TransformerBridge
 
 ENOUGH = 0.9
@@ -187,7 +188,7 @@ def _record(
 
         return hook
 
-    with model.hooks(fwd_hooks=[(hook_name(place), keep(place)) for place in sites]):
+    with hooked(model, [(hook_name(place), keep(place)) for place in sites]):
         p = _answers(model, prompts)
     z = torch.stack([found[Site("z", i)] for i in range(n_layers)])
     writes = torch.stack([head_writes(model, i, z[i][:, None])[:, :, 0].mean(dim=1) for i in range(n_layers)])
@@ -220,7 +221,7 @@ class FunctionVectorRow:
 
 
 @dataclass(frozen=True)
-class FunctionVectorTest:
+class FunctionVectorTest(Result):
     """A function vector on held-out prompts, beside nothing, other heads' vectors and random directions, all as long."""
 
     rows: tuple[FunctionVectorRow, ...]
@@ -232,12 +233,6 @@ class FunctionVectorTest:
             known = sorted({f"{row.prompts!r}, {row.put_in!r}" for row in self.rows})
             raise InputError(f"no row of {prompts!r} and {put_in!r}; there are {'; '.join(known)}")
         return max(found)
-
-    def to_dataframe(self) -> pandas.DataFrame:
-        """One row per kind of prompts, vector and strength."""
-        import pandas
-
-        return pandas.DataFrame([vars(row) for row in self.rows])
 
     def __str__(self) -> str:
         return self.to_dataframe().to_string(index=False, float_format="%.3f".__mod__)

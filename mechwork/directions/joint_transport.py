@@ -25,6 +25,7 @@ from ..display import Readable
 from ..errors import InputError, MetricError
 from ..interventions import Blend, Stretch, Write
 from ..models.anatomy import device_of
+from ..models.borrow import hooked
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..shapes import PositionMask, Tokens
@@ -205,6 +206,6 @@ def _run(
         return hook
 
     hooks = [(hook_name(site), put(site, stretch)) for site, stretch in zip(sites, maps, strict=True)]
-    with model.hooks(fwd_hooks=hooks):
+    with hooked(model, hooks):
         model(tokens, return_type=None)
     return [found[site] for site in sites]

@@ -26,6 +26,7 @@ from torch import Tensor
 from ..errors import InputError, UnknownNameError
 from ..interventions import require_examples
 from ..models.anatomy import device_of
+from ..models.borrow import hooked
 from ..runs.record import run_to_metric
 from ..sites import hook_name
 from ..tasks.pairs import PromptPairs
@@ -94,7 +95,7 @@ def as_feature_circuit(
         if coder.reads != coder.writes:
             hooks.append((hook_name(coder.reads), _keep(read, coder)))
         hooks.append((hook_name(coder.writes), _mix(coder, mask[:-1], bool(mask[-1]), values, read)))
-    with model.hooks(fwd_hooks=hooks):
+    with hooked(model, hooks):
         yield
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..display import Readable
 from ..lenses.states import run_to_the_end
 from ..models.anatomy import device_of
+from ..models.borrow import hooked
 from ..shapes import Tokens
 from ..sites import Site, hook_name
 from .coder import Coder, as_vectors, working
@@ -42,7 +43,7 @@ def record_sites(
 
         return hook
 
-    with torch.no_grad(), model.hooks(fwd_hooks=[(hook_name(site), keep(site)) for site in dict.fromkeys(sites)]):
+    with torch.no_grad(), hooked(model, [(hook_name(site), keep(site)) for site in dict.fromkeys(sites)]):
         run_to_the_end(model, tokens.to(device_of(model)))
     return found
 

@@ -29,6 +29,7 @@ from torch import Tensor
 from ..circuits.graph.writers import require_aligned
 from ..errors import InputError
 from ..models.anatomy import device_of
+from ..models.borrow import hooked
 from ..models.identity import identify_model
 from ..patching.attribution import find_coefficients
 from ..patching.result import check_direction
@@ -160,7 +161,7 @@ class _Batch:
         for fraction in fractions:
             start = None if fraction == 0 else self.own[first] + fraction * (self.other[first] - self.own[first])
             put = [] if start is None else [(hook_name(first), _leaf(start))]
-            with self.composite.context(self.model), self.model.hooks(fwd_hooks=put):
+            with self.composite.context(self.model), hooked(self.model, put):
                 run = record_run(self.model, self.host, self.sites, grad=True)
                 value = self.task.measure(run.logits, self.host).sum()
             by_site = dict(_by_site(find_coefficients(run, value, list(run.layers)), self.sites))
@@ -179,7 +180,7 @@ class _Batch:
                 with (
                     torch.enable_grad(),
                     self.composite.context(self.model),
-                    self.model.hooks(fwd_hooks=[(hook_name(site), _put(value, site))]),
+                    hooked(self.model, [(hook_name(site), _put(value, site))]),
                 ):
                     metric = self.task.measure(self.model(self.host.clean_tokens), self.host).sum()
                     (grad,) = torch.autograd.grad(metric, value)

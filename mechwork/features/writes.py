@@ -29,6 +29,7 @@ from ..display import Readable
 from ..errors import InputError
 from ..interventions import Positional, Replacement, Write, intervene, replace_at
 from ..models.anatomy import check_ready
+from ..models.borrow import hooked
 from ..shapes import PositionMask
 from ..sites import Site, hook_name
 from .coder import Coder, SparseCoder, as_vectors, working
@@ -87,7 +88,7 @@ def intervene_features(model: TransformerBridge, writes: Sequence[FeatureWrite])
         if write.coder.reads != write.coder.writes:
             reads.append((hook_name(write.coder.reads), _keep(read, write.coder.reads)))
         installed.append(Write(write.coder.writes, AddChange(write, read), write.where))
-    with model.hooks(fwd_hooks=reads), intervene(model, installed):
+    with hooked(model, reads), intervene(model, installed):
         yield
 
 

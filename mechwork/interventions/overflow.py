@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..errors import MetricError
 from ..models.anatomy import check_ready, dtype_of
+from ..models.borrow import hooked
 from ..sites import Site, hook_name
 
 if TYPE_CHECKING:
@@ -47,5 +48,5 @@ def guard_overflow(model: TransformerBridge, what: str = "an intervention") -> I
         if layer + 1 < anatomy.n_layers:  # the next block's input: also what was written after this hook
             places.append((f"layer {layer}", Site("resid_pre", layer + 1)))
     places.append(("the logits", Site("logits")))
-    with model.hooks(fwd_hooks=[(hook_name(site), watch(where)) for where, site in places]):
+    with hooked(model, [(hook_name(site), watch(where)) for where, site in places]):
         yield

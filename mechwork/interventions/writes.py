@@ -18,6 +18,7 @@ from torch import Tensor
 from ..display import Readable
 from ..errors import InputError
 from ..models.anatomy import check_ready
+from ..models.borrow import borrow, hooked
 from ..shapes import PositionMask
 from ..sites import SITE_KINDS, Site, hook_name
 from .positions import Columns, track_columns
@@ -125,13 +126,13 @@ def intervene(model: TransformerBridge, writes: Sequence[Intervention]) -> Itera
     check_ready(model)
     for write in writes:
         write.check(model)
-    with ExitStack() as stack:
+    with borrow(model), ExitStack() as stack:
         columns = stack.enter_context(track_columns(model))
         for write in writes:
             if not isinstance(write, Hooked):
                 stack.enter_context(write.install(model, columns))
         hooks = [hook for write in writes if isinstance(write, Hooked) for hook in write.hooks(columns)]
-        stack.enter_context(model.hooks(fwd_hooks=hooks))
+        stack.enter_context(hooked(model, hooks))
         yield
 
 

@@ -28,7 +28,9 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..models.anatomy import ModelAnatomy, Norm, block_norm, check_ready, final_norm
+from ..models.borrow import hooked
 from ..models.identity import identify_model
+from ..names import head_name
 from ..provenance import build_provenance
 from ..sites import FINAL_NORM, Site, hook_name
 from ..tasks.pairs import ABSENT
@@ -194,7 +196,7 @@ def _record(
 
         return hook
 
-    with torch.no_grad(), model.hooks(fwd_hooks=[(hook_name(site), keep(site)) for site in sites]):
+    with torch.no_grad(), hooked(model, [(hook_name(site), keep(site)) for site in sites]):
         run_to_the_end(model, batch.tokens)
     return found
 
@@ -262,7 +264,7 @@ def _attention(
         v = norm.centre(norm.gain * v) / norm.scale(total)
     read = torch.einsum("bd,hed->bhe", v, weight)
     for head, value in enumerate((z * read).sum(dim=-1).unbind(dim=1)):
-        terms.values[f"a{layer}.h{head}"] = value
+        terms.values[head_name(layer, head)] = value
     if b_O is not None:
         terms.add(f"a{layer}.bias", b_O, v)
     if not sources:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..models.anatomy import NATIVE, ModelAnatomy, device_of, read_anatomy
+from ..models.borrow import hooked
 from ..shapes import Tokens
 from ..sites import Site, hook_name
 
@@ -52,7 +53,7 @@ def record_states(
 
         return hook
 
-    with torch.no_grad(), model.hooks(fwd_hooks=[(hook_name(site), keep(site)) for site in sites]):
+    with torch.no_grad(), hooked(model, [(hook_name(site), keep(site)) for site in sites]):
         run_to_the_end(model, tokens)
     return [found[site] for site in sites]
 

@@ -4,8 +4,9 @@
 
 The *coefficient* comes from one backward pass under a composite of rules (`GRADIENT`: attribution patching, Nanda 2023;
 `RELP`: relevance patching), at the corrupt run for the denoising effect and at the clean run for the noising effect, or
-averaged over `ig_steps` midpoints of the path between the two runs' embeddings (Hanna et al. 2024; Sundararajan et al. 2017).
-Positive = the clean value raises the metric. Cost: 2 forwards + 1 backward; with steps, 2 + n forwards + n backwards.
+averaged over `ig_steps` midpoints of the path between the two runs' embeddings (Hanna et al. 2024; Sundararajan et al.
+2017). Positive = the clean value raises the metric. Cost: 2 forwards + 1 backward (the gradient run is the host's run);
+with steps, 2 + n forwards + n backwards. Only the columns that the metric reads are unembedded.
 """
 
 from __future__ import annotations
@@ -16,22 +17,29 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..errors import InputError, MetricError
-from ..models.anatomy import device_of
+from ..execute.memory import MemoryBudget
+from ..execute.progress import Progress
+from ..models.anatomy import device_of, read_anatomy
+from ..models.borrow import borrows, hooked
 from ..models.identity import identify_model
 from ..provenance import build_provenance
 from ..relevance import Binding, Composite, Rule, find_composite
 from ..relevance.drop import droppable_layers
-from ..runs.record import Run, align_donor, check_task, record_run
+from ..runs.record import Baseline, Run, align_donor, check_task, join_baselines, record_run
+from ..runs.ticks import tell_blocks
 from ..sites import Site, hook_name
 from ..tasks.pairs import PromptPairs
 from ..tasks.task import Task
-from .plan import build_plan, check_patchable, host_pairs, record_both
+from .memory import tail_of
+from .passes import pairs_per_pass
+from .plan import Plan, build_plan, check_patchable, host_pairs
 from .queries_keys import QUERY_KEY, check_open, fixed_cells, patched_scores
-from .result import Effects, check_direction
+from .result import Direction, Effects, check_direction
+from .words import find_named, narrow_effects
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -40,25 +48,34 @@ BETWEEN_LAYERS = ("embed", "resid_pre", "resid_mid", "resid_post")
 """Kinds of the stream itself, which belong to no layer that GradDrop could leave out."""
 
 
+@borrows
 def attribute(
     model: TransformerBridge,
     task: Task,
-    sites: Sequence[str],
+    sites: Sequence[str | Site],
     *,
     rules: str | Composite | Sequence[str | Rule] = "relp",
     ig_steps: int = 1,
     direction: str = "denoise",
     positions: str | None = None,
+    memory_budget: MemoryBudget | None = None,
+    progress: Progress | None = None,
 ) -> Effects:
     """Estimate what `mechwork.patch` measures, with the same axes and sign, from a few passes.
 
-    `rules` is a `Composite`, a preset's name (``"gradient"``, ``"relp"``, ``"relp_ah"``, ``"cp_lrp"``, ``"attnlrp"``, ``"gim"``, ``"atp_star"``) or a
-    list of rules; `ig_steps` = 1 is plain. With ``"atp_star"`` estimates are magnitudes averaged over backward passes that skip a
-    layer each, with the sign of their sum, and q and k go through the softmax exactly (n_layers backward passes, and one
-    forward per layer for each of q and k).
+    `sites`: kinds, or places in words, as in `mechwork.patch`.
 
-    Raises `InputError` for an unknown site or rule, rules that do not fit the model, and pairs of unequal length with `ig_steps` > 1;
-    `MetricError` for a metric without gradient, or coefficients that overflow.
+    `rules` is a `Composite`, a preset's name (``"gradient"``, ``"relp"``, ``"relp_ah"``, ``"cp_lrp"``, ``"attnlrp"``,
+    ``"gim"``, ``"atp_star"``) or a list of rules; `ig_steps` = 1 is plain. With ``"atp_star"`` estimates are magnitudes
+    averaged over backward passes that skip a layer each, with the sign of their sum, and q and k go through the softmax
+    exactly (n_layers backward passes, and one forward per layer for each of q and k).
+
+    Pairs run in micro-batches that fit `memory_budget` beside the weights (bytes or ``"2GB"``; default: 1 GiB, and one
+    pair where that is too little). `progress` is called after every block, forward and backward.
+
+    Raises `InputError` for an unknown site or rule, rules that do not fit the model, pairs of unequal length with
+    `ig_steps` > 1 and a budget too small for one pair; `MetricError` for a metric without gradient, or coefficients that
+    overflow.
 
     >>> approx = attribute(model, task, sites=exact.sites, rules="relp")
     >>> print(approx.agreement(exact))
@@ -66,47 +83,27 @@ def attribute(
     direction = check_direction(direction)
     composite = find_composite(rules)
     anatomy = check_task(model, task)
+    named = find_named(sites)
+    if named.neurons is not None:
+        raise InputError("neurons are measured, not estimated; use mechwork.patch, or 'mlp_post' for a layer's neurons")
+    sites = named.kinds
     check_patchable(anatomy, sites)
-    through_softmax = [kind for kind in sites if composite.query_key_fix and kind in QUERY_KEY]
-    if through_softmax:
+    check_points(host_pairs(task.pairs, direction), ig_steps)
+    exactly = tuple(kind for kind in sites if composite.query_key_fix and kind in QUERY_KEY)
+    if exactly:
         check_open(model)
-    also = ["attn_scores"] if through_softmax else []
-    donor, host, baseline = record_both(model, task, [*sites, *also], direction)
     pairs = host_pairs(task.pairs, direction).to(device_of(model))
-    index = pairs.alignment()
-    plans = {kind: build_plan(anatomy, task, pairs, kind, positions) for kind in sites}
-    changes = {
-        kind: [
-            align_donor(value, own, index) - own
-            for value, own in zip(donor.layers[kind], host.layers[kind], strict=True)
-        ]
-        for kind in sites
-    }
-    scores = {
-        (kind, layer): patched_scores(
-            model, pairs, kind, layer, host.layers[kind][layer] + changes[kind][layer], host.layers["resid_pre"][layer]
-        )
-        for kind in through_softmax
-        for layer in range(anatomy.n_layers)
-    }
-    kinds = [*sites, *(["pattern"] if through_softmax else [])]
-    terms: dict[str, list[Tensor]] = {kind: [] for kind in sites}
-    for point in coefficient_points(
-        model, task, pairs, composite, kinds, donor, host, ig_steps, grad_drop=composite.grad_drop
-    ):
-        for kind, plan in plans.items():
-            rows = []
-            for layer in range(anatomy.n_layers):
-                if kind in through_softmax:
-                    cells = fixed_cells(
-                        kind, host.layers["attn_scores"][layer], scores[kind, layer],
-                        point.coefficients["pattern"][layer], plan.masks, anatomy.group_size,
-                    )  # fmt: skip
-                else:
-                    product = (changes[kind][layer] * point.coefficients[kind][layer]).sum(dim=-1)  # batch pos (head)
-                    cells = torch.einsum("bp...,cbp->bc...", product, plan.masks.to(product))
-                rows.append(cells.flatten(1))
-            terms[kind].append(torch.stack(rows, dim=1))
+    plans = {kind: build_plan(anatomy, task, pairs, kind, named.positions(kind, positions)) for kind in sites}
+    size = pairs_per_pass(model, task, sites, memory_budget, through_softmax=bool(exactly))
+    n_drops = anatomy.n_layers if composite.grad_drop else 1
+    n_passes = (1 + (1 + n_drops) * ig_steps + (ig_steps > 1)) * -(-len(task) // size)
+    estimates: dict[str, list[Tensor]] = {kind: [] for kind in sites}
+    ends: list[Baseline] = []
+    with tell_blocks(model, progress, n_passes, "attributing"):
+        for first in range(0, len(task), size):
+            rows = slice(first, first + size)
+            batch = Batch(model, task[rows], composite, direction, plans, rows, exactly)
+            ends.append(batch.run(ig_steps, estimates))
     provenance = build_provenance(
         method="attribution",
         rules=composite.to_json(),
@@ -115,13 +112,104 @@ def attribute(
         model=identify_model(model),
         task=task.provenance(),
     )
+    baseline = join_baselines(ends)
     sign = 1.0 if direction == "denoise" else -1.0
-    effects = {}
-    for kind, plan in plans.items():
-        estimate = torch.stack(terms[kind]).unflatten(0, (ig_steps, -1)).mean(dim=0)  # drop batch layer cell
-        combined = _combine_drops(estimate, kind) if composite.grad_drop else estimate[0]
-        effects[kind] = plan.effect(sign * combined, task, baseline, direction, provenance, estimated=True)
-    return Effects(effects)
+    effects = {
+        kind: plan.effect(sign * torch.cat(estimates[kind]), task, baseline, direction, provenance, estimated=True)
+        for kind, plan in plans.items()
+    }
+    return narrow_effects(Effects(effects), named)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """One micro-batch of pairs, `rows` of the task. `exactly`: kinds whose cells go through the softmax exactly."""
+
+    model: TransformerBridge
+    task: Task
+    composite: Composite
+    direction: Direction
+    plans: dict[str, Plan]
+    rows: slice
+    exactly: tuple[str, ...]
+
+    def run(self, ig_steps: int, estimates: dict[str, list[Tensor]]) -> Baseline:
+        """Adds the estimates ``[batch, layer, cell]`` of every kind. Cost: 2 forwards + 1 backward; see the module."""
+        pairs = host_pairs(self.task.pairs, self.direction).to(device_of(self.model))
+        n_tail = tail_of(pairs, [self.task.metric], sparing=True)
+        kinds = list(self.plans)
+        also = ["attn_scores"] if self.exactly else []
+        embeds = ["resid_pre"] if ig_steps > 1 or self.exactly else []
+        wanted = list(dict.fromkeys([*kinds, *embeds, *also]))
+        donor = record_run(self.model, pairs, wanted, corrupt=True, n_tail=n_tail)
+        host = record_run(self.model, pairs, wanted, n_tail=n_tail) if ig_steps > 1 else None
+        ends = None if host is None else (host.layers["resid_pre"][0], donor.layers["resid_pre"][0])
+        donor_value = self.task.measure(donor.logits, pairs.corrupt_as_host())
+        terms: dict[str, list[Tensor]] = {kind: [] for kind in kinds}
+        cells: Cells | None = None
+        for point in coefficient_points(
+            self.model, self.task, pairs, self.composite, [*kinds, *(["pattern"] if self.exactly else [])],
+            path_fractions(ig_steps), ends, also_record=[*embeds, *also] if host is None else [],
+            grad_drop=self.composite.grad_drop, n_tail=n_tail,
+        ):  # fmt: skip
+            host = host or detached(point.run)  # the gradient run at the host's own embeddings is the host's run
+            cells = cells or Cells.of(self, pairs, donor, host)
+            for kind in kinds:
+                terms[kind].append(cells.estimate(kind, point.coefficients))
+        assert host is not None
+        for kind in kinds:
+            estimate = torch.stack(terms[kind]).unflatten(0, (ig_steps, -1)).mean(dim=0)  # drop batch layer cell
+            estimates[kind].append(_combine_drops(estimate, kind) if self.composite.grad_drop else estimate[0])
+        host_value = self.task.measure(host.logits, pairs)
+        clean, corrupt = (donor_value, host_value) if self.direction == "denoise" else (host_value, donor_value)
+        return Baseline(clean.detach().cpu(), corrupt.detach().cpu())
+
+
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """What is multiplied with the coefficients: how the donor's activations differ from the host's, cell by cell."""
+
+    group_size: int
+    host: Run
+    changes: dict[str, list[Tensor]]
+    scores: dict[str, list[Tensor]]
+    masks: dict[str, Bool[Tensor, "cell batch pos"]]
+
+    @classmethod
+    def of(cls, batch: Batch, pairs: PromptPairs, donor: Run, host: Run) -> Cells:
+        """The changes between the two runs; of `Batch.exactly` also the attention scores with the donor's q or k."""
+        index, width = pairs.alignment(), pairs.clean_tokens.shape[1]
+        changes = {
+            kind: [
+                align_donor(value, own, index) - own
+                for value, own in zip(donor.layers[kind], host.layers[kind], strict=True)
+            ]
+            for kind in batch.plans
+        }
+        scores = {
+            kind: [
+                patched_scores(batch.model, pairs, kind, layer, own + change, host.layers["resid_pre"][layer])
+                for layer, (own, change) in enumerate(zip(host.layers[kind], changes[kind], strict=True))
+            ]
+            for kind in batch.exactly
+        }
+        masks = {kind: plan.masks[:, batch.rows, :width] for kind, plan in batch.plans.items()}
+        return cls(read_anatomy(batch.model).group_size, host, changes, scores, masks)
+
+    def estimate(self, kind: str, coefficients: dict[str, list[Tensor]]) -> Float[Tensor, "batch layer cell"]:
+        """The estimates of every cell of a kind under some coefficients."""
+        rows = []
+        for layer, change in enumerate(self.changes[kind]):
+            if kind in self.scores:
+                found = fixed_cells(
+                    kind, self.host.layers["attn_scores"][layer], self.scores[kind][layer],
+                    coefficients["pattern"][layer], self.masks[kind], self.group_size,
+                )  # fmt: skip
+            else:
+                product = (change * coefficients[kind][layer]).sum(dim=-1)  # batch pos (head)
+                found = torch.einsum("bp...,cbp->bc...", product, self.masks[kind].to(product))
+            rows.append(found.flatten(1))
+        return torch.stack(rows, dim=1)
 
 
 def _combine_drops(terms: Float[Tensor, "drop batch layer cell"], kind: str) -> Float[Tensor, "batch layer cell"]:
@@ -143,42 +231,47 @@ class Point:
     binding: Binding
 
 
+def path_fractions(ig_steps: int) -> tuple[float, ...]:
+    """Points of the path from the host's embeddings (0) to the donor's (1): the host, or n midpoints (k + 1/2) / n."""
+    return (0.0,) if ig_steps == 1 else tuple((k + 0.5) / ig_steps for k in range(ig_steps))
+
+
+def check_points(pairs: PromptPairs, ig_steps: int) -> None:
+    """Raises `InputError` for no point at all, and for paths between prompts of different length."""
+    if ig_steps < 1:
+        raise InputError(f"ig_steps counts points on the path and is at least 1; got {ig_steps}")
+    if ig_steps > 1 and not pairs.aligned:
+        raise InputError(
+            "integrated gradients need prompts of equal length in every pair; use ig_steps=1, or reword the prompts"
+        )
+
+
 def coefficient_points(
     model: TransformerBridge,
     task: Task,
     pairs: PromptPairs,
     composite: Composite,
     kinds: Sequence[str],
-    donor: Run,
-    host: Run,
-    ig_steps: int,
+    fractions: Sequence[float] = (0.0,),
+    ends: tuple[Tensor, Tensor] | None = None,
     *,
     also_record: Sequence[str] = (),
-    fractions: Sequence[float] | None = None,
     grad_drop: bool = False,
+    n_tail: int | None = None,
 ) -> Iterator[Point]:
-    """Coefficients at each point of the path from the host's embeddings (0) to the donor's (1).
+    """Coefficients at each point of the path between `ends`, the host's and the donor's embeddings.
 
-    One step is the host run itself; n steps are the midpoints (k + 1/2) / n. `fractions` overrides them. `pairs` has the
-    host as its clean side. With `grad_drop`, every point comes once per layer, with that layer's writes left out of the
-    backward pass (one layer alone: not). Cost per point: 1 forward + 1 backward, or n_layers backwards.
+    A fraction of 0 is the host run itself and needs no `ends`. `pairs` has the host as its clean side; `n_tail`: the last
+    columns alone are unembedded. With `grad_drop`, every point comes once per layer, with that layer's writes left out of
+    the backward pass (one layer alone: not). Cost per point: 1 forward + 1 backward, or n_layers backwards.
     """
-    if ig_steps < 1:
-        raise InputError(f"ig_steps counts points on the path and is at least 1; got {ig_steps}")
-    if fractions is None:
-        fractions = (0.0,) if ig_steps == 1 else tuple((k + 0.5) / ig_steps for k in range(ig_steps))
-    if any(fractions) and not pairs.aligned:
-        raise InputError(
-            "integrated gradients need prompts of equal length in every pair; use ig_steps=1, or reword the prompts"
-        )
-    start, end = host.layers["resid_pre"][0], donor.layers["resid_pre"][0]
     for fraction in fractions:
         with (
             composite.context(model) as binding,
             droppable_layers(model) if grad_drop else nullcontext() as drop,
-            _embedding_at(model, start + fraction * (end - start) if fraction else None),
+            _embedding_at(model, None if not fraction or ends is None else ends[0] + fraction * (ends[1] - ends[0])),
         ):
-            run = record_run(model, pairs, list(dict.fromkeys([*kinds, *also_record])), grad=True)
+            run = record_run(model, pairs, list(dict.fromkeys([*kinds, *also_record])), grad=True, n_tail=n_tail)
             value = task.measure(run.logits, pairs).sum()
         if drop is None:
             yield Point(run, find_coefficients(run, value, kinds), binding)
@@ -187,6 +280,12 @@ def coefficient_points(
         for layer in range(n_layers):
             drop.layer = layer if n_layers > 1 else None
             yield Point(run, find_coefficients(run, value, kinds, keep_graph=True), binding)
+
+
+def detached(run: Run) -> Run:
+    """The same numbers outside the autograd graph."""
+    layers = {kind: [activation.detach() for activation in found] for kind, found in run.layers.items()}
+    return Run(run.logits.detach(), layers)
 
 
 def find_coefficients(
@@ -226,4 +325,4 @@ def _embedding_at(model: TransformerBridge, value: Tensor | None) -> Any:
         assert value is not None
         return value.detach().requires_grad_(True)
 
-    return model.hooks(fwd_hooks=[] if value is None else [(hook_name(Site("resid_pre", 0)), put)])
+    return hooked(model, [] if value is None else [(hook_name(Site("resid_pre", 0)), put)])

@@ -26,14 +26,16 @@ from ..execute.memory import cut
 from ..execute.task import pack_task, why_not_sent
 from ..execute.unit import Tensors, bits
 from ..models.anatomy import ModelAnatomy, device_of, dtype_of
+from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance, stable
 from ..relevance import Composite, find_composite
 from ..runs.record import Baseline, check_task
+from ..sites import Site
 from ..tasks.metrics import Metric, MetricFunction
 from ..tasks.task import Task
 from .execute import Baselines, Chunk, Done, GivenRows, can_step
-from .grids import Neurons, build_grids
+from .grids import Neurons
 from .memory import d_mlp_of, fit, sizes_of, tail_of
 from .plan import PATCHABLE, host_pairs
 from .result import Direction, Effect, Effects, check_direction
@@ -41,6 +43,7 @@ from .screen import ScreenedEffects, check_shares, run_screen
 from .sides import Share
 from .sweep import Grid, Sweep, Tricks
 from .units import OPERATION, Blocks
+from .words import build_named, find_named
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -52,23 +55,24 @@ RESULT = "effects.safetensors"
 # fmt: off
 @overload
 def patch(
-    model: TransformerBridge, task: Task, sites: Sequence[str], *, direction: str = ..., positions: str | None = ...,
+    model: TransformerBridge, task: Task, sites: Sequence[str | Site], *, direction: str = ..., positions: str | None = ...,
     neurons: Neurons | None = ..., metrics: Sequence[str | Metric | MetricFunction] | None = ..., screen: None = None,
     verify_top: float = ..., verify_random: float = ..., memory_budget: MemoryBudget | None = ..., checkpoint: str | Path | None = ...,
     tricks: Tricks | None = ..., progress: Progress | None = ...,
 ) -> Effects: ...
 @overload
 def patch(
-    model: TransformerBridge, task: Task, sites: Sequence[str], *, direction: str = ..., positions: str | None = ...,
+    model: TransformerBridge, task: Task, sites: Sequence[str | Site], *, direction: str = ..., positions: str | None = ...,
     neurons: Neurons | None = ..., metrics: Sequence[str | Metric | MetricFunction] | None = ..., screen: str | Composite,
     verify_top: float = ..., verify_random: float = ..., memory_budget: MemoryBudget | None = ..., checkpoint: str | Path | None = ...,
     tricks: Tricks | None = ..., progress: Progress | None = ...,
 ) -> ScreenedEffects: ...
 # fmt: on
+@borrows
 def patch(
     model: TransformerBridge,
     task: Task,
-    sites: Sequence[str],
+    sites: Sequence[str | Site],
     *,
     direction: str = "denoise",
     positions: str | None = None,
@@ -82,7 +86,10 @@ def patch(
     tricks: Tricks | None = None,
     progress: Progress | None = None,
 ) -> Effects | ScreenedEffects:
-    """Measure the effect of patching every (layer, position) or (layer, head) of the given kinds of site.
+    """Measure the effect of patching every (layer, position) or (layer, head) of the given sites.
+
+    `sites`: kinds (``"resid_pre"``), or places in words (``"a3.h1"``, ``"resid_pre.5@END"``, ``"m3.n17"``; see
+    `mechwork.names`): the result then has only their entries on each axis, and NaN where no word names a cell.
 
     `positions`: ``"each"`` (token positions; spans when prompts differ in length), ``"spans"``, or ``"all"`` (every position at
     once). By default residual kinds are resolved by position and per-head kinds patched at all positions. For
@@ -110,9 +117,10 @@ def patch(
     check_shares(verify_top, verify_random)
     if screen is not None:
         find_composite(screen)
-        if neurons is not None or not set(sites) <= set(PATCHABLE):
+        named = find_named(sites)
+        if neurons is not None or not named.whole or not set(named.kinds) <= set(PATCHABLE):
             raise InputError(
-                f"cells can be screened at {', '.join(PATCHABLE)}; leave screen out for {list(sites)} or neurons"
+                f"whole kinds can be screened: {', '.join(PATCHABLE)}; leave screen out for {list(sites)} or neurons"
             )
     job = plan_sweep(
         model,
@@ -128,7 +136,7 @@ def patch(
     if screen is None:
         return job.run(checkpoint=checkpoint, progress=progress)
     return run_screen(
-        job, sites, screen, verify_top, verify_random, positions, checkpoint=checkpoint, progress=progress
+        job, job.sweep.kinds, screen, verify_top, verify_random, positions, checkpoint=checkpoint, progress=progress
     )
 
 
@@ -283,7 +291,7 @@ class Tables:
 def plan_sweep(
     model: TransformerBridge,
     task: Task,
-    sites: Sequence[str],
+    sites: Sequence[str | Site],
     *,
     direction: str = "denoise",
     positions: str | None = None,
@@ -300,13 +308,15 @@ def plan_sweep(
     anatomy = check_task(model, task)
     task, measures = with_metrics(model, task, metrics)
     pairs = host_pairs(task.pairs, checked)
-    grids, places = build_grids(anatomy, d_mlp_of(model), task, pairs, sites, positions, neurons)
+    grids, places, only = build_named(anatomy, d_mlp_of(model), task, pairs, sites, positions, neurons)
     chosen = tricks or (Tricks() if can_step(model, task) else Tricks(suffix=False, readout=False))
     n_tail = tail_of(pairs, measures, sparing=chosen.readout)
     sizes = sizes_of(anatomy, d_mlp_of(model), pairs, n_tail, torch.finfo(dtype_of(model)).bits // 8)
     logits = 0 if chosen.readout and all(m.reads_answers for m in measures) else sizes.n_tail
-    block, chunk = fit(sizes, sites, len(task), memory_budget, logits, device_of(model).type)
-    sweep = Sweep(grids, checked, tuple(m.name for m in measures), chosen, chunk, 0 if block == len(task) else block)
+    block, chunk = fit(sizes, [grid.kind for grid in grids], len(task), memory_budget, logits, device_of(model).type)
+    sweep = Sweep(
+        grids, checked, tuple(m.name for m in measures), chosen, chunk, 0 if block == len(task) else block, only
+    )
     return Job(model, task, anatomy, measures, sweep, checked, places)
 
 

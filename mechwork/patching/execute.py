@@ -25,6 +25,7 @@ from torch import Tensor
 from ..errors import UnsupportedModelError
 from ..interventions import Where, Write, intervene
 from ..models.anatomy import ModelAnatomy, device_of
+from ..models.borrow import hooked
 from ..runs.frame import take_columns
 from ..runs.restart import restart_at
 from ..sites import SITE_KINDS, Site, hook_name
@@ -273,5 +274,5 @@ def _final_stream(
     def stop(activation: Tensor, hook: Any) -> None:
         raise StopAtLayerException(activation)
 
-    with model.hooks(fwd_hooks=[(hook_name(Site("resid_post", anatomy.n_layers - 1)), stop)]):
+    with hooked(model, [(hook_name(Site("resid_post", anatomy.n_layers - 1)), stop)]):
         return model(tokens)

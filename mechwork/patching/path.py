@@ -24,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..models.anatomy import block_norm, device_of, dtype_of
+from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..provenance import build_provenance
 from ..runs.frame import take_columns
@@ -57,6 +58,7 @@ class Path:
         return min(reader.layer for reader in self.readers)
 
 
+@borrows
 def patch_paths(
     model: TransformerBridge,
     task: Task,

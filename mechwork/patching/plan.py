@@ -1,10 +1,9 @@
-"""What patching and attribution share: which cells a result has, and the two runs it compares."""
+"""What patching and attribution share: which cells a result has, and which run is the host."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -12,14 +11,11 @@ from torch import Tensor
 from ..errors import InputError
 from ..models.anatomy import ModelAnatomy
 from ..provenance import Provenance
-from ..runs.record import Baseline, Run, measure_baseline, record_run
+from ..runs.record import Baseline
 from ..sites import SITE_KINDS, Site, site_kind
 from ..tasks.pairs import PromptPairs
 from ..tasks.task import Task
 from .result import Direction, Effect
-
-if TYPE_CHECKING:
-    from transformer_lens.model_bridge import TransformerBridge
 
 PATCHABLE = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "z", "mlp_post")
 """Kinds with a position axis whose cells are (layer, position) or (layer, position, head)."""
@@ -89,17 +85,6 @@ def build_plan(anatomy: ModelAnatomy, task: Task, pairs: PromptPairs, kind: str,
 def host_pairs(pairs: PromptPairs, direction: Direction) -> PromptPairs:
     """Pairs whose `clean` side is the run that is patched."""
     return pairs.corrupt_as_host() if direction == "denoise" else pairs
-
-
-def record_both(
-    model: TransformerBridge, task: Task, kinds: Sequence[str], direction: Direction
-) -> tuple[Run, Run, Baseline]:
-    """The run that gives, the run that receives (with its residual stream), and the baseline. Cost: 2 forwards."""
-    wanted = list(dict.fromkeys(["resid_pre", *kinds]))
-    clean = record_run(model, task.pairs, wanted)
-    corrupt = record_run(model, task.pairs, wanted, corrupt=True)
-    baseline = measure_baseline(task, clean.logits, corrupt.logits)
-    return (clean, corrupt, baseline) if direction == "denoise" else (corrupt, clean, baseline)
 
 
 def check_patchable(anatomy: ModelAnatomy, kinds: Sequence[str]) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor
 from ..display import Readable
 from ..errors import MetricError
 from ..models.anatomy import check_ready, device_of, dtype_of, read_anatomy
+from ..models.borrow import borrows, hooked
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..runs.record import leaf_at_embedding
@@ -91,6 +92,7 @@ class Conservation(Readable):
         )
 
 
+@borrows
 def check_conservation(
     model: TransformerBridge,
     tokens: Tokens,
@@ -117,7 +119,7 @@ def check_conservation(
         _live_biases(model, anatomy.n_layers) as biases,
         composite.context(model) as binding,
         leaf_at_embedding(model),
-        model.hooks(fwd_hooks=hooks),
+        hooked(model, hooks),
     ):
         logits = model(tokens.to(device_of(model)))
         value = metric(logits).sum()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..models.anatomy import check_ready
+from ..models.borrow import hooked
 from ..sites import Site, hook_name
 from .straight import scale_gradient
 
@@ -41,5 +42,5 @@ def droppable_layers(model: TransformerBridge) -> Iterator[LayerDrop]:
 
     kinds = [kind for kind in ("attn_out", "mlp_out") if anatomy.has_site(kind)]
     hooks = [(hook_name(Site(kind, layer)), gate(layer)) for kind in kinds for layer in range(anatomy.n_layers)]
-    with model.hooks(fwd_hooks=hooks):
+    with hooked(model, hooks):
         yield drop

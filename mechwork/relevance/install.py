@@ -1,8 +1,8 @@
 """Put rules on a model and take them off: hooks that keep every value and replace its derivative.
 
 Hooks are permanent in TransformerLens' sense, so that `model.reset_hooks()` inside a context does not silently turn rules
-off; they are removed by their own handles. They act only in the thread that entered the context, and only while that
-context is the innermost one on the model.
+off; they are removed by their own handles. They act only while that context is the innermost one on the model, which no
+other thread can use meanwhile (see `models.borrow`).
 
 At one hook point what a rule makes comes first, then everybody else's hooks (recordings, interventions), and what a rule
 reads last: so recorded tensors have the coefficients of the rules, and rules follow interventions.
@@ -13,13 +13,15 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from ..models.borrow import borrow, remove_hook, replace_forward, surely
 from ..sites import Site, hook_name
 from .rules import Family, Rule
 from .straight import Witness
@@ -76,11 +78,7 @@ class Bench:
 
         handle = point.add_hook(hook, is_permanent=True, prepend=True)
 
-        def remove() -> None:
-            handle.hook.remove()
-            point.fwd_hooks[:] = [other for other in point.fwd_hooks if other is not handle]
-
-        self.undo.callback(remove)
+        self.undo.callback(surely, lambda: remove_hook(point, handle))
         return handle
 
     def order(self) -> None:
@@ -94,7 +92,7 @@ class Bench:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             return function(args, output) if self.active() else None
 
-        self.undo.callback(module.register_forward_hook(hook).remove)
+        self.undo.callback(surely, module.register_forward_hook(hook).remove)
 
     def before(self, module: nn.Module, function: Callable[[tuple[Any, ...]], Any]) -> None:
         """A hook on a module's inputs."""
@@ -102,24 +100,21 @@ class Bench:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> Any:
             return function(args) if self.active() else None
 
-        self.undo.callback(module.register_forward_pre_hook(hook).remove)
+        self.undo.callback(surely, module.register_forward_pre_hook(hook).remove)
 
     def around(self, module: nn.Module, context: Callable[[], AbstractContextManager[Any]]) -> None:
-        """A context that is entered whenever the module runs, also when it fails."""
-        running = threading.local()
+        """A context that is entered whenever the module runs.
 
-        def enter(module: nn.Module, args: tuple[Any, ...]) -> None:
-            if self.active():
-                running.context = context()
-                running.context.__enter__()
+        A replaced forward, not a pair of hooks: torch runs the second of them after an exception, not after an interrupt.
+        """
+        plain = module.forward
 
-        def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            entered, running.context = getattr(running, "context", None), None
-            if entered is not None:
-                entered.__exit__(None, None, None)
+        @wraps(plain)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            with context() if self.active() else nullcontext():
+                return plain(*args, **kwargs)
 
-        self.undo.callback(module.register_forward_pre_hook(enter).remove)
-        self.undo.callback(module.register_forward_hook(leave, always_call=True).remove)
+        replace_forward(self.undo, module, forward)
 
 
 class Stash(threading.local):
@@ -155,7 +150,7 @@ def install(model: TransformerBridge, rules: Rules, *, probing: bool = False) ->
 
     stack.append(token)
     try:
-        with ExitStack() as undo:
+        with borrow(model), ExitStack() as undo:
             bench = Bench(model, rules, active, undo, probing)
             bench.make(bench.point("embed"), _leaf)
             fit_all(bench)

@@ -18,7 +18,7 @@ differs (a scaled residual) is found out before any number is reported. Cost of 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ from torch import Tensor
 
 from ..errors import UnsupportedModelError
 from ..models.anatomy import ModelAnatomy, mlp_norm_name, read_anatomy
+from ..models.borrow import borrow, hooked
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -114,16 +115,12 @@ def keep_attention_calls(model: TransformerBridge) -> Iterator[list[AttentionCal
 
         return note
 
-    handles = []
-    try:
+    with borrow(model), ExitStack() as undo:
         for layer, (block, keeper) in enumerate(zip(model.blocks, keepers, strict=True)):
             attn: Any = block.attn
-            handles.append(attn.register_forward_pre_hook(before(keeper), with_kwargs=True))
-            handles.append(attn.register_forward_hook(after(layer, keeper), with_kwargs=True))
+            undo.callback(attn.register_forward_pre_hook(before(keeper), with_kwargs=True).remove)
+            undo.callback(attn.register_forward_hook(after(layer, keeper), with_kwargs=True).remove)
         yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _one_row(value: Any) -> Any:
@@ -154,7 +151,7 @@ class Frame:
         arguments = call.at(start, start + x.shape[1], len(x))
         normed = self.norm(layer, "ln1", x)
         attn: Any = self.model.blocks[layer].attn
-        with self.model.hooks(fwd_hooks=list(hooks)):
+        with hooked(self.model, list(hooks)):
             output = attn(hidden_states=normed, **arguments) if call.by_name else attn(normed, **arguments)
         return self.norm(layer, "ln1_post", output[0] if isinstance(output, tuple) else output)
 
@@ -168,7 +165,7 @@ class Frame:
     ) -> Float[Tensor, "row column d_model"]:
         """What the MLP of `layer` adds to the stream; `mid` is the stream it reads (``resid_pre`` in parallel blocks)."""
         mlp: Any = self.model.blocks[layer].mlp
-        with self.model.hooks(fwd_hooks=list(hooks)):
+        with hooked(self.model, list(hooks)):
             output = mlp(self.norm(layer, mlp_norm_name(self.model, layer), mid))
         return self.norm(layer, "ln2_post", output[0] if isinstance(output, tuple) else output)
 

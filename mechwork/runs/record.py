@@ -19,10 +19,12 @@ from torch import Tensor
 from ..display import Readable
 from ..errors import InputError, MetricError
 from ..models.anatomy import ModelAnatomy, check_ready, device_of
+from ..models.borrow import hooked, run_tail
 from ..shapes import Logits, PerExample, Tokens
-from ..sites import SITE_KINDS, UNEMBED_INPUT, Site, hook_name, site_kind
+from ..sites import SITE_KINDS, Site, hook_name, site_kind
 from ..tasks.pairs import ABSENT, PromptPairs
 from ..tasks.task import Task
+from .prefix import Prefix
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -58,11 +60,13 @@ def record_run(
     corrupt: bool = False,
     grad: bool = False,
     n_tail: int | None = None,
+    prefix: Prefix | None = None,
 ) -> Run:
     """Run the clean (or corrupt) prompts once and keep the activations of `kinds` at every layer. Cost: 1 forward.
 
     A `Site` among `kinds` is recorded at its layer alone. With `grad`, run inside whatever composite of rules is active;
-    gradients start at the embedding. `n_tail`: unembed the last columns only (for metrics that read no others).
+    gradients start at the embedding. `n_tail`: unembed the last columns only (for metrics that read no others). `prefix`:
+    columns that have run already; only those after them run and are kept.
     """
     anatomy = check_ready(model)
     sites = [site for kind in kinds for site in ([kind] if isinstance(kind, Site) else sites_of(anatomy, kind))]
@@ -85,33 +89,47 @@ def record_run(
         stack.enter_context(torch.set_grad_enabled(grad))
         if grad:
             stack.enter_context(leaf_at_embedding(model))
-        stack.enter_context(model.hooks(fwd_hooks=hooks))
-        logits = _unembed_tail(model, tokens, n_tail)
+        stack.enter_context(hooked(model, hooks))
+        logits = _run_tail(model, tokens, n_tail, prefix)
     return Run(logits, store)
 
 
 def run_to_metric(
-    model: TransformerBridge, task: Task, pairs: PromptPairs, tokens: Tokens
+    model: TransformerBridge,
+    task: Task,
+    pairs: PromptPairs,
+    tokens: Tokens | None = None,
+    prefix: Prefix | None = None,
 ) -> Float[Tensor, "batch tail d_vocab"]:
     """Logits as far as the task's metric needs them: of the last columns only, when it reads nothing else.
 
-    `tokens` are one or several copies of the clean prompts of `pairs`, one after another. Cost: 1 forward, the
-    unembedding at ``pairs.n_tail`` columns.
+    `tokens` are one or several copies of the clean prompts of `pairs`, one after another (default: these). Cost: 1
+    forward (of the columns after `prefix`), the unembedding at ``pairs.n_tail`` columns.
     """
     with torch.no_grad():
-        return _unembed_tail(model, tokens, pairs.n_tail if task.metric.reads_final else None)
+        tokens = pairs.clean_tokens if tokens is None else tokens
+        return _run_tail(model, tokens, read_columns(task, pairs), prefix)
 
 
-def _unembed_tail(model: TransformerBridge, tokens: Tokens, n_tail: int | None) -> Float[Tensor, "batch tail d_vocab"]:
-    """Logits of the last `n_tail` columns (None: all). The columns are made contiguous, or each pair would get a product of its own."""
-    if n_tail is None:
-        return model(tokens)
-    with model.hooks(fwd_hooks=[(UNEMBED_INPUT, _contiguous)]):
-        return model(tokens, logits_to_keep=n_tail)
+def _run_tail(
+    model: TransformerBridge, tokens: Tokens, n_tail: int | None, prefix: Prefix | None
+) -> Float[Tensor, "batch tail d_vocab"]:
+    """`run_tail`, of the columns after `prefix` alone where there is one."""
+    if prefix is None:
+        return run_tail(model, tokens, n_tail)
+    extra = prefix.arguments(tokens.shape[1], tokens.device)
+    return run_tail(model, prefix.rest(tokens), n_tail, **extra)
 
 
-def _contiguous(activation: Tensor, hook: Any) -> Tensor:
-    return activation.contiguous()
+def read_columns(task: Task, pairs: PromptPairs) -> int | None:
+    """How many last columns of the clean prompts the task's metric reads; None: all."""
+    return pairs.n_tail if task.metric.reads_final else None
+
+
+def metric_of(model: TransformerBridge, task: Task, pairs: PromptPairs | None = None) -> PerExample:
+    """The task's metric of the clean prompts as the model now runs, on its device. Cost: 1 forward, see `run_to_metric`."""
+    pairs = (task.pairs if pairs is None else pairs).to(device_of(model))
+    return task.measure(run_to_metric(model, task, pairs), pairs)
 
 
 @contextmanager
@@ -121,7 +139,7 @@ def leaf_at_embedding(model: TransformerBridge) -> Iterator[None]:
     def start(activation: Tensor, hook: Any) -> Tensor:
         return activation.detach().requires_grad_(True)
 
-    with model.hooks(fwd_hooks=[(hook_name(Site("embed")), start)]):
+    with hooked(model, [(hook_name(Site("embed")), start)]):
         yield
 
 
@@ -200,9 +218,6 @@ class Baseline:
         return self.gap
 
 
-def measure_baseline(task: Task, clean: Logits, corrupt: Logits) -> Baseline:
-    """The metric of the two unpatched runs; raises `MetricError` for values that are not finite."""
-    pairs = task.pairs
-    return Baseline(
-        task.measure(clean, pairs).detach().cpu(), task.measure(corrupt, pairs.corrupt_as_host()).detach().cpu()
-    )
+def join_baselines(ends: Sequence[Baseline]) -> Baseline:
+    """The baseline of all micro-batches."""
+    return Baseline(torch.cat([b.clean_per_example for b in ends]), torch.cat([b.corrupt_per_example for b in ends]))

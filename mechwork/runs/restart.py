@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..models.anatomy import NATIVE, read_anatomy
+from ..models.borrow import borrow, hooked, replace_forward
 from ..sites import Site, hook_name
 
 if TYPE_CHECKING:
@@ -28,11 +29,10 @@ def restart_at(model: TransformerBridge, layer: int, resid_pre: Float[Tensor, "b
         return resid_pre
 
     skip = _pass_through_as_tuple if read_anatomy(model).architecture == NATIVE else _pass_through
-    with ExitStack() as undo:
+    with borrow(model), ExitStack() as undo:
         for block in model.blocks[:layer]:
-            object.__setattr__(block, "forward", skip)
-            undo.callback(object.__delattr__, block, "forward")
-        with model.hooks(fwd_hooks=[(hook_name(Site("resid_pre", layer)), start)]):
+            replace_forward(undo, block, skip)
+        with hooked(model, [(hook_name(Site("resid_pre", layer)), start)]):
             yield
 
 

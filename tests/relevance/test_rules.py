@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import pytest
@@ -176,23 +175,49 @@ def test_innermost_context_alone_is_active(tiny_gpt2_64: Any, tiny_task: Task) -
     torch.testing.assert_close(inner["resid_pre"], plain["resid_pre"], rtol=0, atol=0)
 
 
-def test_other_threads_see_plain_gradients(tiny_gpt2_64: Any, tiny_task: Task) -> None:
-    _, plain, _ = coefficients(tiny_gpt2_64, tiny_task, GRADIENT, ["resid_pre"])
-    seen: list[torch.Tensor] = []
+def test_an_interrupted_forward_leaves_no_softmax_rule(interrupt_family: str) -> None:
+    """Attention inside the wrapped module gets its rule from a mode of the thread; Ctrl-C in it must not leave the mode on."""
+    model, task = build_model(interrupt_family), build_task()
 
-    def other() -> None:
-        leaf = tiny_gpt2_64.W_E[tiny_task.pairs.clean_tokens].detach()
-        hooks = [("hook_embed", lambda activation, hook: leaf.requires_grad_(True))]
-        value = tiny_task.metric(
-            tiny_gpt2_64.run_with_hooks(tiny_task.pairs.clean_tokens, fwd_hooks=hooks), tiny_task.pairs
-        )
-        seen.append(torch.autograd.grad(value.sum(), leaf)[0])
+    def stop(activation: torch.Tensor, hook: Any) -> None:
+        raise KeyboardInterrupt
 
-    with RELP.context(tiny_gpt2_64):
-        thread = threading.Thread(target=other)
-        thread.start()
-        thread.join()
-    torch.testing.assert_close(seen[0], plain["resid_pre"][0], rtol=0, atol=1e-12)
+    inside = model.blocks[1].attn.original_component
+    handle = next(inside.children()).register_forward_hook(lambda *_: stop(torch.empty(0), None))
+    with pytest.raises(KeyboardInterrupt), find_composite("gim").context(model):
+        model(task.pairs.clean_tokens)
+    handle.remove()
+    x = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
+    found = torch.autograd.grad(x.softmax(dim=-1)[:, 0].sum(), x)[0]
+    p = x.detach().softmax(dim=-1)
+    torch.testing.assert_close(found, p * (torch.eye(5, dtype=p.dtype)[0] - p[:, :1]), rtol=0, atol=1e-12)
+    assert all("forward" not in vars(module) for module in model.modules())
+
+
+@pytest.fixture(params=["opt", "gpt2"])
+def interrupt_family(request: pytest.FixtureRequest) -> str:
+    """Closed attention, and open."""
+    return request.param
+
+
+def test_cleanup_that_fails_is_finished(tiny_gpt2: Any, tiny_task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupt inside the removal of a hook still takes off that hook and all others."""
+    from torch.utils.hooks import RemovableHandle
+
+    plain, calls = RemovableHandle.remove, []
+
+    def remove(self: RemovableHandle) -> None:
+        calls.append(self)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        plain(self)
+
+    with pytest.raises(KeyboardInterrupt), RELP.context(tiny_gpt2):
+        tiny_gpt2(tiny_task.pairs.clean_tokens)
+        monkeypatch.setattr(RemovableHandle, "remove", remove)
+    monkeypatch.undo()
+    assert len(calls) > 3
+    assert not any(point.fwd_hooks for point in tiny_gpt2.hook_dict.values())  # `borrowed` looks at torch's own tables
 
 
 def test_bad_composites_are_refused(tiny_gpt2: Any) -> None:

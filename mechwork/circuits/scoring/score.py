@@ -7,8 +7,10 @@ grid (see `methods`). Positive = the clean value along the edge raises the metri
 code takes (corrupt - clean) and gradients at the clean run; that is minus `direction="noise"` here.
 
 Cost per batch of pairs: 1 forward, and 1 forward + 1 backward at one end; n points between the ends cost 2 forwards and
-n (forward + backward); activation paths (2 layers + 1) n (forward + backward). Products of writes and coefficients add
-2 x batch x pos x d_model x edges operations per point. Memory stays within `memory_budget` beside the weights.
+n (forward + backward); activation paths (2 layers + 1) n (forward + backward). First columns that are the same in both prompts
+of every pair run once, as keys and values (see `runs.prefix`). Products of writes and coefficients add 2 x batch x pos x d_model
+x edges operations: once, since coefficients are averaged over the path first (activation paths: once per point).
+Memory stays within `memory_budget` beside the weights.
 """
 
 from __future__ import annotations
@@ -22,10 +24,12 @@ from torch import Tensor
 
 from ...errors import InputError
 from ...models.anatomy import check_ready, dtype_of
+from ...models.borrow import borrows
 from ...models.identity import identify_model
 from ...provenance import build_provenance
 from ...relevance import Composite, Rule
-from ...runs.record import Baseline
+from ...runs.prefix import count_shared
+from ...runs.record import Baseline, join_baselines
 from ...tasks.task import Task
 from ..graph.budget import DEFAULT_BUDGET, Fit, fit, parse_bytes
 from ..graph.space import EdgeSpace
@@ -46,6 +50,7 @@ N_RESAMPLES = 200
 """Bootstrap resamples of streamed scores."""
 
 
+@borrows
 def score_edges(
     model: TransformerBridge,
     task: Task,
@@ -137,16 +142,26 @@ def plan_batches(
     batch_size: int | None,
     n_cells: int = 1,
 ) -> BatchPlan:
-    """Micro-batches that fit the budget; `batch_size` overrides how many pairs."""
+    """Micro-batches of nearly one size that fit the budget; `batch_size` overrides how many pairs."""
     if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size is the number of pairs in a pass and at least 1; got {batch_size}")
     n_pos = task.pairs.clean_tokens.shape[1]
     n_tail = task.pairs.n_tail if task.metric.reads_final else n_pos
+    if method.ablation == "corrupt":
+        n_pos -= count_shared(model, task, task.pairs)
     n_bytes = torch.empty((), dtype=dtype_of(model)).element_size()
     size: Fit = fit(
-        check_ready(model), space, n_pos, n_tail, parse_bytes(memory_budget), n_bytes=n_bytes, n_cells=n_cells
+        check_ready(model),
+        space,
+        n_pos,
+        n_tail,
+        parse_bytes(memory_budget),
+        n_bytes=n_bytes,
+        n_cells=n_cells,
+        averaged=method.averages,
     )
-    return BatchPlan(min(batch_size or size.n_pairs, len(task)), size.n_positions)
+    n_batches = -(-len(task) // size.n_pairs)
+    return BatchPlan(min(batch_size or -(-len(task) // n_batches), len(task)), size.n_positions)
 
 
 def batch_rows(
@@ -163,11 +178,6 @@ def batch_rows(
         yield rows
         if progress is not None:
             progress(unit.rows[1], len(task), "scoring edges")
-
-
-def join_baselines(ends: list[Baseline]) -> Baseline:
-    """The baseline of all micro-batches."""
-    return Baseline(torch.cat([b.clean_per_example for b in ends]), torch.cat([b.corrupt_per_example for b in ends]))
 
 
 def _keeps_pairs(keep: str, n_bytes: int, budget: int) -> bool:
