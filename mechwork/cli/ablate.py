@@ -29,7 +29,7 @@ from typing import Any
 
 from ..errors import InputError, UnknownNameError
 from .console import Console
-from .options import add_model, at_least, fraction, load
+from .options import add_executor, add_model, at_least, fraction, load
 
 STUDIES = (
     "sweep", "cumulative", "interactions", "knock-in", "impairment", "self-repair", "suppression", "roles", "remove", "formation",
@@ -82,6 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=at_least(0), default=0, help="of the pairs and of what is drawn (default: 0)")
     parser.add_argument("--html", type=Path, metavar="FILE", help="also write the drawing, one page that opens offline")
     add_model(parser)
+    add_executor(parser)
 
 
 def run(args: argparse.Namespace, console: Console) -> None:

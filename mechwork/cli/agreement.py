@@ -18,7 +18,7 @@ from typing import Any
 
 from ..errors import InputError
 from .console import Console
-from .options import add_model, at_least, default_tasks, load
+from .options import add_executor, add_model, at_least, default_tasks, load
 
 EDGE_FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 """Shares of the edges that are printed; CMD is over all of MIB's."""
@@ -50,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--edges", metavar="PRESETS", help="also judge circuits of these edge presets, with commas")
     parser.add_argument("--out", metavar="DIR", help="keep rows and tables there; run again, it goes on")
     add_model(parser)
+    add_executor(parser)
 
 
 def run(args: argparse.Namespace, console: Console) -> None:

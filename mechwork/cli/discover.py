@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import NotFoundError
 from .console import Console, Progress
-from .options import PAIR_FILES, add_model, at_least, fraction, load
+from .options import PAIR_FILES, add_executor, add_model, at_least, fraction, load
 
 if TYPE_CHECKING:
     from ..discovery.found import Discovery
@@ -77,6 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     files.add_argument("--out", type=Path, metavar="DIR", help="folder of the report (default: reports/TASK)")
     files.add_argument("--force", action="store_true", help="replace what mechwork wrote in that folder")
     add_model(parser)
+    add_executor(parser)
 
 
 def run(args: argparse.Namespace, console: Console) -> None:

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 
 from ..errors import ArtefactError, InputError, MechworkError, MetricError, NotFoundError, VerificationError, nearest
 from .console import Console
-from .options import add_common, apply_common
+from .options import add_common, apply_common, workers
 
 OK, FAILED, USAGE, MISSING, MISMATCH, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(json=args.json, verbosity=-1 if args.quiet else args.verbose)
     try:
         apply_common(args)
-        with console.reserved():
+        with console.reserved(), workers(args):
             args.run(args, console)
     except KeyboardInterrupt as stop:
         console.error("interrupted")

@@ -6,7 +6,8 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,12 +75,62 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--offline", action="store_true", help="never ask the hub, whatever the model's name")
 
 
+def add_executor(parser: argparse.ArgumentParser) -> None:
+    """Options of verbs whose work can run on workers; `workers` puts them into effect."""
+    group = parser.add_argument_group("workers")
+    group.add_argument(
+        "--executor",
+        choices=("local", "forked", "ray"),
+        help="who does the work: this process, forked processes that share the weights, or Ray (default: local; forked with --workers)",
+    )
+    group.add_argument("--workers", type=at_least(1), metavar="N", help="how many (default: 1)")
+    group.add_argument("--address", metavar="HOST:PORT", help="of a running Ray cluster; implies --executor ray")
+    group.add_argument(
+        "--gpus-per-worker", type=at_least(0), default=0, metavar="K", help="of each Ray actor (default: 0)"
+    )
+    group.add_argument(
+        "--attempts", type=at_least(1), default=3, metavar="N", help="before a failing piece is given up (default: 3)"
+    )
+    group.add_argument(
+        "--ledger", type=Path, metavar="DIR", help="keep finished pieces there; the same command goes on where it was"
+    )
+
+
+@contextmanager
+def workers(args: argparse.Namespace) -> Iterator[None]:
+    """The workers that `add_executor`'s options describe; nothing for verbs without them, or when none is given."""
+    if not hasattr(args, "executor"):
+        yield
+        return
+    kind = args.executor or ("ray" if args.address else "forked" if (args.workers or 1) > 1 else "local")
+    if kind == "local" and args.workers in (None, 1) and args.ledger is None and not args.gpus_per_worker:
+        yield
+        return
+    if kind != "local" and (getattr(args, "threads", None) or 1) > 1:
+        raise InputError(
+            f"workers run on one thread each, so --threads is 1 with --executor {kind}; got {args.threads}"
+        )
+    from ..execute import executor
+
+    with executor(
+        kind,
+        workers=args.workers or 1,
+        gpus_per_worker=args.gpus_per_worker,
+        address=args.address,
+        attempts=args.attempts,
+        ledger=args.ledger,
+    ):
+        yield
+
+
 def apply_common(args: argparse.Namespace) -> None:
     """Put the options into effect for this process; to be called before anything heavy is imported."""
     if getattr(args, "offline", False):
         os.environ["HF_HUB_OFFLINE"] = "1"
         if constants := sys.modules.get("huggingface_hub.constants"):  # read once, when it was imported
             vars(constants)["HF_HUB_OFFLINE"] = True
+    if "torch" not in sys.modules:  # threads that wait by spinning make a busy machine many times slower
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     log, handler = logging.getLogger("mechwork"), logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
     log.handlers = [handler]

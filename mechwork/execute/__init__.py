@@ -6,8 +6,8 @@ Imports `tasks`, `models` and below.
 """
 
 from .drive import run_units as run_units
-from .executor import current_execution as current_execution
-from .executor import executor as executor
+from .executors import current_execution as current_execution
+from .executors import executor as executor
 from .ledger import Ledger as Ledger
 from .memory import MemoryBudget as MemoryBudget
 from .memory import parse_budget as parse_budget

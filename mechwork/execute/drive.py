@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing
 
 from ..errors import Cancelled, MechworkError, UnitError
-from .executor import Execution, Outcome, Pool, current_execution
+from .executors import Execution, Outcome, Pool, current_execution
 from .ledger import Ledger
 from .unit import Run, Tensors, Unit, Work
 

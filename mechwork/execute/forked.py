@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from ..errors import InputError, MechworkError
-from .executor import Outcome
+from .executors import Outcome
 from .unit import Run, Unit, Work
 from .wire import pack, pack_error, unpack, unpack_error
 
@@ -52,6 +52,11 @@ class Forked:
             raise InputError(
                 "forked workers share a model on the CPU, in a process that has not used a GPU; "
                 f"this one is on {work.model.device}. Use executor('ray', gpus_per_worker=1), or load the model on the CPU."
+            )
+        if torch.get_num_threads() != 1:
+            raise InputError(
+                f"forked workers run on one torch thread, and so must this process; it has {torch.get_num_threads()}. "
+                "Call torch.set_num_threads(1), or open the executor with mw.executor('forked'), which does."
             )
         return ForkedPool(here, self.n_workers)
 

@@ -11,8 +11,6 @@ A process killed at any moment leaves every finished result whole. Files ending 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -21,8 +19,8 @@ from typing import IO, Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..bundled import write_atomically
 from ..errors import ArtefactError, InputError
+from ..files import write_atomically
 from ..provenance import hash_json
 from .lock import FolderLock
 from .unit import Tensors, Unit
@@ -64,7 +62,7 @@ class Ledger:
                     f"{self.folder} is no checkpoint: it has no {PLAN} but {', '.join(strangers[:3])}. Give an empty or a new folder."
                 )
             content = json.dumps(self.identity, indent=1, sort_keys=True)
-            _write(plan, lambda part: part.write_text(content, encoding="utf-8"))
+            write_atomically(plan, lambda part: part.write_text(content, encoding="utf-8"))
         (self.folder / RESULTS).mkdir(exist_ok=True)
         self._done = {path.stem for path in (self.folder / RESULTS).glob("*.safetensors")}
         self._events = (self.folder / EVENTS).open("a", encoding="utf-8")
@@ -118,7 +116,7 @@ class Ledger:
         # One entry of metadata: several would be written in random order.
         header = {"mechwork": json.dumps({"format": FORMAT, "unit": unit.key, "work": self._sweep}, sort_keys=True)}
         stored = {name: tensor.detach().contiguous().cpu() for name, tensor in values.items()}
-        _write(self.path(unit), lambda part: save_file(stored, str(part), metadata=header))
+        write_atomically(self.path(unit), lambda part: save_file(stored, str(part), metadata=header))
         self._done.add(unit.key)
 
     def note(self, event: str, unit: Unit, **facts: Any) -> None:
@@ -141,14 +139,3 @@ class Ledger:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Whole or not at all, also when the power fails: what was written is on the disk before it has its name."""
-
-    def write_and_sync(part: Path) -> None:
-        write(part)
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-
-    write_atomically(path, write_and_sync)

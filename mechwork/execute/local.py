@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from .executor import Outcome
+from .executors import Outcome
 from .unit import Run, Unit, Work
 
 

@@ -18,7 +18,6 @@ OPERATIONS = {
     "patch.block": "mechwork.patching.units:build",
     "ablate.block": "mechwork.ablation.units:build",
     "edges.batch": "mechwork.circuits.scoring.units:build",
-    "circuits.batch": "mechwork.circuits.testing.units:build",
 }
 """Name -> module and function."""
 

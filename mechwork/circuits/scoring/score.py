@@ -34,10 +34,11 @@ from ...tasks.task import Task
 from ..graph.budget import DEFAULT_BUDGET, Fit, fit, parse_bytes
 from ..graph.space import EdgeSpace
 from ..graph.writers import edge_space
-from .estimate import ESTIMATORS, Rows
+from .estimate import Rows
 from .methods import Method, find_method
 from .sample import Stream
 from .scores import EdgeScores
+from .units import run_batches
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -173,11 +174,10 @@ def batch_rows(
     progress: Progress | None = None,
 ) -> Iterator[Rows]:
     """Scores and baselines of all pairs, micro-batch by micro-batch."""
-    estimate = ESTIMATORS[method.estimator](model, task, space, method, plan.n_positions, seed)
-    for start in range(0, len(task), plan.n_pairs):
-        yield estimate(task[start : start + plan.n_pairs])
+    for unit, rows in run_batches(model, task, space, method, plan.n_pairs, plan.n_positions, seed):
+        yield rows
         if progress is not None:
-            progress(min(start + plan.n_pairs, len(task)), len(task), "scoring edges")
+            progress(unit.rows[1], len(task), "scoring edges")
 
 
 def _keeps_pairs(keep: str, n_bytes: int, budget: int) -> bool:

@@ -1,0 +1,67 @@
+"""Edge scores as units: one per micro-batch of pairs.
+
+What an estimator learns from the whole task (means, under ``ablation="mean"``) every process computes for itself, from the same prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ...execute import ModelRef, Unit, Work, run_units
+from ...execute.memory import cut
+from ...execute.task import pack_task, unpack_task, why_not_sent
+from ...execute.unit import Run, Tensors
+from ...relevance import Composite
+from ...runs.record import Baseline
+from ...tasks.task import Task
+from ..graph.space import EdgeSpace
+from ..graph.writers import edge_space
+from .estimate import ESTIMATORS
+from .methods import Method
+from .rows import Rows
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+OPERATION = "edges.batch"
+SETTINGS = ("ig_steps", "path", "direction", "ablation", "estimator", "name")
+
+
+def run_batches(
+    model: TransformerBridge, task: Task, space: EdgeSpace, method: Method, n_pairs: int, n_positions: int, seed: int
+) -> Iterator[tuple[Unit, Rows]]:
+    """Scores and baselines of all pairs, `n_pairs` at a time."""
+    facts, tensors = pack_task(task)
+    settings = {
+        "task": facts,
+        "method": {name: getattr(method, name) for name in SETTINGS},
+        "rules": method.rules.to_json(),
+        "split_input": space.split_input,
+        "n_positions": n_positions,
+        "seed": seed,
+    }
+    work = Work(OPERATION, ModelRef.of(model), settings, {"task": tensors}, why_not_sent([task.metric]))
+    run = _runner(model, task, space, method, n_positions, seed)
+    for unit, values in run_units(work, (work.unit(rows) for rows in cut(len(task), n_pairs)), run):
+        yield unit, Rows(values["values"], Baseline(values["clean"], values["corrupt"]))
+
+
+def build(model: TransformerBridge, work: Work) -> Run:
+    """What runs the batches in a process that has the work's data and the model alone."""
+    settings = work.settings
+    task = unpack_task(settings["task"], work.data["task"])
+    method = Method(Composite.from_json(settings["rules"]), **settings["method"])
+    space = edge_space(model, task, split_input=settings["split_input"])
+    return _runner(model, task, space, method, settings["n_positions"], settings["seed"])
+
+
+def _runner(model: TransformerBridge, task: Task, space: EdgeSpace, method: Method, n_positions: int, seed: int) -> Run:
+    estimate = ESTIMATORS[method.estimator](model, task, space, method, n_positions, seed)
+
+    def run(unit: Unit) -> Tensors:
+        rows = estimate(task[slice(*unit.rows)])
+        ends = rows.baseline
+        return {"values": rows.values, "clean": ends.clean_per_example, "corrupt": ends.corrupt_per_example}
+
+    return run
