@@ -55,9 +55,7 @@ class Ablation(Readable):
         if self.spec.kind in NEEDS_REFERENCE and not self.tables:
             raise InputError(f"an ablation of kind {self.spec.kind!r} has the values it puts in place; got none")
         if bad := [
-            name
-            for name, table in self.tables.items()
-            if not table.is_floating_point() or not bool(table.isfinite().all())
+            name for name, table in self.tables.items() if table.is_complex() or not bool(table.isfinite().all())
         ]:
             raise InputError(f"an ablation puts finite values in place; there are others for {', '.join(bad)}")
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Self
 
 import pytest
 import torch
@@ -20,39 +21,66 @@ from mechwork.provenance import hash_json
 ROOT = Path(__file__).parents[2]
 IDENTITY = {"recipe": {"seed": 1, "betas": (0.9, 0.95)}}
 CHILD = """
-import os, signal, sys
+import json, os, signal, sys, tempfile
 from pathlib import Path
 import torch
 from mechwork.checkpoint import Checkpoint
-k, when, folder = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
-calls = 0
-def dying(real):
-    def call(*args, **more):
-        global calls
-        calls += 1
-        if calls == k and when == "before":
-            os.kill(os.getpid(), signal.SIGKILL)
-        real(*args, **more)
-        if calls == k and when == "after":
-            os.kill(os.getpid(), signal.SIGKILL)
-    return call
-for name in ("replace", "rename", "unlink"):
-    setattr(os, name, dying(getattr(os, name)))
-keeper = Checkpoint(folder, {"recipe": {"seed": 1, "betas": [0.9, 0.95]}})
-start = keeper.load()
-step = start[1]["step"] if start else 0
-while step < 4:
-    step += 1
-    keeper.save({"weights": torch.full((50,), float(step))}, {"step": step})
-    print(step, flush=True)
+
+def train(k, when, folder, log):
+    calls = 0
+    def dying(real):
+        def call(*args, **more):
+            nonlocal calls
+            calls += 1
+            if calls == k and when == "before":
+                os.kill(os.getpid(), signal.SIGKILL)
+            try:
+                real(*args, **more)
+            finally:
+                if calls == k and when == "after":
+                    os.kill(os.getpid(), signal.SIGKILL)
+        return call
+    for name in ("replace", "rename", "unlink"):
+        setattr(os, name, dying(getattr(os, name)))
+    keeper = Checkpoint(folder, {"recipe": {"seed": 1, "betas": [0.9, 0.95]}})
+    start = keeper.load()
+    for step in range(start[1]["step"] + 1 if start else 1, 5):
+        keeper.save({"weights": torch.full((50,), float(step))}, {"step": step})
+        os.write(log, bytes([step]))
+
+for line in sys.stdin:
+    k, when, folder = json.loads(line)
+    read, log = os.pipe()
+    child = os.fork()
+    if child == 0:
+        train(k, when, Path(folder), log)
+        os._exit(0)
+    os.close(log)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print(json.dumps([code, list(os.read(read, 100))]), flush=True)
+    os.close(read)
 """
 
 
-def child(k: int, when: str, folder: Path) -> tuple[int, list[int]]:
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD, str(k), when, str(folder)], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return done.returncode, [int(line) for line in done.stdout.split()]
+class Children:
+    """One process that has imported everything, and forks a training per line that it is told."""
+
+    def __enter__(self) -> Self:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", CHILD], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.process.communicate()
+
+    def train(self, k: int, when: str, folder: Path) -> tuple[int, list[int]]:
+        """Exit code, and the steps whose checkpoints were written, of a training that dies at its k-th rename or removal."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(json.dumps([k, when, str(folder)]), file=self.process.stdin, flush=True)
+        code, steps = json.loads(self.process.stdout.readline())
+        return code, steps
 
 
 def state(folder: Path) -> int:
@@ -66,26 +94,25 @@ def state(folder: Path) -> int:
 
 def test_killed_at_every_rename_the_last_good_state_is_kept(tmp_path: Path) -> None:
     killed = 0
-    for k in range(1, 20):
-        ended = []
-        for when in ("before", "after"):
-            folder = tmp_path / f"{when} {k}"
-            code, printed = child(k, when, folder)
-            ended.append(code == 0)
-            last = printed[-1] if printed else 0
-            if code == 0:
+    with Children() as children:
+        for k in range(1, 20):
+            ended = []
+            for when in ("before", "after"):
+                folder = tmp_path / f"{when} {k}"
+                code, steps = children.train(k, when, folder)
+                ended.append(code == 0)
+                if code == 0:
+                    assert state(folder) == 4
+                    continue
+                assert code == -signal.SIGKILL
+                killed += 1
+                last = steps[-1] if steps else 0
+                if last or has_checkpoint(folder):
+                    assert state(folder) in (last, last + 1)
+                assert children.train(0, "never", folder)[0] == 0
                 assert state(folder) == 4
-                continue
-            assert code == -signal.SIGKILL
-            killed += 1
-            if last:
-                assert state(folder) in (last, last + 1)
-            else:
-                assert not has_checkpoint(folder) or state(folder) == 1
-            assert child(0, "never", folder)[0] == 0
-            assert state(folder) == 4
-        if all(ended):
-            break
+            if all(ended):
+                break
     assert killed >= 8, "the child was killed at fewer renames than it makes"
 
 

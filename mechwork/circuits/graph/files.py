@@ -20,7 +20,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ...artefact import read_artefact, write_artefact
-from ...errors import ArtefactError, InputError, MetricError
+from ...errors import ArtefactError, InputError
 from ...files import read_object, reading, write_json
 from ...names import head_name, parse_node
 from ...provenance import stable
@@ -125,7 +125,7 @@ def read_mib(path: str | Path, *, convention: str | None = None, n_kv_heads: int
     Node scores and neurons are kept in `extras` and written again by `write_mib`.
 
     Raises `ArtefactError` for another kind of file; `InputError` without a convention or with one that contradicts the
-    file; `MetricError` for scores that are not finite.
+    file.
     """
     data = read_object(path, ("cfg", "nodes", "edges"))
     own = data.get(OWN, {})
@@ -166,7 +166,7 @@ def _circuit_of(
         mask[cell] |= bool(edge["in_graph"])
         scores[cell] += sign * float(edge.get("score") or 0.0)
     if not bool(scores.isfinite().all()):
-        raise MetricError(f"scores must be finite; {path} has NaN or infinity. Score the edges again.")
+        raise ArtefactError(f"scores must be finite; {path} has NaN or infinity. Score the edges again.")
     plain = {"in_graph"}
     nodes = {n: {k: v for k, v in d.items() if k not in plain} for n, d in data["nodes"].items() if isinstance(d, dict)}
     extras = {"mib": {"cfg": cfg, "nodes": {name: rest for name, rest in nodes.items() if rest}}}
