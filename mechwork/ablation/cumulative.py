@@ -19,9 +19,9 @@ from ..display import Displayable
 from ..errors import InputError
 from ..models.anatomy import read_anatomy
 from ..models.identity import identify_model
-from ..patching.statistics import bootstrap_interval
 from ..provenance import Provenance, build_provenance
 from ..shapes import PerExample
+from ..statistics import bootstrap_interval
 from ..tasks.task import Task
 from .run import ensure_fitted
 from .sets import Progress, run_sets

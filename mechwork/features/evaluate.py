@@ -21,7 +21,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..circuits.scoring.sample import bootstrap_weights, percentile_interval
 from ..display import Displayable
 from ..errors import InputError
 from ..lenses.readout import BITS
@@ -31,6 +30,7 @@ from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..shapes import Tokens
 from ..sites import hook_name
+from ..statistics import bootstrap_weights, percentile_interval
 from .activations import TopK
 from .coder import SparseCoder, as_vectors, working
 from .feature_set import FeatureSet

@@ -12,8 +12,8 @@ from torch import Tensor
 from ..display import Displayable
 from ..errors import InputError
 from ..names import head_name
-from ..patching.statistics import bootstrap_interval
 from ..provenance import Provenance
+from ..statistics import bootstrap_interval
 
 if TYPE_CHECKING:
     import pandas

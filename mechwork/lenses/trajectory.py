@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..display import Displayable
 from ..errors import InputError, UnknownNameError
-from ..patching.statistics import bootstrap_interval
+from ..statistics import bootstrap_interval
 from .table import LensTable
 
 if TYPE_CHECKING:

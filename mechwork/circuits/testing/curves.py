@@ -23,8 +23,8 @@ from ...display import Displayable
 from ...errors import MetricError
 from ...provenance import Provenance
 from ...shapes import PerExample
+from ...statistics import bootstrap_weights, percentile_interval
 from ..graph.circuit import Circuit
-from ..scoring.sample import bootstrap_weights, percentile_interval
 
 if TYPE_CHECKING:
     import pandas

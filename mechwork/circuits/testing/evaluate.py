@@ -21,6 +21,7 @@ from ...models.identity import identify_model
 from ...provenance import Provenance, build_provenance
 from ...runs.record import run_to_metric
 from ...shapes import EdgeMask
+from ...statistics import kl_nats
 from ...tasks.metrics import accuracy
 from ...tasks.pairs import PromptPairs
 from ...tasks.task import Task
@@ -275,7 +276,7 @@ def measure_circuits(
             with torch.no_grad(), as_circuit(model, space, mask, ablated):
                 logits = run_to_metric(model, task, pairs, pairs.clean_tokens)
             found = pairs.final(logits).log_softmax(dim=-1)
-            kl = (reference.exp() * (reference - found)).sum(dim=-1)
+            kl = kl_nats(reference, found)
             rows.append((task.measure(logits, pairs).cpu(), accuracy(logits, pairs).cpu(), kl.cpu()))
             if settings.progress is not None:
                 settings.progress(i * len(masks) + j + 1, n_batches * len(masks), "evaluating circuits")
