@@ -33,6 +33,7 @@ import torch
 
 from mechwork.models.load import load_model
 from mechwork.tasks.task import Task
+from tests import gate
 from tests.browser import artefacts, browser, open_page  # noqa: F401 - fixtures, once for all folders
 from tests.families import FAMILIES, borrowed, build_model, build_task
 
@@ -43,6 +44,20 @@ hypothesis.settings.load_profile("mechwork")
 def pytest_configure(config: pytest.Config) -> None:
     """One torch thread: tiny models gain nothing from more, and lose a hundredfold when a core is busy elsewhere."""
     torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of a shard of the gate (see `tests.gate`) only its own tests."""
+    wanted, root = os.environ.get(gate.SHARD, ""), config.rootpath
+    chosen = {
+        item.nodeid: gate.kept(
+            gate.shard_of(item.path.relative_to(root).as_posix(), set(getattr(item, "fixturenames", ()))), wanted
+        )
+        for item in items
+    }
+    if dropped := [item for item in items if not chosen[item.nodeid]]:
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = [item for item in items if chosen[item.nodeid]]
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -69,9 +84,9 @@ def seed(request: pytest.FixtureRequest) -> int:
     return value
 
 
-@pytest.fixture(params=list(FAMILIES))
+@pytest.fixture(params=os.environ.get(gate.FAMILIES, ",".join(FAMILIES)).split(","))
 def family(request: pytest.FixtureRequest) -> str:
-    """Every architecture family in turn."""
+    """Every architecture family in turn (of the quick gate three)."""
     return request.param
 
 

@@ -1,42 +1,110 @@
-"""The whole gate in one command: ``python -m tests.gate``. Steps run in order and the first failure stops.
+"""The gate in one command: ``python -m tests.gate`` runs all of it, ``python -m tests.gate quick`` what each push runs.
 
-``python -m tests.gate lint types`` runs only the named steps. The tests come last, so that pytest's own summary is the
-last thing on the screen.
+| name | what runs |
+|---|---|
+| (none), ``whole`` | format, lint, types, layers, every test and every notebook |
+| ``quick`` | the same four checks; tests that are not slow, on three architecture families, without browser and notebooks |
+| ``unit``, ``families``, ``browser``, ``pages`` | shards of the tests, which together are all of them (a test checks that) |
+| ``lint types`` | single steps by name |
+
+Steps run in order and the first failure stops. Tests come last, so that pytest's own summary is the last thing on the screen.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = Path(sys.executable).parent
+PYTEST = [sys.executable, "-m", "pytest", "-rs", "-n", "auto"]
+NOTEBOOKS = ["--nbmake", "--nbmake-timeout=300"]
 
-STEPS: dict[str, tuple[str, list[str]]] = {
-    "format": ("the code is formatted", [sys.executable, "-m", "ruff", "format", "--check", "."]),
-    "lint": ("the linter finds nothing", [sys.executable, "-m", "ruff", "check", "."]),
-    "types": ("types agree", [sys.executable, "-m", "pyright", "--pythonpath", sys.executable]),
-    "layers": ("modules import only downward", [str(TOOLS / "lint-imports")]),
-    "tests": (
-        "tests and notebooks pass",
-        [sys.executable, "-m", "pytest", "-rs", "-n", "auto", "--nbmake", "--nbmake-timeout=300", "tests", "notebooks"],
+SHARD = "MECHWORK_SHARD"
+"""The shard of the tests that conftest keeps: one of `SHARDS`; unset: all of them."""
+
+FAMILIES = "MECHWORK_FAMILIES"
+"""Architecture families that parametrised tests run on, with commas; unset: every family."""
+
+QUICK_FAMILIES = "gpt2,llama,gemma2"
+"""Learned positions and LayerNorm; rotary, grouped heads and gates; soft caps, sliding windows and norms behind blocks."""
+
+SHARDS = ("unit", "families", "browser", "pages")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command; `what` says in words what holds when it succeeds."""
+
+    what: str
+    command: list[str]
+    environment: dict[str, str] = field(default_factory=dict)
+    tests: bool = False
+
+    def run(self) -> int:
+        return subprocess.run(self.command, cwd=ROOT, env={**os.environ, **self.environment}, check=False).returncode
+
+
+def _shard(name: str, *paths: str) -> Step:
+    return Step(f"the shard {name!r} of the tests passes", [*PYTEST, *paths], {SHARD: name}, tests=True)
+
+
+STEPS: dict[str, Step] = {
+    "format": Step("the code is formatted", [sys.executable, "-m", "ruff", "format", "--check", "."]),
+    "lint": Step("the linter finds nothing", [sys.executable, "-m", "ruff", "check", "."]),
+    "types": Step("types agree", [sys.executable, "-m", "pyright", "--pythonpath", sys.executable]),
+    "layers": Step("modules import only downward", [str(TOOLS / "lint-imports")]),
+    "tests": Step("tests and notebooks pass", [*PYTEST, *NOTEBOOKS, "tests", "notebooks"], tests=True),
+    "few": Step(
+        "tests that are not slow pass on three families",
+        [*PYTEST, "-m", "not slow", "--ignore=tests/notebooks", "--ignore=tests/test_docs.py", "tests"],
+        {SHARD: "quick", FAMILIES: QUICK_FAMILIES},
+        tests=True,
     ),
+    "unit": _shard("unit", "tests"),
+    "families": _shard("families", "tests"),
+    "browser": _shard("browser", "tests"),
+    "pages": _shard("pages", *NOTEBOOKS, "tests", "notebooks"),
 }
+
+CHECKS = ("format", "lint", "types", "layers")
+GATES = {"whole": (*CHECKS, "tests"), "quick": (*CHECKS, "few"), "checks": CHECKS}
+
+
+def shard_of(path: str, fixtures: frozenset[str] | set[str]) -> str:
+    """The shard of a test, from its file (relative to the root) and the names of its fixtures."""
+    if path.startswith(("tests/notebooks/", "notebooks/")) or path == "tests/test_docs.py":
+        return "pages"
+    if fixtures & {"open_page", "browser"}:
+        return "browser"
+    return "families" if "family" in fixtures else "unit"
+
+
+def kept(shard: str, wanted: str) -> bool:
+    """Whether a test of `shard` runs when `wanted` is asked for; ``quick`` leaves out browser and pages."""
+    return not wanted or shard == wanted or (wanted == "quick" and shard in ("unit", "families"))
+
+
+def plan(wanted: list[str]) -> list[str]:
+    """The steps that names of gates and of steps stand for, in order; raises `SystemExit` for an unknown name."""
+    if unknown := [name for name in wanted if name not in STEPS and name not in GATES]:
+        sys.exit(f"unknown step {', '.join(unknown)}; gates are {', '.join(GATES)}; steps are {', '.join(STEPS)}")
+    chosen = {step for name in wanted or ["whole"] for step in GATES.get(name, (name,))}
+    return [name for name in STEPS if name in chosen]
 
 
 def main(wanted: list[str]) -> int:
     """Run the steps; returns the exit status of the first that fails."""
-    if unknown := [name for name in wanted if name not in STEPS]:
-        sys.exit(f"unknown step {', '.join(unknown)}; steps are {', '.join(STEPS)}")
-    for name, (what, command) in STEPS.items():
-        if wanted and name not in wanted:
-            continue
-        print(f"== {name}: {what}", flush=True)
+    for name in plan(wanted):
+        step = STEPS[name]
+        print(f"== {name}: {step.what}", flush=True)
         begun = time.monotonic()
-        status = subprocess.run(command, cwd=ROOT, check=False).returncode
-        if status or name != "tests":
+        status = step.run()
+        if status or not step.tests:
             print(f"== {name}: {'FAILED' if status else 'ok'} in {time.monotonic() - begun:.0f} s", flush=True)
         if status:
             return status

@@ -18,10 +18,10 @@ from torch import Tensor
 from ..errors import InputError
 from ..models.anatomy import read_anatomy
 from ..models.identity import identify_model
-from ..patching.statistics import bootstrap_interval
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
 from ..shapes import PerExample
+from ..statistics import bootstrap_interval
 from ..tasks.task import Task
 from .run import ensure_fitted
 from .sets import Progress, run_sets

@@ -22,9 +22,9 @@ from torch import Tensor
 from ..errors import InputError
 from ..models.anatomy import read_anatomy
 from ..models.identity import identify_model
-from ..patching.statistics import holm, sign_flip_p
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
+from ..statistics import holm, sign_flip_p
 from ..tasks.task import Task
 from .run import ensure_fitted
 from .sets import Progress, run_sets

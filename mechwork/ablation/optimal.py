@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..models.anatomy import device_of
+from ..statistics import kl_nats
 from ..tasks.pairs import PromptPairs
 from ..tasks.task import Task
 from .bind import bind
@@ -64,4 +65,4 @@ def divergence(model: TransformerBridge, spec: AblationSpec, tables: dict[str, T
         reference = pairs.final(model(pairs.clean_tokens, logits_to_keep=pairs.n_tail)).log_softmax(dim=-1)
     with bind(model, spec, tables, pairs).installed(model):
         found = pairs.final(model(pairs.clean_tokens, logits_to_keep=pairs.n_tail)).log_softmax(dim=-1)
-    return (reference.exp() * (reference - found)).sum(dim=-1).mean()
+    return kl_nats(reference, found).mean()

@@ -28,13 +28,13 @@ from torch import Tensor
 from ..errors import InputError
 from ..models.anatomy import ModelAnatomy, device_of
 from ..models.identity import identify_model
-from ..patching.statistics import holm, sign_flip_p
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
 from ..runs.attention import parse_head
 from ..runs.record import check_task, record_run
 from ..runs.restart import restart_at
 from ..runs.writes import answer_directions, at_ends, final_scale, head_writes, through_final_norm
+from ..statistics import holm, sign_flip_p
 from ..tasks.pairs import PromptPairs
 from ..tasks.task import Task
 from .fitted import Ablation

@@ -26,10 +26,10 @@ from torch import Tensor
 
 from ..models.anatomy import check_ready, device_of
 from ..models.identity import identify_model
-from ..patching.statistics import holm
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
 from ..runs.record import record_run
+from ..statistics import holm
 from .copying import own_percentiles
 from .repeated import RepeatedTokens, repeated_tokens
 from .targets import all_heads

@@ -16,11 +16,11 @@ from ..errors import InputError
 from ..models.anatomy import device_of
 from ..models.borrow import borrows
 from ..models.identity import identify_model
-from ..patching.statistics import bootstrap_interval, sign_flip_p
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
 from ..runs.record import check_task
 from ..shapes import PerExample
+from ..statistics import bootstrap_interval, kl_nats, sign_flip_p
 from ..tasks.metrics import accuracy
 from ..tasks.task import Task
 from .fitted import Ablation, fit_ablation
@@ -122,7 +122,7 @@ def ablate(
         for place, n in bound.experts.routed.items():
             routed[place] = routed.get(place, 0) + n
         reference_log, found = (pairs.final(logits).log_softmax(dim=-1) for logits in (plain, changed))
-        kl = (reference_log.exp() * (reference_log - found)).sum(dim=-1)
+        kl = kl_nats(reference_log, found)
         measured = (task.measure(plain, pairs), task.measure(changed, pairs))
         parts.append(tuple(t.cpu() for t in (*measured, accuracy(plain, pairs), accuracy(changed, pairs), kl)))
     columns = [torch.cat(column) for column in zip(*parts, strict=True)]

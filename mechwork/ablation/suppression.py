@@ -30,13 +30,13 @@ from ..interventions import Add, Chosen, Write, intervene
 from ..models.anatomy import block_norm, device_of, final_norm, read_anatomy
 from ..models.borrow import hooked
 from ..models.identity import identify_model
-from ..patching.statistics import holm, sign_flip_p
 from ..provenance import Provenance, build_provenance
 from ..result import Result
 from ..runs.attention import parse_head
 from ..runs.record import Run, check_task, record_run
 from ..runs.writes import answer_directions, at_ends, final_scale, head_writes, through_final_norm
 from ..sites import Site, hook_name
+from ..statistics import holm, kl_nats, sign_flip_p
 from ..tasks.pairs import END, PromptPairs
 from ..tasks.task import Task
 from .record import position_mask
@@ -266,7 +266,7 @@ def _explained(
         write = Write(Site("attn_out", layer), Chosen(Add(change[:, None]), end))
         with torch.no_grad(), intervene(model, [write]):
             found = pairs.final(model(pairs.clean_tokens, logits_to_keep=pairs.n_tail)).log_softmax(dim=-1)
-        return float((reference.exp() * (reference - found)).sum(dim=-1).mean())
+        return float(kl_nats(reference, found).mean())
 
     ablated = divergence(mean - writes)
     restored = divergence(mean + kept - kept.mean(dim=0) - writes)

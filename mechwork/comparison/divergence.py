@@ -31,6 +31,7 @@ from ..provenance import Provenance, build_provenance
 from ..result import Result, Table, table_rows
 from ..runs.record import record_run
 from ..sites import SITE_KINDS
+from ..statistics import kl_nats
 from ..tasks.pairs import PromptPairs
 from ..tasks.task import Task
 from .match import check_same
@@ -198,7 +199,7 @@ def _null(
                 log_q = readout.log_probabilities(_at_end(noisy[STREAM], pairs))
             for kind in kinds:
                 parts[kind].append(_distance(plain[kind], noisy[kind], pairs)[0])
-            parts["kl"].append(_kl(log_p, log_q).cpu())
+            parts["kl"].append(kl_nats(log_p, log_q).clamp(min=0).cpu())
         for name, values in parts.items():
             mean = torch.cat(values, dim=1).mean(dim=1).double()
             largest[name] = mean if name not in largest else torch.maximum(largest[name], mean)
@@ -234,9 +235,9 @@ def _compare(model_a: TransformerBridge, model_b: TransformerBridge, task: Task,
             cosines[kind].append(cosine)
         at_end = [_at_end(run[STREAM], pairs) for run in runs]
         log_p, log_q = (readout.log_probabilities(x).cpu() for readout, x in zip(readouts, at_end, strict=True))
-        kl.append(_kl(log_p, log_q))
+        kl.append(kl_nats(log_p, log_q).clamp(min=0))
         ends = [_log_softmax(pairs.final(run.logits)).cpu() for run in runs]
-        output.append(_kl(*ends))
+        output.append(kl_nats(*ends).clamp(min=0))
         for values, run in zip(metrics, runs, strict=True):
             values.append(task.measure(run.logits, pairs.to(run.logits.device)).cpu())
     return _Compared(
@@ -261,10 +262,6 @@ def _distance(
     mask = pairs.mask.cpu().double()
     share = mask / mask.sum(dim=1, keepdim=True)
     return (distance * share).sum(dim=-1), (cosine * share).sum(dim=-1)
-
-
-def _kl(log_p: Float[Tensor, "*batch d_vocab"], log_q: Float[Tensor, "*batch d_vocab"]) -> Float[Tensor, "*batch"]:
-    return (log_p.exp() * (log_p - log_q)).sum(dim=-1).clamp(min=0)
 
 
 def _log_softmax(logits: Float[Tensor, "batch d_vocab"]) -> Float[Tensor, "batch d_vocab"]:

@@ -22,6 +22,7 @@ from ..lenses import LOGIT_LENS, Lens, Readout, TunedLens
 from ..models.anatomy import device_of
 from ..runs.record import record_run
 from ..sites import Site
+from ..statistics import kl_nats
 from ..tasks.task import Task
 from .match import check_same
 
@@ -126,7 +127,7 @@ def _at_end(x: Float[Tensor, "batch pos d_model"], task: Task) -> Float[Tensor, 
 
 def _kl(log_p: Float[Tensor, "batch d_vocab"], log_q: Float[Tensor, "batch d_vocab"]) -> float:
     log_p, log_q = log_p.cpu().double(), log_q.cpu().double()
-    return float((log_p.exp() * (log_p - log_q)).sum(dim=-1).mean().clamp(min=0))
+    return float(kl_nats(log_p, log_q).mean().clamp(min=0))
 
 
 def _cosine(lens_a: Lens, lens_b: Lens, site: Site) -> float | None:

@@ -25,6 +25,7 @@ from ..interventions import Steering, as_interventions, guard_overflow, interven
 from ..models.anatomy import check_ready, device_of
 from ..shapes import Tokens
 from ..sites import Site
+from ..statistics import kl_nats
 from ..tasks.metrics import accuracy
 from ..tasks.task import Task
 
@@ -117,9 +118,7 @@ class Bench:
             )
         if continued is not None:
             effects = _judged(self.model, effects, continued)
-        kl = [
-            float((p.exp() * (p - q)).sum(dim=-1).clamp(min=0).mean()) for p, q in zip(self.plain, found, strict=True)
-        ]
+        kl = [float(kl_nats(p, q).clamp(min=0).mean()) for p, q in zip(self.plain, found, strict=True)]
         right = float(accuracy(logits, host).float().mean())
         return self.task.measure(logits, host).cpu(), right, sum(kl) / len(kl), effects
 

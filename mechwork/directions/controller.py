@@ -31,6 +31,7 @@ from ..provenance import Provenance, build_provenance
 from ..runs.record import check_task
 from ..shapes import Tokens
 from ..sites import Site, hook_name
+from ..statistics import kl_nats
 from ..tasks.pairs import ABSENT
 from ..tasks.task import Task
 from .direction import Direction
@@ -121,7 +122,7 @@ def train_controller(
                 loss = loss - right.mean()
                 for prompts, (before, _) in zip(others, plain[1:], strict=True):
                     after = prompts.final(model).log_softmax(dim=-1)
-                    loss = loss + (before.exp() * (before - after)).sum(dim=-1).mean() / len(others)
+                    loss = loss + kl_nats(before, after).mean() / len(others)
             gradients = torch.autograd.grad(loss, parameters)
         if not bool(loss.isfinite()):
             raise MetricError(

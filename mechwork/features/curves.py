@@ -18,7 +18,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..circuits.graph.writers import require_aligned
-from ..circuits.scoring.sample import percentile_interval
 from ..circuits.testing.curves import bootstrap_faithfulness, faithfulness, resampled_faithfulness
 from ..errors import InputError, MetricError
 from ..models.identity import identify_model
@@ -26,6 +25,7 @@ from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
 from ..runs.record import check_task
 from ..shapes import PerExample
+from ..statistics import percentile_interval
 from ..tasks.task import Task
 from .circuit import measure_feature_circuits
 from .feature_set import FeatureSet

@@ -21,7 +21,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..circuits.scoring.sample import bootstrap_weights, percentile_interval
 from ..errors import InputError
 from ..lenses.readout import BITS
 from ..lenses.text import TextStream, forward_batches, open_text
@@ -32,6 +31,7 @@ from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
 from ..shapes import Tokens
 from ..sites import hook_name
+from ..statistics import bootstrap_weights, percentile_interval
 from .activations import TopK
 from .coder import SparseCoder, as_vectors, working
 from .feature_set import FeatureSet

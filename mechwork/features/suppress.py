@@ -25,7 +25,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..circuits.scoring.sample import bootstrap_weights, percentile_interval
 from ..directions import Examples
 from ..display import Readable
 from ..errors import InputError, UnknownNameError
@@ -35,6 +34,7 @@ from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..result import Result
 from ..runs.record import check_task, run_to_metric
+from ..statistics import bootstrap_weights, kl_nats, percentile_interval
 from ..tasks.metrics import accuracy
 from ..tasks.pairs import PromptPairs
 from ..tasks.task import Task
@@ -240,7 +240,7 @@ def _row(method: str, share: float, control: bool, found: list[_Found], plain: l
     base = float(plain[0].metric.mean())
     low, high = _interval(found[0].metric, plain[0].metric)
     rest, before = found[2:], plain[2:]
-    kl = [float((b.logp.exp() * (b.logp - f.logp)).sum(dim=-1).mean()) for f, b in zip(rest, before, strict=True)]
+    kl = [float(kl_nats(b.logp, f.logp).mean()) for f, b in zip(rest, before, strict=True)]
     return SuppressionRow(
         method, share, control, float(found[0].metric.mean()) / base, (low, high),
         float(found[1].metric.mean()) / float(plain[1].metric.mean()), float(found[0].right.mean()), float(found[1].right.mean()),

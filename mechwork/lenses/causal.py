@@ -29,10 +29,10 @@ from ..interventions import Write, intervene
 from ..models.anatomy import ModelAnatomy, final_norm, read_anatomy
 from ..models.identity import identify_model
 from ..names import parse_place
-from ..patching.result import pearson
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
 from ..sites import Site
+from ..statistics import kl_nats, pearson
 from .lens import Lens
 from .prompts import Prompts
 from .readout import BITS, Readout
@@ -170,7 +170,7 @@ def _climb(
         with torch.enable_grad():
             v = unit(free)
             moved = read(x + ((mean - x) @ v)[:, None] * v)
-            influence = (log_p.exp() * (log_p - moved)).sum(dim=-1).mean()
+            influence = kl_nats(log_p, moved).mean()
             (-influence).backward()
         if float(influence.detach()) > best[-1][0]:
             best.append((float(influence.detach()), v.detach().clone()))
@@ -247,7 +247,7 @@ def _one_direction(
             inner = (weights * stimulus * response).sum(dim=-1)
             size = ((weights * stimulus**2).sum(dim=-1) * (weights * response**2).sum(dim=-1)).sqrt()
             cosine = inner / size.clamp(min=torch.finfo(size.dtype).tiny)
-            divergences = ((a.exp() * (a - b)).sum(dim=-1) * BITS for a, b in ((before, after), (p, q)))
+            divergences = (kl_nats(a, b) * BITS for a, b in ((before, after), (p, q)))
             sums += torch.stack([value.double().sum().cpu() for value in (cosine, *divergences)])
         n += len(x)
     alignment, on_lens, on_model = (sums / n).tolist()

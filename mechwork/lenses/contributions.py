@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..names import head_name
-from ..patching.statistics import bootstrap_interval
 from ..provenance import Provenance
 from ..result import Result, Table
+from ..statistics import bootstrap_interval
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,10 +24,10 @@ from ..errors import InputError
 from ..interventions import Value, Write, intervene
 from ..models.anatomy import device_of, final_norm, read_anatomy
 from ..models.identity import identify_model
-from ..patching.statistics import bootstrap_interval
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
 from ..sites import Site
+from ..statistics import bootstrap_interval
 from .fingerprint import fingerprint, require_same
 from .lens import Lens
 from .prompts import as_prompts, token_text

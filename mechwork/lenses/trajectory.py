@@ -17,8 +17,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import InputError, UnknownNameError
-from ..patching.statistics import bootstrap_interval
 from ..result import Result, Table
+from ..statistics import bootstrap_interval
 from .table import LensTable
 
 MEASURES = ("rank", "probability", "entropy", "kl")

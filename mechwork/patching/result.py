@@ -22,7 +22,7 @@ from ..names import place_name
 from ..provenance import Provenance
 from ..result import Result, Table
 from ..runs.record import Baseline
-from .statistics import bootstrap_interval, sign_flip_p
+from ..statistics import bootstrap_interval, pearson, sign_flip_p, spearman
 
 if TYPE_CHECKING:
     pass
@@ -263,18 +263,4 @@ def agreement_of(name: str, estimate: Float[Tensor, " n"], truth: Float[Tensor, 
     """Agreement of two lists of numbers."""
     a, b = estimate.double(), truth.double()
     error = float((a - b).norm() / b.norm().clamp(min=1e-30))
-    return Agreement(name, pearson(a, b), pearson(_ranks(a), _ranks(b)), error, a.numel())
-
-
-def pearson(a: Float[Tensor, " n"], b: Float[Tensor, " n"]) -> float:
-    """Pearson correlation; NaN when one side is constant."""
-    a, b = a - a.mean(), b - b.mean()
-    norm = a.norm() * b.norm()
-    return float((a @ b) / norm) if norm > 0 else float("nan")
-
-
-def _ranks(values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """Average ranks, ties shared."""
-    unique, inverse, counts = values.unique(return_inverse=True, return_counts=True)
-    last = counts.cumsum(0).double()
-    return (last - (counts.double() - 1) / 2)[inverse] if unique.numel() else values
+    return Agreement(name, pearson(a, b), spearman(a, b), error, a.numel())

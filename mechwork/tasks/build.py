@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError, NotFoundError
+from ..errors import InputError
 from .metrics import Metric, MetricFunction, find_metric, logit_difference
 from .pairs import PromptPairs, Spans
+from .read import read_rows
 from .task import Task
 
 if TYPE_CHECKING:
@@ -130,13 +129,11 @@ def from_file(
     """A task from a user's CSV or JSONL file with the columns ``clean, corrupt, correct, incorrect`` (and, if wanted, ``split``).
 
     Answers are the text that follows the prompt, leading space included where the tokenizer wants one; in JSONL they may
-    be lists. Raises `NotFoundError` for a missing file and `InputError`, naming the row, for a missing column, an answer
-    of several tokens, prompts of unequal length or an identical pair.
+    be lists. Raises `NotFoundError` for a missing file and `InputError`, naming the row, for a file that is not UTF-8, a
+    missing, doubled or surplus column, a split that is neither train nor test, an answer of several tokens, prompts of unequal length or an identical pair.
     """
     path = Path(path)
-    if not path.is_file():
-        raise NotFoundError(f"no file of pairs at {path}")
-    rows = _read_rows(path)
+    rows = [row for _, row in read_rows(path)]
     pairs = [
         TextPair(
             clean=_cell(row, "clean", i),
@@ -148,28 +145,6 @@ def from_file(
         for i, row in enumerate(rows)
     ]
     return build_task(model, name or path.stem, pairs, metric=metric, description=f"pairs from {path.name}")
-
-
-def _read_rows(path: Path) -> list[dict[str, Any]]:
-    if path.suffix == ".csv":
-        with path.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
-    if path.suffix in (".jsonl", ".ndjson"):
-        rows = []
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise InputError(f"{path.name}, line {number}, is not JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise InputError(
-                    f"{path.name}, line {number}, must be an object with clean, corrupt, correct, incorrect; got {row!r}"
-                )
-            rows.append(row)
-        return rows
-    raise InputError(f"pairs are read from .csv or .jsonl files; got {path.name}")
 
 
 def _cell(row: Mapping[str, Any], column: str, index: int) -> str:

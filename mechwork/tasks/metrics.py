@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..errors import InputError, UnknownNameError
 from ..shapes import Logits, PerExample
+from ..statistics import kl_nats
 from .pairs import ABSENT, PromptPairs
 
 MetricFunction = Callable[[Logits, PromptPairs], Tensor]
@@ -80,7 +81,7 @@ def _kl_divergence(logits: Logits, pairs: PromptPairs) -> PerExample:
             "Use task.with_metric('kl_divergence', model)."
         )
     reference = pairs.reference_logprobs.to(logits.device)
-    return (reference.exp() * (reference - pairs.final(logits).log_softmax(dim=-1))).sum(dim=-1)
+    return kl_nats(reference, pairs.final(logits).log_softmax(dim=-1))
 
 
 logit_difference = Metric("logit_difference", _logit_difference, linear=True, reads_final=True, reads_answers=True)

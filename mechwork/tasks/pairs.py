@@ -7,6 +7,7 @@ partition every prompt, so that pairs of different length can be compared by spa
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -136,6 +137,13 @@ class PromptPairs(Readable):
             reference_logprobs=None if self.reference_logprobs is None else pick(self.reference_logprobs),
         )
 
+    def prompt(self, row: int, *, corrupt: bool = False) -> list[int]:
+        """Token ids of the clean (or corrupt) prompt of pair `row`, without padding; `Task.prompt` has the text."""
+        if not isinstance(row, int) or not -len(self) <= row < len(self):
+            raise InputError(f"pairs here are 0 to {len(self) - 1}; got {row!r}")
+        tokens, lengths = (self.corrupt_tokens, self.corrupt_lengths) if corrupt else (self.clean_tokens, self.lengths)
+        return tokens[row, : int(lengths[row])].tolist()
+
     def batches(self, size: int) -> Iterator[PromptPairs]:
         """Consecutive pieces of at most `size` pairs; pieces are as wide as their own longest prompt."""
         for start in range(0, len(self), size):
@@ -244,8 +252,21 @@ def _rows(prompts: Tensor | Sequence[Sequence[int]]) -> list[list[int]]:
             raise InputError(
                 f"prompts must be integer token ids [batch, pos]; got {prompts.dtype} {tuple(prompts.shape)}"
             )
+        if prompts.numel() and int(prompts.min()) < 0:
+            raise InputError(f"token ids are whole numbers from 0; prompts have {int(prompts.min())}")
         return prompts.tolist()
-    return [list(row) for row in prompts]
+    return [[_token_id(token, f"prompt {number}") for token in row] for number, row in enumerate(prompts)]
+
+
+def _token_id(token: Any, where: str, least: int = 0) -> int:
+    """`token` as an id; raises `InputError` for what is not a whole number from `least`."""
+    try:
+        value = operator.index(token)
+    except TypeError:
+        value = least - 1
+    if value < least or isinstance(token, bool):
+        raise InputError(f"token ids are whole numbers from 0; {where} has {token!r}")
+    return value
 
 
 def _pad(rows: list[list[int]], width: int, pad_token: int) -> Tokens:
@@ -257,6 +278,7 @@ def _answers(answers: Any, n_rows: int, name: str) -> Int[Tensor, "batch n"]:
     lists = [row if isinstance(row, list) else list(row) if isinstance(row, tuple) else [row] for row in rows]
     if len(lists) != n_rows:
         raise InputError(f"{name} answers must be one row per pair; got {len(lists)} rows for {n_rows} pairs")
+    lists = [[_token_id(token, f"{name} {i}", ABSENT) for token in row] for i, row in enumerate(lists)]
     width = max(len(row) for row in lists)
     return torch.tensor([row + [ABSENT] * (width - len(row)) for row in lists], dtype=torch.long)
 

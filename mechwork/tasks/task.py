@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 
+def _visible(text: str) -> str:
+    """`text` with control characters (a terminal obeys them) and half surrogates written as escapes; lines and tabs stay."""
+    shown = (c if c in "\n\t" or c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return "".join(shown)
+
+
 @dataclass(frozen=True, eq=False)
 class Task(Readable):
     """Clean/corrupt pairs, a metric, and which pairs are for finding (`train`) and which for testing (`test`).
@@ -105,6 +111,23 @@ class Task(Readable):
             pairs = replace(pairs, reference_logprobs=pairs.final(logits).log_softmax(dim=-1).cpu())
         return replace(self, pairs=pairs, metric=metric)
 
+    def accuracy(self, model: TransformerBridge) -> float:
+        """Share of pairs in which `model` puts a correct answer above every incorrect one, on the clean prompts.
+
+        Of several correct answers the best one counts. Cost: 1 forward.
+        """
+        hits = 0
+        with torch.no_grad():
+            for pairs in self.pairs.batches(64):
+                pairs = pairs.to(next(model.parameters()).device)
+                final = pairs.final(model(pairs.clean_tokens))
+                best, rival = (
+                    torch.where(ids >= 0, final.gather(1, ids.clamp(min=0)), -torch.inf).amax(dim=1)
+                    for ids in (pairs.correct, pairs.incorrect)
+                )
+                hits += int((best > rival).sum())
+        return hits / len(self)
+
     def measure(self, logits: Tensor, pairs: PromptPairs | None = None) -> Tensor:
         """The metric per pair; raises `MetricError` when a value is not finite or the shape is not ``(batch,)``."""
         pairs = self.pairs if pairs is None else pairs
@@ -120,6 +143,8 @@ class Task(Readable):
 
     def describe(self, n: int = 5) -> str:
         """The first `n` pairs side by side as text, differing tokens in [brackets], with the answers."""
+        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+            raise InputError(f"n counts pairs to show and is at least 1; got {n!r}")
         lines = [f"{self.name}: {len(self)} pairs, metric {self.metric.name}", self.description]
         for i in range(min(n, len(self))):
             clean, corrupt = self.prompt_texts(i)
@@ -130,7 +155,12 @@ class Task(Readable):
                 f"  corrupt  {marked[1]}",
                 f"           -> {correct!r} rather than {incorrect!r}",
             ]
-        return "\n".join(line for line in lines if line)
+        return "\n".join(_visible(line) for line in lines if line)
+
+    def prompt(self, row: int, *, corrupt: bool = False) -> str:
+        """The clean (or corrupt) prompt of pair `row` as text; token ids where no text is known."""
+        texts = self.prompt_texts(range(len(self))[row])[int(corrupt)]
+        return ("" if self.texts else " ").join(texts)
 
     def prompt_texts(self, row: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Token strings of the clean and the corrupt prompt of pair `row` (token ids where no text is known)."""

@@ -11,6 +11,7 @@ import pytest
 from mechwork.errors import InputError, NotFoundError
 from mechwork.patching import patch
 from mechwork.tasks import from_file
+from mechwork.tasks.read import read_rows
 
 ROWS = [
     {"clean": "When Mary and John went to the store, John gave a drink to", "corrupt": "When Mary and John went to the store, Mary gave a drink to", "correct": " Mary", "incorrect": " John"},
@@ -71,3 +72,57 @@ def test_wrong_files(bundled_model: Any, tmp_path: Path, tiny_gpt2: Any) -> None
         from_file(bundled_model, tmp_path / "c.jsonl")
     with pytest.raises(InputError, match="no tokenizer"):
         from_file(tiny_gpt2, write(tmp_path / "pairs.jsonl", ROWS))
+
+
+HEAD = "clean,corrupt,correct,incorrect"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (f"{HEAD}\na,b,c,d\n".encode("utf-16"), "is UTF-16"),
+        (f"{HEAD}\na,b,c,d\n".encode("utf-16-le"), "zero bytes"),
+        (f"{HEAD}\né,b,c,d\n".encode("latin-1"), "Latin-1"),
+        (f"{HEAD}\n{'a' * 200_000},b,c,d\n".encode(), "field limit"),
+        (f"{HEAD},clean\na,b,c,d,e\n".encode(), "'clean' comes twice"),
+        (f"{HEAD}\na,b,c,d,e\n".encode(), "line 2, has 5 cells and the header 4"),
+        (f"{HEAD},split\na,b,c,d,banana\n".encode(), "split is train or test"),
+    ],
+)
+def test_a_csv_that_would_be_misread_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        read_rows(tmp_path / "a.csv")
+
+
+def test_byte_order_marks_blank_lines_and_quotes_are_read(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(f'\ufeff{HEAD}\r\n\r\n"a, b\nc",b,c\r\n'.encode())
+    ((where, row),) = read_rows(tmp_path / "a.csv")
+    assert row == {"clean": "a, b\nc", "corrupt": "b", "correct": "c", "incorrect": None}
+    assert where == "a.csv, line 4"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (r'{"clean": "\ud800"}', "surrogate"), (r'{"correct": ["a", "\udfff"]}', "surrogate"), ("[" * 100_000, "is not JSON"),
+        ("[1]", "must be an object"), ('{"split": 3}', "split is"),
+    ],
+)  # fmt: skip
+def test_a_jsonl_that_would_be_misread_is_refused(tmp_path: Path, line: str, message: str) -> None:
+    (tmp_path / "a.jsonl").write_text(line)
+    with pytest.raises(InputError, match=message):
+        read_rows(tmp_path / "a.jsonl")
+
+
+def test_a_name_that_no_file_can_have(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="no file of pairs"):
+        read_rows(tmp_path / ("n" * 5000 + ".csv"))
+
+
+def test_a_terminal_does_not_obey_a_prompt(bundled_model: Any, tmp_path: Path) -> None:
+    rows = [{**ROWS[0], **{side: f"\x1b]0;owned\x07 {ROWS[0][side]}" for side in ("clean", "corrupt")}}]
+    task = from_file(bundled_model, write(tmp_path / "pairs.jsonl", rows))
+    assert "\x1b" not in task.describe()
+    assert "\x07" not in task.describe()
+    assert "\\x1b]0;owned" in task.describe()

@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mechwork.errors import InputError
+from mechwork.tasks import ioi
+from mechwork.tasks import pairs as pairs_module
 from mechwork.tasks.pairs import PromptPairs
 from mechwork.tasks.task import Task
 
@@ -112,3 +114,29 @@ def test_splits_and_descriptions() -> None:
     assert split.train.pairs.clean_tokens.tolist() == [[1, 2, 3, 4]]
     with pytest.raises(InputError, match="no test pairs"):
         _ = Task("x", task.pairs, splits=("train", "train")).test
+
+
+@pytest.mark.parametrize("token", [1.5, -1, True, "a", None])
+def test_token_ids_are_whole_numbers_from_0(token: Any) -> None:
+    with pytest.raises(InputError, match="whole numbers from 0"):
+        pairs_module._token_id(token, "prompt 0")
+    with pytest.raises(InputError, match="whole numbers from 0"):
+        Task.from_tokens(torch.tensor([[-3, 2]]), torch.tensor([[1, 3]]), [1], [2])
+    with pytest.raises(InputError, match="whole numbers from 0"):
+        Task.from_tokens([[1, 2]], [[1, 3]], [-4], [2])
+
+
+def test_single_prompts_and_accuracy(bundled_model: Any) -> None:
+    task = ioi(bundled_model, n=8, seed=0)
+    for row in (0, -1):
+        assert len(task.pairs.prompt(row)) == int(task.pairs.lengths[row])
+        assert bundled_model.tokenizer.decode(task.pairs.prompt(row, corrupt=True)) == task.prompt(row, corrupt=True)
+    for row in (8, -9):
+        with pytest.raises(InputError, match="0 to 7"):
+            task.pairs.prompt(row)
+    with torch.no_grad():
+        final = task.pairs.final(bundled_model(task.pairs.clean_tokens))
+    right = [max(final[i, list(c)]) > max(final[i, list(w)]) for i, (c, w) in enumerate(
+        zip(task.pairs.correct.tolist(), task.pairs.incorrect.tolist(), strict=True)
+    )]  # fmt: skip
+    assert task.accuracy(bundled_model) == sum(map(bool, right)) / 8 > 0.5

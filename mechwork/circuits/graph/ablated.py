@@ -27,6 +27,7 @@ from ...interventions import Moments, other_prompts, require_examples
 from ...models.anatomy import device_of
 from ...runs.prefix import Prefix
 from ...runs.record import record_run
+from ...statistics import kl_nats
 from ...tasks.pairs import PromptPairs
 from ...tasks.task import Task
 from .run import AblatedWrites, as_circuit
@@ -132,7 +133,7 @@ def learn_constants(
         with torch.enable_grad(), as_circuit(model, space, mask, start + shift * spread, grad=True):
             logits = model(pairs.clean_tokens, logits_to_keep=pairs.n_tail)
             found = pairs.final(logits).log_softmax(dim=-1)
-            loss = (reference.exp() * (reference - found)).sum(dim=-1).mean()
+            loss = kl_nats(reference, found).mean()
             (shift.grad,) = torch.autograd.grad(loss, shift)
         optimiser.step()
     return (start + shift * spread).detach()

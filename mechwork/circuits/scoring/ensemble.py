@@ -11,11 +11,11 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from ...errors import InputError, MetricError
 from ...provenance import stable
+from ...statistics import ordinal_ranks
 from .sample import Streamed
 from .scores import EdgeScores
 
@@ -43,19 +43,12 @@ def ensemble(scores: Sequence[EdgeScores], how: Literal["mean", "rank"] = "mean"
     else:
         mean = packed.mean(dim=0)
         if how == "rank":
-            mean = torch.stack([_ranks(row.abs()) for row in packed]).mean(dim=0) * mean.sign()
+            mean = torch.stack([ordinal_ranks(row.abs()) for row in packed]).mean(dim=0) * mean.sign()
         unknown = torch.full_like(mean, torch.nan)
         streamed = Streamed(first.n_pairs, mean, unknown, mean.new_empty(0, len(mean)))
     name = f"{how} of " + ", ".join(_label(s) for s in scores)
     provenance = {**first.provenance, "preset": name, "ensemble": [stable(s.provenance) for s in scores]}
     return replace(first, per_example=per_example, streamed=streamed, rules=name, provenance=provenance)
-
-
-def _ranks(values: Float[Tensor, " edge"]) -> Float[Tensor, " edge"]:
-    """Rank of each value, 1/n for the smallest to 1 for the largest."""
-    ranks = torch.empty_like(values)
-    ranks[values.argsort(stable=True)] = torch.arange(1, len(values) + 1).to(values) / len(values)
-    return ranks
 
 
 def _label(scores: EdgeScores) -> str:

@@ -38,6 +38,7 @@ from ...runs.record import Baseline, Run
 from ...runs.restart import restart_at
 from ...shapes import EdgeMatrix
 from ...sites import Site, hook_name
+from ...statistics import percentile_interval
 from ...tasks.pairs import PromptPairs
 from ...tasks.task import Task
 from ..graph.budget import DEFAULT_BUDGET
@@ -46,7 +47,7 @@ from ..graph.writers import edge_space
 from .estimate import Coefficients
 from .methods import Method, find_method
 from .points import Passes
-from .sample import Stream, Streamed, percentile_interval
+from .sample import Stream, Streamed
 from .score import N_RESAMPLES, join_baselines, plan_batches
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...errors import InputError
+from ...statistics import bootstrap_weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,13 +27,6 @@ class Streamed:
     variance: Float[Tensor, " edge"]
     resampled: Float[Tensor, "resample edge"]
     seed: int = 0
-
-
-def bootstrap_weights(n: int, n_resamples: int, seed: int) -> Float[Tensor, "resample batch"]:
-    """How often each of `n` pairs is drawn in each resample, divided by n; rows sum to 1."""
-    draws = torch.randint(n, (n_resamples, n), generator=torch.Generator().manual_seed(seed))
-    counts = torch.zeros(n_resamples, n).scatter_add_(1, draws, torch.ones(n_resamples, n))
-    return counts / n
 
 
 class Stream:
@@ -77,15 +70,3 @@ class Stream:
             return None
         variance = self.squares / (self.n - 1) if self.n > 1 else torch.full_like(self.squares, torch.nan)
         return Streamed(self.n, self.mean, variance, self.resampled, self.seed)
-
-
-def percentile_interval(
-    means: Float[Tensor, "resample cell"], level: float
-) -> tuple[Float[Tensor, " cell"], Float[Tensor, " cell"]]:
-    """Low and high end of the central `level` of the resamples."""
-    if not 0 < level < 1:
-        raise InputError(f"the level of an interval is between 0 and 1, e.g. 0.95; got {level}")
-    tail = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=means.dtype)
-    pieces = [torch.quantile(piece, tail, dim=0) for piece in means.split(2**16, dim=1)]
-    low, high = torch.cat(pieces, dim=1)
-    return low, high

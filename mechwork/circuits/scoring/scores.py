@@ -17,10 +17,11 @@ from ...provenance import Provenance
 from ...result import Result, Table
 from ...runs.record import Baseline
 from ...shapes import EdgeMatrix
+from ...statistics import bootstrap_weights, percentile_interval
 from ..graph.circuit import Circuit
 from ..graph.select import Ranking, select
 from ..graph.space import EdgeSpace
-from .sample import Streamed, bootstrap_weights, percentile_interval
+from .sample import Streamed
 from .stability import Stability, jaccard
 
 if TYPE_CHECKING:

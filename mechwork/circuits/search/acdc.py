@@ -28,6 +28,7 @@ from ...provenance import build_provenance, hash_json
 from ...runs.record import Run, record_run, run_to_metric
 from ...runs.restart import restart_at
 from ...shapes import EdgeMask
+from ...statistics import kl_nats
 from ...tasks.pairs import PromptPairs
 from ...tasks.task import Task
 from ..graph.ablated import find_ablation
@@ -156,7 +157,7 @@ class _Trials:
             change = self.task.measure(logits, self.pairs) - self.task.measure(self.clean.logits, self.pairs)
             return abs(float(change.mean()))
         reference, found = (self.pairs.final(x).log_softmax(dim=-1) for x in (self.clean.logits, logits))
-        return float((reference.exp() * (reference - found)).sum(dim=-1).mean())
+        return float(kl_nats(reference, found).mean())
 
 
 def _save(path: str | Path | None, key: str, state: _State) -> None:

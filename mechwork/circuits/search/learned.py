@@ -26,6 +26,7 @@ from ...models.anatomy import device_of
 from ...models.identity import identify_model
 from ...provenance import build_provenance, hash_json, hash_tensors
 from ...shapes import EdgeMatrix
+from ...statistics import kl_nats
 from ...tasks.pairs import PromptPairs
 from ...tasks.task import Task
 from ..graph.ablated import find_ablation
@@ -162,7 +163,7 @@ def _descend(
         with as_circuit(model, space, z, ablated, grad=True):
             logits = model(pairs.clean_tokens, logits_to_keep=pairs.n_tail)
         found = pairs.final(logits).log_softmax(dim=-1)
-        distance = (reference.exp() * (reference - found)).sum(dim=-1).mean()
+        distance = kl_nats(reference, found).mean()
         gap = target - (1 - _open_probability(gates)[space.mask].mean())
         loss = distance.cpu().float() + multipliers[0] * gap + multipliers[1] * gap**2
         downhill, uphill = torch.autograd.grad(loss, [gates, multipliers])

@@ -22,8 +22,8 @@ from ...errors import MetricError
 from ...provenance import Provenance
 from ...result import Result, Table
 from ...shapes import PerExample
+from ...statistics import bootstrap_weights, percentile_interval
 from ..graph.circuit import Circuit
-from ..scoring.sample import bootstrap_weights, percentile_interval
 
 MIB_FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 

@@ -23,6 +23,7 @@ from ...provenance import Provenance, build_provenance
 from ...runs.prefix import record_prefix
 from ...runs.record import run_to_metric
 from ...shapes import EdgeMask
+from ...statistics import kl_nats
 from ...tasks.metrics import accuracy
 from ...tasks.task import Task
 from ..graph.ablated import ABLATIONS, find_ablation
@@ -295,7 +296,7 @@ def measure_circuits(
                 with torch.no_grad(), as_circuit(model, space, mask, ablated):
                     logits = run_to_metric(model, task, pairs, pairs.clean_tokens, prefix)
             found = pairs.final(logits).log_softmax(dim=-1)
-            kl = (reference.exp() * (reference - found)).sum(dim=-1)
+            kl = kl_nats(reference, found)
             rows[key] = (task.measure(logits, pairs).cpu(), accuracy(logits, pairs).cpu(), kl.cpu())
             if settings.progress is not None:
                 settings.progress(i * len(wanted) + j + 1, n_batches * len(wanted), "evaluating circuits")

@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import itertools
+import math
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import mechwork
 from mechwork.errors import InputError
 from mechwork.patching import patch
-from mechwork.patching.statistics import bootstrap_interval, holm, sign_flip_p
+from mechwork.statistics import (
+    average_ranks,
+    bootstrap_interval,
+    bootstrap_weights,
+    holm,
+    kl_nats,
+    ordinal_ranks,
+    pearson,
+    percentile_interval,
+    sign_flip_p,
+    spearman,
+)
 from mechwork.tasks.task import Task
 
 
@@ -74,3 +89,30 @@ def test_refused() -> None:
         bootstrap_interval(torch.ones(1, 2))
     with pytest.raises(InputError, match="at least 1"):
         sign_flip_p(torch.ones(2, 2), n=0)
+
+
+def test_ranks_correlations_and_divergence_by_hand() -> None:
+    assert average_ranks(torch.tensor([3.0, 1.0, 3.0, 2.0])).tolist() == [3.5, 1.0, 3.5, 2.0]
+    assert ordinal_ranks(torch.tensor([3.0, 1.0, 3.0, 2.0])).tolist() == [0.75, 0.25, 1.0, 0.5]
+    a, b = torch.tensor([1.0, 2.0, 4.0]).double(), torch.tensor([1.0, 8.0, 9.0]).double()
+    assert pearson(a, b) == pytest.approx(float(torch.corrcoef(torch.stack([a, b]))[0, 1]), abs=1e-12)
+    assert spearman(a, b) == pytest.approx(1.0)
+    assert math.isnan(pearson(a, torch.ones(3).double()))
+    p, q = torch.randn(2, 4, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).log_softmax(dim=-1)
+    expected = torch.nn.functional.kl_div(q, p, reduction="none", log_target=True).sum(dim=-1)
+    assert float(expected.min()) > 0.1
+    torch.testing.assert_close(kl_nats(p, q), expected, rtol=1e-12, atol=0)
+
+
+def test_the_divergence_and_the_ranks_are_written_once() -> None:
+    package = Path(mechwork.__file__).parent
+    texts = {file.relative_to(package).as_posix(): file.read_text(encoding="utf-8") for file in package.rglob("*.py")}
+    again = re.compile(r"\.exp\(\) \* \(\w+(?:\.\w+)* - ")
+    assert [name for name, text in texts.items() if again.search(text)] == ["statistics.py"]
+
+
+def test_resampling_weights_are_shares() -> None:
+    weights = bootstrap_weights(5, 100, seed=3)
+    torch.testing.assert_close(weights.sum(dim=1), torch.ones(100))
+    low, high = percentile_interval(torch.arange(101.0)[:, None], 0.9)
+    assert (low.item(), high.item()) == pytest.approx((5.0, 95.0))

@@ -1,11 +1,14 @@
-"""How sure an effect is over pairs: bootstrap intervals and sign-flip p-values, deterministic given a seed.
+"""Ranks, correlations, intervals, p-values and divergences: each written once, and used by every folder.
 
     interval:  percentiles of the mean over resampled pairs (Efron 1979)
     p-value:   share of random sign patterns s with abs(mean(s * e)) >= abs(mean(e)), the identity counted, so that it is
                at least 1 / (n + 1): a test of "effects are symmetric around zero" that keeps each pair's size
                (all 2^batch patterns when there are no more than asked for, and then exact)
+    kl_nats(p, q):  sum over the last axis of p (log p - log q), of log-probabilities
 
-Both are per cell: with many cells, some p-values are small by chance; `holm` corrects for that.
+All are deterministic given a seed. Intervals and p-values are per cell: with many cells, some p-values are small by chance;
+`holm` corrects for that. Tensors stay where they are and keep their dtype, so that sums have one order everywhere; scipy, which
+would move them to numpy, is not used.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import InputError
+from .errors import InputError
 
 
 def bootstrap_interval(
@@ -74,3 +77,53 @@ def _percentile(values: Float[Tensor, "n cell"], q: float) -> Float[Tensor, " ce
     low = int(place)
     high = min(low + 1, len(values) - 1)
     return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+
+
+def kl_nats(log_p: Float[Tensor, "*batch d_vocab"], log_q: Float[Tensor, "*batch d_vocab"]) -> Float[Tensor, "*batch"]:
+    """KL(p || q) in nats over the last axis, of log-probabilities; not clamped, so rounding may leave it just below 0."""
+    return (log_p.exp() * (log_p - log_q)).sum(dim=-1)
+
+
+def pearson(a: Float[Tensor, " n"], b: Float[Tensor, " n"]) -> float:
+    """Pearson correlation; NaN when one side is constant."""
+    a, b = a - a.mean(), b - b.mean()
+    norm = a.norm() * b.norm()
+    return float((a @ b) / norm) if norm > 0 else float("nan")
+
+
+def spearman(a: Float[Tensor, " n"], b: Float[Tensor, " n"]) -> float:
+    """Pearson correlation of the average ranks; NaN when one side is constant."""
+    return pearson(average_ranks(a), average_ranks(b))
+
+
+def average_ranks(values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """Ranks from 1, ties shared."""
+    unique, inverse, counts = values.unique(return_inverse=True, return_counts=True)
+    last = counts.cumsum(0).double()
+    return (last - (counts.double() - 1) / 2)[inverse] if unique.numel() else values
+
+
+def ordinal_ranks(values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """Rank of each value, 1/n for the smallest to 1 for the largest; of equal ones the first is lower."""
+    ranks = torch.empty_like(values)
+    ranks[values.argsort(stable=True)] = torch.arange(1, len(values) + 1).to(values) / len(values)
+    return ranks
+
+
+def bootstrap_weights(n: int, n_resamples: int, seed: int) -> Float[Tensor, "resample batch"]:
+    """How often each of `n` pairs is drawn in each resample, divided by n; rows sum to 1."""
+    draws = torch.randint(n, (n_resamples, n), generator=torch.Generator().manual_seed(seed))
+    counts = torch.zeros(n_resamples, n).scatter_add_(1, draws, torch.ones(n_resamples, n))
+    return counts / n
+
+
+def percentile_interval(
+    means: Float[Tensor, "resample cell"], level: float
+) -> tuple[Float[Tensor, " cell"], Float[Tensor, " cell"]]:
+    """Low and high end of the central `level` of the resamples."""
+    if not 0 < level < 1:
+        raise InputError(f"the level of an interval is between 0 and 1, e.g. 0.95; got {level}")
+    tail = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=means.dtype)
+    pieces = [torch.quantile(piece, tail, dim=0) for piece in means.split(2**16, dim=1)]
+    low, high = torch.cat(pieces, dim=1)
+    return low, high
