@@ -19,7 +19,7 @@ from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..patching.statistics import bootstrap_interval, sign_flip_p
 from ..provenance import Provenance, build_provenance
-from ..runs.record import check_task
+from ..runs.record import check_task, run_to_metric
 from ..shapes import PerExample
 from ..tasks.metrics import accuracy
 from ..tasks.task import Task
@@ -121,9 +121,9 @@ def ablate(
     for first in range(0, len(task), BATCH):
         pairs = task.pairs[first : first + BATCH].to(device_of(model))
         with torch.no_grad():
-            plain = model(pairs.clean_tokens)
+            plain = run_to_metric(model, task, pairs)
             with fitted.applied(model, pairs, first_row=first) as bound:
-                changed = model(pairs.clean_tokens)
+                changed = run_to_metric(model, task, pairs)
         for place, n in bound.experts.routed.items():
             routed[place] = routed.get(place, 0) + n
         reference_log, found = (pairs.final(logits).log_softmax(dim=-1) for logits in (plain, changed))
