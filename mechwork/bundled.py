@@ -4,19 +4,17 @@
 ``models/NAME/`` and ``circuits/NAME/``. A folder that carries a ``manifest.json`` lists the sha256 of every file beside it;
 `verify` refuses a file that is missing, truncated or altered, by name.
 
-Bottom layer: imports only `errors`. Everything here reads files; nothing is read on import.
+Bottom layer: imports only `errors` and `files`. Everything here reads files; nothing is read on import.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from .errors import ArtefactError, InputError, NotFoundError, UnknownNameError
+from .files import read_json, sha256, write_json
 
 MANIFEST = "manifest.json"
 
@@ -56,14 +54,6 @@ def path(*parts: str) -> Path:
 def load_json(*parts: str) -> Any:
     """The content of a shipped JSON file, e.g. ``load_json("tasks", "ioi.json")``."""
     return read_json(path(*parts))
-
-
-def read_json(file: Path) -> Any:
-    """The content of any JSON file; a damaged one raises `ArtefactError` with its name."""
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ArtefactError(f"{file} is not valid JSON ({error}); reinstall or remake it") from error
 
 
 def model_names() -> list[str]:
@@ -115,28 +105,12 @@ def verified_model(name: str) -> Path:
     return folder
 
 
-def write_atomically(file: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a neighbour of `file`, then move it into place."""
-    part = file.with_name(file.name + ".part")
-    write(part)
-    part.replace(file)
-
-
-def sha256(file: Path) -> str:
-    """Hexadecimal sha256 of a file's bytes."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def write_manifest(folder: Path) -> Path:
     """Write ``manifest.json``: name -> bytes and sha256 of every other file of `folder`."""
     files = sorted(f for f in folder.iterdir() if f.is_file() and f.name != MANIFEST)
     entries = {f.name: {"bytes": f.stat().st_size, "sha256": sha256(f)} for f in files}
     manifest = folder / MANIFEST
-    temporary = folder / (MANIFEST + ".part")
-    temporary.write_text(json.dumps({"files": entries}, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(manifest)
-    return manifest
+    return write_json(manifest, {"files": entries})
 
 
 def verify(folder: Path) -> None:

@@ -8,6 +8,7 @@ the drawing in Jupyter or, outside it, in a browser; `_repr_html_` gives Jupyter
 from __future__ import annotations
 
 import html
+import importlib
 import tempfile
 import warnings
 import webbrowser
@@ -49,6 +50,7 @@ def draws_still(result: type) -> Callable[[_Draw], _Draw]:
 
 def still(result: object) -> str:
     """What a host shows that strips frames and scripts: the registered markup, else the first rows, else the text."""
+    _load_drawings()
     for cls in type(result).__mro__:
         if cls in _STILLS:
             return _STILLS[cls](result)
@@ -62,10 +64,19 @@ def still(result: object) -> str:
 
 def page(result: object) -> str:
     """The self-contained HTML page of `result`."""
+    _load_drawings()
     for cls in type(result).__mro__:
         if cls in _DRAWINGS:
             return _DRAWINGS[cls](result)
+    if callable(getattr(result, "to_dataframe", None)):
+        title = html.escape(type(result).__name__)
+        return f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><h1>{title}</h1>{still(result)}</html>'
     raise MechworkError(f"nothing draws a {type(result).__name__}; drawn: {', '.join(c.__name__ for c in _DRAWINGS)}")
+
+
+def _load_drawings() -> None:
+    """Bring in the layer that registers drawings: by name, since this file lies below it."""
+    importlib.import_module(f"{__package__}.render")
 
 
 class Readable:

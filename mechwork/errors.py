@@ -6,8 +6,11 @@ MechworkError
 ├── NotFoundError                    a model, file or hub that cannot be reached
 ├── UnsupportedModelError            an architecture or a configuration that mechwork does not claim
 ├── ArtefactError                    a file that is damaged, altered, or belongs to another model or task
+│   └── MissingArtefactError (also NotFoundError)   a file that is not there
 ├── BusyError                        a model that another thread is using
 ├── VerificationError                what was recorded and what is found now differ
+├── UnitError                        some pieces of distributed work failed every time they were tried
+├── Cancelled                        the caller asked for a stop; what was finished is kept
 └── MetricError                      a metric that is NaN, or whose clean and corrupt values coincide
 """
 
@@ -45,12 +48,24 @@ class ArtefactError(MechworkError):
     """A stored file that is damaged, altered, or belongs to something else."""
 
 
+class MissingArtefactError(ArtefactError, NotFoundError):
+    """A stored file that is not there."""
+
+
 class BusyError(MechworkError, RuntimeError):
     """A model that another thread is using."""
 
 
 class VerificationError(MechworkError):
     """What was recorded and what is found now differ."""
+
+
+class UnitError(MechworkError):
+    """Pieces of work that failed every time they were tried; all others are finished."""
+
+
+class Cancelled(MechworkError):  # noqa: N818 - a stop that was asked for, not a fault
+    """Work that was stopped because its caller asked for it."""
 
 
 class MetricError(MechworkError, ValueError):

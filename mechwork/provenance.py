@@ -14,10 +14,10 @@ import shlex
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 Provenance = dict[str, Any]
 
@@ -27,6 +27,8 @@ VOLATILE = ("time", "command", "machine")
 
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
     """sha256 over names, dtypes, shapes and bytes, in name order."""
+    import torch
+
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -47,6 +49,8 @@ def hash_json(value: object) -> str:
 
 def build_provenance(**facts: Any) -> Provenance:
     """`facts` with versions, machine, time and the command line."""
+    import torch
+
     versions = {name: _version(name) for name in ("mechwork", "transformer-lens", "torch", "transformers")}
     return {
         **facts,

@@ -15,12 +15,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..display import Displayable
 from ..errors import InputError
 from ..models.anatomy import read_anatomy
 from ..models.identity import identify_model
 from ..patching.statistics import bootstrap_interval
 from ..provenance import Provenance, build_provenance
+from ..result import Result, Table
 from ..shapes import PerExample
 from ..tasks.task import Task
 from .run import ensure_fitted
@@ -29,14 +29,13 @@ from .spec import AblationSpec
 from .targets import all_heads, all_mlps
 
 if TYPE_CHECKING:
-    import pandas
     from transformer_lens.model_bridge import TransformerBridge
 
 ORDERS = ("most important first", "least important first")
 
 
 @dataclass(frozen=True, eq=False)
-class CumulativeAblation(Displayable):
+class CumulativeAblation(Result):
     """Metrics ``[size, batch]`` of every curve after ablating the first `sizes` targets of its order; `clean` is size 0.
 
     `curves` maps the name of an order to its metrics; random orders are ``random 0``, ``random 1``, ...
@@ -66,16 +65,15 @@ class CumulativeAblation(Displayable):
         reached = [n for n, m in zip(self.sizes, self.mean(curve).tolist(), strict=True) if m <= whole / 2]
         return reached[0] if reached else None
 
-    def to_dataframe(self) -> pandas.DataFrame:
+    def _table(self) -> Table:
         """One row per curve and size."""
-        import pandas
-
         rows = []
         for name in self.curves:
             low, high = self.interval(name).tolist()
             for i, n in enumerate(self.sizes):
-                rows.append((name, n, float(self.mean(name)[i]), low[i], high[i], float(self.accuracy[name][i])))
-        return pandas.DataFrame(rows, columns=["order", "ablated", "metric", "low", "high", "accuracy"])
+                cells = {"metric": float(self.mean(name)[i]), "low": low[i], "high": high[i]}
+                rows.append({"order": name, "ablated": n, **cells, "accuracy": float(self.accuracy[name][i])})
+        return rows
 
     def __str__(self) -> str:
         names = [*ORDERS, *(name for name in self.curves if name not in ORDERS)]

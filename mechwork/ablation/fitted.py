@@ -10,19 +10,18 @@ edges and experts. Cost of fitting: 1 forward per batch of reference prompts; of
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
+from ..artefact import read_artefact, write_artefact
 from ..display import Readable
 from ..errors import ArtefactError, InputError
+from ..files import reading
 from ..interventions import other_prompts, require_examples, require_spans
 from ..models.anatomy import check_ready
 from ..models.identity import identify_model
@@ -32,12 +31,13 @@ from ..tasks.pairs import PromptPairs
 from ..tasks.task import Task
 from .bind import Bound, bind
 from .record import record_examples, record_moments
-from .spec import NEEDS_REFERENCE, AblationSpec, directions_of, read_artefact
+from .spec import NEEDS_REFERENCE, AblationSpec, directions_of
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 FORMAT = 1
+WHAT = "ablation"
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +48,18 @@ class Ablation(Readable):
     tables: dict[str, Tensor]
     model: Provenance
     reference: Provenance | None = None
+
+    def __post_init__(self) -> None:
+        if missing := [name for name in ("name", "anatomy", "weights_sha256") if name not in self.model]:
+            raise InputError(f"an ablation knows the model it belongs to; its identity lacks {', '.join(missing)}")
+        if self.spec.kind in NEEDS_REFERENCE and not self.tables:
+            raise InputError(f"an ablation of kind {self.spec.kind!r} has the values it puts in place; got none")
+        if bad := [
+            name
+            for name, table in self.tables.items()
+            if not table.is_floating_point() or not bool(table.isfinite().all())
+        ]:
+            raise InputError(f"an ablation puts finite values in place; there are others for {', '.join(bad)}")
 
     def bind(self, model: TransformerBridge, pairs: PromptPairs | None = None, *, first_row: int = 0) -> Bound:
         """The writes of this ablation for the clean prompts of `pairs`, which begin at row `first_row` of their task.
@@ -92,30 +104,19 @@ class Ablation(Readable):
 
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file: tables and directions as tensors, spec and provenance as JSON in its header."""
-        path = Path(path).with_suffix(".safetensors")
-        content = {
-            "format": FORMAT,
-            "what": "ablation",
-            "spec": self.spec.to_json(),
-            "model": self.model,
-            "reference": self.reference,
-        }
-        tensors = {f"table.{name}": table.contiguous() for name, table in self.tables.items()}
-        tensors |= {f"direction.{name}": rows.contiguous() for name, rows in self.spec.directions.items()}
-        save_file(tensors or {"empty": torch.zeros(1)}, path, metadata={"mechwork": json.dumps(content)})
-        return path
+        content = {"spec": self.spec.to_json(), "model": self.model, "reference": self.reference}
+        tensors = {f"table.{name}": table for name, table in self.tables.items()}
+        tensors |= {f"direction.{name}": rows for name, rows in self.spec.directions.items()}
+        return write_artefact(Path(path).with_suffix(".safetensors"), WHAT, content, tensors, version=FORMAT)
 
     @classmethod
     def load(cls, path: str | Path) -> Ablation:
-        """Read what `save` wrote; raises `ArtefactError` for another format."""
-        header, tensors = read_artefact(path)
-        if header.get("what") != "ablation" or header.get("format") != FORMAT:
-            raise ArtefactError(
-                f"{path} is not an ablation of format {FORMAT}; it says {header.get('what')}, {header.get('format')}"
-            )
-        tables = {name.removeprefix("table."): table for name, table in tensors.items() if name.startswith("table.")}
-        spec = AblationSpec.from_json(header["spec"], directions_of(tensors))
-        return cls(spec, tables, header["model"], header["reference"])
+        """Read what `save` wrote; raises `ArtefactError` for another kind of file, damaged or newer ones."""
+        found = read_artefact(path, WHAT, version=FORMAT)
+        tables = {name.removeprefix("table."): x for name, x in found.tensors.items() if name.startswith("table.")}
+        with reading(path, WHAT):
+            spec = AblationSpec.from_json(found.facts["spec"], directions_of(found.tensors))
+            return cls(spec, tables, found.facts["model"], found.facts["reference"])
 
 
 def fit_ablation(model: TransformerBridge, spec: AblationSpec, reference: Task | None = None) -> Ablation:

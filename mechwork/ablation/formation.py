@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import bundled
-from ..display import Displayable
 from ..errors import InputError
 from ..models.anatomy import read_anatomy
 from ..models.load import load_model
 from ..provenance import Provenance, build_provenance
+from ..result import Result, Table
 from ..runs.record import record_run
 from ..tasks.induction import induction
 from ..tasks.task import Task
@@ -34,7 +34,6 @@ from .repeated import RepeatedTokens, changing_words, repeated_tokens
 from .roles import RoleTable, measure_roles
 
 if TYPE_CHECKING:
-    import pandas
     from transformer_lens.model_bridge import TransformerBridge
 
 CONDITIONS = ("previous-token pattern", "previous-token z", "control pattern", "control z", "induction pattern")
@@ -58,7 +57,7 @@ class FormationRow:
 
 
 @dataclass(frozen=True, eq=False)
-class Formation(Displayable):
+class Formation(Result):
     """Rows by step of training; `heads` are the last checkpoint's previous-token head, control and induction head."""
 
     model: str
@@ -68,20 +67,16 @@ class Formation(Displayable):
     """ln of the number of candidate tokens: a model that knows only which tokens are drawn from."""
     provenance: Provenance
 
-    def to_dataframe(self) -> pandas.DataFrame:
+    def _table(self) -> Table:
         """One row per checkpoint."""
-        import pandas
-
-        return pandas.DataFrame(
-            [
-                {
-                    **{k: v for k, v in vars(row).items() if not isinstance(v, dict)},
-                    **{f"loss, {k}": v for k, v in row.clamped.items()},
-                    **{f"induction, {k}": v for k, v in row.clamped_induction.items()},
-                }
-                for row in self.rows
-            ]
-        )
+        return [
+            {
+                **{k: v for k, v in vars(row).items() if not isinstance(v, dict)},
+                **{f"loss, {k}": v for k, v in row.clamped.items()},
+                **{f"induction, {k}": v for k, v in row.clamped_induction.items()},
+            }
+            for row in self.rows
+        ]
 
     def __str__(self) -> str:
         said = ", ".join(f"{what} {head}" for what, head in self.heads.items())

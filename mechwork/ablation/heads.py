@@ -17,15 +17,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..display import Displayable
-from ..execute.memory import MemoryBudget
-from ..execute.progress import Progress
+from ..execute import MemoryBudget, Progress
 from ..models.anatomy import device_of, final_norm
 from ..models.borrow import borrows
 from ..models.identity import identify_model
+from ..names import head_name
 from ..patching.exact import plan_sweep
 from ..patching.sides import Given
 from ..provenance import Provenance, build_provenance
+from ..result import Result, Table
 from ..runs.attention import attention_between, parse_head
 from ..runs.record import Run, check_task, record_run
 from ..runs.writes import answer_directions
@@ -34,7 +34,6 @@ from ..tasks.pairs import END
 from ..tasks.task import Task
 
 if TYPE_CHECKING:
-    import pandas
     from transformer_lens.model_bridge import TransformerBridge
 
 
@@ -51,21 +50,17 @@ class HeadRow:
 
 
 @dataclass(frozen=True, eq=False)
-class HeadStudy(Displayable):
+class HeadStudy(Result):
     """Rows per head, largest absolute effect first."""
 
     rows: tuple[HeadRow, ...]
     metric_name: str
     provenance: Provenance
 
-    def to_dataframe(self) -> pandas.DataFrame:
+    def _table(self) -> Table:
         """One row per head."""
-        import pandas
-
         columns = ("head", "effect", "standard_error", "direct_effect", "role")
-        return pandas.DataFrame(
-            [{**{name: getattr(row, name) for name in columns}, **row.attention} for row in self.rows]
-        )
+        return [{**{name: getattr(row, name) for name in columns}, **row.attention} for row in self.rows]
 
     def __str__(self) -> str:
         looks = list(self.rows[0].attention) if self.rows else []
@@ -139,7 +134,9 @@ def study_heads(
     Raises `InputError` for heads that the model does not have, and for a budget too small for one patched run.
     """
     anatomy = check_task(model, task)
-    names = list(heads or [f"a{layer}.h{head}" for layer in range(anatomy.n_layers) for head in range(anatomy.n_heads)])
+    names = list(
+        heads or [head_name(layer, head) for layer in range(anatomy.n_layers) for head in range(anatomy.n_heads)]
+    )
     places = [parse_head(anatomy, name) for name in names]
     job = plan_sweep(model, task, ["z"], direction="noise", positions="all", memory_budget=memory_budget)
     pairs = task.pairs.to(device_of(model))

@@ -22,11 +22,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..display import Displayable
 from ..errors import InputError
 from ..models.anatomy import read_anatomy
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
+from ..result import Result, Table
 from ..tasks.task import Task
 from .fitted import Ablation
 from .run import ensure_fitted
@@ -35,7 +35,6 @@ from .spec import AblationSpec
 from .targets import all_heads, all_mlps, parse_target
 
 if TYPE_CHECKING:
-    import pandas
     from transformer_lens.model_bridge import TransformerBridge
 
 
@@ -62,7 +61,7 @@ class SetImpairment:
 
 
 @dataclass(frozen=True, eq=False)
-class Impairment(Displayable):
+class Impairment(Result):
     """Drops ``[task, component]`` as shares of each task's metric, drops in accuracy, their controls, and sets beside random sets."""
 
     tasks: tuple[str, ...]
@@ -83,16 +82,16 @@ class Impairment(Displayable):
         others = [i for i in range(len(self.tasks)) if i != row]
         return self.drops[row] - self.drops[others].amax(dim=0)
 
-    def to_dataframe(self) -> pandas.DataFrame:
+    def _table(self) -> Table:
         """One row per task and component."""
-        import pandas
-
-        rows = [
-            (task, name, float(self.drops[i, j]), float(self.accuracy_drops[i, j]), float(self.controls[i, j]), float(self.selectivity(task)[j]))
+        return [
+            {
+                "task": task, "component": name, "drop": float(self.drops[i, j]), "accuracy_drop": float(self.accuracy_drops[i, j]),
+                "control": float(self.controls[i, j]), "selectivity": float(self.selectivity(task)[j]),
+            }
             for i, task in enumerate(self.tasks)
             for j, name in enumerate(self.components)
         ]  # fmt: skip
-        return pandas.DataFrame(rows, columns=["task", "component", "drop", "accuracy_drop", "control", "selectivity"])
 
     def __str__(self) -> str:
         lines = [f"{self.kind} ablation; drops as shares of each task's {self.metric_name}"]

@@ -19,12 +19,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..display import Displayable
 from ..errors import InputError
 from ..models.anatomy import read_anatomy
 from ..models.identity import identify_model
 from ..patching.statistics import holm, sign_flip_p
 from ..provenance import Provenance, build_provenance
+from ..result import Result, Table
 from ..tasks.task import Task
 from .run import ensure_fitted
 from .sets import Progress, run_sets
@@ -32,12 +32,11 @@ from .spec import AblationSpec
 from .targets import all_heads, all_mlps
 
 if TYPE_CHECKING:
-    import pandas
     from transformer_lens.model_bridge import TransformerBridge
 
 
 @dataclass(frozen=True, eq=False)
-class Interactions(Displayable):
+class Interactions(Result):
     """Interactions of every pair of `targets`, per example ``[target, target, batch]`` (0 on the diagonal), and each one's own effect."""
 
     targets: tuple[str, ...]
@@ -70,11 +69,9 @@ class Interactions(Displayable):
         ]
         return sorted(found, key=lambda row: -abs(row[2]))[:n]
 
-    def to_dataframe(self) -> pandas.DataFrame:
+    def _table(self) -> Table:
         """One row per pair."""
-        import pandas
-
-        return pandas.DataFrame(self.top(len(self.targets) ** 2), columns=["a", "b", "interaction", "p"])
+        return [dict(zip(("a", "b", "interaction", "p"), row, strict=True)) for row in self.top(len(self.targets) ** 2)]
 
     def __str__(self) -> str:
         lines = [f"interactions under {self.kind} ablation, {self.metric_name}; + redundant, - synergistic"]
@@ -121,7 +118,7 @@ def study_interactions(
 
 
 @dataclass(frozen=True, eq=False)
-class KnockOutIn(Displayable):
+class KnockOutIn(Result):
     """Effect of losing each target, and of having it alone, per example."""
 
     targets: tuple[str, ...]
@@ -134,16 +131,13 @@ class KnockOutIn(Displayable):
     metric_name: str
     provenance: Provenance
 
-    def to_dataframe(self) -> pandas.DataFrame:
+    def _table(self) -> Table:
         """One row per target."""
-        import pandas
-
-        columns = {
+        return {
             "target": list(self.targets),
             "knock_out": self.out.mean(dim=1).tolist(),
             "knock_in": self.alone.mean(dim=1).tolist(),
         }
-        return pandas.DataFrame(columns)
 
     def __str__(self) -> str:
         order = self.out.mean(dim=1).abs().argsort(descending=True).tolist()[:12]

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..display import Displayable
 from ..errors import InputError, UnknownNameError
 from ..models.anatomy import read_anatomy
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
+from ..result import Result, Table
 from ..tasks.task import Task
 from .impairment import random_sets
 from .repeated import RepeatedTokens, repeated_tokens
@@ -29,7 +29,6 @@ from .spec import AblationSpec
 from .targets import all_heads
 
 if TYPE_CHECKING:
-    import pandas
     from transformer_lens.model_bridge import TransformerBridge
 
 
@@ -53,7 +52,7 @@ class RemovalRow:
 
 
 @dataclass(frozen=True, eq=False)
-class Removal(Displayable):
+class Removal(Result):
     """What removing the top heads of a role does, beside matched random heads, task by task."""
 
     role: str
@@ -64,16 +63,12 @@ class Removal(Displayable):
     kind: str
     provenance: Provenance
 
-    def to_dataframe(self) -> pandas.DataFrame:
+    def _table(self) -> Table:
         """One row per task."""
-        import pandas
-
-        return pandas.DataFrame(
-            [
-                {**vars(row), "random": _mean(row.random), "accuracy_random": _mean(row.accuracy_random), "p": row.p}
-                for row in self.rows
-            ]
-        )
+        return [
+            {**vars(row), "random": _mean(row.random), "accuracy_random": _mean(row.accuracy_random), "p": row.p}
+            for row in self.rows
+        ]
 
     def __str__(self) -> str:
         named = ", ".join(f"{head} ({score:.2f})" for head, score in zip(self.heads, self.scores, strict=True))

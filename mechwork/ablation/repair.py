@@ -25,12 +25,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..display import Displayable
 from ..errors import InputError
 from ..models.anatomy import ModelAnatomy, device_of
 from ..models.identity import identify_model
 from ..patching.statistics import holm, sign_flip_p
 from ..provenance import Provenance, build_provenance
+from ..result import Result, Table
 from ..runs.attention import parse_head
 from ..runs.record import check_task, record_run
 from ..runs.restart import restart_at
@@ -44,7 +44,6 @@ from .spec import AblationSpec
 from .targets import all_heads
 
 if TYPE_CHECKING:
-    import pandas
     from transformer_lens.model_bridge import TransformerBridge
 
 ALPHA = 0.05
@@ -63,7 +62,7 @@ class Backup:
 
 
 @dataclass(frozen=True, eq=False)
-class SelfRepair(Displayable):
+class SelfRepair(Result):
     """The split per ablated head and pair, ``[ablated, batch]``; `gains` are the other heads' rises ``[ablated, head, batch]``.
 
     All are drops of the logit difference (positive = losing it hurts), except `gains` (positive = repairs).
@@ -104,19 +103,12 @@ class SelfRepair(Displayable):
         strong = direct >= least * float(direct.max())
         return float(self.repaired.mean(dim=1)[strong].sum() / direct[strong].sum())
 
-    def to_dataframe(self) -> pandas.DataFrame:
+    def _table(self) -> Table:
         """One row per ablated head."""
-        import pandas
-
-        mean = {
-            name: getattr(self, name).mean(dim=1).tolist()
-            for name in ("total", "direct", "repaired", "by_heads", "by_mlps", "by_norm")
-        }
-        for name in ("by_heads", "by_mlps", "by_norm"):
-            mean[name] = [-x for x in mean[name]]
-        table = pandas.DataFrame({"head": list(self.ablated), **mean})
-        table["backups"] = [" ".join(b.head for b in self.backups(head)) for head in self.ablated]
-        return table
+        signs = {"total": 1, "direct": 1, "repaired": 1, "by_heads": -1, "by_mlps": -1, "by_norm": -1}
+        mean = {name: (sign * getattr(self, name).mean(dim=1)).tolist() for name, sign in signs.items()}
+        backups = [" ".join(backup.head for backup in self.backups(head)) for head in self.ablated]
+        return {"head": self.ablated, **mean, "backups": backups}
 
     def __str__(self) -> str:
         lines = [

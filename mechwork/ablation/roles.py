@@ -24,18 +24,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..display import Displayable
 from ..models.anatomy import check_ready, device_of
 from ..models.identity import identify_model
 from ..patching.statistics import holm
 from ..provenance import Provenance, build_provenance
+from ..result import Result, Table
 from ..runs.record import record_run
 from .copying import own_percentiles
 from .repeated import RepeatedTokens, repeated_tokens
 from .targets import all_heads
 
 if TYPE_CHECKING:
-    import pandas
     from transformer_lens.model_bridge import TransformerBridge
 
 ATTENTION = ("previous token", "duplicate token", "induction")
@@ -55,7 +54,7 @@ def enough_draws(n_heads: int) -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class RoleTable(Displayable):
+class RoleTable(Result):
     """Scores ``[head]`` by role, with the mean and standard deviation of each head's null distribution and the p-value.
 
     `extra` holds scores of further roles, of task spans (see `span_roles`).
@@ -96,16 +95,14 @@ class RoleTable(Displayable):
             notes=(*self.notes, *other.notes),
         )
 
-    def to_dataframe(self) -> pandas.DataFrame:
+    def _table(self) -> Table:
         """One row per head and role."""
-        import pandas
-
-        rows = [
-            (head, role, *(float(table[role][i]) for table in (self.scores, self.null_mean, self.null_sd, self.p)))
+        tables = {"score": self.scores, "null_mean": self.null_mean, "null_sd": self.null_sd, "p": self.p}
+        return [
+            {"head": head, "role": role, **{name: float(table[role][i]) for name, table in tables.items()}}
             for role in self.scores
             for i, head in enumerate(self.heads)
         ]
-        return pandas.DataFrame(rows, columns=["head", "role", "score", "null_mean", "null_sd", "p"])
 
     def __str__(self) -> str:
         names = list(self.scores)

@@ -12,13 +12,13 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from ..display import Displayable
 from ..errors import InputError
 from ..models.anatomy import device_of
 from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..patching.statistics import bootstrap_interval, sign_flip_p
 from ..provenance import Provenance, build_provenance
+from ..result import Result, Table
 from ..runs.record import check_task, run_to_metric
 from ..shapes import PerExample
 from ..tasks.metrics import accuracy
@@ -27,14 +27,13 @@ from .fitted import Ablation, fit_ablation
 from .spec import NEEDS_REFERENCE, AblationSpec
 
 if TYPE_CHECKING:
-    import pandas
     from transformer_lens.model_bridge import TransformerBridge
 
 BATCH = 32
 
 
 @dataclass(frozen=True, eq=False)
-class AblationResult(Displayable):
+class AblationResult(Result):
     """The metric per pair with and without the ablation, accuracy both ways, and KL(model ‖ ablated) at the answer in nats."""
 
     spec: AblationSpec
@@ -76,19 +75,15 @@ class AblationResult(Displayable):
         """Two-sided sign-flip p-value of the effect."""
         return float(sign_flip_p(self.per_example[:, None], n, seed))
 
-    def to_dataframe(self) -> pandas.DataFrame:
+    def _table(self) -> Table:
         """One row per pair."""
-        import pandas
-
-        return pandas.DataFrame(
-            {
-                "clean": self.clean_per_example.tolist(),
-                "ablated": self.ablated_per_example.tolist(),
-                "clean_correct": self.clean_correct.tolist(),
-                "ablated_correct": self.ablated_correct.tolist(),
-                "kl": self.kl_per_example.tolist(),
-            }
-        )
+        return {
+            "clean": self.clean_per_example.tolist(),
+            "ablated": self.ablated_per_example.tolist(),
+            "clean_correct": self.clean_correct.tolist(),
+            "ablated_correct": self.ablated_correct.tolist(),
+            "kl": self.kl_per_example.tolist(),
+        }
 
     def __str__(self) -> str:
         n = len(self.per_example)

@@ -17,7 +17,6 @@ A spec holds no activations: `fit_ablation` makes them from a model and a refere
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -25,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from ..artefact import read_artefact, write_artefact
 from ..errors import ArtefactError, InputError, UnknownNameError
+from ..files import reading
 from ..provenance import hash_json, hash_tensors
 from .targets import Target, check_disjoint, parse_target
 
@@ -41,6 +40,7 @@ BY_PROMPT = ("mean_by_span", "resample", "corrupt")
 FOR_EDGES = ("zero", "constant", "mean", "mean_by_position", "corrupt", "resample")
 FOR_EXPERTS = ("zero", "constant", "mean", "noise", "optimal")
 FORMAT = 1
+WHAT = "ablation spec"
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +75,8 @@ class AblationSpec:
         if isinstance(self.positions, str) or (self.positions is not None and not self.positions):
             raise InputError(f"positions is a list of spans or columns, or None for all; got {self.positions!r}")
         for position in self.positions or ():
+            if not isinstance(position, str | int) or isinstance(position, bool):
+                raise InputError(f"positions are names of spans or columns; got {position!r}")
             if isinstance(position, int) and position < 0:
                 raise InputError(
                     f"positions are absolute, from 0 on; got {position}. The last token is the span 'END'."
@@ -133,7 +135,7 @@ class AblationSpec:
         """Everything but the directions' numbers, which `save` writes beside it."""
         return {
             "format": FORMAT,
-            "what": "ablation spec",
+            "what": WHAT,
             "targets": list(self.targets),
             "kind": self.kind,
             "positions": None if self.positions is None else list(self.positions),
@@ -147,7 +149,7 @@ class AblationSpec:
     @classmethod
     def from_json(cls, data: Mapping[str, Any], directions: Mapping[str, Tensor] | None = None) -> AblationSpec:
         """The spec that `to_json` wrote; raises `ArtefactError` for another format or missing directions."""
-        if data.get("what") != "ablation spec" or data.get("format") != FORMAT:
+        if data.get("what") != WHAT or data.get("format") != FORMAT:
             raise ArtefactError(
                 f"not an ablation spec of format {FORMAT}: it says {data.get('what')}, {data.get('format')}"
             )
@@ -159,17 +161,15 @@ class AblationSpec:
 
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file: directions as tensors, the rest as JSON in its header. Returns the path."""
-        path = Path(path).with_suffix(".safetensors")
-        tensors = {f"direction.{name}": rows.contiguous() for name, rows in self.directions.items()}
-        tensors = tensors or {"empty": torch.zeros(1)}
-        save_file(tensors, path, metadata={"mechwork": json.dumps(self.to_json())})
-        return path
+        tensors = {f"direction.{name}": rows for name, rows in self.directions.items()}
+        return write_artefact(Path(path).with_suffix(".safetensors"), WHAT, self.to_json(), tensors, version=FORMAT)
 
     @classmethod
     def load(cls, path: str | Path) -> AblationSpec:
         """Read what `save` wrote."""
-        header, tensors = read_artefact(path)
-        return cls.from_json(header, directions_of(tensors))
+        found = read_artefact(path, WHAT, version=FORMAT)
+        with reading(path, WHAT):
+            return cls.from_json({"what": WHAT, "format": FORMAT, **found.facts}, directions_of(found.tensors))
 
     def __str__(self) -> str:
         n = len(self.targets)
@@ -178,16 +178,6 @@ class AblationSpec:
         return f"{self.kind} ablation of {shown}{where}"
 
     __repr__ = __str__
-
-
-def read_artefact(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Header and tensors of a file of mechwork; raises `ArtefactError` when it is damaged or something else."""
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("mechwork", "{}"))
-            return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise ArtefactError(f"{path} is damaged or no safetensors file: {error}") from error
 
 
 def directions_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -25,7 +25,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..display import Displayable
 from ..errors import InputError
 from ..interventions import Add, Chosen, Write, intervene
 from ..models.anatomy import block_norm, device_of, final_norm, read_anatomy
@@ -33,6 +32,7 @@ from ..models.borrow import hooked
 from ..models.identity import identify_model
 from ..patching.statistics import holm, sign_flip_p
 from ..provenance import Provenance, build_provenance
+from ..result import Result
 from ..runs.attention import parse_head
 from ..runs.record import Run, check_task, record_run
 from ..runs.writes import answer_directions, at_ends, final_scale, head_writes, through_final_norm
@@ -43,7 +43,6 @@ from .record import position_mask
 from .targets import all_heads
 
 if TYPE_CHECKING:
-    import pandas
     from transformer_lens.model_bridge import TransformerBridge
 
 N_TOKENS = 512
@@ -67,7 +66,7 @@ class SuppressionRow:
 
 
 @dataclass(frozen=True, eq=False)
-class CopySuppression(Displayable):
+class CopySuppression(Result):
     """A row per head, most negative direct effect first. Chance: `chance_lowest` for OV among the lowest, `chance_first` for QK first."""
 
     rows: tuple[SuppressionRow, ...]
@@ -79,12 +78,6 @@ class CopySuppression(Displayable):
     def negative(self) -> tuple[str, ...]:
         """Heads whose direct effect is significantly negative (corrected p below 0.05)."""
         return tuple(row.head for row in self.rows if row.direct_effect < 0 and row.p < 0.05)
-
-    def to_dataframe(self) -> pandas.DataFrame:
-        """One row per head."""
-        import pandas
-
-        return pandas.DataFrame([vars(row) for row in self.rows])
 
     def __str__(self) -> str:
         lines = [

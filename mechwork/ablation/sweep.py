@@ -8,30 +8,27 @@ about half of one forward per target, and of it the unembedding only at the answ
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from ..errors import InputError, UnknownNameError
-from ..interventions import replace_at
+from ..execute import MemoryBudget, Progress
 from ..models.anatomy import ModelAnatomy, device_of
 from ..models.borrow import borrows
-from ..patching.exact import Progress, plan_sweep
+from ..patching.exact import plan_sweep
 from ..patching.grids import Neurons
 from ..patching.result import Effects
-from ..patching.sides import Given
 from ..runs.record import check_task, read_columns, record_run
 from ..tasks.task import Task
-from .bind import bind
 from .fitted import Ablation, fit_ablation
 from .run import ensure_fitted
 from .spec import AblationSpec
 from .targets import all_heads, all_mlps, parse_target
+from .units import OPERATION, given_by, pack_fitted
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -53,7 +50,7 @@ def sweep_ablations(
     value: float = 0.0,
     strength: float = 1.0,
     seed: int = 0,
-    memory_budget: int | None = None,
+    memory_budget: MemoryBudget | None = None,
     checkpoint: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Effects:
@@ -85,7 +82,9 @@ def sweep_ablations(
         model, task, sites, direction="noise", positions=positions, neurons=neurons, memory_budget=memory_budget
     )
     about = {"method": "ablation sweep", "ablation": {site: one.provenance() for site, one in fitted.items()}}
-    job = replace(job, given=lambda rows: _given(model, task, fitted, rows), about=about)
+    settings, data = pack_fitted(fitted)
+    given = given_by(model, task, fitted)
+    job = replace(job, given=given, about=about, operation=OPERATION, settings=settings, data=data)
     return job.run(checkpoint=checkpoint, progress=progress)
 
 
@@ -113,7 +112,7 @@ def top_neurons(
     run = record_run(model, pairs, ["mlp_post"], grad=True, n_tail=read_columns(task, pairs))
     activations = run.layers["mlp_post"]
     grads = torch.autograd.grad(task.metric(run.logits, pairs).sum(), activations)
-    given = _given(model, task, {"mlp_post": fitted}, slice(0, len(task)))
+    given = given_by(model, task, {"mlp_post": fitted})(slice(0, len(task)))
     scores = []
     for layer, (activation, grad) in enumerate(zip(activations, grads, strict=True)):
         change = activation.detach() - given("mlp_post", layer, activation.detach())
@@ -151,14 +150,3 @@ def _fit(model: TransformerBridge, task: Task, spec: AblationSpec, reference: Ta
             index = ... if entries is None else list(entries)
             tables[key][index] = learned.tables[key][index]
     return Ablation(spec, tables, whole.model, whole.reference)
-
-
-def _given(model: TransformerBridge, task: Task, fitted: Mapping[str, Ablation], rows: slice) -> Given:
-    """What replaces whole activations of each kind of site on some rows of the task."""
-    pairs = task.pairs[rows.start : rows.stop].to(device_of(model))
-    values = {kind: bind(model, one.spec, one.tables, pairs, rows.start).values for kind, one in fitted.items()}
-
-    def put(kind: str, layer: int, own: Float[Tensor, "batch pos ..."]) -> Float[Tensor, "batch pos ..."]:
-        return replace_at(values[kind][f"{kind}.{layer}"], own, 0)
-
-    return put

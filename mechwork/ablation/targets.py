@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 from ..errors import InputError
 from ..models.anatomy import ModelAnatomy
+from ..names import PARTS, Place, head_name, mlp_name, parse_place, per_head
 from ..sites import SITE_KINDS, Site
 
 Kind = str
@@ -42,23 +43,10 @@ class Target:
     name: str = ""
 
     def __str__(self) -> str:
-        match self.kind:
-            case "head":
-                return f"a{self.layer}.h{self.index[0]}"
-            case "attn":
-                return f"a{self.layer}"
-            case "mlp":
-                return f"m{self.layer}"
-            case "layer":
-                return f"l{self.layer}"
-            case "neurons":
-                return f"m{self.layer}.n{'+'.join(map(str, self.index))}"
-            case "expert":
-                return f"m{self.layer}.e{self.index[0]}"
-            case "edge":
-                return f"a{self.layer}.h{self.index[0]}[{self.query}->{self.key}]"
-            case _:
-                return f"{self.place}@{self.name}"
+        if self.kind == "direction":
+            return str(Place(self.site, self.layer, self.index, at=self.name))
+        what = "head" if self.kind == "edge" else self.kind
+        return str(Place(what, self.layer, self.index, query=self.query, key=self.key))
 
     @property
     def place(self) -> Site:
@@ -97,37 +85,25 @@ class Target:
             raise InputError(f"neurons of this model are 0 to {d_mlp - 1}; got {self}")
 
 
-SITES = {
-    "head": "z", "attn": "attn_out", "mlp": "mlp_out", "neurons": "mlp_post", "expert": "mlp_out", "edge": "pattern",
-    "layer": "attn_out",
-}  # fmt: skip
+SITES = {**PARTS, "edge": "pattern"}
 """Kind of target -> kind of site it is written at."""
 
 
 def parse_target(text: str) -> Target:
     """The target written as `text` (see the module's table); raises `InputError` for anything else."""
-    if match := re.fullmatch(r"([a-z_]+)\.(\d+)(?:\.(\d+))?@(\S+)", text):
-        kind, layer, head, name = match.groups()
-        if kind not in SITE_KINDS or "pos" not in SITE_KINDS[kind].axes or not SITE_KINDS[kind].per_layer:
+    try:
+        place = parse_place(text)
+    except InputError as error:
+        raise InputError(f"targets are written like {FORMS}; got {text!r} ({error})") from error
+    if place.what in PARTS and place.layer is not None and not (place.side or place.at):
+        return Target("edge" if place.query else place.what, place.layer, place.index, place.query, place.key)
+    if place.what in SITE_KINDS and place.layer is not None and place.at and not re.search(r"\s", place.at):
+        if "pos" not in SITE_KINDS[place.what].axes:
             raise InputError(f"a direction lies at a site with positions, like 'resid_pre.3@name'; got {text!r}")
-        if SITE_KINDS[kind].per_head != (head is not None):
-            raise InputError(
-                f"{kind!r} {'needs' if SITE_KINDS[kind].per_head else 'has'} {'a' if SITE_KINDS[kind].per_head else 'no'} head; got {text!r}"
-            )
-        return Target("direction", int(layer), (int(head),) if head else (), site=kind, name=name)
-    if match := re.fullmatch(r"a(\d+)\.h(\d+)\[([^\]>]+)->([^\]]+)\]", text):
-        return Target("edge", int(match[1]), (int(match[2]),), match[3].strip(), match[4].strip())
-    if match := re.fullmatch(r"([aml])(\d+)", text):
-        return Target({"a": "attn", "m": "mlp", "l": "layer"}[match[1]], int(match[2]))
-    if match := re.fullmatch(r"a(\d+)\.h(\d+)", text):
-        return Target("head", int(match[1]), (int(match[2]),))
-    if match := re.fullmatch(r"m(\d+)\.e(\d+)", text):
-        return Target("expert", int(match[1]), (int(match[2]),))
-    if match := re.fullmatch(r"m(\d+)\.n(\d+(?:\+\d+)*)", text):
-        neurons = tuple(int(n) for n in match[2].split("+"))
-        if len(set(neurons)) != len(neurons):
-            raise InputError(f"every neuron is named once; got {text!r}")
-        return Target("neurons", int(match[1]), neurons)
+        if per_head(place.what) != (place.head is not None):
+            needs = "needs a" if per_head(place.what) else "has no"
+            raise InputError(f"{place.what!r} {needs} head; got {text!r}")
+        return Target("direction", place.layer, place.index, site=place.what, name=place.at)
     raise InputError(f"targets are written like {FORMS}; got {text!r}")
 
 
@@ -166,12 +142,12 @@ def _overlap(a: Target, b: Target) -> bool:
 
 def all_heads(anatomy: ModelAnatomy) -> tuple[str, ...]:
     """Every head's text, layer by layer."""
-    return tuple(f"a{layer}.h{head}" for layer in range(anatomy.n_layers) for head in range(anatomy.n_heads))
+    return tuple(head_name(layer, head) for layer in range(anatomy.n_layers) for head in range(anatomy.n_heads))
 
 
 def all_mlps(anatomy: ModelAnatomy) -> tuple[str, ...]:
     """Every MLP's text; none in attention-only models."""
-    return () if anatomy.attn_only else tuple(f"m{layer}" for layer in range(anatomy.n_layers))
+    return () if anatomy.attn_only else tuple(mlp_name(layer) for layer in range(anatomy.n_layers))
 
 
 def outside(anatomy: ModelAnatomy, nodes: Iterable[str]) -> tuple[str, ...]:

@@ -22,19 +22,18 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..display import Displayable
 from ..errors import InputError
 from ..interventions import Write, intervene
 from ..models.anatomy import check_ready, device_of
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
+from ..result import Result, Table
 from ..runs.record import check_task, record_run
 from ..sites import Site
 from ..tasks.pairs import PromptPairs
 from ..tasks.task import Task
 
 if TYPE_CHECKING:
-    import pandas
     from transformer_lens.model_bridge import TransformerBridge
 
 MASSIVE, RATIO = 100.0, 1000.0
@@ -62,7 +61,7 @@ class LargeActivation:
 
 
 @dataclass(frozen=True, eq=False)
-class Telemetry(Displayable):
+class Telemetry(Result):
     """Summaries per layer and head; `sparsity` is the share of MLP activations that can be zeroed per layer (empty without MLPs)."""
 
     model: str
@@ -84,27 +83,23 @@ class Telemetry(Displayable):
         """Largest activations that reach the thresholds of Sun et al. 2024."""
         return tuple(one for one in self.largest if one.massive)
 
-    def to_dataframe(self) -> pandas.DataFrame:
+    def _table(self) -> Table:
         """One row per layer."""
-        import pandas
-
         best = {one.layer: one for one in reversed(self.largest)}
         n = len(self.norm)
-        return pandas.DataFrame(
-            {
-                "layer": list(range(n)),
-                "norm": self.norm.tolist(),
-                "norm_first": self.norm_first.tolist(),
-                "largest": [best[layer].value for layer in range(n)],
-                "ratio_to_median": [best[layer].ratio for layer in range(n)],
-                "position": [best[layer].position for layer in range(n)],
-                "dimension": [best[layer].dimension for layer in range(n)],
-                "mean_sink": self.sink.mean(dim=1).tolist(),
-                "max_sink": self.sink.amax(dim=1).tolist(),
-                "entropy": self.entropy.mean(dim=1).tolist(),
-                "sparsity": [*self.sparsity, *[float("nan")] * (n - len(self.sparsity))],
-            }
-        )
+        return {
+            "layer": list(range(n)),
+            "norm": self.norm.tolist(),
+            "norm_first": self.norm_first.tolist(),
+            "largest": [best[layer].value for layer in range(n)],
+            "ratio_to_median": [best[layer].ratio for layer in range(n)],
+            "position": [best[layer].position for layer in range(n)],
+            "dimension": [best[layer].dimension for layer in range(n)],
+            "mean_sink": self.sink.mean(dim=1).tolist(),
+            "max_sink": self.sink.amax(dim=1).tolist(),
+            "entropy": self.entropy.mean(dim=1).tolist(),
+            "sparsity": [*self.sparsity, *[float("nan")] * (n - len(self.sparsity))],
+        }
 
     def __str__(self) -> str:
         found = (

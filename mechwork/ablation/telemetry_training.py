@@ -7,20 +7,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .. import bundled
-from ..display import Displayable
 from ..errors import InputError
 from ..models.load import load_model
 from ..provenance import Provenance, build_provenance
+from ..result import Result, Table
 from ..tasks.task import Task
 from .telemetry import Telemetry, record_telemetry
 
 if TYPE_CHECKING:
-    import pandas
     from transformer_lens.model_bridge import TransformerBridge
 
 
 @dataclass(frozen=True, eq=False)
-class TelemetryOverTraining(Displayable):
+class TelemetryOverTraining(Result):
     """`found[i]` is the telemetry of the checkpoint after `steps[i]` steps of training."""
 
     model: str
@@ -28,17 +27,13 @@ class TelemetryOverTraining(Displayable):
     found: tuple[Telemetry, ...]
     provenance: Provenance
 
-    def to_dataframe(self) -> pandas.DataFrame:
-        """One row per checkpoint and layer: what `Telemetry.to_dataframe` has, beside `step` and `perplexity`."""
-        import pandas
-
-        frames = []
-        for step, one in zip(self.steps, self.found, strict=True):
-            frame = one.to_dataframe()
-            frame.insert(0, "step", step)
-            frame.insert(1, "perplexity", one.perplexity)
-            frames.append(frame)
-        return pandas.concat(frames, ignore_index=True)
+    def _table(self) -> Table:
+        """One row per checkpoint and layer: what `Telemetry` has, beside `step` and `perplexity`."""
+        return [
+            {"step": step, "perplexity": one.perplexity, **row}
+            for step, one in zip(self.steps, self.found, strict=True)
+            for row in one.to_dataframe().to_dict("records")
+        ]
 
     def __str__(self) -> str:
         head = f"{'step':>6}{'layer':>6}{'perplexity':>12}{'norm':>8}{'at first':>10}{'largest':>9}{'x median':>10}{'sink':>7}{'max sink':>10}{'entropy':>9}"

@@ -56,8 +56,11 @@ class _Parser(argparse.ArgumentParser):
         super().error(message)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of all verbs; each verb's file adds its own arguments."""
+def build_parser(only: str | None = None) -> argparse.ArgumentParser:
+    """The parser of all verbs; each verb's file adds its own arguments.
+
+    With `only`, that verb's file alone is imported (``""``: none), so that help is there before anything heavy is.
+    """
     parser = _Parser(
         prog="mechwork",
         description="Find, test and draw circuits in language models.",
@@ -66,6 +69,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")
     for name, what in VERBS.items():
+        if only is not None and name != only:
+            verbs.add_parser(name, help=what)
+            continue
         verb = importlib.import_module(f".{name}", __package__)
         sub = verbs.add_parser(
             name, help=what, description=verb.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -78,8 +84,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported: idle threads sleep, not spin
+    said = list(sys.argv[1:] if argv is None else argv)
     try:
-        args = build_parser().parse_args(argv)
+        args = build_parser(next((word for word in said if not word.startswith("-")), "")).parse_args(said)
     except SystemExit as stop:  # argparse has printed help or usage
         return stop.code if isinstance(stop.code, int) else USAGE
     if args.version:
@@ -88,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"mechwork {version('mechwork')}")
         return OK
     if args.verb is None:
-        build_parser().print_help(sys.stderr)
+        build_parser("").print_help(sys.stderr)
         return USAGE
     console = Console(json=args.json, verbosity=-1 if args.quiet else args.verbose)
     try:

@@ -14,6 +14,7 @@ from typing import Any
 
 from .. import bundled
 from ..errors import ArtefactError
+from ..files import read_json
 from .console import Console
 
 POINT = 0.01
@@ -52,7 +53,7 @@ def _measure(name: str, folder: Path, console: Console) -> dict[str, float]:
     """Accuracies, measured again; a card that promises more or less by over a point is refused."""
     from ..zoo.export import remeasure
 
-    promised = bundled.read_json(folder / "card.json")["test"]
+    promised = read_json(folder / "card.json")["test"]
     with console.step(f"measuring {name}"):
         found = {task: score.accuracy for task, score in remeasure(folder).items()}
     for task, accuracy in found.items():
@@ -88,7 +89,7 @@ def _list(names: list[str], console: Console) -> None:
 
 def _row(name: str) -> dict[str, Any]:
     folder = bundled.verified_model(name)
-    card = bundled.read_json(folder / "card.json")
+    card = read_json(folder / "card.json")
     return {
         "name": name,
         "architecture": card["architecture"],

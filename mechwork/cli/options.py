@@ -157,11 +157,11 @@ def open_own_text(args: argparse.Namespace, model: Any, seed: int = 0) -> Any:
 
 def check_training_folder(out: Path, again: str, *, resume: bool) -> None:
     """Raises `InputError` for resuming where there is no checkpoint, or beginning where something is; `again` is how to go on."""
-    from ..checkpoint import STATE
+    from ..checkpoint import has_checkpoint
 
-    has_checkpoint = (out / STATE).is_file()
-    if resume and not has_checkpoint:
+    resumable = has_checkpoint(out)
+    if resume and not resumable:
         raise InputError(f"--resume goes on from a checkpoint, and {out} has none. Leave --resume out to begin.")
     if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        remedy = f"Go on with: {again}" if has_checkpoint else "Choose another --out."
+        remedy = f"Go on with: {again}" if resumable else "Choose another --out."
         raise InputError(f"{out} exists and is not overwritten. {remedy}")

@@ -39,18 +39,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> None:
     """Train, and export the model when the recipe is finished."""
+    from ..checkpoint import has_checkpoint
     from ..zoo.export import export
     from ..zoo.recipe import find_recipe
-    from ..zoo.train import STATE, train
+    from ..zoo.train import train
 
     recipe = find_recipe(args.recipe)
     out = args.out or Path("runs") / recipe.name
     again = f"mechwork train {recipe.name} --out {out} --resume"
-    has_checkpoint = (out / STATE).is_file()
-    if args.resume and not has_checkpoint:
+    resumable = has_checkpoint(out)
+    if args.resume and not resumable:
         raise InputError(f"--resume goes on from a checkpoint, and {out} has none. Leave --resume out to begin.")
     if not args.resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        remedy = f"Go on with: {again}" if has_checkpoint else "Choose another --out."
+        remedy = f"Go on with: {again}" if resumable else "Choose another --out."
         raise InputError(f"{out} exists and is not overwritten. {remedy}")
     try:
         with console.step(f"training {recipe.name}") as line:

@@ -17,19 +17,19 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..display import Displayable, Readable
+from ..display import Readable
 from ..errors import InputError
 from ..interventions import Chosen, Value, Write, intervene
 from ..models.anatomy import ModelAnatomy
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
+from ..result import Result
 from ..runs.record import Baseline, metric_of, read_columns, record_run
 from ..sites import SITE_KINDS, SQUARE_KINDS, Site, site_kind
 from ..tasks.task import Task
 from .match import check_same
 
 if TYPE_CHECKING:
-    import pandas
     from transformer_lens.model_bridge import TransformerBridge
 
 
@@ -44,7 +44,7 @@ class AcrossRow(Readable):
 
 
 @dataclass(frozen=True, eq=False)
-class AcrossModels(Displayable):
+class AcrossModels(Result):
     """Rows in the order of the sites; `baseline`: host as corrupt, donor as clean."""
 
     rows: tuple[AcrossRow, ...]
@@ -52,20 +52,6 @@ class AcrossModels(Displayable):
     position: str
     baseline: Baseline
     provenance: Provenance
-
-    def to_dataframe(self) -> pandas.DataFrame:
-        """One row per site."""
-        import pandas
-
-        return pandas.DataFrame(
-            [
-                {
-                    "site": str(row.site), "effect": row.effect, "share": row.share, "low": row.interval[0],
-                    "high": row.interval[1],
-                }
-                for row in self.rows
-            ]
-        )  # fmt: skip
 
     def best(self, n: int = 5) -> tuple[AcrossRow, ...]:
         """The rows with the largest share."""

@@ -23,12 +23,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..display import Displayable
 from ..errors import InputError
 from ..lenses import Readout
 from ..models.anatomy import device_of
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
+from ..result import Result, Table, table_rows
 from ..runs.record import read_columns, record_run
 from ..sites import SITE_KINDS
 from ..tasks.pairs import PromptPairs
@@ -37,7 +37,6 @@ from .match import check_same
 from .noise import distinct_parameters, weight_distances, with_noise
 
 if TYPE_CHECKING:
-    import pandas
     from transformer_lens.model_bridge import TransformerBridge
 
 STREAM = "resid_post"
@@ -65,7 +64,7 @@ class DivergenceRow:
 
 
 @dataclass(frozen=True, eq=False)
-class Divergence(Displayable):
+class Divergence(Result):
     """All rows, in the order of the layers; `metric` and `accuracy` are (A, B) on the task."""
 
     rows: tuple[DivergenceRow, ...]
@@ -96,15 +95,9 @@ class Divergence(Displayable):
         rows = self.of(STREAM)
         return next((r.layer for r in rows if r.kl is not None and r.null_kl is not None and r.kl > r.null_kl), None)
 
-    def to_dataframe(self) -> pandas.DataFrame:
+    def _table(self) -> Table:
         """One row per layer and kind."""
-        import pandas
-
-        rows = [
-            {**vars(row), "low": row.interval[0], "high": row.interval[1], "over_null": row.over_null}
-            for row in self.rows
-        ]
-        return pandas.DataFrame(rows).drop(columns="interval")
+        return table_rows(self.rows, "over_null")
 
     def __str__(self) -> str:
         a, b = self.names

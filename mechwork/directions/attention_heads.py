@@ -16,6 +16,7 @@ import torch
 from ..errors import InputError
 from ..interventions import intervene, reweigh_attention
 from ..models.anatomy import device_of
+from ..names import head_name
 from ..runs.record import check_task, metric_of
 from ..tasks.task import Task
 
@@ -51,7 +52,7 @@ def rank_attention_heads(
     pairs = (task.pairs.corrupt_as_host() if corrupt else task.pairs).to(device_of(model))
     if span not in pairs.spans:
         raise InputError(f"task {task.name!r} has the spans {', '.join(pairs.spans) or '(none)'}; got {span!r}")
-    every = [f"a{layer}.h{head}" for layer in range(anatomy.n_layers) for head in range(anatomy.n_heads)]
+    every = [head_name(layer, head) for layer in range(anatomy.n_layers) for head in range(anatomy.n_heads)]
     with torch.no_grad():
         plain = float(metric_of(model, task, pairs).mean())
         found = []

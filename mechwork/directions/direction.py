@@ -7,19 +7,19 @@ difference of means, so that adding v once moves the mean of the one class to th
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from ..artefact import read_artefact, write_artefact
 from ..display import Readable
-from ..errors import ArtefactError, InputError
+from ..encoding import Decoder
+from ..errors import InputError
+from ..files import reading
 from ..models.anatomy import check_ready
 from ..models.identity import identify_model
 from ..provenance import Provenance, stable
@@ -53,6 +53,10 @@ class Direction(Readable):
 
     def __post_init__(self) -> None:
         check_vector_site(self.site)
+        if self.vector.ndim != 1 or (self.centre is not None and self.centre.shape != self.vector.shape):
+            raise InputError(
+                f"a direction is one vector [d], as is its centre; {self.name!r} has {tuple(self.vector.shape)}"
+            )
         if not bool(self.vector.isfinite().all()) or not float(self.vector.double().norm()) > 0:
             raise InputError(
                 f"a direction must be finite and of positive length; {self.name!r} has zeros, NaN or infinity"
@@ -136,33 +140,20 @@ class Direction(Readable):
 
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file, everything but the vector in its header. Returns the path."""
-        path = Path(path).with_suffix(".safetensors")
         facts = {
             "site": [self.site.kind, self.site.layer, self.site.head], "boundary": self.boundary, "low": self.low,
             "high": self.high, "name": self.name, "provenance": stable(self.provenance),
         }  # fmt: skip
-        header = {"what": WHAT, "format": str(FORMAT), "facts": json.dumps(facts)}
         tensors = {"vector": self.vector} | ({} if self.centre is None else {"centre": self.centre})
-        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, path, metadata=header)
-        return path
+        return write_artefact(Path(path).with_suffix(".safetensors"), WHAT, facts, tensors, version=FORMAT)
 
     @classmethod
     def load(cls, path: str | Path) -> Direction:
-        """Read what `save` wrote; raises `ArtefactError` for another kind of file or a newer format."""
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                header = file.metadata() or {}
-                vector = file.get_tensor("vector") if header.get("what") == WHAT else None
-                centre = file.get_tensor("centre") if "centre" in set(file.keys()) else None
-        except (SafetensorError, OSError) as error:
-            raise ArtefactError(f"{path} is no safetensors file of a direction: {error}") from error
-        if vector is None or int(header["format"]) > FORMAT:
-            raise ArtefactError(
-                f"{path} is not a direction of format <= {FORMAT}; it says {header.get('what')}, {header.get('format')}"
-            )
-        facts = json.loads(header["facts"])
-        site = Site(*facts.pop("site"))
-        return cls(vector, site, **facts, centre=centre)
+        """Read what `save` wrote; raises `ArtefactError` for another kind of file, damaged or newer ones."""
+        found = read_artefact(path, WHAT, version=FORMAT)
+        with reading(path, WHAT):
+            facts = {**found.facts, "site": dict(zip(("kind", "layer", "head"), found.facts["site"], strict=True))}
+            return Decoder(found.tensors).build(cls, facts | {name: name for name in found.tensors})
 
     def __str__(self) -> str:
         return f"{self.name} at {self.site}: length {self.norm:.4g}, boundary {self.boundary:.4g} between {self.low:.4g} and {self.high:.4g}"

@@ -30,6 +30,7 @@ from ..models.anatomy import check_ready, device_of
 from ..models.borrow import hooked
 from ..models.identity import identify_model
 from ..provenance import build_provenance
+from ..result import Result
 from ..runs.writes import head_writes
 from ..sites import Site, hook_name
 from .demonstrations import Demonstrations
@@ -37,7 +38,6 @@ from .direction import Direction
 from .select import LayerChoice
 
 if TYPE_CHECKING:
-    import pandas
     from transformer_lens.model_bridge import TransformerBridge
 
 ENOUGH = 0.9
@@ -221,7 +221,7 @@ class FunctionVectorRow:
 
 
 @dataclass(frozen=True)
-class FunctionVectorTest:
+class FunctionVectorTest(Result):
     """A function vector on held-out prompts, beside nothing, other heads' vectors and random directions, all as long."""
 
     rows: tuple[FunctionVectorRow, ...]
@@ -233,12 +233,6 @@ class FunctionVectorTest:
             known = sorted({f"{row.prompts!r}, {row.put_in!r}" for row in self.rows})
             raise InputError(f"no row of {prompts!r} and {put_in!r}; there are {'; '.join(known)}")
         return max(found)
-
-    def to_dataframe(self) -> pandas.DataFrame:
-        """One row per kind of prompts, vector and strength."""
-        import pandas
-
-        return pandas.DataFrame([vars(row) for row in self.rows])
 
     def __str__(self) -> str:
         return self.to_dataframe().to_string(index=False, float_format="%.3f".__mod__)

@@ -28,12 +28,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..errors import InputError, MetricError, UnknownNameError
+from ..result import Result, Table, table_rows
 from ..sites import Site
 from .examples import Examples, record_positions
 from .fit import PENALTY, by_lot, fit_probe
 
 if TYPE_CHECKING:
-    import pandas
     from transformer_lens.model_bridge import TransformerBridge
 
 HIDDEN = 32
@@ -190,7 +190,7 @@ class ProbeRow:
 
 
 @dataclass(frozen=True)
-class ProbeStudy:
+class ProbeStudy(Result):
     """Probes of several kinds at several sites."""
 
     rows: tuple[ProbeRow, ...]
@@ -205,13 +205,9 @@ class ProbeStudy:
             f"no row of {kind!r} at {site}; there are {', '.join(f'{r.kind} at {r.site}' for r in self.rows)}"
         )
 
-    def to_dataframe(self) -> pandas.DataFrame:
+    def _table(self) -> Table:
         """One row per site and kind."""
-        import pandas
-
-        return pandas.DataFrame(
-            [{**vars(row), "site": str(row.site), "selectivity": row.selectivity} for row in self.rows]
-        )
+        return table_rows(self.rows, "selectivity")
 
     def __str__(self) -> str:
         head = f"balanced accuracy on groups neither fitted nor calibrated on; control: labels by lot for every {self.control_of}"

@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import InputError, UnknownNameError
+from ..result import Result
 from ..sites import Site
 from ..tasks.task import Task
 from .direction import Direction
@@ -29,7 +30,6 @@ from .examples import Examples, record_examples
 from .fit import FITS, fit_axis, fit_recorded
 
 if TYPE_CHECKING:
-    import pandas
     from transformer_lens.model_bridge import TransformerBridge
 
 RELABELLED = (0.05, 0.1, 0.2, 0.3)
@@ -48,7 +48,7 @@ class StabilityRow:
 
 
 @dataclass(frozen=True)
-class Stability:
+class Stability(Result, what="direction stability"):
     """All refits of one direction."""
 
     rows: tuple[StabilityRow, ...]
@@ -61,12 +61,6 @@ class Stability:
         if not found:
             raise UnknownNameError("change", change, sorted({row.change for row in self.rows}))
         return found
-
-    def to_dataframe(self) -> pandas.DataFrame:
-        """One row per refit."""
-        import pandas
-
-        return pandas.DataFrame([vars(row) for row in self.rows])
 
     def __str__(self) -> str:
         lines = [f"{self.direction} at {self.site}", f"{'change':<14}{'refits':>8}{'cosine, mean and least':>26}{'boundary shift, largest':>26}{'accuracy, mean':>17}"]  # fmt: skip

@@ -15,11 +15,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..display import Displayable
 from ..errors import InputError
 from ..interventions import is_replacement
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
+from ..result import Result
 from ..runs.record import check_task
 from ..shapes import Tokens
 from ..tasks.task import Task
@@ -28,7 +28,6 @@ from .direction import Direction
 from .steer import METHODS, AsFar, Strengths, Ways, steering_write
 
 if TYPE_CHECKING:
-    import pandas
     from transformer_lens.model_bridge import TransformerBridge
 
 Progress = Callable[[int, int, str], None]
@@ -54,7 +53,7 @@ class SteeringRow:
 
 
 @dataclass(frozen=True, eq=False)
-class SteeringStudy(Displayable):
+class SteeringStudy(Result):
     """All methods and strengths; `plain_...` is what the unsteered model does: accuracy on the others, perplexity, continuations."""
 
     rows: tuple[SteeringRow, ...]
@@ -83,13 +82,6 @@ class SteeringStudy(Displayable):
     def best(self, method: str, control: str = "", *, max_kl: float) -> float:
         """The largest success among strengths whose KL on other prompts is at most `max_kl`; 0 (no steering) when none is."""
         return max([0.0, *(row.success for row in self.of(method, control) if row.kl <= max_kl)])
-
-    def to_dataframe(self) -> pandas.DataFrame:
-        """One row per method, strength and control."""
-        import pandas
-
-        rows = [{**vars(row), "low": row.success_interval[0], "high": row.success_interval[1]} for row in self.rows]
-        return pandas.DataFrame(rows).drop(columns="success_interval")
 
     def __str__(self) -> str:
         corrupt, clean = self.baseline

@@ -14,7 +14,6 @@ that change.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -23,12 +22,13 @@ from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from ..artefact import read_artefact, write_artefact
 from ..display import Readable
-from ..errors import ArtefactError, InputError, MetricError
+from ..encoding import Decoder
+from ..errors import InputError, MetricError
+from ..files import reading
 from ..interventions import Columns, intervene
 from ..models.identity import weights_sha256
 from ..provenance import Provenance, stable
@@ -149,35 +149,24 @@ class WeightEdit(Readable):
 
     def save(self, path: str | Path) -> Path:
         """Write the delta as one safetensors file, everything else as JSON in its header. Returns the path."""
-        path = Path(path).with_suffix(".safetensors")
         facts = {
             "name": self.name, "base_sha256": self.base_sha256, "strength": self.strength, "provenance": stable(self.provenance),
         }  # fmt: skip
         tensors = {
-            f"{name}|{side}": getattr(change, side).detach().cpu().contiguous().clone()
+            f"{name}|{side}": getattr(change, side)
             for name, change in self.changes.items()
             for side in ("left", "right")
         }
-        save_file(tensors, path, metadata={"what": WHAT, "format": str(FORMAT), "facts": json.dumps(facts)})
-        return path
+        return write_artefact(Path(path).with_suffix(".safetensors"), WHAT, facts, tensors, version=FORMAT)
 
     @classmethod
     def load(cls, path: str | Path) -> WeightEdit:
-        """Read what `save` wrote; raises `ArtefactError` for another kind of file or a newer format."""
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                header = file.metadata() or {}
-                mine = header.get("what") == WHAT and int(header["format"]) <= FORMAT
-                tensors = {name: file.get_tensor(name) for name in set(file.keys())} if mine else {}
-        except (SafetensorError, OSError) as error:
-            raise ArtefactError(f"{path} is no safetensors file of an edit: {error}") from error
-        if not mine:
-            raise ArtefactError(
-                f"{path} is not an edit of format <= {FORMAT}; it says {header.get('what')}, {header.get('format')}"
-            )
-        names = sorted({name.partition("|")[0] for name in tensors})
-        changes = {name: LowRank(tensors[f"{name}|left"], tensors[f"{name}|right"]) for name in names}
-        return cls(changes, **json.loads(header["facts"]))
+        """Read what `save` wrote; raises `ArtefactError` for another kind of file, damaged or newer ones."""
+        found = read_artefact(path, WHAT, version=FORMAT)
+        names = sorted({name.partition("|")[0] for name in found.tensors})
+        changes = {name: {side: f"{name}|{side}" for side in ("left", "right")} for name in names}
+        with reading(path, WHAT):
+            return Decoder(found.tensors).build(cls, {**found.facts, "changes": changes})
 
     def __str__(self) -> str:
         ranks = ", ".join(f"{name} (rank {change.rank})" for name, change in self.changes.items())

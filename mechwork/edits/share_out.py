@@ -34,6 +34,7 @@ from ..display import Readable
 from ..errors import InputError, MetricError
 from ..models.anatomy import check_ready
 from ..models.identity import identify_model
+from ..names import head_name
 from ..provenance import build_provenance
 from ..sites import Site
 from .edit import LowRank, WeightEdit
@@ -142,7 +143,7 @@ def _candidates(
         d_head = int(model.cfg.d_head)
         sites = [Site("z", int(layer), head) for head in range(int(model.cfg.n_heads))]
         x = record_examples(model, examples, sites).double()
-        parts = [(f"a{layer}.h{i}", slice(i * d_head, (i + 1) * d_head)) for i in range(len(sites))]
+        parts = [(head_name(layer, i), slice(i * d_head, (i + 1) * d_head)) for i in range(len(sites))]
         x = x.permute(1, 0, 2).flatten(1)
     else:
         x = record_examples(model, examples, [Site("mlp_post", int(layer))])[0].double()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from .. import bundled
+from ..files import write_json
 from .concepts import Separability
 from .evaluate import FeatureEvaluation
 from .feature_set import FeatureSet
@@ -28,9 +28,7 @@ def export_features(
     """Write features, ``card.json`` and manifest. `measured` and `concepts` should be of the features as stored, on text that trained nothing."""
     folder = features.save(folder, dtype)
     card = build_card(features, measured, concepts, dtype)
-    bundled.write_atomically(
-        folder / CARD, lambda part: part.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
-    )
+    write_json(folder / CARD, card)
     bundled.write_manifest(folder)
     return folder
 

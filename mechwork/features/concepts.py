@@ -21,11 +21,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..directions import Examples
-from ..display import Displayable
 from ..errors import InputError
 from ..models.anatomy import device_of
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
+from ..result import Result, Table, table_rows
 from ..tasks.build import answer_token
 from ..tasks.pairs import END
 from ..tasks.task import Task
@@ -33,7 +33,6 @@ from .feature_set import FeatureSet
 from .record import record_sites
 
 if TYPE_CHECKING:
-    import pandas
     from transformer_lens.model_bridge import TransformerBridge
 
 N_BINS = 8
@@ -62,7 +61,7 @@ class PlaceSeparability:
 
 
 @dataclass(frozen=True, eq=False)
-class Separability(Displayable):
+class Separability(Result):
     """A concept at every place of a set of features."""
 
     concept: str
@@ -82,11 +81,9 @@ class Separability(Displayable):
                 return row
         raise InputError(f"no features were measured at {place}; there are {', '.join(row.place for row in self.rows)}")
 
-    def to_dataframe(self) -> pandas.DataFrame:
+    def _table(self) -> Table:
         """One row per place."""
-        import pandas
-
-        return pandas.DataFrame([{"concept": self.concept, **vars(row), "passes": row.passes} for row in self.rows])
+        return table_rows(self.rows, "passes", concept=self.concept)
 
     def __str__(self) -> str:
         lines = [

@@ -20,10 +20,10 @@ from torch import Tensor
 from ..circuits.graph.writers import require_aligned
 from ..circuits.scoring.sample import percentile_interval
 from ..circuits.testing.curves import bootstrap_faithfulness, faithfulness, resampled_faithfulness
-from ..display import Displayable
 from ..errors import InputError, MetricError
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
+from ..result import Result, Table
 from ..runs.record import check_task
 from ..shapes import PerExample
 from ..tasks.task import Task
@@ -32,14 +32,13 @@ from .feature_set import FeatureSet
 from .scores import ERRORS, FeatureScores, NodeTable, mask_of
 
 if TYPE_CHECKING:
-    import pandas
     from transformer_lens.model_bridge import TransformerBridge
 
 SIZES = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 
 
 @dataclass(frozen=True, eq=False)
-class FeatureCurves(Displayable):
+class FeatureCurves(Result):
     """Metrics ``[method, size, batch]`` of circuits of the same sizes by several methods. `sizes` are those that were asked for and exist."""
 
     methods: tuple[str, ...]
@@ -100,10 +99,8 @@ class FeatureCurves(Displayable):
         low, high = percentile_interval((areas[0] - areas[1])[:, None], level)
         return self.area(method) - self.area(other), float(low), float(high)
 
-    def to_dataframe(self) -> pandas.DataFrame:
+    def _table(self) -> Table:
         """One row per method and size."""
-        import pandas
-
         rows = []
         for method in self.methods:
             columns = zip(
@@ -117,7 +114,7 @@ class FeatureCurves(Displayable):
                 {"method": method, "n_nodes": n, "faithfulness": f, "low": low, "high": high, "random": r}
                 for n, f, (low, high), r in columns
             ]
-        return pandas.DataFrame(rows)
+        return rows
 
     def __str__(self) -> str:
         head = (

@@ -16,13 +16,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..circuits.graph.writers import require_aligned
-from ..display import Displayable
 from ..errors import InputError
 from ..interventions import Add, Write, intervene
 from ..models.anatomy import device_of
 from ..models.identity import identify_model
 from ..patching.result import check_direction
 from ..provenance import Provenance, build_provenance
+from ..result import Result, Table
 from ..runs.record import check_task, run_to_metric
 from ..sites import SITE_KINDS, Site
 from ..tasks.pairs import PromptPairs
@@ -32,12 +32,11 @@ from .record import record_features
 from .scores import FeatureScores, NodeTable
 
 if TYPE_CHECKING:
-    import pandas
     from transformer_lens.model_bridge import TransformerBridge
 
 
 @dataclass(frozen=True, eq=False)
-class FeatureEffects(Displayable):
+class FeatureEffects(Result):
     """Measured effects of some nodes, ``[batch, node]``; `names` says which."""
 
     names: tuple[str, ...]
@@ -59,11 +58,9 @@ class FeatureEffects(Displayable):
             raise InputError("a correlation needs three nodes or more whose effects and scores differ")
         return float(torch.corrcoef(both)[0, 1])
 
-    def to_dataframe(self) -> pandas.DataFrame:
+    def _table(self) -> Table:
         """One row per node, as given."""
-        import pandas
-
-        return pandas.DataFrame({"node": self.names, "effect": self.values.tolist()})
+        return {"node": self.names, "effect": self.values.tolist()}
 
     def __str__(self) -> str:
         rows = zip(self.names, self.values.tolist(), strict=True)

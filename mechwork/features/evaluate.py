@@ -22,7 +22,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..circuits.scoring.sample import bootstrap_weights, percentile_interval
-from ..display import Displayable
 from ..errors import InputError
 from ..lenses.readout import BITS
 from ..lenses.text import TextStream, forward_batches, open_text
@@ -30,6 +29,7 @@ from ..models.anatomy import device_of
 from ..models.borrow import hooked
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
+from ..result import Result, Table
 from ..shapes import Tokens
 from ..sites import hook_name
 from .activations import TopK
@@ -38,14 +38,13 @@ from .feature_set import FeatureSet
 from .record import record_sites
 
 if TYPE_CHECKING:
-    import pandas
     from transformer_lens.model_bridge import TransformerBridge
 
 ALL = "all places"
 
 
 @dataclass(frozen=True, eq=False)
-class FeatureEvaluation(Displayable):
+class FeatureEvaluation(Result):
     """One entry per place, the row of all places last in `spliced`, `random_spliced` and `flat`: surprisal in bits, summed per row of text.
 
     `plain` is that of the model itself; `n_tokens` counts positions that predict, per row. `random_*` are of the control.
@@ -85,20 +84,16 @@ class FeatureEvaluation(Displayable):
         total = self.plain[None] if what == "plain" else getattr(self, what)
         return tuple((total.sum(dim=1) / self.n_tokens.sum()).tolist())
 
-    def to_dataframe(self) -> pandas.DataFrame:
+    def _table(self) -> Table:
         """One row per place, and one of all places."""
-        import pandas
-
         nan = float("nan")
         low, high = zip(*self.intervals(), strict=True)
-        return pandas.DataFrame(
-            {
+        return {
                 "place": [*self.places, ALL], "n_features": [*self.n_features, sum(self.n_features)],
                 "unexplained": [*self.unexplained, nan], "random_unexplained": [*self.random_unexplained, nan],
                 "l0": [*self.l0, nan], "dead": [*self.dead, nan], "recovered": self.recovered, "low": low, "high": high,
                 "random_recovered": self.random_recovered, "loss_bits": self.loss("spliced"),
-            }
-        )  # fmt: skip
+            }  # fmt: skip
 
     def __str__(self) -> str:
         head = (

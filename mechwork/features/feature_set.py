@@ -6,20 +6,18 @@ belong to, provenance), the first named in the second by its sha256. Another mod
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .. import bundled
+from ..artefact import Folder, read_folder, wide, write_folder
 from ..display import Readable
-from ..errors import ArtefactError, InputError, NotFoundError
+from ..errors import ArtefactError, InputError
+from ..files import reading
 from ..lenses.fingerprint import WHAT, fingerprint
 from ..models.anatomy import ModelAnatomy, check_ready
 from ..provenance import Provenance, stable
@@ -31,8 +29,8 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 FORMAT = 1
-KIND = "mechwork features"
-TENSORS, FACTS = "features.safetensors", "features.json"
+KIND = Folder("mechwork features", "features")
+FACTS = KIND.facts
 _ORDER = (
     "embed", "resid_pre", "q", "k", "v", "z", "attn_out", "resid_mid", "mlp_in", "mlp_pre", "mlp_pre_linear", "mlp_post",
     "mlp_out", "resid_post",
@@ -126,8 +124,6 @@ class FeatureSet(Readable):
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> Path:
         """Write the two files into `folder`. Raises `InputError` for weights that overflow `dtype`."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         tensors: dict[str, Tensor] = {}
         for coder in self.coders:
             for name, tensor in coder.tensors().items():
@@ -137,10 +133,8 @@ class FeatureSet(Readable):
                         f"{name} of the features at {coder.reads} overflows {dtype}; save as torch.float32"
                     )
                 tensors[f"{coder.writes}/{name}"] = stored
-        file = folder / TENSORS
-        bundled.write_atomically(file, lambda part: save_file(tensors, str(part)))
         facts = {
-            "format": FORMAT, "what": KIND, "name": self.name, "model": self.model,
+            "name": self.name, "model": self.model,
             "coders": [
                 {
                     "reads": _site_json(c.reads), "writes": _site_json(c.writes), "activation": c.activation.name, "settings": c.activation.settings(),
@@ -148,12 +142,9 @@ class FeatureSet(Readable):
                 }
                 for c in self.coders
             ],
-            "sha256": bundled.sha256(file), "provenance": stable(self.provenance),
+            "provenance": stable(self.provenance),
         }  # fmt: skip
-        bundled.write_atomically(
-            folder / FACTS, lambda part: part.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-        )
-        return folder
+        return write_folder(Path(folder), KIND, facts, tensors, version=FORMAT)
 
     @classmethod
     def load(cls, folder: str | Path) -> FeatureSet:
@@ -161,33 +152,20 @@ class FeatureSet(Readable):
 
         Raises `NotFoundError` for a folder without features, `ArtefactError` for altered or newer files.
         """
-        folder = Path(folder)
-        if not (folder / FACTS).is_file():
-            raise NotFoundError(f"{folder} holds no features of mechwork: {FACTS} is missing")
-        facts = bundled.read_json(folder / FACTS)
-        if not isinstance(facts, dict) or facts.get("what") != KIND or int(facts.get("format", 0)) > FORMAT:
-            raise ArtefactError(f"{folder / FACTS} does not describe features of format <= {FORMAT}")
-        file = folder / TENSORS
-        if not file.is_file() or bundled.sha256(file) != facts["sha256"]:
-            raise ArtefactError(f"{file} is missing, or is not the one that {FACTS} was written with")
-        try:
-            tensors = load_file(str(file))
-        except SafetensorError as error:
-            raise ArtefactError(f"{file} is damaged: {error}") from error
-        coders = []
-        for entry in facts["coders"]:
-            writes = Site(*entry["writes"])
-            own = {n.partition("/")[2]: t.float() for n, t in tensors.items() if n.partition("/")[0] == str(writes)}
-            parts = {
-                name: own.pop(name) for name in ("W_enc", "b_enc", "W_dec", "b_dec", "b_in", "W_skip") if name in own
-            }
-            activation = build_activation(entry["activation"], own, entry["settings"])
-            coders.append(
-                SparseCoder(
-                    Site(*entry["reads"]), writes, activation=activation, **parts, provenance=entry["provenance"]
-                )
-            )
-        return cls(tuple(coders), facts["model"], facts["provenance"], facts["name"])
+        found = read_folder(Path(folder), KIND, version=FORMAT)
+        with reading(folder, KIND.what):
+            tensors = wide(found.tensors)
+            coders = tuple(_coder(entry, tensors) for entry in found.facts["coders"])
+            return cls(coders, found.facts["model"], found.facts["provenance"], found.facts["name"])
+
+
+def _coder(entry: dict[str, Any], tensors: dict[str, Tensor]) -> SparseCoder:
+    """One coder of a folder, in float32."""
+    writes = Site(*entry["writes"])
+    own = {n.partition("/")[2]: t for n, t in tensors.items() if n.partition("/")[0] == str(writes)}
+    parts = {name: own.pop(name) for name in ("W_enc", "b_enc", "W_dec", "b_dec", "b_in", "W_skip") if name in own}
+    activation = build_activation(entry["activation"], own, entry["settings"])
+    return SparseCoder(Site(*entry["reads"]), writes, activation=activation, **parts, provenance=entry["provenance"])
 
 
 def check_coder(model: TransformerBridge, anatomy: ModelAnatomy, coder: SparseCoder) -> None:

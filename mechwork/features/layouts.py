@@ -16,6 +16,7 @@ no file says so reliably. `evaluate_features` shows it as variance that is not e
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +24,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from ..bundled import read_json
+from ..artefact import read_tensors as read_tensors_of
 from ..errors import ArtefactError, InputError, NotFoundError
+from ..files import read_json
 from ..provenance import build_provenance
 from ..sites import Site, block_module, find_site
 from .activations import Activation, GatedRelu, JumpRelu, Relu, TopK
@@ -116,8 +116,8 @@ def read_tensors(file: Path) -> Tensors:
         if file.suffix == ".npz":
             with np.load(file, allow_pickle=False) as archive:
                 return {name: torch.from_numpy(np.array(archive[name])).float() for name in archive.files}
-        return {name: tensor.float() for name, tensor in load_file(str(file)).items()}
-    except (SafetensorError, ValueError, OSError) as error:
+        return {name: tensor.float() for name, tensor in read_tensors_of(file)[1].items()}
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
         raise ArtefactError(f"{file} is damaged, or no {file.suffix} file of plain tensors: {error}") from error
 
 

@@ -8,20 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..display import Displayable
 from ..errors import InputError
 from ..provenance import Provenance
+from ..result import Result, Table
 from ..runs.record import Baseline
 from .feature_set import FeatureSet
-
-if TYPE_CHECKING:
-    import pandas
 
 ERRORS = ("ranked", "cut")
 
@@ -77,7 +73,7 @@ class NodeTable:
 
 
 @dataclass(frozen=True, eq=False)
-class FeatureScores(Displayable):
+class FeatureScores(Result):
     """Estimated effects of features and errors, per pair: ``[batch, node]``; positive = the clean value raises the metric.
 
     `varies`: nodes whose value differs between the two prompts of at least one pair; all others have score 0 by definition.
@@ -114,15 +110,11 @@ class FeatureScores(Displayable):
             raise InputError(f"a circuit has at least one node; got {n_nodes}")
         return mask_of(self.nodes, self.ranking(errors)[:n_nodes])
 
-    def to_dataframe(self) -> pandas.DataFrame:
+    def _table(self) -> Table:
         """One row per node that varies, strongest first."""
-        import pandas
-
         order = self.ranking()
         spread = self.per_example.std(dim=0) / len(self.per_example) ** 0.5
-        return pandas.DataFrame(
-            {"node": [self.nodes.name(i) for i in order], "score": self.values[order].tolist(), "standard_error": spread[order].tolist()}
-        )  # fmt: skip
+        return {"node": [self.nodes.name(i) for i in order], "score": self.values[order].tolist(), "standard_error": spread[order].tolist()}  # fmt: skip
 
     def __str__(self) -> str:
         n = int(self.varies.sum())

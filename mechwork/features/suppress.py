@@ -27,12 +27,13 @@ from torch import Tensor
 
 from ..circuits.scoring.sample import bootstrap_weights, percentile_interval
 from ..directions import Examples
-from ..display import Displayable, Readable
+from ..display import Readable
 from ..errors import InputError, UnknownNameError
 from ..interventions import Replacement
 from ..models.anatomy import device_of
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
+from ..result import Result
 from ..runs.record import check_task, run_to_metric
 from ..tasks.metrics import accuracy
 from ..tasks.pairs import PromptPairs
@@ -42,7 +43,6 @@ from .feature_set import FeatureSet
 from .writes import FeatureWrite, intervene_features
 
 if TYPE_CHECKING:
-    import pandas
     from transformer_lens.model_bridge import TransformerBridge
 
 METHODS = ("mask", "partial", "posterior")
@@ -120,7 +120,7 @@ class SuppressionRow:
 
 
 @dataclass(frozen=True, eq=False)
-class SuppressionStudy(Displayable):
+class SuppressionStudy(Result):
     """All methods on one concept; `plain` is the unsuppressed model: metric and accuracy per class, and accuracy on other tasks."""
 
     concept: str
@@ -130,13 +130,6 @@ class SuppressionStudy(Displayable):
     plain: dict[str, float]
     others: tuple[str, ...]
     provenance: Provenance
-
-    def to_dataframe(self) -> pandas.DataFrame:
-        """One row per method and share."""
-        import pandas
-
-        rows = [{**vars(r), "low": r.concept_interval[0], "high": r.concept_interval[1]} for r in self.rows]
-        return pandas.DataFrame(rows).drop(columns="concept_interval")
 
     def __str__(self) -> str:
         plain = self.plain

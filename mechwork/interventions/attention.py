@@ -17,7 +17,6 @@ span of the prompt stays highlighted while text is generated after it, with a ke
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,6 +26,7 @@ from torch import Tensor
 
 from ..display import Readable
 from ..errors import InputError
+from ..names import parse_head
 from ..shapes import PositionMask
 from ..sites import Site
 from .replacements import columns_of
@@ -93,14 +93,7 @@ def reweigh_attention(
     if before_softmax and not factor > 0:
         raise InputError(f"before the softmax a factor is above 0 (its logarithm is added); got {factor}")
     made = OffsetScores(keys, math.log(factor), queries) if before_softmax else Highlight(keys, factor, queries)
-    return [Write(Site("attn_scores" if before_softmax else "pattern", *_head(name)), made) for name in heads]
-
-
-def _head(name: str) -> tuple[int, int]:
-    match = re.fullmatch(r"a(\d+)\.h(\d+)", name)
-    if match is None:
-        raise InputError(f"heads are written 'a<layer>.h<head>', e.g. 'a3.h1'; got {name!r}")
-    return int(match[1]), int(match[2])
+    return [Write(Site("attn_scores" if before_softmax else "pattern", *parse_head(name)), made) for name in heads]
 
 
 def _cells(

@@ -10,17 +10,18 @@ weights they were fitted in. Only the classes of this package are read back, by 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Sequence
+from dataclasses import is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import ArtefactError, InputError, UnknownNameError
+from ..artefact import read_artefact, write_artefact
+from ..encoding import Decoder, Encoder, register
+from ..errors import InputError, UnknownNameError
+from ..files import reading
 from ..models.identity import weights_sha256
 from ..provenance import Provenance, stable
 from ..sites import Site
@@ -30,12 +31,13 @@ from .writes import Intervention, Write
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-FORMAT = 1
+FORMAT = 2
 WHAT = "mechwork interventions"
 
 
-def _values() -> dict[str, type]:
-    """Name -> class of everything that is a value: the frozen dataclasses of these modules."""
+@cache
+def _known() -> dict[str, type]:
+    """Name -> class of everything that is a value: the frozen dataclasses of these modules, allowed in files."""
     modules = (replacements, steering, attention, curve, dosed, routing)
     found = {
         name: value
@@ -43,7 +45,9 @@ def _values() -> dict[str, type]:
         for name, value in vars(module).items()
         if isinstance(value, type) and is_dataclass(value) and value.__module__ == module.__name__
     }
-    return {**found, "Site": Site, "Write": Write}
+    for name, value in (*found.items(), ("Write", Write), ("Site", Site)):
+        register(value, name)
+    return {**found, "Write": Write, "Site": Site}
 
 
 def save_writes(path: str | Path, writes: Sequence[Intervention], provenance: Provenance | None = None) -> Path:
@@ -51,32 +55,15 @@ def save_writes(path: str | Path, writes: Sequence[Intervention], provenance: Pr
 
     Raises `InputError` for an intervention that holds something else than this package's values (a function of one's own).
     """
-    path = Path(path).with_suffix(".safetensors")
-    tensors: dict[str, Tensor] = {}
-    known = _values()
-
-    def pack(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            name = f"t{len(tensors)}"
-            tensors[name] = value.detach().cpu().contiguous().clone()
-            return {"tensor": name}
-        if known.get(type(value).__name__) is type(value):
-            return {"value": type(value).__name__, "of": {f.name: pack(getattr(value, f.name)) for f in fields(value)}}
-        if isinstance(value, tuple | list):
-            return {"list": [pack(item) for item in value]}
-        if isinstance(value, Mapping):
-            return {"map": [[pack(key), pack(item)] for key, item in value.items()]}
-        if value is None or isinstance(value, bool | int | float | str):
-            return {"plain": value}
-        raise InputError(
-            f"interventions are saved when they are made of {', '.join(sorted(known))}; a {type(value).__name__} is not one"
-        )
-
-    tree = [pack(write) for write in writes]
-    facts = {"writes": tree, "provenance": stable(provenance or {})}
-    header = {"what": WHAT, "format": str(FORMAT), "facts": json.dumps(facts)}
-    save_file(tensors, path, metadata=header)
-    return path
+    known, encoder = _known(), Encoder()
+    for write in writes:
+        if type(write) not in known.values():
+            raise InputError(
+                f"interventions are saved when they are made of {', '.join(sorted(known))}; a {type(write).__name__} is not one"
+            )
+    tree = encoder.encode(list(writes), list[Intervention])
+    facts = {"writes": tree, "not_finite": encoder.not_finite(), "provenance": stable(provenance or {})}
+    return write_artefact(Path(path).with_suffix(".safetensors"), WHAT, facts, encoder.tensors, version=FORMAT)
 
 
 def load_writes(path: str | Path, model: TransformerBridge | None = None) -> list[Intervention]:
@@ -86,40 +73,34 @@ def load_writes(path: str | Path, model: TransformerBridge | None = None) -> lis
         ArtefactError: another kind of file, a newer format, or a class that this version does not know.
         InputError: the file names other weights than the model's.
     """
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in set(file.keys())} if header.get("what") == WHAT else {}
-    except (SafetensorError, OSError) as error:
-        raise ArtefactError(f"{path} is no safetensors file of interventions: {error}") from error
-    if header.get("what") != WHAT or int(header["format"]) > FORMAT:
-        raise ArtefactError(
-            f"{path} holds no interventions of format <= {FORMAT}; it says {header.get('what')}, {header.get('format')}"
-        )
-    facts = json.loads(header["facts"])
-    mine = facts["provenance"].get("model", {}).get("weights_sha256")
+    known = _known()
+    found = read_artefact(path, WHAT, version=FORMAT)
+    with reading(path, WHAT):
+        mine = found.facts["provenance"].get("model", {}).get("weights_sha256")
+        if found.version == 1:
+            writes = [_old(tree, found.tensors, known) for tree in found.facts["writes"]]
+        else:
+            decoder = Decoder(found.tensors, found.facts["not_finite"])
+            writes = decoder.decode(list[Intervention], found.facts["writes"], "writes")
     if model is not None and mine is not None and mine != weights_sha256(model):
         raise InputError(
             f"{path} belongs to another model: weights sha256 {mine[:12]}..., this model has {weights_sha256(model)[:12]}.... "
             "Load it without a model to use it all the same"
         )
-    known = _values()
+    return writes
 
-    def unpack(tree: Any) -> Any:
-        (kind,) = set(tree) & {"tensor", "value", "list", "map", "plain"}
-        if kind == "tensor":
-            return tensors[tree["tensor"]]
-        if kind == "list":
-            return tuple(unpack(item) for item in tree["list"])
-        if kind == "map":
-            return {unpack(key): unpack(item) for key, item in tree["map"]}
-        if kind == "plain":
-            return tree["plain"]
-        if tree["value"] not in known:
-            raise UnknownNameError("kind of intervention", tree["value"], known)
-        return known[tree["value"]](**{name: unpack(item) for name, item in tree["of"].items()})
 
-    try:
-        return [unpack(tree) for tree in facts["writes"]]
-    except (KeyError, TypeError, ValueError, UnknownNameError) as error:
-        raise ArtefactError(f"{path} cannot be read back: {error}") from error
+def _old(tree: Any, tensors: dict[str, Tensor], known: dict[str, type]) -> Any:
+    """A value in a file of release 0.1."""
+    (kind,) = set(tree) & {"tensor", "value", "list", "map", "plain"}
+    if kind == "tensor":
+        return tensors[tree["tensor"]]
+    if kind == "list":
+        return tuple(_old(item, tensors, known) for item in tree["list"])
+    if kind == "map":
+        return {_old(key, tensors, known): _old(item, tensors, known) for key, item in tree["map"]}
+    if kind == "plain":
+        return tree["plain"]
+    if tree["value"] not in known:
+        raise UnknownNameError("kind of intervention", tree["value"], known)
+    return known[tree["value"]](**{name: _old(item, tensors, known) for name, item in tree["of"].items()})

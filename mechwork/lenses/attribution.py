@@ -30,6 +30,7 @@ from ..errors import InputError
 from ..models.anatomy import ModelAnatomy, Norm, block_norm, check_ready, final_norm
 from ..models.borrow import hooked
 from ..models.identity import identify_model
+from ..names import head_name
 from ..provenance import build_provenance
 from ..sites import FINAL_NORM, Site, hook_name
 from ..tasks.pairs import ABSENT
@@ -263,7 +264,7 @@ def _attention(
         v = norm.centre(norm.gain * v) / norm.scale(total)
     read = torch.einsum("bd,hed->bhe", v, weight)
     for head, value in enumerate((z * read).sum(dim=-1).unbind(dim=1)):
-        terms.values[f"a{layer}.h{head}"] = value
+        terms.values[head_name(layer, head)] = value
     if b_O is not None:
         terms.add(f"a{layer}.bias", b_O, v)
     if not sources:

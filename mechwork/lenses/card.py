@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from .. import bundled
+from ..files import write_text
 from .evaluate import LensEvaluation
 from .tuned import TunedLens
 
@@ -18,9 +19,7 @@ def export_lens(
 ) -> Path:
     """Write lens, card and manifest into `folder`. `measured` should be of the lens as it is stored, on rows that nothing was chosen by."""
     folder = lens.save(folder, dtype)
-    bundled.write_atomically(
-        folder / CARD, lambda part: part.write_text(render_card(lens, measured, dtype), encoding="utf-8")
-    )
+    write_text(folder / CARD, render_card(lens, measured, dtype))
     bundled.write_manifest(folder)
     return folder
 

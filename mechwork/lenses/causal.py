@@ -28,8 +28,10 @@ from ..errors import InputError
 from ..interventions import Write, intervene
 from ..models.anatomy import ModelAnatomy, final_norm, read_anatomy
 from ..models.identity import identify_model
+from ..names import parse_place
 from ..patching.result import pearson
 from ..provenance import Provenance, build_provenance
+from ..result import Result, Table
 from ..sites import Site
 from .lens import Lens
 from .prompts import Prompts
@@ -38,7 +40,6 @@ from .states import RESIDUAL, record_states
 from .text import TextStream, forward_batches, open_text
 
 if TYPE_CHECKING:
-    import pandas
     from transformer_lens.model_bridge import TransformerBridge
 
 ITERATIONS = 60
@@ -57,7 +58,7 @@ class CausalBasis(Readable):
 
 
 @dataclass(frozen=True, eq=False)
-class StimulusResponse(Readable):
+class StimulusResponse(Result):
     """Per direction: cosine of stimulus and response, influence on the lens and on the model in bits; and for random directions."""
 
     place: str
@@ -75,23 +76,17 @@ class StimulusResponse(Readable):
         ranks = [x.argsort().argsort().double() for x in (self.on_lens, self.on_model)]
         return pearson(*ranks)
 
-    def to_dataframe(self) -> pandas.DataFrame:
+    def _table(self) -> Table:
         """One row per direction, the random ones last."""
-        import pandas
-
-        tables = [
-            {
-                "direction": [f"{name} {i + 1}" for i in range(len(a))],
-                "alignment": a.tolist(),
-                "on_lens_bits": x.tolist(),
-                "on_model_bits": y.tolist(),
-            }
-            for name, a, x, y in (
-                ("causal", self.alignment, self.on_lens, self.on_model),
-                ("random", self.random_alignment, self.random_on_lens, self.random_on_model),
-            )
+        parts = (
+            ("causal", self.alignment, self.on_lens, self.on_model),
+            ("random", self.random_alignment, self.random_on_lens, self.random_on_model),
+        )
+        return [
+            {"direction": f"{name} {i + 1}", "alignment": a, "on_lens_bits": x, "on_model_bits": y}
+            for name, *columns in parts
+            for i, (a, x, y) in enumerate(zip(*(column.tolist() for column in columns), strict=True))
         ]
-        return pandas.concat([pandas.DataFrame(table) for table in tables], ignore_index=True)
 
     def __str__(self) -> str:
         lines = [
@@ -203,8 +198,7 @@ def align_stimulus_response(
 
     The model is ablated at all positions of the place at once. Cost: ``2 k + 1`` forwards and readings.
     """
-    kind, layer = basis.place.split(".")
-    site = Site(kind, int(layer))
+    site = parse_place(basis.place).site
     anatomy = _check(model, lens, site)
     batches, facts = _batches(model, text, n_rows)
     generator = torch.Generator().manual_seed(seed)

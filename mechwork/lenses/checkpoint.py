@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..checkpoint import Checkpoint
+from ..checkpoint import FILE, WHAT, Checkpoint
+from ..files import reading
 
 if TYPE_CHECKING:
     from .train import _Run, _Work
@@ -34,7 +35,10 @@ def save_run(keeper: Checkpoint, run: _Run) -> None:
 def load_run(keeper: Checkpoint, work: _Work) -> _Run | None:
     """The run that was saved, or None; raises `ArtefactError` for another run's checkpoint, or damaged files."""
     kept = keeper.load()
-    return None if kept is None else _restore(work, kept[1], kept[0])
+    if kept is None:
+        return None
+    with reading(keeper.folder / FILE, WHAT):
+        return _restore(work, kept[1], kept[0])
 
 
 def _restore(work: _Work, state: dict[str, Any], tensors: dict[str, torch.Tensor]) -> _Run:

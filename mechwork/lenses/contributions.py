@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..display import Displayable
 from ..errors import InputError
+from ..names import head_name
 from ..patching.statistics import bootstrap_interval
 from ..provenance import Provenance
-
-if TYPE_CHECKING:
-    import pandas
+from ..result import Result, Table
 
 
 @dataclass(frozen=True, eq=False)
-class LogitAttribution(Displayable):
+class LogitAttribution(Result):
     """Shares of `quantity` per prompt, ``per_example[batch, term]``, in logits; their sum is `total` up to rounding.
 
     Terms: ``embed``, ``pos_embed``, ``a0.h1``, ``a0.bias``, ``m0``, ``m0.bias``, ``norm bias``, ``unembed bias`` (those the model has).
@@ -83,16 +80,14 @@ class LogitAttribution(Displayable):
         found = cells.abs().flatten().topk(min(k, cells.numel())).indices
         places = torch.stack(torch.unravel_index(found, cells.shape), dim=1).tolist()
         return [
-            (f"a{layer}.h{head}", pos, self.tokens[row][pos], float(cells[layer, head, pos]))
+            (head_name(layer, head), pos, self.tokens[row][pos], float(cells[layer, head, pos]))
             for layer, head, pos in places
         ]
 
-    def to_dataframe(self) -> pandas.DataFrame:
+    def _table(self) -> Table:
         """One row per term: its mean share over prompts, and its standard deviation over them."""
-        import pandas
-
         spread = self.per_example.std(dim=0, correction=0).tolist()
-        return pandas.DataFrame({"term": self.terms, "share": self.values.tolist(), "std": spread})
+        return {"term": self.terms, "share": self.values.tolist(), "std": spread}
 
     def __str__(self) -> str:
         cap = ", before the soft cap" if self.before_cap else ""

@@ -20,25 +20,24 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..display import Displayable
 from ..errors import InputError, UnknownNameError
 from ..models.anatomy import block_norm, final_norm, mlp_norm_name, read_anatomy
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
+from ..result import Result, Table
 from ..sites import Site
 from .lens import LOGIT_LENS, Lens
 from .prompts import one_token, token_text
 from .readout import Readout
 
 if TYPE_CHECKING:
-    import pandas
     from transformer_lens.model_bridge import TransformerBridge
 
 WEIGHTS = ("OV", "OV_in", "W_in", "W_out")
 
 
 @dataclass(frozen=True, eq=False)
-class DirectionReading(Displayable):
+class DirectionReading(Result):
     """Per direction: the `k` tokens raised most and lowered most, with their effects in logits."""
 
     names: tuple[str, ...]
@@ -63,17 +62,14 @@ class DirectionReading(Displayable):
         found = [(name, dict(self.words(i, lowered=lowered)).get(text)) for i, name in enumerate(self.names)]
         return sorted(((name, value) for name, value in found if value is not None), key=lambda pair: -abs(pair[1]))
 
-    def to_dataframe(self) -> pandas.DataFrame:
+    def _table(self) -> Table:
         """One row per direction and token."""
-        import pandas
-
-        rows = [
+        return [
             {"direction": name, "end": end, "order": order, "token": text, "logits": value}
             for i, name in enumerate(self.names)
             for end in ("raised", "lowered")
             for order, (text, value) in enumerate(self.words(i, lowered=end == "lowered"))
         ]
-        return pandas.DataFrame(rows)
 
     def __str__(self) -> str:
         lines = [f"{self.lens}: tokens raised / lowered"]

@@ -22,11 +22,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..display import Displayable
 from ..errors import InputError
 from ..models.anatomy import read_anatomy
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
+from ..result import Result, Table
 from .distil import divergences
 from .lens import Lens
 from .readout import BITS, Readout
@@ -34,7 +34,6 @@ from .states import lens_sites, record_states
 from .text import Row, TextStream, forward_batches, open_text
 
 if TYPE_CHECKING:
-    import pandas
     from transformer_lens.model_bridge import TransformerBridge
 
 FORWARD_TOKENS = 4096
@@ -42,7 +41,7 @@ COLUMNS = ("kl", "logit_kl", "ce", "logit_ce", "top1", "logit_top1")
 
 
 @dataclass(frozen=True, eq=False)
-class LensEvaluation(Displayable):
+class LensEvaluation(Result):
     """Sums over positions per row of text: ``sums[column][row, place]``; `n` positions per row (for ``ce``: `n_next`)."""
 
     lens: str
@@ -79,17 +78,15 @@ class LensEvaluation(Displayable):
         means = (weights @ sums) / (weights @ self._counts(column))[:, None]
         return means.quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64), dim=0)
 
-    def to_dataframe(self) -> pandas.DataFrame:
+    def _table(self) -> Table:
         """One row per place: every mean, with the intervals of kl, ce and gain."""
-        import pandas
-
         columns: dict[str, Any] = {"place": self.places}
         for name in (*COLUMNS, "gain"):
             columns[name] = self.mean(name).tolist()
             if name in ("kl", "ce", "gain"):
                 low, high = self.interval(name)
                 columns |= {f"{name}_low": low.tolist(), f"{name}_high": high.tolist()}
-        return pandas.DataFrame(columns)
+        return columns
 
     def __str__(self) -> str:
         low, high = self.interval("kl")

@@ -19,13 +19,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..display import Displayable, Readable
+from ..display import Readable
 from ..errors import InputError
 from ..interventions import Value, Write, intervene
 from ..models.anatomy import device_of, final_norm, read_anatomy
 from ..models.identity import identify_model
 from ..patching.statistics import bootstrap_interval
 from ..provenance import Provenance, build_provenance
+from ..result import Result, Table
 from ..sites import Site
 from .fingerprint import fingerprint, require_same
 from .lens import Lens
@@ -36,7 +37,6 @@ from .text import TextStream, forward_batches, open_text
 from .translators import Full, Moments, Parts, translate
 
 if TYPE_CHECKING:
-    import pandas
     from transformer_lens.model_bridge import TransformerBridge
 
 ROWS = 64
@@ -208,7 +208,7 @@ def fit_future_lens(
 
 
 @dataclass(frozen=True, eq=False)
-class DecoderComparison(Displayable):
+class DecoderComparison(Result):
     """``surprisal[decoder, place, state]`` in bits of the text's token `ahead` positions after the next one, and whether it came first."""
 
     decoders: tuple[str, ...]
@@ -218,12 +218,10 @@ class DecoderComparison(Displayable):
     ahead: int
     provenance: Provenance
 
-    def to_dataframe(self) -> pandas.DataFrame:
+    def _table(self) -> Table:
         """One row per decoder and place, with a bootstrap interval of the surprisal."""
-        import pandas
-
         low, high = bootstrap_interval(self.surprisal.permute(2, 0, 1).contiguous(), n=500)
-        rows = [
+        return [
             {
                 "decoder": name, "place": place, "surprisal_bits": float(self.surprisal[i, j].mean()), "low": float(low[i, j]), "high": float(high[i, j]),
                 "first": float(self.first[i, j].mean()),
@@ -231,7 +229,6 @@ class DecoderComparison(Displayable):
             for i, name in enumerate(self.decoders)
             for j, place in enumerate(self.places)
         ]  # fmt: skip
-        return pandas.DataFrame(rows)
 
     def __str__(self) -> str:
         head = f"surprisal in bits (share ranked first) of the token {self.ahead + 1} ahead, {self.surprisal.shape[-1]} states"

@@ -26,11 +26,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..display import Displayable
 from ..errors import InputError
 from ..models.anatomy import Norm, block_norm, device_of, final_norm, read_anatomy, read_norm
 from ..models.identity import identify_model
+from ..names import head_name
 from ..provenance import Provenance, build_provenance
+from ..result import Result, Table
 from ..sites import Site
 from ..tasks.build import prepends_bos
 from .prompts import one_token, token_text
@@ -38,7 +39,6 @@ from .readout import Readout
 from .states import record_states
 
 if TYPE_CHECKING:
-    import pandas
     from transformer_lens.model_bridge import TransformerBridge
 
 BATCH = 512
@@ -46,7 +46,7 @@ BATCH = 512
 
 
 @dataclass(frozen=True, eq=False)
-class HeadCircuits(Displayable):
+class HeadCircuits(Result):
     """Token-token tables of one head over `tokens`, and its scores over the whole vocabulary (see the module's table)."""
 
     head: str
@@ -69,17 +69,14 @@ class HeadCircuits(Displayable):
         """What the three shares are for a head without any preference."""
         return self.k / self.d_vocab
 
-    def to_dataframe(self) -> pandas.DataFrame:
+    def _table(self) -> Table:
         """One row per pair of tokens."""
-        import pandas
-
         names = [self.texts[i] for i in self.tokens.tolist()]
-        rows = [
+        return [
             {"source": a, "other": b, "ov": float(self.ov[i, j]), "qk": float(self.qk[i, j])}
             for i, a in enumerate(names)
             for j, b in enumerate(names)
         ]
-        return pandas.DataFrame(rows)
 
     def __str__(self) -> str:
         lines = [
@@ -130,10 +127,10 @@ def read_head(
     copies, suppresses, predicted_share = (counts / n).tolist()
     shown = torch.cat([top.flatten(), bottom.flatten(), ids]).unique().tolist()
     return HeadCircuits(
-        head=f"a{layer}.h{head}", tokens=ids, ov=rows[:, ids].cpu(), qk=(query[ids] @ keys[ids].T).cpu(), top_ids=top, bottom_ids=bottom,
+        head=head_name(layer, head), tokens=ids, ov=rows[:, ids].cpu(), qk=(query[ids] @ keys[ids].T).cpu(), top_ids=top, bottom_ids=bottom,
         copying=float(eigenvalues.real.sum() / eigenvalues.abs().sum().clamp(min=1e-300)), copies=copies, suppresses=suppresses,
         attends_to_predicted=predicted_share, k=k, d_vocab=n, texts={i: token_text(model, i) for i in shown},
-        provenance=build_provenance(method="head circuits", head=f"a{layer}.h{head}", model=identify_model(model)),
+        provenance=build_provenance(method="head circuits", head=head_name(layer, head), model=identify_model(model)),
     )  # fmt: skip
 
 

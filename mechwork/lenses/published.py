@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from ..bundled import read_json
+from ..artefact import read_tensors
 from ..errors import ArtefactError, NotFoundError
+from ..files import read_object
 from ..models.anatomy import read_anatomy
 from ..provenance import build_provenance
 from .archive import read_archive
@@ -41,7 +40,7 @@ def import_lens(model: TransformerBridge, folder: str | Path, *, check_unembeddi
     config_file = folder / "config.json"
     if not config_file.is_file():
         raise NotFoundError(f"{folder} holds no published lens: config.json is missing")
-    config: dict[str, Any] = read_json(config_file)
+    config = read_object(config_file)
     anatomy = read_anatomy(model)
     name = config.get("base_model_name_or_path", "an unnamed model")
     layers = config.get("num_hidden_layers", config.get("num_layers"))
@@ -87,10 +86,7 @@ def unembedding_text_hash(model: TransformerBridge) -> str:
 def _tensors(folder: Path) -> dict[str, Tensor]:
     safe = folder / "params.safetensors"
     if safe.is_file():
-        try:
-            return load_file(str(safe))
-        except SafetensorError as error:
-            raise ArtefactError(f"{safe} is damaged or no safetensors file: {error}") from error
+        return read_tensors(safe)[1]
     if (folder / "params.pt").is_file():
         return read_archive(folder / "params.pt")
     raise NotFoundError(f"{folder} holds no published lens: neither params.safetensors nor params.pt is there")

@@ -27,11 +27,11 @@ from torch import Tensor
 
 from ..directions import Direction, Examples, best_threshold, fit_directions, study_probes, study_steering, train_probe
 from ..directions.examples import record_positions
-from ..display import Displayable
 from ..errors import InputError, UnknownNameError
 from ..models.anatomy import check_ready, device_of
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
+from ..result import Result, Table
 from ..shapes import Tokens
 from ..sites import Site
 from ..tasks.pairs import PromptPairs
@@ -42,7 +42,6 @@ from .readout import Readout
 from .states import record_states
 
 if TYPE_CHECKING:
-    import pandas
     from transformer_lens.model_bridge import TransformerBridge
 
 STEERABLE, TURNED, DECODABLE = 0.5, 0.75, 0.75
@@ -81,7 +80,7 @@ class SteerableRow:
 
 
 @dataclass(frozen=True, eq=False)
-class SteerableTable(Displayable):
+class SteerableTable(Result):
     """Rows by task and place; `max_kl` is the side effect that steering was allowed."""
 
     rows: tuple[SteerableRow, ...]
@@ -97,12 +96,9 @@ class SteerableTable(Displayable):
         found = [row.outcome(decoder) for row in self.rows]
         return {outcome: found.count(outcome) for outcome in OUTCOMES}
 
-    def to_dataframe(self) -> pandas.DataFrame:
+    def _table(self) -> Table:
         """One row per place and decoder."""
-        import pandas
-
-        return pandas.DataFrame(
-            [
+        return [
                 {
                     "task": row.task, "site": str(row.site), "success": row.success, "reached_by": row.reached_by,
                     "turned": row.turned, "random": row.random, "decoder": decoder, "accuracy": accuracy, "control": row.control,
@@ -110,8 +106,7 @@ class SteerableTable(Displayable):
                 }
                 for row in self.rows
                 for decoder, accuracy in row.decoded.items()
-            ]
-        )  # fmt: skip
+            ]  # fmt: skip
 
     def __str__(self) -> str:
         widths = [max(len(name), 7) + 2 for name in self.decoders]

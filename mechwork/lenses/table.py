@@ -10,24 +10,21 @@ Cost: 1 forward (64 prompts at a time), and one product with the unembedding per
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ..display import Displayable
-from ..errors import ArtefactError, InputError
+from ..artefact import Artefact
+from ..errors import InputError
 from ..models.anatomy import read_anatomy
 from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
+from ..result import Result, Table
 from ..shapes import PositionMask, Tokens
 from ..tasks.task import Task
 from .lens import LOGIT_LENS, Lens
@@ -36,10 +33,8 @@ from .readout import Reading, Readout
 from .states import RESIDUAL, lens_sites, record_states
 
 if TYPE_CHECKING:
-    import pandas
     from transformer_lens.model_bridge import TransformerBridge
 
-FORMAT = 1
 BATCH = 64
 """Prompts per forward."""
 
@@ -48,7 +43,7 @@ Target = str | int | Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
-class LensTable(Displayable):
+class LensTable(Result, version=2):
     """Readings ``[place, batch, pos]`` (padding included: see `mask`); entropies, surprisals and divergences in bits.
 
     `kl` is D(model's output || reading); `rank` counts tokens with a larger logit than the target. `texts` holds the
@@ -68,6 +63,15 @@ class LensTable(Displayable):
     surprisal: Float[Tensor, "place batch pos"]
     texts: dict[int, str]
     provenance: Provenance
+
+    def __post_init__(self) -> None:
+        if len(self.places) != len(self.kl):
+            raise InputError(f"a lens table has readings at each of its {len(self.places)} places; got {len(self.kl)}")
+        if bool((self.rank < 0).any()):
+            raise InputError("ranks count tokens with a larger logit, from 0 on; got negative ones")
+        shown = torch.cat([x.flatten() for x in (self.tokens, self.targets, self.top_ids)]).unique().tolist()
+        if unknown := [i for i in shown if i not in self.texts]:
+            raise InputError(f"a lens table has the text of every token that occurs; there is none for {unknown[:5]}")
 
     @property
     def top_token(self) -> Int[Tensor, "place batch pos"]:
@@ -107,28 +111,25 @@ class LensTable(Displayable):
             raise InputError(f"kl, entropy, surprisal and rank have means; got {name!r}")
         return getattr(self, name).double()[:, self.mask].mean(dim=1)
 
-    def to_dataframe(self) -> pandas.DataFrame:
+    def _table(self) -> Table:
         """One row per place, prompt and real position."""
-        import pandas
-
         rows, positions = self.mask.nonzero(as_tuple=True)
-        tables = []
-        for k, place in enumerate(self.places):
-            at = (k, rows, positions)
-            tables.append(
-                pandas.DataFrame(
-                    {
-                        "place": place, "row": rows.tolist(), "pos": positions.tolist(),
-                        "token": [self.texts[i] for i in self.tokens[rows, positions].tolist()],
-                        "top": [self.texts[i] for i in self.top_token[at].tolist()],
-                        "top_probability": self.top_probabilities[at][:, 0].tolist(),
-                        "target": [self.texts[i] for i in self.targets[rows, positions].tolist()],
-                        "target_rank": self.rank[at].tolist(), "target_probability": self.probability[at].tolist(),
-                        "entropy_bits": self.entropy[at].tolist(), "kl_bits": self.kl[at].tolist(),
-                    }
-                )
-            )  # fmt: skip
-        return pandas.concat(tables, ignore_index=True)
+        n = len(self.places)
+
+        def words(ids: Tensor) -> list[str]:
+            return [self.texts[i] for i in ids.flatten().tolist()]
+
+        def cells(values: Tensor) -> Tensor:
+            return values[:, rows, positions]
+
+        return {
+            "place": [place for place in self.places for _ in rows], "row": rows.tolist() * n, "pos": positions.tolist() * n,
+            "token": words(self.tokens[rows, positions]) * n, "top": words(cells(self.top_token)),
+            "top_probability": cells(self.top_probabilities)[..., 0].flatten().tolist(),
+            "target": words(self.targets[rows, positions]) * n, "target_rank": cells(self.rank).flatten().tolist(),
+            "target_probability": cells(self.probability).flatten().tolist(),
+            "entropy_bits": cells(self.entropy).flatten().tolist(), "kl_bits": cells(self.kl).flatten().tolist(),
+        }  # fmt: skip
 
     def __str__(self) -> str:
         ends = self.mask.sum(dim=1) - 1
@@ -138,30 +139,11 @@ class LensTable(Displayable):
             lines.append(f"{place:<16}" + "  ".join(f"{text!r:>14} {p:4.2f}" for text, p in cells))
         return "\n".join(lines)
 
-    def save(self, path: str | Path) -> Path:
-        """Write one safetensors file. Returns its path."""
-        path = Path(path).with_suffix(".safetensors")
-        tensors = {
-            f.name: value.contiguous() for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)
-        }
-        facts = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in tensors}
-        save_file(tensors, path, metadata={"mechwork": json.dumps({"format": FORMAT, "what": "lens table", **facts})})
-        return path
-
     @classmethod
-    def load(cls, path: str | Path) -> LensTable:
-        """Read what `save` wrote; raises `ArtefactError` for anything else."""
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                facts: dict[str, Any] = json.loads((file.metadata() or {}).get("mechwork", "{}"))
-                if facts.pop("what", None) != "lens table" or facts.pop("format", None) != FORMAT:
-                    raise ArtefactError(f"{path} is not a lens table of format {FORMAT}")
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        except SafetensorError as error:
-            raise ArtefactError(f"{path} is damaged or no safetensors file: {error}") from error
-        facts["places"] = tuple(facts["places"])
-        facts["texts"] = {int(i): text for i, text in facts["texts"].items()}
-        return cls(**facts, **tensors)
+    def _from_old(cls, found: Artefact) -> LensTable:
+        facts = {**found.facts, "places": tuple(found.facts["places"])}
+        facts["texts"] = {int(i): text for i, text in found.facts["texts"].items()}
+        return cls(**facts, **found.tensors)
 
 
 @borrows

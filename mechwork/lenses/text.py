@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from ..artefact import read_tensors
 from ..display import Readable
-from ..errors import ArtefactError, InputError, NotFoundError, UnknownNameError
+from ..errors import InputError, NotFoundError, UnknownNameError
 from ..models.anatomy import read_anatomy
 from ..provenance import Provenance, hash_json, hash_tensors
 from ..tasks.build import prepends_bos, require_tokenizer
@@ -233,17 +234,10 @@ def _document(item: Any, column: str) -> Any:
 
 def _read_file(file: Path, column: str) -> Iterator[Any]:
     if file.suffix == ".safetensors":
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(str(file), framework="pt") as shard:
-                for name in sorted(shard.keys()):
-                    tensor = shard.get_tensor(name)
-                    if tensor.is_floating_point():
-                        raise InputError(f"token shards hold integers; {name} of {file.name} is {tensor.dtype}")
-                    yield from (tensor[None] if tensor.ndim == 1 else tensor.reshape(-1, tensor.shape[-1])).tolist()
-        except SafetensorError as error:
-            raise ArtefactError(f"{file} is damaged or no safetensors file: {error}") from error
+        for name, tensor in sorted(read_tensors(file)[1].items()):
+            if tensor.is_floating_point():
+                raise InputError(f"token shards hold integers; {name} of {file.name} is {tensor.dtype}")
+            yield from (tensor[None] if tensor.ndim == 1 else tensor.reshape(-1, tensor.shape[-1])).tolist()
     elif file.suffix in (".jsonl", ".ndjson"):
         with file.open(encoding="utf-8") as stream:
             yield from (_document(json.loads(line), column) for line in stream if line.strip())

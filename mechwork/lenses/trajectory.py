@@ -11,26 +11,22 @@ intervals over prompts where there are two or more.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..display import Displayable
 from ..errors import InputError, UnknownNameError
 from ..patching.statistics import bootstrap_interval
+from ..result import Result, Table
 from .table import LensTable
-
-if TYPE_CHECKING:
-    import pandas
 
 MEASURES = ("rank", "probability", "entropy", "kl")
 UNITS = {"rank": "tokens before the target", "probability": "", "entropy": "bits", "kl": "bits to the model's output"}
 
 
 @dataclass(frozen=True, eq=False)
-class Trajectory(Displayable):
+class Trajectory(Result):
     """One position per prompt, ``values[measure][place, prompt]``; `depth` is the prediction depth (an index into places)."""
 
     label: str
@@ -51,17 +47,13 @@ class Trajectory(Displayable):
         values = self.values[measure].double()
         return (values + 1).log2().mean(dim=1).exp2() - 1 if measure == "rank" else values.mean(dim=1)
 
-    def to_dataframe(self) -> pandas.DataFrame:
+    def _table(self) -> Table:
         """One row per place and prompt."""
-        import pandas
-
         n = len(self.depth)
-        return pandas.DataFrame(
-            {
+        return {
                 "place": [place for place in self.places for _ in range(n)], "prompt": [*range(n)] * len(self.places),
                 "top": [text for row in self.tops for text in row], **{name: values.flatten().tolist() for name, values in self.values.items()},
-            }
-        )  # fmt: skip
+            }  # fmt: skip
 
     def __str__(self) -> str:
         lines = [
@@ -92,7 +84,7 @@ def trajectory(table: LensTable, pos: int | None = None, label: str = "") -> Tra
 
 
 @dataclass(frozen=True, eq=False)
-class TrajectoryComparison(Displayable):
+class TrajectoryComparison(Result):
     """Two trajectories at common depths; ``difference[measure][depth, prompt]`` is second minus first (ranks as log2(rank + 1))."""
 
     first: Trajectory
@@ -106,13 +98,9 @@ class TrajectoryComparison(Displayable):
             raise UnknownNameError("measure", measure, MEASURES)
         return bootstrap_interval(self.difference[measure].T.contiguous(), level)
 
-    def to_dataframe(self) -> pandas.DataFrame:
+    def _table(self) -> Table:
         """One row per depth: the mean difference of every measure."""
-        import pandas
-
-        return pandas.DataFrame(
-            {"depth": self.share.tolist(), **{name: d.mean(dim=1).tolist() for name, d in self.difference.items()}}
-        )
+        return {"depth": self.share.tolist(), **{name: d.mean(dim=1).tolist() for name, d in self.difference.items()}}
 
     def __str__(self) -> str:
         lines = [

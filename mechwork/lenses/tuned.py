@@ -8,20 +8,19 @@ trained, sha256 of the tensors).
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .. import bundled
+from ..artefact import Folder, read_folder, wide, write_folder
 from ..display import Readable
-from ..errors import ArtefactError, InputError, NotFoundError
+from ..errors import InputError, NotFoundError
+from ..files import reading
 from ..provenance import Provenance, stable
 from ..sites import Site
 from .fingerprint import fingerprint, require_same
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 FORMAT = 1
-TENSORS, FACTS = "lens.safetensors", "lens.json"
+WHAT = Folder("tuned lens", "lens")
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,18 +95,11 @@ class TunedLens(Readable):
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> Path:
         """Write the lens into `folder`, its numbers as `dtype`. Returns the folder."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: part.to(dtype).contiguous().cpu() for name, part in self.parts.items()}
-        bundled.write_atomically(folder / TENSORS, lambda part: save_file(tensors, str(part)))
+        tensors = {name: part.to(dtype) for name, part in self.parts.items()}
         facts = {
-            "format": FORMAT, "what": "tuned lens", "form": self.form.name, "kind": self.kind, "model": self.model,
-            "sha256": bundled.sha256(folder / TENSORS), "provenance": stable(self.provenance),
+            "form": self.form.name, "kind": self.kind, "model": self.model, "provenance": stable(self.provenance),
         }  # fmt: skip
-        bundled.write_atomically(
-            folder / FACTS, lambda part: part.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-        )
-        return folder
+        return write_folder(Path(folder), WHAT, facts, tensors, version=FORMAT)
 
     @classmethod
     def load(cls, folder: str | Path, model: TransformerBridge | None = None) -> TunedLens:
@@ -115,20 +107,11 @@ class TunedLens(Readable):
 
         Raises `NotFoundError` where there is no lens; `ArtefactError` for damaged files or a lens of another model.
         """
-        folder = Path(folder)
-        if not (folder / FACTS).is_file():
-            raise NotFoundError(f"{folder} holds no lens: a lens is a folder with {FACTS} and {TENSORS}")
-        facts: dict[str, Any] = bundled.read_json(folder / FACTS)
-        if facts.get("what") != "tuned lens" or facts.get("format") != FORMAT:
-            raise ArtefactError(f"{folder / FACTS} is not a tuned lens of format {FORMAT}")
-        file = folder / TENSORS
-        if not file.is_file() or bundled.sha256(file) != facts["sha256"]:
-            raise ArtefactError(f"{file} is missing or not the one {FACTS} was written with; restore or train it again")
-        try:
-            parts = {name: part.float() for name, part in load_file(str(file)).items()}
-        except SafetensorError as error:
-            raise ArtefactError(f"{file} is damaged: {error}") from error
-        lens = cls(find_form(facts["form"]), facts["kind"], parts, facts["model"], facts["provenance"])
+        found = read_folder(Path(folder), WHAT, version=FORMAT)
+        with reading(folder, WHAT.what):
+            facts = found.facts
+            parts = wide(found.tensors)
+            lens = cls(find_form(facts["form"]), facts["kind"], parts, facts["model"], facts["provenance"])
         if model is not None:
             lens.check(model)
         return lens

@@ -146,16 +146,18 @@ def replace_forward(undo: ExitStack, module: nn.Module, forward: Callable[..., A
     object.__setattr__(module, "forward", forward)
 
 
-def run_tail(model: TransformerBridge, tokens: Tokens, n_tail: int | None) -> Float[Tensor, "batch tail d_vocab"]:
+def run_tail(
+    model: TransformerBridge, tokens: Tokens, n_tail: int | None, **extra: Any
+) -> Float[Tensor, "batch tail d_vocab"]:
     """Logits of the last `n_tail` columns (None: all). Cost: 1 forward, the unembedding at those columns.
 
-    The columns are made contiguous, or each pair would get a product of its own.
+    `extra` goes to the model as it is (a cache of earlier columns, say). The columns are made contiguous, or each pair would get a product of its own.
     """
     if n_tail is None:
         with borrow(model):
-            return model(tokens)
+            return model(tokens, **extra)
     with hooked(model, [(UNEMBED_INPUT, _contiguous)]):
-        return model(tokens, logits_to_keep=n_tail)
+        return model(tokens, logits_to_keep=n_tail, **extra)
 
 
 def _contiguous(activation: Tensor, hook: Any) -> Tensor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+from ..bundled import model_names
 from ..provenance import Provenance, hash_weights
 from .anatomy import dtype_of, read_anatomy
 
@@ -23,6 +25,21 @@ def weights_sha256(model: TransformerBridge) -> str:
         cached = (version, hash_weights(model))
         _hashes[model] = cached
     return cached[1]
+
+
+_sources: WeakKeyDictionary[TransformerBridge, str] = WeakKeyDictionary()
+"""Where models were loaded from: a name, or the whole path of a folder or file."""
+
+
+def remember_source(model: TransformerBridge, source: str | Path) -> None:
+    """Keep what `load_model` was given, so that another process can load the same."""
+    path, bundled = Path(source).expanduser(), str(source).partition("@")[0] in model_names()
+    _sources[model] = str(source) if bundled or not path.exists() else str(path.resolve())
+
+
+def source_of(model: TransformerBridge) -> str | None:
+    """What `load_model` needs to load this model again; None for a module that was given to it."""
+    return _sources.get(model)
 
 
 def identify_model(model: TransformerBridge) -> Provenance:

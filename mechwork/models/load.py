@@ -18,6 +18,7 @@ from torch import nn
 from .. import bundled
 from ..errors import InputError, NotFoundError, UnsupportedModelError, nearest
 from .anatomy import CLAIMED, read_anatomy
+from .identity import remember_source
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -52,6 +53,7 @@ def load_model(
         model = _wrap(source, tokenizer=None, name=type(source).__name__)
     elif isinstance(source, str | Path):
         model = _load_named(source, dtype or torch.float32)
+        remember_source(model, source)
     else:
         raise InputError(
             f"load_model takes a name, a folder, a Hugging Face module or a TransformerBridge; got {type(source).__name__}"

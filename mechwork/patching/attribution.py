@@ -21,8 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..errors import InputError, MetricError
-from ..execute.memory import MemoryBudget
-from ..execute.progress import Progress
+from ..execute import MemoryBudget, Progress
 from ..models.anatomy import device_of, read_anatomy
 from ..models.borrow import borrows, hooked
 from ..models.identity import identify_model
@@ -39,6 +38,7 @@ from .passes import pairs_per_pass
 from .plan import Plan, build_plan, check_patchable, host_pairs
 from .queries_keys import QUERY_KEY, check_open, fixed_cells, patched_scores
 from .result import Direction, Effects, check_direction
+from .words import find_named, narrow_effects
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -51,7 +51,7 @@ BETWEEN_LAYERS = ("embed", "resid_pre", "resid_mid", "resid_post")
 def attribute(
     model: TransformerBridge,
     task: Task,
-    sites: Sequence[str],
+    sites: Sequence[str | Site],
     *,
     rules: str | Composite | Sequence[str | Rule] = "relp",
     ig_steps: int = 1,
@@ -61,6 +61,8 @@ def attribute(
     progress: Progress | None = None,
 ) -> Effects:
     """Estimate what `mechwork.patch` measures, with the same axes and sign, from a few passes.
+
+    `sites`: kinds, or places in words, as in `mechwork.patch`.
 
     `rules` is a `Composite`, a preset's name (``"gradient"``, ``"relp"``, ``"relp_ah"``, ``"cp_lrp"``, ``"attnlrp"``,
     ``"gim"``, ``"atp_star"``) or a list of rules; `ig_steps` = 1 is plain. With ``"atp_star"`` estimates are magnitudes
@@ -80,13 +82,17 @@ def attribute(
     direction = check_direction(direction)
     composite = find_composite(rules)
     anatomy = check_task(model, task)
+    named = find_named(sites)
+    if named.neurons is not None:
+        raise InputError("neurons are measured, not estimated; use mechwork.patch, or 'mlp_post' for a layer's neurons")
+    sites = named.kinds
     check_patchable(anatomy, sites)
     check_points(host_pairs(task.pairs, direction), ig_steps)
     exactly = tuple(kind for kind in sites if composite.query_key_fix and kind in QUERY_KEY)
     if exactly:
         check_open(model)
     pairs = host_pairs(task.pairs, direction).to(device_of(model))
-    plans = {kind: build_plan(anatomy, task, pairs, kind, positions) for kind in sites}
+    plans = {kind: build_plan(anatomy, task, pairs, kind, named.positions(kind, positions)) for kind in sites}
     size = pairs_per_pass(model, task, sites, memory_budget, through_softmax=bool(exactly))
     n_drops = anatomy.n_layers if composite.grad_drop else 1
     n_passes = (1 + (1 + n_drops) * ig_steps + (ig_steps > 1)) * -(-len(task) // size)
@@ -107,12 +113,11 @@ def attribute(
     )
     baseline = join_baselines(ends)
     sign = 1.0 if direction == "denoise" else -1.0
-    return Effects(
-        {
-            kind: plan.effect(sign * torch.cat(estimates[kind]), task, baseline, direction, provenance, estimated=True)
-            for kind, plan in plans.items()
-        }
-    )
+    effects = {
+        kind: plan.effect(sign * torch.cat(estimates[kind]), task, baseline, direction, provenance, estimated=True)
+        for kind, plan in plans.items()
+    }
+    return narrow_effects(Effects(effects), named)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,54 +10,61 @@ Heimersheim & Nanda 2024 ("How to use and interpret activation patching").
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
 from ..errors import InputError
+from ..execute import Ledger, MemoryBudget, ModelRef, Progress, Unit, Work, run_units
+from ..execute.memory import cut
+from ..execute.task import pack_task, why_not_sent
+from ..execute.unit import Tensors, bits
 from ..models.anatomy import ModelAnatomy, device_of, dtype_of
 from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance, stable
 from ..relevance import Composite, find_composite
 from ..runs.record import Baseline, check_task
+from ..sites import Site
 from ..tasks.metrics import Metric, MetricFunction
 from ..tasks.task import Task
-from .checkpoint import RESULT, Checkpoint
-from .execute import Baselines, Done, GivenRows, can_step, run_sweep
-from .grids import Neurons, build_grids
+from .execute import Baselines, Chunk, Done, GivenRows, can_step
+from .grids import Neurons
 from .memory import d_mlp_of, fit, sizes_of, tail_of
 from .plan import PATCHABLE, host_pairs
 from .result import Direction, Effect, Effects, check_direction
 from .screen import ScreenedEffects, check_shares, run_screen
 from .sides import Share
 from .sweep import Grid, Sweep, Tricks
+from .units import OPERATION, Blocks
+from .words import build_named, find_named
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-Progress = Callable[[int, int, str], None]
-"""Called as ``progress(done, total, what)`` while long work goes on."""
+RESULT = "effects.safetensors"
+"""The file of the finished sweep in its checkpoint."""
 
 
 # fmt: off
 @overload
 def patch(
-    model: TransformerBridge, task: Task, sites: Sequence[str], *, direction: str = ..., positions: str | None = ...,
+    model: TransformerBridge, task: Task, sites: Sequence[str | Site], *, direction: str = ..., positions: str | None = ...,
     neurons: Neurons | None = ..., metrics: Sequence[str | Metric | MetricFunction] | None = ..., screen: None = None,
-    verify_top: float = ..., verify_random: float = ..., memory_budget: int | None = ..., checkpoint: str | Path | None = ...,
+    verify_top: float = ..., verify_random: float = ..., memory_budget: MemoryBudget | None = ..., checkpoint: str | Path | None = ...,
     tricks: Tricks | None = ..., progress: Progress | None = ...,
 ) -> Effects: ...
 @overload
 def patch(
-    model: TransformerBridge, task: Task, sites: Sequence[str], *, direction: str = ..., positions: str | None = ...,
+    model: TransformerBridge, task: Task, sites: Sequence[str | Site], *, direction: str = ..., positions: str | None = ...,
     neurons: Neurons | None = ..., metrics: Sequence[str | Metric | MetricFunction] | None = ..., screen: str | Composite,
-    verify_top: float = ..., verify_random: float = ..., memory_budget: int | None = ..., checkpoint: str | Path | None = ...,
+    verify_top: float = ..., verify_random: float = ..., memory_budget: MemoryBudget | None = ..., checkpoint: str | Path | None = ...,
     tricks: Tricks | None = ..., progress: Progress | None = ...,
 ) -> ScreenedEffects: ...
 # fmt: on
@@ -65,7 +72,7 @@ def patch(
 def patch(
     model: TransformerBridge,
     task: Task,
-    sites: Sequence[str],
+    sites: Sequence[str | Site],
     *,
     direction: str = "denoise",
     positions: str | None = None,
@@ -74,12 +81,15 @@ def patch(
     screen: str | Composite | None = None,
     verify_top: float = 0.05,
     verify_random: float = 0.01,
-    memory_budget: int | None = None,
+    memory_budget: MemoryBudget | None = None,
     checkpoint: str | Path | None = None,
     tricks: Tricks | None = None,
     progress: Progress | None = None,
 ) -> Effects | ScreenedEffects:
-    """Measure the effect of patching every (layer, position) or (layer, head) of the given kinds of site.
+    """Measure the effect of patching every (layer, position) or (layer, head) of the given sites.
+
+    `sites`: kinds (``"resid_pre"``), or places in words (``"a3.h1"``, ``"resid_pre.5@END"``, ``"m3.n17"``; see
+    `mechwork.names`): the result then has only their entries on each axis, and NaN where no word names a cell.
 
     `positions`: ``"each"`` (token positions; spans when prompts differ in length), ``"spans"``, or ``"all"`` (every position at
     once). By default residual kinds are resolved by position and per-head kinds patched at all positions. For
@@ -88,8 +98,8 @@ def patch(
 
     `metrics`: several at once instead of the task's own; ``effects.under(name)`` has the others. `screen` (rules of
     `attribute`, e.g. ``"relp"``): estimate every cell, measure only the share `verify_top` of largest estimates and a random
-    share `verify_random` of the rest; gives `ScreenedEffects`. `memory_budget`: bytes that the sweep may take beside the
-    weights. `checkpoint`: a folder in which finished chunks are kept, so that an interrupted sweep, called again, goes on
+    share `verify_random` of the rest; gives `ScreenedEffects`. `memory_budget`: what the sweep may take beside the weights, as
+    bytes or ``"2GB"``. `checkpoint`: a folder in which finished chunks are kept, so that an interrupted sweep, called again, goes on
     where it was and gives the same numbers. `tricks`: what the engine may save (default: all).
 
     Returns effects ``[layer, pos]``, or ``[layer, head]`` / ``[layer, pos, head]`` for per-head kinds, per pair and averaged;
@@ -107,9 +117,10 @@ def patch(
     check_shares(verify_top, verify_random)
     if screen is not None:
         find_composite(screen)
-        if neurons is not None or not set(sites) <= set(PATCHABLE):
+        named = find_named(sites)
+        if neurons is not None or not named.whole or not set(named.kinds) <= set(PATCHABLE):
             raise InputError(
-                f"cells can be screened at {', '.join(PATCHABLE)}; leave screen out for {list(sites)} or neurons"
+                f"whole kinds can be screened: {', '.join(PATCHABLE)}; leave screen out for {list(sites)} or neurons"
             )
     job = plan_sweep(
         model,
@@ -125,7 +136,7 @@ def patch(
     if screen is None:
         return job.run(checkpoint=checkpoint, progress=progress)
     return run_screen(
-        job, sites, screen, verify_top, verify_random, positions, checkpoint=checkpoint, progress=progress
+        job, job.sweep.kinds, screen, verify_top, verify_random, positions, checkpoint=checkpoint, progress=progress
     )
 
 
@@ -133,7 +144,8 @@ def patch(
 class Job:
     """A sweep with the model and the task it is for; `share` is what of the donor is put in (None: all of it).
 
-    `given` says what is put in instead of the donor's activations, and `about` is what the provenance says of it.
+    `given` says what is put in instead of the donor's activations, and `about` is what the provenance says of it. `operation`,
+    `settings` and `data` are from which another process builds it (see `execute.operations`).
     """
 
     model: TransformerBridge
@@ -146,6 +158,23 @@ class Job:
     share: Share | None = None
     given: GivenRows | None = None
     about: Provenance = field(default_factory=dict)
+    operation: str = OPERATION
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Tensors] = field(default_factory=dict)
+
+    @property
+    def work(self) -> Work:
+        """The sweep as pure data."""
+        facts, tensors = pack_task(self.task)
+        why = "what it puts in is a function of this process; use forked workers"
+        own = self.share is not None or (self.given is not None and self.operation == OPERATION)
+        return Work(
+            self.operation,
+            ModelRef.of(self.model),
+            {"sweep": self.sweep.to_json(), "task": facts, "about": self.about, **self.settings},
+            {"task": tensors, "places": dict(self.places), **self.data},
+            why if own else why_not_sent(self.metrics),
+        )
 
     def run(self, *, checkpoint: str | Path | None = None, progress: Progress | None = None) -> Effects:
         """Run it, or what the checkpoint lacks of it."""
@@ -156,30 +185,46 @@ class Job:
             "task": self.task.provenance(),
             **self.about,
         }
-        store, finished = None, {}
-        if checkpoint is not None:
-            identity = {"plan": self.sweep.to_json(), "model": facts["model"], "task": facts["task"], **self.about}
-            store = Checkpoint(Path(checkpoint), identity)
-            finished = store.open()
         tables = Tables(self)
-        total = len(self.sweep.cells) * len(self.task)
-        done = 0
-        for part in run_sweep(
-            self.model, self.task, self.sweep, self.metrics, self.places, finished, self.share, self.given
-        ):
-            if isinstance(part, Baselines):
-                tables.put_baselines(part)
-                continue
-            if store is not None and part.chunk is not None and part.chunk.key not in finished:
-                store.write(part.chunk.block, part.chunk.number, part.chunk.key, part.values)
-            tables.put(part)
-            done += len(part.cells) * (part.rows.stop - part.rows.start)
-            if progress is not None:
-                progress(*_in_cells(done, total, len(self.task)), f"patching {self._what(part)}")
-        effects = tables.effects(build_provenance(**facts, sweep=self._shown()))
-        if store is not None:
-            effects.save(store.folder / RESULT, provenance=stable(effects.provenance))
+        with ExitStack() as stack:
+            ledger = None
+            if checkpoint is not None:
+                plan = {"plan": self.sweep.to_json(), "model": facts["model"], "task": facts["task"], **self.about}
+                identity = {**plan, **bits(device_of(self.model).type)}
+                ledger = stack.enter_context(Ledger(checkpoint, identity))
+            done, total = 0, len(self.sweep.cells) * len(self.task)
+            for part in self._parts(tables, ledger):
+                tables.put(part)
+                done += len(part.cells) * (part.rows.stop - part.rows.start)
+                if progress is not None:
+                    progress(*_in_cells(done, total, len(self.task)), f"patching {self._what(part)}")
+            effects = tables.effects(build_provenance(**facts, sweep=self._shown()))
+            if ledger is not None:
+                effects.save(ledger.folder / RESULT, provenance=stable(effects.provenance))
         return effects
+
+    def _parts(self, tables: Tables, ledger: Ledger | None) -> Iterator[Done]:
+        """The metrics of all cells, block by block and chunk by chunk; baselines go to `tables` at once."""
+        work = self.work
+        blocks = Blocks(self.model, self.task, self.sweep, self.metrics, self.places, self.share, self.given)
+        unchanged: list[Done] = []
+        chunks: dict[str, Chunk] = {}
+
+        def units() -> Iterator[Unit]:
+            for rows in cut(len(self.task), self.sweep.pairs_per_block or len(self.task)):
+                block = blocks.at(rows)
+                tables.put_baselines(block.base)
+                unchanged.extend([block.unchanged] if block.same else [])
+                todo = block.chunks
+                del block  # or it would stay while the next one is recorded
+                for chunk in todo:
+                    unit = work.unit(rows, chunk.to_json())
+                    chunks[unit.key] = chunk
+                    yield unit
+
+        for unit, values in run_units(work, units(), blocks.run, ledger=ledger):
+            yield Done(slice(*unit.rows), chunks.pop(unit.key).cells, values["metric"])
+        yield from unchanged
 
     def _what(self, part: Done) -> str:
         return ", ".join(dict.fromkeys(self.sweep.grids[cell.grid].kind for cell in part.cells))
@@ -247,13 +292,13 @@ class Tables:
 def plan_sweep(
     model: TransformerBridge,
     task: Task,
-    sites: Sequence[str],
+    sites: Sequence[str | Site],
     *,
     direction: str = "denoise",
     positions: str | None = None,
     neurons: Neurons | None = None,
     metrics: Sequence[str | Metric | MetricFunction] | None = None,
-    memory_budget: int | None = None,
+    memory_budget: MemoryBudget | None = None,
     tricks: Tricks | None = None,
 ) -> Job:
     """The sweep that `patch` runs, with everything refused that can be refused before. Cost: 2 forwards of one pair.
@@ -264,13 +309,15 @@ def plan_sweep(
     anatomy = check_task(model, task)
     task, measures = with_metrics(model, task, metrics)
     pairs = host_pairs(task.pairs, checked)
-    grids, places = build_grids(anatomy, d_mlp_of(model), task, pairs, sites, positions, neurons)
+    grids, places, only = build_named(anatomy, d_mlp_of(model), task, pairs, sites, positions, neurons)
     chosen = tricks or (Tricks() if can_step(model, task) else Tricks(suffix=False, readout=False))
     n_tail = tail_of(pairs, measures, sparing=chosen.readout)
     sizes = sizes_of(anatomy, d_mlp_of(model), pairs, n_tail, torch.finfo(dtype_of(model)).bits // 8)
     logits = 0 if chosen.readout and all(m.reads_answers for m in measures) else sizes.n_tail
-    block, chunk = fit(sizes, sites, len(task), memory_budget, logits, device_of(model).type)
-    sweep = Sweep(grids, checked, tuple(m.name for m in measures), chosen, chunk, 0 if block == len(task) else block)
+    block, chunk = fit(sizes, [grid.kind for grid in grids], len(task), memory_budget, logits, device_of(model).type)
+    sweep = Sweep(
+        grids, checked, tuple(m.name for m in measures), chosen, chunk, 0 if block == len(task) else block, only
+    )
     return Job(model, task, anatomy, measures, sweep, checked, places)
 
 

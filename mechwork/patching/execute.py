@@ -1,4 +1,4 @@
-"""Run a sweep: block of pairs by block of pairs, chunk by chunk, each chunk's metrics handed out as soon as they are there.
+"""Run a sweep's chunks: a block of pairs is recorded, its cells are cut into chunks, and each chunk can be run by itself.
 
 Two ways to run a chunk:
 
@@ -26,7 +26,6 @@ from ..errors import UnsupportedModelError
 from ..interventions import Where, Write, intervene
 from ..models.anatomy import ModelAnatomy, device_of
 from ..models.borrow import hooked
-from ..provenance import hash_json
 from ..runs.frame import take_columns
 from ..runs.restart import restart_at
 from ..sites import SITE_KINDS, Site, hook_name
@@ -46,25 +45,21 @@ if TYPE_CHECKING:
 class Chunk:
     """Cells run together on one block of pairs: they change nothing before column `start`."""
 
-    block: int
-    number: int
     start: int
     cells: tuple[Cell, ...]
 
-    @property
-    def key(self) -> str:
-        """What the chunk is: the place in the sweep and its cells."""
-        return hash_json([self.block, self.number, self.start, [(c.grid, c.index) for c in self.cells]])
+    def to_json(self) -> list[Any]:
+        """The column, and the cells as (grid, index)."""
+        return [self.start, [[cell.grid, cell.index] for cell in self.cells]]
 
 
 @dataclass(frozen=True, eq=False)
 class Done:
-    """Metrics of some cells on one block of pairs. `chunk` is None for cells that did not have to run."""
+    """Metrics of some cells on one block of pairs."""
 
     rows: slice
     cells: tuple[Cell, ...]
     values: Float[Tensor, "metric batch cell"]
-    chunk: Chunk | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,29 +75,6 @@ GivenRows = Callable[[slice], Given]
 """For the rows of a task, what is put in instead of a donor's activations."""
 
 
-def run_sweep(
-    model: TransformerBridge,
-    task: Task,
-    sweep: Sweep,
-    metrics: tuple[Metric, ...],
-    places: Mapping[str, Bool[Tensor, "place batch pos"]],
-    finished: Mapping[str, Tensor],
-    share: Share | None = None,
-    given: GivenRows | None = None,
-) -> Iterator[Baselines | Done]:
-    """For each block of pairs its baselines, then its cells, chunk by chunk.
-
-    `places[positions]` are the position masks of the host's prompts; `finished` holds the metrics of chunks by key that
-    need not run again; `share` is what of the donor is put in, `given` (told the rows of each block) what is put in instead. Every cell of the plan comes exactly once per block. Cost: 2 forwards per block, and the cells.
-    """
-    size = sweep.pairs_per_block or len(task)
-    for block, first in enumerate(range(0, len(task), size)):
-        rows = slice(first, min(first + size, len(task)))
-        part = task if size >= len(task) else task[list(range(len(task)))[rows]]
-        with torch.no_grad():
-            yield from _run_block(model, part, sweep, metrics, places, finished, rows, block, share, given)
-
-
 def can_step(model: TransformerBridge, task: Task) -> bool:
     """Whether the model can be stepped through and its logits read off, tried on the first pair. Cost: 2 forwards of it."""
     try:
@@ -116,18 +88,48 @@ def can_step(model: TransformerBridge, task: Task) -> bool:
     return True
 
 
-def _run_block(
+@dataclass(frozen=True, eq=False)
+class Block:
+    """One block of pairs, recorded: its baselines, the cells that provably change nothing, and the chunks of all others."""
+
+    sweep: Sweep
+    base: Baselines
+    same: tuple[Cell, ...]
+    chunks: tuple[Chunk, ...]
+    sides: Sides
+    masks: Mapping[str, Bool[Tensor, "place batch pos"]]
+    read: Readout
+
+    @property
+    def unchanged(self) -> Done:
+        """The metrics of the cells that change nothing."""
+        same = self.base.host[:, :, None].expand(-1, -1, len(self.same))
+        return Done(self.base.rows, self.same, same)
+
+    def run(self, chunk: Chunk) -> Float[Tensor, "metric batch cell"]:
+        """The chunk's metrics."""
+        run = _step_through if self.sweep.tricks.suffix else _restart
+        with torch.no_grad():
+            return run(self.sides, self.sweep, chunk, self.masks, self.read)
+
+
+@torch.no_grad()
+def record_block(
     model: TransformerBridge,
     task: Task,
     sweep: Sweep,
     metrics: tuple[Metric, ...],
     places: Mapping[str, Bool[Tensor, "place batch pos"]],
-    finished: Mapping[str, Tensor],
     rows: slice,
-    block: int,
-    share: Share | None,
-    given: GivenRows | None,
-) -> Iterator[Baselines | Done]:
+    share: Share | None = None,
+    given: GivenRows | None = None,
+) -> Block:
+    """The block of the task's pairs `rows`. Cost: 2 forwards.
+
+    `places[positions]` are the position masks of the host's prompts; `share` is what of the donor is put in, `given` (told the
+    rows) what is put in instead.
+    """
+    task = task if rows == slice(0, len(task)) else task[list(range(len(task)))[rows]]
     n_tail = tail_of(task.pairs, metrics, sparing=sweep.tricks.readout)
     stepping = sweep.tricks.suffix
     sides = record_sides(model, task, sweep.kinds, sweep.direction, stepping=stepping, n_tail=n_tail)
@@ -140,20 +142,12 @@ def _run_block(
         read.check(sides.frame.resid_pre[-1])
     donor = replace(read, pairs=sides.pairs.corrupt_as_host(), host_logits=sides.donor.logits)
     base = Baselines(rows, read.measure(sides.host.logits), donor.measure(sides.donor.logits))
-    yield base
     width = sides.pairs.clean_tokens.shape[1]
     masks = {name: mask[:, rows, :width].to(device_of(model)) for name, mask in places.items()}
     item = sides.host.logits.element_size()
     sizes = sizes_of(sides.anatomy, d_mlp_of(model), sides.pairs, n_tail, item)
     changing, same = _sort(sweep, sides, masks, read)
-    if same:
-        yield Done(rows, tuple(same), base.host[:, :, None].expand(-1, -1, len(same)), None)
-    for chunk in _chunks(sweep, changing, read, sizes, block):
-        if chunk.key in finished:
-            yield Done(rows, chunk.cells, finished[chunk.key], chunk)
-            continue
-        run = _step_through if stepping else _restart
-        yield Done(rows, chunk.cells, run(sides, sweep, chunk, masks, read), chunk)
+    return Block(sweep, base, tuple(same), tuple(_chunks(sweep, changing, read, sizes)), sides, masks, read)
 
 
 def _sort(
@@ -179,7 +173,7 @@ def _sort(
     return changing, same
 
 
-def _chunks(sweep: Sweep, changing: list[tuple[int, Cell]], read: Readout, sizes: Sizes, block: int) -> Iterator[Chunk]:
+def _chunks(sweep: Sweep, changing: list[tuple[int, Cell]], read: Readout, sizes: Sizes) -> Iterator[Chunk]:
     """Cells with the same first column, lowest entrance first; restarted ones of one kind and layer only."""
 
     def order(item: tuple[int, Cell]) -> tuple[int, ...]:
@@ -190,7 +184,6 @@ def _chunks(sweep: Sweep, changing: list[tuple[int, Cell]], read: Readout, sizes
 
     ordered = sorted(changing, key=order)
     together = (lambda item: item[0]) if sweep.tricks.suffix else order
-    number = 0
     for _, group in groupby(ordered, key=together):
         items = list(group)
         start = items[0][0]
@@ -199,8 +192,7 @@ def _chunks(sweep: Sweep, changing: list[tuple[int, Cell]], read: Readout, sizes
         per_cell = len(read.pairs) * sizes.run(columns - start, logits)
         step = max(1, sweep.chunk_bytes // per_cell)
         for first in range(0, len(items), step):
-            yield Chunk(block, number, start, tuple(cell for _, cell in items[first : first + step]))
-            number += 1
+            yield Chunk(start, tuple(cell for _, cell in items[first : first + step]))
 
 
 def _step_through(

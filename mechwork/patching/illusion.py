@@ -25,10 +25,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..display import Displayable
 from ..errors import InputError
 from ..models.anatomy import block_norm
 from ..provenance import Provenance
+from ..result import Result, Table
 from ..runs.record import Baseline, check_task
 from ..sites import Site
 from ..tasks.task import Task
@@ -36,7 +36,6 @@ from .result import Effect
 from .subspace import Across, Along, AsFar, Subspace, check_subspace, measure_share
 
 if TYPE_CHECKING:
-    import pandas
     from transformer_lens.model_bridge import TransformerBridge
 
 SMALL = 0.5
@@ -44,7 +43,7 @@ SMALL = 0.5
 
 
 @dataclass(frozen=True, eq=False)
-class IllusionCheck(Displayable):
+class IllusionCheck(Result):
     """Effects per pair of a subspace, of its parts and of its controls, at one site and all positions.
 
     `null_share`: the share of the basis' squared length that the downstream weight does not read. `random` has one row per
@@ -98,23 +97,18 @@ class IllusionCheck(Displayable):
             )
         return f"{lead} {part} Without that part the effect is {row:+.4g}, so the connected part carries it."
 
-    def to_dataframe(self) -> pandas.DataFrame:
+    def _table(self) -> Table:
         """One row per patched part: mean effect and standard error over pairs."""
-        import pandas
-
         parts = {
-            "subspace": self.subspace,
-            "row part": self.row,
-            "null part": self.null,
-            "complement": self.complement,
-            "whole activation": self.whole,
-            **{f"random {i}": draw for i, draw in enumerate(self.random)},
-        }
+            "subspace": self.subspace, "row part": self.row, "null part": self.null, "complement": self.complement,
+            "whole activation": self.whole, **{f"random {i}": draw for i, draw in enumerate(self.random)},
+        }  # fmt: skip
         n = self.subspace.numel() ** 0.5
-        rows = [
-            (part, float(x.mean()), float(x.std()) / n if x.numel() > 1 else float("nan")) for part, x in parts.items()
-        ]
-        return pandas.DataFrame(rows, columns=["patched", "effect", "standard_error"])
+        return {
+            "patched": list(parts),
+            "effect": [float(x.mean()) for x in parts.values()],
+            "standard_error": [float(x.std()) / n if x.numel() > 1 else float("nan") for x in parts.values()],
+        }
 
     def __str__(self) -> str:
         return f"{self.verdict}\n{self.to_dataframe().to_string(index=False, float_format='%+.4g'.__mod__)}"

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError
+from ..execute.memory import MemoryBudget, items_that_fit, parse_budget, require_room
 from ..models.anatomy import ModelAnatomy
 from ..tasks.metrics import Metric
 from ..tasks.pairs import PromptPairs
@@ -81,24 +81,23 @@ def tail_of(pairs: PromptPairs, metrics: Sequence[Metric], *, sparing: bool) -> 
 
 
 def fit(
-    sizes: Sizes, kinds: Sequence[str], n_pairs: int, budget: int | None, logits: int, device: str
+    sizes: Sizes, kinds: Sequence[str], n_pairs: int, budget: MemoryBudget | None, logits: int, device: str
 ) -> tuple[int, int]:
-    """(pairs per block, bytes of a chunk) within `budget` bytes; raises `InputError` when not even one pair fits.
+    """(pairs per block, bytes of a chunk) within `budget`; raises `InputError` when not even one pair fits.
 
     `logits`: columns of logits that each patched run computes; `device`: the kind of device.
     """
     most = CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"])
     if budget is None:
         return n_pairs, most
-    if budget < 1:
-        raise InputError(f"memory_budget is a number of bytes; got {budget}")
+    size = parse_budget(budget)
     recorded, forward = sizes.recorded(kinds), sizes.run(sizes.n_pos, sizes.n_tail)
-    patched = sizes.run(sizes.n_pos, logits)
-    one = recorded + max(forward, patched)
-    if budget < one:
-        raise InputError(
-            f"memory_budget must hold the two recorded runs and one patched run of one pair, {one:,} bytes here; got {budget:,}. "
-            "Give more, patch fewer kinds of site at a time, or use shorter prompts."
-        )
-    block = min(n_pairs, max(1, budget // (recorded + max(forward, patched))))
-    return block, min(most, budget - block * recorded)
+    one = recorded + max(forward, sizes.run(sizes.n_pos, logits))
+    require_room(
+        size,
+        one,
+        "the two recorded runs and one patched run of one pair",
+        "Give more, patch fewer kinds of site at a time, or use shorter prompts.",
+    )
+    block = items_that_fit(size, one, n_pairs)
+    return block, min(most, size - block * recorded)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import InputError
 from ..models.anatomy import ModelAnatomy
+from ..names import Place, parse_node
 
 Group = tuple[str, ...]
 """Nodes taken together."""
@@ -40,12 +40,11 @@ def parse_writer(anatomy: ModelAnatomy, name: str) -> Writer:
     """The writer called `name`; raises `InputError` for anything that this model does not have."""
     if name == "input":
         return Writer(-1)
-    if match := re.fullmatch(r"a(\d+)\.h(\d+)", name):
-        layer, head = int(match[1]), int(match[2])
-        if layer < anatomy.n_layers and head < anatomy.n_heads:
-            return Writer(layer, head)
-    elif (match := re.fullmatch(r"m(\d+)", name)) and int(match[1]) < anatomy.n_layers:
-        return Writer(int(match[1]))
+    place = _node(name)
+    if place is not None and place.layer is not None and place.layer < anatomy.n_layers and not place.side:
+        writer = Writer(place.layer, place.head)
+        if (writer.head or 0) < anatomy.n_heads:
+            return writer
     raise InputError(
         f"writers of this model are 'input', 'a0.h0' to 'a{anatomy.n_layers - 1}.h{anatomy.n_heads - 1}' and 'm0' to "
         f"'m{anatomy.n_layers - 1}'; got {name!r}"
@@ -56,17 +55,26 @@ def parse_reader(anatomy: ModelAnatomy, name: str) -> Reader:
     """The reader called `name`; raises `InputError` for anything that this model does not have."""
     if name == "logits":
         return Reader("logits", anatomy.n_layers)
-    if match := re.fullmatch(r"a(\d+)\.h(\d+)<([qkv])>", name):
-        layer, head, kind = int(match[1]), int(match[2]), match[3]
-        if layer < anatomy.n_layers and head < (anatomy.n_heads if kind == "q" else anatomy.n_kv_heads):
-            return Reader(kind, layer, head)
-    elif (match := re.fullmatch(r"m(\d+)", name)) and int(match[1]) < anatomy.n_layers:
-        return Reader("mlp", int(match[1]))
+    place = _node(name)
+    if place is not None and place.layer is not None and place.layer < anatomy.n_layers:
+        if place.head is None:
+            return Reader("mlp", place.layer)
+        if place.side and place.head < (anatomy.n_heads if place.side == "q" else anatomy.n_kv_heads):
+            return Reader(place.side, place.layer, place.head)
     kv = anatomy.n_kv_heads - 1
     raise InputError(
         f"readers of this model are 'a0.h0<q>' to 'a{anatomy.n_layers - 1}.h{anatomy.n_heads - 1}<q>', '<k>' and '<v>' of "
         f"key/value heads 0 to {kv}, 'm0' to 'm{anatomy.n_layers - 1}' and 'logits'; got {name!r}"
     )
+
+
+def _node(name: str) -> Place | None:
+    """The node, or None for a word that is none (the message then says what this model has)."""
+    try:
+        place = parse_node(name)
+    except InputError:
+        return None
+    return None if place.at else place
 
 
 def as_groups(nodes: Sequence[str | Sequence[str]], what: str) -> tuple[Group, ...]:

@@ -31,7 +31,6 @@ from ..runs.frame import take_columns
 from ..runs.record import Baseline, check_task
 from ..sites import Site, hook_name
 from ..tasks.task import Task
-from .exact import Progress
 from .memory import d_mlp_of, fit, sizes_of, tail_of
 from .nodes import Group, Reader, Writer, as_groups, parse_reader, parse_writer
 from .plan import host_pairs
@@ -67,7 +66,7 @@ def patch_paths(
     readers: Sequence[str | Sequence[str]],
     *,
     direction: str = "denoise",
-    memory_budget: int | None = None,
+    memory_budget: MemoryBudget | None = None,
     progress: Progress | None = None,
 ) -> Effects:
     """The effect of every writer (or group) through every reader (or group) alone, at all positions.

@@ -7,7 +7,6 @@ have the same axes and sign, and no measured metric.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,21 +14,20 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ..display import Displayable
-from ..errors import ArtefactError, InputError, UnknownNameError
+from ..artefact import Artefact
+from ..errors import InputError, UnknownNameError
+from ..names import place_name
 from ..provenance import Provenance
+from ..result import Result, Table
 from ..runs.record import Baseline
 from .statistics import bootstrap_interval, sign_flip_p
 
 if TYPE_CHECKING:
-    import pandas
+    pass
 
 Direction = Literal["denoise", "noise"]
-FORMAT = 2
 
 
 def check_direction(direction: str) -> Direction:
@@ -42,7 +40,7 @@ def check_direction(direction: str) -> Direction:
 
 
 @dataclass(frozen=True, eq=False)
-class Effect(Displayable):
+class Effect(Result):
     """Effects at one kind of site. `per_example` is ``[batch, *axes]``; `values` is its mean over pairs.
 
     `axes` are names from the glossary (``("layer", "pos")``); `labels` gives each axis' entries as text.
@@ -57,6 +55,13 @@ class Effect(Displayable):
     estimated: bool
     metric_name: str
     provenance: Provenance
+
+    def __post_init__(self) -> None:
+        sizes = {axis: len(self.labels.get(axis, ())) for axis in self.axes}
+        if self.per_example.shape[1:] != tuple(sizes.values()):
+            raise InputError(
+                f"effects at {self.kind} have the axes {sizes} by their labels; got values {tuple(self.per_example.shape[1:])}"
+            )
 
     @property
     def values(self) -> Float[Tensor, "..."]:
@@ -105,21 +110,14 @@ class Effect(Displayable):
 
     def _place(self, flat: int) -> str:
         index = torch.unravel_index(torch.tensor(flat), self.values.shape)
-        parts = [f"{axis} {self.labels[axis][int(i)]}" for axis, i in zip(self.axes, index, strict=True)]
-        return ", ".join((self.kind, *parts))
+        return place_name(self.kind, {a: self.labels[a][int(i)] for a, i in zip(self.axes, index, strict=True)})
 
-    def to_dataframe(self) -> pandas.DataFrame:
+    def _table(self) -> Table:
         """One row per place: kind, one column per axis, effect, standard error."""
-        import pandas
-
         rows = torch.cartesian_prod(*(torch.arange(n) for n in self.values.shape)).reshape(-1, len(self.axes))
-        frame = pandas.DataFrame(
-            {axis: [self.labels[axis][i] for i in rows[:, d].tolist()] for d, axis in enumerate(self.axes)}
-        )
-        frame.insert(0, "kind", self.kind)
-        frame["effect"] = self.values.flatten().tolist()
-        frame["standard_error"] = self.standard_error().flatten().tolist()
-        return frame
+        places = {axis: [self.labels[axis][i] for i in rows[:, d].tolist()] for d, axis in enumerate(self.axes)}
+        numbers = {"effect": self.values.flatten().tolist(), "standard_error": self.standard_error().flatten().tolist()}
+        return {"kind": [self.kind] * len(rows), **places, **numbers}
 
 
 @dataclass(frozen=True)
@@ -146,7 +144,7 @@ class AgreementTable(dict[str, Agreement]):
 
 
 @dataclass(frozen=True, eq=False)
-class Effects(Displayable, Mapping[str, Effect]):
+class Effects(Result, Mapping[str, Effect], version=3):
     """Effects by site kind: ``effects["resid_pre"].values``. `sites` can be handed on to another method.
 
     Effects on further metrics that were measured in the same runs are in `others`, by the metric's name.
@@ -201,7 +199,12 @@ class Effects(Displayable, Mapping[str, Effect]):
             raise InputError(f"no common site kinds: {', '.join(self)} and {', '.join(other)}")
         return AgreementTable({kind: compare_effects(self[kind], other[kind]) for kind in common})
 
-    def to_dataframe(self) -> pandas.DataFrame:
+    def top(self, n: int = 10) -> list[tuple[str, float]]:
+        """The `n` places of largest absolute effect at any kind of site, strongest first."""
+        found = [place for effect in self.values() for place in effect.top(n)]
+        return sorted(found, key=lambda place: -abs(place[1]))[:n]
+
+    def _table(self) -> Table:
         """All effects, one row per place and (when there are several) metric."""
         import pandas
 
@@ -214,57 +217,31 @@ class Effects(Displayable, Mapping[str, Effect]):
         return pandas.concat(tables, ignore_index=True)
 
     def save(self, path: str | Path, *, provenance: Provenance | None = None) -> Path:
-        """Write one safetensors file (tensors, and everything else as JSON in its header). Returns the path.
+        """Write one safetensors file. Returns the path.
 
         The same effects with the same provenance give the same bytes; `provenance` replaces the effects' own.
         """
-        path = Path(path).with_suffix(".safetensors")
-        tensors, header = {}, {}
-        for name in self.metrics:
-            effects = self.under(name)
-            base = effects.baseline
-            tensors[f"{name}.baseline.clean"] = base.clean_per_example.clone()
-            tensors[f"{name}.baseline.corrupt"] = base.corrupt_per_example.clone()
-            tensors |= {f"{name}.{kind}.per_example": e.per_example.contiguous() for kind, e in effects.items()}
-            header[name] = {
-                kind: {
-                    "axes": e.axes,
-                    "labels": e.labels,
-                    "direction": e.direction,
-                    "estimated": e.estimated,
-                    "metric_name": e.metric_name,
-                    "provenance": e.provenance if provenance is None else provenance,
-                }
-                for kind, e in effects.items()
-            }
-        content = {"format": FORMAT, "what": "effects", "effects": header}
-        save_file(tensors, path, metadata={"mechwork": json.dumps(content)})  # one entry: several have no fixed order
-        return path
+        return Result.save(self if provenance is None else self._of(provenance), path)
+
+    def _of(self, provenance: Provenance) -> Effects:
+        by_kind = {kind: replace(effect, provenance=provenance) for kind, effect in self.by_kind.items()}
+        return Effects(by_kind, {name: others._of(provenance) for name, others in self.others.items()})
 
     @classmethod
-    def load(cls, path: str | Path) -> Effects:
-        """Read what `save` wrote; raises `ArtefactError` for another or a newer format."""
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                header = json.loads((file.metadata() or {}).get("mechwork", "{}"))
-                if header.get("what") != "effects" or header.get("format") != FORMAT:
-                    raise ArtefactError(
-                        f"{path} is not an effects file of format {FORMAT}; it says {header.get('what')}, {header.get('format')}"
-                    )
-                found = {name: _read_metric(file, name, kinds) for name, kinds in header["effects"].items()}
-        except SafetensorError as error:
-            raise ArtefactError(f"{path} is damaged or no safetensors file: {error}") from error
-        first, *others = found
-        return cls(found[first], {name: cls(found[name]) for name in others})
+    def _from_old(cls, found: Artefact) -> Effects:
+        metrics = {name: cls(_old_metric(found.tensors, name, kinds)) for name, kinds in found.facts["effects"].items()}
+        first, *others = metrics
+        return cls(metrics[first].by_kind, {name: metrics[name] for name in others})
 
 
-def _read_metric(file: Any, name: str, kinds: dict[str, dict[str, Any]]) -> dict[str, Effect]:
-    baseline = Baseline(file.get_tensor(f"{name}.baseline.clean"), file.get_tensor(f"{name}.baseline.corrupt"))
+def _old_metric(tensors: Mapping[str, Tensor], name: str, kinds: dict[str, dict[str, Any]]) -> dict[str, Effect]:
+    """The effects on one metric in a file of release 0.1."""
+    baseline = Baseline(tensors[f"{name}.baseline.clean"], tensors[f"{name}.baseline.corrupt"])
     effects = {}
     for kind, fact in kinds.items():
-        labels = {axis: tuple(names) for axis, names in fact.pop("labels").items()}
-        axes = tuple(fact.pop("axes"))
-        effects[kind] = Effect(kind, file.get_tensor(f"{name}.{kind}.per_example"), axes, labels, baseline, **fact)
+        labels = {axis: tuple(names) for axis, names in fact["labels"].items()}
+        rest = {**fact, "labels": labels, "axes": tuple(fact["axes"])}
+        effects[kind] = Effect(kind, tensors[f"{name}.{kind}.per_example"], baseline=baseline, **rest)
     return effects
 
 

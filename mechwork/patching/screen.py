@@ -20,16 +20,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..display import Displayable
 from ..errors import InputError
 from ..provenance import Provenance
 from ..relevance import Composite
+from ..result import Result, Table
 from .attribution import attribute
 from .result import Agreement, Effects, agreement_of
 
 if TYPE_CHECKING:
-    import pandas
-
     from .exact import Job
 
 CONFIDENCE = 0.95
@@ -56,7 +54,7 @@ class Missed:
 
 
 @dataclass(frozen=True, eq=False)
-class ScreenedEffects(Displayable):
+class ScreenedEffects(Result):
     """Estimates of all cells, and exact effects of the top ones and of a random control (NaN elsewhere in `measured`).
 
     `top` and `control` are masks per kind of site, shaped like its values.
@@ -66,6 +64,12 @@ class ScreenedEffects(Displayable):
     measured: Effects
     top: dict[str, Bool[Tensor, "..."]]
     control: dict[str, Bool[Tensor, "..."]]
+
+    def __post_init__(self) -> None:
+        for masks in (self.top, self.control):
+            shapes = {kind: tuple(mask.shape) for kind, mask in masks.items()}
+            if shapes != {kind: tuple(effect.values.shape) for kind, effect in self.measured.items()}:
+                raise InputError(f"masks are shaped like the measured effects, kind by kind; got {shapes}")
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -102,7 +106,7 @@ class ScreenedEffects(Displayable):
                 found.append((place, value, float(self.estimate[kind].values.flatten()[flat])))
         return sorted(found, key=lambda row: -abs(row[1]))[:n]
 
-    def to_dataframe(self) -> pandas.DataFrame:
+    def _table(self) -> Table:
         """One row per cell: its estimate, its exact effect (NaN where unmeasured) and its role (top, control, estimated only)."""
         frame = self.estimate.to_dataframe().rename(columns={"effect": "estimate"}).drop(columns="standard_error")
         exact = self.measured.to_dataframe()

@@ -10,25 +10,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..display import Readable
 from ..errors import InputError
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..relevance import PRESETS, Composite, find_composite
+from ..result import Result, Table
 from ..tasks.task import Task
 from .attribution import attribute
 from .exact import patch
 from .result import Agreement
 
 if TYPE_CHECKING:
-    import pandas
     from transformer_lens.model_bridge import TransformerBridge
 
 SITES = ("resid_pre", "attn_out", "mlp_out", "z")
 
 
 @dataclass(frozen=True)
-class AgreementStudy(Readable):
+class AgreementStudy(Result):
     """Agreement by (task, site, rules). `table` prints Pearson / relative error, the best of each row marked."""
 
     rows: dict[tuple[str, str, str], Agreement]
@@ -51,15 +50,12 @@ class AgreementStudy(Readable):
         found = [self.rows[task, site, rules] for task in self.tasks]
         return sum(a.pearson for a in found) / len(found), sum(a.relative_error for a in found) / len(found)
 
-    def to_dataframe(self) -> pandas.DataFrame:
+    def _table(self) -> Table:
         """One row per (task, site, rules)."""
-        import pandas
-
-        facts = [
+        return [
             {"task": task, "site": site, "rules": rules, "pearson": a.pearson, "spearman": a.spearman, "relative_error": a.relative_error, "n_places": a.n_places}
             for (task, site, rules), a in self.rows.items()
         ]  # fmt: skip
-        return pandas.DataFrame(facts)
 
     def to_json(self) -> dict[str, Any]:
         return {"rows": self.to_dataframe().to_dict("records"), "provenance": self.provenance}

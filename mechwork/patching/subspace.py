@@ -20,6 +20,7 @@ from torch import Tensor
 from ..directions import Examples, record_examples
 from ..display import Readable
 from ..errors import InputError
+from ..execute import MemoryBudget
 from ..models.anatomy import ModelAnatomy, device_of, dtype_of
 from ..runs.record import check_task
 from ..sites import SITE_KINDS, Site, hook_name, site_kind
@@ -123,7 +124,7 @@ def patch_subspace(
     *,
     direction: str = "denoise",
     positions: str = "all",
-    memory_budget: int | None = None,
+    memory_budget: MemoryBudget | None = None,
 ) -> Effect:
     """The effect of exchanging `subspace` at one site: axes layer (one entry), and pos unless `positions` is ``"all"``.
 
@@ -141,7 +142,7 @@ def measure_share(
     subspace: Subspace,
     direction: str,
     positions: str,
-    memory_budget: int | None = None,
+    memory_budget: MemoryBudget | None = None,
 ) -> Effect:
     """The effect of putting in a `share` of the donor at one site. Cost: 2 forwards and the patched cells."""
     check_subspace(model, check_task(model, task), site, subspace)

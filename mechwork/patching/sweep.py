@@ -7,7 +7,7 @@ be compared, hashed and written as JSON, which is how a checkpoint knows whether
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
@@ -124,6 +124,18 @@ class Sweep:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Sweep:
+        """The plan that `to_json` told."""
+        facts = {name: _tuples(value) for name, value in data.items()}
+        grids = tuple(Grid(**{name: _tuples(value) for name, value in grid.items()}) for grid in facts["grids"])
+        return cls(**{**facts, "grids": grids, "tricks": Tricks(**facts["tricks"])})
+
     def fingerprint(self) -> str:
         """sha256 of the plan."""
         return hash_json(self.to_json())
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists as tuples."""
+    return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value

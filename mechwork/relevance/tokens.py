@@ -16,12 +16,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..display import Displayable
 from ..errors import InputError, MetricError
 from ..models.anatomy import check_ready, device_of
 from ..models.borrow import borrows, hooked, run_tail
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
+from ..result import Result, Table
 from ..runs.record import leaf_at_embedding
 from ..sites import Site, hook_name
 from ..tasks.build import answer_token, tokenise
@@ -29,7 +29,6 @@ from .composite import Composite
 from .presets import find_composite
 
 if TYPE_CHECKING:
-    import pandas
     from transformer_lens.model_bridge import TransformerBridge
 
 Answer = str | int
@@ -38,7 +37,7 @@ Target = Answer | tuple[Answer, Answer] | Callable[[Any], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class TokenRelevance(Displayable):
+class TokenRelevance(Result):
     """Relevance of every token, in units of the metric. `remainder` = `value` - sum of `values`: biases and what leaked."""
 
     tokens: tuple[str, ...]
@@ -53,11 +52,9 @@ class TokenRelevance(Displayable):
         """What no token has: the biases' share, and what rules that do not conserve relevance lose or add."""
         return self.value - float(self.values.sum())
 
-    def to_dataframe(self) -> pandas.DataFrame:
+    def _table(self) -> Table:
         """One row per token."""
-        import pandas
-
-        return pandas.DataFrame({"token": self.tokens, "relevance": self.values.tolist()})
+        return {"token": self.tokens, "relevance": self.values.tolist()}
 
     def __str__(self) -> str:
         rows = [f"{token!r:<20} {value:+.4f}" for token, value in zip(self.tokens, self.values.tolist(), strict=True)]

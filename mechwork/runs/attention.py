@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,10 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..display import Displayable
+from .. import names
 from ..errors import InputError
 from ..models.anatomy import ModelAnatomy
 from ..provenance import Provenance, build_provenance
+from ..result import Result, Table
 from ..tasks.task import Task
 from .record import check_task, record_run
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class AttentionPatterns(Displayable):
+class AttentionPatterns(Result):
     """Patterns ``[head, query_pos, key_pos]`` of named heads (``"a3.h1"``) on the clean prompt of one pair."""
 
     tokens: tuple[str, ...]
@@ -31,6 +31,19 @@ class AttentionPatterns(Displayable):
     patterns: Float[Tensor, "head query_pos key_pos"]
     task_name: str
     provenance: Provenance
+
+    def _table(self) -> Table:
+        """One row per head, query and key."""
+        n = len(self.tokens)
+        return [
+            {"head": name, "query": i, "query_token": self.tokens[i], "key": j, "key_token": self.tokens[j], "attention": float(p[i, j])}
+            for name, p in zip(self.heads, self.patterns, strict=True)
+            for i in range(n)
+            for j in range(i + 1)
+        ]  # fmt: skip
+
+    def __str__(self) -> str:
+        return f"attention of {', '.join(self.heads)} over {len(self.tokens)} tokens of {self.task_name}"
 
 
 def record_attention(model: TransformerBridge, task: Task, heads: Sequence[str], *, row: int = 0) -> AttentionPatterns:
@@ -52,8 +65,7 @@ def record_attention(model: TransformerBridge, task: Task, heads: Sequence[str],
 
 def parse_head(anatomy: ModelAnatomy, name: str) -> tuple[int, int]:
     """Layer and head of ``"a3.h1"``; raises `InputError` for anything else and for heads that are not there."""
-    match = re.fullmatch(r"a(\d+)\.h(\d+)", name)
-    layer, head = (int(match[1]), int(match[2])) if match else (-1, -1)
+    layer, head = names.parse_head(name)
     if not (0 <= layer < anatomy.n_layers and 0 <= head < anatomy.n_heads):
         raise InputError(
             f"heads are written 'a<layer>.h<head>', here a0.h0 to a{anatomy.n_layers - 1}.h{anatomy.n_heads - 1}; got {name!r}"

@@ -21,19 +21,18 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..display import Displayable
 from ..errors import InputError
 from ..models.anatomy import ModelAnatomy, block_norm, device_of, final_norm
 from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
+from ..result import Result, Table
 from ..tasks.pairs import PromptPairs
 from ..tasks.task import Task
 from .attention import parse_head
 from .record import Run, check_task, record_run
 
 if TYPE_CHECKING:
-    import pandas
     from transformer_lens.model_bridge import TransformerBridge
 
 MAX_PROMPTS = 64
@@ -68,29 +67,25 @@ class ComponentRow:
 
 
 @dataclass(frozen=True, eq=False)
-class ComponentStudy(Displayable):
+class ComponentStudy(Result):
     """Rows per component, in the order asked for; `promoted` is about the last token of `prompt`."""
 
     rows: tuple[ComponentRow, ...]
     prompt: tuple[str, ...]
     provenance: Provenance
 
-    def to_dataframe(self) -> pandas.DataFrame:
+    def _table(self) -> Table:
         """One row per component."""
-        import pandas
-
-        return pandas.DataFrame(
-            [
-                {
-                    "node": row.node,
-                    "promotes": " ".join(token.strip() for token, _ in row.promoted),
-                    "suppresses": " ".join(token.strip() for token, _ in row.suppressed),
-                    **row.looks,
-                    "OV copying": row.copying,
-                }
-                for row in self.rows
-            ]
-        )
+        return [
+            {
+                "node": row.node,
+                "promotes": " ".join(token.strip() for token, _ in row.promoted),
+                "suppresses": " ".join(token.strip() for token, _ in row.suppressed),
+                **row.looks,
+                "OV copying": row.copying,
+            }
+            for row in self.rows
+        ]
 
     def __repr__(self) -> str:
         return f"ComponentStudy({', '.join(row.node for row in self.rows)})"

@@ -24,6 +24,7 @@ from ..shapes import Logits, PerExample, Tokens
 from ..sites import SITE_KINDS, Site, hook_name, site_kind
 from ..tasks.pairs import ABSENT, PromptPairs
 from ..tasks.task import Task
+from .prefix import Prefix
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -59,11 +60,13 @@ def record_run(
     corrupt: bool = False,
     grad: bool = False,
     n_tail: int | None = None,
+    prefix: Prefix | None = None,
 ) -> Run:
     """Run the clean (or corrupt) prompts once and keep the activations of `kinds` at every layer. Cost: 1 forward.
 
     A `Site` among `kinds` is recorded at its layer alone. With `grad`, run inside whatever composite of rules is active;
-    gradients start at the embedding. `n_tail`: unembed the last columns only (for metrics that read no others).
+    gradients start at the embedding. `n_tail`: unembed the last columns only (for metrics that read no others). `prefix`:
+    columns that have run already; only those after them run and are kept.
     """
     anatomy = check_ready(model)
     sites = [site for kind in kinds for site in ([kind] if isinstance(kind, Site) else sites_of(anatomy, kind))]
@@ -87,20 +90,35 @@ def record_run(
         if grad:
             stack.enter_context(leaf_at_embedding(model))
         stack.enter_context(hooked(model, hooks))
-        logits = run_tail(model, tokens, n_tail)
+        logits = _run_tail(model, tokens, n_tail, prefix)
     return Run(logits, store)
 
 
 def run_to_metric(
-    model: TransformerBridge, task: Task, pairs: PromptPairs, tokens: Tokens | None = None
+    model: TransformerBridge,
+    task: Task,
+    pairs: PromptPairs,
+    tokens: Tokens | None = None,
+    prefix: Prefix | None = None,
 ) -> Float[Tensor, "batch tail d_vocab"]:
     """Logits as far as the task's metric needs them: of the last columns only, when it reads nothing else.
 
     `tokens` are one or several copies of the clean prompts of `pairs`, one after another (default: these). Cost: 1
-    forward, the unembedding at ``pairs.n_tail`` columns.
+    forward (of the columns after `prefix`), the unembedding at ``pairs.n_tail`` columns.
     """
     with torch.no_grad():
-        return run_tail(model, pairs.clean_tokens if tokens is None else tokens, read_columns(task, pairs))
+        tokens = pairs.clean_tokens if tokens is None else tokens
+        return _run_tail(model, tokens, read_columns(task, pairs), prefix)
+
+
+def _run_tail(
+    model: TransformerBridge, tokens: Tokens, n_tail: int | None, prefix: Prefix | None
+) -> Float[Tensor, "batch tail d_vocab"]:
+    """`run_tail`, of the columns after `prefix` alone where there is one."""
+    if prefix is None:
+        return run_tail(model, tokens, n_tail)
+    extra = prefix.arguments(tokens.shape[1], tokens.device)
+    return run_tail(model, prefix.rest(tokens), n_tail, **extra)
 
 
 def read_columns(task: Task, pairs: PromptPairs) -> int | None:

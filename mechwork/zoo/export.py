@@ -7,19 +7,19 @@ stored as float16 when that changes no reported accuracy by more than `TOLERANCE
 from __future__ import annotations
 
 import copy
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from ..bundled import read_json, write_manifest
+from ..artefact import read_tensors, write_tensors
+from ..bundled import write_manifest
 from ..errors import InputError
+from ..files import read_json, write_json, write_text
 from .card import PAIRS, build_card, limits, measure_weights, render_card
 from .heads import score_heads
 from .measure import Score, measure
@@ -80,7 +80,7 @@ def _with_weights(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> PreT
 def _save_model(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> None:
     """The unembedding is the embedding and not stored twice."""
     tensors = {name: parameter.detach().to(dtype).contiguous() for name, parameter in model.named_parameters()}
-    save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
+    write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
     config.dtype = str(dtype).removeprefix("torch.")
@@ -89,8 +89,8 @@ def _save_model(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> Non
 
 def _save_kept(run: Run, step: int, file: Path, folder: Path, n: int) -> dict[str, Any]:
     """Store one checkpoint along training as float16, and measure it: a row of the card."""
-    tensors = {name: value.half() for name, value in load_file(str(file)).items()}
-    save_file(tensors, str(folder / KEPT.format(step)), metadata={"format": "pt"})
+    tensors = {name: value.half() for name, value in read_tensors(file)[1].items()}
+    write_tensors(folder / KEPT.format(step), tensors, {"format": "pt"})
     model = _with_weights(run.model, {name: value.float() for name, value in tensors.items()}).eval()
     scores = measure(model, run.tokenizer, "test", n, tasks=run.recipe.tasks)
     heads = score_heads(model, run.tokenizer, n=n)
@@ -103,8 +103,8 @@ def _save_kept(run: Run, step: int, file: Path, folder: Path, n: int) -> dict[st
 
 
 def _save_card(card: Mapping[str, Any], folder: Path) -> None:
-    (folder / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
-    (folder / TEXT).write_text(render_card(card), encoding="utf-8")
+    write_json(folder / CARD, card)
+    write_text(folder / TEXT, render_card(card))
 
 
 def load_exported(folder: Path) -> tuple[PreTrainedModel, Any, Recipe]:

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..names import head_name
 from ..tasks.sampling.lexicon import Split
 from .architecture import attention_projections
 from .measure import draw_examples, encode, measure_task
@@ -97,7 +98,7 @@ def find_induction_heads(
         first, second = scores.flatten().topk(2)[0].tolist()
         layer, index = divmod(int(scores.argmax()), scores.shape[1])
         with _head_ablated(model, layer, index, found.mean_z):
-            return Head(f"a{layer}.h{index}", first, second, difference())
+            return Head(head_name(layer, index), first, second, difference())
 
     return InductionHeads(difference(), head(found.previous_token), head(found.induction))
 

@@ -1,14 +1,12 @@
 """The training loop: weights are a pure function of the recipe, also when it is interrupted and resumed.
 
 Text of step s depends on (seed, s) only and there is no dropout, so the state of a run is weights, optimizer moments
-and the number of the next step. A checkpoint is ``checkpoint.safetensors`` plus ``checkpoint.json``; both are written beside
-their final names and moved, and the JSON carries the sha256 of the tensors, so that a torn pair is noticed.
+and the number of the next step. A checkpoint is one file, replaced at once (see `mechwork.checkpoint`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 import time
@@ -19,12 +17,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from ..bundled import read_json, sha256, write_atomically
-from ..errors import ArtefactError
+from ..artefact import write_tensors
+from ..checkpoint import FILE, WHAT, Checkpoint
+from ..files import reading
 from .architecture import build_model, document_mask, unembed
 from .grammar import Document, step_documents
 from .measure import measure
@@ -33,7 +31,6 @@ from .tokenizer import END_OF_TEXT, build_tokenizer, grammar_vocabulary
 
 log = logging.getLogger(__name__)
 
-TENSORS, STATE = "checkpoint.safetensors", "checkpoint.json"
 KEPT = "step-{:06d}.safetensors"
 """Weights after a step of the recipe's `keep`; in a model's folder they are loaded as ``NAME@STEP``."""
 
@@ -180,19 +177,19 @@ def _threads(n: int) -> Iterator[None]:
 
 def save_checkpoint(folder: Path, run: Run, optimizer: torch.optim.Optimizer) -> None:
     """Everything from which training goes on: weights, moments, selected weights, step and history."""
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"model.{name}": p.detach() for name, p in run.model.named_parameters()}
     for name, parameter in run.model.named_parameters():
         for key, value in optimizer.state[parameter].items():
             tensors[f"optimizer.{key}.{name}"] = torch.as_tensor(value)
     tensors |= {f"selected.{name}": value for name, value in run.selected.items()}
-    file = folder / TENSORS
-    write_atomically(file, lambda part: save_file(tensors, str(part)))
     state = {
-        "recipe": run.recipe.to_dict(), "step": run.step, "tokens": run.tokens, "seconds": run.seconds,
-        "history": run.history, "best": run.best, "sha256": sha256(file),
+        "step": run.step, "tokens": run.tokens, "seconds": run.seconds, "history": run.history, "best": run.best,
     }  # fmt: skip
-    write_atomically(folder / STATE, lambda part: part.write_text(json.dumps(state, indent=1), encoding="utf-8"))
+    _keeper(folder, run).save(tensors, state)
+
+
+def _keeper(folder: Path, run: Run) -> Checkpoint:
+    return Checkpoint(folder, {"recipe": run.recipe.to_dict()})
 
 
 def load_checkpoint(folder: Path, run: Run, optimizer: torch.optim.Optimizer) -> bool:
@@ -201,30 +198,24 @@ def load_checkpoint(folder: Path, run: Run, optimizer: torch.optim.Optimizer) ->
     Raises:
         ArtefactError: the files are damaged, do not belong together, or were made by another recipe.
     """
-    if not (folder / STATE).is_file():
+    kept = _keeper(folder, run).load()
+    if kept is None:
         return False
-    state = read_json(folder / STATE)
-    if Recipe.from_dict(state["recipe"]) != run.recipe:
-        raise ArtefactError(
-            f"{folder} holds a checkpoint of another recipe; train into another folder, or empty this one"
-        )
-    file = folder / TENSORS
-    if not file.is_file() or sha256(file) != state["sha256"]:
-        raise ArtefactError(
-            f"{file} is missing or is not the one {STATE} was written with; empty {folder} to start again"
-        )
-    tensors = load_file(str(file))
-    with torch.no_grad():
-        for name, parameter in run.model.named_parameters():
-            parameter.copy_(tensors[f"model.{name}"])
-            mine = {
-                k.split(".")[1]: v for k, v in tensors.items() if k.startswith("optimizer.") and k.endswith(f".{name}")
-            }
-            if mine:
-                optimizer.state[parameter] = mine
-    run.selected = {k.removeprefix("selected."): v for k, v in tensors.items() if k.startswith("selected.")}
-    run.step, run.tokens, run.seconds = state["step"], state["tokens"], state["seconds"]
-    run.history, run.best = state["history"], state["best"]
+    tensors, state = kept
+    with reading(folder / FILE, WHAT):
+        with torch.no_grad():
+            for name, parameter in run.model.named_parameters():
+                parameter.copy_(tensors[f"model.{name}"])
+                mine = {
+                    k.split(".")[1]: v
+                    for k, v in tensors.items()
+                    if k.startswith("optimizer.") and k.endswith(f".{name}")
+                }
+                if mine:
+                    optimizer.state[parameter] = mine
+        run.selected = {k.removeprefix("selected."): v for k, v in tensors.items() if k.startswith("selected.")}
+        run.step, run.tokens, run.seconds = state["step"], state["tokens"], state["seconds"]
+        run.history, run.best = state["history"], state["best"]
     return True
 
 
@@ -232,8 +223,8 @@ def _keep(run: Run, folder: Path) -> None:
     """Write the weights as they are now, if the recipe wants this step."""
     if run.step in run.recipe.keep:
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: p.detach().contiguous() for name, p in run.model.named_parameters()}
-        write_atomically(folder / KEPT.format(run.step), lambda part: save_file(tensors, str(part)))
+        tensors = {name: p.detach() for name, p in run.model.named_parameters()}
+        write_tensors(folder / KEPT.format(run.step), tensors)
 
 
 def _validate(run: Run) -> dict[str, float]:

@@ -14,7 +14,7 @@ SMALL = ("-n", 16, "--model", "attn-only-2l", "--task", "induction")
 @pytest.mark.parametrize(
     ("study", "text"),
     [
-        ("sweep", "z, layer 1, head 0"), ("cumulative", "least important first"), ("interactions", "redundant"), ("knock-in", "with it alone"),
+        ("sweep", "a1.h0"), ("cumulative", "least important first"), ("interactions", "redundant"), ("knock-in", "with it alone"),
         ("self-repair", "backups"), ("suppression", "OV lowest"), ("roles", "previous token"), ("remove", "matched random sets"),
         ("telemetry", "perplexity"),
     ],

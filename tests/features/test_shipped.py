@@ -12,6 +12,7 @@ import mechwork as mw
 from mechwork import bundled
 from mechwork.errors import ArtefactError, NotFoundError
 from mechwork.features import concept_of_answer, evaluate_features, feature_names, load_features, measure_separability
+from mechwork.files import read_json
 from mechwork.lenses import open_text
 
 NAME = "gpt2-6l"
@@ -26,7 +27,7 @@ def test_files_are_whole_small_and_say_what_they_are() -> None:
         text = (folder / file).read_text(encoding="utf-8")
         assert "/tmp" not in text
         assert "/home" not in text
-    card = bundled.read_json(folder / "card.json")
+    card = read_json(folder / "card.json")
     assert card["dtype"] == "float16"
     assert len(card["text"]["rows_sha256"]) == 64
     assert len(card["evaluation"]["places"]) == 19

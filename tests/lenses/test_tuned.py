@@ -11,6 +11,8 @@ import pytest
 import torch
 
 import mechwork as mw
+from mechwork.artefact import read_artefact
+from mechwork.checkpoint import FILE, WHAT
 from mechwork.lenses import (
     LensRecipe,
     LogitLens,
@@ -215,7 +217,7 @@ def test_a_crash_between_checkpoints_costs_only_the_steps_since(tmp_path: Path) 
 
     with pytest.raises(RuntimeError):
         train_lens(model, ROWS, QUICK, folder=tmp_path / "run", progress=crash, checkpoint_every=2)
-    assert json.loads((tmp_path / "run" / "checkpoint.json").read_text())["step"] == 4
+    assert read_artefact(tmp_path / "run" / FILE, WHAT).facts["state"]["step"] == 4
     resumed, whole = train_lens(model, ROWS, QUICK, folder=tmp_path / "run"), train_lens(model, ROWS, QUICK)
     assert torch.equal(resumed.lens.parts["weight"], whole.lens.parts["weight"])
     assert torch.equal(resumed.best, whole.best)
@@ -232,7 +234,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    with pytest.raises(mw.errors.ArtefactError, match="not the one"):
+    with pytest.raises(mw.errors.ArtefactError, match="was altered"):
         train_lens(model, ROWS, QUICK, folder=tmp_path / "run")
 
 
@@ -355,7 +357,7 @@ def test_save_load_and_refusals(tmp_path: Path) -> None:
     with pytest.raises(mw.errors.ArtefactError, match="other tokenizer"):
         load_lens(model, tmp_path / "lens")
     (tmp_path / "half" / "lens.safetensors").write_bytes(b"x")
-    with pytest.raises(mw.errors.ArtefactError, match="not the one"):
+    with pytest.raises(mw.errors.ArtefactError, match="was altered"):
         load_lens(model, tmp_path / "half")
     with pytest.raises(mw.errors.NotFoundError, match="no lens is shipped"):
         load_lens(model)

@@ -11,6 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mechwork import bundled
+from mechwork.artefact import read_artefact
+from mechwork.checkpoint import FILE, WHAT
 from mechwork.errors import ArtefactError, InputError, NotFoundError, UnknownNameError
 from mechwork.tasks.sampling.examples import SAMPLERS, templates
 from mechwork.zoo.architecture import build_model
@@ -88,7 +90,7 @@ def test_keyboard_interrupt_saves_and_resumes(finished, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         train(TINY, tmp_path, progress=interrupt)
-    assert json.loads((tmp_path / "checkpoint.json").read_text())["step"] == 3
+    assert read_artefact(tmp_path / FILE, WHAT).facts["state"]["step"] == 3
     assert_same_bits(train(TINY, tmp_path), finished)
     assert not list(tmp_path.glob("*.part"))
 
@@ -103,7 +105,7 @@ def test_training_leaves_the_global_state_alone(tmp_path):
 
 def test_another_recipe_does_not_resume_from_this_folder(tmp_path):
     train(TINY, tmp_path, stop_after=1)
-    with pytest.raises(ArtefactError, match="another recipe"):
+    with pytest.raises(ArtefactError, match="another run: its recipe differ"):
         train(dataclasses.replace(TINY, seed=8), tmp_path)
 
 

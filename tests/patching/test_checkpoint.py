@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from mechwork.errors import ArtefactError, InputError
+from mechwork.execute.ledger import PLAN, RESULTS
 from mechwork.patching import Effects, patch
-from mechwork.patching.checkpoint import PLAN, RESULT
+from mechwork.patching.exact import RESULT
 from mechwork.tasks.task import Task
 from tests.families import build_model, build_task
 
@@ -54,19 +55,19 @@ def test_killed_and_started_again_gives_the_same_file(tmp_path: Path) -> None:
     child.send_signal(signal.SIGKILL)
     child.communicate()
     assert child.returncode == -signal.SIGKILL
-    finished = {path.name: path.stat().st_mtime_ns for path in killed.glob("chunk-*.safetensors")}
+    finished = {path.name: path.stat().st_mtime_ns for path in (killed / RESULTS).iterdir()}
     assert len(finished) >= 4
     assert not (killed / RESULT).exists()
-    (killed / ".chunk-00000-000099.safetensors.part").write_bytes(b"half a file")
+    (killed / RESULTS / "abc.safetensors.part").write_bytes(b"half a file")
 
     model, task = build_model("llama", torch.float32), build_task(n=6)
     resumed = patch(model, task, SITES, memory_budget=least, checkpoint=killed, **SETTINGS)
     uninterrupted = patch(model, task, SITES, memory_budget=least, checkpoint=whole, **SETTINGS)
-    files = sorted(path.name for path in whole.iterdir())
+    files = [PLAN, RESULT, *(f"{RESULTS}/{path.name}" for path in (whole / RESULTS).iterdir())]
     assert len(files) > len(finished) + 4
     for name in files:
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
-    after = {name: (killed / name).stat().st_mtime_ns for name in finished}
+    after = {name: (killed / RESULTS / name).stat().st_mtime_ns for name in finished}
     assert after == finished, "a finished chunk was written again"
     for kind in SITES:
         assert torch.equal(resumed[kind].per_example, uninterrupted[kind].per_example)
@@ -97,7 +98,7 @@ def test_folders_of_other_sweeps_are_refused(tiny_gpt2: Any, tiny_task: Task, tm
         patch(tiny_gpt2, build_task(seed=3), ["z"], checkpoint=folder)
     with pytest.raises(ArtefactError, match="its model differ"):
         patch(build_model("gpt2", torch.float32, seed=5), tiny_task, ["z"], checkpoint=folder)
-    chunk = next(folder.glob("chunk-*"))
+    chunk = next((folder / RESULTS).iterdir())
     whole = chunk.read_bytes()
     chunk.write_bytes(whole[:40])
     with pytest.raises(ArtefactError, match="damaged"):

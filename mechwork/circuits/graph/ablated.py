@@ -25,6 +25,7 @@ from torch import Tensor
 from ...errors import UnknownNameError
 from ...interventions import Moments, other_prompts, require_examples
 from ...models.anatomy import device_of
+from ...runs.prefix import Prefix
 from ...runs.record import record_run
 from ...tasks.pairs import PromptPairs
 from ...tasks.task import Task
@@ -40,15 +41,32 @@ ABLATIONS = ("corrupt", "zero", "mean", "mean_by_position", "resample", "optimal
 CONSTANT = ("zero", "mean", "optimal")
 """Ablations that exist for prompts outside the task and of any length."""
 
+PAIRED = ("corrupt", "resample")
+"""Ablations whose writes are those of one other run of as many tokens."""
+
 BATCH = 16
 
 
 @dataclass(frozen=True, eq=False)
 class Ablation:
-    """Gives the ablated writes of the pairs in rows `start` to `start + n` of a task."""
+    """Gives the ablated writes of the pairs in rows `start` to `start + n` of a task.
+
+    `shares_prefix`: whether first columns that both prompts share are the same under every circuit; `after` gives the writes at the
+    columns after them.
+    """
 
     kind: str
     writes: Callable[[PromptPairs, int], AblatedWrites]
+    after: Callable[[PromptPairs, Prefix | None], AblatedWrites] | None = None
+
+    @property
+    def shares_prefix(self) -> bool:
+        return self.after is not None
+
+    @property
+    def paired(self) -> bool:
+        """Whether all writes are those of one other run, so that a circuit without edges computes that run."""
+        return self.kind in PAIRED
 
 
 def find_ablation(
@@ -63,7 +81,11 @@ def find_ablation(
         raise UnknownNameError("ablation", kind, ABLATIONS)
     source = source or task
     if kind == "corrupt":
-        return Ablation(kind, lambda pairs, _start: _writes_of(model, space, pairs, corrupt=True))
+        return Ablation(
+            kind,
+            lambda pairs, _start: _writes_of(model, space, pairs, corrupt=True),
+            lambda pairs, prefix: _writes_of(model, space, pairs, corrupt=True, prefix=prefix),
+        )
     if kind == "resample":
         order = other_prompts(task, seed)
         return Ablation(kind, lambda pairs, start: _resampled(model, space, task, order, start, pairs))
@@ -122,8 +144,11 @@ def _last_logits(model: TransformerBridge, pairs: PromptPairs) -> Float[Tensor, 
         return model(pairs.clean_tokens, logits_to_keep=pairs.n_tail)
 
 
-def _writes_of(model: TransformerBridge, space: EdgeSpace, pairs: PromptPairs, *, corrupt: bool) -> AblatedWrites:
-    return record_writers(model, space, record_run(model, pairs, writer_kinds(space), corrupt=corrupt, n_tail=1))
+def _writes_of(
+    model: TransformerBridge, space: EdgeSpace, pairs: PromptPairs, *, corrupt: bool, prefix: Prefix | None = None
+) -> AblatedWrites:
+    run = record_run(model, pairs, writer_kinds(space), corrupt=corrupt, n_tail=1, prefix=prefix)
+    return record_writers(model, space, run)
 
 
 def _resampled(

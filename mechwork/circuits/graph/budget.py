@@ -5,25 +5,33 @@ Sizes are estimates of what is added to the model's weights, meant to be right w
 
 from __future__ import annotations
 
-import re
+import math
 from dataclasses import dataclass
 
-from ...errors import InputError
+from ...execute.memory import items_that_fit
+from ...execute.memory import parse_budget as parse_bytes  # noqa: F401 - the one parser of budgets, under its name here
 from ...models.anatomy import ModelAnatomy
 from .space import EdgeSpace
 
 DEFAULT_BUDGET = 2**30
+_MANY = 2**62
+"""More pairs than any task has: how many it has is the caller's business."""
 
-_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+FLOPS_PER_BYTE = 8
+"""Multiplications and additions that a core does while one byte comes from memory: where a product stops being bound by memory."""
 
 
-def parse_bytes(size: int | str) -> int:
-    """Bytes from a number or from text such as ``"2GB"``."""
-    found = re.fullmatch(r"\s*([0-9.]+)\s*([KMG]i?B)\s*", size, re.IGNORECASE) if isinstance(size, str) else None
-    n = int(float(found[1]) * _UNITS[found[2].upper()]) if found else size
-    if not isinstance(n, int) or n <= 0:
-        raise InputError(f"a memory budget is a number of bytes or text such as '2GB'; got {size!r}")
-    return n
+def layers_per_product(space: EdgeSpace) -> int:
+    """How many layers' readers share one product with the writes.
+
+    Reading the writes costs (layers / g) x writers / 2 x 4 bytes a number, and g layers at once multiply about
+    layers x readers x g x writers of a layer / 2 x 2 cells that are no edges; the sum is least at the g below. The readers'
+    coefficients then stay under a quarter of the writes.
+    """
+    wasted = space.readers_per_layer * space.writers_per_layer / FLOPS_PER_BYTE
+    best = math.sqrt(2 * space.n_writers / wasted)
+    return max(1, min(round(best), space.n_writers // (4 * space.readers_per_layer), space.n_layers))
 
 
 @dataclass(frozen=True)
@@ -44,19 +52,22 @@ def fit(
     n_bytes: int = 4,
     n_copies: int = 1,
     n_cells: int = 1,
+    averaged: bool = False,
 ) -> Fit:
     """Pairs and positions for a budget in bytes; always at least one of each.
 
     Half of the budget is for the pass (activations that the backward pass needs, and what is recorded), half for the
-    writes ``[writer, batch, pos, d_model]`` in `n_copies`, a few layers' coefficients, and the scores of `n_cells` spans.
+    writes ``[writer, batch, pos, d_model]`` in `n_copies`, the coefficients of the layers of one product (of all readers when they
+    are `averaged` over a path), and the scores of `n_cells` spans.
     """
     d, layers = anatomy.d_model, anatomy.n_layers
     graph = layers * n_pos * (40 * d + 4 * anatomy.n_heads * n_pos) + 3 * n_tail * anatomy.d_vocab
     scores = 2 * n_cells * space.n_writers * space.n_readers
-    per_position = (n_copies * space.n_writers + 3 * space.readers_per_layer) * d
-    n_pairs = max(1, int(budget / 2 / (n_bytes * (graph + scores))))
-    n_positions = max(1, int(budget / 2 / (max(n_bytes, 4) * per_position * n_pairs)))
-    while n_pairs > 1 and n_positions < min(4, n_pos):
+    readers = (1 + layers_per_product(space)) * space.readers_per_layer + (space.n_readers if averaged else 0)
+    per_position = (n_copies * space.n_writers + readers) * d
+    n_pairs = items_that_fit(budget / 2, n_bytes * (graph + scores), _MANY)
+    while True:
+        n_positions = items_that_fit(budget / 2, max(n_bytes, 4) * per_position * n_pairs, n_pos)
+        if n_pairs == 1 or n_positions >= min(4, n_pos):
+            return Fit(n_pairs, n_positions)
         n_pairs //= 2
-        n_positions = max(1, int(budget / 2 / (max(n_bytes, 4) * per_position * n_pairs)))
-    return Fit(n_pairs, min(n_positions, n_pos))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -11,12 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ...display import Displayable
+from ...encoding import Decoder
 from ...errors import ArtefactError, InputError, MetricError, UnknownNameError
+from ...files import read_object, reading, write_json
 from ...models.anatomy import device_of
 from ...provenance import Provenance, stable
+from ...result import Result, Table
 from ...shapes import EdgeMask, EdgeMatrix
 from ...tasks.task import Task
+from .ablated import find_ablation
+from .prune import prune
+from .run import as_circuit
 from .space import LOGITS, EdgeSpace
 from .writers import edge_space
 
@@ -24,10 +28,11 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 FORMAT = 2
+WHAT = "mechwork circuit"
 
 
 @dataclass(frozen=True, eq=False)
-class Circuit(Displayable):
+class Circuit(Result):
     """The edges where `mask` is True. `scores`, if known, are the signed scores the circuit was selected by.
 
     `n_requested` is the nominal size before pruning. Circuits of one space support ``&``, ``|``, ``-`` and `complement`.
@@ -53,6 +58,9 @@ class Circuit(Displayable):
         if bool((self.mask & ~self.space.mask).any()):
             row, column = (self.mask & ~self.space.mask).nonzero()[0].tolist()
             raise InputError(f"{self.space.edge_name(row, column)} is not an edge of this graph")
+        if self.scores is not None and (self.scores.shape != self.mask.shape or not self.scores.is_floating_point()):
+            got = f"{tuple(self.scores.shape)} {self.scores.dtype}"
+            raise InputError(f"a circuit's scores are floating-point numbers in the shape of its mask; got {got}")
         if self.scores is not None and not bool(self.scores.isfinite().all()):
             row, column = (~self.scores.isfinite()).nonzero()[0].tolist()
             name, value = self.space.edge_name(row, column), float(self.scores[row, column])
@@ -97,6 +105,15 @@ class Circuit(Displayable):
         rows = rows | (feeds & unclaimed[None, :]).any(dim=1)
         names = [name for name, used in zip(self.space.writers, rows.tolist(), strict=True) if used]
         return (*names, LOGITS) if bool(self.mask[:, self.space.logits_reader].any()) else tuple(names)
+
+    def _table(self) -> Table:
+        """One row per edge, strongest first."""
+        index = self._ordered_index()
+        ends = {
+            "source": [self.space.writers[i] for i, _ in index],
+            "target": [self.space.readers[j] for _, j in index],
+        }
+        return ends if self.scores is None else {**ends, "score": [float(self.scores[i, j]) for i, j in index]}
 
     def __contains__(self, edge: str) -> bool:
         return bool(self.mask[self.space.edge_index(edge)])
@@ -151,9 +168,6 @@ class Circuit(Displayable):
         >>> with circuit.run(model, task) as bridge:
         ...     logits = bridge(tokens)
         """
-        from .ablated import find_ablation
-        from .run import as_circuit
-
         if self.space != edge_space(model, task, split_input=self.space.split_input, aligned=ablation == "corrupt"):
             raise InputError(f"the circuit belongs to another graph, {self.space}")
         pairs = task.pairs.to(device_of(model))
@@ -185,7 +199,7 @@ class Circuit(Displayable):
                 edge["score"] = float(f"{float(self.scores[row, column]):.9g}")
             edges.append(edge)
         return {
-            "what": "mechwork circuit",
+            "what": WHAT,
             "format": FORMAT,
             "space": self.space.to_dict(),
             "n_edges": self.n_edges,
@@ -202,42 +216,33 @@ class Circuit(Displayable):
 
     def save(self, path: str | Path) -> Path:
         """Write JSON. Returns the path."""
-        path = Path(path)
-        path.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
-        return path
+        return write_json(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> Circuit:
         """Read what `save` wrote; raises `ArtefactError` for another or a newer format."""
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-            known = data["what"] == "mechwork circuit" and data["format"] <= FORMAT
-        except (ValueError, KeyError, TypeError) as error:
-            raise ArtefactError(f"{path} is not a circuit file: {error}") from error
-        if not known:
-            raise ArtefactError(
-                f"{path} is a {data['what']!r} of format {data['format']}; this version reads circuits up to format {FORMAT}. Upgrade mechwork."
-            )
-        space = EdgeSpace(**data["space"])
-        circuit = cls.from_edges(space, (edge["edge"] for edge in data["edges"]))
-        scores = None
-        if all("score" in edge for edge in data["edges"]) and data["edges"]:
-            scores = torch.zeros(space.n_writers, space.n_readers)
-            for edge in data["edges"]:
-                scores[space.edge_index(edge["edge"])] = edge["score"]
-        return replace(
-            circuit,
-            scores=scores,
-            n_requested=data["n_requested"],
-            roles=data["roles"],
-            provenance=data["provenance"],
-            notes=data.get("notes", {}),
-            supernodes={name: tuple(nodes) for name, nodes in data.get("supernodes", {}).items()},
-            extras=data.get("extras", {}),
-        )
+        data = read_object(path, ("what", "format"))
+        with reading(path, WHAT):
+            if data["what"] != WHAT:
+                raise ArtefactError(f"{path} is a {data['what']!r}, not a {WHAT!r}. Give another file")
+            if Decoder({}).decode(int, data["format"], "format") > FORMAT:
+                raise ArtefactError(
+                    f"{path} is a circuit of format {data['format']}; this version reads up to format {FORMAT}. Upgrade mechwork."
+                )
+            space = EdgeSpace(**data["space"])
+            circuit = cls.from_edges(space, (edge["edge"] for edge in data["edges"]))
+            scores = None
+            if all("score" in edge for edge in data["edges"]) and data["edges"]:
+                scores = torch.zeros(space.n_writers, space.n_readers)
+                for edge in data["edges"]:
+                    scores[space.edge_index(edge["edge"])] = edge["score"]
+            return replace(circuit, scores=scores, **facts_of(data))
 
     def __repr__(self) -> str:
-        return f"Circuit({self.n_edges} of {self.space.n_edges} edges, {len(self.nodes)} nodes)"
+        scores = [] if self.scores is None else [(*at, float(self.scores[*at])) for at in self._ordered_index()[:3]]
+        top = ", ".join(f"{self.space.edge_name(i, j)} {score:+.3g}" for i, j, score in scores)
+        strongest = f"; strongest {top}" if top else ""
+        return f"Circuit({self.n_edges} of {self.space.n_edges} edges, {len(self.nodes)} nodes{strongest})"
 
     def _mask_of(self, other: Circuit) -> EdgeMask:
         if other.space != self.space:
@@ -255,20 +260,10 @@ class Circuit(Displayable):
         return index.tolist()
 
 
-def prune(space: EdgeSpace, mask: EdgeMask) -> EdgeMask:
-    """`mask` without the edges that lie on no path from the input to the logits.
-
-    A component is alive when some edge from a living writer reaches one of its readers, and useful when some edge
-    leads from it to a useful reader. Writers are in running order, so one sweep each way is enough.
-    """
-    alive = torch.zeros(space.n_writers, dtype=torch.bool)
-    alive[: space.n_inputs] = True
-    for row in range(space.n_inputs, space.n_writers):
-        fed = (mask & alive[:, None]).any(dim=0)
-        alive[row] = bool((space.feeds[row] & fed).any())
-    useful = torch.zeros(space.n_readers, dtype=torch.bool)
-    useful[space.logits_reader] = True
-    for row in range(space.n_writers - 1, space.n_inputs - 1, -1):
-        if bool((mask[row] & useful).any()):
-            useful |= space.feeds[row]
-    return mask & alive[:, None] & useful[None, :]
+def facts_of(data: dict[str, Any]) -> dict[str, Any]:
+    """What a circuit has beside space, mask and scores, out of its JSON; raises for facts of another type."""
+    texts = {name: Decoder({}).decode(dict[str, str], data.get(name, {}), name) for name in ("roles", "notes")}
+    groups = Decoder({}).decode(dict[str, tuple[str, ...]], data.get("supernodes", {}), "supernodes")
+    plain = {name: Decoder({}).decode(dict[str, Any], data.get(name, {}), name) for name in ("provenance", "extras")}
+    requested = Decoder({}).decode(int | None, data["n_requested"], "n_requested")
+    return {"n_requested": requested, "supernodes": groups, **texts, **plain}

@@ -8,15 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from ...display import Displayable
 from ...errors import InputError
+from ...result import Result, Table
 from .circuit import Circuit
 from .space import INPUT, INPUT_PARTS, LOGITS
-
-if TYPE_CHECKING:
-    import pandas
 
 
 @dataclass(frozen=True)
@@ -36,18 +32,15 @@ class Overlap:
 
 
 @dataclass(frozen=True, eq=False)
-class CircuitComparison(Displayable):
+class CircuitComparison(Result):
     """All pairs of several circuits."""
 
     circuits: dict[str, Circuit]
     overlaps: tuple[Overlap, ...]
 
-    def to_dataframe(self) -> pandas.DataFrame:
+    def _table(self) -> Table:
         """One row per pair of circuits."""
-        import pandas
-
-        rows = [{**vars(o), "shared_nodes": " ".join(o.shared_nodes)} for o in self.overlaps]
-        return pandas.DataFrame(rows)
+        return [{**vars(o), "shared_nodes": " ".join(o.shared_nodes)} for o in self.overlaps]
 
     def __str__(self) -> str:
         lines = ["circuits                                edges  chance   nodes  chance   shared nodes"]

@@ -12,17 +12,19 @@ kept as they are, so that reading and writing lose nothing: see `graph_file`.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from jaxtyping import Int
+from torch import Tensor
 
+from ...artefact import read_artefact, write_artefact
 from ...errors import ArtefactError, InputError, MetricError
+from ...files import read_object, reading, write_json
+from ...names import head_name, parse_node
 from ...provenance import stable
-from .circuit import Circuit
+from .circuit import WHAT, Circuit, facts_of
 from .space import EdgeSpace
 
 OWN = "mechwork"
@@ -33,43 +35,42 @@ FORMAT = 1
 
 def save_tensors(circuit: Circuit, path: str | Path) -> Path:
     """Write a circuit as one safetensors file: indices ``[edge, 2]`` and scores ``[edge]``, everything else in its header."""
-    path = Path(path).with_suffix(".safetensors")
     facts = circuit.to_json()
-    index = circuit.mask.nonzero()
-    tensors = {"index": index.to(torch.int32).contiguous()}
+    tensors = {"index": circuit.mask.nonzero().to(torch.int32)}
     if circuit.scores is not None:
         every = circuit.scores.nonzero()
-        tensors |= {
-            "scored": every.to(torch.int32).contiguous(),
-            "scores": circuit.scores[every[:, 0], every[:, 1]].contiguous(),
-        }
+        tensors |= {"scored": every.to(torch.int32), "scores": circuit.scores[every[:, 0], every[:, 1]]}
     del facts["edges"]
-    save_file(tensors, path, metadata={"what": facts["what"], "format": str(FORMAT), "facts": json.dumps(facts)})
-    return path
+    return write_artefact(Path(path).with_suffix(".safetensors"), WHAT, facts, tensors, version=FORMAT)
 
 
 def load_tensors(path: str | Path) -> Circuit:
     """Read what `save_tensors` wrote: the mask and the scores of all edges, to the bit."""
-    with safe_open(str(path), framework="pt") as file:
-        header = file.metadata() or {}
-        if header.get("what") != "mechwork circuit" or int(header.get("format", 0)) > FORMAT:
-            raise ArtefactError(
-                f"{path} is not a circuit file of format <= {FORMAT}; it says {header.get('what')}, {header.get('format')}"
-            )
-        facts = json.loads(header["facts"])
-        space = EdgeSpace(**facts["space"])
+    found = read_artefact(path, WHAT, version=FORMAT)
+    with reading(path, WHAT):
+        space = EdgeSpace(**found.facts["space"])
+        index = cells_of(space, found.tensors["index"])
         mask = torch.zeros(space.n_writers, space.n_readers, dtype=torch.bool)
-        index = file.get_tensor("index").long()
         mask[index[:, 0], index[:, 1]] = True
         scores = None
-        if "scores" in set(file.keys()):
-            values, every = file.get_tensor("scores"), file.get_tensor("scored").long()
+        if "scores" in found.tensors:
+            values, every = found.tensors["scores"], cells_of(space, found.tensors["scored"])
             scores = torch.zeros(space.n_writers, space.n_readers, dtype=values.dtype)
             scores[every[:, 0], every[:, 1]] = values
-    groups = {name: tuple(nodes) for name, nodes in facts["supernodes"].items()}
-    return Circuit(
-        space, mask, scores, facts["n_requested"], facts["roles"], facts["provenance"], facts["notes"], groups, facts["extras"],
-    )  # fmt: skip
+        return Circuit(space, mask, scores, **facts_of(found.facts))
+
+
+def cells_of(space: EdgeSpace, index: Tensor) -> Int[Tensor, "edge 2"]:
+    """Cells ``[edge, 2]`` of a file, as numbers of writers and readers; raises `ArtefactError` for one that is no edge."""
+    whole = index.ndim == 2 and index.shape[1] == 2 and index.dtype in (torch.int32, torch.int64)
+    cells = index.long() if whole else torch.zeros(0, 2, dtype=torch.long)
+    ends = torch.tensor([space.n_writers, space.n_readers])
+    inside = whole and bool(((cells >= 0) & (cells < ends)).all())
+    if not inside or not bool(space.mask[cells[:, 0], cells[:, 1]].all()):
+        raise ArtefactError(
+            f"edges are pairs of a writer and a reader that {space} joins; the file has others, {tuple(index.shape)}"
+        )
+    return cells
 
 
 # ---- MIB / EAP-IG ----------------------------------------------------------------------------------------------------
@@ -114,9 +115,7 @@ def write_mib(circuit: Circuit, path: str | Path, *, d_model: int, convention: s
         "supernodes": {name: list(members) for name, members in circuit.supernodes.items()},
         "provenance": stable(circuit.provenance),
     }
-    path = Path(path)
-    path.write_text(json.dumps({"cfg": cfg, "nodes": listed, "edges": edges, OWN: own}) + "\n", encoding="utf-8")
-    return path
+    return write_json(path, {"cfg": cfg, "nodes": listed, "edges": edges, OWN: own}, indent=None)
 
 
 def read_mib(path: str | Path, *, convention: str | None = None, n_kv_heads: int | None = None) -> Circuit:
@@ -130,6 +129,8 @@ def read_mib(path: str | Path, *, convention: str | None = None, n_kv_heads: int
     """
     data = read_object(path, ("cfg", "nodes", "edges"))
     own = data.get(OWN, {})
+    if not isinstance(own, dict):
+        raise ArtefactError(f"{path} has facts of mechwork that are no object: {own!r:.80}. Leave {OWN!r} out of it")
     said = own.get("convention")
     if convention is None and said is None:
         raise InputError(
@@ -138,7 +139,13 @@ def read_mib(path: str | Path, *, convention: str | None = None, n_kv_heads: int
         )
     if convention is not None and said is not None and convention != said:
         raise InputError(f"{path} says that its scores follow convention {said!r}; got {convention!r}. Leave it out.")
-    sign = _sign(convention or said)
+    with reading(path, "circuit of EAP-IG"):
+        return _circuit_of(path, data, own, _sign(convention or said), n_kv_heads)
+
+
+def _circuit_of(
+    path: str | Path, data: dict[str, Any], own: dict[str, Any], sign: float, n_kv_heads: int | None
+) -> Circuit:
     cfg = data["cfg"]
     kv = n_kv_heads or own.get("space", {}).get("n_kv_heads") or cfg["n_heads"]
     space = EdgeSpace(
@@ -189,18 +196,5 @@ def _their_readers(space: EdgeSpace, reader: str) -> list[str]:
     group = space.n_heads // space.n_kv_heads
     if not reader.endswith(("<k>", "<v>")) or group == 1:
         return [reader]
-    layer, rest = reader.split(".h")
-    head, kind = rest[:-3], rest[-3:]
-    return [f"{layer}.h{int(head) * group + i}{kind}" for i in range(group)]
-
-
-def read_object(path: str | Path, keys: tuple[str, ...]) -> dict[str, Any]:
-    """The JSON object in a file; raises `ArtefactError` when one of `keys` is missing."""
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ArtefactError(f"{path} is not JSON: {error}") from error
-    missing = [key for key in keys if not isinstance(data, dict) or key not in data]
-    if missing:
-        raise ArtefactError(f"{path} lacks {', '.join(missing)}; a file of this kind has {', '.join(keys)}")
-    return data
+    place = parse_node(reader)
+    return [head_name(place.layer or 0, place.index[0] * group + i, place.side) for i in range(group)]

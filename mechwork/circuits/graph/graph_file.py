@@ -10,7 +10,6 @@ says the kind on each link; what the format has no field for travels in ``metada
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +17,14 @@ from typing import Any
 
 import torch
 
-from ...display import Displayable
 from ...errors import ArtefactError, InputError, MetricError
+from ...files import read_object, reading, write_json
+from ...names import head_name, parse_node
 from ...provenance import stable
+from ...result import Result, Table
 from ...tasks.task import Task
 from .circuit import Circuit
-from .files import FORMAT, OWN, read_object
+from .files import FORMAT, OWN
 from .space import INPUT, LOGITS, EdgeSpace
 
 Json = dict[str, Any]
@@ -32,7 +33,7 @@ KEYS = ("metadata", "qParams", "nodes", "links")
 
 
 @dataclass(frozen=True, eq=False)
-class AttributionGraph(Displayable):
+class AttributionGraph(Result):
     """One attribution graph, field by field as in its file; unknown fields are kept in place.
 
     Raises `ArtefactError` for a link to a node that is not there or two nodes of one id, `MetricError` for weights that are
@@ -46,6 +47,11 @@ class AttributionGraph(Displayable):
     others: Json = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        kinds = (self.metadata, self.q_params, self.others, *self.nodes, *self.links)
+        if not all(isinstance(one, dict) for one in kinds):
+            raise ArtefactError(
+                "metadata, qParams, nodes and links of an attribution graph are objects; got something else"
+            )
         ids = [node.get("node_id") for node in self.nodes]
         known = set(ids)
         if None in known or len(known) != len(ids):
@@ -73,15 +79,17 @@ class AttributionGraph(Displayable):
         """Read a graph; raises `ArtefactError` for another kind of file."""
         data = read_object(path, KEYS)
         others = {key: value for key, value in data.items() if key not in KEYS}
-        return cls(data["metadata"], data["qParams"], data["nodes"], data["links"], others)
+        with reading(path, "attribution graph"):
+            return cls(data["metadata"], data["qParams"], data["nodes"], data["links"], others)
 
     def save(self, path: str | Path) -> Path:
         """Write the graph. Returns the path."""
-        path = Path(path)
         parts = (self.metadata, self.q_params, self.nodes, self.links)
-        text = json.dumps({**dict(zip(KEYS, parts, strict=True)), **self.others}, ensure_ascii=False)
-        path.write_text(text + "\n", encoding="utf-8")
-        return path
+        return write_json(path, {**dict(zip(KEYS, parts, strict=True)), **self.others}, indent=None, escape=False)
+
+    def _table(self) -> Table:
+        """One row per link, as in the file."""
+        return self.links
 
     def __repr__(self) -> str:
         return f"AttributionGraph({self.metadata.get('slug')!r}: {len(self.nodes)} nodes, {len(self.links)} links, {len(self.supernodes)} supernodes)"
@@ -142,6 +150,11 @@ def circuit_of(graph: AttributionGraph) -> Circuit:
             f"{graph} was not made from a circuit of heads and MLPs; its nodes are of type "
             f"{', '.join(sorted({str(n.get('feature_type')) for n in graph.nodes}))}"
         )
+    with reading(str(graph), "circuit in an attribution graph"):
+        return _circuit_of(graph, own)
+
+
+def _circuit_of(graph: AttributionGraph, own: Json) -> Circuit:
     space = EdgeSpace(**own["space"])
     mask, scores = torch.zeros_like(space.mask), torch.zeros(space.n_writers, space.n_readers, dtype=torch.float64)
     for link in graph.links:
@@ -157,10 +170,9 @@ def circuit_of(graph: AttributionGraph) -> Circuit:
 
 def _place(space: EdgeSpace, name: str) -> tuple[int, int]:
     """Layer and index within it: heads first, then the MLP."""
-    if name.startswith("m"):
-        return int(name[1:]), space.n_heads
-    layer, head = name[1:].split(".h")
-    return int(layer), int(head)
+    place = parse_node(name)
+    assert place.layer is not None
+    return place.layer, space.n_heads if place.head is None else place.head
 
 
 def _node_id(space: EdgeSpace, name: str, pos: int, answer: int) -> str:
@@ -204,4 +216,4 @@ def _reader(space: EdgeSpace, node: str, kind: str) -> str:
         return node
     layer, head = _place(space, node)
     group = 1 if kind == "q" else space.n_heads // space.n_kv_heads
-    return f"a{layer}.h{head // group}<{kind}>"
+    return head_name(layer, head // group, kind)

@@ -2,8 +2,10 @@
 
 Every reader's input is the live residual stream plus, for each edge that is cut, (ablated write - live write) of its
 source. The differences are kept for the writers that have already run, so any number of edges costs one forward pass and
-one product per layer. Readers whose edges are all kept are left untouched, so the full circuit is the model to the bit;
-readers of components that write to nothing in the circuit are left alone too, since nobody sees the outcome.
+one product per layer for all of its readers. Where few edges of a layer are kept, its readers are built the other way round, as
+the wholly ablated stream less (ablated - live) of what is kept: the same sum, over fewer writers. Readers whose edges are all kept
+are left untouched, so the full circuit is the model to the bit; readers of components that write to nothing in the circuit are
+left alone too, since nobody sees the outcome.
 """
 
 from __future__ import annotations
@@ -62,6 +64,18 @@ def as_circuit(
         yield
 
 
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """From which `rows` (None: all) a layer's readers are built: the edges that are `kept`, or those that are cut."""
+
+    rows: Int[Tensor, " row"] | None
+    kept: bool
+
+
+GATHERED = 3
+"""What a writer costs that is gathered from among others, in units of one that is read where it lies."""
+
+
 class _Runner:
     """The live differences of one forward pass, and the hooks that fill and use them."""
 
@@ -79,9 +93,29 @@ class _Runner:
         self.resume = resume
         self.blocks: list[Tensor] = []
         self.difference: Tensor | None = None
-        self.columns = torch.arange(space.n_readers) if grad else _columns_to_compute(model, space, cut)
+        columns = torch.arange(space.n_readers) if grad else _columns_to_compute(model, space, cut)
+        self.columns = [
+            columns[(columns >= i * space.readers_per_layer) & (columns < (i + 1) * space.readers_per_layer)]
+            for i in range(space.n_layers)
+        ]
+        self.reads_logits = bool((columns == space.logits_reader).any())
+        self.plans = [self._plan(layer) for layer in range(space.n_layers)]
         self.stream: Tensor = ablated[0]
         self.embed: Tensor | None = None
+        self.read: Tensor = ablated[0]
+        self.projected: dict[str, Tensor] = {}
+
+    def _plan(self, layer: int) -> Plan:
+        """Which writers a layer's readers are built from."""
+        n_seen, columns = self.space.n_seen_by_attention(layer), self.columns[layer]
+        everything = Plan(None, kept=False)
+        if self.grad or self.cut.ndim == 3 or not len(columns):
+            return everything
+        part = self.cut[:n_seen, columns].cpu()
+        kept, cut = (rows.any(dim=1).nonzero().flatten() for rows in (part != 1, part != 0))
+        rows = min(kept, cut, key=len)
+        # Fewer rows are gathered first: read, written and read again.
+        return Plan(rows, kept=rows is kept) if GATHERED * len(rows) < n_seen else everything
 
     def hooks(self) -> list[tuple[str, Any]]:
         hooks: list[tuple[str, Any]] = [(hook_name(Site("embed")), self._embedded)] if self.space.split_input else []
@@ -112,27 +146,38 @@ class _Runner:
             self.blocks.append(ablated - live)
             return
         if rows.start == 0:
-            self.difference = live.new_empty(self.space.n_writers, *live.shape[1:])
+            self._start(live)
         assert self.difference is not None
         torch.sub(ablated, live, out=self.difference[rows])
+        self.whole += self.difference[rows].sum(dim=0)
 
-    def _read(self, n_seen: int, columns: Int[Tensor, " wanted"]) -> Float[Tensor, "wanted batch pos d_model"]:
-        """The stream as the readers `columns` see it."""
-        cut = self.cut[..., :n_seen, columns]
-        if not self.grad:
-            assert self.difference is not None
-            seen = self.difference[:n_seen]
-            if cut.ndim == 3:
-                parts = torch.matmul(cut.mT.to(seen), seen.unflatten(1, (len(cut), -1)).flatten(2).transpose(0, 1))
-                return parts.transpose(0, 1).reshape(len(columns), *seen.shape[1:]).add_(self.stream)
-            change = (cut.T.to(seen) @ seen.flatten(1)).view(len(columns), *seen.shape[1:])
-            return change.add_(self.stream)
-        total, row = self.stream.unsqueeze(0), 0
-        for block in self.blocks:
-            if row < n_seen:
-                total = total + torch.tensordot(cut[row : row + len(block)].T, block, dims=1)
-            row += len(block)
-        return total
+    def _start(self, like: Tensor) -> None:
+        """Room for the differences; `whole` is their sum over the writers so far."""
+        self.difference = like.new_empty(self.space.n_writers, *like.shape[1:])
+        self.whole = like.new_zeros(like.shape[1:])
+
+    def _change(
+        self, rows: slice, columns: Int[Tensor, " wanted"], plan: Plan
+    ) -> Float[Tensor, "wanted batch pos d_model"]:
+        """Sum over writers of cut x (ablated - live), for each of the readers `columns`."""
+        if self.grad:
+            total, row = self.stream.new_zeros(1), 0
+            for block in self.blocks:
+                if rows.start <= row < rows.stop:
+                    total = total + torch.tensordot(self.cut[row : row + len(block), columns].T, block, dims=1)
+                row += len(block)
+            return total
+        assert self.difference is not None
+        seen, cut = self.difference[rows], self.cut[..., rows, columns].to(self.stream)
+        if cut.ndim == 3:
+            parts = torch.matmul(cut.mT, seen.unflatten(1, (len(cut), -1)).flatten(2).transpose(0, 1))
+            return parts.transpose(0, 1).reshape(len(columns), *seen.shape[1:])
+        if plan.rows is None:
+            return (cut.T @ seen.flatten(1)).view(len(columns), *seen.shape[1:])
+        index = plan.rows.to(seen.device)
+        cut = 1 - cut[index] if plan.kept else cut[index]
+        found = (cut.T @ seen[index].flatten(1)).view(len(columns), *seen.shape[1:])
+        return torch.sub(self.whole, found, out=found) if plan.kept else found
 
     # ---- hooks ---------------------------------------------------------------------------------------------------
 
@@ -141,14 +186,43 @@ class _Runner:
             self.stream = stream
             if self.resume is not None and layer == self.resume.layer:
                 before = self.resume.difference
-                self.difference = stream.new_empty(self.space.n_writers, *stream.shape)
+                self._start(stream.unsqueeze(0))
+                assert self.difference is not None
                 copies = self.difference[: len(before)].unflatten(1, (-1, before.shape[1]))
                 copies.copy_(before.unsqueeze(1))
+                self.whole += self.difference[: len(before)].sum(dim=0)
             elif layer == 0:
                 self.blocks = []
                 self._write(slice(0, self.space.n_inputs), input_writes(self.space, stream, self.embed))
+            if len(self.columns[layer]):
+                self._read(layer)
 
         return hook
+
+    def _read(self, layer: int) -> None:
+        """What every wanted reader of the layer sees of the writers before it; the heads' q, k and v follow from it at once."""
+        columns, first = self.columns[layer], layer * self.space.readers_per_layer
+        self.read = self._change(slice(0, self.space.n_seen_by_attention(layer)), columns, self.plans[layer])
+        heads = columns - first
+        heads = heads[columns < self.space.attention_readers(layer, "v").stop]
+        if not len(heads):
+            return
+        attn, norm = self.model.blocks[layer].attn, block_norm(self.model, layer, "ln1")
+        x = self.stream + self.read[: len(heads)] if self.grad else self.read[: len(heads)].add_(self.stream)
+        weights = torch.cat([getattr(attn, f"W_{kind}").detach() for kind in "QKV"])
+        weights = weights if len(heads) == len(weights) else weights[heads.to(weights.device)]
+        x = (x if norm is None else norm(x)).to(weights.dtype)
+        projected = torch.bmm(x.flatten(1, 2), weights).view(*x.shape[:3], -1).permute(1, 2, 0, 3)
+        row = 0
+        for kind in "qkv":
+            n = len(self._heads(layer, kind))
+            self.projected[kind] = projected[:, :, row : row + n]
+            row += n
+
+    def _heads(self, layer: int, kind: str) -> Int[Tensor, " head"]:
+        """The wanted readers of a kind."""
+        columns, span = self.columns[layer], self.space.attention_readers(layer, kind)
+        return columns[(columns >= span.start) & (columns < span.stop)] - span.start
 
     def _embedded(self, embed: Tensor, hook: Any) -> None:
         self.embed = embed
@@ -157,25 +231,16 @@ class _Runner:
         self.stream = stream
 
     def _attention_reader(self, layer: int, kind: str) -> Any:
-        attn, norm = self.model.blocks[layer].attn, block_norm(self.model, layer, "ln1")
-        weight, bias = getattr(attn, f"W_{kind.upper()}").detach(), getattr(attn, f"b_{kind.upper()}")
-        columns = self.space.attention_readers(layer, kind)
-        wanted = self.columns[(self.columns >= columns.start) & (self.columns < columns.stop)]
-        heads = wanted - columns.start
-        if len(heads) < columns.stop - columns.start:
-            weight = weight[heads]
-            bias = None if bias is None else bias[heads]
+        bias, heads = getattr(self.model.blocks[layer].attn, f"b_{kind.upper()}"), self._heads(layer, kind)
 
         def hook(activation: Tensor, hook: Any) -> Tensor | None:
-            if not len(wanted):
+            if not len(heads):
                 return None
-            x = self._read(self.space.n_seen_by_attention(layer), wanted)
-            x = (x if norm is None else norm(x)).to(weight.dtype)
-            projected = torch.bmm(x.flatten(1, 2), weight).view(*x.shape[:3], -1).permute(1, 2, 0, 3)
-            projected = projected if bias is None else projected + bias.detach()
+            projected, here = self.projected[kind], heads.to(activation.device)
+            projected = projected if bias is None else projected + bias.detach()[here]
             if len(heads) == activation.shape[2]:
                 return projected
-            return activation.index_copy(2, heads.to(activation.device), projected.to(activation.dtype))
+            return activation.index_copy(2, here, projected.to(activation.dtype))
 
         return hook
 
@@ -188,12 +253,15 @@ class _Runner:
     def _mlp_reader(self, layer: int) -> Any:
         norm = block_norm(self.model, layer, mlp_norm_name(self.model, layer))
         column = self.space.mlp_reader(layer)
-        wanted = self.columns[self.columns == column]
+        wanted = self.columns[layer][self.columns[layer] == column]
 
         def hook(activation: Tensor, hook: Any) -> Tensor | None:
             if not len(wanted):
                 return None
-            x = self._read(self.space.n_seen_by_mlp(layer), wanted).squeeze(0)
+            change = self.read[-1]
+            if not self.space.parallel:
+                change = change + self._change(self.space.head_writers(layer), wanted, Plan(None, kept=False))[0]
+            x = self.stream + change
             return (x if norm is None else norm(x)).to(activation.dtype)
 
         return hook
@@ -207,8 +275,11 @@ class _Runner:
 
     def _logits_reader(self, stream: Tensor, hook: Any) -> Tensor | None:
         self.stream = stream
-        wanted = self.columns[self.columns == self.space.logits_reader]
-        return self._read(self.space.n_writers, wanted).squeeze(0).to(stream.dtype) if len(wanted) else None
+        if not self.reads_logits:
+            return None
+        wanted = torch.tensor([self.space.logits_reader])
+        change = self._change(slice(0, self.space.n_writers), wanted, Plan(None, kept=False))[0]
+        return (stream + change).to(stream.dtype)
 
 
 def _columns_to_compute(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ... import bundled
 from ...errors import UnknownNameError
+from ...files import read_json
 from .circuit import Circuit
 
 CARD = "card.json"
@@ -21,7 +22,7 @@ def circuit_names() -> list[str]:
     if not folder.is_dir():
         return []
     cards = sorted(folder.glob(f"*/{CARD}"))
-    return [f"{card.parent.name}/{task}" for card in cards for task in sorted(bundled.read_json(card)["circuits"])]
+    return [f"{card.parent.name}/{task}" for card in cards for task in sorted(read_json(card)["circuits"])]
 
 
 def load_circuit(name: str | Path) -> Circuit:

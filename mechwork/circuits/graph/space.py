@@ -15,7 +15,6 @@ and the whole edge set is one boolean ``[writer, reader]`` mask. Names are made 
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from ...errors import InputError, UnknownNameError
 from ...models.anatomy import ModelAnatomy
+from ...names import edge_name, head_name, mlp_name, split_edge
 from ...shapes import EdgeMask
 
 INPUT, LOGITS = "input", "logits"
@@ -92,9 +92,17 @@ class EdgeSpace:
         """Names of the rows."""
         names = list(INPUT_PARTS) if self.split_input else [INPUT]
         for layer in range(self.n_layers):
-            names += [f"a{layer}.h{h}" for h in range(self.n_heads)]
-            names += [f"m{layer}"] * (not self.attn_only)
+            names += [head_name(layer, h) for h in range(self.n_heads)]
+            names += [mlp_name(layer)] * (not self.attn_only)
         return tuple(names)
+
+    def ends(self) -> dict[str, list[str]]:
+        """Names of both ends of every edge, row by row: the first columns of any table of edges."""
+        index = self.mask.nonzero()
+        return {
+            "source": [self.writers[i] for i in index[:, 0].tolist()],
+            "target": [self.readers[j] for j in index[:, 1].tolist()],
+        }
 
     # ---- readers -------------------------------------------------------------------------------------------------
 
@@ -128,9 +136,9 @@ class EdgeSpace:
         """Names of the columns."""
         names: list[str] = []
         for layer in range(self.n_layers):
-            names += [f"a{layer}.h{h}<q>" for h in range(self.n_heads)]
-            names += [f"a{layer}.h{h}<{kind}>" for kind in "kv" for h in range(self.n_kv_heads)]
-            names += [f"m{layer}"] * (not self.attn_only)
+            names += [head_name(layer, h, "q") for h in range(self.n_heads)]
+            names += [head_name(layer, h, kind) for kind in "kv" for h in range(self.n_kv_heads)]
+            names += [mlp_name(layer)] * (not self.attn_only)
         return (*names, LOGITS)
 
     # ---- edges ---------------------------------------------------------------------------------------------------
@@ -182,13 +190,11 @@ class EdgeSpace:
 
     def edge_name(self, row: int, column: int) -> str:
         """``"a5.h1->a7.h9<q>"``."""
-        return f"{self.writers[row]}->{self.readers[column]}"
+        return edge_name(self.writers[row], self.readers[column])
 
     def edge_index(self, name: str) -> tuple[int, int]:
         """Row and column of a named edge; raises `UnknownNameError` or, for two nodes that are not connected, `InputError`."""
-        source, arrow, target = re.sub(r"\s+", "", name).partition("->")
-        if not arrow:
-            raise InputError(f"an edge is written 'source->target', e.g. 'a0.h1->m0'; got {name!r}")
+        source, target = split_edge(name)
         if source not in self.writers:
             raise UnknownNameError("writer", source, self.writers)
         if target not in self.readers:

@@ -11,16 +11,16 @@ negative (tests).
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Int
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ... import bundled
+from ...artefact import read_tensors, write_tensors
+from ...files import write_json, write_text
 from ...models.load import load_model
 from ...runs.record import record_run
 from ...tasks.metrics import accuracy
@@ -85,7 +85,7 @@ def build_equality() -> TransformerBridge:
     """The bundled model. Raises `ArtefactError` when its file is not what was shipped."""
     folder = bundled.path(*FOLDER)
     bundled.verify(folder)
-    return build_from(load_file(folder / WEIGHTS))
+    return build_from(read_tensors(folder / WEIGHTS)[1])
 
 
 def build_from(weights: Weights, recipe: Recipe = RECIPE) -> TransformerBridge:
@@ -119,9 +119,9 @@ def train_equality(
     weights = train(PROGRAM, recipe, progress)
     card = measure(build_from(weights, recipe), recipe)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: weight.contiguous() for name, weight in weights.items()}, folder / WEIGHTS)
-    (folder / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
-    (folder / "card.md").write_text(describe(card), encoding="utf-8")
+    write_tensors(folder / WEIGHTS, weights)
+    write_json(folder / CARD, card)
+    write_text(folder / "card.md", describe(card))
     bundled.write_manifest(folder)
     return card
 

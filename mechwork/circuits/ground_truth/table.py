@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ...display import Displayable
 from ...errors import UnknownNameError
+from ...result import Result, Table
 from ..graph.circuit import Circuit
 from ..scoring.exact_edges import ABLATIONS, measure_edges
 from .case import METHODS, KnownCircuit
@@ -22,7 +22,7 @@ from .compare import TruthComparison, compare, find_auroc, find_levels
 from .rank import ALL_METHODS, rank_edges
 
 if TYPE_CHECKING:
-    import pandas
+    pass
 
 Progress = Callable[[int, int, str], None]
 
@@ -32,7 +32,7 @@ COLUMNS = {"corrupt": ("exact", "gradient", "relp", "eap-ig"), "zero": ("exact",
 
 
 @dataclass(frozen=True, eq=False)
-class TruthTable(Displayable):
+class TruthTable(Result):
     """AUROC per case and method, with the whole comparisons, and why an estimate is below 1. `random` has no errors by name.
 
     `hidden`: for the gates, what exact effects find in the other direction: (direction, comparison).
@@ -44,11 +44,9 @@ class TruthTable(Displayable):
     explanations: Mapping[str, Mapping[str, str]]
     hidden: Mapping[str, tuple[str, TruthComparison]] = field(default_factory=dict)
 
-    def to_dataframe(self) -> pandas.DataFrame:
+    def _table(self) -> Table:
         """One row per case, one column per method: AUROC."""
-        import pandas
-
-        return pandas.DataFrame.from_dict({name: dict(row) for name, row in self.auroc.items()}, orient="index")
+        return [{"case": name, **row} for name, row in self.auroc.items()]
 
     def __str__(self) -> str:
         columns = list(next(iter(self.auroc.values())))

@@ -20,13 +20,14 @@ from ...models.anatomy import device_of, dtype_of
 from ...runs.record import Baseline, Run
 from ...tasks.task import Task
 from ..graph.ablated import mean_writes
+from ..graph.budget import layers_per_product
 from ..graph.space import EdgeSpace
 from ..graph.writers import Writes, record_writers, stream_kinds, write_differences, writer_kinds
 from .exact import ExactEffects
 from .flow import InformationFlow
 from .methods import Method
 from .points import Passes, Point, add_at, start_at
-from .readers import reader_coefficients, reader_kinds
+from .readers import fill_coefficients, fill_logits, reader_kinds
 from .rows import Rows
 
 if TYPE_CHECKING:
@@ -56,7 +57,11 @@ class Coefficients:
 
     def by_cell(self, task: Task, cells: Cells | None, fractions: Sequence[float] | None = None) -> Rows:
         """Scores ``[batch, cell, writer, reader]``, a cell being a set of positions of each prompt (None: all in one)."""
-        passes = Passes.of(self.model, task, self.method.rules, self.method.direction)
+        passes = Passes.of(
+            self.model, task, self.method.rules, self.method.direction, share_prefix=self.ablated is None
+        )
+        if cells is not None and passes.prefix is not None:
+            cells = cells[:, :, passes.prefix.n :]
         if not self.method.rules.grad_drop or self.space.n_layers == 1:
             return self._one(passes, cells, fractions)
         return self._dropping(passes, cells, fractions)
@@ -109,16 +114,21 @@ class Coefficients:
         baseline = self._baseline(passes, host, donor)
         start = host.layers["resid_pre"][0]
         end = donor.layers["resid_pre"][0] if self.ablated is None else self._ablated_input(start)
-        differences = self._differences(donor, host)
-        if self.n_positions >= start.shape[1]:  # they fit at once, and are the same at every point
-            differences = list(differences)
+        n_pos = start.shape[1]
+        # Where everything fits at once, writes meet the average of the coefficients.
+        mean = self._no_coefficients(start) if len(fractions) > 1 and self.n_positions >= n_pos else None
         for fraction in fractions:
             ready = at_host if fraction == 0.0 else at_donor if fraction == 1.0 else None
             put = [] if ready else [start_at(start + fraction * (end - start))]
             point = ready or passes.point(reading, streams, put)
-            kept = differences if isinstance(differences, list) else self._differences(donor, host)
-            for chunk, writes in kept:
+            if mean is not None:
+                self._average(point, mean, 1 / len(fractions))
+                continue
+            for chunk, writes in self._differences(donor, host):
                 self._add(point, chunk, writes, cells, 1 / len(fractions))
+        if mean is not None:
+            for chunk, writes in self._differences(donor, host):
+                self._multiply_all(mean, chunk, writes, cells)
         return baseline
 
     def _along_activations(self, passes: Passes, cells: Cells | None) -> Baseline:
@@ -164,6 +174,14 @@ class Coefficients:
         constant = self.ablated if self.ablated.shape[2] == 1 else self.ablated[:, :, chunk]
         return constant - record_writers(self.model, self.space, host, chunk)
 
+    def _groups(self) -> Iterator[tuple[range, slice]]:
+        """Layers whose readers meet the writes in one product, and their columns; the last group has the logits too."""
+        step, per_layer = layers_per_product(self.space), self.space.readers_per_layer
+        for first in range(0, self.space.n_layers, step):
+            layers = range(first, min(first + step, self.space.n_layers))
+            last = layers.stop * per_layer + (layers.stop == self.space.n_layers)
+            yield layers, slice(first * per_layer, last)
+
     def _add(
         self,
         point: Point,
@@ -174,19 +192,58 @@ class Coefficients:
         rows: slice | None = None,
     ) -> None:
         """Adds weight x writes . coefficients; `rows` limits the writers (activation paths)."""
-        for columns, n_seen, coefficients in reader_coefficients(self.model, self.space, point, chunk):
-            first, last = (0, n_seen) if rows is None else (rows.start, min(rows.stop, n_seen))
-            if first >= last:
+        for layers, columns in self._groups():
+            if rows is not None and int(self.space.n_seen[columns].max()) <= rows.start:
                 continue
-            a, c = writes[first:last], coefficients.to(writes.dtype)
-            if cells is None:
-                product = torch.bmm(a.transpose(0, 1).flatten(2), c.transpose(0, 1).flatten(2).transpose(1, 2))
-                self.total[:, 0, first:last, columns].add_(product, alpha=weight)
-            else:
-                each = torch.bmm(a.flatten(1, 2).transpose(0, 1), c.flatten(1, 2).permute(1, 2, 0))
-                each = each.unflatten(0, (a.shape[1], a.shape[2]))
-                summed = torch.einsum("bpwr,cbp->bcwr", each, cells[:, :, chunk].to(each))
-                self.total[:, :, first:last, columns].add_(summed, alpha=weight)
+            coefficients = writes.new_empty(columns.stop - columns.start, *writes.shape[1:])
+            self._fill(point, layers, coefficients, chunk)
+            self._multiply(coefficients, columns, chunk, writes, cells, weight, rows)
+
+    def _fill(self, point: Point, layers: range, out: Tensor, chunk: slice) -> None:
+        """Writes the coefficients of the readers of some layers (and of the logits after the last) into `out`."""
+        per_layer = self.space.readers_per_layer
+        for i, layer in enumerate(layers):
+            fill_coefficients(self.model, self.space, point, layer, out[i * per_layer : (i + 1) * per_layer], chunk)
+        if layers.stop == self.space.n_layers:
+            fill_logits(point, out[-1], chunk)
+
+    def _no_coefficients(self, like: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "reader batch pos d_model"]:
+        return torch.zeros(self.space.n_readers, *like.shape, dtype=self.total.dtype, device=like.device)
+
+    def _average(self, point: Point, mean: Float[Tensor, "reader batch pos d_model"], weight: float) -> None:
+        """Adds weight x the coefficients of every reader."""
+        for layers, columns in self._groups():
+            coefficients = mean.new_empty(columns.stop - columns.start, *mean.shape[1:])
+            self._fill(point, layers, coefficients, slice(None))
+            mean[columns].add_(coefficients, alpha=weight)
+
+    def _multiply_all(self, mean: Tensor, chunk: slice, writes: Tensor, cells: Cells | None) -> None:
+        for _, columns in self._groups():
+            self._multiply(mean[columns][:, :, chunk], columns, chunk, writes, cells, 1.0)
+
+    def _multiply(
+        self,
+        coefficients: Float[Tensor, "reader batch chunk d_model"],
+        columns: slice,
+        chunk: slice,
+        writes: Float[Tensor, "writer batch chunk d_model"],
+        cells: Cells | None,
+        weight: float,
+        rows: slice | None = None,
+    ) -> None:
+        """One product for many readers; what some of them cannot see is multiplied too, and left out of the sum."""
+        n_seen = int(self.space.n_seen[columns].max())
+        first, last = (0, n_seen) if rows is None else (rows.start, min(rows.stop, n_seen))
+        a, c = writes[first:last], coefficients
+        unseen = ~self.space.mask[first:last, columns].to(writes.device)
+        if cells is None:
+            product = torch.bmm(a.transpose(0, 1).flatten(2), c.transpose(0, 1).flatten(2).transpose(1, 2))
+            self.total[:, 0, first:last, columns].add_(product.masked_fill_(unseen, 0.0), alpha=weight)
+        else:
+            each = torch.bmm(a.flatten(1, 2).transpose(0, 1), c.flatten(1, 2).permute(1, 2, 0))
+            each = each.unflatten(0, (a.shape[1], a.shape[2]))
+            summed = torch.einsum("bpwr,cbp->bcwr", each, cells[:, :, chunk].to(each))
+            self.total[:, :, first:last, columns].add_(summed.masked_fill_(unseen, 0.0), alpha=weight)
 
     def _ablated_input(self, like: Tensor) -> Tensor:
         assert self.ablated is not None

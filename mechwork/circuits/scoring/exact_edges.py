@@ -21,7 +21,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...display import Displayable
 from ...errors import InputError, UnknownNameError
 from ...models.anatomy import block_norm, device_of, mlp_norm_name
 from ...models.borrow import hooked
@@ -29,6 +28,7 @@ from ...models.identity import identify_model
 from ...patching.plan import host_pairs
 from ...patching.result import Direction, check_direction
 from ...provenance import Provenance, build_provenance
+from ...result import Result, Table
 from ...runs.record import Run, record_run, run_to_metric
 from ...runs.restart import restart_at
 from ...shapes import EdgeMatrix
@@ -39,7 +39,6 @@ from ..graph.space import EdgeSpace
 from ..graph.writers import edge_space, record_writers, stream_kinds, writer_kinds
 
 if TYPE_CHECKING:
-    import pandas
     from transformer_lens.model_bridge import TransformerBridge
 
 Progress = Callable[[int, int, str], None]
@@ -51,7 +50,7 @@ ROWS_PER_RUN = 512
 
 
 @dataclass(frozen=True, eq=False)
-class EdgeEffects(Displayable):
+class EdgeEffects(Result, strongest="effect"):
     """Measured effects of every edge, ``[batch, writer, reader]``, zero where there is no edge; `values` is the mean.
 
     Positive = the clean value along the edge raises the metric. `ablation` says what the edge carried instead.
@@ -80,20 +79,11 @@ class EdgeEffects(Displayable):
         order = flat.abs().argsort(descending=True, stable=True)[:n].tolist()
         return [(self.space.edge_name(*divmod(i, self.space.n_readers)), float(flat[i])) for i in order]
 
-    def to_dataframe(self) -> pandas.DataFrame:
-        """One row per edge: source, target, effect, magnitude; strongest first."""
-        import pandas
-
-        index = self.space.mask.nonzero()
-        frame = pandas.DataFrame(
-            {
-                "source": [self.space.writers[i] for i in index[:, 0].tolist()],
-                "target": [self.space.readers[i] for i in index[:, 1].tolist()],
-                "effect": self.values[self.space.mask].tolist(),
-                "magnitude": self.magnitude[self.space.mask].tolist(),
-            }
-        )
-        return frame.sort_values("effect", key=abs, ascending=False, kind="stable", ignore_index=True)
+    def _table(self) -> Table:
+        """One row per edge, strongest first."""
+        mask = self.space.mask
+        columns = {"effect": self.values[mask].tolist(), "magnitude": self.magnitude[mask].tolist()}
+        return {**self.space.ends(), **columns}
 
 
 def measure_edges(

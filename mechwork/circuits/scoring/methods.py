@@ -64,6 +64,11 @@ class Method:
             return (0.0, 1.0)
         return (0.0,) if self.ig_steps == 1 else tuple((k + 0.5) / self.ig_steps for k in range(self.ig_steps))
 
+    @property
+    def averages(self) -> bool:
+        """Whether coefficients of several points are averaged before they meet the writes, which are the same at all of them."""
+        return self.estimator == "coefficients" and self.path != "activations" and len(self.fractions) > 1
+
     def to_json(self) -> dict[str, Any]:
         """For provenance."""
         return {

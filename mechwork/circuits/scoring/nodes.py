@@ -15,13 +15,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ...display import Displayable
 from ...errors import InputError
 from ...models.anatomy import device_of
 from ...models.borrow import hooked
 from ...models.identity import identify_model
 from ...provenance import Provenance, build_provenance
 from ...relevance import Composite, Rule
+from ...result import Result, Table
 from ...runs.record import Baseline, check_task, record_run, run_to_metric
 from ...shapes import PerExample
 from ...sites import Site, hook_name
@@ -36,12 +36,11 @@ from .points import Passes, start_at
 from .score import Progress, batch_rows, join_baselines, plan_batches
 
 if TYPE_CHECKING:
-    import pandas
     from transformer_lens.model_bridge import TransformerBridge
 
 
 @dataclass(frozen=True, eq=False)
-class NodeScores(Displayable):
+class NodeScores(Result, strongest="score"):
     """Estimated effects of nodes, per pair: ``[batch, writer]``; positive = the clean write raises the metric."""
 
     space: EdgeSpace
@@ -67,19 +66,14 @@ class NodeScores(Displayable):
         provenance = {**self.provenance, "selection": "nodes", "n_nodes": n_nodes}
         return Circuit(self.space, mask, provenance=provenance).pruned()
 
-    def to_dataframe(self) -> pandas.DataFrame:
+    def _table(self) -> Table:
         """One row per node, strongest first."""
-        import pandas
-
         error = self.per_example.std(dim=0) / len(self.per_example) ** 0.5
-        frame = pandas.DataFrame(
-            {"node": self.space.writers, "score": self.values.tolist(), "standard_error": error.tolist()}
-        )
-        return frame.sort_values("score", key=abs, ascending=False, kind="stable", ignore_index=True)
+        return {"node": self.space.writers, "score": self.values.tolist(), "standard_error": error.tolist()}
 
 
 @dataclass(frozen=True, eq=False)
-class NeuronScores(Displayable):
+class NeuronScores(Result):
     """Estimated effects of MLP neurons, per pair: ``[batch, layer, neuron]``."""
 
     per_example: Float[Tensor, "batch layer neuron"]
@@ -99,6 +93,11 @@ class NeuronScores(Displayable):
         order = flat.abs().argsort(descending=True, stable=True)[:n].tolist()
         width = self.values.shape[1]
         return [(f"m{i // width}.n{i % width}", float(flat[i])) for i in order]
+
+    def _table(self) -> Table:
+        """One row per neuron, strongest first."""
+        places, scores = zip(*self.top(self.values.numel()), strict=True)
+        return {"neuron": places, "score": scores}
 
     def select(self, n_neurons: int) -> Bool[Tensor, "layer neuron"]:
         """The `n_neurons` of largest absolute score; raises `InputError` for more than there are."""

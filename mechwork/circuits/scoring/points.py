@@ -20,6 +20,7 @@ from ...patching.attribution import find_coefficients
 from ...patching.result import Direction
 from ...relevance import Binding, Composite
 from ...relevance.drop import droppable_layers
+from ...runs.prefix import Prefix, record_prefix
 from ...runs.record import Run, record_run
 from ...shapes import PerExample
 from ...sites import Site, hook_name
@@ -47,7 +48,8 @@ class Point:
 class Passes:
     """Runs the model on one micro-batch of pairs: `pairs` has the host as its clean side.
 
-    `drop` is a layer whose writes backward passes go around (GradDrop).
+    `drop` is a layer whose writes backward passes go around (GradDrop). With `prefix` only the columns after it run: those before
+    are the same in both runs and at every point between them.
     """
 
     model: TransformerBridge
@@ -55,11 +57,21 @@ class Passes:
     pairs: PromptPairs
     composite: Composite
     drop: int | None = None
+    prefix: Prefix | None = None
 
     @classmethod
-    def of(cls, model: TransformerBridge, task: Task, composite: Composite, direction: Direction) -> Passes:
+    def of(
+        cls,
+        model: TransformerBridge,
+        task: Task,
+        composite: Composite,
+        direction: Direction,
+        *,
+        share_prefix: bool = False,
+    ) -> Passes:
         pairs = task.pairs.corrupt_as_host() if direction == "denoise" else task.pairs
-        return cls(model, task, pairs.to(device_of(model)), composite)
+        prefix = record_prefix(model, task, pairs) if share_prefix else None
+        return cls(model, task, pairs.to(device_of(model)), composite, prefix=prefix)
 
     @property
     def n_tail(self) -> int | None:
@@ -72,7 +84,7 @@ class Passes:
 
     def plain(self, kinds: Sequence[str | Site], *, donor: bool = False) -> Run:
         """The host's or the donor's own run. Cost: 1 forward."""
-        return record_run(self.model, self.pairs, kinds, corrupt=donor, n_tail=self.n_tail)
+        return record_run(self.model, self.pairs, kinds, corrupt=donor, n_tail=self.n_tail, prefix=self.prefix)
 
     def point(
         self, kinds: Sequence[str | Site], also_record: Sequence[str | Site] = (), put: Sequence[Put] = ()
@@ -84,7 +96,7 @@ class Passes:
             if self.drop is not None:
                 stack.enter_context(droppable_layers(self.model)).layer = self.drop
             stack.enter_context(hooked(self.model, list(put)))
-            run = record_run(self.model, self.pairs, wanted, grad=True, n_tail=self.n_tail)
+            run = record_run(self.model, self.pairs, wanted, grad=True, n_tail=self.n_tail, prefix=self.prefix)
             values = self.measure(run)
         names = list(dict.fromkeys(kind.kind if isinstance(kind, Site) else kind for kind in kinds))
         coefficients = find_coefficients(run, values.sum(), names)

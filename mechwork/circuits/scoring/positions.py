@@ -24,15 +24,16 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ...display import Displayable
 from ...errors import InputError
 from ...models.anatomy import device_of
 from ...models.borrow import hooked
 from ...models.identity import identify_model
+from ...names import head_name
 from ...patching.queries_keys import check_open
 from ...patching.result import Direction
 from ...provenance import Provenance, build_provenance
 from ...relevance import Composite, Rule
+from ...result import Result, Table
 from ...runs.record import Baseline, Run
 from ...runs.restart import restart_at
 from ...shapes import EdgeMatrix
@@ -56,7 +57,7 @@ KINDS = ("q", "k", "v")
 
 
 @dataclass(frozen=True, eq=False)
-class PositionScores(Displayable):
+class PositionScores(Result, strongest="score"):
     """Edge scores per span or position: `values` is ``[span, writer, reader]``, mean over pairs; zero where there is no edge."""
 
     space: EdgeSpace
@@ -100,6 +101,14 @@ class PositionScores(Displayable):
             for i in order
         ]
 
+    def _table(self) -> Table:
+        """One row per span and edge, strongest first."""
+        n, mask = len(self.labels), self.space.mask
+        ends = {name: column * n for name, column in self.space.ends().items()}
+        at = [label for label in self.labels for _ in range(self.space.n_edges)]
+        numbers = {"score": self.values[:, mask], "standard_error": self.standard_error()[:, mask]}
+        return {"at": at, **ends, **{name: x.flatten().tolist() for name, x in numbers.items()}}
+
     def _unpack(self, packed: Float[Tensor, " cell"]) -> Float[Tensor, "span writer reader"]:
         full = packed.new_zeros(len(self.labels), self.space.n_writers, self.space.n_readers)
         full[:, self.space.mask] = packed.view(len(self.labels), -1)
@@ -107,7 +116,7 @@ class PositionScores(Displayable):
 
 
 @dataclass(frozen=True, eq=False)
-class AttentionEdges(Displayable):
+class AttentionEdges(Result):
     """Scores of moving information between positions: ``[batch, layer, head, kind, query, key]``, kinds q, k, v."""
 
     per_example: Float[Tensor, "batch layer head kind query key"]
@@ -129,8 +138,13 @@ class AttentionEdges(Displayable):
         rows = []
         for i in flat.abs().argsort(descending=True, stable=True)[:n].tolist():
             layer, head, kind, query, key = (int(x) for x in torch.unravel_index(torch.tensor(i), shape))
-            rows.append((f"a{layer}.h{head}<{KINDS[kind]}>", self.labels[key], self.labels[query], float(flat[i])))
+            rows.append((head_name(layer, head, KINDS[kind]), self.labels[key], self.labels[query], float(flat[i])))
         return rows
+
+    def _table(self) -> Table:
+        """One row per head, kind and pair of spans, strongest first."""
+        columns = zip(*self.top(self.values.numel()), strict=True)
+        return dict(zip(("reader", "from", "to", "score"), columns, strict=True))
 
 
 def score_positions(

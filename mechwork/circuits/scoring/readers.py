@@ -7,7 +7,6 @@ keys or values, the rule's own pull-back takes the place of W_Q^T, head by head.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,35 +35,52 @@ def reader_kinds(space: EdgeSpace) -> tuple[str | Site, ...]:
     return (*inside, Site("resid_post", space.n_layers - 1))
 
 
-def reader_coefficients(
-    model: TransformerBridge, space: EdgeSpace, point: Point, positions: slice = slice(None)
-) -> Iterator[tuple[slice, int, Coefficients]]:
-    """Coefficients at the residual stream as each reader reads it: (columns, writers seen, coefficients), layer by layer."""
-    for layer in range(space.n_layers):
-        attn = model.blocks[layer].attn
-        stream = point.run.layers["resid_pre"][layer][:, positions].detach()
-        rule, norm = point.binding.rule(block_module(layer, "ln1"), "norm"), block_norm(model, layer, "ln1")
-        for kind in "qkv":
-            g, weight = point.coefficients[kind][layer][:, positions], getattr(attn, f"W_{kind.upper()}").detach()
-            linear = point.binding.rule(block_module(layer, "attn", kind), "linear")
-            if isinstance(linear, LinearRule):
-                bias = getattr(attn, f"b_{kind.upper()}")
-                pulled = _through_linear_rule(linear, g, weight, bias, rule, norm, stream)
-            else:
-                pulled = _through_attention(g, weight, rule, norm, stream)
-            yield space.attention_readers(layer, kind), space.n_seen_by_attention(layer), pulled
-        if space.attn_only:
-            continue
-        name = mlp_norm_name(model, layer)
-        rule, norm = point.binding.rule(block_module(layer, name), "norm"), block_norm(model, layer, name)
-        middle = stream if space.parallel else point.run.layers["resid_mid"][layer][:, positions].detach()
-        pulled = point.coefficients["mlp_in"][layer][:, positions]
-        if norm is not None:
-            pulled = norm_pull_back(rule, norm, middle, pulled.unsqueeze(2)).squeeze(2)
-        column = space.mlp_reader(layer)
-        yield slice(column, column + 1), space.n_seen_by_mlp(layer), pulled.unsqueeze(0)
-    logits = point.coefficients["resid_post"][-1][:, positions]
-    yield slice(space.logits_reader, space.n_readers), space.n_writers, logits.unsqueeze(0)
+def fill_coefficients(
+    model: TransformerBridge,
+    space: EdgeSpace,
+    point: Point,
+    layer: int,
+    out: Float[Tensor, "reader batch chunk d_model"],
+    positions: slice = slice(None),
+) -> None:
+    """Writes the coefficients at the residual stream as each reader of a layer reads it into `out`; q, k and v in one product."""
+    attn, first = model.blocks[layer].attn, layer * space.readers_per_layer
+    stream = point.run.layers["resid_pre"][layer][:, positions].detach()
+    rule, norm = point.binding.rule(block_module(layer, "ln1"), "norm"), block_norm(model, layer, "ln1")
+    gs = {kind: point.coefficients[kind][layer][:, positions] for kind in "qkv"}
+    weights = {kind: getattr(attn, f"W_{kind.upper()}").detach() for kind in "qkv"}
+    linear = {kind: point.binding.rule(block_module(layer, "attn", kind), "linear") for kind in "qkv"}
+    plain = [kind for kind in "qkv" if not isinstance(linear[kind], LinearRule)]
+    for kind in (kind for kind in "qkv" if kind not in plain):
+        bias = getattr(attn, f"b_{kind.upper()}")
+        pulled = _through_linear_rule(linear[kind], gs[kind], weights[kind], bias, rule, norm, stream)
+        out[_within(space.attention_readers(layer, kind), first)] = pulled
+    if len(plain) == 3:
+        last = space.attention_readers(layer, "v").stop - first
+        together = torch.cat([gs[kind] for kind in "qkv"], dim=2), torch.cat([weights[kind] for kind in "qkv"])
+        _through_attention(*together, rule, norm, stream, out[:last])
+    else:
+        for kind in plain:
+            rows = out[_within(space.attention_readers(layer, kind), first)]
+            _through_attention(gs[kind], weights[kind], rule, norm, stream, rows)
+    if space.attn_only:
+        return
+    name = mlp_norm_name(model, layer)
+    rule, norm = point.binding.rule(block_module(layer, name), "norm"), block_norm(model, layer, name)
+    middle = stream if space.parallel else point.run.layers["resid_mid"][layer][:, positions].detach()
+    pulled = point.coefficients["mlp_in"][layer][:, positions]
+    if norm is not None:
+        pulled = norm_pull_back(rule, norm, middle, pulled.unsqueeze(2)).squeeze(2)
+    out[space.mlp_reader(layer) - first] = pulled
+
+
+def fill_logits(point: Point, out: Float[Tensor, "batch chunk d_model"], positions: slice = slice(None)) -> None:
+    """Writes the coefficients at the unembedding's input into `out`."""
+    out.copy_(point.coefficients["resid_post"][-1][:, positions])
+
+
+def _within(columns: slice, first: int) -> slice:
+    return slice(columns.start - first, columns.stop - first)
 
 
 def _through_attention(
@@ -73,21 +89,31 @@ def _through_attention(
     rule: Rule | None,
     norm: Norm | None,
     stream: Float[Tensor, "batch pos d_model"],
-) -> Coefficients:
-    shape = (g.shape[2], *stream.shape)
+    out: Coefficients,
+) -> None:
     if norm is None:
-        return torch.bmm(_head_first(g), weight.transpose(1, 2)).view(shape)
-    if not isinstance(rule, _FOLDED):
-        pulled = torch.bmm(_head_first(g), weight.transpose(1, 2)).view(shape)
-        return norm_pull_back(rule, norm, stream, pulled.permute(1, 2, 0, 3)).permute(2, 0, 1, 3).contiguous()
-    scale = norm.scale(stream)
-    folded = norm.centre(norm.gain * weight.transpose(1, 2))  # head d_head d_model
-    pulled = torch.bmm(_head_first(g / scale.unsqueeze(-1)).to(folded), folded)
-    if not isinstance(rule, LNRule):
-        x_hat = (norm.centre(stream) / scale).flatten(0, 1)
-        along = torch.einsum("hnd,nd->hn", pulled, x_hat) / x_hat.shape[-1]
-        pulled = pulled.addcmul_(along.unsqueeze(-1), x_hat, value=-1)
-    return pulled.view(shape)
+        _multiply(_head_first(g), weight.transpose(1, 2), out)
+    elif not isinstance(rule, _FOLDED):
+        pulled = torch.bmm(_head_first(g), weight.transpose(1, 2)).view(out.shape)
+        out.copy_(norm_pull_back(rule, norm, stream, pulled.permute(1, 2, 0, 3)).permute(2, 0, 1, 3))
+    else:
+        scale = norm.scale(stream)
+        folded = norm.centre(norm.gain * weight.transpose(1, 2))  # head d_head d_model
+        _multiply(_head_first(g / scale.unsqueeze(-1)).to(folded), folded, out)
+        if not isinstance(rule, LNRule):
+            x_hat = norm.centre(stream) / scale
+            pulled = out.to(x_hat)
+            along = torch.einsum("hbpd,bpd->hbp", pulled, x_hat) / x_hat.shape[-1]
+            out.copy_(pulled.addcmul_(along.unsqueeze(-1), x_hat, value=-1))
+
+
+def _multiply(
+    a: Float[Tensor, "head token d_head"], b: Float[Tensor, "head d_head d_model"], out: Coefficients
+) -> None:
+    if out.is_contiguous() and a.dtype == b.dtype == out.dtype:
+        torch.bmm(a, b, out=out.view(len(a), -1, out.shape[-1]))
+    else:
+        out.copy_(torch.bmm(a, b).view(out.shape))
 
 
 def _through_linear_rule(

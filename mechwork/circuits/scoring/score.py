@@ -7,8 +7,10 @@ grid (see `methods`). Positive = the clean value along the edge raises the metri
 code takes (corrupt - clean) and gradients at the clean run; that is minus `direction="noise"` here.
 
 Cost per batch of pairs: 1 forward, and 1 forward + 1 backward at one end; n points between the ends cost 2 forwards and
-n (forward + backward); activation paths (2 layers + 1) n (forward + backward). Products of writes and coefficients add
-2 x batch x pos x d_model x edges operations per point. Memory stays within `memory_budget` beside the weights.
+n (forward + backward); activation paths (2 layers + 1) n (forward + backward). First columns that are the same in both prompts
+of every pair run once, as keys and values (see `runs.prefix`). Products of writes and coefficients add 2 x batch x pos x d_model
+x edges operations: once, since coefficients are averaged over the path first (activation paths: once per point).
+Memory stays within `memory_budget` beside the weights.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from ...models.borrow import borrows
 from ...models.identity import identify_model
 from ...provenance import build_provenance
 from ...relevance import Composite, Rule
+from ...runs.prefix import count_shared
 from ...runs.record import Baseline, join_baselines
 from ...tasks.task import Task
 from ..graph.budget import DEFAULT_BUDGET, Fit, fit, parse_bytes
@@ -138,16 +141,26 @@ def plan_batches(
     batch_size: int | None,
     n_cells: int = 1,
 ) -> BatchPlan:
-    """Micro-batches that fit the budget; `batch_size` overrides how many pairs."""
+    """Micro-batches of nearly one size that fit the budget; `batch_size` overrides how many pairs."""
     if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size is the number of pairs in a pass and at least 1; got {batch_size}")
     n_pos = task.pairs.clean_tokens.shape[1]
     n_tail = task.pairs.n_tail if task.metric.reads_final else n_pos
+    if method.ablation == "corrupt":
+        n_pos -= count_shared(model, task, task.pairs)
     n_bytes = torch.empty((), dtype=dtype_of(model)).element_size()
     size: Fit = fit(
-        check_ready(model), space, n_pos, n_tail, parse_bytes(memory_budget), n_bytes=n_bytes, n_cells=n_cells
+        check_ready(model),
+        space,
+        n_pos,
+        n_tail,
+        parse_bytes(memory_budget),
+        n_bytes=n_bytes,
+        n_cells=n_cells,
+        averaged=method.averages,
     )
-    return BatchPlan(min(batch_size or size.n_pairs, len(task)), size.n_positions)
+    n_batches = -(-len(task) // size.n_pairs)
+    return BatchPlan(min(batch_size or -(-len(task) // n_batches), len(task)), size.n_positions)
 
 
 def batch_rows(

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ...display import Displayable
-from ...errors import ArtefactError, InputError, MetricError
+from ...artefact import Artefact
+from ...errors import InputError, MetricError
 from ...patching.result import Direction
 from ...provenance import Provenance
+from ...result import Result, Table
 from ...runs.record import Baseline
 from ...shapes import EdgeMatrix
 from ..graph.circuit import Circuit
@@ -27,13 +24,11 @@ from .sample import Streamed, bootstrap_weights, percentile_interval
 from .stability import Stability, jaccard
 
 if TYPE_CHECKING:
-    import pandas
-
-FORMAT = 2
+    pass
 
 
 @dataclass(frozen=True, eq=False)
-class EdgeScores(Displayable):
+class EdgeScores(Result, version=3, strongest="score"):
     """Estimated effects of edges: positive = the clean value along the edge raises the metric.
 
     `per_example` is ``[batch, writer, reader]``, zero where there is no edge, or None when the pairs were `streamed` and only
@@ -62,6 +57,9 @@ class EdgeScores(Displayable):
             raise MetricError(
                 "edge scores must be finite; got NaN or infinity. Use float32 weights, or another composite of rules."
             )
+        wanted = tuple(self.space.mask.shape) if self.streamed is None else (self.space.n_edges,)
+        if known is not None and tuple(known.shape)[-len(wanted) :] != wanted:
+            raise InputError(f"scores of {self.space} have the shape {wanted} per pair; got {tuple(known.shape)}")
 
     @property
     def n_pairs(self) -> int:
@@ -176,63 +174,22 @@ class EdgeScores(Displayable):
         full[self.space.mask] = packed
         return full
 
-    def to_dataframe(self) -> pandas.DataFrame:
-        """One row per edge: source, target, score, standard error; strongest first."""
-        import pandas
-
-        index = self.space.mask.nonzero()
-        frame = pandas.DataFrame(
-            {
-                "source": [self.space.writers[i] for i in index[:, 0].tolist()],
-                "target": [self.space.readers[i] for i in index[:, 1].tolist()],
-                "score": self.values[self.space.mask].tolist(),
-                "standard_error": self.standard_error()[self.space.mask].tolist(),
-            }
-        )
-        return frame.sort_values("score", key=abs, ascending=False, kind="stable", ignore_index=True)
-
-    def save(self, path: str | Path) -> Path:
-        """Write one safetensors file. Returns the path."""
-        path = Path(path).with_suffix(".safetensors")
-        facts = {name: getattr(self, name) for name in _FACTS}
-        tensors = {
-            "baseline.clean": self.baseline.clean_per_example.clone(),
-            "baseline.corrupt": self.baseline.corrupt_per_example.clone(),
-        }
-        if self.per_example is not None:
-            tensors["per_example"] = self.per_example.contiguous()
-        else:
-            facts["n"], facts["seed"] = self._streamed.n, self._streamed.seed
-            tensors |= {f"streamed.{name}": getattr(self._streamed, name).contiguous() for name in _STREAMED}
-        header = {
-            "format": str(FORMAT),
-            "what": "edge scores",
-            "space": json.dumps(self.space.to_dict()),
-            "facts": json.dumps(facts),
-        }
-        save_file(tensors, path, metadata=header)
-        return path
+    def _table(self) -> Table:
+        """One row per edge, strongest first."""
+        mask = self.space.mask
+        columns = {"score": self.values[mask].tolist(), "standard_error": self.standard_error()[mask].tolist()}
+        return {**self.space.ends(), **columns}
 
     @classmethod
-    def load(cls, path: str | Path) -> EdgeScores:
-        """Read what `save` wrote; raises `ArtefactError` for another or a newer format."""
-        with safe_open(str(path), framework="pt") as file:
-            header = file.metadata() or {}
-            if header.get("what") != "edge scores" or int(header.get("format", 0)) > FORMAT:
-                raise ArtefactError(
-                    f"{path} is not an edge-score file of format <= {FORMAT}; it says {header.get('what')}, {header.get('format')}"
-                )
-            facts: dict[str, Any] = json.loads(header["facts"])
-            baseline = Baseline(file.get_tensor("baseline.clean"), file.get_tensor("baseline.corrupt"))
-            names = set(file.keys())
-            streamed = None
-            if "per_example" not in names:
-                tensors = {name: file.get_tensor(f"streamed.{name}") for name in _STREAMED}
-                streamed = Streamed(n=facts.pop("n"), seed=facts.pop("seed"), **tensors)
-            per_example = file.get_tensor("per_example") if streamed is None else None
-        facts["templates"] = tuple(facts.get("templates", ()))
-        space = EdgeSpace(**json.loads(header["space"]))
-        return cls(space, per_example, baseline=baseline, streamed=streamed, **facts)
+    def _from_old(cls, found: Artefact) -> EdgeScores:
+        tensors, facts = found.tensors, {**found.facts, "templates": tuple(found.facts.get("templates", ()))}
+        space = EdgeSpace(**facts.pop("space"))
+        baseline = Baseline(tensors["baseline.clean"], tensors["baseline.corrupt"])
+        if "per_example" in tensors:
+            return cls(space, tensors["per_example"], baseline=baseline, **facts)
+        parts = {name.partition(".")[2]: x for name, x in tensors.items() if name.startswith("streamed.")}
+        streamed = Streamed(n=facts.pop("n"), seed=facts.pop("seed"), **parts)
+        return cls(space, None, baseline=baseline, streamed=streamed, **facts)
 
     def require_model(self, weights_sha256: str) -> None:
         """Raises `InputError` when the scores were computed on other weights."""
@@ -255,7 +212,3 @@ class EdgeScores(Displayable):
     def _streamed(self) -> Streamed:
         assert self.streamed is not None
         return self.streamed
-
-
-_FACTS = ("direction", "rules", "ig_steps", "metric_name", "provenance", "path", "ablation", "templates")
-_STREAMED = ("mean", "variance", "resampled")

@@ -14,15 +14,15 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from ...display import Displayable
 from ...errors import InputError
+from ...result import Result, Table
 
 if TYPE_CHECKING:
     from ..graph.circuit import Circuit
 
 
 @dataclass(frozen=True)
-class Stability(Displayable):
+class Stability(Result):
     """Jaccard indices of the circuits of parts of the data to the circuit of all of it.
 
     `over` says which parts (``"resamples"``, ``"templates"``, ``"selections"``: all pairs of several circuits), `expected` is the
@@ -44,6 +44,14 @@ class Stability(Displayable):
         tail = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
         low, high = torch.quantile(torch.tensor(self.jaccards, dtype=torch.float64), tail).tolist()
         return low, high
+
+    def _table(self) -> Table:
+        """One row per part."""
+        return {
+            "part": self.labels or [*range(len(self.jaccards))],
+            "jaccard": self.jaccards,
+            "expected": self.expected,
+        }
 
     def __repr__(self) -> str:
         low, high = self.interval()

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...display import Displayable
 from ...errors import InputError
 from ...models.identity import identify_model
 from ...provenance import Provenance, build_provenance
+from ...result import Result, Table
 from ...tasks.task import Task
 from ..graph.writers import edge_space
 from .exact import ExactEffects
@@ -20,12 +20,11 @@ from .methods import find_method
 from .scores import EdgeScores
 
 if TYPE_CHECKING:
-    import pandas
     from transformer_lens.model_bridge import TransformerBridge
 
 
 @dataclass(frozen=True, eq=False)
-class Verification(Displayable):
+class Verification(Result):
     """Estimates beside measured effects: of the `n_top` strongest edges, then of random others (what the scores may have missed)."""
 
     edges: tuple[str, ...]
@@ -52,13 +51,9 @@ class Verification(Displayable):
         rest = self.measured[self.n_top :]
         return float(rest.abs().max()) if len(rest) else 0.0
 
-    def to_dataframe(self) -> pandas.DataFrame:
+    def _table(self) -> Table:
         """One row per edge."""
-        import pandas
-
-        return pandas.DataFrame(
-            {"edge": self.edges, "estimated": self.estimated.tolist(), "measured": self.measured.tolist()}
-        )
+        return {"edge": self.edges, "estimated": self.estimated.tolist(), "measured": self.measured.tolist()}
 
     def __repr__(self) -> str:
         n = len(self.edges) - self.n_top

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from ...artefact import read_artefact, write_artefact
 from ...errors import InputError
+from ...files import reading
 from ...models.anatomy import device_of
 from ...models.identity import identify_model
 from ...provenance import build_provenance, hash_json
@@ -162,20 +162,17 @@ class _Trials:
 def _save(path: str | Path | None, key: str, state: _State) -> None:
     if path is None:
         return
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
-    header = {"what": "acdc", "key": key, "next_reader": str(state.next_reader), "distance": repr(state.distance)}
-    save_file({"mask": state.mask.contiguous()}, part, metadata=header)
-    part.replace(path)
+    facts = {"key": key, "next_reader": state.next_reader, "distance": state.distance}
+    write_artefact(path, "acdc", facts, {"mask": state.mask})
 
 
 def _load(path: str | Path | None, key: str) -> _State | None:
     if path is None or not Path(path).is_file():
         return None
-    with safe_open(str(path), framework="pt") as file:
-        header = file.metadata() or {}
-        if header.get("what") != "acdc" or header.get("key") != key:
-            raise InputError(
-                f"{path} is not a checkpoint of this search (another model, task, threshold or ablation). Name another file, or delete it."
-            )
-        return _State(file.get_tensor("mask"), int(header["next_reader"]), float(header["distance"]))
+    found = read_artefact(path, "acdc")
+    if found.facts.get("key") != key:
+        raise InputError(
+            f"{path} is not a checkpoint of this search (another model, task, threshold or ablation). Name another file, or delete it."
+        )
+    with reading(path, "acdc"):
+        return _State(found.tensors["mask"], int(found.facts["next_reader"]), float(found.facts["distance"]))

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from ...artefact import read_artefact, write_artefact
 from ...errors import InputError
+from ...files import reading
 from ...models.anatomy import device_of
 from ...models.identity import identify_model
 from ...provenance import build_provenance, hash_json, hash_tensors
@@ -178,26 +178,25 @@ def _adam(value: Tensor, gradient: Tensor, first: Tensor, second: Tensor, step: 
     value.sub_(rate * (first / (1 - 0.9**step)) / ((second / (1 - 0.999**step)).sqrt() + 1e-8))
 
 
+WHAT = "learned mask"
 _NAMES = ("gates", "multipliers", "moment0", "moment1", "moment2", "moment3")
 
 
 def _save(path: str | Path, key: str, state: _Training) -> None:
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
     values = (state.gates, state.multipliers, *state.moments)
-    tensors: dict[str, Tensor] = {name: value for name, value in zip(_NAMES, values, strict=True)}  # noqa: C416 - widens the keys' type
-    save_file(tensors, part, metadata={"what": "learned mask", "key": key, "step": str(state.step)})
-    part.replace(path)
+    write_artefact(path, WHAT, {"key": key, "step": state.step}, dict(zip(_NAMES, values, strict=True)))
 
 
 def _load(path: str | Path | None, key: str) -> _Training | None:
     if path is None or not Path(path).is_file():
         return None
-    with safe_open(str(path), framework="pt") as file:
-        header = file.metadata() or {}
-        if header.get("what") != "learned mask" or header.get("key") != key:
-            raise InputError(
-                f"{path} is not a checkpoint of this run (another model, task, size or setting). Name another file, or delete it."
-            )
-        gates, multipliers, *moments = (file.get_tensor(name).clone() for name in _NAMES)
-        return _Training(gates, multipliers, moments, int(header["step"]))
+    found = read_artefact(path, WHAT)
+    if found.facts.get("key") != key:
+        raise InputError(
+            f"{path} is not a checkpoint of this run (another model, task, size or setting). Name another file, or delete it."
+        )
+    with reading(path, WHAT):
+        gates, multipliers, *moments = (found.tensors[name] for name in _NAMES)
+        return _Training(
+            gates.clone(), multipliers.clone(), [moment.clone() for moment in moments], int(found.facts["step"])
+        )

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ...display import Displayable
 from ...errors import InputError
 from ...models.anatomy import device_of
 from ...models.identity import identify_model
 from ...provenance import Provenance, build_provenance
+from ...result import Result, Table
 from ...shapes import EdgeMask
 from ...tasks.task import Task
 from ..graph.ablated import find_ablation
@@ -32,12 +32,11 @@ from .curves import faithfulness
 from .evaluate import Settings, measure_circuits
 
 if TYPE_CHECKING:
-    import pandas
     from transformer_lens.model_bridge import TransformerBridge
 
 
 @dataclass(frozen=True, eq=False)
-class Completeness(Displayable):
+class Completeness(Result):
     """How differently circuit and model react to knock-outs of parts of the circuit, in shares of m(M) - m(empty).
 
     `random` are the incompleteness scores of random knock-outs, `learned` that of the knock-out found by gradient ascent
@@ -52,6 +51,11 @@ class Completeness(Displayable):
     knocked_out: tuple[str, ...]
     provenance: Provenance
 
+    def _table(self) -> Table:
+        """One row per knock-out: its incompleteness score."""
+        random = [{"knock_out": f"random {i}", "incompleteness": score} for i, score in enumerate(self.random)]
+        return [*random, {"knock_out": "learned", "incompleteness": self.learned}]
+
     def __repr__(self) -> str:
         mean = sum(self.random) / len(self.random)
         return (
@@ -61,7 +65,7 @@ class Completeness(Displayable):
 
 
 @dataclass(frozen=True, eq=False)
-class Minimality(Displayable):
+class Minimality(Result):
     """How much each node of a circuit matters beside some knock-out: shares of m(M) - m(empty), smallest first."""
 
     circuit: Circuit
@@ -73,11 +77,9 @@ class Minimality(Displayable):
         """Nodes whose removal never changed the metric by more than `threshold` of the gap."""
         return tuple(node for node, score in zip(self.nodes, self.scores, strict=True) if score < threshold)
 
-    def to_dataframe(self) -> pandas.DataFrame:
+    def _table(self) -> Table:
         """One row per node."""
-        import pandas
-
-        return pandas.DataFrame({"node": self.nodes, "minimality": self.scores})
+        return {"node": self.nodes, "minimality": self.scores}
 
     def __repr__(self) -> str:
         n = len(self.superfluous())

@@ -13,21 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...display import Displayable
 from ...errors import MetricError
 from ...provenance import Provenance
+from ...result import Result, Table
 from ...shapes import PerExample
 from ..graph.circuit import Circuit
 from ..scoring.sample import bootstrap_weights, percentile_interval
-
-if TYPE_CHECKING:
-    import pandas
 
 MIB_FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
@@ -68,7 +64,7 @@ def resampled_faithfulness(
 
 
 @dataclass(frozen=True, eq=False)
-class CircuitEvaluation(Displayable):
+class CircuitEvaluation(Result):
     """How a circuit does on some pairs, beside the empty and random circuits. Metrics are per pair.
 
     `random` and `same_degree` are the faithfulness of random circuits of that size, and of those that also keep how many
@@ -112,6 +108,23 @@ class CircuitEvaluation(Displayable):
         """Bootstrap interval of the faithfulness over pairs."""
         return bootstrap_faithfulness(self.per_example, self.empty_per_example, self.model_per_example, level=level)
 
+    def _table(self) -> Table:
+        """One row: of the circuit, and of the random ones beside it (means)."""
+        low, high = self.interval()
+        means = {"random": self.random, "same_degree": self.same_degree}
+        controls = {name: sum(values) / len(values) for name, values in means.items() if values}
+        measured = {"metric": self.metric, "empty": self.empty, "accuracy": self.accuracy, "kl": self.kl}
+        return [
+            {
+                "n_edges": self.circuit.n_edges,
+                "faithfulness": self.faithfulness,
+                "low": low,
+                "high": high,
+                **controls,
+                **measured,
+            }
+        ]
+
     def __repr__(self) -> str:
         low, high = self.interval()
         controls = ", ".join(f"{r:.3f}" for r in self.random)
@@ -124,7 +137,7 @@ class CircuitEvaluation(Displayable):
 
 
 @dataclass(frozen=True, eq=False)
-class FaithfulnessCurve(Displayable):
+class FaithfulnessCurve(Result):
     """Faithfulness over circuit sizes. `fractions` are nominal, `sizes` the nominal numbers of edges, `n_kept` after pruning.
 
     `per_example` and `signed_per_example` are metrics ``[size, batch]`` of circuits ranked by absolute and signed score;
@@ -218,26 +231,22 @@ class FaithfulnessCurve(Displayable):
             for row in self.per_example
         )
 
-    def to_dataframe(self) -> pandas.DataFrame:
+    def _table(self) -> Table:
         """One row per size."""
-        import pandas
-
         low, high = zip(*self.intervals(), strict=True)
-        return pandas.DataFrame(
-            {
-                "fraction": self.fractions,
-                "n_edges": self.sizes,
-                "n_kept": self.n_kept,
-                "faithfulness": self.faithfulness.tolist(),
-                "low": low,
-                "high": high,
-                "faithfulness_signed": self.signed.tolist(),
-                "faithfulness_random": self.random.tolist(),
-                **({} if self.accuracy is None else {"accuracy": self.accuracy.tolist()}),
-                **({} if self.kl is None else {"kl": self.kl.tolist()}),
-                **({} if self.same_degree is None else {"faithfulness_same_degree": self.same_degree.tolist()}),
-            }
-        )
+        return {
+            "fraction": self.fractions,
+            "n_edges": self.sizes,
+            "n_kept": self.n_kept,
+            "faithfulness": self.faithfulness.tolist(),
+            "low": low,
+            "high": high,
+            "faithfulness_signed": self.signed.tolist(),
+            "faithfulness_random": self.random.tolist(),
+            **({} if self.accuracy is None else {"accuracy": self.accuracy.tolist()}),
+            **({} if self.kl is None else {"kl": self.kl.tolist()}),
+            **({} if self.same_degree is None else {"faithfulness_same_degree": self.same_degree.tolist()}),
+        }
 
     def __str__(self) -> str:
         lines = ["   edges    share  faithfulness   [95 % interval]   random"]

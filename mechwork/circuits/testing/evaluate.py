@@ -16,18 +16,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...errors import InputError, UnknownNameError
-from ...models.anatomy import device_of
+from ...models.anatomy import device_of, heads_share_scale
 from ...models.borrow import borrows
 from ...models.identity import identify_model
 from ...provenance import Provenance, build_provenance
+from ...runs.prefix import record_prefix
 from ...runs.record import run_to_metric
 from ...shapes import EdgeMask
 from ...tasks.metrics import accuracy
-from ...tasks.pairs import PromptPairs
 from ...tasks.task import Task
 from ..graph.ablated import ABLATIONS, find_ablation
 from ..graph.budget import DEFAULT_BUDGET, parse_bytes
-from ..graph.circuit import Circuit, prune
+from ..graph.circuit import Circuit
+from ..graph.prune import effective, prune
 from ..graph.run import as_circuit
 from ..graph.select import Ranking, select, select_random, select_random_same_degree
 from ..graph.space import EdgeSpace
@@ -262,30 +263,43 @@ def measure_circuits(
     masks: Sequence[EdgeMask],
     settings: Settings | None = None,
 ) -> Measured:
-    """Every circuit on every pair; the ablated run is shared by all. Cost per batch of pairs: 2 forwards, and 1 per circuit."""
+    """Every circuit on every pair; the ablated run is shared by all.
+
+    Circuits that differ only in edges that cannot matter (see `prune.effective`) are run once; the full circuit is the model, and
+    the empty one, where cut edges carry one other run, that run. Under ``corrupt`` first columns that both prompts of every pair
+    share run once. Cost per batch of pairs: 2 forwards, and at most 1 per circuit.
+    """
     settings = settings or Settings()
     size = settings.n_pairs(space, task, int(model.cfg.d_model))
     ablation = find_ablation(model, task, space, settings.ablation, seed=settings.seed, source=settings.source)
+    coupled = tuple(heads_share_scale(model, layer) for layer in range(space.n_layers))
+    reduced = [effective(space, mask, coupled, paired=ablation.paired) for mask in masks]
+    keys = [mask.numpy().tobytes() for mask in reduced]
+    whole = effective(space, space.mask, coupled, paired=ablation.paired).numpy().tobytes()
+    wanted = dict(zip(keys, reduced, strict=True))
     parts: list[Measured] = []
     n_batches = -(-len(task) // size)
     for i, pairs in enumerate(task.pairs.batches(size)):
         pairs = pairs.to(device_of(model))
-        reference = _log_probabilities(model, task, pairs)
-        ablated = ablation.writes(pairs, i * size)
-        rows: list[tuple[Tensor, Tensor, Tensor]] = []
-        for j, mask in enumerate(masks):
-            with torch.no_grad(), as_circuit(model, space, mask, ablated):
-                logits = run_to_metric(model, task, pairs, pairs.clean_tokens)
+        prefix = record_prefix(model, task, pairs) if ablation.shares_prefix else None
+        plain = run_to_metric(model, task, pairs, pairs.clean_tokens, prefix)
+        reference = pairs.final(plain).log_softmax(dim=-1)
+        ablated = ablation.after(pairs, prefix) if ablation.after is not None else ablation.writes(pairs, i * size)
+        rows: dict[bytes, tuple[Tensor, Tensor, Tensor]] = {}
+        for j, (key, mask) in enumerate(wanted.items()):
+            if key == whole:
+                logits = plain
+            elif ablation.kind == "corrupt" and not bool(mask.any()):
+                logits = run_to_metric(model, task, pairs, pairs.corrupt_tokens, prefix)
+            else:
+                with torch.no_grad(), as_circuit(model, space, mask, ablated):
+                    logits = run_to_metric(model, task, pairs, pairs.clean_tokens, prefix)
             found = pairs.final(logits).log_softmax(dim=-1)
             kl = (reference.exp() * (reference - found)).sum(dim=-1)
-            rows.append((task.measure(logits, pairs).cpu(), accuracy(logits, pairs).cpu(), kl.cpu()))
+            rows[key] = (task.measure(logits, pairs).cpu(), accuracy(logits, pairs).cpu(), kl.cpu())
             if settings.progress is not None:
-                settings.progress(i * len(masks) + j + 1, n_batches * len(masks), "evaluating circuits")
-        metric, correct, kls = (torch.stack(column) for column in zip(*rows, strict=True))
+                settings.progress(i * len(wanted) + j + 1, n_batches * len(wanted), "evaluating circuits")
+        metric, correct, kls = (torch.stack(column) for column in zip(*(rows[key] for key in keys), strict=True))
         parts.append(Measured(metric, correct.float(), kls))
     metric, correct, kls = (torch.cat(column, dim=1) for column in zip(*parts, strict=True))
     return Measured(metric, correct, kls)
-
-
-def _log_probabilities(model: TransformerBridge, task: Task, pairs: PromptPairs) -> Float[Tensor, "batch d_vocab"]:
-    return pairs.final(run_to_metric(model, task, pairs, pairs.clean_tokens)).log_softmax(dim=-1)

@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ...display import Displayable
 from ...errors import InputError, UnknownNameError
 from ...models.identity import identify_model
 from ...provenance import Provenance, build_provenance
 from ...relevance import PRESETS as RULES
+from ...result import Result, Table
 from ...tasks.task import Task
 from ..scoring.ensemble import ensemble
 from ..scoring.methods import PRESETS
@@ -25,7 +25,6 @@ from .curves import FaithfulnessCurve
 from .evaluate import evaluate
 
 if TYPE_CHECKING:
-    import pandas
     from transformer_lens.model_bridge import TransformerBridge
 
 Progress = Callable[[int, int, str], None]
@@ -49,7 +48,7 @@ class Standing:
 
 
 @dataclass(frozen=True, eq=False)
-class Leaderboard(Displayable):
+class Leaderboard(Result):
     """Methods on one task, best CMD first. `random` is over random circuits of the same sizes; `curves` are by method."""
 
     model_name: str
@@ -68,11 +67,9 @@ class Leaderboard(Displayable):
         """The estimated method of smallest CMD (exact effects are measured, and cost by the edge: no contender)."""
         return next(s for s in self.standings if s.method != "exact")
 
-    def to_dataframe(self) -> pandas.DataFrame:
+    def _table(self) -> Table:
         """One row per method."""
-        import pandas
-
-        return pandas.DataFrame([{"model": self.model_name, "task": self.task_name, **vars(s)} for s in self.standings])
+        return [{"model": self.model_name, "task": self.task_name, **vars(s)} for s in self.standings]
 
     def __str__(self) -> str:
         lines = [

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ...display import Displayable
 from ...errors import InputError
+from ...result import Result, Table
 from ...tasks.task import Task
 from ..graph.circuit import Circuit
 from ..graph.compare import CircuitComparison, compare_circuits
@@ -20,14 +20,13 @@ from .curves import CircuitEvaluation
 from .evaluate import evaluate
 
 if TYPE_CHECKING:
-    import pandas
     from transformer_lens.model_bridge import TransformerBridge
 
 Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True, eq=False)
-class CircuitReuse(Displayable):
+class CircuitReuse(Result):
     """Circuits of several tasks in one model. `evaluations`: (task, task whose circuit runs it) -> how it does on held-out pairs."""
 
     comparison: CircuitComparison
@@ -41,11 +40,9 @@ class CircuitReuse(Displayable):
     def circuits(self) -> dict[str, Circuit]:
         return self.comparison.circuits
 
-    def to_dataframe(self) -> pandas.DataFrame:
+    def _table(self) -> Table:
         """One row per task and circuit: faithfulness with its interval, accuracy, the mean of random circuits."""
-        import pandas
-
-        rows = [
+        return [
             {
                 "task": task, "circuit_of": owner, "n_edges": e.circuit.n_edges, "faithfulness": e.faithfulness,
                 "low": e.interval()[0], "high": e.interval()[1], "accuracy": e.accuracy,
@@ -53,7 +50,6 @@ class CircuitReuse(Displayable):
             }
             for (task, owner), e in self.evaluations.items()
         ]  # fmt: skip
-        return pandas.DataFrame(rows)
 
     def __str__(self) -> str:
         width = max(16, *(len(name) + 2 for name in self.tasks))

@@ -1,0 +1,137 @@
+"""Files written whole, read within bounds: JSON, hashes, atomic replacement; the half of `artefact` that needs no torch.
+
+A file is written beside its name, synced, renamed, and its folder synced, so that what is there under the name is whole,
+whenever the process was killed. What is missing, damaged, too large or too deep is an `ArtefactError` with its name.
+
+Bottom layer: imports only `errors`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .errors import ArtefactError, MechworkError, MissingArtefactError
+
+JSON_BYTES = 1 << 28
+"""No JSON file or header is read beyond this size."""
+AGAIN = "Restore it from a copy, or make it again"
+
+
+def write_json(path: str | Path, value: object, *, indent: int | None = 1, escape: bool = True) -> Path:
+    """Write a JSON file, atomically."""
+    return write_text(path, json.dumps(value, indent=indent, ensure_ascii=escape) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write a text file in UTF-8, atomically."""
+    write_atomically(Path(path), lambda part: part.write_text(text, encoding="utf-8"))
+    return Path(path)
+
+
+def read_json(path: str | Path) -> Any:
+    """The content of any JSON file."""
+    file = existing(path)
+    try:
+        if file.stat().st_size > JSON_BYTES:
+            raise ArtefactError(
+                f"{path} has {file.stat().st_size} bytes; JSON is read up to {JSON_BYTES}. Is it the right file?"
+            )
+        return parse_json(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ArtefactError(f"{path} is damaged, not valid JSON: {error}. {AGAIN}") from error
+
+
+def read_object(path: str | Path, keys: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The object in a JSON file, which must have all of `keys`."""
+    data = read_json(path)
+    missing = [key for key in keys if not isinstance(data, dict) or key not in data]
+    if missing or not isinstance(data, dict):
+        raise ArtefactError(
+            f"{path} lacks {', '.join(missing) or 'an object'}; a file of this kind has {', '.join(keys) or 'one'}. Give another file"
+        )
+    return data
+
+
+def parse_json(text: str) -> Any:
+    """JSON text of bounded size; too deep and too long texts are a `ValueError` like malformed ones."""
+    if len(text) > JSON_BYTES:
+        raise ValueError(f"{len(text)} letters; JSON is read up to {JSON_BYTES}")
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("its values are nested too deeply") from error
+
+
+# ---- errors, paths, bytes --------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def reading(path: str | Path, what: str) -> Iterator[None]:
+    """Inside, what is built from a file's content is checked: any error that the content causes is an `ArtefactError`."""
+    try:
+        yield
+    except ArtefactError as error:
+        if str(path) in str(error):
+            raise
+        raise ArtefactError(f"{path}: {error}") from error
+    except (
+        MechworkError, KeyError, TypeError, ValueError, IndexError, AttributeError, ArithmeticError, RecursionError, RuntimeError,
+    ) as error:  # fmt: skip
+        said = f"{error} is missing" if isinstance(error, KeyError) else str(error) or type(error).__name__
+        raise ArtefactError(f"{path} is no valid file of kind {what!r}: {said:.600}. {AGAIN}") from error
+
+
+def existing(path: str | Path) -> Path:
+    """`path`, if it is a file; raises `ArtefactError` (also a `NotFoundError` where nothing is there)."""
+    file = Path(path)
+    try:
+        if file.is_file():
+            return file
+        there = file.exists()
+    except (OSError, ValueError) as error:
+        raise ArtefactError(f"{str(path)[:200]!r} is no file name that can be opened: {error}") from error
+    if there:
+        raise ArtefactError(
+            f"{path} must be a file; it is {'a folder' if file.is_dir() else 'no regular file'}. Name the file itself"
+        )
+    raise MissingArtefactError(f"there is no file {path}; check the name, or save it first")
+
+
+def sha256(file: Path) -> str:
+    """Hexadecimal sha256 of a file's bytes."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_atomically(file: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a hidden neighbour of `file`, sync it, move it into place, sync the folder."""
+    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+    try:
+        write(part)
+        with part.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        part.replace(file)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    _sync(file.parent)
+
+
+def _sync(folder: Path) -> None:
+    """So that the rename itself survives a loss of power, where folders can be opened at all."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)
