@@ -41,6 +41,10 @@ if _TYPE_CHECKING:
     from .directions import Direction as Direction
     from .directions import fit_direction as fit_direction
     from .directions import study_steering as study_steering
+    from .discovery.discover import discover as discover
+    from .discovery.discover import load_discovery as load_discovery
+    from .discovery.found import Discovery as Discovery
+    from .execute import executor as executor
     from .lenses import LensTable as LensTable
     from .lenses import LogitAttribution as LogitAttribution
     from .lenses import TunedLens as TunedLens
@@ -57,6 +61,7 @@ if _TYPE_CHECKING:
     from .relevance import attribute_tokens as attribute_tokens
     from .relevance import check_conservation as check_conservation
     from .relevance import find_composite as find_composite
+    from .render import figure as figure
     from .render import report as report
     from .runs import AttentionPatterns as AttentionPatterns
     from .runs import record_attention as record_attention
@@ -71,11 +76,14 @@ _HOMES = {
     "ablation": "AblationSpec HeadStudy ablate study_heads",
     "circuits": "Circuit CircuitEvaluation EdgeScores EdgeSpace FaithfulnessCurve evaluate ground_truth load_circuit score_edges",
     "directions": "Direction fit_direction study_steering",
+    "discovery.discover": "discover load_discovery",
+    "discovery.found": "Discovery",
+    "execute": "executor",
     "lenses": "LensTable LogitAttribution TunedLens attribute_logits load_lens read_lens train_lens",
     "models": "load_model",
     "patching": "Effects attribute patch",
     "relevance": "Composite TokenRelevance attribute_tokens check_conservation find_composite",
-    "render": "report",
+    "render": "figure report",
     "runs": "AttentionPatterns record_attention record_run",
     "sites": "Site",
     "tasks.pairs": "PromptPairs",

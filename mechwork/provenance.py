@@ -12,7 +12,9 @@ import json
 import platform
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -47,17 +49,32 @@ def hash_json(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), default=str).encode()).hexdigest()
 
 
+_command: ContextVar[str | None] = ContextVar("command", default=None)
+
+
+@contextmanager
+def made_by(command: str) -> Iterator[None]:
+    """Inside, provenance names `command` and no time: work that is taken up again gives the bytes of work done at once."""
+    token = _command.set(command)
+    try:
+        yield
+    finally:
+        _command.reset(token)
+
+
 def build_provenance(**facts: Any) -> Provenance:
-    """`facts` with versions, machine, time and the command line."""
+    """`facts` with versions, machine, time and the command line (see `made_by`)."""
     import torch
 
+    command = _command.get()
+    when = {"time": datetime.now(UTC).isoformat(timespec="seconds")} if command is None else {}
     versions = {name: _version(name) for name in ("mechwork", "transformer-lens", "torch", "transformers")}
     return {
         **facts,
         "versions": {**versions, "python": platform.python_version()},
         "machine": {"platform": platform.platform(), "cuda": torch.cuda.is_available()},
-        "command": shlex.join(sys.argv),
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(sys.argv) if command is None else command,
+        **when,
     }
 
 

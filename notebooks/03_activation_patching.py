@@ -162,6 +162,25 @@ print("all heads together, in shares of the gap:", round(float(denoise["z"].norm
 denoise["z"]
 
 # %% [markdown]
+# ## Build it
+#
+# Everything above came from one function of the library. Now write it: twelve lines of hooks.
+#
+# A *hook* is a function that sees an activation on its way through the model and may return another one in its place. `model.run_with_cache(tokens, names_filter=name)` returns `(logits, cache)`; `model.run_with_hooks(tokens, fwd_hooks=[(name, hook)])` runs with a hook and takes it off again. The stream that enters block 2 is called `blocks.2.hook_resid_pre` and has the shape (batch, position, width).
+#
+# ### Exercise 3.5 (build it; about 25 minutes)
+# `patch_stream(model, task, layer, position)`: put the clean run's stream at `layer` and `position` into the corrupt run. Return the mean over pairs of the metric of the patched run, minus that of the corrupt run, as one number. (`task.pairs.clean_tokens`, `task.pairs.corrupt_tokens`, `task.measure(logits)`; all prompts of this task have one length.) It is tried on three models.
+
+
+# %%
+def patch_stream(model, task, layer, position):
+    """The effect of one cell, by hand."""
+
+
+course.check("3.5", patch_stream)
+# Stuck? Run course.hint("3.5"), then course.solution("3.5")
+
+# %% [markdown]
 # ## Keep it
 
 # %%

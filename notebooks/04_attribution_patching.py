@@ -145,12 +145,21 @@ course.show(agreement_figure(plain, exact), "Estimated against measured effects:
 # Points on the diagonal are right. Many of the *largest* measured effects have an estimate of the wrong sign, and a method that is wrong about the largest effects is worse than a noisy one.
 #
 # ### Exercise 4.3
-# At which kind of site are the estimates still usable (correlation above 0.9)?
+# At `mlp_out` the correlation is above 0.9, and it looks as if the estimates were usable there. Before you believe a correlation, ask how many cells make it. How many of the `mlp_out` cells have a measured effect of more than 1 % of the gap? (`exact["mlp_out"].values`, `exact.baseline.gap`.)
 
 # %%
-usable = ...
-course.check("4.3", usable, plain, exact)
+n_cells = ...
+course.check("4.3", n_cells, exact)
 # Stuck? Run course.hint("4.3"), then course.solution("4.3")
+
+# %%
+values, guesses = exact["mlp_out"].values.flatten(), plain["mlp_out"].values.flatten()
+rest = values.abs() < values.abs().max()
+print(f"correlation of all {len(values)} cells: {float(torch.corrcoef(torch.stack([values, guesses]))[0, 1]):+.2f}")
+print(f"without the largest:         {float(torch.corrcoef(torch.stack([values[rest], guesses[rest]]))[0, 1]):+.2f}")
+
+# %% [markdown]
+# One cell makes the correlation. Whenever you read one, in a paper too, ask how many points carry it.
 
 # %% [markdown]
 # ## What helps
@@ -176,6 +185,36 @@ course.check("4.4", passes)
 # Stuck? Run course.hint("4.4"), then course.solution("4.4")
 
 # %% [markdown]
+# ## Build it
+#
+# Attribution patching is one line of algebra and one backward pass. To get the slope at an activation, let a hook put a tensor in its place that asks for gradients: `kept["x"] = x.detach().requires_grad_()`, returned by the hook; then `torch.autograd.grad(metric, kept["x"])`.
+#
+# ### Exercise 4.5 (build it; about 25 minutes)
+# `attribution(model, task, layer)`: the estimated effect of the stream that enters `layer`, one number per position: `(a_clean - a_corrupt) * slope`, summed over the width, averaged over pairs; the slope is the one at the **corrupt** run. All prompts have one length.
+
+
+# %%
+def attribution(model, task, layer):
+    """The estimate of one row of the map, by hand."""
+
+
+course.check("4.5", attribution)
+# Stuck? Run course.hint("4.5"), then course.solution("4.5")
+
+# %% [markdown]
+# ### Exercise 4.6 (build it; about 20 minutes)
+# `integrated_gradients(model, task, n_steps)`: the same for the stream that enters **layer 0**, with the slope averaged over `n_steps` midpoints of the straight way from the corrupt to the clean stream: `corrupt + (k + 0.5) / n_steps * (clean - corrupt)`. With one step it is *not* exercise 4.5: the midpoint is not the start.
+
+
+# %%
+def integrated_gradients(model, task, n_steps):
+    """Integrated gradients of the embeddings, by hand."""
+
+
+course.check("4.6", integrated_gradients)
+# Stuck? Run course.hint("4.6"), then course.solution("4.6")
+
+# %% [markdown]
 # ## A worse ruler, on purpose
 #
 # Measure the same effects by the difference of *probabilities*. In both runs a probability is nearly 1, so the slope is nearly 0 on both sides.
@@ -190,6 +229,8 @@ print("estimated there:        ", round(float(plain_bent["resid_pre"].values.fla
 print(plain_bent.agreement(exact_bent))
 
 # %% [markdown]
+# Look at the *relative error*, not at the correlation: the pattern can even look better than before, because most cells are nearly zero in both, while the sizes are lost altogether. A correlation says nothing about size.
+#
 # ## Keep it
 
 # %%

@@ -69,6 +69,36 @@ course.check("5.1", under_rule)
 # Stuck? Run course.hint("5.1"), then course.solution("5.1")
 
 # %% [markdown]
+# ## Build it: rules are detached gradients
+#
+# `x.detach()` has the value of `x`, and no gradient. That is all a rule needs: the forward pass stays as it is to the last bit, and what is detached is a constant for the backward pass.
+#
+# ### Exercise 5.5 (build it; about 15 minutes)
+# `layer_norm(x, gain, bias)`: LayerNorm over the last axis (centre, divide by the root of the variance plus 1e-5, gain, bias), whose backward pass follows the **LN-rule**: the divisor is a constant, the centring is not.
+
+
+# %%
+def layer_norm(x, gain, bias):
+    """LayerNorm with a constant divisor in the backward pass."""
+
+
+course.check("5.5", layer_norm)
+# Stuck? Run course.hint("5.5"), then course.solution("5.5")
+
+# %% [markdown]
+# ### Exercise 5.6 (build it; about 10 minutes)
+# The **Identity-rule** treats an activation as multiplication by the constant act(x) / x. Write `gelu(x)` so: its value is `torch.nn.functional.gelu(x)`, its derivative is `gelu(x) / x`. Mind x = 0, where gelu(x) / x tends to 1/2.
+
+
+# %%
+def gelu(x):
+    """GELU under the Identity-rule."""
+
+
+course.check("5.6", gelu)
+# Stuck? Run course.hint("5.6"), then course.solution("5.6")
+
+# %% [markdown]
 # ## Is relevance conserved?
 #
 # A *composite* is a list of rules, one per kind of module. If every rule hands on exactly what it gets, relevance and the biases' share add up to the metric at every layer. `check_conservation` keeps the account, and says why it need not close.

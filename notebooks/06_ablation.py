@@ -141,6 +141,21 @@ study = mw.study_heads(model, task)
 study
 
 # %% [markdown]
+# ## Build it
+#
+# ### Exercise 6.5 (build it; about 20 minutes)
+# `mean_ablate(model, task, layer, head)`: the drop of the metric on the **clean** prompts when a head's output `z` (`blocks.2.attn.hook_z`, shape: batch, position, head, width) is replaced by its mean over the prompts, position by position. Positive: the head helps. All prompts have one length, so that a position means the same in all of them.
+
+
+# %%
+def mean_ablate(model, task, layer, head):
+    """The effect of ablating one head by its mean, by hand."""
+
+
+course.check("6.5", mean_ablate)
+# Stuck? Run course.hint("6.5"), then course.solution("6.5")
+
+# %% [markdown]
 # ## Keep it
 
 # %%

@@ -97,7 +97,7 @@ course.lines(
     {"logit lens": table.kl[:, 0, -1].tolist(), "tuned lens": tuned.kl[:, 0, -1].tolist()},
     title="How far the reading at the last word is from the model's answer",
     x_title="number of blocks behind",
-    y_title="KL in nats",
+    y_title="KL in bits",
 )
 
 # %% [markdown]
@@ -125,24 +125,43 @@ print(shares)
 
 # %%
 needed = mw.patch(model, task, ["z"], direction="noise")["z"]
-direct = dict(shares.top(45))
-print("head      direct share   effect of noising it")
+pairs = task.pairs
+corrupt_prompts = [ids[:n].tolist() for ids, n in zip(pairs.corrupt_tokens, pairs.lengths.tolist(), strict=True)]
+corrupt_shares = attribute_logits(model, corrupt_prompts, pairs.correct[:, 0].tolist(), pairs.incorrect[:, 0].tolist())
+clean_share, corrupt_share = dict(shares.top(45)), dict(corrupt_shares.top(45))
+print("head      direct share: clean   corrupt   effect of noising it")
 for layer, head in ((0, 3), (1, 3), (4, 1), (5, 1)):
     name = f"a{layer}.h{head}"
-    print(f"{name:<10}{direct[name]:>+12.2f}{float(needed.values[layer, head]):>+23.2f}")
+    here = f"{clean_share[name]:>+19.2f}{corrupt_share[name]:>+10.2f}"
+    print(f"{name:<10}{here}{float(needed.values[layer, head]):>+23.2f}")
 
 # %% [markdown]
 # ### Exercise 7.4
-# How much of the effect of `a0.h3` reaches the answer **through other components**? Take the effect of noising it minus its direct share.
+# Noising a head replaces its clean output by its corrupt one. So the part of its effect that goes *straight* to the answer is the **change** of its direct share, clean minus corrupt, and not the share itself. How much of the effect of `a1.h3` reaches the answer **through other components**?
 
 # %%
 indirect = ...
-course.check("7.4", indirect, direct, needed)
+course.check("7.4", indirect, clean_share, corrupt_share, needed)
 # Stuck? Run course.hint("7.4"), then course.solution("7.4")
 
 # %% [markdown]
-# (The two numbers are about slightly different things, a share of the logits and an effect of a change. The difference is a rule of thumb, and here it leaves no doubt.)
+# Now compare `a5.h1`: the change of its direct share is *larger* than its effect. Something downstream takes part of it back, here the final norm, whose divisor changes too. (That is why the split is exact only for a share with the divisor held.)
 #
+# ## Build it
+#
+# ### Exercise 7.5 (build it; about 30 minutes)
+# `direct_share(model, task, layer, head)`: a head's share of the logit difference on the clean prompts, by hand. Its write at the last position is `z @ model.W_O[layer, head]` (`blocks.2.attn.hook_z`, shape: batch, position, head, width). The final norm centres it (LayerNorm does, RMSNorm does not), divides it by the stream's scale (`ln_final.hook_scale`, recorded) and multiplies by `model.ln_final.weight`. The answer's direction is `model.W_U[:, correct] - model.W_U[:, incorrect]`. Return the mean over pairs. All prompts have one length; `model.cfg.normalization_type` says `"LN"` or `"RMS"`.
+
+
+# %%
+def direct_share(model, task, layer, head):
+    """Direct logit attribution of one head, by hand."""
+
+
+course.check("7.5", direct_share)
+# Stuck? Run course.hint("7.5"), then course.solution("7.5")
+
+# %% [markdown]
 # ## Keep it
 
 # %%

@@ -32,7 +32,23 @@ print(len(task.train), "pairs to find it,", len(task.test), "pairs to test it")
 print(circuit)
 
 # %% [markdown]
-# `scores` has a number for every edge. The circuit keeps the strongest 60, less those that lead nowhere.
+# `scores` has a number for every edge: an edge runs from what a head or MLP *writes* to what a later one *reads*. **Edge attribution patching** (EAP) estimates what happens when the clean value runs along this edge alone: (what the source writes in the clean run - what it writes in the corrupt run) times the slope of the metric at the target's input. EAP-IG, the default here, averages the slope over five points on the way. The circuit keeps the strongest 60 edges, less those that lead nowhere.
+#
+# **Faithfulness** of a circuit: run the model with every other edge cut (it carries the corrupt value). With m the mean metric over pairs, faithfulness is (m(circuit) - m(nothing)) / (m(whole model) - m(nothing)): 1 is the whole model's answer, 0 is no better than nothing; it can exceed 1.
+#
+# ### Exercise 8.5 (build it; about 30 minutes)
+# One edge by hand: from head `a{layer}.h{head}` to the logits. `score_edge(model, task, layer, head)` returns (clean write - corrupt write) times the slope of the metric at the last stream (`blocks.5.hook_resid_post` in a model of six blocks), the slope taken at the **corrupt** run; summed over width and positions, averaged over pairs. The write of a head is `z @ model.W_O[layer, head]`.
+
+
+# %%
+def score_edge(model, task, layer, head):
+    """Edge attribution patching for one edge into the logits, by hand."""
+
+
+course.check("8.5", score_edge)
+# Stuck? Run course.hint("8.5"), then course.solution("8.5")
+
+# %% [markdown]
 #
 # ## Controls
 #

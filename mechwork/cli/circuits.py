@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 from .. import bundled
 from ..errors import ArtefactError, InputError
 from .console import Console, dump_json
+from .discover import Lines
 from .options import load_named
 
 if TYPE_CHECKING:
     from ..ablation import RoleTable
-    from ..discovery.pipeline import Discovery
+    from ..discovery.found import Discovery
 
 SHIPPED = {"gpt2-6l": ("ioi", "induction"), "llama-6l": ("ioi", "induction")}
 """Model -> the tasks whose circuits are shipped."""
@@ -103,14 +104,15 @@ def _build(out: Path, console: Console) -> None:
     """Discover every shipped circuit, and write circuits, cards and pages."""
     from ..ablation import measure_roles, measure_span_roles, repeated_tokens
     from ..circuits.graph.shipped import CARD
-    from ..discovery.pipeline import Settings, discover
+    from ..discovery.discover import discover
+    from ..discovery.settings import Settings
     from ..tasks import find_task
 
     for name, tasks in SHIPPED.items():
         model = load_named(name)
-        settings = Settings(fraction=FRACTION, seed=SEED, robustness=False)
+        settings, observer = Settings(fraction=FRACTION, seed=SEED), Lines(console)
         found = {
-            task: discover(model, name, find_task(task)(model, n=N_PAIRS, seed=SEED), settings, console)
+            task: discover(model, find_task(task)(model, n=N_PAIRS, seed=SEED), settings=settings, observer=observer)
             for task in tasks
         }
         with console.step("measuring roles"):
@@ -204,7 +206,7 @@ def _tested(found: Discovery) -> str:
 
 def _heads(found: Discovery) -> list[str]:
     """The heads of largest effect: what ablating each costs, what it writes into the answer, where it looks."""
-    rows = found.study.rows[:N_HEADS]
+    rows = found["study"].rows[:N_HEADS]
     looks = sorted({name for row in rows for name, value in row.attention.items() if value >= 0.1})
     inside = set(found.circuit.nodes)
     header = ["head", "in the circuit", "effect", "direct effect", *looks, "role"]

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
-import math
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast, runtime_checkable
+
+from ..discovery.plain import dump_json
 
 
 @runtime_checkable
@@ -105,18 +105,3 @@ class Progress:
         """Take the redrawn line away."""
         if self._width:
             print(f"\r{' ' * self._width}\r", end="", file=self._console.err, flush=True)
-
-
-def dump_json(data: Any) -> str:
-    """Strict JSON: numbers that JSON cannot hold become null."""
-    return json.dumps(_plain(data), indent=1, ensure_ascii=False, allow_nan=False, default=str)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value

@@ -1,10 +1,12 @@
 """Find the circuit of a task in a model, test it, and write a report that opens in any browser, offline.
 
-Writes report.html, report.json, circuit.json, edges.csv, effects.csv and curve.csv into --out, all at once at the end.
+The folder --out grows: the page is there as soon as there is something to see. A run that was stopped, killed or out of
+budget goes on when the same command is given again; --thorough later adds what a shorter plan left out.
 
   mechwork discover ioi
-  mechwork discover greater_than --rules gradient --ig-steps 5 --fraction 0.05
-  mechwork discover pairs.csv --model openai-community/gpt2 --out reports/mine
+  mechwork discover ioi --model openai-community/gpt2 --budget 5min
+  mechwork discover ioi --plan
+  mechwork discover pairs.csv --target 0.85 --out reports/mine --thorough
 
 TASK is a name ('mechwork tasks' lists them) or a .csv or .jsonl file with the columns clean, corrupt, correct, incorrect.
 """
@@ -12,18 +14,20 @@ TASK is a name ('mechwork tasks' lists them) or a .csv or .jsonl file with the c
 from __future__ import annotations
 
 import argparse
-import hashlib
-from dataclasses import asdict
+import contextlib
+import shlex
+import signal
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..discovery.output import MARK, check_output, new_folder
 from ..errors import NotFoundError
-from .console import Console, dump_json
+from .console import Console, Progress
 from .options import PAIR_FILES, add_model, at_least, fraction, load
 
 if TYPE_CHECKING:
-    from ..discovery.pipeline import Discovery
+    from ..discovery.found import Discovery
 
 
 DEFAULT_RULES, DEFAULT_STEPS = "gradient", 5
@@ -34,9 +38,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's own arguments."""
     parser.add_argument("task", metavar="TASK", help="a task's name, or a file of pairs")
     parser.add_argument(
-        "--n-pairs", type=at_least(4), default=128, metavar="N", help="pairs, half of them held out (default: 128)"
-    )
+        "--n-pairs", type=at_least(4), default=128, metavar="N",
+        help="pairs at most, half of them held out; a plan may use fewer (default: 128)",
+    )  # fmt: skip
     parser.add_argument("--seed", type=at_least(0), default=0, help="of the pairs and of the controls (default: 0)")
+    depth = parser.add_argument_group("depth")
+    which = depth.add_mutually_exclusive_group()
+    which.add_argument("--quick", action="store_true", help="a glance: scores, the circuit, its test")
+    which.add_argument("--thorough", action="store_true", help="everything, however long it takes")
+    depth.add_argument("--budget", metavar="TIME", help="as deep as this time allows, e.g. 5min, 1.5h")
+    depth.add_argument("--memory-budget", default="2GB", metavar="SIZE", help="beside the weights (default: 2GB)")
+    depth.add_argument("--plan", action="store_true", help="print the stages and their costs, and stop")
     method = parser.add_argument_group("method")
     method.add_argument(
         "--rules", help="rules of the backward pass: gradient, relp, ... (default: gradient, with 5 steps)"
@@ -48,18 +60,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="points on the path between the prompts (default: 5, or 1 when --rules is given)",
     )
     size = method.add_mutually_exclusive_group()
-    size.add_argument("--n-edges", type=at_least(1), metavar="N", help="size of the circuit, before pruning")
     size.add_argument(
-        "--fraction", type=fraction, default=0.1, metavar="F", help="size as a share of all edges (default: 0.1)"
+        "--target", type=fraction, default=0.9, metavar="F",
+        help="the circuit is the smallest that reaches this faithfulness on the train pairs (default: 0.9)",
+    )  # fmt: skip
+    size.add_argument("--n-edges", type=at_least(1), metavar="N", help="size of the circuit, before pruning")
+    size.add_argument("--fraction", type=fraction, metavar="F", help="size as a share of all edges")
+    method.add_argument(
+        "--min-accuracy", type=fraction, metavar="F", help="stop below this accuracy (default: chance + 0.1)"
     )
-    method.add_argument("--quick", action="store_true", help="leave out the tests of robustness (a third of the time)")
     files = parser.add_argument_group("files")
     files.add_argument(
         "--audience", choices=("research", "class"), default="research",
         help="class: questions before each result, words explained (default: research)",
     )  # fmt: skip
     files.add_argument("--out", type=Path, metavar="DIR", help="folder of the report (default: reports/TASK)")
-    files.add_argument("--force", action="store_true", help="replace an earlier report in that folder")
+    files.add_argument("--force", action="store_true", help="replace what mechwork wrote in that folder")
     add_model(parser)
 
 
@@ -69,65 +85,129 @@ def run(args: argparse.Namespace, console: Console) -> None:
     out = args.out or Path("reports") / (Path(args.task).stem if from_file else args.task)
     if from_file and not Path(args.task).is_file():
         raise NotFoundError(f"no file of pairs at {args.task}")
-    check_output(out, force=args.force)
-    from ..discovery.pipeline import Settings, discover
+    from ..discovery.discover import discover
+    from ..discovery.folder import Folder
+    from ..discovery.output import check_output
+    from ..discovery.plan import make_plan
+    from ..discovery.settings import Settings, parse_seconds
     from ..discovery.summary import render_text, summarise
     from ..relevance import find_composite
     from ..tasks import find_task
     from ..tasks import from_file as read_task
 
+    if not args.plan and not Folder(out).begun:
+        check_output(out, force=args.force)
     steps = args.ig_steps or (1 if args.rules else DEFAULT_STEPS)
     rules = args.rules or DEFAULT_RULES
     find_composite(rules)
+    settings = Settings(
+        rules, steps, args.n_edges, args.fraction, args.target, args.seed, args.min_accuracy, args.memory_budget
+    )
+    budget = parse_seconds(args.budget)
+    mode = "quick" if args.quick else "thorough" if args.thorough else "default"
     build = None if from_file else find_task(args.task)
     with console.step(f"loading {args.model}"):
         model = load(args)
         task = build(model, n=args.n_pairs, seed=args.seed) if build else read_task(model, args.task)
     console.detail(task.describe(2))
-    settings = Settings(rules, steps, args.n_edges, args.fraction, args.seed, not args.quick)
     again = (lambda seed: build(model, n=args.n_pairs, seed=seed)) if build else None
-    found = discover(model, args.model, task, settings, console, again)
-    data = summarise(found)
-    data["request"] = {
-        "task": args.task, "model": args.model, "n_pairs": args.n_pairs, "dtype": args.dtype, "settings": asdict(settings),
-    }  # fmt: skip
-    with console.step("writing the report"), new_folder(out, force=args.force) as folder:
-        write(found, data, folder, audience=args.audience)
-    files = {file.name: str(out / file.name) for file in sorted(out.iterdir())}
-    console.result(f"{render_text(found, data)}\n\n{_next(args, out)}", {**data, "files": files})
+    if args.plan:
+        from ..circuits.graph.writers import require_aligned
+        from ..models.anatomy import check_ready
 
-
-def write(found: Discovery, data: dict[str, Any], folder: Path, *, audience: str = "research") -> None:
-    """Every file of a report; `data` is given their hashes. `circuit.json` and the tables are the same bytes for the same inputs."""
-    from ..render import report
-
-    found.circuit.save(folder / "circuit.json")
-    edges = found.scores.to_dataframe()
-    kept = set(found.circuit.edges)
-    edges["in_circuit"] = [f"{a}->{b}" in kept for a, b in zip(edges["source"], edges["target"], strict=True)]
-    edges.to_csv(folder / "edges.csv", index=False, lineterminator="\n")
-    effects = found.measured.to_dataframe()
-    effects["estimate"] = found.estimated.to_dataframe()["effect"]
-    effects.to_csv(folder / "effects.csv", index=False, lineterminator="\n")
-    found.curve.to_dataframe().to_csv(folder / "curve.csv", index=False, lineterminator="\n")
-    hashes = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
-    record = {"files": hashes, "request": data["request"]}
-    page = report(folder / "report.html", found.task, *found.results, audience=audience, record=record)
-    data["sha256"] = {**hashes, page.name: _sha256(page)}
-    (folder / MARK).write_text(dump_json(data) + "\n", encoding="utf-8")
-
-
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def _next(args: argparse.Namespace, out: Path) -> str:
-    other = "relp" if args.rules != "relp" else "gradient"
-    return "\n".join(
-        (
-            f"The report: {out / 'report.html'} (open it in a browser; it needs no network)",
-            f"  in Python   mechwork.Circuit.load({str(out / 'circuit.json')!r}).show()",
-            f"  other rules mechwork discover {args.task} --rules {other} --out {out}-{other}",
-            "  other tasks mechwork tasks",
+        check_ready(model)
+        require_aligned(task)
+        plan = make_plan(model, task, settings, mode=mode, budget=budget, again=again is not None)
+        rows = [vars(row) for row in plan.rows]
+        console.result(
+            repr(plan), {"plan": rows, "n_train": plan.n_train, "n_test": plan.n_test, "forward": plan.forward}
         )
-    )
+        return
+    request = {
+        "task": args.task, "model": args.model, "n_pairs": args.n_pairs, "dtype": args.dtype, "bos": args.bos,
+        "command": _command(args),
+    }  # fmt: skip
+    with _stoppable():
+        found = discover(
+            model, task, out=out, budget=budget, mode=mode, settings=settings, force=args.force, audience=args.audience,
+            again=again, request=request, command=request["command"], observer=Lines(console),
+        )  # fmt: skip
+    data = {**summarise(found), "request": dict(found.request)}
+    files = {file.name: str(file) for file in sorted(out.iterdir()) if file.is_file()}
+    console.result(f"{render_text(found, data)}\n\n{_next(args, found, out)}", {**data, "files": files})
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: stopped like Ctrl-C, with the exit code of its own."""
+
+    code = 143
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """Inside, SIGTERM is an exception, so that what is running is put back and the folder stays whole."""
+
+    def stop(*_: object) -> None:
+        raise Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class Lines:
+    """A line per stage, with its time and what is left; within a stage a line only on a terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    @contextlib.contextmanager
+    def stage(self, says: str, done: int, n: int, seconds_left: float) -> Iterator[Any]:
+        """See `mechwork.discovery.discover.Observer`."""
+        from ..discovery.plan import duration
+
+        left = f", about {duration(seconds_left)} left" if seconds_left >= 1 else ""
+        progress = Progress(self._console, f"[{min(done + 1, n)}/{n}] {says}{left}")
+        begun = time.monotonic()
+        try:
+            yield progress if progress.redraws else None
+        finally:
+            progress.clear()
+        self._console.say(f"[{min(done + 1, n)}/{n}] {says}: {time.monotonic() - begun:.1f} s{left}")
+
+
+def _command(args: argparse.Namespace, **changed: Any) -> str:
+    """The command that does this again, whatever its depth was."""
+    given = {**vars(args), **changed}
+    words = ["mechwork", "discover", str(given["task"])]
+    plain = {
+        "n_pairs": 128, "seed": 0, "rules": None, "ig_steps": None, "target": 0.9, "n_edges": None, "fraction": None,
+        "min_accuracy": None, "memory_budget": "2GB", "audience": "research", "model": "gpt2-6l", "device": None,
+        "dtype": "float32", "out": None,
+    }  # fmt: skip
+    for name, usual in plain.items():
+        if given[name] != usual:
+            words += [f"--{name.replace('_', '-')}", str(given[name])]
+    if given["bos"] is not None:
+        words.append("--bos" if given["bos"] else "--no-bos")
+    return shlex.join(words)
+
+
+def _next(args: argparse.Namespace, found: Discovery, out: Path) -> str:
+    other = "relp" if args.rules != "relp" else "gradient"
+    lines = [
+        f"The report: {out / 'report.html'} (open it in a browser; it needs no network)",
+        f"  in Python   mechwork.load_discovery({str(out)!r})",
+        f"  other rules {_command(args, rules=other, ig_steps=None, out=Path(f'{out}-{other}'))}",
+    ]
+    if found.left:
+        lines.append(f"  go on       {_command(args)}")
+    if not args.thorough:
+        lines.append(f"  more        {_command(args)} --thorough")
+    return "\n".join((*lines, "  other tasks mechwork tasks"))

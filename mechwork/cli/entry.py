@@ -7,7 +7,7 @@
 | 2 | the arguments or the data break a contract |
 | 3 | a model, a file or the network is missing, or a stored file is damaged |
 | 4 | a report or its inputs are not what was recorded |
-| 130 | interrupted |
+| 130 | interrupted (143: by SIGTERM) |
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ OK, FAILED, USAGE, MISSING, MISMATCH, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 VERBS = {
     "discover": "find the circuit of a task and write a report",
+    "check": "look at pairs before a discovery: answers, gap, alignment, duplicates",
     "verify": "check a report's hashes, or compute its numbers again",
     "leaderboard": "compare ways to score edges on held-out pairs",
     "compare": "lay two circuits over each other in one page",
@@ -103,9 +104,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         apply_common(args)
         with console.reserved():
             args.run(args, console)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         console.error("interrupted")
-        return INTERRUPTED
+        return int(getattr(stop, "code", INTERRUPTED))
     except BrokenPipeError:  # the reader of our output has gone, as in `mechwork tasks | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK

@@ -66,6 +66,10 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--device", help="e.g. cpu, cuda, cuda:1, mps (default: cpu)")
     group.add_argument("--dtype", default="float32", choices=DTYPES, help="of the weights (default: %(default)s)")
+    group.add_argument(
+        "--bos", action=argparse.BooleanOptionalAction, default=None,
+        help="begin prompts with the beginning-of-sequence token, or never (default: what the tokenizer does)",
+    )  # fmt: skip
     group.add_argument("--threads", type=at_least(1), metavar="N", help="torch threads (default: 1 for small models)")
     group.add_argument("--offline", action="store_true", help="never ask the hub, whatever the model's name")
 
@@ -86,10 +90,13 @@ def apply_common(args: argparse.Namespace) -> None:
 
 def load(args: argparse.Namespace) -> Any:
     """The model that `add_model`'s options describe."""
-    return load_named(args.model, device=args.device, dtype=args.dtype, threads=args.threads)
+    bos = getattr(args, "bos", None)
+    return load_named(args.model, device=args.device, dtype=args.dtype, threads=args.threads, bos=bos)
 
 
-def load_named(name: str, *, device: str | None = None, dtype: str = "float32", threads: int | None = None) -> Any:
+def load_named(
+    name: str, *, device: str | None = None, dtype: str = "float32", threads: int | None = None, bos: bool | None = None
+) -> Any:
     """A model by name, without the libraries' chatter; small ones on one thread."""
     import torch
     from transformers.utils import logging as transformers_logging
@@ -98,7 +105,7 @@ def load_named(name: str, *, device: str | None = None, dtype: str = "float32", 
 
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-    model = load_model(name, device=find_device(device), dtype=find_dtype(dtype))
+    model = load_model(name, device=find_device(device), dtype=find_dtype(dtype), prepend_bos=bos)
     small = sum(parameter.numel() for parameter in model.parameters()) < SMALL
     if threads or small:
         torch.set_num_threads(threads or 1)

@@ -2,15 +2,19 @@
 
   mechwork verify reports/ioi/report.html
   mechwork verify reports/ioi --rerun --tolerance 0.001
+  mechwork verify reports/mine --model ./my-model
 
-Exit code 4 when something differs; what cannot be checked (a file that was not kept, a model that is not here) is said and
-is no difference. Numbers are compared within --tolerance, relative and absolute.
+Says "verified", "changed: WHAT" (exit code 4) or "not checked: WHAT"; never "verified" where something was not checked. Only
+files in the report's own folder are opened, and only a bundled model is loaded by the report's word: name any other with
+--model. Hashes show what changed by accident or by one hand; who rewrites page, report.json and ledger alike is not noticed
+unless the numbers are computed again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,18 +25,17 @@ from ..discovery.verification import (
     check_files,
     check_page,
     compare,
+    conclusion,
     differences,
     read_record,
     recorded,
 )
-from ..errors import InputError, MechworkError, NotFoundError, VerificationError
+from ..errors import InputError, MechworkError, VerificationError
 from .console import Console, dump_json
 from .options import PAIR_FILES, fraction, load
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
-
-    from ..tasks.task import Task
 
 N_SHOWN = 12
 
@@ -45,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tolerance", type=fraction, default=1e-3, metavar="T", help="of numbers, with --rerun (default: 0.001)"
     )
     parser.add_argument("--files-only", action="store_true", help="hash the files; load no model")
+    parser.add_argument("--model", help="the model to check against (default: the report's, if it is bundled)")
     parser.add_argument("--device", help="for --rerun, e.g. cuda (default: cpu)")
 
 
@@ -57,12 +61,12 @@ def run(args: argparse.Namespace, console: Console) -> None:
     checks = [check_page(record), *check_files(page, record)]
     if not args.files_only:
         checks += _check_inputs(args, console, page, record)
-    lines = [f"{page}", *(f"  {check}" for check in checks)]
-    bad = [check.what for check in checks if check.outcome == "differs"]
-    lines.append("verified" if not bad else f"NOT verified: {', '.join(bad)}")
+    said = conclusion(checks)
     console.result(
-        "\n".join(lines), {"report": str(page), "verified": not bad, "checks": [vars(check) for check in checks]}
+        "\n".join([f"{page}", *(f"  {check}" for check in checks), said]),
+        {"report": str(page), "verified": said == "verified", "conclusion": said, "checks": [vars(c) for c in checks]},
     )
+    bad = [check.what for check in checks if check.outcome == "differs"]
     if bad:
         raise VerificationError(
             f"{page} is not what was written: {', '.join(bad)} differ{'s' * (len(bad) == 1)} (see above)"
@@ -71,66 +75,86 @@ def run(args: argparse.Namespace, console: Console) -> None:
 
 def _check_inputs(args: argparse.Namespace, console: Console, page: Path, record: dict[str, Any]) -> list[Check]:
     """Model and data by their hashes; with --rerun also the numbers."""
+    from .. import bundled
+
+    what = "model, data" + ", numbers" * args.rerun
     request = record.get("request")
-    if not request:
-        return [Check("model, data", "not checked", "this report was not written by 'mechwork discover'")]
+    if not isinstance(request, dict) or not isinstance(request.get("model"), str):
+        return [Check(what, "not checked", "this report was not written by 'mechwork discover'")]
+    name = args.model or request["model"]
+    if args.model is None and name.partition("@")[0] not in bundled.model_names():
+        return [Check(what, "not checked", f"{name[:80]!r} is not bundled; name the model to load with --model")]
+    dtype, bos = str(request.get("dtype", "float32")), request.get("prepend_bos")
     try:
-        with console.step(f"loading {request['model']}"):
-            model = load(
-                argparse.Namespace(model=request["model"], device=args.device, dtype=request["dtype"], threads=None)
-            )
-            task = build_task(model, request, request["settings"]["seed"])
-    except (NotFoundError, OSError) as error:
-        return [Check("model, data", "not checked", str(error))]
+        with console.step(f"loading {name}"):
+            model = load(argparse.Namespace(model=name, device=args.device, dtype=dtype, threads=None, bos=bos))
+    except (MechworkError, OSError, AttributeError) as error:
+        return [Check(what, "not checked", str(error))]
     from ..models.identity import identify_model
 
-    checks = [
-        compare(
-            "model's weights", recorded(record, "model", "weights_sha256"), identify_model(model)["weights_sha256"]
-        ),
-        compare("data (train pairs)", recorded(record, "task", "sha256"), task.train.pairs.fingerprint()),
-    ]
-    if args.rerun:
-        checks += _rerun(args, console, page, request, model, task)
-    return checks
+    known = recorded(record, "model", "weights_sha256") or request.get("weights")
+    checks = [compare("model's weights", known, identify_model(model)["weights_sha256"])]
+    try:
+        return [*checks, *_check_data(args, console, page, record, request, model)]
+    except (MechworkError, KeyError, TypeError) as error:
+        return [*checks, Check("data" + ", numbers" * args.rerun, "not checked", str(error))]
+
+
+def _check_data(
+    args: argparse.Namespace, console: Console, page: Path, record: dict[str, Any], request: dict[str, Any],
+    model: TransformerBridge,
+) -> list[Check]:  # fmt: skip
+    """The pairs: those of a named task are drawn again, those of a file are the ones that the folder keeps."""
+    from ..discovery.discover import load_discovery
+    from ..tasks import find_task
+
+    before = load_discovery(page.parent)
+    task = before.task
+    if not str(request["task"]).endswith(PAIR_FILES) and "n_pairs" in request:
+        build = find_task(request["task"])
+        task = before.plan.cut(build(model, n=int(request["n_pairs"]), seed=before.settings.seed))
+    found = task.train.pairs.fingerprint()
+    checks = [compare("data (train pairs)", recorded(record, "task", "sha256"), found)]
+    return [*checks, *(_rerun(args, console, request, model, before) if args.rerun else [])]
 
 
 def _rerun(
-    args: argparse.Namespace,
-    console: Console,
-    page: Path,
-    request: dict[str, Any],
-    model: TransformerBridge,
-    task: Task,
+    args: argparse.Namespace, console: Console, request: dict[str, Any], model: TransformerBridge, before: Any
 ) -> list[Check]:
-    from ..discovery.pipeline import Settings, discover
+    from ..discovery.discover import discover, load_discovery
+    from ..discovery.folder import PLAN, REQUEST
     from ..discovery.summary import summarise
+    from ..files import read_object, write_json
+    from ..tasks import find_task
+    from .discover import Lines
 
-    summary = page.parent / "report.json"
+    name, again = str(request["task"]), None
+    if not name.endswith(PAIR_FILES) and "n_pairs" in request:
+        build, n = find_task(name), int(request["n_pairs"])
+        again = lambda seed: build(model, n=n, seed=seed)  # noqa: E731
+    with tempfile.TemporaryDirectory() as place:
+        out = Path(place) / "again"
+        out.mkdir()
+        for file in (PLAN, REQUEST):  # the same stages on the same pairs
+            write_json(out / file, read_object(before.folder / file))
+        try:
+            asked = {key: request[key] for key in request if key not in ("format",)}
+            task = before.task if again is None else build(model, n=n, seed=before.settings.seed)
+            discover(
+                model, task, out=out, settings=before.settings, audience=before.audience, again=again, request=asked,
+                observer=Lines(console),
+            )  # fmt: skip
+            found = load_discovery(out)
+        except MechworkError as error:
+            return [Check("numbers", "differs", f"the analysis fails now: {error}")]
+    summary = before.folder / "report.json"
     if not summary.is_file():
-        return [Check("numbers", "missing", "report.json is not beside the report")]
-    before = json.loads(summary.read_text(encoding="utf-8"))
-    again = None if request["task"].endswith(PAIR_FILES) else (lambda seed: build_task(model, request, seed))
-    try:
-        found = discover(model, request["model"], task, Settings(**request["settings"]), console, again)
-    except MechworkError as error:
-        return [Check("numbers", "differs", f"the analysis fails now: {error}")]
+        return [Check("numbers", "not checked", "report.json is not beside the report")]
+    old = {key: value for key, value in read_object(summary).items() if key not in CHANGING}
     after = json.loads(dump_json(summarise(found)))
-    old, new = ({key: value for key, value in data.items() if key not in CHANGING} for data in (before, after))
+    new = {key: value for key, value in after.items() if key not in CHANGING}
     places = list(islice(differences(old, new, args.tolerance), N_SHOWN + 1))
     if not places:
         return [Check("numbers", "same", f"within {args.tolerance:g}")]
     more = "; and more" if len(places) > N_SHOWN else ""
     return [Check("numbers", "differs", "; ".join(places[:N_SHOWN]) + more)]
-
-
-def build_task(model: TransformerBridge, request: dict[str, Any], seed: int) -> Task:
-    """The task that a report asked for, made again."""
-    from ..tasks import find_task, from_file
-
-    name = request["task"]
-    if name.endswith(PAIR_FILES):
-        if not Path(name).is_file():
-            raise NotFoundError(f"no file of pairs at {name}; run where the report was made")
-        return from_file(model, name)
-    return find_task(name)(model, n=request["n_pairs"], seed=seed)

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ..lenses import trajectory
-from .pipeline import Discovery
+from .found import Discovery
 
 N_HEADS, N_EDGES = 8, 10
 """How many heads and edges the text shows."""
@@ -15,10 +15,9 @@ FORMAT = 1
 
 
 def summarise(found: Discovery) -> dict[str, Any]:
-    """Plain JSON values; what changes from run to run is in ``provenance`` alone."""
-    evaluation, curve, circuit = found.evaluation, found.curve, found.circuit
-    low, high = evaluation.interval()
-    return {
+    """Plain JSON values, the same for the same inputs; parts that were not found yet are missing or null."""
+    known = found.named
+    data: dict[str, Any] = {
         "what": "mechwork report",
         "format": FORMAT,
         "task": {
@@ -32,11 +31,26 @@ def summarise(found: Discovery) -> dict[str, Any]:
         },
         "model": found.model_name,
         "settings": asdict(found.settings),
-        "accuracy": evaluation.model_accuracy,
-        "baseline": {
-            "train": {"clean": found.measured.baseline.clean, "corrupt": found.measured.baseline.corrupt},
-            "test": {"clean": float(evaluation.model_per_example.mean()), "empty": evaluation.empty},
-        },
+        "stages": {"done": list(found.done), "to_come": list(found.left)},
+        "accuracy": found.evaluation.model_accuracy if "evaluation" in known else found["check"].accuracy,
+        "check": [asdict(row) for row in found["check"].rows],
+        "baseline": {"train": {"clean": found.scores.baseline.clean, "corrupt": found.scores.baseline.corrupt}},
+        "provenance": found.scores.provenance,
+    }
+    for stage, tell in (
+        ("circuit", _circuit_data), ("evaluation", _evaluation_data), ("curve", _curve_data), ("study", _heads_data),
+        ("lens", _stream_data),
+    ):  # fmt: skip
+        if stage in known:
+            data |= tell(found)
+    data["agreement"] = _agreement_data(found)
+    data["robustness"] = _robustness(found)
+    return data
+
+
+def _circuit_data(found: Discovery) -> dict[str, Any]:
+    circuit, sizing = found.circuit, found["sizing"]
+    return {
         "circuit": {
             "n_edges": circuit.n_edges,
             "n_requested": circuit.n_requested,
@@ -44,14 +58,31 @@ def summarise(found: Discovery) -> dict[str, Any]:
             "fraction": circuit.fraction,
             "nodes": list(circuit.nodes),
             "roles": circuit.roles,
+            "why_this_size": sizing.reason,
+            "sizes_tried": [asdict(row) for row in sizing.rows],
         },
+        "edges": [{"edge": edge, "score": score} for edge, score in _strongest(found)],
+    }
+
+
+def _evaluation_data(found: Discovery) -> dict[str, Any]:
+    evaluation = found.evaluation
+    return {
         "evaluation": {
             "ablation": evaluation.ablation,
             "faithfulness": evaluation.faithfulness,
-            "interval": [low, high],
+            "interval": list(evaluation.interval()),
             "random": list(evaluation.random),
             "accuracy": evaluation.accuracy,
-        },
+            "clean": float(evaluation.model_per_example.mean()),
+            "empty": evaluation.empty,
+        }
+    }
+
+
+def _curve_data(found: Discovery) -> dict[str, Any]:
+    curve = found.curve
+    return {
         "curve": {
             "fractions": list(curve.fractions),
             "sizes": list(curve.sizes),
@@ -61,9 +92,16 @@ def summarise(found: Discovery) -> dict[str, Any]:
             "cmd": curve.cmd,
             "random_cpr": curve.random_cpr,
             "random_cmd": curve.random_cmd,
-        },
-        "agreement": {kind: asdict(row) for kind, row in found.agreement.items()},
-        "robustness": _robustness(found),
+        }
+    }
+
+
+def _heads_data(found: Discovery) -> dict[str, Any]:
+    return {"heads": [asdict(row) for row in found["study"].rows]}
+
+
+def _stream_data(found: Discovery) -> dict[str, Any]:
+    return {
         "lenses": {
             table.lens: {
                 "places": list(table.places),
@@ -72,26 +110,36 @@ def summarise(found: Discovery) -> dict[str, Any]:
             for table in found.tables
             for path in (trajectory(table),)
         },
-        "direct": dict(found.direct.top(N_EDGES)),
-        "heads": [asdict(row) for row in found.study.rows],
-        "edges": [{"edge": edge, "score": score} for edge, score in _strongest(found)],
-        "provenance": found.scores.provenance,
+        "direct": dict(found["direct"].top(N_EDGES)),
     }
 
 
+def _agreement_data(found: Discovery) -> dict[str, Any]:
+    """Of the estimates with exact effects: per site, or (screened) of the measured cells."""
+    if "measured" in found.named:
+        return {kind: asdict(row) for kind, row in found.estimated.agreement(found["measured"]).items()}
+    if "screened" in found.named:
+        return {name: asdict(found["screened"].agreement(name)) for name in ("verified", "control")}
+    return {}
+
+
 def _robustness(found: Discovery) -> dict[str, Any] | None:
-    known = found.robustness
-    if known is None:
+    known = found.named
+    names = [
+        name for name in known if name.startswith(("under-", "stability-")) or name in ("completeness", "minimality")
+    ]
+    if not names:
         return None
-    complete, minimal = known.completeness, known.minimality
+    complete, minimal = known.get("completeness"), known.get("minimality")
+    under, stable = ([known[name] for name in names if name.startswith(start)] for start in ("under-", "stability-"))
     return {
         "ablations": {
             e.ablation: {"faithfulness": e.faithfulness, "interval": list(e.interval()), "random": list(e.random)}
-            for e in known.evaluations
+            for e in under
         },
         "stability": {
             s.over: {"jaccard": s.mean, "interval": list(s.interval()), "random": s.expected, "n": len(s.jaccards)}
-            for s in known.stabilities
+            for s in stable
         },
         "complement_faithfulness": complete and complete.complement,
         "incompleteness": complete and max(*complete.random, complete.learned),
@@ -101,16 +149,22 @@ def _robustness(found: Discovery) -> dict[str, Any] | None:
 
 def render_text(found: Discovery, data: dict[str, Any]) -> str:
     """The summary of `summarise` as a page of text."""
-    sections = [
-        _head(found, data),
-        _circuit(data),
-        _curve(data),
-        *_robust(data),
-        _heads(found),
-        _stream(found),
-        _edges(found),
-        _agreement(found),
-    ]
+    sections = [_head(found, data)]
+    if "evaluation" in data:
+        sections.append(_circuit(data))
+    if "curve" in data:
+        sections.append(_curve(data))
+    sections += _robust(data)
+    if "study" in found.named:
+        sections.append(_heads(found))
+    if found.tables:
+        sections.append(_stream(found))
+    if "circuit" in data:
+        sections.append(_edges(found))
+    if data["agreement"]:
+        sections.append(_agreement(data))
+    if found.left:
+        sections.append([f"Still to come: {', '.join(found.left)}. The same command goes on."])
     return "\n\n".join("\n".join(lines) for lines in sections)
 
 
@@ -126,7 +180,8 @@ def _head(found: Discovery, data: dict[str, Any]) -> list[str]:
         *([f"  {task['description']}"] if task["description"] else []),
         f"  {pairs}",
         f"  {task['metric']}: {train['clean']:.2f} on clean prompts, {train['corrupt']:.2f} on corrupt ones",
-        f"  the model answers {_percent(data['accuracy'])} of the test pairs correctly",
+        f"  the model answers {_percent(data['accuracy'])} of the {'test ' if 'evaluation' in data else ''}pairs correctly",
+        *(f"  {row['level']}: {row['said']}. {row['remedy']}" for row in data["check"] if row["level"] != "green"),
     ]
 
 
@@ -140,6 +195,7 @@ def _circuit(data: dict[str, Any]) -> list[str]:
         f"The circuit: {size}, {len(circuit['nodes'])} components, chosen by {_method(data)}",
         f"  faithfulness {found}; random circuits of that size: {random}",
         f"  it answers {_percent(evaluation['accuracy'])} of the test pairs correctly",
+        f"  its size: {circuit['why_this_size']}",
     ]
 
 
@@ -169,7 +225,9 @@ def _robust(data: dict[str, Any]) -> list[list[str]]:
     ]
     if known["complement_faithfulness"] is not None:
         lines.append(f"  {'everything else':<22} faithfulness {_number(known['complement_faithfulness'], 3)}")
-    if any((v["faithfulness"] or 0) < data["evaluation"]["faithfulness"] - 0.2 for v in known["ablations"].values()):
+    if "evaluation" in data and any(
+        (v["faithfulness"] or 0) < data["evaluation"]["faithfulness"] - 0.2 for v in known["ablations"].values()
+    ):
         lines.append(
             "  (far below the faithfulness above: the circuit holds what differs between the prompts of a pair, not what both share)"
         )
@@ -177,11 +235,11 @@ def _robust(data: dict[str, Any]) -> list[list[str]]:
 
 
 def _heads(found: Discovery) -> list[str]:
-    table = str(found.study).splitlines()
+    table = str(found["study"]).splitlines()
     looks = [
         "  (END→IO: mean attention from one named span to another; S2+: the token after S2; roles are words for such numbers)"
     ]
-    spans = any(row.attention for row in found.study.rows)
+    spans = any(row.attention for row in found["study"].rows)
     lines = [f"  {line}" for line in table[: N_HEADS + 1]]
     return ["Heads, by what mean ablation takes from the metric", *lines, *(looks if spans else [])]
 
@@ -204,8 +262,13 @@ def _edges(found: Discovery) -> list[str]:
     return ["Strongest edges of the circuit (score)", *lines]
 
 
-def _agreement(found: Discovery) -> list[str]:
-    return ["Estimated against measured effects", *(f"  {line}" for line in str(found.agreement).splitlines())]
+def _agreement(data: dict[str, Any]) -> list[str]:
+    lines = [f"  {'':<12}{'Pearson':>9}{'Spearman':>10}{'places':>8}"]
+    for name, row in data["agreement"].items():
+        lines.append(
+            f"  {name:<12}{_number(row['pearson'], 3):>9}{_number(row['spearman'], 3):>10}{row['n_places']:>8}"
+        )
+    return ["Estimated against measured effects", *lines]
 
 
 def _strongest(found: Discovery) -> list[tuple[str, float]]:

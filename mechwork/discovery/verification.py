@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import ArtefactError, NotFoundError
+from ..files import parse_json, sha256
 from ..provenance import hash_json
+from .publish import PAGE, SUMMARY, hash_numbers
 
 FORMAT = 1
 RECORD = re.compile(r'<script type="application/json" data-name="mechwork-report">(.*?)</script>', re.DOTALL)
+TABLES = ("circuit.json", "edges.csv", "effects.csv", "curve.csv")
 CHANGING = ("provenance", "sha256", "request", "files")
 """Parts of report.json that are no numbers of the analysis."""
 
-Outcome = Literal["same", "differs", "missing", "not checked"]
+Outcome = Literal["same", "differs", "not checked"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def read_record(page: Path) -> dict[str, Any]:
     if found is None:
         raise ArtefactError(f"{page} holds no record of mechwork: it is not a report, or its end is missing.")
     try:
-        record = json.loads(found[1])
+        record = parse_json(found[1])
         version = int(record["format"])
     except (ValueError, KeyError, TypeError) as error:
         raise ArtefactError(f"the record in {page} cannot be read: {error}. Write the report again.") from error
@@ -56,11 +57,6 @@ def read_record(page: Path) -> dict[str, Any]:
     return record
 
 
-def sha256(path: Path) -> str:
-    """Of a file's bytes."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def check_page(record: dict[str, Any]) -> Check:
     """Whether the page's record is what was written."""
     said = record.get("sha256")
@@ -69,26 +65,78 @@ def check_page(record: dict[str, Any]) -> Check:
 
 
 def check_files(page: Path, record: dict[str, Any]) -> list[Check]:
-    """The files beside the page; report.json also says what the page should be."""
-    known = dict(record.get("files", {}))
-    summary = page.parent / "report.json"
-    if "report.json" not in known and summary.is_file():
+    """The page, report.json's numbers, and the files beside them. Nothing outside the page's folder is opened.
+
+    The page knows the hashes of the tables and of report.json's numbers; report.json knows the page's and theirs.
+    """
+    folder, checks = page.parent, []
+    said = dict(record.get("files") or {})
+    summary = _inside(folder, SUMMARY)
+    hashes: dict[str, Any] = {}
+    if summary is None:
+        checks.append(Check(SUMMARY, "not checked", "it is not beside the report"))
+        checks.append(Check(page.name, "not checked", f"its hash is in {SUMMARY}"))
+    else:
         try:
-            hashes = json.loads(summary.read_text(encoding="utf-8")).get("sha256", {})
-        except (ValueError, AttributeError):
-            return [Check("report.json", "differs", "it is not a JSON object any more")]
-        known = {
-            page.name: hashes.get("report.html"),
-            **{k: v for k, v in hashes.items() if k != "report.html"},
-            **known,
-        }
-    checks = []
-    for name, said in known.items():
-        path = page.parent / name
-        checks.append(
-            compare(name, said, sha256(path)) if path.is_file() else Check(name, "missing", "not beside the report")
-        )
-    return checks
+            data = parse_json(summary.read_text(encoding="utf-8"))
+            hashes = dict(data.get("sha256") or {})
+        except (ValueError, AttributeError, TypeError):
+            return [Check(SUMMARY, "differs", "it is not a JSON object any more")]
+        checks.append(compare(page.name, hashes.get(PAGE), sha256(page)))
+        checks.append(compare(SUMMARY, record.get("numbers"), hash_numbers(data)))
+    for name in dict.fromkeys((*TABLES, *said, *(name for name in hashes if name != PAGE))):
+        file, known = _inside(folder, name), [text for text in (said.get(name), hashes.get(name)) if text]
+        if Path(name).name != name:
+            checks.append(Check(str(name)[:60], "not checked", "it is outside the report's folder"))
+        elif file is None and (known or name in TABLES):
+            checks.append(Check(name, "not checked", "it is not beside the report"))
+        elif file is not None:
+            found = sha256(file)
+            checks.append(
+                compare(name, next((text for text in known if text != found), known[0] if known else None), found)
+            )
+    return [*checks, *_check_results(folder)]
+
+
+def _check_results(folder: Path) -> list[Check]:
+    """The saved results of a discovery, by its ledger."""
+    ledger = _inside(folder, "ledger.json")
+    if ledger is None:
+        return []
+    bad, missing = [], []
+    try:
+        for stage, entry in parse_json(ledger.read_text(encoding="utf-8")).items():
+            for name, said in entry["files"].items():
+                file = _inside(folder / "results", f"{stage}.{name}.safetensors")
+                if file is None:
+                    missing.append(f"{stage}.{name}")
+                elif sha256(file) != said:
+                    bad.append(f"{stage}.{name}")
+    except (ValueError, AttributeError, TypeError, KeyError):
+        return [Check("saved results", "differs", "ledger.json cannot be read any more")]
+    if bad:
+        return [Check("saved results", "differs", ", ".join(bad))]
+    if missing:
+        return [Check("saved results", "not checked", f"missing: {', '.join(missing)}")]
+    return [Check("saved results", "same", "every one has the sha256 of the ledger")]
+
+
+def _inside(folder: Path, name: object) -> Path | None:
+    """The regular file of that plain name in the folder itself; links that lead out of it are not followed."""
+    if not isinstance(name, str) or Path(name).name != name:
+        return None
+    file = folder / name
+    return file if file.is_file() and file.resolve().parent == folder.resolve() else None
+
+
+def conclusion(checks: Iterable[Check]) -> str:
+    """``verified``, or what changed, or what was not checked: never verified where something was not."""
+    checks = list(checks)
+    bad = [check.what for check in checks if check.outcome == "differs"]
+    if bad:
+        return f"changed: {', '.join(bad)}"
+    unknown = [check.what for check in checks if check.outcome == "not checked"]
+    return f"not checked: {', '.join(unknown)}" if unknown else "verified"
 
 
 def compare(what: str, said: str | None, found: str | None) -> Check:

@@ -1,9 +1,10 @@
-"""Which model a result belongs to."""
+"""Which model a result belongs to: its name, the weights in use, and the file or revision that they came from."""
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from ..bundled import model_names
@@ -15,6 +16,21 @@ if TYPE_CHECKING:
 
 _hashes: WeakKeyDictionary[TransformerBridge, tuple[int, str]] = WeakKeyDictionary()
 """sha256 per model, with the sum of its parameters' version counters: an in-place edit changes the sum."""
+
+_origins: WeakKeyDictionary[TransformerBridge, dict[str, Any]] = WeakKeyDictionary()
+"""Where a model's weights came from: sha256 and quantisation of a GGUF file, hub name and commit."""
+
+
+def record_origin(model: TransformerBridge, origin: dict[str, Any]) -> None:
+    """Remembers where the weights came from; nothing is remembered where the name says it all."""
+    if origin:
+        _origins[model] = dict(origin)
+
+
+def hash_file(path: Path) -> str:
+    """sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def weights_sha256(model: TransformerBridge) -> str:
@@ -43,10 +59,16 @@ def source_of(model: TransformerBridge) -> str | None:
 
 
 def identify_model(model: TransformerBridge) -> Provenance:
-    """Name, anatomy, dtype and sha256 of the weights actually used."""
+    """Name, anatomy, dtype, habit about the beginning-of-sequence token, and sha256 of the weights actually used.
+
+    `origin` where they came from a GGUF file or the hub.
+    """
+    origin = {"origin": dict(_origins[model])} if model in _origins else {}
     return {
         "name": str(model.cfg.model_name),
         "weights_sha256": weights_sha256(model),
         "dtype": str(dtype_of(model)).removeprefix("torch."),
+        "prepend_bos": bool(model.cfg.default_prepend_bos),
         "anatomy": read_anatomy(model).to_dict(),
+        **origin,
     }

@@ -1,14 +1,12 @@
 """Load a model as a `TransformerBridge` with raw weights, eager attention, evaluation mode, ready to be analysed.
 
 No code of the model's author is ever run, no pickle is read, and the hub is asked only for a name that is neither
-bundled nor a local folder.
+bundled nor a local file or folder. What cannot be used is refused by name before the weights are read.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +14,14 @@ import torch
 from torch import nn
 
 from .. import bundled
-from ..errors import InputError, NotFoundError, UnsupportedModelError, nearest
-from .anatomy import CLAIMED, read_anatomy
-from .identity import remember_source
+from ..errors import InputError, NotFoundError, nearest
+from .anatomy import read_anatomy
+from .bos import choose_bos
+from .folder import fetch_hub, load_folder
+from .identity import record_origin, remember_source
+from .placement import check_fits, find_device, find_dtype
+from .stores import STORES, find_in_store
+from .wrap import check_tokenizer, wrap_module
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -26,20 +29,60 @@ if TYPE_CHECKING:
 ModelSource = str | Path | nn.Module
 
 
+@dataclass(frozen=True)
+class Placement:
+    """How the weights of a name are loaded."""
+
+    dtype: torch.dtype
+    device: torch.device | None = None
+    device_map: Any = None
+
+    def __post_init__(self) -> None:
+        if self.device is not None and self.device_map is not None:
+            raise InputError(f"give device or device_map, not both; got {self.device} and {self.device_map!r}")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A module and its tokenizer as a source gave them, and the facts by which the source can be told again."""
+
+    module: nn.Module
+    tokenizer: Any
+    name: str
+    origin: dict[str, Any] = field(default_factory=dict)
+
+
 def load_model(
-    source: ModelSource, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    source: ModelSource,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | str | None = None,
+    *,
+    tokenizer: Any = None,
+    revision: str | None = None,
+    device_map: Any = None,
+    prepend_bos: bool | None = None,
 ) -> TransformerBridge:
-    """A bundled model (``"gpt2-6l"``; ``"attn-only-2l@500"`` as it was after 500 steps of training), a local Hugging Face folder, a hub name, or a ready bridge or Hugging Face module.
+    """A model from where it is, ready to be analysed.
+
+    `source` is one of
+
+    - a bundled name: ``"gpt2-6l"``; ``"attn-only-2l@500"`` as it was after 500 steps of training;
+    - a folder in Hugging Face format, or a hub name ``"owner/name"``, at a `revision` (branch, tag or commit);
+    - a GGUF file: ``"model.gguf"``, ``"lmstudio:PUBLISHER/REPO"``, ``"ollama:NAME:TAG"``; its weights are dequantised;
+    - a ready Hugging Face module, wrapped in place, or a ready bridge.
 
     Weights are raw (nothing folded or centred), attention is eager, the model is in evaluation mode and no parameter
-    asks for gradients. `device` defaults to the CPU for names and to where it is for a ready module; `dtype` defaults
-    to float32 for names. A Hugging Face module is wrapped in place.
+    asks for gradients. `device` defaults to the CPU for names and to where it is for a ready module; `dtype` (torch's or
+    its name) defaults to float32, on CUDA to bfloat16. `device_map` is handed to Hugging Face for folders and hub names.
+    `tokenizer` goes with a module, or takes the place of a source's own.
+    `prepend_bos`: whether prompts begin with the beginning-of-sequence token (default: what the tokenizer itself does;
+    bundled models and ready bridges stay as they are).
 
     Raises:
-        NotFoundError: no such folder, or the hub cannot be reached or does not know the name.
-        UnsupportedModelError: an architecture that mechwork does not claim.
-        ArtefactError: a bundled model whose files do not match their sha256.
-        InputError: a step of training at which the bundled model's weights were not kept.
+        NotFoundError: no such file or folder, or the hub cannot be reached or does not know the name.
+        UnsupportedModelError: an architecture or packed weights that mechwork does not claim.
+        ArtefactError: a file that is damaged, or a bundled model whose files do not match their sha256.
+        InputError: a device or dtype that is none, weights that do not fit into memory, or arguments that do not go together.
 
     >>> model = load_model("gpt2-6l")
     >>> model.cfg.n_layers
@@ -47,146 +90,103 @@ def load_model(
     """
     from transformer_lens.model_bridge import TransformerBridge
 
+    place = find_device(device)
+    if dtype is not None:
+        find_dtype(dtype, place)
+    check_tokenizer(tokenizer)
+    if isinstance(source, nn.Module) and (revision is not None or device_map is not None):
+        raise InputError("revision and device_map go with a name; a ready module is used as it is. Leave them out.")
     if isinstance(source, TransformerBridge):
+        if tokenizer is not None:
+            raise InputError("a ready bridge has its tokenizer; give tokenizer= with a Hugging Face module or a name")
         model = source
     elif isinstance(source, nn.Module):
-        model = _wrap(source, tokenizer=None, name=type(source).__name__)
+        model = wrap_module(source, tokenizer, type(source).__name__)
     elif isinstance(source, str | Path):
-        model = _load_named(source, dtype or torch.float32)
+        placement = Placement(find_dtype(dtype, place), place, device_map)
+        loaded = _load_named(source, revision, placement)
+        model = wrap_module(loaded.module, loaded.tokenizer if tokenizer is None else tokenizer, loaded.name)
+        record_origin(model, loaded.origin)
+        dtype = placement.dtype
         remember_source(model, source)
     else:
         raise InputError(
-            f"load_model takes a name, a folder, a Hugging Face module or a TransformerBridge; got {type(source).__name__}"
+            f"load_model takes a name, a file, a folder, a Hugging Face module or a TransformerBridge; got {type(source).__name__}"
         )
-    if device is not None or dtype is not None:
-        model.to(**{key: value for key, value in (("device", device), ("dtype", dtype)) if value is not None})
-        if device is not None:
-            model.cfg.device = str(device)
-        if dtype is not None:
-            model.cfg.dtype = dtype
+    _move(model, place, None if dtype is None else find_dtype(dtype, place))
     model.eval()
     model.requires_grad_(False)
+    choose_bos(model, prepend_bos)
     read_anatomy(model)
     return model
 
 
-def _load_named(source: str | Path, dtype: torch.dtype) -> TransformerBridge:
+def _move(model: TransformerBridge, device: torch.device | None, dtype: torch.dtype | None) -> None:
+    """To the device and dtype, where these are asked for and not the case already."""
+    current = next(model.parameters())
+    changes: dict[str, Any] = {}
+    if device is not None:
+        changes["device"] = device
+        model.cfg.device = str(device)
+    if dtype is not None:
+        if current.dtype != dtype:
+            changes["dtype"] = dtype
+        model.cfg.dtype = dtype
+    if changes:
+        model.to(**changes)
+
+
+def _load_named(source: str | Path, revision: str | None, placement: Placement) -> Loaded:
+    """The source that a name means, in this order: bundled, a store, a file, a folder, the hub."""
     name = str(source)
     base, _, step = name.partition("@")
     if base in bundled.model_names() and (step.isdecimal() or name == base):
+        _only_for_hub(name, revision)
         weights = bundled.checkpoint_file(base, int(step)) if step else None
-        with _no_progress_bar():
-            return _load_folder(bundled.verified_model(base), name, dtype, weights)
-    folder = Path(source)
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise NotFoundError(f"a model folder needs a config.json; {folder} has none")
-        return _load_folder(folder, folder.name, dtype)
+        folder = bundled.verified_model(base)
+        module, tokenizer = load_folder(folder, placement.dtype, placement.device, placement.device_map, weights)
+        return Loaded(module, tokenizer, name)
+    store, separator, rest = name.partition(":")
+    if separator and store in STORES:
+        _only_for_hub(name, revision)
+        return _load_gguf(find_in_store(store, rest), name, placement)
+    path = Path(source).expanduser()
+    if path.suffix.lower() == ".gguf" or path.is_file():
+        _only_for_hub(name, revision)
+        return _load_gguf(path, path.stem, placement)
+    if path.is_dir():
+        _only_for_hub(name, revision)
+        module, tokenizer = load_folder(path, placement.dtype, placement.device, placement.device_map)
+        return Loaded(module, tokenizer, path.name)
     looks_local = isinstance(source, Path) or name.startswith((".", "/", "~"))
     if looks_local or "/" not in name:
         known = bundled.model_names()
         raise NotFoundError(
-            f"no model {name!r}: not bundled ({', '.join(known)}){nearest(name, known)} and no such folder. "
-            "Hub models are named 'owner/name', e.g. 'openai-community/gpt2'."
+            f"no model {name!r}: not bundled ({', '.join(known)}){nearest(name, known)} and no such file or folder. "
+            "Hub models are named 'owner/name', e.g. 'openai-community/gpt2'; GGUF files end in .gguf."
         )
-    return _load_hub(name, dtype)
+    folder, commit = fetch_hub(name, revision)
+    module, tokenizer = load_folder(folder, placement.dtype, placement.device, placement.device_map)
+    return Loaded(module, tokenizer, name, {"hub": name, "revision": commit})
 
 
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Bundled models load in a blink: no bar of Hugging Face's for each."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
+def _only_for_hub(name: str, revision: str | None) -> None:
+    if revision is not None:
+        raise InputError(f"revision goes with a hub name, 'owner/name'; {name!r} is on this machine. Leave it out.")
 
 
-def _load_folder(folder: Path, name: str, dtype: torch.dtype, weights: Path | None = None) -> TransformerBridge:
-    """A local folder in Hugging Face format: safetensors only, no remote code, no network.
+def _load_gguf(path: Path, name: str, placement: Placement) -> Loaded:
+    from math import prod
 
-    `weights` are put in place of the folder's own: parameters by name, tied ones once.
-    """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from .gguf import load_gguf, read_header
+    from .identity import hash_file
 
-    if not any(folder.glob("*.safetensors")):
-        raise NotFoundError(
-            f"weights are read from safetensors files only; {folder} has none. Convert with save_pretrained(safe_serialization=True)."
+    if placement.device_map is not None:
+        raise InputError(
+            "device_map goes with a folder or hub name; a GGUF file is loaded on one device. Give device='cuda' instead."
         )
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    _check_claimed(config)
-    with _without_bar():
-        module = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, local_files_only=True, attn_implementation="eager"
-        )
-    if weights is not None:
-        from safetensors.torch import load_file
-
-        tensors = load_file(str(weights))
-        with torch.no_grad():
-            for parameter_name, parameter in module.named_parameters():
-                parameter.copy_(tensors[parameter_name])
-    has_tokenizer = any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json", "vocab.json"))
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True) if has_tokenizer else None
-    return _wrap(module, tokenizer, name)
-
-
-@contextmanager
-def _without_bar() -> Iterator[None]:
-    """No progress bar for weights that lie on this disk; what the user has set is set again."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
-def _load_hub(name: str, dtype: torch.dtype) -> TransformerBridge:
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
-    try:
-        config = AutoConfig.from_pretrained(name, local_files_only=offline)
-        _check_claimed(config)
-        module = AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype, use_safetensors=True, local_files_only=offline, attn_implementation="eager"
-        )
-        tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=offline)
-    except (OSError, ValueError) as error:
-        why = "offline mode is on (HF_HUB_OFFLINE)" if offline else "the hub cannot be reached or does not have it"
-        raise NotFoundError(
-            f"hub model {name!r} could not be loaded: {why}. Download it once where there is a network and pass the folder, "
-            f"or use a bundled model ({', '.join(bundled.model_names())}). [{str(error).splitlines()[0]}]"
-        ) from error
-    return _wrap(module, tokenizer, name)
-
-
-def _wrap(module: nn.Module, tokenizer: Any, name: str) -> TransformerBridge:
-    from transformer_lens.model_bridge.sources import build_bridge_from_module
-    from transformer_lens.utilities.attn_implementation import force_eager_attention
-
-    config = getattr(module, "config", None)
-    if config is None:
-        raise UnsupportedModelError(f"a Hugging Face model with a config is needed; {type(module).__name__} has none")
-    _check_claimed(config, type(module).__name__)
-    force_eager_attention(module)
-    if hasattr(module, "set_experts_implementation"):  # the grouped kernels know no float64, and hide the experts
-        module.set_experts_implementation("eager")  # pyright: ignore[reportCallIssue]
-    return build_bridge_from_module(
-        module, type(module).__name__, hf_config=config, tokenizer=tokenizer, model_name=name
-    )
-
-
-def _check_claimed(config: Any, architecture: str | None = None) -> None:
-    """Refuses by name, before any weight is read."""
-    names = [architecture] if architecture else list(getattr(config, "architectures", None) or [])
-    if names and not set(names) & set(CLAIMED):
-        raise UnsupportedModelError(f"mechwork claims {', '.join(CLAIMED)}; this model is {', '.join(names)}")
+    header = read_header(path)
+    n_parameters = sum(prod(entry.shape) for entry in header.tensors.values())
+    check_fits(name, n_parameters, placement.dtype, placement.device)
+    module, tokenizer, header = load_gguf(path, placement.dtype)
+    return Loaded(module, tokenizer, name, {"gguf_sha256": hash_file(path), "quantisation": header.quantisation})

@@ -11,6 +11,8 @@ Jupyter.
 """
 
 from .findings import reports as reports
+from .graph.figure import StaticFigure as StaticFigure
+from .graph.figure import figure as figure
 from .graph.graph import graph_svg as graph_svg
 from .graph.graph import render_graph as render_graph
 from .graph.pages import render_circuit as render_circuit
@@ -39,6 +41,8 @@ from .panels.component_section import render_components as render_components
 from .panels.curve import curve_figure as curve_figure
 from .panels.curve import render_curve as render_curve
 from .panels.curve import render_evaluation as render_evaluation
+from .panels.discovery import render_check as render_check
+from .panels.discovery import render_discovery as render_discovery
 from .panels.features import feature_curves_figure as feature_curves_figure
 from .panels.features import reconstruction_figure as reconstruction_figure
 from .panels.features import render_feature_curves as render_feature_curves

@@ -148,6 +148,12 @@ class Findings:
                 return scores
         return None
 
+    def curve_of(self, circuit: Circuit) -> FaithfulnessCurve | None:
+        """The curve of the scores that the circuit was selected by, if both are here and the circuit was selected by size."""
+        scores = self.scores_of(circuit)
+        matching = [c for c in self.curves if c.ablation == "corrupt"] or list(self.curves)
+        return matching[0] if matching and scores is not None and circuit.n_requested is not None else None
+
     def node_facts(self) -> dict[str, list[Card]]:
         """What was measured or estimated about each node, for the side panel of the graph and the component cards."""
         facts: dict[str, list[Card]] = {}
@@ -199,15 +205,15 @@ class Findings:
                 facts.setdefault(node, []).extend(known)
 
 
-def collect(task: Task, results: Sequence[object]) -> Findings:
-    """Sorts results by class.
+def collect(task: Task, results: Sequence[object], *, empty: bool = False) -> Findings:
+    """Sorts results by class; `empty` allows none.
 
     Raises:
         InputError: no results, or something that a report cannot show.
     """
     if not isinstance(task, Task):
         raise InputError(f"a report is about a task: report(path, task, *results); got {type(task).__name__}")
-    if not results:
+    if not results and not empty:
         raise InputError("a report needs at least one result, such as effects, scores, a circuit or a curve; got none")
     results = [Effects({r.kind: r}) if isinstance(r, Effect) else r for r in results]
     known = (*REPORTED, *EXTENSIONS)
@@ -245,6 +251,8 @@ def _add_effect(facts: dict[str, list[Card]], effect: Effect, part: str) -> None
     pairs = len(effect.per_example) > 1
     low, high = (bound.flatten().tolist() for bound in effect.interval()) if pairs else ([], [])
     for index, value in enumerate(effect.values.flatten().tolist()):
+        if value != value:  # a screen did not measure it
+            continue
         if part:
             layer, head = divmod(index, effect.values.shape[1])
             name = f"a{effect.labels['layer'][layer]}.{part}{effect.labels['head'][head]}"

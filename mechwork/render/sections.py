@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import base64
+import html
 import json
+import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from ..patching.result import Effect
+from ..patching.result import Effects
 from ..provenance import hash_json, stable
 from .findings import Findings, extension_of
-from .graph.graph import SHOWN_OF_SCORES, graph_fragment, whole_graph
+from .first import first_screen
+from .graph.graph import graph_fragment, whole_graph
 from .graph.pages import positions_payload
 from .graph.payload import GraphOptions, graph_payload
-from .graph.static import static_svg
 from .page.cards import certainty_badge
 from .page.page import Fragment, to_json
 from .page.table import Column, table
@@ -28,9 +29,9 @@ from .panels.curve import curve_fragment, curve_table, evaluation_table
 from .panels.heads import heads_fragment
 from .panels.heatmap import heatmap_fragment
 from .panels.robustness import robustness_fragments
-from .words import METRIC_WORDS, comparable, key_numbers, limits, summary_sentences
+from .words import METRIC_WORDS, comparable, limits, summary_sentences
 
-N_PAIRS = 5
+N_PAIRS = 2
 N_BY_POSITION = 100
 
 
@@ -43,39 +44,46 @@ class Section:
     fragments: tuple[Fragment, ...]
 
 
-def build_sections(findings: Findings) -> list[Section]:
-    """All sections that have something to show, in reading order."""
+def build_sections(findings: Findings, heading: str = "", pending: Sequence[str] = ()) -> list[Section]:
+    """All sections that have something to show, in reading order; the first screen carries the page's `heading`."""
     added: dict[str, list[Fragment]] = {}
+    drawn: set[type] = set()
     for result in findings.others:
         section, draw, _ = extension_of(result)
-        added.setdefault(section, []).append(draw(result))
+        part = draw(result)
+        # Of results of one kind the first stands open; what follows says the same of another lens, layer or variant.
+        again = type(result) in drawn
+        drawn.add(type(result))
+        added.setdefault(section, []).append(folded(_title_of(part, result), [part]) if again else part)
     built = [
         Section(name, title, (*build(findings), *added.get(name, ()))) for name, (title, build) in SECTIONS.items()
     ]
-    return [section for section in built if section.fragments]
+    summary = Section("summary", built[0].title, (first_screen(findings, heading, pending), *built[0].fragments))
+    return [summary, *(section for section in built[1:] if section.fragments)]
+
+
+def _title_of(part: Fragment, result: object) -> str:
+    """The heading of a part, or else the kind of result it shows."""
+    found = re.search(r"<h3>(.*?)</h3>", part.body)
+    return html.unescape(re.sub(r"<[^>]*>", "", found[1])) if found else type(result).__name__
+
+
+def fold(summary: str, body: str, needs: tuple[str, ...] = ()) -> Fragment:
+    """A part that stands closed until the reader opens it."""
+    return Fragment(f'<details class="mw-fallback"><summary>{escape(summary)}</summary>{body}</details>', needs)
+
+
+def folded(summary: str, parts: Sequence[Fragment]) -> Fragment:
+    """Several fragments in one fold."""
+    return fold(summary, "".join(p.body for p in parts), tuple(name for p in parts for name in p.needs))
 
 
 def _summary(findings: Findings) -> list[Fragment]:
-    tiles = "".join(
-        f'<div class="mw-tile"><dt>{escape(what)}</dt><dd><b>{escape(value)}</b><span>{escape(detail)}</span></dd></div>'
-        for value, what, detail in key_numbers(findings)
-    )
     said = "".join(
         f"<p>{certainty_badge(certainty) if certainty else ''}{escape(sentence)}</p>"
         for certainty, sentence in summary_sentences(findings)
     )
-    picture = ""
-    circuit = findings.circuit
-    if circuit is not None and circuit.n_edges:
-        payload = graph_payload(circuit, GraphOptions(title=f"Circuit for {findings.task.name}"))
-        encoded = base64.b64encode(static_svg(payload, limit=150).encode()).decode()
-        picture = (
-            f'<figure class="mw-overview"><a href="#graph"><img src="data:image/svg+xml;base64,{encoded}" '
-            f'alt="{escape(payload["title"])}: {escape(plural(circuit.n_edges, "edge"))}; the interactive graph is below"></a>'
-            f"<figcaption>The circuit. Blue: raises the metric; orange, dashed: lowers it; width: |score|. Interactive below.</figcaption></figure>"
-        )
-    tiles = f'<dl class="mw-tiles">{tiles}</dl>' if tiles else ""
-    return [Fragment(f'{tiles}<div class="mw-summary"><div class="mw-said-text">{said}</div>{picture}</div>')]
+    return [fold("The findings in sentences", f'<div class="mw-said-text">{said}</div>')]
 
 
 def _task(findings: Findings) -> list[Fragment]:
@@ -98,7 +106,10 @@ def _task(findings: Findings) -> list[Fragment]:
         f"{escape(plural(len(task), 'pair'))}; tokens that differ are marked</caption><thead><tr><th>clean prompt</th><th>corrupt prompt</th>"
         f"<th>correct</th><th>incorrect</th></tr></thead><tbody>{rows}</tbody></table></div>"
     )
-    return [Fragment("".join(lines) + pairs + _baselines(findings))]
+    found = [Fragment("".join(lines) + pairs)]
+    if baselines := _baselines(findings):
+        found.append(fold("The metric of the unpatched runs", baselines))
+    return found
 
 
 def _pair_row(findings: Findings, row: int) -> str:
@@ -148,19 +159,28 @@ def _baselines(findings: Findings) -> str:
 
 
 def _localisation(findings: Findings) -> list[Fragment]:
-    groups = (*findings.measured, *findings.estimated)
-    kinds = list(dict.fromkeys(kind for effects in groups for kind in effects))
-    found = []
-    for kind in kinds:
-        alike: list[Effect] = [effects[kind] for effects in groups if kind in effects]
-        limit = max(float(effect.values.nan_to_num().abs().max()) for effect in alike) or 1.0
-        found.append(Fragment('<div class="mw-beside">'))
-        found += [heatmap_fragment(effect, limit=limit) for effect in alike]
-        found.append(Fragment("</div>"))
-    if found:
-        lead = "An effect is m(clean value at the place) − m(corrupt value at the place), everything else as in the run that is patched; positive means that the clean value raises the metric. Panels of one site share their colours. Click a head or an MLP to select it in every view."
-        found.insert(0, Fragment(f"<p>{escape(lead)}</p>"))
+    kinds = list(dict.fromkeys(kind for e in (*findings.measured, *findings.estimated) for kind in e))
+    if not kinds:
+        return []
+    first, second = (findings.measured, findings.estimated) if findings.measured else (findings.estimated, ())
+    lead = (
+        "An effect is what the clean value at a place changes in the metric, everything else as in the run that is patched. "
+        "Blue: the clean value raises it. A click on a head or an MLP selects it in every view."
+    )
+    found = [Fragment(f"<p>{escape(lead)}</p>"), *_maps(findings, first, kinds)]
+    if second:
+        found.append(folded("The same places, estimated", _maps(findings, second, kinds)))
     return found
+
+
+def _maps(findings: Findings, groups: Sequence[Effects], kinds: Sequence[str]) -> list[Fragment]:
+    """The heat maps of these effects side by side; one site has one colour scale, measured or estimated."""
+    every = (*findings.measured, *findings.estimated)
+    found = [Fragment('<div class="mw-beside">')]
+    for kind in kinds:
+        limit = max(float(e[kind].values.nan_to_num().abs().max()) for e in every if kind in e) or 1.0
+        found += [heatmap_fragment(effects[kind], limit=limit) for effects in groups if kind in effects]
+    return [*found, Fragment("</div>")]
 
 
 def _graph(findings: Findings) -> list[Fragment]:
@@ -177,9 +197,9 @@ def _graph(findings: Findings) -> list[Fragment]:
         options = GraphOptions(
             title=title,
             facts=facts,
-            shown=min(2000, circuit.n_edges),
             metric_name=findings.task.metric.name,
             prompt=prompt,
+            curve=findings.curve_of(circuit),
         )
         found.append(graph_fragment(graph_payload(circuit, options, scores=scores)))
     if compared:
@@ -188,17 +208,17 @@ def _graph(findings: Findings) -> list[Fragment]:
         found.append(graph_fragment(graph_payload(circuits[0], options, other=circuits[1])))
     for scores in findings.positions:
         movements = next((m for m in findings.movements if m.labels == scores.labels), None)
-        said = "By position: an edge stands where its reader reads; an arch is what a head moves from one position to another. Estimated."
-        found += [Fragment(f"<h3>Where it happens</h3><p>{said}</p>")]
+        said = "An edge stands where its reader reads; an arch is what a head moves from one position to another."
         title = f"Edges of {findings.task.name} by position"
         here = findings.facts_at(scores.labels, facts)
-        found.append(graph_fragment(positions_payload(scores, movements, N_BY_POSITION, title, here)))
+        drawn = graph_fragment(positions_payload(scores, movements, N_BY_POSITION, title, here))
+        body = f"<p>{certainty_badge('estimated')}{said}</p>{drawn.body}"
+        found.append(fold("Where in the prompt: the edges by position", body, drawn.needs))
     if not circuits:
         for scores in findings.scores:
             options = GraphOptions(
                 title=f"Edge scores ({scores.rules})",
                 facts=facts,
-                shown=SHOWN_OF_SCORES,
                 metric_name=scores.metric_name,
             )
             found.append(graph_fragment(graph_payload(whole_graph(scores), options, scores=scores)))
@@ -210,28 +230,29 @@ def _evaluation(findings: Findings) -> list[Fragment]:
     chosen = findings.evaluation_of(circuit) if circuit is not None else None
     # The same circuit under other ablations is a matter of robustness.
     own = [e for e in findings.evaluations if e is chosen or circuit is None or not findings.is_of(e, circuit)]
-    found = [Fragment(evaluation_table(own))] if own else []
+    pairs = findings.pairs_word(own[0].provenance) if own else ""
+    found = [Fragment(evaluation_table(own, pairs))] if own else []
     for curve in findings.curves:
         pairs = findings.pairs_word(curve.provenance)
         found.append(
             curve_fragment(curve, chosen=chosen if chosen and chosen.ablation == curve.ablation else None, pairs=pairs)
         )
-        found.append(
-            Fragment(
-                f'<details class="mw-fallback"><summary>The numbers of the curve</summary>{curve_table(curve)}</details>'
-            )
-        )
+        found.append(fold("The numbers of the curve", curve_table(curve)))
     if found:
-        lead = "Faithfulness = (m(circuit) − m(empty)) / (m(model) − m(empty)), m = mean metric over the pairs, not clipped. CPR: area under the curve of circuits ranked by signed score. CMD: area of |1 − faithfulness| of circuits ranked by absolute score."
+        lead = "Faithfulness = (m(circuit) − m(empty)) / (m(model) − m(empty)), m = mean metric over the pairs, not clipped."
         found.insert(0, Fragment(f"<p>{escape(lead)}</p>"))
     return found
 
 
 def _heads(findings: Findings) -> list[Fragment]:
-    found = [heads_fragment(study) for study in findings.studies]
+    found = card_fragments(findings)
+    tables = [heads_fragment(study) for study in findings.studies]
+    found += [folded("All heads as a table", tables)] if tables and found else tables
     for patterns in findings.patterns:
-        found += [Fragment("<h3>Attention on one prompt</h3>"), attention_fragment(patterns)]
-    return [*found, *card_fragments(findings)]
+        found.append(
+            folded(f"Attention of {plural(len(patterns.heads), 'head')} on one prompt", [attention_fragment(patterns)])
+        )
+    return found
 
 
 def _agreement(findings: Findings) -> list[Fragment]:
@@ -239,7 +260,8 @@ def _agreement(findings: Findings) -> list[Fragment]:
     if not matched:
         return []
     named = [(method_name(estimate), estimate, truth) for estimate, truth in matched]
-    return [*(agreement_fragment(estimate, truth) for estimate, truth in matched), Fragment(agreement_table(named))]
+    drawn = [agreement_fragment(estimate, truth) for estimate, truth in matched]
+    return [Fragment(agreement_table(named)), folded("Every place as a point", drawn)]
 
 
 def _limits(findings: Findings) -> list[Fragment]:
@@ -265,13 +287,12 @@ def _provenance(findings: Findings) -> list[Fragment]:
     versions: dict[str, Any] = next((p["versions"] for _, p in known if isinstance(p.get("versions"), dict)), {})
     made_with = ", ".join(f"{name} {version}" for name, version in versions.items())
     full = json.dumps([{"result": what, **p} for what, p in known], indent=1, default=str, ensure_ascii=False)
-    body = (
-        again
-        + table(columns, caption="Where every result comes from; hashes are sha256, first 12 digits")
-        + f'<p class="mw-muted">{escape(made_with)}</p>'
-        f'<details class="mw-fallback"><summary>Everything that is recorded, as JSON</summary><pre class="mw-json" tabindex="0">{escape(full)}</pre></details>'
-    )
-    return [Fragment(body)]
+    sources = table(columns, caption="Where every result comes from; hashes are sha256, first 12 digits")
+    return [
+        Fragment(again),
+        fold("Where every result comes from", f'{sources}<p class="mw-muted">{escape(made_with)}</p>'),
+        fold("Everything that is recorded, as JSON", f'<pre class="mw-json" tabindex="0">{escape(full)}</pre>'),
+    ]
 
 
 def _command(recorded: str) -> str:
@@ -308,11 +329,11 @@ Builder = Callable[[Findings], Sequence[Fragment]]
 SECTIONS: dict[str, tuple[str, Builder]] = {
     "summary": ("Summary", _summary),
     "task": ("Task and data", _task),
-    "localisation": ("Where the answer is made", _localisation),
     "graph": ("The circuit", _graph),
     "evaluation": ("How faithful the circuit is", _evaluation),
     "robustness": ("How robust the circuit is", robustness_fragments),
     "heads": ("What the components do", _heads),
+    "localisation": ("Where the answer is made", _localisation),
     "agreement": ("Estimated against measured", _agreement),
     "limits": ("Limits", _limits),
     "provenance": ("Provenance and how to reproduce", _provenance),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..lenses.table import LensTable
 from ..patching.result import Effects
 from .findings import Findings
-from .page.text import count, fixed, number, percent, plural, signed, words
+from .page.text import count, escape, fixed, number, percent, plural, signed, words
 from .panels.agreement import method_name
 
 METRIC_WORDS = {
@@ -22,6 +22,30 @@ ABLATION_WORDS = {
     "resample": "every other edge carries its value in another random prompt",
     "optimal": "every other edge carries a learned constant",
 }
+WORDS = {
+    "ablation": "Replacing an activation by one without the information, to see what is lost.",
+    "attention": "How a head divides its reading over earlier positions; each row sums to 1.",
+    "circuit": "A subset of the edges of the model's computational graph that is claimed to do the task.",
+    "CMD": "Area of |1 − faithfulness| over circuit size; 0 is best.",
+    "corrupt": "The second prompt of a pair, changed so that another answer is correct.",
+    "CPR": "Area under faithfulness over circuit size; higher is better.",
+    "denoising": "Putting a clean value into the corrupt run: shows what is enough to bring the answer back.",
+    "effect": "What the clean value at a place changes in the metric, everything else as in the run that is patched.",
+    "edge": "What one component writes, as read by one input of a later component.",
+    "faithfulness": "The share of the model's metric that the circuit keeps: 0 for the empty circuit, 1 for the whole model.",
+    "head": "One attention head: it chooses positions to read (queries and keys) and what to copy (values).",
+    "interval": "Where the number would fall for 95 of 100 resamples of the pairs.",
+    "lens": "What the model would say if its state at some place went straight to the output; a tuned lens first corrects for the layers between.",
+    "logit difference": "How much more the model favours the correct over the incorrect answer, in logits.",
+    "metric": "The number by which the behaviour is measured, one per pair of prompts.",
+    "noising": "Putting a corrupt value into the clean run: shows what is necessary for the answer.",
+    "Jaccard index": "How much two sets of edges overlap: 1 the same, 0 nothing in common.",
+    "patching": "Running the model on one prompt with some activations taken from its run on another.",
+    "random circuits": "As many edges drawn at random: what a circuit of that size keeps by chance.",
+    "residual stream": "The running sum that every component reads from and writes to.",
+}
+"""Short explanations, one line each: where a word is first used it links here."""
+SPAN_WORDS = "named groups of words of the prompt; S2+ are the words after S2 up to the next named group (and so for every name with +); END is the last token"
 
 
 def summary_sentences(findings: Findings) -> list[tuple[str, str]]:
@@ -34,47 +58,32 @@ def summary_sentences(findings: Findings) -> list[tuple[str, str]]:
     return said or [("", f"Results on the task {findings.task.name}.")]
 
 
-def key_numbers(findings: Findings) -> list[tuple[str, str, str]]:
-    """(number, what it is, detail) for the head of the report."""
-    numbers: list[tuple[str, str, str]] = []
+def term(word: str, said: str) -> str:
+    """`said` as a link to the one-line definition of `word`; markup."""
+    anchor = word.lower().replace(" ", "-")
+    return f'<a class="mw-term" href="#word-{anchor}" title="{escape(WORDS[word])}">{escape(said)}</a>'
+
+
+def main_caveat(findings: Findings) -> str:
+    """The one thing to know before trusting the faithfulness, in words."""
     circuit = findings.circuit
-    if circuit is not None:
-        numbers.append(
-            (
-                f"{count(circuit.n_edges)}",
-                "edges in the circuit",
-                f"{percent(circuit.fraction)} of {count(circuit.space.n_edges)}",
-            )
+    if circuit is None:
+        return "Effects alone: no circuit was selected or tested."
+    same = [e for e in findings.evaluations if findings.is_of(e, circuit)]
+    if not same:
+        return "The circuit was not tested: nothing here says that it does the task."
+    if findings.pairs_word(same[0].provenance) != "test pair" and findings.task.splits:
+        return "Tested on the pairs it was found on: the faithfulness may flatter it."
+    lost = [e for e in same[1:] if e.faithfulness < same[0].faithfulness - 0.2]
+    if lost:
+        worst = next((e for e in lost if e.ablation == "mean"), lost[0])
+        return (
+            f"Under {worst.ablation} ablation the same circuit keeps {fixed(worst.faithfulness, 2)}: "
+            "it is a circuit of the difference between the two prompts of a pair."
         )
-        evaluation = findings.evaluation_of(circuit)
-        if evaluation is not None:
-            low, high = evaluation.interval()
-            numbers.append(
-                (
-                    fixed(evaluation.faithfulness, 2),
-                    "faithfulness",
-                    f"95 % interval {fixed(low, 2)} to {fixed(high, 2)}",
-                )
-            )
-            if evaluation.random:
-                numbers.append(
-                    (
-                        fixed(sum(evaluation.random) / len(evaluation.random), 2),
-                        "random circuits",
-                        f"faithfulness, mean of {len(evaluation.random)} of the same size",
-                    )
-                )
-            numbers.append(
-                (
-                    percent(evaluation.accuracy, 0),
-                    "accuracy of the circuit",
-                    f"whole model {percent(evaluation.model_accuracy, 0)}",
-                )
-            )
-    for curve in findings.curves[:1]:
-        numbers.append((fixed(curve.cpr, 2), "CPR", f"random {fixed(curve.random_cpr, 2)}; higher is better"))
-        numbers.append((fixed(curve.cmd, 2), "CMD", f"random {fixed(curve.random_cmd, 2)}; 0 is best"))
-    return numbers
+    if len(same) == 1:
+        return f"Tested under {same[0].ablation} ablation only; another ablation may give another number."
+    return "Found and tested on prompts from templates; other wordings may use other parts."
 
 
 def limits(findings: Findings) -> list[str]:

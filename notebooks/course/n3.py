@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .build import Case, judge_function, place_of_change, trials
 from .exercise import Exercise, add, same
 
 HEADS = ((0, 3), (1, 3), (4, 1), (5, 1))
@@ -54,6 +55,50 @@ def _metric(answer: Any, effect: Any) -> str | None:
     return "start from the corrupt run and add the share of the gap that came back."
 
 
+PATCH = """
+import torch
+
+
+def patch_stream(model, task, layer, position):
+    name = f"blocks.{layer}.hook_resid_pre"
+    with torch.no_grad():
+        _, cache = model.run_with_cache(task.pairs.clean_tokens, names_filter=name)
+
+        def put(stream, hook):
+            stream = stream.clone()
+            stream[:, position] = cache[name][:, position]
+            return stream
+
+        patched = model.run_with_hooks(task.pairs.corrupt_tokens, fwd_hooks=[(name, put)])
+        plain = model(task.pairs.corrupt_tokens)
+        return float((task.measure(patched) - task.measure(plain)).mean())
+"""
+
+
+def _patch_stream(answer: Any) -> str | None:
+    import mechwork as mw
+
+    cases = []
+    for name, model, task in trials():
+        for layer, position in ((1, place_of_change(task)), (4, -1)):
+            effects = mw.patch(model, task, ["resid_pre"], positions="each")["resid_pre"]
+            noised = mw.patch(model, task, ["resid_pre"], positions="each", direction="noise")["resid_pre"]
+            truth, gap = float(effects.values[layer, position]), effects.baseline
+            mistakes = (
+                ("this is the metric of the patched run. Take that of the corrupt run off.", gap.corrupt + truth),
+                (
+                    "this is the effect minus the gap: the clean metric was taken off, not the corrupt one.",
+                    truth - gap.gap,
+                ),
+                ("this copies the corrupt value into the clean run.", float(noised.values[layer, position])),
+                ("all positions were copied: that brings everything back. Copy one.", gap.gap),
+                ("nothing was changed: does the hook *return* the new stream?", 0.0),
+            )
+            label = f"{name}, layer {layer}, position {position}"
+            cases.append(Case(label, model, (model, task, layer, position), truth, mistakes))
+    return judge_function(answer, cases)
+
+
 add(
     Exercise(
         "3.1",
@@ -82,5 +127,12 @@ add(
         hint="metric = corrupt + share x gap.",
         solution="metric_there = base.corrupt + float(effect.normalized().values[4, column]) * base.gap",
         why="effect.metric holds it for every cell.",
+    ),
+    Exercise(
+        "3.5",
+        _patch_stream,
+        hint="Two runs first: the clean one with a cache, then the corrupt one with a hook that returns a changed clone.",
+        solution=PATCH,
+        why="This is all of activation patching. The library runs only the blocks that a cell can change, many cells at once.",
     ),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .build import Case, judge_function
 from .exercise import Exercise, add, close, same
 
 
@@ -63,6 +64,97 @@ def _weakest(answer: Any, model: Any, task: Any, truth: Any) -> str | None:
     return f"{answer} has {fit(answer):+.3f} there; another one has less."
 
 
+LAYER_NORM = """
+def layer_norm(x, gain, bias):
+    centred = x - x.mean(dim=-1, keepdim=True)
+    divisor = (centred.pow(2).mean(dim=-1, keepdim=True) + 1e-5).sqrt()
+    return centred / divisor.detach() * gain + bias
+"""
+
+GELU = """
+import torch
+
+
+def gelu(x):
+    value = torch.nn.functional.gelu(x)
+    away = x.abs() > 1e-6
+    ratio = torch.where(away, value / torch.where(away, x, torch.ones_like(x)), torch.full_like(x, 0.5))
+    return x * ratio.detach()
+"""
+
+
+def _derivative(function: Any, x: Any, *others: Any) -> tuple[Any, Any]:
+    """(value, gradient of a fixed weighted sum of the value) at x."""
+    import torch
+
+    x = x.clone().requires_grad_()
+    value = function(x, *others)
+    if value is None:
+        return None, None
+    weights = torch.linspace(-1, 2, value.numel(), dtype=value.dtype).view_as(value)
+    if not value.requires_grad:
+        return value, torch.zeros_like(x)
+    return value.detach(), torch.autograd.grad((value * weights).sum(), x)[0]
+
+
+def _judge_rule(answer: Any, inputs: tuple[Any, ...], right: Any, forward: Any, mistakes: dict[str, Any]) -> str | None:
+    """Values first, then the backward pass: both must be those of `right`."""
+    if not callable(answer):
+        return "the answer is the function itself: its name, without parentheses."
+    value_case = Case("random numbers (the value)", None, inputs, forward(*inputs))
+    if (wrong := judge_function(answer, [value_case], 1e-5)) is not None:
+        return wrong
+    known = tuple((sentence, _derivative(other, *inputs)[1]) for sentence, other in mistakes.items())
+    case = Case("random numbers (the backward pass)", None, inputs, _derivative(right, *inputs)[1], known)
+    return judge_function(lambda *given: _derivative(answer, *given)[1], [case], 1e-5)
+
+
+def _layer_norm(answer: Any) -> str | None:
+    import torch
+    from torch.nn.functional import layer_norm
+
+    made = torch.Generator().manual_seed(5)
+    x, gain, bias = (torch.randn(shape, generator=made, dtype=torch.float64) for shape in ((3, 4, 8), (8,), (8,)))
+
+    def right(x: Any, gain: Any, bias: Any) -> Any:
+        centred = x - x.mean(-1, keepdim=True)
+        return centred / (centred.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt().detach() * gain + bias
+
+    def all_held(x: Any, gain: Any, bias: Any) -> Any:
+        centre = x.mean(-1, keepdim=True).detach()
+        return (x - centre) / ((x - centre).pow(2).mean(-1, keepdim=True) + 1e-5).sqrt().detach() * gain + bias
+
+    def plain(x: Any, gain: Any, bias: Any) -> Any:
+        return layer_norm(x, (8,), gain, bias)
+
+    mistakes = {
+        "nothing is held: this is the gradient. Detach the divisor.": plain,
+        "the mean is held too: the LN-rule holds the divisor alone.": all_held,
+        "everything is detached: nothing gets through.": lambda x, gain, bias: plain(x, gain, bias).detach(),
+    }
+    return _judge_rule(answer, (x, gain, bias), right, plain, mistakes)
+
+
+def _gelu(answer: Any) -> str | None:
+    import torch
+    from torch.nn.functional import gelu
+
+    x = torch.cat([torch.linspace(-4, 4, 40, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)])
+
+    def right(x: Any) -> Any:
+        safe = torch.where(x == 0, torch.ones_like(x), x)
+        return x * torch.where(x == 0, torch.full_like(x, 0.5), gelu(x) / safe).detach()
+
+    mistakes = {
+        "nothing is held: this is GELU's own derivative.": gelu,
+        "the factor at x = 0 is 1/2, not 0.": lambda x: x * torch.where(x == 0, x, gelu(x) / (x + (x == 0))).detach(),
+        "the factor at x = 0 is 1/2, not 1.": lambda x: (
+            x * torch.where(x == 0, x + 1, gelu(x) / (x + (x == 0))).detach()
+        ),
+    }
+    return _judge_rule(answer, (x,), right, gelu, mistakes)
+
+
 add(
     Exercise(
         "5.1",
@@ -83,7 +175,7 @@ add(
         _best_rule,
         hint="Read the first column of numbers.",
         solution='best_rule = "LN-rule"',
-        why="What made gradients fail on this task is mostly the saturation of norms.",
+        why="For the pattern, this one does most; the sizes come right only when norms and attention are both held.",
     ),
     Exercise(
         "5.4",
@@ -91,5 +183,19 @@ add(
         hint="Which of them holds constant what does the work here?",
         solution='weakest = "relp_ah"',
         why="With the pattern held constant, nothing that changes *where* a head looks can be seen.",
+    ),
+    Exercise(
+        "5.5",
+        _layer_norm,
+        hint="Write LayerNorm out, with the divisor in a variable of its own. Which variable is the constant?",
+        solution=LAYER_NORM,
+        why="One word, `detach`, turns attribution patching into half of relevance patching.",
+    ),
+    Exercise(
+        "5.6",
+        _gelu,
+        hint="x times a constant has the constant as its derivative. torch.where takes care of zero.",
+        solution=GELU,
+        why="Inside the library the same idea is a rule that is put on every activation of the model.",
     ),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .build import Case, judge_function, trials
 from .exercise import Exercise, add, close, same
 
 HEAD = (1, 3)
@@ -56,6 +57,44 @@ def _previous(answer: Any, roles: Any) -> str | None:
     return f"the heads are {', '.join(sorted(scores))}."
 
 
+MEAN_ABLATION = """
+import torch
+
+
+def mean_ablate(model, task, layer, head):
+    name, tokens = f"blocks.{layer}.attn.hook_z", task.pairs.clean_tokens
+
+    def put(z, hook):
+        z = z.clone()
+        z[:, :, head] = z[:, :, head].mean(dim=0)
+        return z
+
+    with torch.no_grad():
+        ablated = model.run_with_hooks(tokens, fwd_hooks=[(name, put)])
+        return float((task.measure(model(tokens)) - task.measure(ablated)).mean())
+"""
+
+
+def _mean_ablate(answer: Any) -> str | None:
+    from mechwork.ablation import sweep_ablations
+
+    cases = []
+    for name, model, task in trials():
+        effect, zero, mean = (
+            sweep_ablations(model, task, ["heads"], kind=kind)["z"].values
+            for kind in ("mean_by_position", "zero", "mean")
+        )
+        for layer, head in ((1, 3), (4, 1)):
+            mistakes = (
+                ("this is zero ablation: the mean over prompts is asked for.", float(zero[layer, head])),
+                ("this is the mean over positions too: average over the prompts only.", float(mean[layer, head])),
+                ("nothing was changed: does the hook *return* the new z?", 0.0),
+            )
+            label = f"{name}, a{layer}.h{head}"
+            cases.append(Case(label, model, (model, task, layer, head), float(effect[layer, head]), mistakes))
+    return judge_function(answer, cases)
+
+
 add(
     Exercise(
         "6.1",
@@ -67,7 +106,7 @@ add(
     Exercise(
         "6.2",
         _interaction,
-        hint="both.effect - (alone[0].effect + alone[1].effect)",
+        hint="Add the two single effects first, then ask what the joint effect has beyond that.",
         solution="interaction = both.effect - sum(result.effect for result in alone)",
         why="Next to nothing: the two heads add up, and neither covers for the other.",
     ),
@@ -84,5 +123,12 @@ add(
         hint="Read the first column of numbers, or roles.top('previous token', 1).",
         solution='previous = roles.top("previous token", 1)[0][0]',
         why="It looks one token back far more than chance; induction heads of the next layer build on such a head.",
+    ),
+    Exercise(
+        "6.5",
+        _mean_ablate,
+        hint="z has the shape (batch, position, head, width). The mean over prompts keeps the position.",
+        solution=MEAN_ABLATION,
+        why="One line decides which of the five kinds it is. That line belongs in every paper that says 'we ablated'.",
     ),
 )

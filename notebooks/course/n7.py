@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .build import Case, judge_function, trials
 from .exercise import Exercise, add, same
 
 BLOCK_4 = "resid_pre.4"
@@ -47,15 +48,49 @@ def _gains_most(answer: Any, model: Any, text: Any, lens: Any) -> str | None:
     return f"the places are {', '.join(gain.index)}."
 
 
-def _indirect(answer: Any, direct: Any, needed: Any) -> str | None:
-    effect, share = float(needed.values[0, 3]), direct["a0.h3"]
-    if abs(float(answer) - (effect - share)) < 0.05:
+def _indirect(answer: Any, clean: Any, corrupt: Any, needed: Any) -> str | None:
+    effect, change = float(needed.values[1, 3]), clean["a1.h3"] - corrupt["a1.h3"]
+    if abs(float(answer) - (effect - change)) < 0.05:
         return None
-    if abs(float(answer) - share) < 0.05:
-        return "this is the direct share: what does *not* go through others."
+    if abs(float(answer) - change) < 0.05:
+        return "this is what goes straight to the answer: what does *not* go through others."
     if abs(float(answer) - effect) < 0.05:
-        return "this is the whole effect. Take the direct share off."
-    return "the effect of noising it, minus its direct share."
+        return "this is the whole effect. Take off what goes straight to the answer."
+    if abs(float(answer) - (effect - clean["a1.h3"])) < 0.05:
+        return (
+            "this takes off the clean share alone. The head's output is replaced, not removed: what changes directly?"
+        )
+    return "it is the effect, without the part that goes straight to the answer."
+
+
+DIRECT_SHARE = """
+import torch
+
+
+def direct_share(model, task, layer, head):
+    z, scale = f"blocks.{layer}.attn.hook_z", "ln_final.hook_scale"
+    with torch.no_grad():
+        _, cache = model.run_with_cache(task.pairs.clean_tokens, names_filter=[z, scale])
+        write = cache[z][:, -1, head] @ model.W_O[layer, head]
+        if model.cfg.normalization_type.startswith("LN"):
+            write = write - write.mean(dim=-1, keepdim=True)
+        write = write / cache[scale][:, -1] * model.ln_final.weight
+        answer = model.W_U[:, task.pairs.correct[:, 0]] - model.W_U[:, task.pairs.incorrect[:, 0]]
+        return float((write * answer.T).sum(dim=-1).mean())
+"""
+
+
+def _direct_share(answer: Any) -> str | None:
+    from mechwork.lenses import attribute_logits
+
+    cases = []
+    for name, model, task in trials():
+        rows = dict(attribute_logits(model, task).top(10_000))
+        for layer, head in ((5, 1), (4, 1)):
+            truth = rows[f"a{layer}.h{head}"]
+            mistakes = (("this is summed over pairs; the mean is asked for.", truth * len(task)),)
+            cases.append(Case(f"{name}, a{layer}.h{head}", model, (model, task, layer, head), truth, mistakes))
+    return judge_function(answer, cases)
 
 
 add(
@@ -86,8 +121,15 @@ add(
     Exercise(
         "7.4",
         _indirect,
-        hint='float(needed.values[0, 3]) and direct["a0.h3"].',
-        solution='indirect = float(needed.values[0, 3]) - direct["a0.h3"]',
-        why="Nearly all of it: this head writes for other heads to read, and no lens at the answer can see that.",
+        hint="Three numbers of one line: the effect, and by how much the direct share changes.",
+        solution='indirect = float(needed.values[1, 3]) - (clean_share["a1.h3"] - corrupt_share["a1.h3"])',
+        why="More than all of it: what it writes straight to the answer even speaks against. This head writes for other heads to read, and no lens at the answer can see that.",
+    ),
+    Exercise(
+        "7.5",
+        _direct_share,
+        hint="Four factors in this order: write, centring (LN only), scale and gain of the final norm, answer's direction.",
+        solution=DIRECT_SHARE,
+        why="Added up over all heads, MLPs, embeddings and biases, these shares are the logit difference itself.",
     ),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .build import Case, judge_function, trials
 from .exercise import Exercise, add, close, same
 
 
@@ -58,6 +59,51 @@ def _donor(answer: Any, reuse: Any) -> str | None:
     return f"the tasks are {', '.join(reuse.tasks)}."
 
 
+SCORE_EDGE = """
+import torch
+
+
+def score_edge(model, task, layer, head):
+    z, end = f"blocks.{layer}.attn.hook_z", f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
+    kept = {}
+
+    def see(value, hook):
+        kept["z"] = value.detach()
+
+    def keep(stream, hook):
+        kept["x"] = stream.detach().requires_grad_()
+        return kept["x"]
+
+    with torch.no_grad():
+        clean = model.run_with_cache(task.pairs.clean_tokens, names_filter=z)[1][z]
+    logits = model.run_with_hooks(task.pairs.corrupt_tokens, fwd_hooks=[(z, see), (end, keep)])
+    (slope,) = torch.autograd.grad(task.measure(logits).sum(), kept["x"])
+    write = (clean - kept["z"])[:, :, head] @ model.W_O[layer, head]
+    return float((write * slope).sum(dim=(-1, -2)).mean())
+"""
+
+
+def _score_edge(answer: Any) -> str | None:
+    import mechwork as mw
+
+    cases = []
+    for name, model, task in trials(("gpt2-6l", "neox-6l")):
+        scores, noise = (
+            mw.score_edges(model, task, rules="gradient", ig_steps=1, direction=direction)
+            for direction in ("denoise", "noise")
+        )
+        reader = scores.space.readers.index("logits")
+        for layer, head in ((5, 1), (4, 1)):
+            writer = scores.space.writers.index(f"a{layer}.h{head}")
+            truth = float(scores.values[writer, reader])
+            mistakes = (
+                ("this is summed over pairs; the mean is asked for.", truth * len(task)),
+                ("the slope was taken at the clean run.", float(noise.values[writer, reader])),
+            )
+            cases.append(Case(f"{name}, a{layer}.h{head}", model, (model, task, layer, head), truth, mistakes))
+    return judge_function(answer, cases)
+
+
 add(
     Exercise(
         "8.1",
@@ -86,5 +132,12 @@ add(
         hint="Read the row of greater_than in the lower table, without its own column.",
         solution='donor = "pronoun"',
         why="Running the task is the test; overlap is only a reason to try.",
+    ),
+    Exercise(
+        "8.5",
+        _score_edge,
+        hint="Exercise 4.5 with another place for the slope, and the difference of two writes instead of two streams.",
+        solution=SCORE_EDGE,
+        why="The library does this for every pair of writer and reader at once, as one product of matrices.",
     ),
 )

@@ -1,5 +1,15 @@
 """Wrong answers that a student might well give, as code that runs in the notebook where the exercise stands."""
 
+from notebooks.course import EXERCISES
+
+
+def _wrong(name: str, part: str, instead: str) -> str:
+    """The solution of an exercise with a mistake in it."""
+    solution = EXERCISES[name].solution
+    assert part in solution, (name, part)
+    return solution.replace(part, instead)
+
+
 WRONG: dict[str, tuple[str, ...]] = {
     "1.1": ('where = "END"', 'where = "S2"', 'where = "IO"', 'where = "the end"'),
     "1.2": (
@@ -28,14 +38,51 @@ WRONG: dict[str, tuple[str, ...]] = {
         "metric_there = float(effect.normalized().values[4, column])",
         "metric_there = base.clean - float(effect.values[4, column])",
     ),
+    "3.5": (
+        _wrong(
+            "3.5",
+            "        return float((task.measure(patched) - task.measure(plain)).mean())",
+            "        return float(task.measure(patched).mean())",
+        ),
+        _wrong("3.5", "stream[:, position] = cache[name][:, position]", "stream[:] = cache[name]"),
+        _wrong("3.5", "            return stream\n", ""),
+        _wrong(
+            "3.5",
+            "put(stream, hook):",
+            "put(stream, hook):\n            next(iter(model.parameters())).data.mul_(1.001)",
+        ),
+        "patch_stream = 3",
+        "def patch_stream(model, task, layer, position):\n    raise RuntimeError('what?')",
+        "def patch_stream(model, task, layer, position):\n    return torch.tensor(float('nan'))",
+    ),
     "4.1": ("estimate = metric(1) - metric(0)", "estimate = slope(0.5)", "estimate = metric(0)"),
     "4.2": ("n_steps = 1", "n_steps = 2", "n_steps = 20"),
-    "4.3": ('usable = "resid_pre"', 'usable = "z"', 'usable = "attention"'),
+    "4.3": ('n_cells = exact["mlp_out"].values.numel()', 'n_cells = int((exact["mlp_out"].values.abs() > 0.01).sum())'),
     "4.4": ("passes = 5", "passes = 10", "passes = 3"),
+    "4.5": (
+        _wrong("4.5", ".mean(0)", ".sum(0)"),
+        _wrong("4.5", ".mean(0)", ".mean()"),
+        _wrong("4.5", "(clean - kept", "(kept").replace('kept["x"].detach()) *', 'kept["x"].detach() - clean) *'),
+        _wrong("4.5", "task.pairs.corrupt_tokens, fwd", "task.pairs.clean_tokens, fwd"),
+    ),
+    "4.6": (
+        _wrong("4.6", "total / n_steps", "total"),
+        _wrong("4.6", "(k + 0.5) / n_steps", "0.0"),
+    ),
     "5.1": ("under_rule = 0.0", "under_rule = 3", "under_rule = 1 / 5"),
     "5.2": ("missing = float(relevance.values.sum())", "missing = relevance.value", "missing = 0"),
     "5.3": ('best_rule = "Identity-rule"', 'best_rule = "AH-rule"', 'best_rule = "relp"'),
     "5.4": ('weakest = "gradient"', 'weakest = "relp"', 'weakest = "gim"'),
+    "5.5": (
+        _wrong("5.5", ".detach()", ""),
+        _wrong("5.5", "x.mean(dim=-1, keepdim=True)", "x.mean(dim=-1, keepdim=True).detach()"),
+        _wrong("5.5", " + bias", ""),
+    ),
+    "5.6": (
+        _wrong("5.6", ".detach()", ""),
+        _wrong("5.6", "0.5)", "1.0)"),
+        _wrong("5.6", "return x * ratio.detach()", "return value"),
+    ),
     "6.1": ("helps = list(kinds)", 'helps = ["zero", "mean"]', 'helps = ["corrupt"]', 'helps = "patch"'),
     "6.2": (
         "interaction = both.effect",
@@ -48,10 +95,20 @@ WRONG: dict[str, tuple[str, ...]] = {
         'repaired = table.loc["a4.h1", "direct"] - table.loc["a4.h1", "total"]',
     ),
     "6.4": ('previous = "a1.h0"', 'previous = "a0.h1"', 'previous = "a5.h1"'),
+    "6.5": (
+        _wrong("6.5", "z[:, :, head].mean(dim=0)", "0.0"),
+        _wrong("6.5", "z[:, :, head].mean(dim=0)", "z[:, :, head].mean(dim=(0, 1))"),
+        _wrong("6.5", "        return z\n", ""),
+    ),
     "7.1": ('word = " Mary"', 'word = " to"', "word = 921", 'word = " the"'),
     "7.2": ('first = "resid_pre.4"', 'first = "resid_post.5"', 'first = "block 5"'),
     "7.3": ('gains_most = "resid_pre.5"', 'gains_most = "resid_pre.3"', 'gains_most = "the first"'),
-    "7.4": ('indirect = direct["a0.h3"]', "indirect = float(needed.values[0, 3])", "indirect = 0.0"),
+    "7.4": (
+        'indirect = clean_share["a1.h3"] - corrupt_share["a1.h3"]',
+        "indirect = float(needed.values[1, 3])",
+        'indirect = float(needed.values[1, 3]) - clean_share["a1.h3"]',
+    ),
+    "7.5": (_wrong("7.5", ".mean())", ".sum())"), _wrong("7.5", " / cache[scale][:, -1]", ""), "direct_share = None"),
     "8.1": (
         "wiring = result.faithfulness - sum(result.random) / len(result.random)",
         "wiring = sum(result.same_degree) / len(result.same_degree)",
@@ -62,6 +119,11 @@ WRONG: dict[str, tuple[str, ...]] = {
         "times = reuse.comparison.overlaps[0].edges",
         "times = reuse.comparison.overlaps[0].nodes / reuse.comparison.overlaps[0].nodes_by_chance",
         "times = 1",
+    ),
+    "8.5": (
+        _wrong("8.5", ".mean())", ".sum())"),
+        _wrong("8.5", "task.pairs.corrupt_tokens, fwd", "task.pairs.clean_tokens, fwd"),
+        _wrong("8.5", '(clean - kept["z"])', '(kept["z"] - clean)'),
     ),
     "8.4": ('donor = "ioi"', 'donor = "greater_than"', 'donor = "induction"'),
 }
@@ -94,6 +156,7 @@ CLAIMS: dict[str, tuple[str, ...]] = {
         ),  # most of the largest have the wrong sign
         "five.agreement(exact)['resid_pre'].pearson > 0.95 and relp.agreement(exact)['resid_pre'].pearson > 0.95",
         "float(plain_bent['resid_pre'].values.flatten()[largest]) < 0.05 * float(exact_bent['resid_pre'].values.max())",
+        "exact['mlp_out'].values.numel() == 48 and abs(float(torch.corrcoef(torch.stack([values[rest], guesses[rest]]))[0, 1])) < 0.5",
         "integrated(1) > 2.9 and abs(integrated(5) / true_effect - 1) < 0.05",
     ),
     "05": (
@@ -120,7 +183,8 @@ CLAIMS: dict[str, tuple[str, ...]] = {
             "== [' to', ' to', ' John', ' John', ' John', ' Mary', ' Mary']"
         ),
         "all(evaluation.to_dataframe()['gain'][:6] > 0)",
-        "float(needed.values[0, 3]) > 10 * abs(direct['a0.h3'])",
+        "float(needed.values[0, 3]) > 10 * abs(clean_share['a0.h3'] - corrupt_share['a0.h3'])",
+        "clean_share['a5.h1'] - corrupt_share['a5.h1'] > float(needed.values[5, 1])",  # the norm takes part of it back
     ),
     "08": (
         "result.faithfulness > 0.85 and 0.3 < sum(result.same_degree) / len(result.same_degree) < 0.7",

@@ -184,7 +184,7 @@ def test_attention_is_enlarged_from_the_panel(open_page: OpenPage, axe: str) -> 
     tab.picture("attention-enlarged")
     page.keyboard.press("Escape")
     assert page.locator(".mw-enlarged").count() == 0
-    page.locator(".mw-card[data-mw-row='a2.h0'] h4 button").click()
+    page.locator(".mw-card[data-mw-row='a2.h0'] .mw-select").click()
     tab.settle()
     assert tab.state()["focus"] == "a2.h0"
     assert page.locator(".mw-card.is-selected").count() == 1

@@ -16,7 +16,9 @@ from tests.render import synthetic
 def tab(open_page: OpenPage) -> Tab:
     facts = {"a4.h1": [Fact("Effect", "+1.4 ± 0.1 (SE)")]}
     return open_page(
-        render_graph(synthetic.circuit(), GraphOptions(title="Circuit for ioi", facts=facts), scores=synthetic.scores())
+        render_graph(
+            synthetic.circuit(), GraphOptions(title="Circuit for ioi", facts=facts, shown=60), scores=synthetic.scores()
+        )
     )
 
 

@@ -53,7 +53,8 @@ def test_no_text_becomes_an_element_or_a_handler(make: object, text: str) -> Non
 def test_each_card_says_how_sure_it_is_and_refuses_other_words() -> None:
     for make in CARDS:
         card = make("x")
-        assert f'class="mw-badge {card.certainty}"' in card.markup()
+        marked = f'class="mw-badge {card.certainty}"' in card.markup()
+        assert marked == (card.certainty != "measured")  # only what is not measured carries a mark
         with pytest.raises(InputError, match="interpretation; got"):
             replace(card, certainty="certain")
     with pytest.raises(InputError, match="one value per token"):
@@ -107,14 +108,14 @@ def test_components_and_patterns_become_cards_of_their_nodes() -> None:
 
 def test_a_report_keeps_what_is_measured_and_what_is_said_apart() -> None:
     page = render_report(synthetic.task(), *synthetic.everything())
-    start = page.index('<article class="mw-card" data-mw-row="a4.h1"')
-    card = page[start : page.index("</article>", start)]
+    start = page.index('<details class="mw-card" data-mw-row="a4.h1"')
+    card = page[page.index("</summary>", start) : page.index("</details>", start)]
     measured, said = card.split("<h5>Interpretation</h5>")
     assert "name mover" in said
     assert "name mover" not in measured
     assert "interpretation" not in measured.split(": interpretation")[0]
-    assert "mw-badge measured" in measured
-    assert "mw-badge measured" not in said
+    assert "mw-badge measured" not in measured
+    assert "mw-badge interpretation" in said
     assert "95 % interval" in measured
 
 

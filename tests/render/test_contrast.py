@@ -8,7 +8,7 @@ from mechwork.render.graph import static as graph_static
 from mechwork.render.page.page import asset
 
 TEXT = ("ink", "muted", "pos-text", "neg-text", "accent")
-MARKS = ("pos", "neg", "neutral", "in1", "in2", "in3", "accent", "control")
+MARKS = (*(f"role-{k}" for k in range(8)), "pos", "neg", "neutral", "in1", "in2", "in3", "accent", "control")
 GROUNDS = ("bg", "surface")
 
 
@@ -57,5 +57,6 @@ def test_edges_are_seen_at_the_opacity_they_are_drawn_with(dark: bool) -> None:
 
 def test_the_static_picture_has_the_colours_of_the_light_theme() -> None:
     colours = palette(dark=False)
-    for name, value in (("pos", graph_static.POSITIVE), ("neg", graph_static.NEGATIVE), ("ink", graph_static.INK)):
+    for name in ("pos", "neg", "neutral", "ink", "muted", *(f"role-{k}" for k in range(8))):
+        value = graph_static.LIGHT[name]
         assert "#{:02x}{:02x}{:02x}".format(*colours[name]) == value.lower()

@@ -29,7 +29,7 @@ def test_colours_are_symmetric_around_zero_with_blue_positive() -> None:
     axis = heatmap_figure(effect).to_dict()["layout"]["coloraxis"]
     assert axis["cmax"] == -axis["cmin"] == pytest.approx(float(effect.values.abs().max()))
     assert axis["cmid"] == 0
-    assert axis["colorscale"][-1][1] == "#053061"
+    assert axis["colorscale"][-1][1] == "#00436a"
     assert heatmap_figure(effect, limit=9.0).to_dict()["layout"]["coloraxis"]["cmax"] == 9.0
 
 

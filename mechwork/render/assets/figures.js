@@ -4,7 +4,7 @@
 const LIGHT_MUTED = "#57606a"; // the subtitle's colour as Python writes it
 const prefersDark = matchMedia("(prefers-color-scheme: dark)"), onPaper = matchMedia("print");
 const isDark = () => prefersDark.matches && !onPaper.matches; // paper is always light
-const DARK_SCALE = ["#f7a08d", "#e0654f", "#b8402f", "#7f2b22", "#48211d", "#20252b", "#1b3547", "#1f5377", "#2f7cb3", "#59a5d8", "#a6d2f0"];
+const DARK_SCALE = ["#ffc49a", "#f9a566", "#f0833a", "#a4592a", "#4d3424", "#20252b", "#1c3a4d", "#26648a", "#4aa8e0", "#8accf2", "#bfe3f8"];
 
 function themed(spec) {
   const style = getComputedStyle(document.documentElement), colour = (name) => style.getPropertyValue(name).trim();
@@ -34,7 +34,7 @@ function mountFigure(root) {
   const plot = document.createElement("div");
   root.replaceChildren(plot);
   root.removeAttribute("style");
-  const config = { displaylogo: false, responsive: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"], toImageButtonOptions: { format: "svg", filename: "mechwork-figure" } };
+  const config = { displaylogo: false, displayModeBar: "hover", responsive: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"], toImageButtonOptions: { format: "svg", filename: "mechwork-figure" } };
   const draw = () => {
     const { data, layout } = themed(spec);
     layout.shapes = [...(layout.shapes ?? []), ...outlines(root, spec)];
@@ -80,4 +80,9 @@ async function mountFigures(roots) {
   }
 }
 
-mountFigures([...document.querySelectorAll("[data-mw-figure]")]);
+// A figure in a closed part has no size yet: it is drawn when the part opens.
+const figures = [...document.querySelectorAll("[data-mw-figure]")], later = figures.filter((root) => root.closest("details:not([open])"));
+mountFigures(figures.filter((root) => !later.includes(root)));
+for (const part of new Set(later.map((root) => root.closest("details:not([open])")))) {
+  part.addEventListener("toggle", () => mountFigures(later.filter((root) => part.contains(root) && !root.querySelector(".js-plotly-plot") && !root.closest("details:not([open])"))));
+}

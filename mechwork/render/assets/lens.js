@@ -62,7 +62,7 @@ function mountLens(root) {
     table.addEventListener("focusin", (event) => cellOf(event) && show(cellOf(event)));
     table.addEventListener("focusout", () => (tip.hidden = true));
     table.addEventListener("keydown", (event) => {
-      const step = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [1, 0], ArrowDown: [-1, 0] }[event.key], cell = cellOf(event);
+      const step = { ArrowLeft: [0, 1], ArrowRight: [0, -1], ArrowUp: [1, 0], ArrowDown: [-1, 0] }[event.key], cell = cellOf(event);
       if (event.key === "Escape") tip.hidden = true;
       if (!step || !cell) return;
       const next = table.querySelector(`td[data-place='${Number(cell.dataset.place) + step[0]}'][data-pos='${Number(cell.dataset.pos) + step[1]}']`);

@@ -21,7 +21,7 @@ from .static import static_svg
 
 TABLE_LIMIT = 200
 SHOWN_OF_SCORES = 200
-"""How many edges of a whole scored graph are drawn at first; of a circuit all (up to `DRAWN_LIMIT`) are."""
+"""How many edges of a whole scored graph are drawn at first."""
 DRAWN_LIMIT = 2000
 STILL_ROWS = 50
 """Rows of the table that a notebook carries for hosts which strip the frame."""
@@ -49,7 +49,7 @@ def render_graph(
 
 
 def graph_svg(circuit: Circuit, options: GraphOptions | None = None) -> str:
-    """The graph as a static SVG in the light theme, the strongest 400 edges at most: a figure for a paper or a README."""
+    """The graph as a static SVG in the light theme, the strongest connected edges: a figure for a paper or a README."""
     return static_svg(graph_payload(circuit, _with_defaults(options, circuit)))
 
 
@@ -80,7 +80,7 @@ def scores_page(scores: EdgeScores) -> str:
 def _scores_options(scores: EdgeScores) -> GraphOptions:
     task = scores.provenance.get("task", {})
     title = " ".join(part for part in ("Edge scores", _name_of(task), scores.rules) if part)
-    return GraphOptions(title=title, shown=SHOWN_OF_SCORES, metric_name=scores.metric_name)
+    return GraphOptions(title=title, metric_name=scores.metric_name)
 
 
 def whole_graph(scores: EdgeScores) -> Circuit:
@@ -129,14 +129,17 @@ def describe(payload: dict[str, Any]) -> str:
 def edge_table(payload: dict[str, Any], limit: int = TABLE_LIMIT) -> str:
     """The strongest edges as an HTML table."""
     names, kinds, edges = payload["nodes"]["name"], payload["kinds"], payload["edges"]
-    n = min(limit, len(edges["source"]))
+    order = range(len(edges["source"]))
+    if edges["score"] is not None:
+        order = sorted(order, key=lambda e: -abs(edges["score"][e]))
+    order = order[:limit]
     columns = [
-        Column("source", [names[i] for i in edges["source"][:n]]),
-        Column("target", [names[i] for i in edges["target"][:n]]),
-        Column("into", [kinds[k] for k in edges["kind"][:n]]),
+        Column("source", [names[edges["source"][e]] for e in order]),
+        Column("target", [names[edges["target"][e]] for e in order]),
+        Column("into", [kinds[edges["kind"][e]] for e in order]),
     ]
     if edges["score"] is not None:
-        columns.append(Column("score", [signed(s) for s in edges["score"][:n]], numeric=True))
+        columns.append(Column("score", [signed(edges["score"][e]) for e in order], numeric=True))
     return table(columns, caption=f"{payload['title']}: the strongest edges, strongest first")
 
 
@@ -149,7 +152,7 @@ def _with_defaults(options: GraphOptions | None, circuit: Circuit) -> GraphOptio
     options = options or GraphOptions()
     task = _name_of(circuit.provenance.get("task", {}))
     title = options.title or (f"Circuit for {task}" if task else "Circuit")
-    return replace(options, title=title, shown=options.shown or min(DRAWN_LIMIT, circuit.n_edges))
+    return replace(options, title=title)
 
 
 def _name_of(fact: Any) -> str:

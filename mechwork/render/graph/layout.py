@@ -9,7 +9,6 @@ Units are pixels at zoom 1, y downwards, node centres.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -27,7 +26,6 @@ PITCH, EMPTY_PITCH, MLP_RISE, KV_RISE = 122.0, 26.0, 52.0, 46.0
 MIN_GAP, MAX_GAP, ASPECT, MARGIN = 94.0, 190.0, 1.5, 132.0
 SWEEPS = 6
 PLACE_GAP, EMPTY_PLACE, PLACE_PAD = 80.0, 40.0, 26.0
-ROLE_LIMIT, ROLE_PIXELS = 24, 5.4
 BENDS = (0, -36, 36, -72, 72, -112, 112, -160, 160, -220, 220)
 PORT = 0.3
 """q and v enter a head this share of its width left and right of the middle, k in the middle."""
@@ -132,36 +130,14 @@ def lay_out_places(
     return Layout(x, y, bands, float(edges[-1]) + MARGIN / 2, height, columns)
 
 
-def role_sides(layout: Layout, types: Int[ndarray, " node"], roles: Sequence[str]) -> list[str]:
-    """Where each role is written: right of its node if no other node is in the way, else above it."""
-    half = WIDTHS[types] / 2
-    sides = ["top"] * len(types)
-    for node, role in enumerate(roles):
-        row = np.flatnonzero((np.abs(layout.y - layout.y[node]) < 30) & (layout.x > layout.x[node]))
-        room = (layout.x[row] - half[row]).min(initial=np.inf) - layout.x[node] - half[node]
-        if role and 8 + role_width(role) < room:
-            sides[node] = "right"
-    return sides
-
-
-def role_width(role: str) -> float:
-    """About how many pixels a role takes when it is written beside its node."""
-    return 6 + ROLE_PIXELS * min(len(role), ROLE_LIMIT) if role else 0.0
-
-
 def find_bends(
     layout: Layout,
     types: Int[ndarray, " node"],
     source: Int[ndarray, " edge"],
     target: Int[ndarray, " edge"],
     port: Float[ndarray, " edge"],
-    written: Float[ndarray, " node"] | None = None,
 ) -> Int[ndarray, " edge"]:
-    """How far each edge bows sideways: the smallest of `BENDS` whose curve runs over the fewest foreign nodes.
-
-    `written` is the room that text takes right of each node; curves avoid it like the node.
-    """
-    written = np.zeros(len(types)) if written is None else written
+    """How far each edge bows sideways: the smallest of `BENDS` whose curve runs over the fewest foreign nodes."""
     if not len(source):
         return np.zeros(0, dtype=np.int64)
     bin_width, margin = 6.0, 5.0
@@ -172,7 +148,7 @@ def find_bends(
     reach = np.zeros(len(row_y))
     for node in range(len(types)):
         half = WIDTHS[types[node]] / 2 + margin
-        start, stop = (int((layout.x[node] + side + offset) / bin_width) for side in (-half, half + written[node]))
+        start, stop = (int((layout.x[node] + side + offset) / bin_width) for side in (-half, half))
         owner[row[node], start : stop + 1] = node
         reach[row[node]] = max(reach[row[node]], HEIGHTS[types[node]] / 2 + margin)
     best = np.full(len(source), np.inf)

@@ -39,9 +39,9 @@ def render_circuit(circuit: Circuit, task: Task, *results: object, title: str = 
     options = GraphOptions(
         title=title or f"Circuit for {task.name}",
         facts=findings.node_facts(),
-        shown=min(DRAWN_LIMIT, circuit.n_edges),
         metric_name=task.metric.name,
         prompt=task.prompt_texts(0)[0],
+        curve=findings.curve_of(circuit),
     )
     payload = graph_payload(circuit, options, scores=findings.scores_of(circuit))
     below = [part for p in findings.patterns for part in (Fragment("<h2>Attention</h2>"), attention_fragment(p))]

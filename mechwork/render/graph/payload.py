@@ -1,6 +1,6 @@
 """What the script of the graph is given: nodes, edges and layout as plain JSON, extracted without one object per edge.
 
-Edges are ordered by absolute score, strongest first, so that a threshold is the length of a prefix. A node's score is
+Edges are ordered so that every prefix is the strongest connected part (see `skeleton`): a threshold is the length of a prefix. A node's score is
 the sum of the scores of its outgoing edges that are drawn. What the nodes and edges are is decided in `graph_table`.
 """
 
@@ -17,12 +17,15 @@ from torch import Tensor
 
 from ...circuits.graph.circuit import Circuit
 from ...circuits.scoring.scores import EdgeScores
+from ...circuits.testing.curves import FaithfulnessCurve
 from ...errors import InputError
 from ...provenance import stable
 from ..page.cards import Card, cards_markup, plain_facts
 from ..page.text import count, plain, plural
 from . import layout as graph_layout
-from .layout import HEAD, HEIGHTS, PORT, TYPES, WIDTHS
+from .layout import HEIGHTS, PORT, TYPES, WIDTHS
+from .levels import graph_levels, ports
+from .skeleton import default_size, faithfulness_points
 from .table import KINDS, GraphTable, circuit_table, overlay
 
 FORMAT = 1
@@ -33,8 +36,9 @@ class GraphOptions:
     """What can be said about a graph beyond its edges; all of it optional.
 
     `facts`, `notes` are by node name; facts are any cards (see `cards`), shown in the side panel. `names` are the names of the
-    circuit and of the one it is compared with. `shown` is how many edges are drawn at first. `prompt` holds the tokens that
-    an export to an attribution graph names.
+    circuit and of the one it is compared with. `shown` is how many edges are drawn at first (default: the strongest connected 12 to
+    25). `prompt` holds the tokens that an export to an attribution graph names. From `curve`, which must be of the circuit's
+    own scores, the slider reads how faithful the edges shown are.
     """
 
     title: str = ""
@@ -44,6 +48,7 @@ class GraphOptions:
     shown: int | None = None
     metric_name: str = ""
     prompt: Sequence[str] = ()
+    curve: FaithfulnessCurve | None = None
 
 
 def graph_payload(
@@ -107,13 +112,9 @@ def table_payload(
         layout = graph_layout.lay_out(
             types, table.layers, *ends, weight, n_layers=table.n_layers, parallel=table.parallel
         )
-    port = np.where(types[target] == HEAD, np.array([-PORT, 0, PORT, 0, 0])[table.kind], 0.0)
     said = [plain(roles.get(name, "")) for name in names]
-    sides = graph_layout.role_sides(layout, types, said)
-    written = [
-        graph_layout.role_width(role) if side == "right" else 0.0 for role, side in zip(said, sides, strict=True)
-    ]
-    bends = graph_layout.find_bends(layout, types, source, target, port, np.array(written))
+    bends = graph_layout.find_bends(layout, types, source, target, ports(types[target], table.kind))
+    shown = min(options.shown or default_size(table.steps), len(source))
     totals = np.bincount(source, table.score, len(names))
     columns = zip(table.place_labels, layout.columns, strict=True) if table.place_labels else ()
     return {
@@ -134,7 +135,10 @@ def table_payload(
         "port": PORT,
         "kinds": list(KINDS),
         "size": [round(layout.width, 1), round(layout.height, 1)],
-        "layers": [{"layer": b.layer, "top": round(b.top, 1), "bottom": round(b.bottom, 1)} for b in layout.bands],
+        "layers": [
+            {"layer": b.layer, "label": f"layer {b.layer}", "top": round(b.top, 1), "bottom": round(b.bottom, 1)}
+            for b in layout.bands
+        ],
         "places": [{"label": label, "left": round(c.left, 1), "right": round(c.right, 1)} for label, c in columns],
         "nodes": {
             "name": names,
@@ -146,7 +150,6 @@ def table_payload(
             "y": layout.y.round(1).tolist(),
             "score": _rounded(totals) if table.scored else None,
             "role": said,
-            "side": sides,
             "note": [plain(notes.get(name, "")) for name in names],
             "facts": [plain_facts(options.facts.get(name, ())) for name in names],
             "cards": [cards_markup(options.facts.get(name, ())) for name in names],
@@ -163,13 +166,23 @@ def table_payload(
             "confidence": None,
         },
         "links": table.links.tolist(),
+        "roles": _role_order(said),
         "supernodes": [],
         "space": None,
         "requested": None,
         "prompt": [plain(token) for token in options.prompt],
-        "shown": min(options.shown or len(source), len(source)),
+        "shown": shown,
+        "levels": graph_levels(table, shown),
+        "faithfulness": faithfulness_points(options.curve),
+        "ablation": options.curve.ablation if options.curve is not None else "",
         "provenance": {},
     }
+
+
+def _role_order(said: Sequence[str]) -> list[str]:
+    """Roles, that of most nodes first: the order of their colours."""
+    found = dict.fromkeys(role for role in said if role)
+    return sorted(found, key=lambda role: -said.count(role))
 
 
 def _supernodes(circuit: Circuit, names: Sequence[str]) -> list[dict[str, Any]]:

@@ -1,108 +1,177 @@
-"""The graph as a static SVG in the light theme: the picture where no script runs, and a figure for a paper.
+"""The graph as static SVG: the picture where no script runs, on paper, in a notebook and on a slide.
 
-Same geometry as the script; only presentation attributes and plain shapes, which every program reads.
+Same geometry as the script; only presentation attributes and plain shapes, which every program reads. Colours are those of
+a `Palette`: fixed ones for a file that stands alone, the page's variables (light or dark) for a picture inside a page.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from ..page.text import escape, shorten
-from .layout import ROLE_LIMIT, Layout, control_points
+from ..page.text import escape, shorten, signed
+from .layout import Layout, control_points
+from .levels import ports
+from .routing import route_points
 
-POSITIVE, NEGATIVE, NEUTRAL = "#0072B2", "#D55E00", "#6e7781"
-INK, MUTED, LINE = "#1b1f24", "#57606a", "#e6e9ed"
-LIMIT = 400
-"""Edges in a static picture; more would be a black cloud and a large file."""
+Palette = Mapping[str, str]
+ROLE_COLOURS = ("#009e73", "#8a63c9", "#c2519a", "#9a8400", "#2a9fb0", "#8b6b4a", "#5f8f2f", "#a05252")
+"""Colours of roles, in the order in which the circuit names them: none is a sign's blue or orange."""
+LIGHT: Palette = {
+    "paper": "#ffffff", "pos": "#0072B2", "neg": "#D55E00", "neutral": "#6e7781", "ink": "#1b1f24", "muted": "#57606a",
+    "line": "#e6e9ed", **{f"role-{k}": colour for k, colour in enumerate(ROLE_COLOURS)},
+}  # fmt: skip
+PAGE: Palette = {
+    "paper": "var(--mw-bg)", **{name: f"var(--mw-{name})" for name in LIGHT if name != "paper"},
+}  # fmt: skip
+ARROW = 7.0
+CUT = 11
 
 
-def static_svg(payload: dict[str, Any], limit: int = LIMIT) -> str:
-    """A standalone SVG of the strongest edges of a graph's payload."""
-    nodes, edges = payload["nodes"], payload["edges"]
-    types = np.array(nodes["type"], dtype=np.int64)
-    layout = Layout(np.array(nodes["x"], dtype=float), np.array(nodes["y"], dtype=float), (), *payload["size"])
-    n = min(limit, len(edges["source"]))
-    source, target, kind = (np.array(edges[name][:n], dtype=np.int64) for name in ("source", "target", "kind"))
-    bend = np.array(edges["bend"][:n], dtype=float)
-    port = np.where(types[target] == 1, np.array([-1, 0, 1, 0, 0])[kind] * payload["port"], 0.0) if n else np.zeros(0)
-    x, y = control_points(layout, types, source, target, port, bend)
-    scores = edges["score"]
-    largest = abs(scores[0]) if scores else 0.0
-    shapes = [_band(band, payload["size"][0]) for band in payload["layers"]]
-    shapes += [_place(place, payload["size"][1]) for place in payload["places"]]
-    shapes += [_edge(x[e], y[e], scores[e] if scores else None, largest) for e in reversed(range(n))]
-    drawn = set(source.tolist()) | set(target.tolist())
-    shapes += [
-        _node(payload, i) for i in range(len(types)) if i in drawn or (types[i] in (0, 3) and not payload["places"])
-    ]
-    width, height = payload["size"]
+def static_svg(payload: dict[str, Any], limit: int | None = None) -> str:
+    """A standalone SVG of the first `limit` edges of a graph's payload (default: those shown at first)."""
+    n = min(limit or payload["shown"], len(payload["edges"]["source"]))
+    shapes, width, height = draw_graph(payload, n, LIGHT)
     height += 40 if payload["places"] else 0
     said = f"{payload['title']} · {n:,} of {payload['nEdgesOfGraph']:,} edges"
-    caption = f'<text x="12" y="{height + 14:.0f}" font-size="10.5" fill="{MUTED}">{escape(said)}</text>'
+    caption = f'<text x="12" y="{height + 14:.0f}" font-size="12" fill="{LIGHT["muted"]}">{escape(said)}</text>'
+    return standalone(f"{shapes}{caption}", width, height + 24, said)
+
+
+def standalone(body: str, width: float, height: float, said: str) -> str:
+    """An SVG file with a white ground."""
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height + 24:g}" width="{width:g}" height="{height + 24:g}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}" '
         f'font-family="Helvetica, Arial, sans-serif"><title>{escape(said)}</title><rect width="100%" height="100%" fill="#ffffff"/>'
-        f"{''.join(shapes)}{caption}</svg>"
+        f"{body}</svg>"
     )
 
 
-def path_of(x: np.ndarray, y: np.ndarray) -> str:
-    """SVG path data of one cubic curve."""
-    p = [f"{value:.1f}".removesuffix(".0") for value in np.stack([x, y], axis=1).flatten().tolist()]
-    return f"M{p[0]} {p[1]}C{p[2]} {p[3]} {p[4]} {p[5]} {p[6]} {p[7]}"
+def draw_graph(payload: dict[str, Any], n: int, palette: Palette, *, ghosts: bool = False) -> tuple[str, float, float]:
+    """The shapes of the first `n` edges and their nodes, and the size they need."""
+    place = geometry(payload, n)
+    nodes, edges = payload["nodes"], payload["edges"]
+    scores = edges["score"]
+    largest = max(map(abs, scores), default=0.0) if scores else 0.0
+    size = place["size"]
+    shapes = [_band(band, size[0], palette) for band in place["layers"]]
+    shapes += [_place(column, size[1], palette) for column in payload["places"]]
+    if ghosts:
+        paths = (curve_of(payload, place, e, bend) for e, bend in place["ghosts"])
+        shapes += [
+            f'<path d="{path_of(p)}" fill="none" stroke="{palette["neutral"]}" stroke-opacity=".22" stroke-width="1"/>'
+            for p in paths
+        ]
+    for e in reversed(range(n)):
+        shapes.append(
+            _edge(curve_of(payload, place, e), scores[e] if scores else None, largest, palette, _said(payload, e))
+        )
+    drawn = {*edges["source"][:n], *edges["target"][:n]}
+    ends = {i for i, t in enumerate(nodes["type"]) if t in (0, 3) and not payload["places"]}
+    shapes += [
+        _node(payload, i, place["x"][i], place["y"][i], palette)
+        for i in sorted(drawn | ends)
+        if place["x"][i] is not None
+    ]
+    return "".join(shapes), size[0], size[1]
 
 
-def _band(band: dict[str, float], width: float) -> str:
-    line = f'<line x1="0" x2="{width:g}" y1="{band["top"]:g}" y2="{band["top"]:g}" stroke="{LINE}"/>'
+def geometry(payload: dict[str, Any], n: int) -> dict[str, Any]:
+    """The layout that holds while `n` edges are shown."""
+    for level in payload["levels"]:
+        if n <= level["edges"]:
+            return level
+    nodes = payload["nodes"]
+    return {"x": nodes["x"], "y": nodes["y"], "routes": [], "ghosts": [], "links": [], "size": payload["size"], "layers": payload["layers"]}  # fmt: skip
+
+
+def curve_of(payload: dict[str, Any], place: dict[str, Any], e: int, bend: float | None = None) -> list[float]:
+    """Control points of an edge, x and y in turn: along its route, or bent around what is in the way."""
+    edges, types = payload["edges"], payload["nodes"]["type"]
+    s, t, kind = edges["source"][e], edges["target"][e], edges["kind"][e]
+    port = ports(np.array([types[t]]), np.array([kind]))
+    if bend is None and e < len(place["routes"]):
+        x3 = place["x"][t] + float(port[0]) * payload["widths"][types[t]]
+        y0 = place["y"][s] - payload["heights"][types[s]] / 2
+        return route_points(place["x"][s], y0, place["routes"][e], x3, place["y"][t] + payload["heights"][types[t]] / 2)
+    layout = Layout(np.array([place["x"][s], place["x"][t]]), np.array([place["y"][s], place["y"][t]]), (), 0.0, 0.0)
+    bent = np.array([float(edges["bend"][e] if bend is None else bend)])
+    x, y = control_points(layout, np.array([types[s], types[t]]), np.array([0]), np.array([1]), port, bent)
+    return np.stack([x[0], y[0]], axis=1).flatten().tolist()
+
+
+def path_of(points: list[float]) -> str:
+    """SVG path data of a chain of cubic curves."""
+    p = [f"{value:.1f}".removesuffix(".0") for value in points]
+    curves = (" ".join(p[k : k + 6]) for k in range(2, len(p), 6))
+    return f"M{p[0]} {p[1]}C{'C'.join(curves)}"
+
+
+def _said(payload: dict[str, Any], e: int) -> str:
+    edges, names = payload["edges"], payload["nodes"]["name"]
+    kind = payload["kinds"][edges["kind"][e]]
+    into = f" ({kind})" if kind in "qkv" else ""
+    score = f", score {signed(edges['score'][e])}" if edges["score"] else ""
+    return f"{names[edges['source'][e]]} to {names[edges['target'][e]]}{into}{score}"
+
+
+def _band(band: dict[str, Any], width: float, palette: Palette) -> str:
+    line = f'<line x1="0" x2="{width:g}" y1="{band["top"]:g}" y2="{band["top"]:g}" stroke="{palette["line"]}"/>'
     if band["bottom"] - band["top"] < 20:
         return line
-    middle = (band["top"] + band["bottom"]) / 2 + 4
-    return f'{line}<text x="12" y="{middle:g}" font-size="11" fill="{MUTED}">layer {band["layer"]:g}</text>'
+    y = band["top"] + 15
+    return f'{line}<text x="6" y="{y:g}" font-size="12" fill="{palette["muted"]}">{escape(str(band["label"]))}</text>'
 
 
-def _place(place: dict[str, Any], height: float) -> str:
+def _place(place: dict[str, Any], height: float, palette: Palette) -> str:
     x = (place["left"] + place["right"]) / 2
-    text = f'<text x="{x:g}" y="{height + 12:g}" font-size="11" fill="{MUTED}" transform="rotate(24 {x:g} {height + 12:g})">{escape(place["label"])}</text>'
-    return f'<line x1="{place["left"]:g}" x2="{place["left"]:g}" y1="0" y2="{height:g}" stroke="{LINE}"/>{text}'
+    text = f'<text x="{x:g}" y="{height + 14:g}" font-size="12" text-anchor="middle" fill="{palette["muted"]}">{escape(shorten(place["label"], 12))}</text>'
+    return (
+        f'<line x1="{place["left"]:g}" x2="{place["left"]:g}" y1="0" y2="{height:g}" stroke="{palette["line"]}"/>{text}'
+    )
 
 
-def _edge(x: np.ndarray, y: np.ndarray, score: float | None, largest: float) -> str:
-    colour, dash, width = NEUTRAL, "", 1.6
+def _edge(points: list[float], score: float | None, largest: float, palette: Palette, said: str) -> str:
+    colour, dash, width = palette["neutral"], "", 1.8
     if score is not None:
-        colour = POSITIVE if score > 0 else NEGATIVE if score < 0 else NEUTRAL
+        colour = palette["pos" if score > 0 else "neg" if score < 0 else "neutral"]
         dash = ' stroke-dasharray="6 4"' if score < 0 else ""
-        width = 0.7 + 4.3 * (abs(score) / largest) ** 0.5 if largest else 0.7
-    return f'<path d="{path_of(x, y)}" fill="none" stroke="{colour}" stroke-opacity=".9" stroke-width="{width:.2f}"{dash}/>'
+        width = 1.0 + 4.0 * (abs(score) / largest) ** 0.5 if largest else 1.0
+    line = [*points[:-1], points[-1] + ARROW - 1]
+    x, y, half = points[-2], points[-1], 2.6 + 0.55 * width
+    tip = f"M{x:.1f} {y:.1f}L{x - half:.1f} {y + ARROW:.1f}H{x + half:.1f}Z"
+    return (
+        f'<g><title>{escape(said)}</title><path d="{path_of(line)}" fill="none" stroke="{colour}" stroke-opacity=".9" '
+        f'stroke-width="{width:.2f}"{dash}/><path d="{tip}" fill="{colour}"/></g>'
+    )
 
 
-def _node(payload: dict[str, Any], i: int) -> str:
+def role_index(payload: dict[str, Any], i: int) -> int:
+    """Which colour a node's role has; -1 where it has none of its own."""
+    role = payload["nodes"]["role"][i]
+    known = payload["roles"]
+    return known.index(role) if role and role in known[: len(ROLE_COLOURS)] else -1
+
+
+def _node(payload: dict[str, Any], i: int, x: float, y: float, palette: Palette) -> str:
     nodes = payload["nodes"]
     code = nodes["type"][i]
     kind, w, h = payload["types"][code], payload["widths"][code] / 2, payload["heights"][code] / 2
-    total = nodes["score"][i] if nodes["score"] and kind not in ("logits", "kv") else 0.0
-    largest = max(map(abs, nodes["score"])) if nodes["score"] else 0.0
-    colour = POSITIVE if total > 0 else NEGATIVE if total < 0 else NEUTRAL
-    fill = _mix(colour, 0.08 + 0.3 * (abs(total) / largest) ** 0.5) if total and largest else "#ffffff"
-    dash = ' stroke-dasharray="5 2.5"' if total < 0 else ""
-    said = _role(nodes["role"][i], w, h, beside=nodes["side"][i] == "right") if nodes["role"][i] else ""
-    label = f'<text y="4.5" font-size="{12.5 if kind != "kv" else 9:g}" font-weight="600" fill="{INK}">{escape(shorten(nodes["label"][i], 12))}</text>'
-    outline = f'<path d="{_outline(kind, w, h)}" fill="{fill}" stroke="{colour}" stroke-width="1.6"{dash}/>'
-    return (
-        f'<g transform="translate({nodes["x"][i]:g} {nodes["y"][i]:g})" text-anchor="middle">{outline}{label}{said}</g>'
-    )
-
-
-def _role(role: str, w: float, h: float, *, beside: bool) -> str:
-    x, y, anchor = (w + 6, 4.0, "start") if beside else (0.0, -h - 6, "middle")
-    halo = 'stroke="#ffffff" stroke-width="3" paint-order="stroke"'
-    style = f'font-size="11" font-style="italic" fill="{MUTED}" {halo} text-anchor="{anchor}"'
-    return f'<text x="{x:g}" y="{y:g}" {style}>{escape(shorten(role, ROLE_LIMIT))}</text>'
+    role = role_index(payload, i)
+    colour = palette[f"role-{role}"] if role >= 0 else palette["neutral"]
+    ground = f'<path d="{_outline(kind, w, h)}" fill="{palette["paper"]}"/>'
+    tint = f' fill="{colour}" fill-opacity="{0.24 if role >= 0 else 0.07}"'
+    text = escape(shorten(nodes["label"][i], 12))
+    label = f'<text y="4.5" font-size="{13.5 if kind != "kv" else 10:g}" font-weight="600" fill="{palette["ink"]}">{text}</text>'
+    said = f"<title>{escape(nodes['role'][i])}</title>" if nodes["role"][i] else ""
+    outline = f'<path d="{_outline(kind, w, h)}"{tint} stroke="{colour}" stroke-width="1.8"/>'
+    return f'<g transform="translate({x:g} {y:g})" text-anchor="middle">{said}{ground}{outline}{label}</g>'
 
 
 def _outline(kind: str, w: float, h: float) -> str:
-    cut = 11
+    cut = CUT
     if kind == "input":
         return f"M{-w:g} {h:g}L{cut - w:g} {-h:g}H{w - cut:g}L{w:g} {h:g}Z"
     if kind == "logits":
@@ -114,8 +183,3 @@ def _outline(kind: str, w: float, h: float) -> str:
     return (
         f"M{h - w:g} {-h:g}H{w - h:g}A{h:g} {h:g} 0 0 1 {w - h:g} {h:g}H{h - w:g}A{h:g} {h:g} 0 0 1 {h - w:g} {-h:g}Z"
     )
-
-
-def _mix(colour: str, share: float) -> str:
-    channels = (int(colour[k : k + 2], 16) for k in (1, 3, 5))
-    return "#" + "".join(f"{round(255 + (channel - 255) * share):02x}" for channel in channels)

@@ -9,7 +9,7 @@ models of different shape; what is called alike then stands at the same place, a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -19,6 +19,7 @@ from ...circuits.graph.circuit import Circuit
 from ...circuits.graph.space import EdgeSpace
 from ...errors import MetricError
 from .layout import HEAD, INPUT, KV, LOGITS, MLP
+from .skeleton import connected_order
 
 KINDS = ("q", "k", "v", "mlp", "logits")
 MAX_EDGES = 50_000
@@ -27,11 +28,11 @@ MAX_EDGES = 50_000
 
 @dataclass(frozen=True, eq=False)
 class GraphTable:
-    """Columns of nodes (in the order in which they run) and of edges (strongest first).
+    """Columns of nodes (in the order in which they run) and of edges (every prefix is the strongest connected part).
 
     `labels` are written in the nodes, `names` are unique; `places` is the column of each node, -1 where it has none. `member`
     says which circuit holds an edge: 1, 2, or 3 for both, `other_score` its score in the second. `cells` are an edge's row
-    and column in the scores of its circuit, where it has them.
+    and column in the scores of its circuit, where it has them; `strength` is what the edges are ordered by, in `steps` (see `skeleton`).
     """
 
     names: list[str]
@@ -54,6 +55,8 @@ class GraphTable:
     member: Int[ndarray, " edge"] | None = None
     other_score: Float[ndarray, " edge"] | None = None
     cells: Int[ndarray, "edge 2"] | None = None
+    strength: Float[ndarray, " edge"] = field(default_factory=lambda: np.zeros(0))
+    steps: Int[ndarray, " edge"] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
 
 def circuit_table(circuit: Circuit) -> GraphTable:
@@ -120,11 +123,14 @@ def overlay(first: Circuit, second: Circuit) -> GraphTable:
 
 
 def strongest_first(table: GraphTable) -> GraphTable:
-    """Nodes in running order, edges by absolute score, at most `MAX_EDGES` of them."""
+    """Nodes in running order; edges by strength, then absolute score, the `MAX_EDGES` of largest score among them."""
     node = np.lexsort((np.arange(len(table.names)), table.places, _running_order(table.types, table.layers)))
     new = np.empty(len(node), dtype=np.int64)
     new[node] = np.arange(len(node))
-    edge = np.argsort(-np.abs(table.score), kind="stable")[:MAX_EDGES]
+    size = np.abs(table.score) if table.scored else np.ones(len(table.score))
+    edge = np.argsort(-size, kind="stable")[:MAX_EDGES]
+    by, strength, steps = _connected(table, new, edge, size)
+    edge = edge[by]
 
     def kept(column: ndarray | None) -> ndarray | None:
         return None if column is None else column[edge]
@@ -145,7 +151,19 @@ def strongest_first(table: GraphTable) -> GraphTable:
         member=kept(table.member),
         other_score=kept(table.other_score),
         cells=kept(table.cells),
+        strength=strength,
+        steps=steps,
     )
+
+
+def _connected(table: GraphTable, new: ndarray, edge: ndarray, size: ndarray) -> tuple[ndarray, ndarray, ndarray]:
+    """Order, strengths and steps of these edges; the links of key/value groups carry any strength."""
+    links, n = new[table.links], len(table.links)
+    source = np.concatenate([new[table.source[edge]], links[:, 0]])
+    target = np.concatenate([new[table.target[edge]], links[:, 1]])
+    weight = np.concatenate([size[edge], np.full(n, np.inf)])
+    starts, ends = (new[np.flatnonzero(table.types == kind)] for kind in (INPUT, LOGITS))
+    return connected_order(len(table.names), source, target, weight, starts, ends, len(edge))
 
 
 def _layers_of(table: GraphTable, n_layers: int) -> dict[str, int]:

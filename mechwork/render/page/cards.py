@@ -199,7 +199,9 @@ def _of_component(row: ComponentRow) -> list[Card]:
 
 
 def certainty_badge(certainty: str) -> str:
-    """The sign of how sure something is."""
+    """The sign of how sure something is; what was measured carries none."""
+    if certainty == "measured":
+        return ""
     return f'<span class="mw-badge {certainty}">{certainty}</span>'
 
 

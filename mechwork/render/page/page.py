@@ -39,7 +39,9 @@ class Bundle:
 GRAPH_SCRIPTS = (
     "graph/geometry.js",
     "graph/model.js",
+    "graph/levels.js",
     "graph/state.js",
+    "graph/hash.js",
     "graph/reach.js",
     "graph/derive.js",
     "graph/draw.js",

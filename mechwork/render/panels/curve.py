@@ -108,7 +108,7 @@ def curve_table(curve: FaithfulnessCurve) -> str:
     return table(columns, caption="Faithfulness by circuit size; 0 = empty circuit, 1 = whole model")
 
 
-def evaluation_table(evaluations: list[CircuitEvaluation]) -> str:
+def evaluation_table(evaluations: list[CircuitEvaluation], pairs: str = "pair") -> str:
     """Circuits beside the whole model, random circuits of the same size, and the empty circuit."""
     names, edges, faith, interval, metric, accuracy = [], [], [], [], [], []
     for evaluation in evaluations:
@@ -129,11 +129,12 @@ def evaluation_table(evaluations: list[CircuitEvaluation]) -> str:
         model = float(evaluation.model_per_example.mean())
         metric += [signed(evaluation.metric), signed(model), "", signed(evaluation.empty)]
         accuracy += [percent(evaluation.accuracy), percent(evaluation.model_accuracy), "", ""]
+    n_pairs = len(evaluations[0].per_example) if evaluations else 0
     columns = [
         Column("edges kept", names), Column("edges", edges, numeric=True), Column("faithfulness", faith, numeric=True),
         Column("95 % interval", interval, numeric=True), Column(f"mean {words(evaluations[0].metric_name) if evaluations else 'metric'}", metric, numeric=True), Column("accuracy", accuracy, numeric=True),
     ]  # fmt: skip
-    return table(columns, caption="The circuit beside its controls, measured on the same pairs")
+    return table(columns, caption=f"The circuit beside its controls, measured on the same {plural(n_pairs, pairs)}")
 
 
 @draws(FaithfulnessCurve)

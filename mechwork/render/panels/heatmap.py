@@ -1,7 +1,7 @@
 """Heat maps of effects: layer x position, layer x head, and layer x position x head as one panel per head.
 
-Colours are ColorBrewer's RdBu with blue for positive effects, centred at zero and symmetric, one scale for all panels of
-a figure. Layers run upwards, as in the circuit graph. Positions stand at integers with the tokens as tick labels, so
+Colours are those of the circuit graph: blue for positive effects, orange for negative, centred at zero and symmetric, one
+scale for all panels of a figure. Small maps carry their numbers. Layers run upwards, as in the circuit graph. Positions stand at integers with the tokens as tick labels, so
 that equal tokens stay apart.
 """
 
@@ -17,26 +17,18 @@ from ...errors import InputError
 from ...patching.result import Effect, Effects
 from ..page.figure import MUTED, NEGATIVE, POSITIVE, figure_fragment, figures_page, plotly_text, titled
 from ..page.page import Fragment
-from ..page.text import plain, plural, shorten, show_token, signed, words
+from ..page.text import fixed, plain, plural, shorten, show_token, signed, words
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-RDBU = (
-    "#67001f",
-    "#b2182b",
-    "#d6604d",
-    "#f4a582",
-    "#fddbc7",
-    "#f7f7f7",
-    "#d1e5f0",
-    "#92c5de",
-    "#4393c3",
-    "#2166ac",
-    "#053061",
-)
-SCALE = [[i / (len(RDBU) - 1), colour] for i, colour in enumerate(RDBU)]
+DIVERGING = (
+    "#8f3e00", "#b84f00", "#D55E00", "#e8985c", "#f6d3ba", "#f7f7f7", "#c3dcec", "#7fb6d8", "#0072B2", "#005c90", "#00436a",
+)  # fmt: skip
+SCALE = [[i / (len(DIVERGING) - 1), colour] for i, colour in enumerate(DIVERGING)]
 COLUMNS = 4
+MOST_NUMBERS = 130
+"""Cells up to which a map carries its numbers."""
 AXIS_WORDS = {
     "layer": "layer", "pos": "position", "head": "head", "neuron": "neuron", "writer": "writer", "reader": "reader",
 }  # fmt: skip
@@ -90,6 +82,7 @@ def heatmap_figure(effect: Effect, *, limit: float | None = None) -> Figure:
             coloraxis="coloraxis",
             xgap=1,
             ygap=1,
+            **_numbers(cells, len(panels)),
         )
         figure.add_trace(trace, row=i // n_columns + 1, col=i % n_columns + 1)
     _axes(figure, effect, x_axis, n_rows=n_rows, n_columns=n_columns)
@@ -111,6 +104,15 @@ def heatmap_figure(effect: Effect, *, limit: float | None = None) -> Figure:
     width, height, bottom = _size(effect, labels, n_rows=n_rows, n_columns=n_columns)
     figure.update_layout(margin={"l": 56, "r": 96, "t": 82 if len(panels) > 1 else 66, "b": bottom})
     return titled(figure, heading(effect), _subtitle(effect), width=width, height=height)
+
+
+def _numbers(cells: Tensor, n_panels: int) -> dict[str, object]:
+    """Each cell's number, where the map is small enough to read them."""
+    if cells.numel() > MOST_NUMBERS or n_panels > 1:
+        return {}
+    size = float(cells.nan_to_num().abs().max())
+    text = [["" if v != v else fixed(v, 1 if size >= 1 else 2) for v in row] for row in cells.tolist()]
+    return {"text": text, "texttemplate": "%{text}", "textfont": {"size": 11}}
 
 
 def heatmap_fragment(effect: Effect, *, limit: float | None = None) -> Fragment:

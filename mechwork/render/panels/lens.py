@@ -98,16 +98,17 @@ def _grid(t: LensTable, row: int, prompt: dict[str, Any], *, hidden: bool) -> st
     """The HTML table of one prompt, last place first."""
     heads = "".join(
         f"<th scope=col><small>{pos}</small><bdi>{escape(token)}</bdi></th>"
-        for pos, token in enumerate(prompt["tokens"])
+        for pos, token in reversed(list(enumerate(prompt["tokens"])))
     )
+    last = len(prompt["tokens"]) - 1
     depth = t.prediction_depth[row].tolist()
     lines = []
     for k in reversed(range(len(t.places))):
         cells = []
-        for pos in range(len(prompt["tokens"])):
+        for pos in reversed(range(len(prompt["tokens"]))):  # from the answer backwards
             text, probability = prompt["words"][k][pos][0]
             settled = ' class="is-settled"' if k >= depth[pos] else ""
-            first = 0 if k == len(t.places) - 1 and pos == 0 else -1
+            first = 0 if k == len(t.places) - 1 and pos == last else -1
             label = f"{text}, probability {probability:.2f}"
             cells.append(
                 f'<td data-place="{k}" data-pos="{pos}" tabindex="{first}"{settled} aria-label="{escape(label)}"><bdi>{escape(text)}</bdi></td>'
@@ -166,11 +167,10 @@ def trajectory_fragment(paths: list[Trajectory]) -> Fragment:
             Column(TITLES[name], [number(v) for v in path.mean(name).tolist()], numeric=True) for name in MEASURES
         ]
         parts.append(table(columns, caption=f"{path.label}: mean over prompts"))
-    alternative = (
-        f"Trajectories over depth of {', '.join(path.label for path in paths)}; the tables below have the numbers."
-    )
+    alternative = f"Trajectories over depth of {', '.join(path.label for path in paths)}; the folded tables below have the numbers."
     figure = figure_fragment(trajectory_figure(paths), alternative)
-    return Fragment(figure.body + "".join(parts), needs=figure.needs)
+    numbers = f'<details class="mw-fallback"><summary>The numbers by place</summary>{"".join(parts)}</details>'
+    return Fragment(figure.body + numbers, needs=figure.needs)
 
 
 @draws(Trajectory)

@@ -14,6 +14,27 @@ from typing import Any, Literal
 from ... import bundled
 from ...errors import InputError
 
+WORDS = frozenset(
+    [
+        "Austin",
+        "Bill",
+        "Christian",
+        "Crystal",
+        "Don",
+        "Frank",
+        "Grace",
+        "Holly",
+        "Iris",
+        "Ivy",
+        "Mark",
+        "Max",
+        "Ray",
+        "Rose",
+        "Will",
+    ]
+)
+"""Names that are also common English words. Our own tokenizers, which learned the invented names too, keep them as names."""
+
 Split = Literal["train", "validation", "test", "all"]
 SPLITS: tuple[str, ...] = ("train", "validation", "test")
 
@@ -53,8 +74,17 @@ class Lexicon:
 
     @cached_property
     def names(self) -> list[str]:
-        """Real and invented first names."""
-        return self.female + self.male + self._whole(self._cut(bundled.load_json("tasks", "names.json")["invented"]))
+        """Real and invented first names.
+
+        A tokenizer that was not made for the invented ones keeps whole only those that are words ("Note", "Five"): where
+        it breaks up most of them, none is used, nor any real name that is a common word.
+        """
+        real = self.female + self.male
+        invented = self._cut(bundled.load_json("tasks", "names.json")["invented"])
+        known = self._whole(invented)
+        if 2 * len(known) < len(invented):
+            return [name for name in real if name not in WORDS]
+        return real + known
 
     @cached_property
     def places(self) -> list[str]:

@@ -37,7 +37,7 @@ function createUnderlay(canvas, root) {
       context.lineWidth = strokeOf(graph, e);
       context.beginPath();
       context.moveTo(p[0], p[1]);
-      context.bezierCurveTo(p[2], p[3], p[4], p[5], p[6], p[7]);
+      for (let k = 2; k < p.length; k += 6) context.bezierCurveTo(p[k], p[k + 1], p[k + 2], p[k + 3], p[k + 4], p[k + 5]);
       context.stroke();
     }
   }

@@ -39,7 +39,8 @@ function createControls(app) {
     onchange: (event) => store.set({ shown: Math.min(m, Math.max(1, Math.round(Number(event.target.value)) || 1)) }),
   });
   const counted = htmlElement("output", { class: "mw-counted", "aria-live": "polite" });
-  const threshold = htmlElement("div", { class: "mw-threshold" }, htmlElement("span", { class: "mw-caption" }, "Edges"), slider, exact, counted);
+  const share = htmlElement("span", { class: "mw-share" });
+  const threshold = htmlElement("div", { class: "mw-threshold" }, htmlElement("span", { class: "mw-caption" }, "Edges"), slider, exact, counted, share);
   const filters = createFilters(app);
 
   function update(state, seen) {
@@ -49,8 +50,10 @@ function createControls(app) {
     slider.setAttribute("aria-valuetext", `${state.shown} of ${m} edges`);
     exact.value = String(state.shown);
     const of = payload.nEdgesOfGraph.toLocaleString("en");
-    const least = graph.score && shown > 0 ? `, |score| ≥ ${formatNumber(Math.abs(graph.score[shown - 1]))}` : "";
+    const least = graph.score && shown > 0 ? `, |score| ≥ ${formatNumber(leastOf(graph.score, shown))}` : "";
     counted.textContent = `showing ${seen.nEdges.toLocaleString("en")} of ${of} edges${least}`;
+    const carried = carriedShare(payload, shown);
+    share.textContent = carried === null ? "" : `alone they keep about ${formatNumber(Math.round(100 * carried) / 100)} of the faithfulness (between measured sizes, ${payload.ablation} ablation)`;
     undo.disabled = !store.canUndo();
     redo.disabled = !store.canRedo();
     filters.update(state);
@@ -107,7 +110,8 @@ function createFilters(app) {
     }
     isolated.checked = state.isolated;
   }
-  return { element: htmlElement("div", { class: "mw-filters" }, ...parts), update };
+  const element = htmlElement("details", { class: "mw-more", open: window.innerWidth > 760 }, htmlElement("summary", {}, "Filters"), htmlElement("div", { class: "mw-filters" }, ...parts));
+  return { element, update };
 }
 
 // A small line drawing, since many fonts lack the usual symbols.
@@ -150,4 +154,18 @@ function createMenu(app) {
   const holder = htmlElement("span", { class: "mw-set mw-menu-holder" }, opener, list);
   document.addEventListener("pointerdown", (event) => holder.contains(event.target) || open(false));
   return holder;
+}
+
+function leastOf(scores, n) {
+  let least = Infinity;
+  for (let e = 0; e < n; e++) least = Math.min(least, Math.abs(scores[e]));
+  return least;
+}
+
+// The faithfulness of a circuit of `n` edges, on the line between the measured sizes around it; null where none were measured.
+function carriedShare(payload, n) {
+  const points = payload.faithfulness, k = points.findIndex(([size]) => size >= n);
+  if (k < 0) return null;
+  const [x1, y1] = points[k], [x0, y0] = points[Math.max(0, k - 1)];
+  return x1 === x0 ? y1 : y0 + ((y1 - y0) * (n - x0)) / (x1 - x0);
 }

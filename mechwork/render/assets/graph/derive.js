@@ -7,12 +7,9 @@ function deriveGraph(base, state) {
   const moved = Object.entries(state.moved).filter(([name]) => base.index.has(name) || groups.some((g) => g.name === name));
   const named = Object.entries(state.roles).filter(([name]) => base.index.has(name));
   if (named.length) {
-    const role = base.role.slice(), side = base.side.slice();
-    for (const [name, text] of named) {
-      role[base.index.get(name)] = text;
-      side[base.index.get(name)] = "top";
-    }
-    base = { ...base, role, side };
+    const role = base.role.slice();
+    for (const [name, text] of named) role[base.index.get(name)] = text;
+    base = { ...base, role };
   }
   // Never the base itself: dragging writes positions.
   const graph = groups.length ? merge(base, groups) : { ...base, x: base.x.slice(), y: base.y.slice() };
@@ -21,6 +18,7 @@ function deriveGraph(base, state) {
     if (i !== undefined) {
       graph.x[i] = x;
       graph.y[i] = y;
+      unroute(graph, i);
     }
   }
   return graph;
@@ -50,7 +48,8 @@ function merge(base, groups) {
     height: Float64Array.from(column(base.height, () => GROUP_HEIGHT)),
     total: base.total && Float64Array.from(column(base.total, (list) => list.reduce((sum, i) => sum + base.total[i], 0))),
     role: column(base.role, (list) => `${list.length} nodes`),
-    side: column(base.side, () => "top"),
+    core: base.core && Uint8Array.from(column(base.core, () => 1)),
+    ghosts: [],
     members: column(base.members, (list) => list),
     ...edges,
   });
@@ -68,12 +67,13 @@ function redirect(base, place, owner) {
     if (known) {
       known.score += base.score ? base.score[e] : 0;
       known.bend = 0;
+      known.route = null;
       known.error = null;
       known.confidence = Math.max(known.confidence, base.confidence ? base.confidence[e] : 0);
       known.member |= base.member ? base.member[e] : 0;
     } else {
       const row = {
-        s, t, kind: base.kind[e], bend: grouped ? 0 : base.bend[e],
+        s, t, kind: base.kind[e], bend: grouped ? 0 : base.bend[e], route: grouped ? null : base.routes[e] ?? null,
         score: base.score && e < base.m ? base.score[e] : 0,
         error: base.error && e < base.m ? base.error[e] : null,
         confidence: base.confidence && e < base.m ? base.confidence[e] : 0,
@@ -91,6 +91,7 @@ function redirect(base, place, owner) {
     target: rows.map((r) => r.t),
     kind: rows.map((r) => r.kind),
     bend: rows.map((r) => r.bend),
+    routes: rows.map((r) => r.route),
     score: base.score && scored.map((r) => r.score),
     error: base.error && scored.map((r) => r.error),
     confidence: base.confidence && scored.map((r) => r.confidence),
@@ -129,4 +130,10 @@ function suggestGroups(graph) {
     }
   }
   return found;
+}
+
+// Edges of a node that stands elsewhere are drawn as plain curves: their routes led to its old place.
+function unroute(graph, i) {
+  graph.routes = graph.routes.slice();
+  for (const e of [...graph.incoming.of(i), ...graph.outgoing.of(i)]) graph.routes[e] = null;
 }

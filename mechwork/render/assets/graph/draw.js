@@ -1,31 +1,37 @@
 // Drawing: the graph as SVG. Edges are made when they are first shown; later steps only switch what has changed.
 
 const CAP = 2000; // edges above this many are drawn on the canvas beneath (see canvas.js)
-const ROLE_LIMIT = 24;
+const VALUES = 14; // values written beside the edges of a node under the pointer
 const HEAVY = 400; // from this many edges on, moving is simplified
 
 // `backdrop` lies beneath the canvas and holds the bands of the layers, `svg` above it and holds the graph.
-function createDrawing(svg, backdrop) {
+function createDrawing(svg, backdrop, id) {
+  const defs = svgElement("defs", {}, svg);
+  for (const sign of ["positive", "negative", "neutral"]) {
+    const marker = svgElement("marker", { id: `${id}-${sign}`, class: `mw-tip-${sign}`, viewBox: "0 0 10 10", refX: 1, refY: 5, markerWidth: 9, markerHeight: 9, markerUnits: "userSpaceOnUse", orient: "auto" }, defs);
+    svgElement("path", { d: "M0 0L9 5L0 10Z" }, marker);
+  }
   const world = svgElement("g", { class: "mw-world" }, svg), bands = svgElement("g", {}, backdrop);
   const layer = (name) => svgElement("g", { class: name, "aria-hidden": "true" }, world);
-  const base = layer("mw-edges"), lit = layer("mw-lit");
+  const faint = layer("mw-ghosts"), base = layer("mw-edges"), lit = layer("mw-lit"), near = layer("mw-near");
   const nodes = svgElement("g", { class: "mw-nodes" }, world);
   const gutter = svgElement("g", { class: "mw-gutter", "aria-hidden": "true" }, svg);
-  let graph = null, paths = [], links = [], on = null, boxes = [], looks = [], showing = [], litEdges = [], resting = 0;
+  let graph = null, ghosts = [], paths = [], links = [], on = null, boxes = [], looks = [], showing = [], litEdges = [], resting = 0;
 
   function build(next) {
     graph = next;
-    for (const group of [bands, base, lit, nodes, gutter]) group.replaceChildren();
+    for (const group of [bands, faint, base, lit, near, nodes, gutter]) group.replaceChildren();
     paths = [];
     links = [];
     litEdges = [];
     on = new Uint8Array(graph.all);
-    graph.payload.layers.forEach((band, i) => {
+    graph.bands.forEach((band, i) => {
       svgElement("rect", { x: -1e5, y: band.top, width: 2e5, height: band.bottom - band.top, class: i % 2 ? "mw-band odd" : "mw-band" }, bands);
       const label = svgElement("text", { x: 12, class: "mw-layer" }, gutter);
-      label.textContent = `layer ${band.layer}`;
+      label.textContent = band.label;
     });
     for (const place of graph.payload.places) drawPlace(place, graph.payload.size[1], bands);
+    ghosts = graph.ghosts.map(([e, bend]) => [e, svgElement("path", { d: pathOf(curve({ ...graph, bend: { [e]: bend }, routes: {} }, e)), class: `mw-edge is-ghost ${edgeClass(graph, e)}` }, faint)]);
     for (let e = graph.m; e < graph.all; e++) links.push(edgePath(e, base));
     boxes = graph.names.map((_, i) => drawNode(graph, i, nodes));
     looks = [];
@@ -33,7 +39,8 @@ function createDrawing(svg, backdrop) {
   }
 
   function edgePath(e, parent, extra = "") {
-    const path = svgElement("path", { d: pathOf(curve(graph, e)), "stroke-width": strokeOf(graph, e).toFixed(2), class: edgeClass(graph, e) + extra });
+    const path = svgElement("path", { d: pathOf(shortened(graph, e, curve(graph, e))), "stroke-width": strokeOf(graph, e).toFixed(2), class: edgeClass(graph, e) + extra });
+    if (graph.kind[e] !== LINK) path.setAttribute("marker-end", `url(#${id}-${graph.score ? signOf(graph.score[e]) : "neutral"})`);
     if (parent) parent.append(path);
     return path;
   }
@@ -53,8 +60,11 @@ function createDrawing(svg, backdrop) {
   function update(state, seen, focus) {
     grow(state.shown);
     for (let e = 0; e < paths.length; e++) toggle(paths[e], e, seen.edgeOn[e]);
+    for (const [e, path] of ghosts) path.style.display = !focus && !seen.edgeOn[e] && seen.nodeOn[graph.source[e]] && seen.nodeOn[graph.target[e]] && passes(graph, state, e) ? "" : "none";
     links.forEach((path, k) => toggle(path, graph.m + k, seen.edgeOn[graph.m + k]));
-    const roles = focus && focusRoles(graph, focus);
+    const roles = focus && focusRoles(graph, focus), roled = graph.role.some((role, i) => role && graph.type[i] !== "group");
+    near.replaceChildren();
+    svg.classList.remove("is-hovering");
     base.classList.toggle("is-dim", Boolean(focus));
     svg.classList.toggle("by-member", state.colour === "member");
     drawLit(focus, roles);
@@ -64,7 +74,7 @@ function createDrawing(svg, backdrop) {
       if (shown !== showing[i]) box.style.display = (showing[i] = shown) ? "" : "none";
       const found = seen.searched && seen.searched[i];
       const isolated = !seen.used[i] && !part ? " is-isolated" : "";
-      const look = `mw-node ${graph.type[i]} ${nodeSign(graph, i)} ${part}${found ? " is-found" : ""}${seen.pins.has(i) ? " is-pinned" : ""}${isolated}`;
+      const look = `mw-node ${graph.type[i]} ${nodeSign(graph, i)}${roled ? (roleColour(graph, i) >= 0 ? " has-role" : " no-role") : ""} ${part}${found ? " is-found" : ""}${seen.pins.has(i) ? " is-pinned" : ""}${isolated}`;
       if (looks[i] === look) continue;
       looks[i] = look;
       box.setAttribute("class", look);
@@ -94,15 +104,30 @@ function createDrawing(svg, backdrop) {
     boxes[i].setAttribute("transform", `translate(${x} ${y})`);
     for (const e of [...graph.incoming.of(i), ...graph.outgoing.of(i)]) {
       const path = e >= graph.m ? links[e - graph.m] : paths[e];
-      if (path) path.setAttribute("d", pathOf(curve(graph, e)));
+      if (path) path.setAttribute("d", pathOf(shortened(graph, e, curve(graph, e))));
     }
+  }
+
+  // The edges into and out of the node under the pointer, with their values; -1 clears them.
+  function hover(i, wanted) {
+    near.replaceChildren();
+    svg.classList.toggle("is-hovering", i >= 0);
+    if (i < 0) return;
+    const edges = [...graph.incoming.of(i), ...graph.outgoing.of(i)].filter(wanted).sort((a, b) => a - b);
+    for (const e of [...edges].reverse()) edgePath(e, near);
+    const out = (e) => graph.source[e] === i;
+    edges.filter((e) => graph.score && e < graph.m).slice(0, VALUES).forEach((e) => {
+      const [x, y] = pointAt(curve(graph, e), out(e) ? 0.86 : 0.14);
+      svgElement("text", { x, y, class: "mw-value" }, near).textContent = formatSigned(graph.score[e]);
+    });
   }
 
   function place(view) {
     for (const group of [world, bands]) group.setAttribute("transform", `translate(${view.x} ${view.y}) scale(${view.k})`);
     svg.classList.toggle("far", view.k < 0.62);
-    svg.classList.toggle("very-far", view.k < 0.34);
-    graph.payload.layers.forEach((band, i) => {
+    svg.classList.toggle("very-far", view.k < 0.34 && (graph.core === null || view.k < 0.25));
+    svg.style.setProperty("--label", `${Math.min(25, Math.max(13, 11 / view.k)).toFixed(1)}px`); // a name stays readable while the graph shrinks
+    graph.bands.forEach((band, i) => {
       const label = gutter.children[i], height = (band.bottom - band.top) * view.k;
       label.setAttribute("y", (band.top + band.bottom) / 2 * view.k + view.y + 4);
       label.style.display = height < 13 ? "none" : "";
@@ -117,14 +142,14 @@ function createDrawing(svg, backdrop) {
     resting = setTimeout(() => svg.classList.remove("is-moving"), 180);
   }
 
-  return { build, update, place, moving, moveNode, button: (i) => boxes[i]?.firstChild, isShown: (i) => showing[i], lit: () => litEdges };
+  return { build, update, place, moving, moveNode, hover, button: (i) => boxes[i]?.firstChild, isShown: (i) => showing[i], lit: () => litEdges };
 }
 
-// The column of a token or span: a line at its left and its text at the foot, aslant so that narrow columns can be read.
+// The column of a token or span: a line at its left and its text at the foot.
 function drawPlace(place, height, parent) {
   svgElement("line", { x1: place.left, x2: place.left, y1: 0, y2: height, class: "mw-place-line" }, parent);
   const x = (place.left + place.right) / 2;
-  svgElement("text", { x, y: height + 12, class: "mw-place", transform: `rotate(24 ${x} ${height + 12})` }, parent).textContent = place.label;
+  svgElement("text", { x, y: height + 16, class: "mw-place", "text-anchor": "middle" }, parent).textContent = shorten(place.label, Math.max(5, Math.round((place.right - place.left) / 7)));
 }
 
 function edgeClass(graph, e) {
@@ -161,6 +186,7 @@ function focusRoles(graph, focus) {
 function drawNode(graph, i, parent) {
   const w = graph.width[i], h = graph.height[i], type = graph.type[i];
   const box = svgElement("g", { class: "mw-node", transform: `translate(${graph.x[i]} ${graph.y[i]})`, "data-node": i }, parent);
+  if (roleColour(graph, i) >= 0) box.style.setProperty("--role", `var(--mw-role-${roleColour(graph, i)})`);
   box.style.setProperty("--tint", `${Math.round(100 * tintOf(graph, i))}%`);
   // The button holds the name alone, so that what it shows and what it is called agree; marks and role stand beside it.
   const button = svgElement("g", { class: "mw-hit", role: "button", tabindex: "-1", "aria-label": nodeLabel(graph, i) }, box);
@@ -173,16 +199,8 @@ function drawNode(graph, i, parent) {
     if (!marks.includes(mark)) return;
     svgElement("text", { class: "mw-mark", "aria-hidden": "true", x: (k - 1) * graph.port * w, y: h / 2 - 4.5 }, box).textContent = mark;
   });
-  if (graph.role[i]) {
-    svgElement("text", { class: "mw-role", "aria-hidden": "true", ...rolePlace(graph, i) }, box).textContent = shorten(graph.role[i], ROLE_LIMIT);
-  }
+  if (type === "group") svgElement("text", { class: "mw-role", "aria-hidden": "true", x: 0, y: -h / 2 - 6, "text-anchor": "middle" }, box).textContent = graph.role[i];
   return box;
-}
-
-// Where a role is written: beside the node where there is room (chosen in Python), else above it.
-function rolePlace(graph, i) {
-  if (graph.side[i] === "right") return { x: graph.width[i] / 2 + 6, y: 4, "text-anchor": "start" };
-  return { x: 0, y: -graph.height[i] / 2 - 6, "text-anchor": "middle" };
 }
 
 function readerMarks(graph, i) {

@@ -4,6 +4,7 @@ const LIGHT = {
   paper: "#ffffff", ink: "#1b1f24", muted: "#57606a", positive: "#0072B2", negative: "#D55E00", neutral: "#6e7781",
   in1: "#007A5A", in2: "#A8457F", in3: "#5b6570", accent: "#6639ba",
 };
+const ROLE_COLOURS = ["#009e73", "#8a63c9", "#c2519a", "#9a8400", "#2a9fb0", "#8b6b4a", "#5f8f2f", "#a05252"]; // as in static.py
 const FONT = "Helvetica, Arial, sans-serif";
 
 // The drawn part as a standalone SVG: same geometry, no classes, light colours, cropped, with a line on what is shown.
@@ -19,15 +20,15 @@ function svgText(app) {
   const svg = svgElement("svg", { xmlns: SVG, viewBox: `${box.x} ${box.y} ${box.width} ${box.height + 26}`, width: box.width, height: box.height + 26, "font-family": FONT });
   svgElement("title", {}, svg).textContent = caption;
   svgElement("rect", { x: box.x, y: box.y, width: box.width, height: box.height + 26, fill: LIGHT.paper }, svg);
-  for (const band of graph.payload.layers) {
+  for (const band of graph.bands) {
     if (band.bottom < box.y || band.top > box.y + box.height) continue;
     svgElement("line", { x1: box.x, x2: box.x + box.width, y1: band.top, y2: band.top, stroke: "#e6e9ed", "stroke-width": 1 }, svg);
-    if (band.bottom - band.top > 20) svgElement("text", { x: box.x + 8, y: (band.top + band.bottom) / 2 + 4, "font-size": 11, fill: LIGHT.muted }, svg).textContent = `layer ${band.layer}`;
+    if (band.bottom - band.top > 20) svgElement("text", { x: box.x + 8, y: (band.top + band.bottom) / 2 + 4, "font-size": 11, fill: LIGHT.muted }, svg).textContent = band.label;
   }
   for (const place of graph.payload.places) {
     const x = (place.left + place.right) / 2, y = box.y + box.height - 34;
     svgElement("line", { x1: place.left, x2: place.left, y1: box.y, y2: y, stroke: "#e6e9ed" }, svg);
-    svgElement("text", { x, y: y + 12, "font-size": 11, fill: LIGHT.muted, transform: `rotate(24 ${x} ${y + 12})` }, svg).textContent = place.label;
+    svgElement("text", { x, y: y + 14, "font-size": 11, fill: LIGHT.muted, "text-anchor": "middle" }, svg).textContent = place.label;
   }
   const weak = svgElement("g", { fill: "none", "stroke-linecap": "butt" }, svg), strong = svgElement("g", { fill: "none" }, svg);
   for (const e of drawn.reverse()) drawEdge(graph, state, e, roles, roles && roles.edges[e] ? strong : weak);
@@ -42,10 +43,8 @@ function contentBox(graph, edges, nodes) {
   for (const i of nodes) {
     take(graph.x[i] - graph.width[i] / 2, graph.y[i] - graph.height[i] / 2 - 20);
     take(graph.x[i] + graph.width[i] / 2, graph.y[i] + graph.height[i] / 2);
-    const written = graph.role[i] ? 6 + 5.3 * Math.min(ROLE_LIMIT, graph.role[i].length) : 0;
-    if (graph.side[i] === "right") take(graph.x[i] + graph.width[i] / 2 + written, graph.y[i]);
   }
-  for (const e of edges) for (const t of [0.25, 0.5, 0.75]) take(...pointAt(curve(graph, e), t));
+  for (const e of edges) for (const t of [0.1, 0.25, 0.5, 0.75, 0.9]) take(...pointAt(curve(graph, e), t));
   if (left > right) [left, right, top, bottom] = [0, 200, 0, 100];
   return { x: left - 70, y: top - 16, width: right - left + 90, height: bottom - top + 32 };
 }
@@ -56,21 +55,27 @@ function drawEdge(graph, state, e, roles, parent) {
   const dash = link ? "2 3" : sign === "negative" && !byMember ? "6 4" : null;
   const faded = roles && !roles.edges[e];
   const opacity = faded ? 0.1 : roles && roles.edges[e] === "is-reach" ? 0.45 : 0.9;
-  const attributes = { d: pathOf(curve(graph, e)), stroke: byMember ? LIGHT[`in${graph.member[e]}`] : LIGHT[sign], "stroke-width": strokeOf(graph, e).toFixed(2), "stroke-opacity": opacity };
+  const points = curve(graph, e), attributes = { d: pathOf(link ? points : shortened(graph, e, points)), stroke: byMember ? LIGHT[`in${graph.member[e]}`] : LIGHT[sign], "stroke-width": strokeOf(graph, e).toFixed(2), "stroke-opacity": opacity };
   if (dash) attributes["stroke-dasharray"] = dash;
   svgElement("path", attributes, parent);
+  if (link) return;
+  const x = points.at(-2), y = points.at(-1), half = 2.6 + 0.55 * strokeOf(graph, e);
+  const level = Math.abs(graph.y[graph.source[e]] - graph.y[graph.target[e]]) < 1;
+  const tip = level ? `M${x} ${y}L${x - TIP} ${y - half}V${y + half}Z` : `M${x} ${y}L${x - half} ${y + TIP}H${x + half}Z`;
+  svgElement("path", { d: tip, fill: attributes.stroke, stroke: "none", "fill-opacity": opacity }, parent);
 }
 
 function drawExported(graph, i, part, parent) {
   const sign = nodeSign(graph, i), w = graph.width[i], h = graph.height[i];
   const box = svgElement("g", { transform: `translate(${graph.x[i]} ${graph.y[i]})`, "text-anchor": "middle" }, parent);
   if (part === "is-dim") box.setAttribute("opacity", 0.3);
+  const role = roleColour(graph, i), colour = role >= 0 ? ROLE_COLOURS[role] : LIGHT[sign];
   const heavy = part === "is-focus" || part === "is-end";
-  svgElement("path", { d: outlineOf(graph.type[i], w, h), fill: mixed(LIGHT[sign], tintOf(graph, i)), stroke: LIGHT[sign], "stroke-width": heavy ? 3 : 1.6 }, box);
+  svgElement("path", { d: outlineOf(graph.type[i], w, h), fill: role >= 0 ? mixed(colour, 0.24) : mixed(LIGHT[sign], tintOf(graph, i)), stroke: colour, "stroke-width": heavy ? 3 : 1.6 }, box);
   const marks = graph.type[i] === "head" ? readerMarks(graph, i) : "";
   svgElement("text", { y: marks ? -0.5 : 4.5, "font-size": 12.5, "font-weight": 600, fill: LIGHT.ink }, box).textContent = shorten(graph.label[i], graph.type[i] === "group" ? 16 : 12);
   [..."qkv"].forEach((mark, k) => marks.includes(mark) && (svgElement("text", { x: (k - 1) * graph.port * w, y: h / 2 - 4.5, "font-size": 9, fill: LIGHT.muted }, box).textContent = mark));
-  if (graph.role[i]) svgElement("text", { ...rolePlace(graph, i), "font-size": 11, "font-style": "italic", fill: LIGHT.muted, stroke: LIGHT.paper, "stroke-width": 3, "paint-order": "stroke" }, box).textContent = shorten(graph.role[i], ROLE_LIMIT);
+  if (graph.type[i] === "group") svgElement("text", { x: 0, y: -h / 2 - 6, "font-size": 11, "font-style": "italic", fill: LIGHT.muted, stroke: LIGHT.paper, "stroke-width": 3, "paint-order": "stroke" }, box).textContent = graph.role[i];
 }
 
 // `colour` at `share` over white, as #rrggbb, which every program reads.

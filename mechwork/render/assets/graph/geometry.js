@@ -27,7 +27,7 @@ function heading(depth, text, attributes = {}) {
   return htmlElement(`h${top + depth}`, attributes, text);
 }
 
-// Control points of edge e as [x0, y0, x1, y1, x2, y2, x3, y3].
+// Control points of edge e as x, y in turn: one cubic curve, or a chain of them along the edge's route (routing.route_points).
 function curve(graph, e) {
   const s = graph.source[e], t = graph.target[e], level = graph.y[s];
   // Between two places of one layer: an arch from side to side.
@@ -39,18 +39,44 @@ function curve(graph, e) {
   let x3 = graph.x[t];
   if (graph.type[t] === "head" && graph.kind[e] < 3) x3 += (graph.kind[e] - 1) * graph.port * graph.width[t];
   const y3 = graph.y[t] + graph.height[t] / 2;
+  const route = graph.routes[e];
+  if (route) return alongRoute(x0, y0, route, x3, y3);
   const rise = Math.min(150, Math.max(14, 0.45 * (y0 - y3)));
   const bend = graph.bend[e];
   return [x0, y0, x0 + bend, y0 - rise, x3 + bend, y3 + rise, x3, y3];
 }
 
-function pathOf(points) {
-  const p = points.map((v) => Math.round(v * 10) / 10);
-  return `M${p[0]} ${p[1]}C${p[2]} ${p[3]} ${p[4]} ${p[5]} ${p[6]} ${p[7]}`;
+function alongRoute(x0, y0, route, x3, y3) {
+  const points = [x0, y0], stops = [...route, x3, y3];
+  let xa = x0, ya = y0;
+  for (let k = 0; k < stops.length; k += 2) {
+    const xb = stops[k], yb = stops[k + 1], rise = 0.5 * (ya - yb);
+    points.push(xa, ya - rise, xb, yb + rise, xb, yb);
+    [xa, ya] = [xb, yb];
+  }
+  return points;
 }
 
-// The point at parameter t of a cubic given by eight numbers.
-function pointAt(p, t) {
+const TIP = 7; // length of an arrowhead
+
+// The curve without the part that its arrowhead covers.
+function shortened(graph, e, points) {
+  const p = points.slice(), n = p.length;
+  if (Math.abs(graph.y[graph.source[e]] - graph.y[graph.target[e]]) < 1) p[n - 2] -= TIP - 1;
+  else p[n - 1] += TIP - 1;
+  return p;
+}
+
+function pathOf(points) {
+  const p = points.map((v) => Math.round(v * 10) / 10);
+  let text = `M${p[0]} ${p[1]}`;
+  for (let k = 2; k < p.length; k += 6) text += `C${p.slice(k, k + 6).join(" ")}`;
+  return text;
+}
+
+// The point at parameter t of a chain of cubics.
+function pointAt(chain, share) {
+  const n = (chain.length - 2) / 6, k = Math.min(n - 1, Math.floor(share * n)), t = share * n - k, p = chain.slice(6 * k, 6 * k + 8);
   const u = 1 - t, a = u * u * u, b = 3 * u * u * t, c = 3 * u * t * t, d = t * t * t;
   return [a * p[0] + b * p[2] + c * p[4] + d * p[6], a * p[1] + b * p[3] + c * p[5] + d * p[7]];
 }

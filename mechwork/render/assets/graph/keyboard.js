@@ -89,8 +89,17 @@ function attachKeyboard(app, stage) {
     event.stopPropagation();
   });
 
-  app.root.addEventListener("keydown", (event) => {
-    if (app.help.open) return;
+  // Keys work on a fresh page, and after a dialog has left the keyboard with nobody: the graph used last answers.
+  app.root.addEventListener("pointerdown", () => (mechwork.active = app));
+  app.root.addEventListener("focusin", () => (mechwork.active = app));
+  const mine = (event) => app.root.contains(event.target) || (event.target === document.body && (mechwork.active ?? (document.body.classList.contains("mw-standalone") ? mechwork.graphs[0] : null)) === app);
+
+  document.addEventListener("keydown", (event) => {
+    if (app.help.open || event.defaultPrevented || !mine(event)) return;
+    if (event.target === document.body && ARROWS[event.key] && !event.altKey && !event.ctrlKey) {
+      event.preventDefault();
+      return stand(app.drawing.isShown(current) ? current : app.graph().names.findIndex((_, i) => app.drawing.isShown(i)));
+    }
     const typing = event.target.matches("input:not([type=range]):not([type=checkbox]), textarea, select");
     const control = event.ctrlKey || event.metaKey;
     if (control && event.key.toLowerCase() === "z" && !typing) event.shiftKey ? store.redo() : store.undo();

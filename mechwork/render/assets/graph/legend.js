@@ -9,15 +9,22 @@ function createLegend(app) {
   };
   const shape = (type, label) => graph.type.includes(type) && sample((svg) => svgElement("path", { d: outlineOf(type, 28, 14), class: "mw-shape" }, svg), label);
   const line = (name, label, width = 2.4) => sample((svg) => svgElement("path", { d: "M-16 0H16", class: `mw-edge ${name}`, "stroke-width": width }, svg), label);
-  const shapes = () => [shape("head", "attention head (q, k, v: what the edge feeds)"), shape("kv", "key/value group of several heads"), shape("mlp", "MLP"), shape("feature", "feature"), shape("error", "reconstruction error")];
+  const shapes = () => [shape("head", "attention head (an edge feeds q left, k middle, v right)"), shape("kv", "key/value group of several heads"), shape("mlp", "MLP"), shape("feature", "feature"), shape("error", "reconstruction error")];
   const signs = payload.scored
     ? [line("positive", "positive score: the clean value raises the metric"), line("negative", "negative score: it lowers it")]
     : [line("neutral", "edge (no scores known)")];
   const members = payload.compare ? [line("in1", `only ${payload.compare[0]}`), line("in2", `only ${payload.compare[1]}`), line("in3", "in both")] : [];
   const width = () => payload.scored
     && sample((svg) => svgElement("path", { d: "M-16 .4L16 -3.4V3.4L-16 -.4Z", class: "mw-wedge" }, svg), `width: |score|, largest ${formatNumber(graph.largest)}`);
+  const roles = () => payload.roles.slice(0, 8).map((role, k) => {
+    const item = sample((svg) => svgElement("path", { d: outlineOf("head", 28, 14), class: "mw-shape" }, svg), role);
+    item.className = "mw-role-item";
+    item.style.setProperty("--role", `var(--mw-role-${k})`);
+    return item;
+  });
+  const ghost = () => payload.levels.some((level) => level.ghosts.length) && line("is-ghost", "weaker edges of the circuit between these nodes", 1);
   const list = (...items) => htmlElement("ul", {}, ...items.filter(Boolean));
-  const bySign = list(...shapes(), ...signs, width()), byMember = list(...shapes(), ...members, width());
+  const bySign = list(...roles(), ...shapes(), ...signs, ghost(), width()), byMember = list(...shapes(), ...members, width());
   const active = htmlElement("p", { class: "mw-active", "aria-live": "polite" });
   const body = htmlElement("div", { class: "mw-legend-body" }, bySign, byMember, active);
   const details = htmlElement("details", { class: "mw-legend", open: window.innerWidth > 700 }, htmlElement("summary", {}, "Legend"), body);

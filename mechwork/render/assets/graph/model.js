@@ -1,6 +1,6 @@
 // The model: the payload as columns, with adjacency. Pure functions; nothing here knows the page.
 //
-// A graph has n nodes and m scored edges, strongest first, then the links of key/value groups to their heads, which
+// A graph has n nodes and m scored edges, of which every prefix is the strongest connected part (skeleton.py), then the links of key/value groups to their heads, which
 // carry no score. Kinds are numbers: 0 q, 1 k, 2 v, 3 mlp, 4 logits, 5 link.
 
 const LINK = 5;
@@ -23,12 +23,15 @@ function decode(payload) {
     port: payload.port,
     total: nodes.score ? Float64Array.from(nodes.score) : null,
     role: nodes.role,
-    side: nodes.side,
     members: nodes.name.map((_, i) => [i]),
     source: [...edges.source, ...links.map((pair) => pair[0])],
     target: [...edges.target, ...links.map((pair) => pair[1])],
     kind: [...edges.kind, ...links.map(() => LINK)],
     score: edges.score,
+    routes: [],
+    ghosts: [],
+    bands: payload.layers,
+    core: null,
     bend: [...edges.bend, ...links.map(() => 0)],
     error: edges.error,
     confidence: edges.confidence,
@@ -43,7 +46,7 @@ function finish(graph) {
   graph.n = graph.names.length;
   graph.all = graph.source.length;
   graph.index = new Map(graph.names.map((name, i) => [name, i]));
-  graph.largest = graph.score ? Math.max(1e-12, ...graph.score.slice(0, 1).map(Math.abs)) : 1;
+  graph.largest = graph.score ? graph.score.reduce((most, value) => Math.max(most, Math.abs(value)), 1e-12) : 1;
   graph.largestTotal = graph.total ? Math.max(1e-12, ...graph.total.map(Math.abs)) : 1;
   graph.outgoing = adjacency(graph.n, graph.source);
   graph.incoming = adjacency(graph.n, graph.target);
@@ -94,4 +97,13 @@ function formatNumber(value) {
 
 function formatSigned(value) {
   return value > 0 ? `+${formatNumber(value)}` : formatNumber(value);
+}
+
+// Which colour a node's role has, -1 for none: roles in the order of the payload, then the reader's own.
+function roleColour(graph, i) {
+  const role = graph.role[i];
+  if (!role || graph.type[i] === "group") return -1;
+  const known = graph.payload.roles.includes(role) ? graph.payload.roles : [...graph.payload.roles, ...new Set(graph.role.filter((r, k) => r && graph.type[k] !== "group" && !graph.payload.roles.includes(r)))];
+  const k = known.indexOf(role);
+  return k < 8 ? k : -1;
 }

@@ -2,8 +2,10 @@
 
 function mountGraph(root, id) {
   const payload = JSON.parse(root.querySelector("script[type='application/json']").textContent);
-  const first = decode(payload), store = createStore(initialState(first));
-  let graph = first, seen = null, focus = null, find = createEdgeFinder(first), queued = 0;
+  const whole = decode(payload), fresh = initialState(whole), saved = readHash(id);
+  const store = createStore(saved ? { ...fresh, ...adoptState(fresh, saved) } : fresh);
+  let level = levelOf(payload, store.get().shown), first = atLevel(whole, level);
+  let graph = first, seen = null, focus = null, hovered = -1, find = createEdgeFinder(first), queued = 0;
 
   const stage = htmlElement("div", { class: "mw-stage" });
   const canvas = htmlElement("canvas", { class: "mw-canvas", width: 1, height: 1, "aria-hidden": "true" });
@@ -12,7 +14,7 @@ function mountGraph(root, id) {
   const backdrop = svgElement("svg", { class: "mw-svg", "aria-hidden": "true" });
   stage.append(backdrop, canvas, svg, tip, said);
 
-  const drawing = createDrawing(svg, backdrop), underlay = createUnderlay(canvas, stage);
+  const drawing = createDrawing(svg, backdrop, id), underlay = createUnderlay(canvas, stage);
   const view = createView(stage, (at) => {
     drawing.moving();
     drawing.place(at);
@@ -30,7 +32,9 @@ function mountGraph(root, id) {
 
   function refresh(before) {
     const state = store.get(), held = keyboard.holds();
-    if (!before || before.groups !== state.groups || before.moved !== state.moved || before.roles !== state.roles) {
+    const wanted = levelOf(payload, state.shown), relaid = wanted !== level;
+    if (relaid) first = atLevel(whole, (level = wanted));
+    if (!before || relaid || before.groups !== state.groups || before.moved !== state.moved || before.roles !== state.roles) {
       graph = deriveGraph(first, state);
       find = createEdgeFinder(graph);
       drawing.build(graph);
@@ -39,13 +43,20 @@ function mountGraph(root, id) {
     seen = visibility(graph, state);
     focus = focusOf(graph, state, seen);
     if (before && before.shown !== state.shown) drawing.moving();
+    for (const [i, x] of placeExtras(graph, seen, focus)) {
+      drawing.moveNode(i, x, graph.y[i]);
+      find = createEdgeFinder(graph);
+    }
     drawing.update(state, seen, focus);
     underlay.set(graph, seen, state.shown);
     underlay.soon(view.view, focus !== null);
     app.controls.update(state, seen);
     panel.update(state, seen, focus);
     keyboard.restore(held);
+    if (relaid && !view.touched()) actionsFit();
+    if (before) writeHash(id, state, fresh);
   }
+  const actionsFit = () => requestAnimationFrame(() => view.touched() || app.actions.fit());
 
   let pending = null;
   store.subscribe((state, before) => {
@@ -69,16 +80,38 @@ function mountGraph(root, id) {
   };
 
   attachPointer(stage, view, {
-    click: (i, shift) => {
+    click: (i, shift, x, y, touch) => {
+      if (i < 0 && touch) i = nearestNode(x, y, 24);
+      if (i < 0) {
+        const e = find(...view.toWorld(x, y), candidates(), 9 / view.view.k);
+        if (e >= 0) {
+          app.tooltip.edge(e, x, y);
+          app.actions.say(tellEdge(app)(e).join(", "));
+          return;
+        }
+      }
       const name = i >= 0 ? graph.names[i] : null;
       if (shift && name) app.actions.pathTo(name);
       else app.actions.focus(name === store.get().focus ? null : name);
       if (i >= 0) keyboard.stand(i);
     },
-    hover: (i, x, y) => app.tooltip.at(i, x, y, (wx, wy) => find(wx, wy, candidates(), 7 / view.view.k)),
+    hover: (i, x, y) => {
+      if (i !== hovered && !store.get().focus) drawing.hover((hovered = i), (e) => seen.edgeOn[e]);
+      app.tooltip.at(i, x, y, (wx, wy) => find(wx, wy, candidates(), 7 / view.view.k));
+    },
     drag: (i, dx, dy) => drawing.moveNode(i, graph.x[i] + dx, graph.y[i] + dy),
     drop: (i) => store.set({ moved: { ...store.get().moved, [graph.names[i]]: [graph.x[i], graph.y[i]] } }),
   });
+  // The node whose outline is nearest to a point on the screen, for fingers, which are wider than a small node.
+  function nearestNode(px, py, reach) {
+    const [x, y] = view.toWorld(px, py);
+    let best = -1, least = reach / view.view.k;
+    for (let i = 0; i < graph.n; i++) {
+      const away = Math.max(Math.abs(graph.x[i] - x) - graph.width[i] / 2, Math.abs(graph.y[i] - y) - graph.height[i] / 2);
+      if (drawing.isShown(i) && away < least) [best, least] = [i, away];
+    }
+    return best;
+  }
   // Edges that a pointer can mean: of the focus if there is one, else the drawn ones.
   function candidates() {
     if (focus) return drawing.lit().filter((e) => e < graph.m);

@@ -110,8 +110,9 @@ function overview(app, state, seen) {
   parts.push(htmlElement("p", { class: "mw-muted" }, `${thousands(seen.nNodes)} nodes and ${thousands(seen.nEdges)} edges are drawn. Click a node to see its inputs, outputs, ancestors and descendants; Shift-click a second one for the paths between them.`));
   if (payload.compare) parts.push(compareCounts(app));
   const visible = [];
-  for (let e = 0; e < graph.m && visible.length < 8; e++) if (seen.edgeOn[e]) visible.push(e);
-  parts.push(edgeList(app, "Strongest edges", visible, "both"));
+  for (let e = 0; e < graph.m; e++) if (seen.edgeOn[e]) visible.push(e);
+  if (graph.score) visible.sort((a, b) => Math.abs(graph.score[b]) - Math.abs(graph.score[a]));
+  parts.push(edgeList(app, "Strongest edges", visible.slice(0, 8), "both"));
   return parts;
 }
 

@@ -108,11 +108,11 @@ function attachPointer(stage, view, actions) {
     pointers.delete(event.pointerId);
     stage.classList.remove("is-dragging");
     if (!press) return;
-    const { node, moved, keys } = press;
+    const { node, moved, keys } = press, press0 = press;
     press = null;
     if (event.type === "pointercancel") return;
     if (moved && node >= 0) actions.drop(node);
-    if (!moved) actions.click(node, keys.shiftKey);
+    if (!moved) actions.click(node, keys.shiftKey, press0.x, press0.y, keys.pointerType === "touch");
   };
   stage.addEventListener("pointerup", release);
   stage.addEventListener("pointercancel", release);
@@ -139,7 +139,7 @@ function spread(pointers) {
 
 // The drawn edge nearest to a world point, or -1. `reach` is in world units.
 function createEdgeFinder(graph) {
-  const N = 14, samples = new Map();
+  const N = 28, samples = new Map();
   const points = (e) => {
     let list = samples.get(e);
     if (!list) {

@@ -1,0 +1,226 @@
+"""Is the data fit for a discovery? Looked at before any long step, and by ``mechwork check``.
+
+| asked | red | yellow |
+|---|---|---|
+| answers | accuracy below chance + `MARGIN` | accuracy below 80 % |
+| gap = m(clean) - m(corrupt) | mean not positive: the result would be invalid | mean gap known to no better than 25 % |
+| alignment | the prompts of a pair differ in length | no named spans and prompts of several lengths |
+| duplicates | | a pair occurs twice, or in both halves |
+| number | | one pair, or fewer than 8 |
+
+Accuracy: the best correct answer above every incorrect one; chance = n_correct / (n_correct + n_incorrect).
+Pairs needed: n with 1.96 sd(gap) / (mean gap sqrt(n)) = 0.1. Cost: 2 forwards.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from ..models.anatomy import device_of
+from ..models.identity import identify_model
+from ..provenance import Provenance, build_provenance
+from ..result import Result, Table, table_rows
+from ..tasks.metrics import accuracy
+from ..tasks.pairs import ABSENT
+from ..tasks.task import Task
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+MARGIN = 0.1
+"""How far above chance a model must answer for its circuit to be looked for."""
+GOOD, FEW, WIDE, WANTED = 0.8, 8, 0.25, 0.1
+N_ANSWERS = 3
+
+Level = Literal["green", "yellow", "red"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at; `remedy` is empty where nothing needs to be done."""
+
+    what: str
+    level: Level
+    said: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class DataCheck(Result):
+    """What is said of the pairs. `accuracy`, `chance`, `clean` and `corrupt` (mean metric) are of all pairs."""
+
+    rows: tuple[Finding, ...]
+    accuracy: float
+    chance: float
+    clean: float
+    corrupt: float
+    provenance: Provenance
+
+    @property
+    def level(self) -> Level:
+        """The worst of all findings."""
+        levels = {row.level for row in self.rows}
+        return "red" if "red" in levels else "yellow" if "yellow" in levels else "green"
+
+    @property
+    def problems(self) -> tuple[Finding, ...]:
+        """What is red."""
+        return tuple(row for row in self.rows if row.level == "red")
+
+    def _table(self) -> Table:
+        """One row per finding."""
+        return table_rows(self.rows)
+
+    def __repr__(self) -> str:
+        return "\n".join(
+            f"{row.level:<7} {row.what:<11} {row.said}" + (f"\n{'':20}{row.remedy}" if row.remedy else "")
+            for row in self.rows
+        )
+
+
+def check_data(model: TransformerBridge, task: Task, *, min_accuracy: float | None = None) -> DataCheck:
+    """Look at the pairs, and at what the model answers to them. `min_accuracy` replaces chance + `MARGIN`."""
+    clean, right, answered = _run(model, task, task.pairs.clean_tokens)
+    corrupt, _, _ = _run(model, task, task.pairs.corrupt_tokens, corrupt=True)
+    rate, chance = float(right.mean()), _chance(task)
+    least = chance + MARGIN if min_accuracy is None else min_accuracy
+    rows = (
+        _count(task), _alignment(task), _duplicates(task), _answers(task, rate, chance, least, answered), *_gap(task, clean, corrupt),
+    )  # fmt: skip
+    provenance = build_provenance(method="data check", model=identify_model(model), task=task.provenance())
+    return DataCheck(rows, rate, chance, float(clean.mean()), float(corrupt.mean()), provenance)
+
+
+def _run(
+    model: TransformerBridge, task: Task, tokens: Tensor, *, corrupt: bool = False
+) -> tuple[Tensor, Tensor, list[int]]:
+    """Metric, correctness and best token per pair, in batches of 16."""
+    metrics, right, best = [], [], []
+    for rows in torch.arange(len(task)).split(16):
+        part = task[rows.tolist()]
+        with torch.no_grad():
+            logits = model(tokens[rows].to(device_of(model)))
+        pairs = part.pairs.to(logits.device)
+        if corrupt:  # the answer is read at the end of the corrupt prompt
+            from dataclasses import replace
+
+            pairs = replace(pairs, lengths=pairs.corrupt_lengths)
+        metrics.append(part.measure(logits, pairs).cpu())
+        right.append(accuracy(logits, pairs).float().cpu())
+        best += pairs.final(logits).argmax(dim=-1).tolist()
+    return torch.cat(metrics).double(), torch.cat(right), best
+
+
+def _chance(task: Task) -> float:
+    n_correct, n_incorrect = (
+        (side != ABSENT).sum(dim=1).double() for side in (task.pairs.correct, task.pairs.incorrect)
+    )
+    return float((n_correct / (n_correct + n_incorrect)).mean())
+
+
+def _count(task: Task) -> Finding:
+    n = len(task)
+    if n == 1:
+        return Finding(
+            "number", "yellow", "one pair: no interval and no test on other data", "Add pairs; 32 are a good start."
+        )
+    if n < FEW:
+        return Finding(
+            "number", "yellow", f"{n} pairs", f"Add pairs: below {FEW} intervals are wide and means cannot be used."
+        )
+    return Finding("number", "green", f"{n} pairs")
+
+
+def _alignment(task: Task) -> Finding:
+    pairs = task.pairs
+    if not pairs.aligned:
+        return Finding(
+            "alignment", "red", "the two prompts of a pair differ in length",
+            "Edges compare position by position: reword the longer prompt of each pair.",
+        )  # fmt: skip
+    if not pairs.one_length and not pairs.spans:
+        return Finding(
+            "alignment", "yellow", "prompts of several lengths without named spans: effects are of all positions at once",
+            "For effects by position, bring prompts to one number of tokens.",
+        )  # fmt: skip
+    return Finding("alignment", "green", "one length" if pairs.one_length else "aligned by named spans")
+
+
+def _duplicates(task: Task) -> Finding:
+    prompts = [
+        (tuple(a), tuple(b))
+        for a, b in zip(task.pairs.clean_tokens.tolist(), task.pairs.corrupt_tokens.tolist(), strict=True)
+    ]
+    twice = len(prompts) - len(set(prompts))
+    splits = task.splits or ("",) * len(task)
+    halves = {split: {p for p, s in zip(prompts, splits, strict=True) if s == split} for split in set(splits)}
+    shared = len(halves.get("train", set()) & halves.get("test", set()))
+    if shared:
+        return Finding(
+            "duplicates",
+            "yellow",
+            f"{shared} pairs are in train and in test",
+            "Take them out of one: the test is not held out.",
+        )
+    if twice:
+        return Finding(
+            "duplicates", "yellow", f"{twice} pairs are repetitions", "Take them out: intervals count them twice."
+        )
+    return Finding("duplicates", "green", "none")
+
+
+def _answers(task: Task, rate: float, chance: float, least: float, answered: list[int]) -> Finding:
+    said = f"the model answers {rate:.0%} correctly (chance {chance:.0%})"
+    if rate >= max(least, min(GOOD, 1.0)):
+        return Finding("answers", "green", said)
+    wrong = Counter(answered).most_common(N_ANSWERS)
+    instead = ", ".join(f"{_text(task, token)} ({n} of {len(task)})" for token, n in wrong)
+    said += f"; its most frequent answers: {instead}"
+    if rate < least:
+        return Finding(
+            "answers", "red", said,
+            f"Below {least:.0%} there is no behaviour to explain: another task or model, other wording, or the other --bos.",
+        )  # fmt: skip
+    return Finding("answers", "yellow", said, "The circuit is of a behaviour that often fails.")
+
+
+def _text(task: Task, token: int) -> str:
+    """The token as the task's texts spell it, or its number."""
+    for side, texts in ((0, 0), (1, 1)):
+        ids = (task.pairs.correct, task.pairs.incorrect)[side]
+        for row, answers in enumerate(task.answer_texts):
+            if ids.shape[1] == 1 and int(ids[row, 0]) == token:
+                return repr(answers[texts])
+    for row, (clean, _) in enumerate(task.texts):
+        ids = task.pairs.clean_tokens[row, : len(clean)].tolist()
+        if token in ids:
+            return repr(clean[ids.index(token)])
+    return f"token {token}"
+
+
+def _gap(task: Task, clean: Tensor, corrupt: Tensor) -> list[Finding]:
+    gap = clean - corrupt
+    if task.metric.name == "kl_divergence":
+        gap = -gap  # the clean run is the minimum
+    mean, n = float(gap.mean()), len(gap)
+    said = (
+        f"{task.metric.name} {float(clean.mean()):+.2f} on clean prompts, {float(corrupt.mean()):+.2f} on corrupt ones"
+    )
+    if mean <= 0:
+        return [
+            Finding("gap", "red", f"{said}: clean is not above corrupt, so every share of the gap is invalid",
+                    "Exchange the two prompts, or correct and incorrect; or the model does not have the behaviour.")
+        ]  # fmt: skip
+    if n == 1:
+        return [Finding("gap", "green", said)]
+    spread = float(gap.std()) / mean
+    width, needed = 1.96 * spread / n**0.5, max(2, round((1.96 * spread / WANTED) ** 2))
+    said += f"; the mean gap is known to {width:.0%}, {needed} pairs would give {WANTED:.0%}"
+    if width > WIDE:
+        return [Finding("gap", "yellow", said, "More pairs, or more alike ones, make the intervals useful.")]
+    return [Finding("gap", "green", said)]

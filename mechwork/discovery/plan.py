@@ -1,0 +1,174 @@
+"""A plan: which stages run, on how many pairs, and what each costs in forwards, seconds and bytes. Made before any of them.
+
+Depth: the least plan (`LEAST`) always; then stages are added in the order `MORE`, `MOST` while the sum stays within the budget.
+Where the short plan does not fit, the number of pairs is halved first, down to `FEWEST` per half.
+
+Seconds = forwards x seconds of one forward. A budget that the user gives is compared with the timed forward of this machine.
+Without one the depth is chosen by counted work, `DEFAULT` seconds at a nominal `SPEED`, so that the same command gives the
+same bytes on any machine.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..errors import InputError
+from ..models.anatomy import device_of
+from ..result import Result, Table
+from ..tasks.task import Task
+from .settings import Mode, Settings
+from .shape import Shape
+from .stages import GLANCE, LEAST, MORE, MOST, STAGES
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+DEFAULT = 300.0
+SPEED = 2.5e10
+"""Multiplications and additions per second of a small machine, for plans without a budget."""
+FEWEST = 8
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage of a plan with its predicted cost."""
+
+    stage: str
+    forwards: float
+    seconds: float
+    bytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class Plan(Result, what="discovery plan"):
+    """Stages in order. `n_train` and `n_test` pairs are used; `forward` is the seconds of one forward of the train pairs."""
+
+    rows: tuple[Step, ...]
+    n_train: int
+    n_test: int
+    forward: float
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return tuple(row.stage for row in self.rows)
+
+    @property
+    def forwards(self) -> float:
+        return sum(row.forwards for row in self.rows)
+
+    @property
+    def seconds(self) -> float:
+        return sum(row.seconds for row in self.rows)
+
+    def cut(self, task: Task) -> Task:
+        """The pairs of the task that the plan uses."""
+        if not task.splits:
+            return task[: self.n_train]
+        rows = {split: [i for i, s in enumerate(task.splits) if s == split] for split in ("train", "test")}
+        return task[[*rows["train"][: self.n_train], *rows["test"][: self.n_test]]]
+
+    def _table(self) -> Table:
+        """One row per stage."""
+        return [{**asdict(row), "gives": ", ".join(STAGES[row.stage].gives)} for row in self.rows]
+
+    def __repr__(self) -> str:
+        lines = [
+            f"{'stage':<13}{'forwards':>9}{'time':>10}{'memory':>9}  gives",
+            *(
+                f"{row.stage:<13}{row.forwards:>9.1f}{duration(row.seconds):>10}{row.bytes / 1e9:>6.1f} GB  "
+                f"{', '.join(STAGES[row.stage].gives)}"
+                for row in self.rows
+            ),
+            f"{'all':<13}{self.forwards:>9.1f}{duration(self.seconds):>10}",
+            f"{self.n_train} pairs to find the circuit, {self.n_test} to test it; one forward {duration(self.forward)}",
+        ]
+        return "\n".join(lines)
+
+
+def duration(seconds: float) -> str:
+    """Two digits and a unit."""
+    for size, unit in ((86400.0, "days"), (3600.0, "h"), (60.0, "min")):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s" if seconds >= 0.1 else f"{1000 * seconds:.0f} ms"
+
+
+def time_forward(model: TransformerBridge, task: Task) -> float:
+    """Seconds of one batched forward of the clean prompts: of up to 8 pairs, the fastest of three, scaled."""
+    few = task.pairs.clean_tokens[: min(8, len(task))].to(device_of(model))
+    spent = []
+    with torch.no_grad():
+        for _ in range(3):
+            begun = time.perf_counter()
+            model(few)
+            if few.device.type == "cuda":
+                torch.cuda.synchronize()
+            spent.append(time.perf_counter() - begun)
+    return min(spent) * len(task) / len(few)
+
+
+def make_plan(
+    model: TransformerBridge, task: Task, settings: Settings, *, mode: Mode = "default", budget: float | None = None,
+    again: bool = False, seconds: float | None = None,
+) -> Plan:  # fmt: skip
+    """The deepest plan that fits. `seconds`: of one forward of all train pairs, where it is known.
+
+    Raises `InputError` for a budget that the least plan exceeds (it says what that costs), and sizes the graph lacks.
+    """
+    full = Shape.of(model, task, settings, again=again)
+    forward = time_forward(model, task.train) if seconds is None else seconds
+    unit = forward if budget is not None else full.flops / SPEED
+    limit = DEFAULT if budget is None else budget
+    if mode == "thorough":
+        names = (*LEAST, *MORE, *MOST)
+        return _plan(names, full, forward)
+    if mode == "quick":
+        short, extra = GLANCE, ()
+    else:
+        short, extra = (*LEAST, *MORE[:5]), (*MORE[5:], *MOST)
+    shape = full
+    while _cost(short, shape) * unit > limit and shape.n_train > FEWEST:
+        shape, unit, forward = _halve(shape), unit / 2, forward / 2
+    names = [name for name in short if name in LEAST]
+    if _cost(names, shape) * unit > limit:
+        least = duration(_cost(names, shape) * unit)
+        raise InputError(
+            f"the least plan ({', '.join(names)} on {shape.n_train} pairs) takes about {least}; the budget is "
+            f"{duration(limit)}. Give at least --budget {max(1, round(1.1 * _cost(names, shape) * unit))}s, or fewer pairs."
+        )
+    for name in (*(n for n in short if n not in LEAST), *extra):
+        wanted = [*(n for n in names if n != STAGES[name].instead), name]
+        if _cost(wanted, shape) * unit <= limit:
+            names = wanted
+    return _plan(names, shape, forward)
+
+
+def extend_plan(old: Plan, new: Plan, done: tuple[str, ...]) -> Plan:
+    """`old` with the stages that `new` adds; what is done stays, also where a fuller stage takes its place."""
+    names = {*done, *old.stages, *new.stages}
+    dropped = {STAGES[n].instead for n in names} - set(done)
+    rows = {row.stage: row for row in (*new.rows, *old.rows)}
+    return replace(old, rows=tuple(rows[name] for name in STAGES if name in names - dropped))
+
+
+def _plan(names: Any, shape: Shape, forward: float) -> Plan:
+    superfluous = {STAGES[name].instead for name in names}
+    rows = tuple(
+        Step(stage.name, round(f := stage.forwards(shape), 2), f * forward, stage.bytes(shape))
+        for stage in STAGES.values()
+        if stage.name in names and stage.name not in superfluous and stage.possible(shape)
+    )
+    return Plan(rows, shape.n_train, shape.n_test, forward)
+
+
+def _cost(names: Any, shape: Shape) -> float:
+    return sum(STAGES[name].forwards(shape) for name in names if STAGES[name].possible(shape))
+
+
+def _halve(shape: Shape) -> Shape:
+    n_train, n_test = max(FEWEST, shape.n_train // 2), max(FEWEST, shape.n_test // 2)
+    return replace(shape, n_train=n_train, n_test=min(n_test, shape.n_test))

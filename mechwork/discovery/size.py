@@ -1,0 +1,108 @@
+"""How large a circuit must be: the fewest edges that reach a target faithfulness, on the pairs the circuit is found on.
+
+Sizes grow along MIB's fractions until |1 - faithfulness| <= 1 - target; then the gap between the last two is halved (by
+geometric mean) `N_REFINE` times. Choosing on the train pairs leaves the test pairs untouched. Where no size reaches the
+target the one closest to 1 is taken, and the reason says so. Cost: about 2 forwards per size, of at most `N_CHOOSE` pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import sqrt
+from typing import TYPE_CHECKING
+
+from ..circuits import EdgeScores
+from ..circuits.testing.curves import MIB_FRACTIONS, faithfulness
+from ..circuits.testing.evaluate import Settings, measure_circuits
+from ..provenance import Provenance, build_provenance
+from ..result import Result, Table, table_rows
+from ..tasks.task import Task
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+N_CHOOSE = 32
+N_REFINE = 3
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One size: edges asked for, edges left after pruning, faithfulness."""
+
+    n_edges: int
+    n_kept: int
+    faithfulness: float
+
+
+@dataclass(frozen=True, eq=False)
+class Sizing(Result, what="circuit size"):
+    """Every size that was tried, and the one that was chosen."""
+
+    rows: tuple[Tried, ...]
+    n_edges: int
+    reason: str
+    provenance: Provenance
+
+    def _table(self) -> Table:
+        """One row per size that was tried."""
+        return table_rows(self.rows)
+
+    def __repr__(self) -> str:
+        return f"{self.n_edges} edges: {self.reason}"
+
+
+def by_hand(scores: EdgeScores, n_edges: int, why: str) -> Sizing:
+    """A size that the user gave."""
+    return Sizing((), n_edges, why, build_provenance(method="size by hand", n_edges=n_edges, subject=scores.provenance))
+
+
+def find_size(
+    model: TransformerBridge, task: Task, scores: EdgeScores, target: float, settings: Settings,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Sizing:  # fmt: skip
+    """The size for `target` on (the first `N_CHOOSE` of) `task`'s pairs."""
+    few, space = task[: min(N_CHOOSE, len(task))], scores.space
+    tried: dict[int, Tried] = {}
+
+    def test(n: int) -> bool:
+        if n not in tried:
+            mask = scores.circuit(n).mask
+            kept, known = int(mask.sum()), next((t for t in tried.values() if t.n_kept == int(mask.sum())), None)
+            if kept == 0 or known is not None:  # nothing left, or (sizes are nested) the same circuit
+                value = 0.0 if known is None else known.faithfulness
+            else:
+                metric = measure_circuits(model, few, space, [space.mask, space.mask & False, mask], settings).metric
+                value = faithfulness(metric[2], metric[1], metric[0])
+            tried[n] = Tried(n, kept, value)
+            if progress is not None:
+                progress(len(tried), len(MIB_FRACTIONS) + N_REFINE, "trying sizes")
+        return abs(1 - tried[n].faithfulness) <= 1 - target + 1e-9
+
+    sizes = sorted({max(1, int(f * space.n_edges)) for f in MIB_FRACTIONS if f < 1})
+    below, found = 0, None
+    for n in sizes:
+        if test(n):
+            found = n
+            break
+        below = n
+    if found is None:
+        best = min(tried.values(), key=lambda t: (abs(1 - t.faithfulness), t.n_edges))
+        reason = f"no size reaches faithfulness {target:g} on the train pairs; this one comes closest ({best.faithfulness:.3f})"
+        return _sizing(tried, best.n_edges, reason, task, scores)
+    for _ in range(N_REFINE):
+        middle = round(sqrt(max(below, 1) * found))
+        if not below < middle < found:
+            break
+        if test(middle):
+            found = middle
+        else:
+            below = middle
+    value = tried[found].faithfulness
+    reason = f"the fewest edges tried that reach faithfulness {target:g} on the train pairs ({value:.3f})"
+    return _sizing(tried, found, reason, task, scores)
+
+
+def _sizing(tried: dict[int, Tried], n: int, reason: str, task: Task, scores: EdgeScores) -> Sizing:
+    provenance = build_provenance(method="circuit size", task=task.provenance(), subject=scores.provenance)
+    return Sizing(tuple(tried[k] for k in sorted(tried)), n, reason, provenance)

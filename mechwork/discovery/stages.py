@@ -1,0 +1,130 @@
+"""The stages of a discovery as values: what each needs, what it gives, what it costs, how it is run.
+
+Costs are in F, CPU seconds of one batched forward of the train pairs, as measured on a 135-million-parameter Llama (8 pairs
+of 24 tokens) and on `gpt2-6l`; ``tests/benchmarks/discovery.py`` lays them beside what is measured now. Effects and edges
+are found on ``task.train``; the circuit and its heads are tested on ``task.test``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from ..result import Result
+from . import work
+from .shape import Shape
+from .work import Work
+
+EVALUATED = 2.7
+"""F per circuit that is run."""
+CELL = 0.25
+"""F per patched cell: the blocks from the patched one on, at the positions from the patched one on."""
+TOP, CONTROL = 0.05, 0.01
+"""Shares of the cells that a screen measures: the most promising, and a random control."""
+SIZES = (0.002, 0.01, 0.05, 0.2, 1.0)
+"""Of the short curve, each with one random circuit."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`needs` and `gives` are names of results; `instead` is the cheaper stage that this one makes superfluous."""
+
+    name: str
+    says: str
+    gives: tuple[str, ...]
+    run: Callable[[Work], Mapping[str, Result]]
+    forwards: Callable[[Shape], float]
+    needs: tuple[str, ...] = ()
+    instead: str = ""
+    possible: Callable[[Shape], bool] = lambda _: True
+    bytes: Callable[[Shape], int] = lambda shape: shape.memory
+
+
+def _score(shape: Shape) -> float:
+    return 5.2 * shape.n_steps + 1
+
+
+def _few(shape: Shape) -> int:
+    return max(1, shape.n_tested())
+
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        Stage("check", "checking the data", ("check",), work.check, lambda _: 4.0),
+        Stage("scores", "scoring edges", ("scores",), work.score, _score),
+        Stage("estimates", "estimating effects", ("estimated",), work.estimate, lambda s: 3.1 * s.n_steps + 1),
+        Stage(
+            "size", "choosing a size", ("sizing",), work.choose_size,
+            lambda s: 10 * EVALUATED * min(32, s.n_train) / s.n_train if s.scored else 0.0, needs=("scores",),
+        ),
+        Stage(
+            "test", "testing the circuit", ("evaluation",), work.test, lambda s: 4 * EVALUATED * s.n_test / s.n_train,
+            needs=("scores", "sizing"),
+        ),
+        Stage(
+            "curve", "testing sizes", ("curve",), work.short_curve(SIZES),
+            lambda s: (2 + 3 * len(SIZES)) * EVALUATED * s.n_test / s.n_train, needs=("scores",),
+        ),
+        Stage(
+            "curve-all", "testing all sizes", ("curve",), work.full_curve,
+            lambda s: 52 * EVALUATED * s.n_test / s.n_train, needs=("scores",), instead="curve",
+        ),
+        Stage(
+            "screen", "measuring the most promising effects", ("screened",), work.screen(TOP, CONTROL),
+            lambda s: 5 + CELL * s.n_cells * (TOP + CONTROL), needs=("estimated",),
+        ),
+        Stage(
+            "measure", "measuring all effects", ("measured",), work.measure, lambda s: 2 + CELL * s.n_cells,
+            needs=("estimated",), instead="screen",
+        ),
+        Stage(
+            "heads", "studying the circuit's heads", ("study",), work.study_some,
+            lambda s: (4 + min(work.N_HEADS, s.n_layers * s.n_heads)) * s.n_test / s.n_train, needs=("scores", "sizing", "estimated"),
+        ),
+        Stage(
+            "heads-all", "studying all heads", ("study",), work.study_all,
+            lambda s: (4 + s.n_layers * s.n_heads) * s.n_test / s.n_train, needs=("scores", "sizing"), instead="heads",
+        ),
+        Stage(
+            "components", "looking at components", ("attention", "components"), work.look,
+            lambda s: (2 + 0.26 * min(work.N_COMPONENTS, s.n_layers * (s.n_heads + 1))) * min(64, s.n_test) / s.n_train,
+            needs=("scores", "sizing", "study"),
+        ),
+        Stage(
+            "stream", "reading the stream", ("lens", "lens-tuned", "direct"), work.read,
+            lambda s: 2.9 * min(work.N_READ, s.n_test) * 8 / s.n_train,
+        ),
+        Stage(
+            "positions", "scoring edges by position", ("positions", "movements"), work.by_position,
+            lambda s: 12.0 if s.n_steps == 1 else _score(s) + 6, possible=lambda s: s.spans,
+        ),
+        Stage(
+            "ablations", "testing under other ablations", ("under-zero", "under-mean", "under-resample"), work.under_others,
+            lambda s: 6 * EVALUATED * s.n_test / s.n_train, needs=("scores", "sizing"),
+        ),
+        Stage(
+            "stability", "choosing again from other data", ("stability-pairs", "stability-templates", "stability-seeds"),
+            work.stability, lambda s: 2 * _score(s) + 1 if s.again else 1.0, needs=("scores", "sizing"),
+        ),
+        Stage(
+            "completeness", "testing completeness", ("completeness",), work.completeness,
+            lambda s: (16 * EVALUATED + 12 * 4) * _few(s) / s.n_train, needs=("scores", "sizing"),
+            possible=lambda s: s.n_tested() > 0, bytes=lambda s: s.pair_bytes * _few(s),
+        ),
+        Stage(
+            "minimality", "testing minimality", ("minimality",), work.minimality,
+            lambda s: (2 + min(200, s.n_layers * (s.n_heads + 1))) * EVALUATED * _few(s) / s.n_train, needs=("scores", "sizing"),
+            possible=lambda s: s.n_tested() > 0,
+        ),
+    )
+}  # fmt: skip
+"""In the order in which they run."""
+
+LEAST = ("check", "scores", "estimates", "size", "test")
+"""Without these there is nothing to show."""
+GLANCE = (*LEAST, "curve")
+MORE = ("curve", "screen", "heads", "components", "stream", "positions", "ablations", "stability")
+"""What a budget adds, most telling first."""
+MOST = ("curve-all", "measure", "heads-all", "completeness", "minimality")
+"""What is left after that."""

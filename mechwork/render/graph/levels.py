@@ -1,0 +1,92 @@
+"""The layouts of one graph by how many of its edges are shown: few edges need few rows, and stand close together.
+
+A level is a layout of the nodes of the first `edges` edges. The script takes the first level that has as many edges as are
+shown; beyond the last level the layout of the whole graph holds. Ghosts are edges of the circuit between nodes of the level
+that are not among its first edges, where a plain curve can be drawn without running over a node.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy import ndarray
+
+from .layout import HEAD, HEIGHTS, PORT, WIDTHS, Layout, find_bends, sample_curves
+from .routing import Routed, lay_out_routed
+from .skeleton import default_size
+from .table import GraphTable
+
+SIZES = (60, 150)
+"""Edges of the levels after the first; a level's edges are all routed."""
+MAX_GHOSTS = 120
+
+
+def graph_levels(table: GraphTable, shown: int) -> list[dict[str, Any]]:
+    """The levels of a graph without places, smallest first."""
+    n = len(table.source)
+    if table.place_labels or not n:
+        return []
+    sizes = sorted({min(size, n) for size in (default_size(table.steps), shown, *SIZES) if size <= SIZES[-1]})
+    return [_level(table, size) for size in sizes]
+
+
+def _level(table: GraphTable, size: int) -> dict[str, Any]:
+    source, target = table.source[:size], table.target[:size]
+    score = np.abs(table.score[:size]) if table.scored else np.ones(size)
+    used = np.zeros(len(table.types), dtype=bool)
+    used[source] = used[target] = True
+    links = np.flatnonzero(used[table.links].all(axis=1))
+    ends = (np.concatenate([a, table.links[links, k]]) for k, a in enumerate((source, target)))
+    weight = np.concatenate([score / max(float(score.max()), 1e-12), np.ones(len(links))])
+    routed = lay_out_routed(table.types, table.layers, *ends, weight)
+    bands = [
+        {"layer": b.layer, "label": label, "top": round(b.top, 1), "bottom": round(b.bottom, 1)}
+        for b, label in zip(routed.bands, routed.labels, strict=True)
+    ]
+    return {
+        "edges": size,
+        "x": [None if np.isnan(x) else round(float(x), 1) for x in routed.x],
+        "y": [None if np.isnan(y) else round(float(y), 1) for y in routed.y],
+        "routes": routed.routes[:size],
+        "links": [[int(k), route] for k, route in zip(links, routed.routes[size:], strict=True)],
+        "ghosts": _ghosts(table, routed, size),
+        "size": [round(routed.width, 1), round(routed.height, 1)],
+        "layers": bands,
+    }
+
+
+def _ghosts(table: GraphTable, routed: Routed, size: int) -> list[list[int]]:
+    """(edge, bend) of the further edges between these nodes that can be drawn freely, strongest first."""
+    inside = ~np.isnan(routed.x)
+    rest = np.arange(size, min(len(table.source), 20 * MAX_GHOSTS))
+    rest = rest[inside[table.source[rest]] & inside[table.target[rest]]]
+    rest = rest[routed.y[table.source[rest]] > routed.y[table.target[rest]] + 1][:MAX_GHOSTS]
+    if not len(rest):
+        return []
+    ids = np.flatnonzero(inside)
+    new = np.full(len(inside), -1)
+    new[ids] = np.arange(len(ids))
+    layout = Layout(routed.x[ids], routed.y[ids], (), routed.width, routed.height)
+    types, source, target = table.types[ids], new[table.source[rest]], new[table.target[rest]]
+    port = ports(types[target], table.kind[rest])
+    bends = find_bends(layout, types, source, target, port)
+    free = ~crosses(layout, types, source, target, port, bends)
+    return [[int(e), int(b)] for e, b, ok in zip(rest, bends, free, strict=True) if ok]
+
+
+def ports(target_types: ndarray, kind: ndarray) -> ndarray:
+    """Where an edge enters its target, as a share of the target's width: q left, k in the middle, v right."""
+    return np.where(target_types == HEAD, np.array([-PORT, 0, PORT, 0, 0])[kind], 0.0)
+
+
+def crosses(layout: Layout, types: ndarray, source: ndarray, target: ndarray, port: ndarray, bends: ndarray) -> ndarray:
+    """Per edge: whether its curve runs over a node that is not one of its ends."""
+    px, py = sample_curves(layout, types, source, target, port, bends.astype(float), n=60)
+    found = np.zeros(len(source), dtype=bool)
+    for node in range(len(types)):
+        inside = (np.abs(px - layout.x[node]) < WIDTHS[types[node]] / 2 + 2) & (
+            np.abs(py - layout.y[node]) < HEIGHTS[types[node]] / 2 + 2
+        )
+        found |= inside.any(axis=1) & (source != node) & (target != node)
+    return found

@@ -1,0 +1,159 @@
+"""Judging a method that a student wrote: run it on several models, watch what it does to them, compare with the library.
+
+A judge says one sentence: what kind of mistake it is (nothing returned, shape, number type, NaN, model changed, hook left,
+too slow), or which known mistake gives these numbers, or how far off they are. Whatever happened, the model is put back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+SECONDS = 60
+"""Longer than this, a function is stopped."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call: `truth` is what a right function returns, `mistakes` what known wrong ones return, by what to say then."""
+
+    label: str
+    model: Any
+    arguments: tuple[Any, ...]
+    truth: Any
+    mistakes: tuple[tuple[str, Any], ...] = ()
+
+
+class _TooSlowError(BaseException):
+    """Raised by the clock; no ``except Exception`` of the student's catches it."""
+
+
+def judge_function(answer: Any, cases: Sequence[Case], tolerance: float = 2e-3) -> str | None:
+    """None when `answer` gives every case's truth, else one sentence."""
+    if not callable(answer):
+        return "the answer is the function itself: its name, without parentheses."
+    for case in cases:
+        with _borrowed(case.model) as changed:
+            try:
+                with _clock(SECONDS):
+                    got = answer(*case.arguments)
+            except _TooSlowError:
+                return f"on {case.label} it ran for more than {SECONDS} seconds and was stopped."
+            except Exception as error:  # noqa: BLE001 whatever a student's code raises is to be explained
+                message = (str(error).splitlines() or [""])[0]
+                return f"on {case.label} it raised {type(error).__name__}: {message}"
+        wrong = changed() or _compare(got, case, tolerance)
+        if wrong is not None:
+            return wrong
+    return None
+
+
+def _compare(got: Any, case: Case, tolerance: float) -> str | None:
+    import torch
+
+    if got is None:
+        return "the function returns nothing yet. End it with `return ...`."
+    truth = torch.as_tensor(case.truth).detach().double()
+    try:
+        numbers = torch.as_tensor(got).detach()
+    except (TypeError, ValueError, RuntimeError):
+        return f"it returned a {type(got).__name__}; a number or a tensor is asked for."
+    if not numbers.is_floating_point():
+        return f"it returned {numbers.dtype}; real numbers are asked for (did something get rounded or compared?)."
+    if numbers.shape != truth.shape:
+        shape = "a single number" if truth.ndim == 0 else f"the shape {tuple(truth.shape)}"
+        return f"on {case.label} it returned the shape {tuple(numbers.shape)}; {shape} is asked for."
+    numbers = numbers.double()
+    if not bool(numbers.isfinite().all()):
+        return f"on {case.label} it returned NaN or infinity: look for a division by zero."
+    size = float(truth.abs().max())
+    if float((numbers - truth).abs().max()) <= tolerance * max(size, 1e-6):
+        return None
+    for sentence, value in case.mistakes:
+        other = torch.as_tensor(value).detach().double()
+        if other.shape == numbers.shape and float((numbers - other).abs().max()) <= tolerance * float(
+            other.abs().max()
+        ):
+            return sentence
+    if float((numbers + truth).abs().max()) <= tolerance * size:
+        return "the sign is the wrong way round."
+    off = float((numbers - truth).abs().max())
+    return f"on {case.label} the largest deviation is {off:.3g}, where the largest value is {size:.3g}."
+
+
+@contextlib.contextmanager
+def _borrowed(model: Any) -> Iterator[Callable[[], str | None]]:
+    """Whatever the call does to `model` is seen, said and undone. `model` may be None, for a function without one."""
+    if model is None:
+        yield lambda: None
+        return
+    weights = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
+    asked = {name: tensor.requires_grad for name, tensor in model.named_parameters()}
+    training, hooks = model.training, _n_hooks(model)
+
+    def changed() -> str | None:
+        if _n_hooks(model) != hooks:
+            return "a hook is still on the model afterwards: use run_with_hooks, which takes it off again."
+        for name, tensor in model.named_parameters():
+            if not bool((tensor == weights[name]).all()):
+                return "the model's weights are changed afterwards: work on copies."
+            if tensor.requires_grad != asked[name]:
+                return "some weights ask for gradients afterwards that did not before, or the other way round."
+        return None if model.training == training else "the model is in another mode afterwards (train or eval)."
+
+    try:
+        yield changed
+    finally:
+        if _n_hooks(model) != hooks:
+            model.reset_hooks()
+        for name, tensor in model.named_parameters():
+            tensor.data.copy_(weights[name])
+            tensor.requires_grad_(asked[name])
+            tensor.grad = None
+        model.train(training)
+
+
+def _n_hooks(model: Any) -> int:
+    return sum(len(point.fwd_hooks) + len(point.bwd_hooks) for point in model.hook_dict.values())
+
+
+@contextlib.contextmanager
+def _clock(seconds: int) -> Iterator[None]:
+    """Stop what runs inside after `seconds`, where the system has an alarm and this is the main thread."""
+    if not hasattr(signal, "SIGALRM") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ring(number: int, frame: Any) -> None:
+        raise _TooSlowError
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+# ---- what the exercises share ------------------------------------------------------------------------------------------
+
+TEMPLATE = "Then, {IO} and {S1} went to the {place}. {S2} gave a {object} to"
+"""One template, so that a position means the same in all prompts."""
+
+
+def trials(names: Sequence[str] = ("gpt2-6l", "llama-6l", "neox-6l"), n: int = 8) -> list[tuple[str, Any, Any]]:
+    """(name, model, task) of several bundled models: a method that is right is right on all of them."""
+    import mechwork as mw
+
+    models = [(name, mw.load_model(name)) for name in names]
+    return [(name, model, mw.tasks.ioi(model, n=n, seed=3, template=TEMPLATE)) for name, model in models]
+
+
+def place_of_change(task: Any) -> int:
+    """The position at which the clean and the corrupt prompts differ."""
+    return int((task.pairs.clean_tokens != task.pairs.corrupt_tokens).any(0).nonzero()[0])
