@@ -21,7 +21,7 @@ from typing import IO, Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..bundled import write_atomically
+from ..files import write_atomically
 from ..errors import ArtefactError, InputError
 from ..provenance import hash_json
 from .lock import FolderLock
