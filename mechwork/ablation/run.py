@@ -18,7 +18,7 @@ from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
-from ..runs.record import check_task
+from ..runs.record import check_task, run_to_metric
 from ..shapes import PerExample
 from ..statistics import bootstrap_interval, kl_nats, sign_flip_p
 from ..tasks.metrics import accuracy
@@ -116,9 +116,9 @@ def ablate(
     for first in range(0, len(task), BATCH):
         pairs = task.pairs[first : first + BATCH].to(device_of(model))
         with torch.no_grad():
-            plain = model(pairs.clean_tokens)
+            plain = run_to_metric(model, task, pairs)
             with fitted.applied(model, pairs, first_row=first) as bound:
-                changed = model(pairs.clean_tokens)
+                changed = run_to_metric(model, task, pairs)
         for place, n in bound.experts.routed.items():
             routed[place] = routed.get(place, 0) + n
         reference_log, found = (pairs.final(logits).log_softmax(dim=-1) for logits in (plain, changed))

@@ -21,7 +21,7 @@ from ..interventions import Positional, Replacement, Write, intervene, replace_a
 from ..models.anatomy import device_of, dtype_of, read_anatomy
 from ..patching.memory import d_mlp_of, sizes_of
 from ..patching.sweep import CHUNK_BYTES
-from ..runs.record import check_task, record_run, run_to_metric
+from ..runs.record import check_task, read_columns, record_run, run_to_metric
 from ..runs.restart import restart_at
 from ..shapes import PerExample
 from ..sites import Site
@@ -96,7 +96,7 @@ def run_sets(
     with torch.no_grad():
         for i, first in enumerate(range(0, len(task), BATCH)):
             pairs = task.pairs[first : first + BATCH].to(device_of(model))
-            run = record_run(model, pairs, ["resid_pre"], n_tail=pairs.n_tail if task.metric.reads_final else None)
+            run = record_run(model, pairs, ["resid_pre"], n_tail=read_columns(task, pairs))
             clean.append(task.measure(run.logits, pairs).cpu())
             right.append(accuracy(run.logits, pairs).cpu())
             bound = bind(model, ablation.spec, ablation.tables, pairs, first)

@@ -7,8 +7,9 @@ Three pieces of evidence per head, each by itself no proof:
     QK  of queries that are a token's unembedding (the token is predicted), how often the head attends most to that token
         among a sample of tokens, and its mean percentile (1 = always the most attended, 0.5 = chance)
     share explained  replace the head's write at the last token by what copy suppression alone would do: for the
-        source tokens that the stream before the head predicts most, the attention times the *negative* part of the source's
-        write along that token's unembedding; everything else its mean.
+        source tokens that the stream before the head predicts most above their base rate, the attention times the *negative*
+        part of the source's write along that token's unembedding; everything else its mean. (Base rate: the token's mean
+        logit over all positions of the prompts. By the logit alone "." and " the" come first, at which no head looks.)
             share = 1 - KL(model ‖ that) / KL(model ‖ head mean-ablated at the last token)
 
 Effective embeddings e_t are the stream that leaves block 0 on the prompt ``BOS t`` (for layer 0: that enters it); positions do
@@ -108,7 +109,7 @@ def study_copy_suppression(
     """Evidence for copy suppression in `heads` (default: the `n_heads` of most negative direct effect on the task).
 
     `tokens`: the sample of the vocabulary that OV and QK are tested on (default: 512 random ones). `n_sources`: how many of
-    each prompt's distinct tokens, those predicted most before the head, count as suppressed.
+    each prompt's distinct tokens count as suppressed: those predicted most above their base rate before the head.
 
     Raises `InputError` for a metric that is not linear in uncapped logits, or norms after attention.
     """
@@ -236,6 +237,24 @@ def _qk(
     return float((under >= len(tokens) - 1).double().mean()), float((under / max(1, len(tokens) - 1)).mean())
 
 
+def _above_base_rate(
+    model: TransformerBridge, pairs: PromptPairs, stream: Float[Tensor, "batch pos d_model"]
+) -> Float[Tensor, "batch d_vocab"]:
+    """How much more each of the prompts' tokens is predicted at the last token than on average over all positions.
+
+    Logits less their mean over the vocabulary; -inf for tokens that no prompt has.
+    """
+    norm, W_U = final_norm(model), model.W_U.detach()
+    mask = pairs.mask.to(stream.device)
+    ids = pairs.clean_tokens[pairs.mask].unique().to(stream.device)
+    normed = stream if norm is None else norm(stream).to(stream.dtype)
+    logits = normed @ (W_U[:, ids] - W_U.mean(dim=1, keepdim=True))
+    base = logits[mask].mean(dim=0)
+    above = logits.new_full((len(pairs), W_U.shape[1]), -torch.inf)
+    above[:, ids] = at_ends(logits, pairs) - base
+    return above
+
+
 def _explained(
     model: TransformerBridge, run: Run, pairs: PromptPairs, layer: int, head: int, n_sources: int
 ) -> tuple[float, float]:
@@ -246,14 +265,12 @@ def _explained(
     sources = torch.einsum("bkd,de->bke", run.layers["v"][layer][:, :, _kv(model, head)], attn.W_O[head].detach())
     attention = at_ends(run.layers["pattern"][layer][:, head], pairs)
     unembed = model.W_U.detach().T
-    norm = final_norm(model)
-    stream = at_ends(run.layers["resid_pre"][layer], pairs)
-    predicted = (stream if norm is None else norm(stream).to(stream.dtype)) @ model.W_U.detach()
+    above = _above_base_rate(model, pairs, run.layers["resid_pre"][layer])
     kept = torch.zeros_like(writes)
     for row, length in enumerate(pairs.lengths.tolist()):
         tokens = pairs.clean_tokens[row, :length]
         distinct = tokens.unique()
-        best = distinct[predicted[row, distinct].argsort(descending=True)[:n_sources]]
+        best = distinct[above[row, distinct].argsort(descending=True)[:n_sources]]
         for token in best.tolist():
             direction = unembed[token] / unembed[token].norm()
             here = (tokens == token).nonzero().flatten()

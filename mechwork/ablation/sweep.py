@@ -22,7 +22,7 @@ from ..models.borrow import borrows
 from ..patching.exact import plan_sweep
 from ..patching.grids import Neurons
 from ..patching.result import Effects
-from ..runs.record import check_task, record_run
+from ..runs.record import check_task, read_columns, record_run
 from ..tasks.task import Task
 from .fitted import Ablation, fit_ablation
 from .run import ensure_fitted
@@ -109,7 +109,7 @@ def top_neurons(
     """
     fitted = ensure_fitted(model, task, spec, reference)
     pairs = task.pairs.to(device_of(model))
-    run = record_run(model, pairs, ["mlp_post"], grad=True)
+    run = record_run(model, pairs, ["mlp_post"], grad=True, n_tail=read_columns(task, pairs))
     activations = run.layers["mlp_post"]
     grads = torch.autograd.grad(task.metric(run.logits, pairs).sum(), activations)
     given = given_by(model, task, {"mlp_post": fitted})(slice(0, len(task)))

@@ -20,11 +20,11 @@ from torch import Tensor
 from ..display import Readable
 from ..errors import InputError
 from ..interventions import Chosen, Value, Write, intervene
-from ..models.anatomy import ModelAnatomy, device_of
+from ..models.anatomy import ModelAnatomy
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..result import Result
-from ..runs.record import Baseline, record_run
+from ..runs.record import Baseline, metric_of, read_columns, record_run
 from ..sites import SITE_KINDS, SQUARE_KINDS, Site, site_kind
 from ..tasks.task import Task
 from .match import check_same
@@ -108,9 +108,9 @@ def patch_across(
             raise InputError(f"{', '.join(SQUARE_KINDS)} have two positions and are patched with position='all'")
         where = pairs.spans[position]
     kinds = list(dict.fromkeys(place.kind for place in places))
-    theirs = record_run(donor, pairs, kinds)
+    theirs = record_run(donor, pairs, kinds, n_tail=read_columns(task, pairs))
     with torch.no_grad():
-        plain = task.measure(host(pairs.clean_tokens.to(device_of(host))), pairs.to(device_of(host))).cpu()
+        plain = metric_of(host, task, pairs).cpu()
     baseline = Baseline(task.measure(theirs.logits, pairs.to(theirs.logits.device)).cpu(), plain)
     gap = baseline.require_gap()
     rows: list[AcrossRow] = []
@@ -120,7 +120,7 @@ def patch_across(
             value = value.select(SITE_KINDS[place.kind].axes.index("head"), place.head)
         put = Value(value) if where is None else Chosen(Value(value), where)
         with torch.no_grad(), intervene(host, [Write(place, put)]):
-            reached = task.measure(host(pairs.clean_tokens.to(device_of(host))), pairs.to(device_of(host))).cpu()
+            reached = metric_of(host, task, pairs).cpu()
         effect = float((reached - plain).mean())
         rows.append(AcrossRow(place, effect, effect / gap, _interval(reached - plain, baseline, seed)))
     provenance = build_provenance(

@@ -29,7 +29,7 @@ from ..models.anatomy import device_of
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table, table_rows
-from ..runs.record import record_run
+from ..runs.record import read_columns, record_run
 from ..sites import SITE_KINDS
 from ..statistics import kl_nats
 from ..tasks.pairs import PromptPairs
@@ -192,10 +192,10 @@ def _null(
     for draw in range(n_null):
         parts: dict[str, list[Tensor]] = {name: [] for name in (*kinds, "kl")}
         for pairs in task.pairs.batches(BATCH):
-            plain = record_run(model, pairs.to(device_of(model)), kinds)
+            plain = record_run(model, pairs.to(device_of(model)), kinds, n_tail=1)
             log_p = readout.log_probabilities(_at_end(plain[STREAM], pairs))
             with with_noise(model, sizes, seed + draw):
-                noisy = record_run(model, pairs.to(device_of(model)), kinds)
+                noisy = record_run(model, pairs.to(device_of(model)), kinds, n_tail=1)
                 log_q = readout.log_probabilities(_at_end(noisy[STREAM], pairs))
             for kind in kinds:
                 parts[kind].append(_distance(plain[kind], noisy[kind], pairs)[0])
@@ -228,7 +228,8 @@ def _compare(model_a: TransformerBridge, model_b: TransformerBridge, task: Task,
     kl, output, metrics = [], [], ([], [])
     readouts = [Readout.of(model) for model in (model_a, model_b)]
     for pairs in task.pairs.batches(BATCH):
-        runs = [record_run(model, pairs.to(device_of(model)), kinds) for model in (model_a, model_b)]
+        tail = read_columns(task, pairs)
+        runs = [record_run(model, pairs.to(device_of(model)), kinds, n_tail=tail) for model in (model_a, model_b)]
         for kind in kinds:
             distance, cosine = _distance(runs[0][kind], runs[1][kind], pairs)
             distances[kind].append(distance)

@@ -105,7 +105,7 @@ def compare_lenses(
     if not common:
         raise InputError(f"the lenses read different places: {', '.join(lens_a.kinds)} and {', '.join(lens_b.kinds)}")
     kind = "resid_post" if "resid_post" in common else common[0]
-    runs = [record_run(model, task.pairs.to(device_of(model)), [kind]) for model in (model_a, model_b)]
+    runs = [record_run(model, task.pairs.to(device_of(model)), [kind], n_tail=1) for model in (model_a, model_b)]
     readouts = [Readout.of(model) for model in (model_a, model_b)]
     rows = []
     for layer in range(anatomy.n_layers):

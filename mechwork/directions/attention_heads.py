@@ -17,7 +17,7 @@ from ..errors import InputError
 from ..interventions import intervene, reweigh_attention
 from ..models.anatomy import device_of
 from ..names import head_name
-from ..runs.record import check_task
+from ..runs.record import check_task, metric_of
 from ..tasks.task import Task
 
 if TYPE_CHECKING:
@@ -54,9 +54,9 @@ def rank_attention_heads(
         raise InputError(f"task {task.name!r} has the spans {', '.join(pairs.spans) or '(none)'}; got {span!r}")
     every = [head_name(layer, head) for layer in range(anatomy.n_layers) for head in range(anatomy.n_heads)]
     with torch.no_grad():
-        plain = float(task.measure(model(pairs.clean_tokens), pairs).mean())
+        plain = float(metric_of(model, task, pairs).mean())
         found = []
         for head in heads if heads is not None else every:
             with intervene(model, reweigh_attention([head], pairs.spans[span], factor=factor)):
-                found.append(HeadGain(head, float(task.measure(model(pairs.clean_tokens), pairs).mean()) - plain))
+                found.append(HeadGain(head, float(metric_of(model, task, pairs).mean()) - plain))
     return sorted(found, key=lambda row: -row.gain)

@@ -23,6 +23,8 @@ from torch import Tensor
 from ..errors import InputError, MetricError
 from ..interventions import Steering, as_interventions, guard_overflow, intervene
 from ..models.anatomy import check_ready, device_of
+from ..models.borrow import run_tail
+from ..runs.record import metric_of, run_to_metric
 from ..shapes import Tokens
 from ..sites import Site
 from ..statistics import kl_nats
@@ -83,9 +85,9 @@ class Bench:
             )
         text = None if text is None else text.to(device_of(model))
         pairs = task.pairs.to(device_of(model))
-        clean = task.measure(model(pairs.clean_tokens), pairs).cpu()
+        clean = metric_of(model, task, pairs).cpu()
         host = pairs.corrupt_as_host()
-        corrupt = task.measure(model(host.clean_tokens), host).cpu()
+        corrupt = metric_of(model, task, host).cpu()
         if abs(float(clean.mean() - corrupt.mean())) <= 1e-6 * max(1e-12, float(clean.abs().max())):
             raise MetricError("success is undefined: clean and corrupt prompts have the same mean metric")
         plain, effects = _elsewhere(model, others, text, n_generated)
@@ -109,7 +111,7 @@ class Bench:
             intervene(self.model, as_interventions(self.site, write)),
             guard_overflow(self.model, f"steering by {name}"),
         ):
-            logits = self.model(host.clean_tokens)
+            logits = run_to_metric(self.model, self.task, host)
             found, effects = _elsewhere(self.model, self.others, self.text, self.n_generated)
             continued = (
                 None
@@ -139,7 +141,7 @@ def _elsewhere(
     found, right, perplexity = [], [], None
     for other in others:
         pairs = other.pairs.to(device_of(model))
-        logits = model(pairs.clean_tokens)
+        logits = run_tail(model, pairs.clean_tokens, pairs.n_tail)
         found.append(pairs.final(logits).log_softmax(dim=-1))
         right.append(float(accuracy(logits, pairs).float().mean()))
     if text is not None:

@@ -29,13 +29,13 @@ from torch import Tensor
 from ..circuits.graph.writers import require_aligned
 from ..errors import InputError
 from ..models.anatomy import device_of
-from ..models.borrow import hooked
+from ..models.borrow import hooked, run_tail
 from ..models.identity import identify_model
 from ..patching.attribution import find_coefficients
 from ..patching.result import check_direction
 from ..provenance import build_provenance
 from ..relevance import Composite, Rule, find_composite
-from ..runs.record import Baseline, check_task, record_run
+from ..runs.record import Baseline, check_task, read_columns, record_run
 from ..shapes import PerExample
 from ..sites import Site, hook_name
 from ..tasks.pairs import PromptPairs
@@ -133,7 +133,7 @@ class _Batch:
         """Vectors at every place, what the coders make of them, and the metric. Cost: 1 forward."""
         named = [Site("resid_pre", 0), *(site for c in self.features for site in (c.reads, c.writes))]
         sites = list(dict.fromkeys(map(whole, named)))
-        run = record_run(self.model, pairs, sites, n_tail=pairs.n_tail if self.task.metric.reads_final else None)
+        run = record_run(self.model, pairs, sites, n_tail=read_columns(self.task, pairs))
         by_site = dict(_by_site(run.layers, sites))
         found = {site: as_vectors(_of_head(by_site[whole(site)], site)) for site in named}
         coded = [code(c, found[c.reads], found[c.writes]) for c in self.features]
@@ -162,7 +162,9 @@ class _Batch:
             start = None if fraction == 0 else self.own[first] + fraction * (self.other[first] - self.own[first])
             put = [] if start is None else [(hook_name(first), _leaf(start))]
             with self.composite.context(self.model), hooked(self.model, put):
-                run = record_run(self.model, self.host, self.sites, grad=True)
+                run = record_run(
+                    self.model, self.host, self.sites, grad=True, n_tail=read_columns(self.task, self.host)
+                )
                 value = self.task.measure(run.logits, self.host).sum()
             by_site = dict(_by_site(find_coefficients(run, value, list(run.layers)), self.sites))
             for i, coder in enumerate(self.features):
@@ -182,7 +184,8 @@ class _Batch:
                     self.composite.context(self.model),
                     hooked(self.model, [(hook_name(site), _put(value, site))]),
                 ):
-                    metric = self.task.measure(self.model(self.host.clean_tokens), self.host).sum()
+                    logits = run_tail(self.model, self.host.clean_tokens, read_columns(self.task, self.host))
+                    metric = self.task.measure(logits, self.host).sum()
                     (grad,) = torch.autograd.grad(metric, value)
                 total = grad / ig_steps if total is None else total + grad / ig_steps
             assert total is not None

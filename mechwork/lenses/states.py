@@ -1,4 +1,4 @@
-"""Residual states: record them at every layer in one forward, without making the model's logits.
+"""Residual states: record them at every layer in one forward that ends with the last of them.
 
 Places of a reading are sites of the residual stream in the order in which the model computes them, ending with the
 stream that leaves the last block, whose reading is the model's own output.
@@ -7,6 +7,7 @@ stream that leaves the last block, whose reading is the model's own output.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..models.anatomy import NATIVE, ModelAnatomy, device_of, read_anatomy
-from ..models.borrow import hooked
+from ..models.borrow import hooked, run_tail
 from ..shapes import Tokens
 from ..sites import Site, hook_name
 
@@ -41,24 +42,32 @@ def lens_sites(anatomy: ModelAnatomy, kinds: Sequence[str] = ("resid_pre",)) -> 
     return sites if sites[-1] == last else [*sites, last]
 
 
+class _Recorded(Exception):  # noqa: N818 - a stop, not a fault
+    """Every state is there: the rest of the forward would be thrown away."""
+
+
 def record_states(
     model: TransformerBridge, tokens: Tokens, sites: Sequence[Site]
 ) -> list[Float[Tensor, "batch pos d_model"]]:
-    """The stream at each of `sites`. Cost: 1 forward, the unembedding at one position only."""
+    """The stream at each of `sites`. Cost: 1 forward as far as the last of them, without unembedding."""
     found: dict[Site, Tensor] = {}
+    wanted = dict.fromkeys(sites)
 
     def keep(site: Site) -> Any:
         def hook(activation: Tensor, hook: Any) -> None:
             found[site] = activation.detach()
+            if len(found) == len(wanted):
+                raise _Recorded
 
         return hook
 
-    with torch.no_grad(), hooked(model, [(hook_name(site), keep(site)) for site in sites]):
-        run_to_the_end(model, tokens)
+    hooks = [(hook_name(site), keep(site)) for site in wanted]
+    with torch.no_grad(), hooked(model, hooks), suppress(_Recorded):
+        model(tokens.to(device_of(model)))
     return [found[site] for site in sites]
 
 
 def run_to_the_end(model: TransformerBridge, tokens: Tokens) -> Tensor:
     """All blocks, and the logits of the last position alone (native models: of all)."""
-    tail = {} if read_anatomy(model).architecture == NATIVE else {"logits_to_keep": 1}
-    return model(tokens.to(device_of(model)), **tail)[:, -1]
+    tail = None if read_anatomy(model).architecture == NATIVE else 1
+    return run_tail(model, tokens.to(device_of(model)), tail)[:, -1]

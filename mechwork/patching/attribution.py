@@ -21,8 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..errors import InputError, MetricError
-from ..execute.memory import MemoryBudget
-from ..execute.progress import Progress
+from ..execute import MemoryBudget, Progress
 from ..models.anatomy import device_of, read_anatomy
 from ..models.borrow import borrows, hooked
 from ..models.identity import identify_model

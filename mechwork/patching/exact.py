@@ -166,13 +166,14 @@ class Job:
     def work(self) -> Work:
         """The sweep as pure data."""
         facts, tensors = pack_task(self.task)
-        why = "it patches a share of each activation, which is a function of this process; use forked workers"
+        why = "what it puts in is a function of this process; use forked workers"
+        own = self.share is not None or (self.given is not None and self.operation == OPERATION)
         return Work(
             self.operation,
             ModelRef.of(self.model),
             {"sweep": self.sweep.to_json(), "task": facts, "about": self.about, **self.settings},
             {"task": tensors, "places": dict(self.places), **self.data},
-            why_not_sent(self.metrics) if self.share is None else why,
+            why if own else why_not_sent(self.metrics),
         )
 
     def run(self, *, checkpoint: str | Path | None = None, progress: Progress | None = None) -> Effects:

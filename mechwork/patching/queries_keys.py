@@ -48,7 +48,7 @@ def patched_scores(
 ) -> Float[Tensor, "batch head query_pos key_pos"]:
     """Attention scores of a layer with all its queries (or keys) replaced by `value`. Cost: 1 forward from the layer on."""
     with restart_at(model, layer, resid_pre), intervene(model, [Write(Site(kind, layer), Value(value))]):
-        recorded = record_run(model, pairs, ["attn_scores"]).layers["attn_scores"]
+        recorded = record_run(model, pairs, ["attn_scores"], n_tail=1).layers["attn_scores"]
     return recorded[0]  # the blocks below did not run
 
 

@@ -22,6 +22,7 @@ from ..directions import Direction
 from ..errors import InputError
 from ..interventions import Add, Write, intervene
 from ..models.anatomy import device_of
+from ..runs.record import run_to_metric
 from ..tasks.task import Task
 from .illusion import IllusionCheck, check_illusion, downstream_weight, split_subspace
 from .subspace import Subspace
@@ -109,4 +110,4 @@ def _metric(
 ) -> float:
     host = task.pairs.corrupt_as_host().to(device_of(model))
     with intervene(model, [Write(direction.site, Add(vector, strength))]):
-        return float(task.measure(model(host.clean_tokens), host).mean())
+        return float(task.measure(run_to_metric(model, task, host), host).mean())

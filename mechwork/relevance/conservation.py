@@ -21,7 +21,7 @@ from torch import Tensor
 from ..display import Readable
 from ..errors import MetricError
 from ..models.anatomy import check_ready, device_of, dtype_of, read_anatomy
-from ..models.borrow import borrows, hooked
+from ..models.borrow import borrows, hooked, run_tail
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..runs.record import leaf_at_embedding
@@ -98,8 +98,12 @@ def check_conservation(
     tokens: Tokens,
     metric: Callable[[Any], Tensor],
     rules: str | Composite = "relp_ah",
+    *,
+    n_tail: int | None = None,
 ) -> Conservation:
     """The account of relevance for `metric(logits)`, summed if it has one value per prompt. Cost: 1 forward + 1 backward.
+
+    `n_tail`: the metric gets the last columns' logits only, and no others are computed (default: all).
 
     Never fails because relevance is not conserved: it says where it went, and whether that was to be expected. Raises
     `MetricError` for a metric without gradient and `InputError` for rules that do not fit the model.
@@ -121,7 +125,7 @@ def check_conservation(
         leaf_at_embedding(model),
         hooked(model, hooks),
     ):
-        logits = model(tokens.to(device_of(model)))
+        logits = run_tail(model, tokens.to(device_of(model)), n_tail)
         value = metric(logits).sum()
         if not value.requires_grad:
             raise MetricError("the metric has no gradient with respect to the logits. Use a differentiable metric.")

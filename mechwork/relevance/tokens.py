@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import InputError, MetricError
 from ..models.anatomy import check_ready, device_of
-from ..models.borrow import borrows, hooked
+from ..models.borrow import borrows, hooked, run_tail
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
@@ -93,10 +93,11 @@ def attribute_tokens(
             f"prompts have at most {anatomy.n_ctx} tokens with ids below {anatomy.d_vocab}; got {len(ids)} tokens, ids up to {max(ids)}"
         )
     function, name = _metric_of(model, metric, anatomy.d_vocab)
+    n_tail = None if callable(metric) else 1
     streams: list[Tensor] = []
     hooks = [(hook_name(Site("resid_pre", 0)), lambda x, **_: streams.append(x))]
     with torch.enable_grad(), composite.context(model), leaf_at_embedding(model), hooked(model, hooks):
-        value = function(model(torch.tensor([ids], device=device_of(model))))
+        value = function(run_tail(model, torch.tensor([ids], device=device_of(model)), n_tail))
         if value.numel() != 1 or not value.requires_grad or not bool(torch.isfinite(value).all()):
             raise MetricError(f"a metric is one finite number that depends on the logits; got {value.detach()}")
         (coefficient,) = torch.autograd.grad(value.sum(), streams[0])

@@ -56,7 +56,7 @@ def record_attention(model: TransformerBridge, task: Task, heads: Sequence[str],
     if not -len(task) <= row < len(task):
         raise InputError(f"task {task.name!r} has pairs 0 to {len(task) - 1}; got row {row}")
     one = task[[row % len(task)]]
-    run = record_run(model, one.pairs, ["pattern"])
+    run = record_run(model, one.pairs, ["pattern"], n_tail=1)
     length = int(one.pairs.lengths[0])
     patterns = torch.stack([run.layers["pattern"][layer][0, head, :length, :length] for layer, head in places])
     provenance = build_provenance(method="attention patterns", task=task.provenance(), row=row)
@@ -89,7 +89,7 @@ def attention_between(
     sums = {pair: torch.zeros(anatomy.n_layers, anatomy.n_heads, dtype=torch.float64) for pair in spans}
     counts = dict.fromkeys(spans, 0)
     for pairs in task.pairs.batches(32):
-        run = record_run(model, pairs, ["pattern"])
+        run = record_run(model, pairs, ["pattern"], n_tail=1)
         for pair in spans:
             query, key = (pairs.spans[name].to(run.logits.device) for name in pair)
             both = query.any(dim=1) & key.any(dim=1)

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 MAX_PROMPTS = 64
 """Prompts that are looked at: enough for examples, and one batch."""
 
+LOGITS = 2**23
+"""Logits held at a time."""
+
 LOOKS = ("previous token", "first token", "itself", "earlier copy", "after an earlier copy")
 
 
@@ -92,7 +95,8 @@ class ComponentStudy(Result):
 def study_components(
     model: TransformerBridge, task: Task, nodes: Sequence[str], *, n_tokens: int = 6, n_examples: int = 3, row: int = 0
 ) -> ComponentStudy:
-    """Heads (``"a3.h1"``) and MLPs (``"m2"``) among `nodes`; input and logits are passed over. Cost: 1 forward of at most 64 prompts.
+    """Heads (``"a3.h1"``) and MLPs (``"m2"``) among `nodes`; input and logits are passed over. Cost: 1 forward of at
+    most 64 prompts without its unembedding, one unembedding per component, and W_U W_E once.
 
     What a component promotes is left out where a norm stands between it and the residual stream (post-norm blocks).
 
@@ -109,17 +113,18 @@ def study_components(
     part = task[order]
     pairs = part.pairs.to(device_of(model))
     kinds = ["z", "pattern", "resid_post"] + ([] if anatomy.attn_only else ["mlp_out"])
-    run = record_run(model, pairs, kinds)
+    run = record_run(model, pairs, kinds, n_tail=1)
     counted = pairs.mask.to(run.logits.device).clone()
     counted[:, 0] = False
     masks = _key_masks(pairs)
+    named = _promoted(model, pairs, run, places, n_tokens)
+    tokens = _token_product(model)
     rows = []
-    for node, (layer, head) in zip(wanted, places, strict=True):
+    for node, (layer, head), (promoted, suppressed) in zip(wanted, places, named, strict=True):
         states, weight = _write(model, run, layer, head)
         strength = _activation(states, weight, counted)
-        promoted, suppressed = _logits_of(model, pairs, run, states, weight, layer, n_tokens)
         looks = {} if head is None else _looks(run.layers["pattern"][layer][:, head], masks)
-        copying = None if head is None else _copying(model, anatomy, layer, head)
+        copying = None if head is None else _copying(model, anatomy, tokens, layer, head)
         rows.append(
             ComponentRow(node, promoted, suppressed, _examples(part, order, strength, n_examples), looks, copying)
         )
@@ -172,35 +177,46 @@ def _examples(part: Task, order: list[int], strength: Float[Tensor, "batch pos"]
     return tuple(found)
 
 
-def _logits_of(
-    model: TransformerBridge,
-    pairs: PromptPairs,
-    run: Run,
-    states: Float[Tensor, "batch pos state"],
-    weight: Float[Tensor, "state d_model"] | None,
-    layer: int,
-    n: int,
-) -> tuple[tuple[tuple[str, float], ...], tuple[tuple[str, float], ...]]:
-    """Tokens that the write at the first prompt's last position raises and lowers most."""
-    after = "ln2_post" if weight is None else "ln1_post"
-    if model.tokenizer is None or block_norm(model, layer, after) is not None:
-        return (), ()
+Tokens = tuple[tuple[str, float], ...]
+
+
+def _promoted(
+    model: TransformerBridge, pairs: PromptPairs, run: Run, places: Sequence[tuple[int, int | None]], n: int
+) -> list[tuple[Tokens, Tokens]]:
+    """Per component the tokens that its write at the first prompt's last position raises and lowers most.
+
+    Writes are unembedded together, so many at a time that their logits stay within `LOGITS`.
+    """
     end, norm = int(pairs.lengths[0]) - 1, final_norm(model)
-    write = states[0, end] if weight is None else states[0, end] @ weight
-    if norm is not None:
-        write = norm.linear(write, norm.scale(run.layers["resid_post"][-1][0, end]))
-    logits = write @ model.W_U.detach()
-    logits = logits - logits.mean()
-    n = min(n, len(logits))
+    writes: dict[int, Tensor] = {}
+    for i, (layer, head) in enumerate(places):
+        after = "ln2_post" if head is None else "ln1_post"
+        if model.tokenizer is not None and block_norm(model, layer, after) is None:
+            states, weight = _write(model, run, layer, head)
+            writes[i] = states[0, end] if weight is None else states[0, end] @ weight
+    found: list[tuple[Tokens, Tokens]] = [((), ()) for _ in places]
+    W_U = model.W_U.detach()
+    for which in _pieces(list(writes), max(1, LOGITS // W_U.shape[1])):
+        written = torch.stack([writes[i] for i in which])
+        if norm is not None:
+            written = norm.linear(written, norm.scale(run.layers["resid_post"][-1][0, end]))
+        logits = written @ W_U
+        logits = logits - logits.mean(dim=-1, keepdim=True)
+        for i, row in zip(which, logits, strict=True):
+            found[i] = (_named(model, row, n, 1), _named(model, row, n, -1))
+    return found
 
-    def named(sign: int) -> tuple[tuple[str, float], ...]:
-        top = (sign * logits).topk(n)
-        return tuple(
-            (str(model.tokenizer.decode([i])), float(f"{sign * v:.4g}"))
-            for i, v in zip(top.indices.tolist(), top.values.tolist(), strict=True)
-        )
 
-    return named(1), named(-1)
+def _pieces(items: list[int], size: int) -> list[list[int]]:
+    return [items[first : first + size] for first in range(0, len(items), size)]
+
+
+def _named(model: TransformerBridge, logits: Float[Tensor, " d_vocab"], n: int, sign: int) -> Tokens:
+    top = (sign * logits).topk(min(n, len(logits)))
+    return tuple(
+        (str(model.tokenizer.decode([i])), float(f"{sign * v:.4g}"))
+        for i, v in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    )
 
 
 def _key_masks(pairs: PromptPairs) -> dict[str, Bool[Tensor, "batch query_pos key_pos"]]:
@@ -228,17 +244,36 @@ def _looks(
     return found
 
 
-def _copying(model: TransformerBridge, anatomy: ModelAnatomy, layer: int, head: int) -> float | None:
-    """Elhage et al. 2021, sec. "Detecting copying behaviour"; None where a norm after attention stands in between."""
+def _token_product(model: TransformerBridge) -> Float[Tensor, "d_model d_model2"]:
+    """W_U W_E: the sum over all tokens of (how the stream raises it) x (what it is embedded as).
+
+    The one part of a copying score that is as large as the vocabulary; the same for every head. Half precision is summed in
+    float32, a piece of the vocabulary at a time.
+    """
+    W_U, W_E = model.W_U.detach(), model.W_E.detach()
+    dtype = torch.promote_types(W_U.dtype, torch.float32)
+    if dtype == W_U.dtype:
+        return W_U @ W_E
+    step = max(1, LOGITS // W_U.shape[0])
+    pieces = zip(W_U.split(step, dim=1), W_E.split(step), strict=True)
+    return sum((u.to(dtype) @ e.to(dtype) for u, e in pieces), torch.zeros((), dtype=dtype, device=W_U.device))
+
+
+def _copying(
+    model: TransformerBridge, anatomy: ModelAnatomy, tokens: Float[Tensor, "d_model d_model2"], layer: int, head: int
+) -> float | None:
+    """Elhage et al. 2021, sec. "Detecting copying behaviour"; None where a norm after attention stands in between.
+
+    Gain and centring of the norm before attention act on W_E's last axis, so they act on `tokens` = W_U W_E as well.
+    """
     if block_norm(model, layer, "ln1_post") is not None:
         return None
     attn, before, last = model.blocks[layer].attn, block_norm(model, layer, "ln1"), final_norm(model)
-    W_E, W_U = model.W_E.detach(), model.W_U.detach()
     W_V, W_O = attn.W_V.detach()[head * anatomy.n_kv_heads // anatomy.n_heads], attn.W_O.detach()[head]
     if before is not None:
-        W_E = before.gain * before.centre(W_E)
+        tokens = before.gain * before.centre(tokens)
     if last is not None:
         W_O = last.gain * last.centre(W_O)
-    small = (W_O @ W_U) @ (W_E @ W_V)  # has the eigenvalues of W_E W_V W_O W_U that are not zero
+    small = W_O.to(tokens) @ tokens @ W_V.to(tokens)  # has the eigenvalues of W_E W_V W_O W_U that are not zero
     values = torch.linalg.eigvals(small.double().cpu())
     return float(values.real.sum() / values.abs().sum())

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ..display import Readable
 from ..errors import InputError, MetricError
+from ..models.anatomy import device_of
+from ..models.borrow import run_tail
 from ..provenance import Provenance
 from .metrics import Metric, MetricFunction, find_metric, logit_difference
 from .pairs import PromptPairs, Spans
@@ -107,7 +109,7 @@ class Task(Readable):
                     f"{metric.name} compares with the clean run: pass the model, task.with_metric({metric.name!r}, model)"
                 )
             with torch.no_grad():
-                logits = model(pairs.clean_tokens.to(next(model.parameters()).device))
+                logits = run_tail(model, pairs.clean_tokens.to(device_of(model)), pairs.n_tail)
             pairs = replace(pairs, reference_logprobs=pairs.final(logits).log_softmax(dim=-1).cpu())
         return replace(self, pairs=pairs, metric=metric)
 

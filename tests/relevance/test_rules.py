@@ -28,7 +28,7 @@ from mechwork.relevance import (
 from mechwork.relevance.rules import norm_pull_back
 from mechwork.runs import record_run
 from mechwork.tasks.task import Task
-from tests.families import borrowed, build_model
+from tests.families import borrowed, build_model, build_task
 
 
 def coefficients(
@@ -175,15 +175,15 @@ def test_innermost_context_alone_is_active(tiny_gpt2_64: Any, tiny_task: Task) -
     torch.testing.assert_close(inner["resid_pre"], plain["resid_pre"], rtol=0, atol=0)
 
 
-def test_an_interrupted_forward_leaves_no_softmax_rule(interrupt_family: str) -> None:
+def test_an_interrupted_forward_leaves_no_softmax_rule() -> None:
     """Attention inside the wrapped module gets its rule from a mode of the thread; Ctrl-C in it must not leave the mode on."""
-    model, task = build_model(interrupt_family), build_task()
+    model, task = build_model("opt"), build_task()
 
-    def stop(activation: torch.Tensor, hook: Any) -> None:
+    def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
     inside = model.blocks[1].attn.original_component
-    handle = next(inside.children()).register_forward_hook(lambda *_: stop(torch.empty(0), None))
+    handle = next(inside.children()).register_forward_hook(stop)
     with pytest.raises(KeyboardInterrupt), find_composite("gim").context(model):
         model(task.pairs.clean_tokens)
     handle.remove()
@@ -192,12 +192,6 @@ def test_an_interrupted_forward_leaves_no_softmax_rule(interrupt_family: str) ->
     p = x.detach().softmax(dim=-1)
     torch.testing.assert_close(found, p * (torch.eye(5, dtype=p.dtype)[0] - p[:, :1]), rtol=0, atol=1e-12)
     assert all("forward" not in vars(module) for module in model.modules())
-
-
-@pytest.fixture(params=["opt", "gpt2"])
-def interrupt_family(request: pytest.FixtureRequest) -> str:
-    """Closed attention, and open."""
-    return request.param
 
 
 def test_cleanup_that_fails_is_finished(tiny_gpt2: Any, tiny_task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
