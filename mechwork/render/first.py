@@ -24,9 +24,7 @@ def first_screen(findings: Findings, heading: str, pending: Sequence[str] = ()) 
     """The section's content; `heading` is the title of the page (empty: the page has it elsewhere)."""
     example = find_example(findings)
     title = f"<h1>{escape(heading)}</h1>" if heading else ""
-    shade = (
-        f'<p class="mw-muted">Shade: {term("effect", example.said)} of the words’ stream.</p>' if example.said else ""
-    )
+    shade = f'<p class="mw-muted">Shade: {term("effect", example.said)}.</p>' if example.said else ""
     tiles = "".join(_tile(*tile) for tile in three_numbers(findings))
     caveat = main_caveat(findings)
     waiting = (
@@ -87,7 +85,7 @@ def _picture(findings: Findings) -> str:
     return (
         f'<figure class="mw-first-graph"><a href="#graph" aria-label="{escape(label)}; the interactive graph is below">'
         f'<svg viewBox="0 0 {width:g} {height:g}" style="max-width:{1.25 * width:.0f}px" aria-hidden="true" font-family="inherit">{shapes}</svg></a>'
-        f"<figcaption>{roles}{escape(plural(n, 'strongest edge'))} of {count(circuit.n_edges)}{escape(alone)}.</figcaption></figure>"
+        f"<figcaption>{roles}{count(n)} of {escape(plural(circuit.n_edges, 'edge'))}{escape(alone)}.</figcaption></figure>"
     )
 
 
