@@ -38,6 +38,7 @@ PUBLIC = {
     "check_conservation",
     "errors",
     "evaluate",
+    "figure",
     "find_composite",
     "fit_direction",
     "ground_truth",
