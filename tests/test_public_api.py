@@ -39,6 +39,7 @@ PUBLIC = {
     "errors",
     "evaluate",
     "executor",
+    "figure",
     "find_composite",
     "fit_direction",
     "ground_truth",

@@ -24,7 +24,7 @@ def follow_tokenizer(model: TransformerBridge, tokenizer: Any) -> None:
         model.cfg.default_prepend_bos = bool(ids) and ids[0] == tokenizer.bos_token_id
 
 
-def choose_bos(model: TransformerBridge, prepend_bos: bool | None) -> None:
+def choose_bos(model: TransformerBridge, *, prepend_bos: bool | None) -> None:
     """Set the model's habit by hand; raises `InputError` for a token that its tokenizer does not have."""
     if prepend_bos and getattr(model.tokenizer, "bos_token_id", None) is None:
         raise InputError("prepend_bos=True needs a tokenizer with a beginning-of-sequence token; this one has none")

@@ -116,7 +116,7 @@ def load_model(
     _move(model, place, None if dtype is None else find_dtype(dtype, place))
     model.eval()
     model.requires_grad_(False)
-    choose_bos(model, prepend_bos)
+    choose_bos(model, prepend_bos=prepend_bos)
     read_anatomy(model)
     return model
 

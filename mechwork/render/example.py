@@ -6,6 +6,7 @@ probabilities are those of the last place of a lens table, which is the model's 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from ..lenses.table import LensTable
@@ -99,7 +100,7 @@ def prompt_line(example: Example) -> str:
     parts = []
     scale = example.scale or 1.0
     for i, (token, value, place) in enumerate(zip(example.tokens, example.effects, example.places, strict=True)):
-        if i == 0 and token.startswith("<|"):
+        if i == 0 and re.fullmatch(r"<[^ ]+>", token):
             continue
         share = 0 if value is None else round(70 * min(1.0, abs(value) / scale))
         style = f' style="--share:{share}%"' if share > 2 else ""

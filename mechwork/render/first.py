@@ -6,6 +6,7 @@ said when the caller names it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from ..circuits.testing.curves import CircuitEvaluation
@@ -16,16 +17,14 @@ from .graph.skeleton import interpolate
 from .graph.static import PAGE, draw_graph
 from .page.page import Fragment
 from .page.text import count, escape, fixed, percent, plural, words
-from .words import main_caveat, term
+from .words import SPAN_WORDS, main_caveat, term
 
 
 def first_screen(findings: Findings, heading: str, pending: Sequence[str] = ()) -> Fragment:
     """The section's content; `heading` is the title of the page (empty: the page has it elsewhere)."""
     example = find_example(findings)
     title = f"<h1>{escape(heading)}</h1>" if heading else ""
-    shade = (
-        f'<p class="mw-muted">Shade: {term("effect", example.said)} of the words’ stream.</p>' if example.said else ""
-    )
+    shade = f'<p class="mw-muted">Shade: {term("effect", example.said)}.</p>' if example.said else ""
     tiles = "".join(_tile(*tile) for tile in three_numbers(findings))
     caveat = main_caveat(findings)
     waiting = (
@@ -78,13 +77,15 @@ def _picture(findings: Findings) -> str:
     n = payload["shown"]
     shapes, width, height = draw_graph(payload, n, PAGE)
     part = interpolate(payload["faithfulness"], n)
-    alone = f"; alone about {fixed(part, 2)} faithful" if part is not None and n < circuit.n_edges else ""
+    alone = (
+        f"; alone about {fixed(part, 2)} faithful (interpolated)" if part is not None and n < circuit.n_edges else ""
+    )
     roles = _roles(payload, n)
     label = f"Circuit for {findings.task.name}: its {plural(n, 'strongest connected edge')}"
     return (
         f'<figure class="mw-first-graph"><a href="#graph" aria-label="{escape(label)}; the interactive graph is below">'
         f'<svg viewBox="0 0 {width:g} {height:g}" style="max-width:{1.25 * width:.0f}px" aria-hidden="true" font-family="inherit">{shapes}</svg></a>'
-        f"<figcaption>{roles}{escape(plural(n, 'strongest edge'))} of {count(circuit.n_edges)}{escape(alone)}.</figcaption></figure>"
+        f"<figcaption>{roles}{count(n)} of {escape(plural(circuit.n_edges, 'edge'))}{escape(alone)}.</figcaption></figure>"
     )
 
 
@@ -92,8 +93,14 @@ def _roles(payload: dict, n: int) -> str:
     drawn = {*payload["edges"]["source"][:n], *payload["edges"]["target"][:n]}
     shown = {payload["nodes"]["role"][i] for i in drawn}
     keys = [
-        f'<span class="mw-role-key" style="--role:var(--mw-role-{k})">{escape(role)}</span>'
+        f'<span class="mw-role-key" style="--role:var(--mw-role-{k})">{_spelled(role)}</span>'
         for k, role in enumerate(payload["roles"][:8])
         if role in shown
     ]
     return "".join(keys)
+
+
+def _spelled(role: str) -> str:
+    """A role, with names of groups of words (``S2+``) linked to what they stand for."""
+    link = f'<a class="mw-term" href="#word-spans" title="{escape(SPAN_WORDS)}">\\1</a>'
+    return re.sub(r"\b((?:IO|S1|S2)\+?|END)", link, escape(role))

@@ -82,7 +82,7 @@ def render_report(
     present = {section.name for section in sections}
     sections += [Section(name, SECTIONS[name][0], ()) for name in texts if name not in present]
     sections.sort(key=lambda section: list(SECTIONS).index(section.name))
-    terms = definitions(spans=bool(task.pairs.spans))
+    terms = definitions(spans=bool(task.pairs.spans) or "word-spans" in sections[0].fragments[0].body)
     if taught:
         sections = for_class(sections, terms)
     fragments = [Fragment(f'<header class="mw-report-head"><h1>{escape(heading)}</h1></header>')] if taught else []

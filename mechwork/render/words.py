@@ -78,8 +78,8 @@ def main_caveat(findings: Findings) -> str:
     if lost:
         worst = next((e for e in lost if e.ablation == "mean"), lost[0])
         return (
-            f"Under {worst.ablation} ablation the same circuit keeps {fixed(worst.faithfulness, 2)}: "
-            "it is a circuit of the difference between the two prompts of a pair."
+            f"Under {worst.ablation} ablation it keeps {fixed(worst.faithfulness, 2)}: "
+            "a circuit of the difference between a pair’s prompts, not of all they share."
         )
     if len(same) == 1:
         return f"Tested under {same[0].ablation} ablation only; another ablation may give another number."

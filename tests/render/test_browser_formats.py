@@ -161,7 +161,7 @@ def test_a_hundred_thousand_edges_are_cut_and_the_page_says_so(open_page: OpenPa
     mask = torch.zeros_like(space.mask).flatten()
     mask[values.abs().flatten().topk(100_000).indices] = True
     circuit = Circuit(space, mask.view_as(space.mask), values)
-    tab = open_page(render_graph(circuit))
+    tab = open_page(render_graph(circuit, GraphOptions(shown=2000)))
     assert tab.page.locator(".mw-counted").text_content().startswith("showing 2,000 of ")
     assert "50,000 weakest edges were left out of this page" in tab.page.locator(".mw-active").text_content()
     tab.page.locator(".mw-exact").fill("50000")

@@ -19,7 +19,7 @@ from tests.render import synthetic
 @pytest.fixture
 def tab(open_page: OpenPage) -> Tab:
     return open_page(
-        render_graph(synthetic.circuit(), GraphOptions(title="Circuit for ioi"), scores=synthetic.scores())
+        render_graph(synthetic.circuit(), GraphOptions(title="Circuit for ioi", shown=60), scores=synthetic.scores())
     )
 
 

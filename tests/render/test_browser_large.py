@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mechwork.render import render_graph
+from mechwork.render import GraphOptions, render_graph
 from mechwork.render.graph.payload import graph_payload
 from tests.browser import OpenPage, Tab
 from tests.render import synthetic
@@ -25,7 +25,7 @@ def payload() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def graph_page() -> str:
-    return render_graph(synthetic.large_circuit())
+    return render_graph(synthetic.large_circuit(), GraphOptions(shown=2000))
 
 
 @pytest.fixture(scope="module")

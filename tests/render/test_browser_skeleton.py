@@ -83,7 +83,7 @@ def test_a_click_on_an_edge_tells_it_and_a_node_under_the_pointer_shows_its_edge
     tab.node("a4.h1").hover()
     tab.settle()
     assert tab.page.locator(".mw-near .mw-value").count() > 1
-    values = {text for text in tab.page.locator(".mw-near .mw-value").all_text_contents()}
+    values = set(tab.page.locator(".mw-near .mw-value").all_text_contents())
     assert all(value[0] in "+−0" for value in values)
 
 

@@ -82,7 +82,7 @@ def ports(target_types: ndarray, kind: ndarray) -> ndarray:
 
 def crosses(layout: Layout, types: ndarray, source: ndarray, target: ndarray, port: ndarray, bends: ndarray) -> ndarray:
     """Per edge: whether its curve runs over a node that is not one of its ends."""
-    px, py = sample_curves(layout, types, source, target, port, bends.astype(float), n=60)
+    px, py = sample_curves(layout, types, source, target, port, bends.astype(float), n=240)
     found = np.zeros(len(source), dtype=bool)
     for node in range(len(types)):
         inside = (np.abs(px - layout.x[node]) < WIDTHS[types[node]] / 2 + 2) & (
