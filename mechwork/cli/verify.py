@@ -138,7 +138,7 @@ def _rerun(
         for file in (PLAN, REQUEST):  # the same stages on the same pairs
             write_json(out / file, read_object(before.folder / file))
         try:
-            asked = {key: request[key] for key in request if key not in ("format",)}
+            asked = {key: request[key] for key in request if key != "format"}
             task = before.task if again is None else build(model, n=n, seed=before.settings.seed)
             discover(
                 model, task, out=out, settings=before.settings, audience=before.audience, again=again, request=asked,

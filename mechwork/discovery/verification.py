@@ -92,7 +92,9 @@ def check_files(page: Path, record: dict[str, Any]) -> list[Check]:
             checks.append(Check(name, "not checked", "it is not beside the report"))
         elif file is not None:
             found = sha256(file)
-            checks.append(compare(name, next((text for text in known if text != found), known[0] if known else None), found))
+            checks.append(
+                compare(name, next((text for text in known if text != found), known[0] if known else None), found)
+            )
     return [*checks, *_check_results(folder)]
 
 
