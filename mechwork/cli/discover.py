@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import NotFoundError
+from ..errors import MechworkError, NotFoundError
 from .console import Console, Progress
 from .options import PAIR_FILES, add_executor, add_model, at_least, fraction, load
 
@@ -128,7 +128,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
         "task": args.task, "model": args.model, "n_pairs": args.n_pairs, "dtype": args.dtype, "bos": args.bos,
         "command": _command(args),
     }  # fmt: skip
-    with _stoppable():
+    with _stoppable(), _written(out):
         found = discover(
             model, task, out=out, budget=budget, mode=mode, settings=settings, force=args.force, audience=args.audience,
             again=again, request=request, command=request["command"], observer=Lines(console),
@@ -160,6 +160,18 @@ def _stoppable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _written(out: Path) -> Iterator[None]:
+    """A full disk, or a folder that was taken away, is one message; what is finished stays."""
+    try:
+        yield
+    except OSError as error:
+        raise MechworkError(
+            f"{error.filename or out} could not be written: {error.strerror or error}. Finished stages are kept in {out}: "
+            "free space, and give the same command again."
+        ) from error
 
 
 class Lines:

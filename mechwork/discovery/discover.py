@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from ..circuits import EdgeSpace
 from ..circuits.graph.writers import require_aligned
@@ -46,10 +46,13 @@ PAUSE = 10.0
 """Seconds between two versions of the page, at least; and it takes no more than a fifth of the time."""
 
 
+@runtime_checkable
 class Observer(Protocol):
     """Told of every stage; gives a progress callback for it."""
 
-    def stage(self, says: str, done: int, n: int, seconds_left: float) -> contextlib.AbstractContextManager[Any]: ...
+    def stage(self, says: str, done: int, n: int, seconds_left: float) -> contextlib.AbstractContextManager[Any]:
+        """Inside, the stage that `says` this runs: number `done` of `n` is finished, the rest takes about `seconds_left`."""
+        ...
 
 
 class Silent:
@@ -91,11 +94,14 @@ def discover(
         **(request or {}), "data": task.pairs.fingerprint(), "weights": identify_model(model)["weights_sha256"],
         "prepend_bos": bool(model.cfg.default_prepend_bos), "again": again is not None,
     }  # fmt: skip
-    asked = json.loads(json.dumps(asked, default=str))
+    command = command or f"mechwork discover {shlex.quote(task.name)} --model {shlex.quote(str(asked['model']))}"
+    asked = json.loads(json.dumps({**asked, "command": command}, default=str))
     folder = None if out is None else Folder(out)
     if folder is not None:
         folder.check(asked, force=force)
         StoredTask.of(task)
+        if folder.begun and not force:  # the words of the first command stand in every result
+            asked = {key: value for key, value in folder.request().items() if key != "format"}
     known = None if folder is None or force or not folder.begun else folder.plan()
     plan = known or make_plan(model, task, settings, mode=mode, budget=seconds, again=again is not None)
     if known is not None and (mode == "thorough" or seconds is not None):
@@ -107,9 +113,8 @@ def discover(
         plan.cut(task), str(asked["model"]), settings, plan, {}, (), asked, None if folder is None else folder.path,
         model, again, audience,
     )  # fmt: skip
-    command = command or f"mechwork discover {shlex.quote(task.name)} --model {shlex.quote(str(asked['model']))}"
     hold = contextlib.nullcontext() if folder is None else folder.claim(asked, force=force)
-    with hold, made_by(command):
+    with hold, made_by(str(asked["command"])):
         return _run(found, folder, observer or Silent(), seconds)
 
 
@@ -222,5 +227,5 @@ def go_on(
     found = replace(found, model=model, plan=plan)
     folder = None if found.folder is None else Folder(found.folder)
     hold = contextlib.nullcontext() if folder is None else folder.claim(found.request, force=False)
-    with hold, made_by(str(found.request.get("command", ""))):
+    with hold, made_by(str(found.request["command"])):
         return _run(found, folder, observer or Silent(), seconds)

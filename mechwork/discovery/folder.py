@@ -29,8 +29,8 @@ from .plan import Plan, Step
 REQUEST, PLAN, LEDGER, RESULTS, UNITS = "request.json", "plan.json", "ledger.json", "results", "units"
 WRITTEN = ("report.html", "report.json", "circuit.json", "edges.csv", "effects.csv", "curve.csv")
 FORMAT = 1
-DEPTH = ("mode", "budget")
-"""Parts of a request that say how deep, not what: they may change from run to run."""
+WORDS = ("format", "command")
+"""Parts of a request that do not say what is computed: they may change from run to run."""
 
 
 class Folder:
@@ -169,7 +169,7 @@ class Folder:
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any], place: str = "") -> Iterator[str]:
     plain = json.loads(json.dumps(now, default=str))
-    for key in {*before, *plain} - {*DEPTH, "format"}:
+    for key in {*before, *plain} - set(WORDS):
         old, new = before.get(key), plain.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
             yield from _differences(old, new, f"{key}.")

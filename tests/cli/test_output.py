@@ -1,4 +1,4 @@
-"""An output folder appears complete or not at all."""
+"""Where a discovery may be written is known before it begins."""
 
 from __future__ import annotations
 
@@ -7,55 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from mechwork.discovery.output import MARK, check_output, new_folder
+from mechwork.discovery.output import MARKS, check_output
 from mechwork.errors import InputError
 
 
-def entries(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
-
-
-def test_a_new_folder_with_its_parents(tmp_path: Path) -> None:
-    with new_folder(tmp_path / "a" / "b", force=False) as part:
-        (part / "file").write_text("text")
-        assert not (tmp_path / "a" / "b").exists()
-    assert entries(tmp_path) == {"a", "a/b", "a/b/file"}
-    assert oct((tmp_path / "a" / "b").stat().st_mode) == oct((tmp_path / "a").stat().st_mode)
-
-
-@pytest.mark.parametrize("error", [RuntimeError("full disk"), KeyboardInterrupt()])
-def test_after_a_failure_nothing_is_left(tmp_path: Path, error: BaseException) -> None:
-    with pytest.raises(type(error)), new_folder(tmp_path / "a" / "b", force=False) as part:
-        (part / "file").write_text("half")
-        raise error
-    assert entries(tmp_path) == set()
-
-
-def test_a_failure_leaves_the_earlier_report(tmp_path: Path) -> None:
-    old = tmp_path / "old"
-    old.mkdir()
-    (old / MARK).write_text("{}")
-    with pytest.raises(RuntimeError, match="stop"), new_folder(old, force=True) as part:
-        (part / "file").write_text("half")
-        raise RuntimeError("stop")
-    assert entries(tmp_path) == {"old", f"old/{MARK}"}
-
-
 def test_an_existing_folder_needs_force(tmp_path: Path) -> None:
-    (tmp_path / MARK).write_text("{}")
+    (tmp_path / MARKS[0]).write_text("{}")
     with pytest.raises(InputError, match=r"exists and is not overwritten.*--force"):
         check_output(tmp_path, force=False)
     check_output(tmp_path, force=True)
-
-
-def test_force_replaces_the_whole_folder(tmp_path: Path) -> None:
-    old = tmp_path / "old"
-    old.mkdir()
-    for name in (MARK, "stale.csv"):
-        (old / name).write_text("{}")
-    with new_folder(old, force=True) as part:
-        (part / MARK).write_text("{}")
-    assert entries(tmp_path) == {"old", f"old/{MARK}"}
 
 
 def test_force_does_not_replace_what_mechwork_did_not_write(tmp_path: Path) -> None:
@@ -65,11 +25,8 @@ def test_force_does_not_replace_what_mechwork_did_not_write(tmp_path: Path) -> N
 
 
 def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    with new_folder(empty, force=False) as part:
-        (part / "file").write_text("text")
-    assert entries(tmp_path) == {"empty", "empty/file"}
+    check_output(tmp_path, force=False)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_or_a_link_is_not_a_folder(tmp_path: Path) -> None:

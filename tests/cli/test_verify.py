@@ -61,7 +61,7 @@ def test_an_untouched_report_is_verified_and_its_numbers_come_again(cli: Cli, co
     } <= set(found)
     text = cli("verify", copy / "report.html", "--files-only")
     assert text.code == 0
-    assert text.out.rstrip().endswith("verified")
+    assert text.out.splitlines()[-1] == "verified"
     assert "model's weights" not in text.out
 
 
@@ -90,23 +90,71 @@ def test_an_altered_page_and_an_altered_record_are_told_apart(cli: Cli, copy: Pa
     assert (code, found["record in the page"]) == (4, "differs")
 
 
-def test_numbers_that_do_not_come_again_are_named(cli: Cli, copy: Path) -> None:
-    summary = copy / "report.json"
-    data = json.loads(summary.read_text(encoding="utf-8"))
+def test_a_number_in_the_summary_is_covered_without_a_rerun(cli: Cli, copy: Path) -> None:
+    data = json.loads((copy / "report.json").read_text(encoding="utf-8"))
     data["evaluation"]["faithfulness"] += 0.5
-    summary.write_text(json.dumps(data), encoding="utf-8")
+    (copy / "report.json").write_text(json.dumps(data), encoding="utf-8")
+    code, found = outcomes(cli, copy, "--files-only")
+    assert (code, found["report.json"]) == (4, "differs")
     done = cli("verify", copy, "--rerun", "-q")
     assert done.code == 4
     assert "evaluation.faithfulness" in done.out
-    assert "numbers differs" in done.err
+
+
+def test_what_cannot_be_checked_is_never_called_verified(cli: Cli, copy: Path, tmp_path: Path) -> None:
+    page = copy / "report.html"
+    page.write_text(page.read_text(encoding="utf-8").replace("Summary", "Summery", 1), encoding="utf-8")
+    data = json.loads((copy / "report.json").read_text(encoding="utf-8"))
+    (copy / "report.json").write_text(json.dumps({**data, "sha256": {}}), encoding="utf-8")
+    emptied = cli("verify", copy, "--files-only")
+    assert emptied.out.splitlines()[-1].startswith("not checked: report.html")
+    (copy / "report.json").unlink()
+    gone = cli("verify", copy, "--files-only")
+    assert "report.html" in gone.out.splitlines()[-1]
+    assert gone.out.splitlines()[-1].startswith("not checked")
+    assert "verified" not in gone.out
 
 
 def test_a_page_alone_is_checked_as_far_as_it_goes(cli: Cli, copy: Path, tmp_path: Path) -> None:
-    alone = tmp_path / "alone.html"
+    alone = tmp_path / "alone" / "alone.html"
+    alone.parent.mkdir()
     shutil.copy(copy / "report.html", alone)
     code, found = outcomes(cli, alone, "--rerun")
     assert code == 0
-    assert (found["record in the page"], found["circuit.json"], found["numbers"]) == ("same", "missing", "missing")
+    assert found["record in the page"] == "same"
+    assert {found[name] for name in ("circuit.json", "report.json", "data, numbers")} == {"not checked"}
+
+
+def test_nothing_outside_the_folder_is_opened_and_no_other_model_is_loaded(
+    cli: Cli, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = tmp_path / "secret.txt"
+    secret.write_text("secret")
+    page = copy / "report.html"
+    text = page.read_text(encoding="utf-8")
+    head, tail = text.rsplit('data-name="mechwork-report"', 1)
+    tail = tail.replace('"curve.csv":', '"../secret.txt":', 1).replace('"model":"gpt2-6l"', '"model":"owner/name"')
+    page.write_text(f'{head}data-name="mechwork-report"{tail}', encoding="utf-8")
+
+    def load(*_: object) -> None:
+        pytest.fail("a model was loaded by the word of a page")
+
+    monkeypatch.setattr("mechwork.cli.verify.load", load)
+    done = cli("verify", copy)
+    assert "../secret.txt" in done.out
+    assert "it is outside the report's folder" in done.out
+    assert "'owner/name' is not bundled" in done.out
+    (copy / "edges.csv").unlink()
+    (copy / "edges.csv").symlink_to(secret)
+    assert outcomes(cli, copy, "--files-only")[1]["edges.csv"] == "not checked"
+
+
+def test_a_saved_result_that_was_changed_is_named(cli: Cli, copy: Path) -> None:
+    file = copy / "results" / "scores.scores.safetensors"
+    file.write_bytes(file.read_bytes()[:-4] + b"abcd")
+    done = cli("verify", copy, "--files-only")
+    assert done.code == 4
+    assert "saved results" in done.out.splitlines()[-1]
 
 
 def test_what_is_no_report_is_refused(cli: Cli, copy: Path, tmp_path: Path) -> None:

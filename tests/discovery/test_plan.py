@@ -1,0 +1,123 @@
+"""Depth follows the budget; the data check says what is wrong with pairs before anything is computed."""
+
+from __future__ import annotations
+
+import pytest
+from transformer_lens.model_bridge import TransformerBridge
+
+import mechwork as mw
+from mechwork.discovery.check import check_data
+from mechwork.discovery.plan import extend_plan, make_plan
+from mechwork.discovery.settings import Settings, parse_seconds
+from mechwork.discovery.stages import LEAST, STAGES
+from mechwork.errors import InputError
+from mechwork.tasks.task import Task
+
+
+@pytest.fixture(scope="module")
+def model() -> TransformerBridge:
+    return mw.load_model("gpt2-6l")
+
+
+@pytest.fixture(scope="module")
+def task(model: TransformerBridge) -> Task:
+    return mw.tasks.ioi(model, n=64, seed=0)
+
+
+def test_a_larger_budget_gives_a_deeper_plan_that_fits(model: TransformerBridge, task: Task) -> None:
+    plans = [
+        make_plan(model, task, Settings(), budget=budget, seconds=1.0, again=True) for budget in (60, 200, 400, 2000)
+    ]
+    for plan, budget in zip(plans, (60, 200, 400, 2000), strict=True):
+        assert plan.seconds <= budget
+        assert set(LEAST) <= set(plan.stages)
+        assert list(plan.stages) == [name for name in STAGES if name in plan.stages]
+    assert [len(plan.stages) for plan in plans] == sorted(len(plan.stages) for plan in plans)
+    assert plans[0].n_train < plans[-1].n_train == 32
+    assert "measure" in plans[-1].stages
+    assert "screen" not in plans[-1].stages
+    assert len(plans[0].cut(task).train) == plans[0].n_train
+
+
+def test_every_stage_finds_what_it_needs(model: TransformerBridge, task: Task) -> None:
+    for mode in ("quick", "default", "thorough"):
+        given: set[str] = set()
+        for name in make_plan(model, task, Settings(), mode=mode, seconds=1.0, again=True).stages:
+            assert set(STAGES[name].needs) <= given, name
+            given |= set(STAGES[name].gives)
+
+
+def test_a_plan_without_a_budget_is_the_same_on_every_machine(model: TransformerBridge, task: Task) -> None:
+    slow, fast = (make_plan(model, task, Settings(), seconds=seconds) for seconds in (100.0, 0.001))
+    assert slow.stages == fast.stages
+    assert slow.n_train == fast.n_train
+
+
+def test_a_budget_too_small_says_what_the_least_costs(model: TransformerBridge, task: Task) -> None:
+    with pytest.raises(InputError, match=r"Give at least --budget (\d+)s") as caught:
+        make_plan(model, task, Settings(), budget=1.0, seconds=1.0)
+    enough = float(str(caught.value).split("--budget ")[1].split("s,")[0])
+    assert make_plan(model, task, Settings(), budget=enough, seconds=1.0).stages
+
+
+def test_extending_keeps_what_is_done(model: TransformerBridge, task: Task) -> None:
+    old = make_plan(model, task, Settings(), mode="quick", seconds=1.0)
+    new = make_plan(model, task, Settings(), mode="thorough", seconds=1.0)
+    both = extend_plan(old, new, old.stages)
+    assert set(both.stages) == {*old.stages, *new.stages}
+    assert "curve" not in extend_plan(old, new, ()).stages
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("5min", 300), ("90 s", 90), ("1.5h", 5400), (7, 7), ("12", 12)])
+def test_budgets_are_read(text: str | int, seconds: float) -> None:
+    assert parse_seconds(text) == seconds
+
+
+@pytest.mark.parametrize("wrong", ["soon", "", 0, -3, float("nan"), "5 parsecs", True])
+def test_other_budgets_are_refused(wrong: object) -> None:
+    with pytest.raises(InputError, match="budget"):
+        parse_seconds(wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"target": 0.0}, {"target": 1.0}, {"fraction": 2.0}, {"n_edges": 0}, {"min_accuracy": 7.0}]
+)
+def test_settings_refuse(wrong: dict[str, float]) -> None:
+    with pytest.raises(InputError):
+        Settings(**wrong)  # type: ignore[arg-type]
+
+
+def swapped(model: TransformerBridge, task: Task) -> Task:
+    """The same pairs with the two prompts of each exchanged: clean is then below corrupt."""
+    pairs = task.pairs
+    return Task.from_tokens(
+        pairs.corrupt_tokens, pairs.clean_tokens, pairs.correct[:, 0], pairs.incorrect[:, 0], name="swapped"
+    )
+
+
+def test_good_pairs_are_green_and_wrong_ones_red(model: TransformerBridge) -> None:
+    task = mw.tasks.ioi(model, n=16, seed=0, template="When {IO} and {S1} had lunch, {S2} gave a {object} to")
+    good = check_data(model, task)
+    assert good.level == "green", repr(good)
+    assert good.accuracy == 1.0
+    assert good.chance == 0.5
+    bad = check_data(model, swapped(model, task))
+    assert {row.what for row in bad.problems} == {"answers", "gap"}
+    assert "invalid" in repr(bad)
+    assert "most frequent answers" in repr(bad)
+    one = check_data(model, task[:1])
+    assert one.level == "yellow"
+    twice = check_data(model, task[[0, 0, 1, 2, 3, 4, 5, 6, 7]])
+    assert next(row for row in twice.rows if row.what == "duplicates").level == "yellow"
+
+
+def test_a_task_that_the_model_cannot_do_is_stopped_before_any_long_step(
+    model: TransformerBridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def long(*_: object, **__: object) -> None:
+        pytest.fail("a long step was begun")
+
+    monkeypatch.setattr("mechwork.discovery.work.score_edges", long)
+    task = mw.tasks.ioi(model, n=8, seed=0, template="When {IO} and {S1} had lunch, {S2} gave a {object} to")
+    with pytest.raises(InputError, match=r"stopped before any long step.*most frequent answers"):
+        mw.discover(model, swapped(model, task))
