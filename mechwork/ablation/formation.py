@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +25,7 @@ from .. import bundled
 from ..errors import InputError
 from ..models.anatomy import read_anatomy
 from ..models.load import load_model
+from ..models.sources import Checkpoints, find_checkpoints
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
 from ..runs.record import record_run
@@ -96,7 +98,7 @@ class Formation(Result):
 
 
 def study_formation(
-    name: str = "attn-only-2l",
+    name: str | Sequence[str | Path] = "attn-only-2l",
     steps: Sequence[int] | None = None,
     *,
     n: int = 64,
@@ -105,18 +107,16 @@ def study_formation(
     seed: int = 0,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Formation:
-    """The study on a bundled model's checkpoints (default: all of ``attn-only-2l``).
+    """The study on a bundled model's checkpoints (default: all of ``attn-only-2l``), or on a list of sources, first to last.
 
-    The random tokens are the changing words of `like` (default: of the induction task, which these models were trained on).
+    Sources are folders, GGUF files or hub names of one architecture, `steps` their labels (default: their places in the list).
+    Beside the last model, whose values are clamped, one is in memory at a time. The random tokens are the changing words of
+    `like` (default: of the induction task, which these models were trained on).
 
-    Raises `InputError` for a model without checkpoints, or fewer than two layers.
+    Raises `InputError` for a model without checkpoints, sources that differ in architecture, or fewer than two layers.
     """
-    chosen = list(steps) if steps is not None else bundled.checkpoints(name)
-    if len(chosen) < 2:
-        raise InputError(
-            f"formation is followed over at least two checkpoints; {name} has {bundled.checkpoints(name) or 'none'}"
-        )
-    last = load_model(f"{name}@{chosen[-1]}")
+    chosen = _at_least_two(name, steps)
+    last = load_model(chosen.sources[-1])
     if read_anatomy(last).n_layers < 2:
         raise InputError("induction takes two layers; this model has one")
     like = induction(last, n=LIKE, seed=seed) if like is None else like
@@ -124,21 +124,34 @@ def study_formation(
     final = measure_roles(last, prompts, seed=seed)
     heads = _heads(final)
     rows = []
-    for done, step in enumerate(chosen, start=1):
-        model = last if step == chosen[-1] else load_model(f"{name}@{step}")
+    for done, (source, step) in enumerate(zip(chosen.sources, chosen.steps, strict=True), start=1):
+        model = last if done == len(chosen.sources) else load_model(source)
         rows.append(_row(step, model, last, prompts, heads, measure_roles(model, prompts, n_null=2, seed=seed)))
         if progress is not None:
-            progress(done, len(chosen), "following checkpoints")
+            progress(done, len(chosen.sources), "following checkpoints")
+        del model
     uniform = float(torch.tensor(float(len(changing_words(like)))).log())
     facts = build_provenance(
         method="formation of induction",
-        model=name,
-        steps=chosen,
+        model=chosen.label,
+        steps=list(chosen.steps),
         task=prompts.task.provenance(),
         roles=final.provenance,
         seed=seed,
     )
-    return Formation(name, tuple(rows), heads, uniform, facts)
+    return Formation(chosen.label, tuple(rows), heads, uniform, facts)
+
+
+def _at_least_two(name: str | Sequence[str | Path], steps: Sequence[int] | None) -> Checkpoints:
+    """The checkpoints; raises `InputError` for fewer than two."""
+    known = bundled.checkpoints(name) if isinstance(name, str) and name in bundled.model_names() else []
+    n = len(list(steps)) if steps is not None else len(known) if isinstance(name, str | Path) else len(name)
+    if n < 2:
+        raise InputError(
+            f"formation is followed over at least two checkpoints; {name} has {known or 'none'}. "
+            "Give a bundled model that has them, or a list of folders, GGUF files or hub names."
+        )
+    return find_checkpoints(name, steps)
 
 
 def _heads(table: RoleTable) -> dict[str, str]:

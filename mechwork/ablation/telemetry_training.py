@@ -1,14 +1,14 @@
-"""Telemetry along training: the summaries of `telemetry` on every shipped checkpoint of a bundled model, on the same prompts."""
+"""Telemetry along training: the summaries of `telemetry` on every checkpoint, on the same prompts, one model in memory at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .. import bundled
-from ..errors import InputError
 from ..models.load import load_model
+from ..models.sources import find_checkpoints
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
 from ..tasks.task import Task
@@ -52,30 +52,33 @@ class TelemetryOverTraining(Result):
 
 
 def telemetry_over_training(
-    name: str,
+    name: str | Sequence[str | Path],
     make_task: Callable[[TransformerBridge], Task],
     steps: Sequence[int] | None = None,
     *,
     tolerance: float = 0.01,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> TelemetryOverTraining:
-    """Telemetry of every shipped checkpoint of a bundled model (or of `steps` of them), on the task that `make_task` builds for it.
+    """Telemetry of every checkpoint, on the task that `make_task` builds for it.
 
-    Raises `InputError` for a model without checkpoints. Cost: per checkpoint, that of `record_telemetry`.
+    `name` is a bundled model (all of its checkpoints, or those after `steps`), or a list of folders, GGUF files or hub names
+    from first to last, with `steps` as labels (default: their places in the list).
+
+    Raises `InputError` for a model without checkpoints or sources of different architecture, before the first is loaded.
+    Cost: per checkpoint, that of `record_telemetry`.
 
     >>> print(telemetry_over_training("attn-only-2l", lambda model: mw.tasks.induction(model, n=16)))
     """
-    known = bundled.checkpoints(name)
-    chosen = list(steps) if steps is not None else known
-    if not known or not chosen:
-        raise InputError(f"{name} has no checkpoints. Use record_telemetry(load_model({name!r}), task).")
+    chosen = find_checkpoints(name, steps)
     found = []
-    for done, step in enumerate(chosen, start=1):
-        model = load_model(f"{name}@{step}")
-        found.append(record_telemetry(model, make_task(model), tolerance=tolerance, name=f"{name}@{step}"))
+    for done, source in enumerate(chosen.sources, start=1):
+        model = load_model(source)
+        found.append(record_telemetry(model, make_task(model), tolerance=tolerance, name=source))
+        del model
         if progress is not None:
-            progress(done, len(chosen), "following checkpoints")
+            progress(done, len(chosen.sources), "following checkpoints")
     facts = build_provenance(
-        method="telemetry over training", model=name, steps=chosen, checkpoints=[one.provenance for one in found]
-    )
-    return TelemetryOverTraining(name, tuple(chosen), tuple(found), facts)
+        method="telemetry over training", model=chosen.label, steps=list(chosen.steps),
+        checkpoints=[one.provenance for one in found],
+    )  # fmt: skip
+    return TelemetryOverTraining(chosen.label, chosen.steps, tuple(found), facts)

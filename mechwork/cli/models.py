@@ -1,6 +1,7 @@
-"""List the bundled models, or check them: hash their files and measure their accuracies again.
+"""List the bundled models, or check them: hash their files and measure their accuracies again. Or list what else is here.
 
 mechwork models
+mechwork models --local
 mechwork models verify
 mechwork models verify gpt2-6l
 mechwork models verify --files-only
@@ -26,15 +27,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", nargs="?", default="list", choices=("list", "verify"), help="(default: list)")
     parser.add_argument("names", metavar="NAME", nargs="*", help="which models (default: all)")
     parser.add_argument("--files-only", action="store_true", help="verify hashes, and measure nothing")
+    parser.add_argument(
+        "--local", action="store_true", help="list the models of LM Studio, Ollama and the Hugging Face cache"
+    )
 
 
 def run(args: argparse.Namespace, console: Console) -> None:
     """List or verify."""
+    if args.local:
+        _list_local(console)
+        return
     names = args.names or bundled.model_names()
     if args.action == "verify":
         _verify(names, console, measure=not args.files_only)
     else:
         _list(names, console)
+
+
+def _list_local(console: Console) -> None:
+    from ..models.stores import list_hub_cache, list_lmstudio, list_ollama
+
+    places = {"LM Studio": list_lmstudio(), "Ollama": list_ollama(), "Hugging Face cache": list_hub_cache()}
+    lines = []
+    for place, models in places.items():
+        lines.append(f"{place}: {len(models)} model{'' if len(models) == 1 else 's'}")
+        lines += [f"  {one.name}  {one.n_bytes / 1e6:,.0f} MB" for one in models]
+    lines.append("Any of these names goes into --model and load_model; architectures are checked when they are loaded.")
+    rows = [
+        {"place": place, "name": one.name, "path": str(one.path), "megabytes": one.n_bytes / 1e6}
+        for place, models in places.items()
+        for one in models
+    ]
+    console.result("\n".join(lines), {"local": rows})
 
 
 def _verify(names: list[str], console: Console, *, measure: bool) -> None:
