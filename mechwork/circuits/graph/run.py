@@ -103,6 +103,7 @@ class _Runner:
         self.stream: Tensor = ablated[0]
         self.embed: Tensor | None = None
         self.read: Tensor = ablated[0]
+        self.whole: Tensor = ablated[0]
         self.projected: dict[str, Tensor] = {}
 
     def _plan(self, layer: int) -> Plan:

@@ -113,10 +113,10 @@ def measure_edges(
     space = edge_space(model, task, split_input=split_input)
     pairs = host_pairs(task.pairs, direction).to(device_of(model))
     kinds = list(dict.fromkeys([*writer_kinds(space), *stream_kinds(space), "resid_post"]))
-    host = record_run(model, pairs, kinds)
+    host = record_run(model, pairs, kinds, n_tail=pairs.n_tail if task.metric.reads_final else None)
     own = record_writers(model, space, host)
     if ablation == "corrupt":
-        other = record_writers(model, space, record_run(model, pairs, kinds, corrupt=True))
+        other = record_writers(model, space, record_run(model, pairs, kinds, corrupt=True, n_tail=1))
     elif ablation == "zero":
         other = torch.zeros_like(own)
     else:

@@ -131,7 +131,7 @@ class _Trials:
         cls, model: TransformerBridge, task: Task, space: EdgeSpace, ablation: str, measure: str, seed: int
     ) -> _Trials:
         pairs = task.pairs.to(device_of(model))
-        clean = record_run(model, pairs, writer_kinds(space))
+        clean = record_run(model, pairs, writer_kinds(space), n_tail=pairs.n_tail if task.metric.reads_final else None)
         ablated = find_ablation(model, task, space, ablation, seed=seed).writes(pairs, 0)
         difference = ablated - record_writers(model, space, clean)
         return cls(model, task, space, pairs, clean, ablated, difference, measure)

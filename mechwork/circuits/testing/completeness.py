@@ -24,6 +24,7 @@ from ...result import Result, Table
 from ...shapes import EdgeMask
 from ...tasks.task import Task
 from ..graph.ablated import find_ablation
+from ..graph.budget import DEFAULT_BUDGET, parse_bytes
 from ..graph.circuit import Circuit
 from ..graph.run import as_circuit
 from ..graph.space import EdgeSpace
@@ -33,6 +34,9 @@ from .evaluate import Settings, measure_circuits
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
+
+GRAPH_COPIES = 20
+"""Tensors of the size of every reader's input that the backward pass of a circuit keeps, per pair."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,30 +136,39 @@ def learn_knockout(
     ablation: str = "corrupt",
     seed: int = 0,
     n_pairs: int = 16,
+    memory_budget: int | str = DEFAULT_BUDGET,
 ) -> EdgeMask:
     """The knock-out K of the circuit's edges that gradient ascent on |m(C - K) - m(M - K)| finds, rounded to edges.
 
-    Of all roundings met on the way the one with the largest difference is kept. Cost: 2 (forward + backward) + 2 forwards a step.
+    Of all roundings met on the way the one with the largest difference is kept. Pairs run in pieces whose graphs fit
+    `memory_budget`. Cost: 2 (forward + backward) + 2 forwards a step.
     """
     space = circuit.space
     task = task[: min(n_pairs, len(task))]
-    pairs = task.pairs.to(device_of(model))
-    source = find_ablation(model, task, space, ablation, seed=seed).writes(pairs, 0)
+    ablated = find_ablation(model, task, space, ablation, seed=seed)
+    n_pos, like = task.pairs.clean_tokens.shape[1], next(model.parameters())
+    per_pair = GRAPH_COPIES * space.n_readers * n_pos * int(model.cfg.d_model) * like.element_size()
+    size = max(1, parse_bytes(memory_budget) // per_pair)
+    pieces = [pairs.to(device_of(model)) for pairs in task.pairs.batches(size)]
     generator = torch.Generator().manual_seed(seed)
-    member = circuit.mask.to(source)
+    member = circuit.mask.to(like)
     logit = torch.zeros_like(member).add_(0.1 * torch.randn(member.shape, generator=generator).to(member) - 1.0)
     logit.requires_grad_(True)
     optimiser = torch.optim.Adam([logit], lr=rate)
     best, best_gap = torch.zeros_like(circuit.mask), -1.0
     for _ in range(n_steps):
-        with torch.enable_grad():
-            cut = member * torch.sigmoid(logit)
-            ends = []
-            for base in (member, space.mask.to(source)):
-                with as_circuit(model, space, base - cut, source, grad=True):
-                    logits = model(pairs.clean_tokens)
-                ends.append(task.measure(logits, pairs).mean())
-            (gradient,) = torch.autograd.grad((ends[0] - ends[1]).abs(), logit)
+        difference, gradient = 0.0, torch.zeros_like(logit)
+        for i, pairs in enumerate(pieces):
+            source = ablated.writes(pairs, i * size)
+            for sign, base in ((1, member), (-1, space.mask.to(member))):
+                with torch.enable_grad():
+                    with as_circuit(model, space, base - member * torch.sigmoid(logit), source, grad=True):
+                        tail = {"logits_to_keep": pairs.n_tail} if task.metric.reads_final else {}
+                        logits = model(pairs.clean_tokens, **tail)
+                    share = sign * task.measure(logits, pairs).sum() / len(task)
+                    gradient += torch.autograd.grad(share, logit)[0]
+                difference += float(share)
+        gradient = gradient if difference >= 0 else -gradient
         logit.grad = -gradient
         hard = (circuit.mask & (logit.detach() > 0).cpu()).clone()
         found = measure_circuits(
