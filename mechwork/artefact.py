@@ -3,10 +3,11 @@
     write_artefact("she.safetensors", "mechwork direction", {"name": "she"}, {"vector": vector})
     read_artefact("she.safetensors", "mechwork direction").facts["name"]
 
-A file has one metadata entry, ``mechwork``: JSON of `what` it holds, the `format` version, `facts`, and the sha256 of facts and
-tensors together. One entry, because several have no fixed order: the same content gives the same bytes. Files are written
-whole or not at all (see `files`). Every damaged, hostile, foreign, newer or missing file is an `ArtefactError` that says what was expected, what
-was found, and what to do. Files of release 0.1 had four kinds of header; `_parse` alone knows them.
+A file has one metadata entry, ``mechwork``: JSON of `what` it holds, the `format` version, `facts`, and the sha256
+of facts and tensors together. One entry, because several have no fixed order: the same content gives the same
+bytes. Files are written whole or not at all (see `files`). Every damaged, hostile, foreign, newer or missing file
+is an `ArtefactError` that says what was expected, what was found, and what to do. Files of release 0.1 had four
+kinds of header; `_parse` alone knows them.
 
 Bottom layer: imports only `errors`, `files` and `provenance`.
 """
@@ -44,7 +45,12 @@ class Artefact:
 
 
 def write_artefact(
-    path: str | Path, what: str, facts: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None, *, version: int = 1
+    path: str | Path,
+    what: str,
+    facts: Mapping[str, Any],
+    tensors: Mapping[str, Tensor] | None = None,
+    *,
+    version: int = 1,
 ) -> Path:  # fmt: skip
     """Write one safetensors file, atomically; `facts` are JSON values. Returns the path."""
     stored = plain_tensors(tensors or {})
@@ -70,11 +76,13 @@ def read_artefact(path: str | Path, what: str, *, version: int = 1) -> Artefact:
 def _check(found: Artefact, path: str | Path, what: str, version: int) -> None:
     if found.what != what:
         raise ArtefactError(
-            f"{path} must be a file of kind {what!r}; it {f'is {found.what!r}' if found.what else 'says no kind'}. Give another file"
+            f"{path} must be a file of kind {what!r}; "
+            f"it {f'is {found.what!r}' if found.what else 'says no kind'}. Give another file"
         )
     if not 0 <= found.version <= version:
         raise ArtefactError(
-            f"{path} is {what!r} of format {found.version}; this mechwork reads formats up to {version}. Upgrade mechwork"
+            f"{path} is {what!r} of format {found.version}; "
+            f"this mechwork reads formats up to {version}. Upgrade mechwork"
         )
 
 
@@ -117,7 +125,7 @@ def _parse(metadata: Mapping[str, str], tensors: dict[str, Tensor]) -> tuple[Art
 
 @dataclass(frozen=True)
 class Folder:
-    """A kind that is a folder of two files, ``STEM.safetensors`` and ``STEM.json``; the JSON has the sha256 of the other."""
+    """A folder of two files, ``STEM.safetensors`` and ``STEM.json``; the JSON has the sha256 of the other."""
 
     what: str
     stem: str
@@ -147,7 +155,8 @@ def read_folder(folder: Path, kind: Folder, *, version: int = 1) -> Artefact:
     """Read what `write_folder` wrote; raises `ArtefactError` like `read_artefact`."""
     if not (folder / kind.facts).is_file():
         raise MissingArtefactError(
-            f"{folder} holds no {kind.what}: that is a folder with {kind.facts} and {kind.tensors}. Name the folder itself"
+            f"{folder} holds no {kind.what}: that is a folder with {kind.facts} "
+            f"and {kind.tensors}. Name the folder itself"
         )
     facts = read_object(folder / kind.facts)
     with reading(folder / kind.facts, kind.what):

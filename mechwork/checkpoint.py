@@ -1,8 +1,8 @@
 """Checkpoints of a training: one file that is replaced at once, and belongs to one run alone.
 
-Numbers, facts and identity are in one safetensors file, so that a kill at any moment leaves either the state before or
-the state after, never a half. Used by whatever trains (zoo, lenses, features); what is in a checkpoint is the trainer's business.
-Checkpoints of release 0.1 (tensors, and a JSON file with their sha256) are read too.
+Numbers, facts and identity are in one safetensors file, so that a kill at any moment leaves either the state before
+or the state after, never a half. Used by whatever trains (zoo, lenses, features); what is in a checkpoint is the
+trainer's business. Checkpoints of release 0.1 (tensors, and a JSON file with their sha256) are read too.
 """
 
 from __future__ import annotations

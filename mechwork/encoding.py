@@ -1,11 +1,12 @@
 """Values to JSON and tensors and back, told by the annotations of their classes.
 
-`encode` turns a frozen dataclass into an object of its fields: tensors are put aside under the name of their place, everything
-else becomes JSON. `decode` reads it back *by the annotations of the class that is asked for*: a file says what the values are,
-never of which class, so nothing is imported or unpickled by its word. Where an annotation names an interface, the classes that may
-stand there are those `register`ed under a name. Every value is checked on the way: JSON types, Literals, lengths of tuples,
-dtypes and shapes of tensors (an axis has one size throughout an object), and finiteness: a tensor whose numbers were all finite when it
-was saved has no NaN when it is read. The class's own ``__post_init__`` has the last word.
+`encode` turns a frozen dataclass into an object of its fields: tensors are put aside under the name of their place,
+everything else becomes JSON. `decode` reads it back *by the annotations of the class that is asked for*: a file
+says what the values are, never of which class, so nothing is imported or unpickled by its word. Where an annotation
+names an interface, the classes that may stand there are those `register`ed under a name. Every value is checked on
+the way: JSON types, Literals, lengths of tuples, dtypes and shapes of tensors (an axis has one size throughout an
+object), and finiteness: a tensor whose numbers were all finite when it was saved has no NaN when it is read. The
+class's own ``__post_init__`` has the last word.
 
 | annotation | in the file |
 |---|---|
@@ -27,7 +28,7 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from functools import cache
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
 import torch
 from jaxtyping import AbstractArray, jaxtyped
@@ -45,7 +46,8 @@ def register(cls: type, kind: str = "") -> str:
     before = _KINDS.setdefault(name, cls)
     if (before.__module__, before.__qualname__) != (cls.__module__, cls.__qualname__):
         raise InputError(
-            f"two classes are saved as {name!r}: {before.__qualname__} and {cls.__qualname__}; name one of them otherwise"
+            f"two classes are saved as {name!r}: {before.__qualname__} and {cls.__qualname__}; "
+            "name one of them otherwise"
         )
     _KINDS[name] = cls
     return name
@@ -81,8 +83,9 @@ class Encoder:
             return [
                 self.encode(item, one, f"{place}/{i}") for i, (item, one) in enumerate(zip(value, inner, strict=True))
             ]
-        if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # a number of numpy
-            return value.item()
+        number: Any = value
+        if hasattr(number, "item") and getattr(number, "ndim", None) == 0:  # of numpy
+            return number.item()
         raise InputError(f"{place or 'it'} holds a {type(value).__name__}, which cannot be saved")
 
     def _object(self, value: Any, hint: Any, place: str) -> Any:
@@ -97,7 +100,8 @@ class Encoder:
         kind = next((name for name, cls in _KINDS.items() if cls is type(value)), None)
         if kind is None:
             raise InputError(
-                f"{place or 'it'} holds a {type(value).__name__}, which is not saved: it stands for {_said(hint)} and was not registered"
+                f"{place or 'it'} holds a {type(value).__name__}, which is not saved: "
+                f"it stands for {_said(hint)} and was not registered"
             )
         return {"kind": kind, "of": of}
 
@@ -121,7 +125,8 @@ class Decoder:
 
     def build(self, cls: type[_T], data: Any, place: str = "") -> _T:
         """An object of a dataclass from the object of its fields."""
-        hints, known = hints_of(cls), [f for f in dataclasses.fields(cls) if f.init]  # pyright: ignore[reportArgumentType]
+        hints, shape = hints_of(cls), cast(Any, cls)
+        known = [f for f in dataclasses.fields(shape) if f.init]
         names = {f.name for f in known}
         if not isinstance(data, dict):
             raise TypeError(f"{place or cls.__name__} must be an object of {', '.join(names)}; got {data!r:.80}")
@@ -130,7 +135,8 @@ class Decoder:
         }
         if wrong := sorted((data.keys() - names) | (needed - data.keys())):
             raise TypeError(
-                f"{place or cls.__name__} has the fields {', '.join(sorted(names))}; extra or missing: {', '.join(wrong)}"
+                f"{place or cls.__name__} has the fields {', '.join(sorted(names))}; "
+                f"extra or missing: {', '.join(wrong)}"
             )
         with jaxtyped("context"):  # an axis has one size in all fields
             found = {name: self.decode(hints[name], item, f"{place}/{name}".lstrip("/")) for name, item in data.items()}
@@ -225,7 +231,7 @@ def hints_of(cls: type) -> dict[str, Any]:
     for base in reversed(cls.__mro__):
         scope = {**vars(typing), **vars(sys.modules.get(base.__module__, types.ModuleType("")))}
         for name, text in vars(base).get("__annotations__", {}).items():
-            found[name] = eval(text, scope) if isinstance(text, str) else text  # noqa: S307 - the class's own source, not a file's
+            found[name] = eval(text, scope) if isinstance(text, str) else text  # noqa: S307 - our source
     return found
 
 

@@ -1,7 +1,9 @@
-"""Files written whole, read within bounds: JSON, hashes, atomic replacement; the half of `artefact` that needs no torch.
+"""Files written whole, read within bounds: JSON, hashes, atomic replacement; the half of `artefact` that needs no
+torch.
 
-A file is written beside its name, synced, renamed, and its folder synced, so that what is there under the name is whole,
-whenever the process was killed. What is missing, damaged, too large or too deep is an `ArtefactError` with its name.
+A file is written beside its name, synced, renamed, and its folder synced, so that what is there under the name is
+whole, whenever the process was killed. What is missing, damaged, too large or too deep is an `ArtefactError` with
+its name.
 
 Bottom layer: imports only `errors`.
 """
@@ -53,7 +55,8 @@ def read_object(path: str | Path, keys: tuple[str, ...] = ()) -> dict[str, Any]:
     missing = [key for key in keys if not isinstance(data, dict) or key not in data]
     if missing or not isinstance(data, dict):
         raise ArtefactError(
-            f"{path} lacks {', '.join(missing) or 'an object'}; a file of this kind has {', '.join(keys) or 'one'}. Give another file"
+            f"{path} lacks {', '.join(missing) or 'an object'}; "
+            f"a file of this kind has {', '.join(keys) or 'one'}. Give another file"
         )
     return data
 
@@ -73,7 +76,7 @@ def parse_json(text: str) -> Any:
 
 @contextmanager
 def reading(path: str | Path, what: str) -> Iterator[None]:
-    """Inside, what is built from a file's content is checked: any error that the content causes is an `ArtefactError`."""
+    """Inside, something is built from a file's content: any error that causes is an `ArtefactError`."""
     try:
         yield
     except ArtefactError as error:
@@ -81,7 +84,8 @@ def reading(path: str | Path, what: str) -> Iterator[None]:
             raise
         raise ArtefactError(f"{path}: {error}") from error
     except (
-        MechworkError, KeyError, TypeError, ValueError, IndexError, AttributeError, ArithmeticError, RecursionError, RuntimeError,
+        MechworkError, KeyError, TypeError, ValueError, IndexError, AttributeError, ArithmeticError, RecursionError,
+        RuntimeError,
     ) as error:  # fmt: skip
         said = f"{error} is missing" if isinstance(error, KeyError) else str(error) or type(error).__name__
         raise ArtefactError(f"{path} is no valid file of kind {what!r}: {said:.600}. {AGAIN}") from error

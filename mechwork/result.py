@@ -10,9 +10,9 @@
             "One row per place."
             return {"place": self.places, "cosine": self.cosine.tolist()}
 
-It has ``save(path)`` and ``load(path)`` (one safetensors file, see `artefact` and `encoding`), `to_dataframe`, a `repr` that
-names the strongest rows, ``show()`` and Jupyter's view (the drawing that `render` registers, else the table). A class with a
-tuple `rows` of flat dataclasses needs no `_table`.
+It has ``save(path)`` and ``load(path)`` (one safetensors file, see `artefact` and `encoding`), `to_dataframe`, a
+`repr` that names the strongest rows, ``show()`` and Jupyter's view (the drawing that `render` registers, else the
+table). A class with a tuple `rows` of flat dataclasses needs no `_table`.
 
 Old files: a class that release 0.1 saved in another form has a higher `version` and reads them in `_from_old`.
 """
@@ -46,9 +46,9 @@ _CLASSES: dict[str, type[Result]] = {}
 
 
 class Result(Displayable):
-    """Mixin of frozen dataclasses. Class arguments: `what` (in files; default: the class name in words), `version`, `strongest` (a column).
+    """Mixin of frozen dataclasses. Class arguments: `what` (default: the class name in words), `version`, `strongest`.
 
-    `strongest` orders the table by that column's absolute value.
+    `strongest` names a column, by whose absolute value the table is ordered.
     """
 
     _what: ClassVar[str] = ""
@@ -98,7 +98,7 @@ class Result(Displayable):
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read what `save` wrote; raises `ArtefactError` for a missing, damaged, altered or newer file, or another kind of one."""
+        """Read what `save` wrote; raises `ArtefactError` for a missing, damaged, altered, newer or foreign file."""
         found = read_artefact(path, cls._what, version=cls._version)
         with reading(path, cls._what):
             if "value" not in found.facts:
@@ -112,7 +112,7 @@ class Result(Displayable):
 
 
 def load_result(path: str | Path) -> Any:
-    """Any saved result, as an object of the class that its file names; raises `ArtefactError` for a kind that is not known.
+    """Any saved result, as the class that its file names; raises `ArtefactError` for a kind that is not known.
 
     >>> load_result(scores.save("scores"))
     """
