@@ -53,6 +53,10 @@ class Direction(Readable):
 
     def __post_init__(self) -> None:
         check_vector_site(self.site)
+        if self.vector.ndim != 1:
+            raise InputError(
+                f"a direction is one vector [d]; {self.name!r} has the shape {tuple(self.vector.shape)}. Take one row of it."
+            )
         if not bool(self.vector.isfinite().all()) or not float(self.vector.double().norm()) > 0:
             raise InputError(
                 f"a direction must be finite and of positive length; {self.name!r} has zeros, NaN or infinity"

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..display import Displayable
-from ..errors import ArtefactError, InputError, UnknownNameError
+from ..errors import ArtefactError, InputError, MetricError, UnknownNameError
 from ..names import place_name
 from ..provenance import Provenance
 from ..runs.record import Baseline
@@ -201,6 +201,13 @@ class Effects(Displayable, Mapping[str, Effect]):
             raise InputError(f"no common site kinds: {', '.join(self)} and {', '.join(other)}")
         return AgreementTable({kind: compare_effects(self[kind], other[kind]) for kind in common})
 
+    def top(self, n: int = 10) -> list[tuple[str, float]]:
+        """The `n` places of largest absolute effect among all kinds, as text, strongest first."""
+        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+            raise InputError(f"n counts places and is at least 1; got {n!r}")
+        found = [row for effect in self.values() for row in effect.top(n)]
+        return sorted(found, key=lambda row: -abs(row[1]))[:n]
+
     def to_dataframe(self) -> pandas.DataFrame:
         """All effects, one row per place and (when there are several) metric."""
         import pandas
@@ -278,6 +285,12 @@ def compare_effects(estimate: Effect, truth: Effect) -> Agreement:
         raise InputError(
             f"only effects of one direction can be compared; got {estimate.direction} and {truth.direction}"
         )
+    for effect in (estimate, truth):
+        missing = effect.per_example.isnan()
+        if bool((missing.any(dim=0) & ~missing.all(dim=0)).any()):
+            raise MetricError(
+                f"effects at {effect.kind!r} are NaN for some pairs and not for others; nothing agrees with NaN"
+            )
     both = ~(estimate.values.isnan() | truth.values.isnan())  # a screened sweep has measured some places only
     return agreement_of(estimate.kind, estimate.values[both], truth.values[both])
 
