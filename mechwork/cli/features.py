@@ -21,6 +21,7 @@ from .options import (
     add_model,
     add_page,
     at_least,
+    check_page,
     check_training_folder,
     load,
     open_own_text,
