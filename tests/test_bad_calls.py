@@ -22,7 +22,7 @@ def unchecked(function: Any) -> Any:
 
 
 def test_what_now_works(bundled_model: Any) -> None:
-    task = mw.tasks.ioi(bundled_model, n=4, seed=0)
+    task = mw.tasks.ioi(bundled_model, n=8, seed=0)
     by_spec = mw.ablate(bundled_model, task, mw.AblationSpec(["a3.h2"], "zero"))
     assert mw.ablate(bundled_model, task, ["a3.h2"]).spec == mw.AblationSpec(["a3.h2"])
     assert by_spec.effect != 0
@@ -45,7 +45,7 @@ def test_what_now_works(bundled_model: Any) -> None:
         (lambda m, t: learn_circuit(m, t, 5, n_steps=-1), "got -1"),
         (lambda m, t: unchecked(mw.attribute_tokens)(m, b"Mary", 3), "no bytes"),
         (lambda m, t: unchecked(mw.evaluate)(m, None, t), "scores or circuit"),
-        (lambda m, t: unchecked(Examples.of_tokens)([[1], [2], [3]], [0, 1, 2]), "True or False"),
+        (lambda m, t: unchecked(Examples.of_tokens)(Examples, [[1], [2], [3]], [0, 1, 2]), "True or False"),
         (lambda m, t: unchecked(mw.record_run)(m, t.pairs, "resid_pre"), "list of kinds"),
         (lambda m, t: unchecked(mw.record_attention)(m, t, "a0.h1"), "heads is a list"),
         (lambda m, t: mw.attribute(m, t, ["z"]).top(0), "at least 1"),
