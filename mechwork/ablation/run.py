@@ -5,6 +5,7 @@ effect = m(model) - m(model, ablated);   positive = what was ablated raises the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -100,16 +101,23 @@ class AblationResult(Result):
 
 @borrows
 def ablate(
-    model: TransformerBridge, task: Task, ablation: AblationSpec | Ablation, *, reference: Task | None = None
+    model: TransformerBridge,
+    task: Task,
+    ablation: AblationSpec | Ablation | Sequence[str],
+    *,
+    reference: Task | None = None,
 ) -> AblationResult:
     """The effect of an ablation on the clean prompts of a task.
 
-    A spec is fitted first, to `reference` (default: the task itself; the result's provenance says which). Cost: 2 forwards per
+    Targets alone (``["a1.h3"]``) are ablated by their mean. A spec is fitted first, to `reference` (default: the task itself; the result's provenance says which). Cost: 2 forwards per
     batch of 32 pairs, and the fitting. Raises what `fit_ablation` and `Ablation.bind` raise.
 
     >>> print(ablate(model, task, AblationSpec(["a1.h3"], "mean")))
     """
     check_task(model, task)
+    if not isinstance(ablation, AblationSpec | Ablation):
+        ablation = AblationSpec([ablation] if isinstance(ablation, str) else ablation)
+    _check_columns(ablation if isinstance(ablation, AblationSpec) else ablation.spec, task)
     fitted = ensure_fitted(model, task, ablation, reference)
     parts: list[tuple[Tensor, ...]] = []
     routed: dict[tuple[int, int], int] = {}
@@ -131,6 +139,13 @@ def ablate(
     )
     notes = tuple(_routing(layer, expert, n) for (layer, expert), n in routed.items())
     return AblationResult(fitted.spec, *columns, metric_name=task.metric.name, provenance=facts, notes=notes)
+
+
+def _check_columns(spec: AblationSpec, task: Task) -> None:
+    """Raises `InputError` for columns beyond every prompt, which would change nothing and read as an effect of 0."""
+    longest = int(task.pairs.lengths.max())
+    if beyond := [p for p in spec.positions or () if isinstance(p, int) and p >= longest]:
+        raise InputError(f"prompts of {task.name!r} have positions 0 to {longest - 1}; got {beyond}")
 
 
 def ensure_fitted(

@@ -23,13 +23,11 @@ STUDY is one of
 from __future__ import annotations
 
 import argparse
-import importlib
-from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, UnknownNameError
 from .console import Console
-from .options import add_executor, add_model, at_least, fraction, load
+from .options import add_executor, add_model, add_page, add_pairs, check_page, fraction, load, write_page
 
 STUDIES = (
     "sweep", "cumulative", "interactions", "knock-in", "impairment", "self-repair", "suppression", "roles", "remove", "formation",
@@ -45,12 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "study", metavar="STUDY", help="sweep, cumulative, interactions, knock-in, impairment, self-repair, ..."
     )
-    parser.add_argument(
-        "--task",
-        metavar="TASKS",
-        default="ioi",
-        help="a task's name; for impairment several, with commas (default: ioi)",
-    )
+    parser.add_argument("task", metavar="TASK", nargs="*", help="a task's name; for impairment several (default: ioi)")
+    parser.add_argument("--task", metavar="TASKS", dest="tasks", help="the same, with commas")
     parser.add_argument(
         "--kind",
         default="mean",
@@ -78,9 +72,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoints", action="store_true", help="of telemetry: on every checkpoint of a bundled model"
     )
-    parser.add_argument("-n", type=at_least(16), default=64, metavar="N", help="pairs per task (default: %(default)s)")
-    parser.add_argument("--seed", type=at_least(0), default=0, help="of the pairs and of what is drawn (default: 0)")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="also write the drawing, one page that opens offline")
+    add_pairs(parser, 64, least=16, what="pairs per task")
+    add_page(parser, "also write the drawing, one page that opens offline")
     add_model(parser)
     add_executor(parser)
 
@@ -89,19 +82,20 @@ def run(args: argparse.Namespace, console: Console) -> None:
     """Run the study, print it, and draw it when asked."""
     if args.study not in STUDIES:
         raise UnknownNameError("study", args.study, STUDIES)
-    if args.html is not None and args.html.exists():
-        raise InputError(f"{args.html} exists and is not overwritten. Choose another --html.")
+    check_page(args)
     from ..ablation.spec import KINDS
     from ..tasks import find_task
 
     if args.kind not in KINDS:
         raise UnknownNameError("ablation", args.kind, KINDS)
-    names = args.task.split(",")
+    if args.task and args.tasks:
+        raise InputError(f"tasks are named behind the study or by --task, not both; got {args.task} and {args.tasks}")
+    names = [name for word in args.task or [args.tasks or "ioi"] for name in word.split(",")]
     for name in names:
         find_task(name)
     if (args.study == "impairment") != (len(names) > 1):
         raise InputError(
-            f"impairment compares two or more tasks, the other studies take one; got {args.study} of {args.task}"
+            f"impairment compares two or more tasks, the other studies take one; got {args.study} of {', '.join(names)}"
         )
     if args.checkpoints and args.study != "telemetry":
         raise InputError(
@@ -111,19 +105,19 @@ def run(args: argparse.Namespace, console: Console) -> None:
         from ..ablation import study_formation
 
         with console.step(f"following {args.model}") as progress:
-            result: Any = study_formation(args.model, n=args.n, seed=args.seed, progress=progress)
+            result: Any = study_formation(args.model, n=args.n_pairs, seed=args.seed, progress=progress)
     elif args.study == "telemetry" and args.checkpoints:
         from ..ablation import telemetry_over_training
 
         build = find_task(names[0])
         with console.step(f"following {args.model}") as progress:
             result = telemetry_over_training(
-                args.model, lambda model: build(model, n=args.n, seed=args.seed), progress=progress
+                args.model, lambda model: build(model, n=args.n_pairs, seed=args.seed), progress=progress
             )
     else:
         with console.step(f"loading {args.model}"):
             model = load(args)
-            tasks = [find_task(name)(model, n=args.n, seed=args.seed) for name in names]
+            tasks = [find_task(name)(model, n=args.n_pairs, seed=args.seed) for name in names]
         with console.step(f"{args.study} on {args.model}") as progress:
             result = _study(args, model, tasks, progress)
     rows = result.to_dataframe().to_dict(orient="records")
@@ -137,8 +131,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
     }
     text = _effects(result) if args.study == "sweep" else str(result)
     if args.html is not None:
-        importlib.import_module("mechwork.render")  # registers the drawings
-        args.html.write_text(result.to_html(), encoding="utf-8")
+        write_page(args, result.to_html())
         text += f"\n\nThe drawing: {args.html}"
     console.result(text, data)
 
@@ -187,7 +180,7 @@ def _repeated(args: argparse.Namespace, model: Any) -> Any:
     from ..tasks import find_task
 
     like = None if args.words == "all" else find_task(args.words)(model, n=N_WORDS, seed=args.seed)
-    return repeated_tokens(model, args.n, like=like, seed=args.seed)
+    return repeated_tokens(model, args.n_pairs, like=like, seed=args.seed)
 
 
 def _anatomy(model: Any) -> Any:

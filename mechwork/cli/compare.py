@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ArtefactError, InputError
 from .console import Console
+from .options import add_page, check_page, write_page
 
 if TYPE_CHECKING:
     from ..circuits import Circuit
@@ -26,11 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's own arguments."""
     parser.add_argument("first", metavar="A", help="a report or its folder, a circuit.json, or a bundled circuit")
     parser.add_argument("second", metavar="B", help="the same")
-    parser.add_argument(
-        "--out", type=Path, default=Path("compare.html"), metavar="FILE", help="the page (default: compare.html)"
-    )
+    add_page(parser, "the page", default=Path("compare.html"))
     parser.add_argument("--names", nargs=2, metavar=("A", "B"), help="what to call them (default: where they lie)")
-    parser.add_argument("--force", action="store_true", help="replace an earlier page")
 
 
 def run(args: argparse.Namespace, console: Console) -> None:
@@ -40,15 +38,12 @@ def run(args: argparse.Namespace, console: Console) -> None:
         raise InputError(
             f"two circuits are compared, under two names; got {first!r} twice. Name them with --names A B."
         )
-    if args.out.exists() and (args.out.is_dir() or not args.force):
-        raise InputError(f"{args.out} exists. Pass --force to replace it, or choose another --out.")
-    if not args.out.absolute().parent.is_dir():
-        raise InputError(f"--out names a file in a folder that exists; got {args.out}")
+    check_page(args)
     a, b = _read(args.first), _read(args.second)
     text, data, page = _compared({first: a, second: b})
-    args.out.write_text(page, encoding="utf-8")
-    out = f"The page: {args.out} (open it in a browser; it needs no network)"
-    console.result(f"{text}\n\n{out}", {**data, "out": str(args.out)})
+    write_page(args, page)
+    out = f"The page: {args.html} (open it in a browser; it needs no network)"
+    console.result(f"{text}\n\n{out}", {**data, "out": str(args.html)})
 
 
 def _compared(circuits: dict[str, Circuit]) -> tuple[str, dict[str, Any], str]:

@@ -7,12 +7,10 @@ mechwork diverge gpt2-6l ./my-tuned-gpt2-6l --task pronoun --across resid_post m
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
 from .console import Console
-from .options import DTYPES, at_least, load_named
+from .options import MOST_PAIRS, add_model, add_page, at_least, check_page, load_named, write_page
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--n-pairs",
-        type=at_least(2),
+        type=at_least(2, MOST_PAIRS),
         default=128,
         metavar="N",
         help="pairs, half of them held out and used (default: 128)",
@@ -41,13 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--n-null", type=at_least(1), default=5, metavar="N", help="draws of noise in the weights (default: 5)"
     )
-    parser.add_argument("--seed", type=at_least(0), default=0, help="of the pairs and of the noise (default: 0)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the plots and the tables as one HTML page")
-    group = parser.add_argument_group("models")
-    group.add_argument("--device", help="e.g. cpu, cuda, cuda:1, mps (default: cpu)")
-    group.add_argument("--dtype", default="float32", choices=DTYPES, help="of the weights (default: %(default)s)")
-    group.add_argument("--threads", type=at_least(1), metavar="N", help="torch threads (default: 1 for small models)")
-    group.add_argument("--offline", action="store_true", help="never ask the hub, whatever the models' names")
+    add_page(parser, "also write the plots and the tables as one HTML page")
+    add_model(parser, name=False)
 
 
 def run(args: argparse.Namespace, console: Console) -> None:
@@ -59,8 +52,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
     build = find_task(args.task)
     for kind in (*(args.kinds or ()), *(args.across or ())):
         site_kind(kind)
-    if args.out is not None and not args.out.absolute().parent.is_dir():
-        raise InputError(f"--out names a file in a folder that exists; got {args.out}")
+    check_page(args)
     models: list[Any] = []
     for name in (args.model_a, args.model_b):
         with console.step(f"loading {name}"):
@@ -88,8 +80,8 @@ def run(args: argparse.Namespace, console: Console) -> None:
             across = patch_across(models[0], models[1], task, kinds, seed=args.seed)
         data["across"] = across.to_dataframe().to_dict("records")
         text = f"{text}\n\npatched from {args.model_b} into {args.model_a}\n{across}"
-    if args.out is not None:
+    if args.html is not None:
         from ..render import render_divergence
 
-        args.out.write_text(render_divergence(found, across), encoding="utf-8")
+        write_page(args, render_divergence(found, across))
     console.result(text, data)

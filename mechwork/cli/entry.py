@@ -130,6 +130,12 @@ def _explain(error: Exception, console: Console) -> int:
         code = FAILED
     if isinstance(error, MechworkError):
         console.error(str(error))
+    elif isinstance(error, OSError) and error.filename is not None:  # what the system says of a name is the whole story
+        code = MISSING if isinstance(error, FileNotFoundError) else USAGE
+        console.error(f"{error.strerror}: {str(error.filename)[:200]}")
+    elif isinstance(error, UnicodeError):
+        code = USAGE
+        console.error(f"text is read as UTF-8: {error}. Save the file as UTF-8 text.")
     else:
         hint = "" if console.verbosity > 0 else " Run again with -v for the traceback."
         console.error(f"unexpected {type(error).__name__}: {error}.{hint}")

@@ -16,7 +16,17 @@ from typing import TYPE_CHECKING, Any
 from .. import bundled
 from .console import Console
 from .console import Progress as Line
-from .options import at_least, check_training_folder, open_own_text
+from .options import (
+    MOST_PAIRS,
+    add_model,
+    add_page,
+    at_least,
+    check_page,
+    check_training_folder,
+    load,
+    open_own_text,
+    write_page,
+)
 
 if TYPE_CHECKING:
     from ..features import FeatureProgress
@@ -30,7 +40,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's own arguments."""
     parser.add_argument("action", choices=("list", "train", "evaluate", "circuit"), help="what to do")
     parser.add_argument("task", nargs="?", metavar="TASK", help="circuit: a task's name (default: agreement)")
-    parser.add_argument("--model", default="gpt2-6l", help="a bundled model, a folder or a hub name (default: gpt2-6l)")
     parser.add_argument(
         "--features",
         metavar="DIR",
@@ -76,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", type=at_least(2), default=128, help="evaluate: rows of text (default: 128)")
     parser.add_argument(
         "--n-pairs",
-        type=at_least(8),
+        type=at_least(8, MOST_PAIRS),
         default=256,
         metavar="N",
         help="circuit: pairs, half of them held out (default: 256)",
@@ -97,12 +106,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--n-random", type=at_least(1), default=3, metavar="N", help="circuit: random circuits per size (default: 3)"
     )
-    parser.add_argument("--seed", type=at_least(0), default=0, help="(default: 0)")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="evaluate, circuit: also write the picture")
+    add_page(parser, "evaluate, circuit: also write the picture")
+    add_model(parser)
 
 
 def run(args: argparse.Namespace, console: Console) -> None:
     """List, train, evaluate or find a circuit."""
+    check_page(args)
     {"list": _list, "train": _train, "evaluate": _evaluate, "circuit": _circuit}[args.action](args, console)
 
 
@@ -130,7 +140,6 @@ def _list(args: argparse.Namespace, console: Console) -> None:
 
 def _train(args: argparse.Namespace, console: Console) -> None:
     from ..features import FeatureRecipe, evaluate_features, export_features, train_features
-    from ..models import load_model
     from ..sites import Site
 
     recipe = FeatureRecipe(
@@ -139,7 +148,7 @@ def _train(args: argparse.Namespace, console: Console) -> None:
     out = args.out or Path("runs") / f"features-{Path(args.model).name}"
     again = f"mechwork features train --model {args.model} --out {out} --resume"
     check_training_folder(out, again, resume=args.resume)
-    model = load_model(args.model)
+    model = load(args)
     layers = args.layers if args.layers is not None else range(int(model.cfg.n_layers))
     places = [Site(kind, layer) for layer in layers for kind in args.kinds]
     text = open_own_text(args, model)
@@ -172,12 +181,11 @@ def _train(args: argparse.Namespace, console: Console) -> None:
 
 def _evaluate(args: argparse.Namespace, console: Console) -> None:
     from ..features import concept_of_answer, evaluate_features, measure_separability
-    from ..models import load_model
     from ..render import render_features
     from ..tasks import find_task
     from .options import default_tasks
 
-    model = load_model(args.model)
+    model = load(args)
     features = _features(args, model)
     with console.step("measuring reconstructions"):
         measured = evaluate_features(model, features, open_own_text(args, model, seed=1), n_rows=args.rows)
@@ -194,17 +202,16 @@ def _evaluate(args: argparse.Namespace, console: Console) -> None:
     text = "\n\n".join(map(str, [measured, *concepts]))
     data = {"evaluation": _records(measured), "separability": [row for one in concepts for row in _records(one)]}
     if args.html is not None:
-        _write(args.html, render_features(measured, concepts))
+        write_page(args, render_features(measured, concepts))
     console.result(text, {**data, "html": None if args.html is None else str(args.html)})
 
 
 def _circuit(args: argparse.Namespace, console: Console) -> None:
     from ..features import evaluate_feature_circuits, score_features
-    from ..models import load_model
     from ..tasks import find_task
 
     build = find_task(args.task or "agreement")
-    model = load_model(args.model)
+    model = load(args)
     features = _features(args, model)
     task = build(model, n=args.n_pairs, seed=args.seed)
     ways: dict[str, dict[str, Any]] = {
@@ -222,7 +229,7 @@ def _circuit(args: argparse.Namespace, console: Console) -> None:
     gap, low, high = curves.difference(first, second)
     said = f"{first} less {second}, area: {gap:+.3f} [{low:+.3f}, {high:+.3f}]"
     if args.html is not None:
-        _write(args.html, curves.to_html())
+        write_page(args, curves.to_html())
     data = {
         "curves": _records(curves), "areas": {m: curves.area(m) for m in curves.methods} | {"random": curves.random_area},
         "difference": [gap, low, high], "top": scores[first].top(20), "html": None if args.html is None else str(args.html),
@@ -238,11 +245,6 @@ def _features(args: argparse.Namespace, model: Any) -> Any:
 
 def _records(result: Any) -> list[dict[str, Any]]:
     return result.to_dataframe().to_dict("records")
-
-
-def _write(file: Path, page: str) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(page, encoding="utf-8")
 
 
 def _report(line: Line) -> Any:

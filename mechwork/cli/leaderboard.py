@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import InputError, MechworkError
 from .console import Console
-from .options import add_model, at_least, default_tasks, load
+from .options import MOST_PAIRS, add_model, at_least, default_tasks, load
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,10 +25,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--presets", nargs="+", metavar="NAME", help="ways to score edges (default: all but exact)")
     parser.add_argument("--exact", action="store_true", help="also measured effects: half a forward per edge")
     parser.add_argument(
-        "--n-pairs", type=at_least(4), default=128, metavar="N", help="pairs, half of them held out (default: 128)"
+        "--n-pairs",
+        type=at_least(4, MOST_PAIRS),
+        default=128,
+        metavar="N",
+        help="pairs, half of them held out (default: 128)",
     )
     parser.add_argument("--ablation", default="corrupt", help="what cut edges carry (default: %(default)s)")
-    parser.add_argument("--seed", type=at_least(0), default=0, help="of the pairs and of the controls (default: 0)")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the standings as a table")
     add_model(parser)
 

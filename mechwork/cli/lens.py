@@ -12,10 +12,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError
+from ..errors import InputError, NotFoundError
 from .console import Console
 from .console import Progress as Line
-from .options import at_least, check_training_folder, open_own_text
+from .options import add_model, add_page, at_least, check_page, check_training_folder, load, open_own_text, write_page
 
 if TYPE_CHECKING:
     from ..lenses.evaluate import LensEvaluation
@@ -29,7 +29,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's own arguments."""
     parser.add_argument("action", choices=("train", "show", "evaluate"), help="what to do")
     parser.add_argument("prompt", nargs="?", default="", metavar="TEXT", help="show: the text to read")
-    parser.add_argument("--model", default="gpt2-6l", help="a bundled model, a folder or a hub name (default: gpt2-6l)")
     parser.add_argument(
         "--text",
         metavar="FILE",
@@ -59,17 +58,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--rate", type=float, default=4e-3, help="train: highest learning rate (default: 0.004)")
     parser.add_argument("--target", help="show: a single token to follow (default: each position's next token)")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="show, evaluate: also write the picture")
+    add_page(parser, "show, evaluate: also write the picture")
+    add_model(parser)
 
 
 def run(args: argparse.Namespace, console: Console) -> None:
     """Train, show or evaluate."""
+    check_page(args)
     {"train": _train, "show": _show, "evaluate": _evaluate}[args.action](args, console)
 
 
 def _train(args: argparse.Namespace, console: Console) -> None:
     from ..lenses import LensRecipe, evaluate_lens, export_lens, train_lens
-    from ..models import load_model
 
     recipe = LensRecipe(
         form=args.form, kind=args.kind, steps=args.steps, held_out_rows=args.rows, learning_rate=args.rate
@@ -77,7 +77,7 @@ def _train(args: argparse.Namespace, console: Console) -> None:
     out = args.out or Path("runs") / f"lens-{Path(args.model).name}"
     again = f"mechwork lens train --model {args.model} --out {out} --resume"
     check_training_folder(out, again, resume=args.resume)
-    model = load_model(args.model)
+    model = load(args)
     text = open_own_text(args, model)
     try:
         with console.step(f"training a lens for {args.model}") as line:
@@ -106,11 +106,10 @@ def _train(args: argparse.Namespace, console: Console) -> None:
 
 def _show(args: argparse.Namespace, console: Console) -> None:
     from ..lenses import read_lens
-    from ..models import load_model
 
     if not args.prompt:
         raise InputError('show needs a text: mechwork lens show "The cats"')
-    model = load_model(args.model)
+    model = load(args)
     table = read_lens(model, args.prompt, _lens(args, model), target=args.target)
     console.result(
         str(table),
@@ -120,9 +119,8 @@ def _show(args: argparse.Namespace, console: Console) -> None:
 
 def _evaluate(args: argparse.Namespace, console: Console) -> None:
     from ..lenses import evaluate_lens
-    from ..models import load_model
 
-    model = load_model(args.model)
+    model = load(args)
     with console.step("measuring"):
         measured = evaluate_lens(
             model,
@@ -139,16 +137,18 @@ def _evaluate(args: argparse.Namespace, console: Console) -> None:
 def _lens(args: argparse.Namespace, model: Any) -> Any:
     from ..lenses import LOGIT_LENS, load_lens
 
-    return LOGIT_LENS if args.lens == "logit" else load_lens(model, args.lens)
+    if args.lens == "logit":
+        return LOGIT_LENS
+    try:
+        return load_lens(model, args.lens)
+    except NotFoundError:
+        if args.lens is not None or args.action != "show":
+            raise
+        return LOGIT_LENS  # no lens is shipped with this model; the table says which one was read
 
 
 def _picture(args: argparse.Namespace, result: Any) -> str | None:
-    if args.html is None:
-        return None
-
-    args.html.parent.mkdir(parents=True, exist_ok=True)
-    args.html.write_text(result.to_html(), encoding="utf-8")
-    return str(args.html)
+    return None if args.html is None else write_page(args, result.to_html())
 
 
 def _summary(measured: LensEvaluation) -> str:

@@ -25,8 +25,11 @@ SMALL = 20_000_000
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    """An argparse type: a whole number that is not smaller."""
+MOST_PAIRS, MOST_THREADS, MOST_SEED = 100_000, 1024, 2**63 - 1
+
+
+def at_least(least: int, most: int = 10**9) -> Callable[[str], int]:
+    """An argparse type: a whole number from `least` to `most`."""
 
     def parse(text: str) -> int:
         try:
@@ -35,6 +38,8 @@ def at_least(least: int) -> Callable[[str], int]:
             raise argparse.ArgumentTypeError(f"a whole number is needed, got {text!r}") from None
         if value < least:
             raise argparse.ArgumentTypeError(f"at least {least} is needed, got {value}")
+        if value > most:
+            raise argparse.ArgumentTypeError(f"at most {most:,} is possible, got {value:,}")
         return value
 
     return parse
@@ -59,20 +64,78 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     group.add_argument("-v", "--verbose", action="count", default=0, help="say more; -vv for debugging")
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """Options of verbs that load a model."""
+def add_model(parser: argparse.ArgumentParser, *, name: bool = True) -> None:
+    """``--model --device --dtype --threads --offline --seed`` of verbs that load one; `name` False: they take its name otherwise."""
     group = parser.add_argument_group("model")
-    group.add_argument(
-        "--model", default="gpt2-6l", help="bundled name, local folder or hub name (default: %(default)s)"
-    )
+    if name:
+        group.add_argument(
+            "--model", default="gpt2-6l", help="bundled name, local folder or hub name (default: %(default)s)"
+        )
     group.add_argument("--device", help="e.g. cpu, cuda, cuda:1, mps (default: cpu)")
     group.add_argument("--dtype", default="float32", choices=DTYPES, help="of the weights (default: %(default)s)")
     group.add_argument(
         "--bos", action=argparse.BooleanOptionalAction, default=None,
         help="begin prompts with the beginning-of-sequence token, or never (default: what the tokenizer does)",
     )  # fmt: skip
-    group.add_argument("--threads", type=at_least(1), metavar="N", help="torch threads (default: 1 for small models)")
+    group.add_argument(
+        "--threads", type=at_least(1, MOST_THREADS), metavar="N", help="torch threads (default: 1 for small models)"
+    )
     group.add_argument("--offline", action="store_true", help="never ask the hub, whatever the model's name")
+    if not _has(parser, "--seed"):
+        group.add_argument("--seed", type=at_least(0, MOST_SEED), default=0, help="of all that is drawn (default: 0)")
+
+
+def add_pairs(
+    parser: argparse.ArgumentParser, default: int, *, least: int = 4, what: str = "pairs, half of them held out"
+) -> None:
+    """``--n-pairs`` (short: ``-n``) of verbs that take a task by name."""
+    parser.add_argument(
+        "--n-pairs",
+        "-n",
+        type=at_least(least, MOST_PAIRS),
+        default=default,
+        metavar="N",
+        help=f"{what} (default: {default})",
+    )
+
+
+def add_page(parser: argparse.ArgumentParser, what: str, *, default: Path | None = None) -> None:
+    """``--html FILE`` (in verbs that write nothing else also ``--out``) and ``--force`` of verbs that write a page."""
+    names = ("--html",) if _has(parser, "--out") else ("--html", "--out")
+    said = f"{what} (default: {default})" if default else what
+    parser.add_argument(*names, dest="html", type=Path, default=default, metavar="FILE", help=said)
+    parser.add_argument("--force", action="store_true", help="replace an earlier page")
+
+
+def check_page(args: argparse.Namespace) -> None:
+    """Raises `InputError`, before anything is computed, for a page that could not or should not be written."""
+    page: Path | None = args.html
+    if page is None:
+        return
+    try:
+        if page.is_dir():
+            raise InputError(f"--html names a file; {page} is a folder. Name a file in it, e.g. {page / 'page.html'}")
+        if not page.absolute().parent.is_dir():
+            raise InputError(f"--html names a file in a folder that exists; got {page}")
+        if page.exists() and not args.force:
+            raise InputError(
+                f"{page} exists and is not overwritten. Pass --force to replace it, or choose another --html."
+            )
+    except OSError as error:
+        raise InputError(f"--html names a file that can be written; got {str(page)[:200]}: {error.strerror}") from error
+
+
+def write_page(args: argparse.Namespace, html: str) -> str | None:
+    """Write the page where ``--html`` says; its path, or None."""
+    if args.html is None:
+        return None
+    check_page(args)
+    args.html.write_text(html, encoding="utf-8")
+    return str(args.html)
+
+
+def _has(parser: argparse.ArgumentParser, option: str) -> bool:
+    return any(option in action.option_strings for action in parser._actions)
 
 
 def add_executor(parser: argparse.ArgumentParser) -> None:

@@ -7,11 +7,9 @@ mechwork reuse ioi induction --n-edges 200 --out reuse.html
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from ..errors import InputError
 from .console import Console
-from .options import add_model, at_least, load
+from .options import MOST_PAIRS, add_model, add_page, at_least, check_page, load, write_page
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,11 +20,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--preset", metavar="NAME", help="how edges are scored (default: eap-ig)")
     parser.add_argument(
-        "--n-pairs", type=at_least(4), default=64, metavar="N", help="pairs, half of them held out (default: 64)"
+        "--n-pairs",
+        type=at_least(4, MOST_PAIRS),
+        default=64,
+        metavar="N",
+        help="pairs, half of them held out (default: 64)",
     )
     parser.add_argument("--ablation", default="corrupt", help="what cut edges carry (default: %(default)s)")
-    parser.add_argument("--seed", type=at_least(0), default=0, help="of the pairs and of the controls (default: 0)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the tables as one HTML page")
+    add_page(parser, "also write the tables as one HTML page")
     add_model(parser)
 
 
@@ -36,8 +37,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
     from ..tasks import find_task
 
     builders = [find_task(name) for name in args.tasks]
-    if args.out is not None and not args.out.absolute().parent.is_dir():
-        raise InputError(f"--out names a file in a folder that exists; got {args.out}")
+    check_page(args)
     with console.step(f"loading {args.model}"):
         model = load(args)
     tasks = [build(model, n=args.n_pairs, seed=args.seed) for build in builders]
@@ -51,8 +51,8 @@ def run(args: argparse.Namespace, console: Console) -> None:
             seed=args.seed,
             progress=line,
         )
-    if args.out is not None:
-        args.out.write_text(found.to_html(), encoding="utf-8")
+    if args.html is not None:
+        write_page(args, found.to_html())
     data = {
         "overlaps": found.comparison.to_dataframe().to_dict("records"),
         "runs": found.to_dataframe().to_dict("records"),

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, UnknownNameError
 from .console import Console
-from .options import add_model, at_least, default_tasks, load
+from .options import MOST_PAIRS, add_model, add_page, at_least, check_page, default_tasks, load, write_page
 from .steer_studies import show_carried, show_decodable, show_function_vector, show_illusion, show_stability
 from .steering import FUNCTION_VECTOR, UNINFORMATIVE, Fitted, fit, held_out_text, narrow, parse_settings
 
@@ -39,7 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--set", nargs="+", metavar="KEY=VALUE", dest="settings", help="settings of the task, e.g. relation=french"
     )
     pairs.add_argument(
-        "--n-pairs", type=at_least(8), default=256, metavar="N", help="pairs, half of them held out (default: 256)"
+        "--n-pairs",
+        type=at_least(8, MOST_PAIRS),
+        default=256,
+        metavar="N",
+        help="pairs, half of them held out (default: 256)",
     )
     fitted = parser.add_argument_group("the direction")
     fitted.add_argument("--position", default="END", metavar="SPAN", help="where it is read (default: END)")
@@ -106,8 +109,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     steered.add_argument(
         "--n-as-far", type=at_least(0), default=1, metavar="N", help="controls moved as far per method (default: 1)"
     )
-    parser.add_argument("--seed", type=at_least(0), default=0, help="of the pairs and of the controls (default: 0)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the plot and the table as one HTML page")
+    add_page(parser, "also write the plot and the table as one HTML page")
     add_model(parser)
 
 
@@ -127,8 +129,9 @@ def run(args: argparse.Namespace, console: Console) -> None:
     for method in args.methods or ():
         if method not in METHODS:
             raise UnknownNameError("way to steer", method, METHODS)
-    if args.out is not None and ("curves" not in args.show or not args.out.absolute().parent.is_dir()):
-        raise InputError(f"--out names a file for the curves, in a folder that exists; got {args.out}")
+    if args.html is not None and "curves" not in args.show:
+        raise InputError(f"--html is the page of the curves; add them to --show. Got {args.html}")
+    check_page(args)
     with console.step(f"loading {args.model}"):
         model = load(args)
     task = build(model, n=args.n_pairs, seed=args.seed, **settings)
@@ -170,8 +173,8 @@ def _curves(
             others=others, text=text, n_random=args.n_random, n_as_far=args.n_as_far,
             n_generated=0 if text is None else args.generate, seed=args.seed, progress=line,
         )  # fmt: skip
-    if args.out is not None:
-        args.out.write_text(study.to_html(), encoding="utf-8")
+    if args.html is not None:
+        write_page(args, study.to_html())
     plain = {
         "accuracy_on_others": study.plain_accuracy, "corrupt": study.baseline[0], "clean": study.baseline[1],
         "perplexity": study.plain_perplexity, "repetition": study.plain_repetition, "oddness": study.plain_oddness,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..errors import NotFoundError
 from .console import Console
-from .options import PAIR_FILES, add_model, at_least, load
+from .options import PAIR_FILES, add_model, add_pairs, load
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,8 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "task", metavar="TASK", nargs="?", help="a task's name, or a file of pairs; none lists the tasks"
     )
-    parser.add_argument("-n", type=at_least(1), default=5, metavar="N", help="how many pairs to show (default: 5)")
-    parser.add_argument("--seed", type=at_least(0), default=0, help="of the pairs (default: 0)")
+    add_pairs(parser, 5, least=1, what="how many pairs to show")
     add_model(parser)
 
 
@@ -38,9 +37,9 @@ def run(args: argparse.Namespace, console: Console) -> None:
 
     build = None if from_file else find_task(args.task)
     model = load(args)
-    task = build(model, n=2 * args.n, seed=args.seed) if build else read_task(model, args.task)
+    task = build(model, n=2 * args.n_pairs, seed=args.seed) if build else read_task(model, args.task)
     pairs = []
-    for row in range(min(args.n, len(task))):
+    for row in range(min(args.n_pairs, len(task))):
         clean, corrupt = task.prompt_texts(row)
         correct, incorrect = task.answer_texts[row]
         pairs.append({"clean": "".join(clean), "corrupt": "".join(corrupt), "correct": correct, "incorrect": incorrect})
@@ -53,7 +52,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
         "pairs": pairs,
     }
     citation = f"\nAfter {task.citation}" if task.citation else ""
-    console.result(task.describe(args.n) + citation, data)
+    console.result(task.describe(args.n_pairs) + citation, data)
 
 
 def _list(console: Console) -> None:

@@ -54,8 +54,9 @@ class Direction(Readable):
     def __post_init__(self) -> None:
         check_vector_site(self.site)
         if self.vector.ndim != 1 or (self.centre is not None and self.centre.shape != self.vector.shape):
+            shape = tuple(self.vector.shape)
             raise InputError(
-                f"a direction is one vector [d], as is its centre; {self.name!r} has {tuple(self.vector.shape)}"
+                f"a direction is one vector [d], as is its centre; {self.name!r} has the shape {shape}. Take one row of it."
             )
         if not bool(self.vector.isfinite().all()) or not float(self.vector.double().norm()) > 0:
             raise InputError(

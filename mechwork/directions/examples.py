@@ -94,6 +94,10 @@ class Examples(Readable):
         """Token ids of any length with their labels, read at the last token or `everywhere`; every prompt is its own group unless told."""
         if not prompts or any(not len(prompt) for prompt in prompts):
             raise InputError("every prompt needs at least one token; got an empty prompt or no prompts")
+        if strange := sorted({repr(label) for label in labels if label not in (0, 1)}):
+            raise InputError(
+                f"labels are True or False (1 or 0), one class against the other; got {', '.join(strange)}"
+            )
         width = max(len(prompt) for prompt in prompts)
         tokens = torch.tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in prompts])
         lengths = torch.tensor([len(prompt) for prompt in prompts])

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..artefact import Artefact
-from ..errors import InputError
+from ..errors import InputError, UnknownNameError
 from ..models.anatomy import read_anatomy
 from ..models.borrow import borrows
 from ..models.identity import identify_model
@@ -146,17 +146,21 @@ class LensTable(Result, version=2):
         return cls(**facts, **found.tensors)
 
 
+LOGIT = "logit"
+"""The logit lens by name, here as in the shell."""
+
+
 @borrows
 def read_lens(
     model: TransformerBridge,
     prompts: Task | str | Tensor | Prompts | Sequence[Prompt] | Sequence[int],
-    lens: Lens = LOGIT_LENS,
+    lens: Lens | str = LOGIT_LENS,
     *,
     kinds: Sequence[str] = (),
     target: Target = None,
     top_k: int = 10,
 ) -> LensTable:
-    """What `lens` reads at every place and position. `kinds`: of residual site (default: ``resid_pre``, or the lens's own).
+    """What `lens` (``"logit"``: the logit lens; `load_lens` has others) reads at every place and position. `kinds`: of residual site (default: ``resid_pre``, or the lens's own).
 
     A `Task` brings its clean prompts, and its (first) correct answer as the target. For other prompts without `target`, each
     position's target is the prompt's next token, and at the last one the model's own most probable token. Raises `InputError` for a target of several tokens, kinds that the lens cannot read or the model
@@ -167,6 +171,10 @@ def read_lens(
     torch.Size([7, 2, 3])
     """
     anatomy = read_anatomy(model)
+    if isinstance(lens, str):
+        if lens != LOGIT:
+            raise UnknownNameError("lens", lens, [LOGIT])
+        lens = LOGIT_LENS
     data = None
     if isinstance(prompts, Task):
         data, pairs = prompts.provenance(), prompts.pairs

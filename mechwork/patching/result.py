@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..artefact import Artefact
-from ..errors import InputError, UnknownNameError
+from ..errors import InputError, MetricError, UnknownNameError
 from ..names import place_name
 from ..provenance import Provenance
 from ..result import Result, Table
@@ -200,9 +200,11 @@ class Effects(Result, Mapping[str, Effect], version=3):
         return AgreementTable({kind: compare_effects(self[kind], other[kind]) for kind in common})
 
     def top(self, n: int = 10) -> list[tuple[str, float]]:
-        """The `n` places of largest absolute effect at any kind of site, strongest first."""
-        found = [place for effect in self.values() for place in effect.top(n)]
-        return sorted(found, key=lambda place: -abs(place[1]))[:n]
+        """The `n` places of largest absolute effect among all kinds, as text, strongest first."""
+        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+            raise InputError(f"n counts places and is at least 1; got {n!r}")
+        found = [row for effect in self.values() for row in effect.top(n)]
+        return sorted(found, key=lambda row: -abs(row[1]))[:n]
 
     def _table(self) -> Table:
         """All effects, one row per place and (when there are several) metric."""
@@ -255,6 +257,12 @@ def compare_effects(estimate: Effect, truth: Effect) -> Agreement:
         raise InputError(
             f"only effects of one direction can be compared; got {estimate.direction} and {truth.direction}"
         )
+    for effect in (estimate, truth):
+        missing = effect.per_example.isnan()
+        if bool((missing.any(dim=0) & ~missing.all(dim=0)).any()):
+            raise MetricError(
+                f"effects at {effect.kind!r} are NaN for some pairs and not for others; nothing agrees with NaN"
+            )
     both = ~(estimate.values.isnan() | truth.values.isnan())  # a screened sweep has measured some places only
     return agreement_of(estimate.kind, estimate.values[both], truth.values[both])
 

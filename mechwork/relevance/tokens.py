@@ -85,6 +85,8 @@ def attribute_tokens(
     """
     composite = find_composite(rules)
     anatomy = check_ready(model)
+    if isinstance(prompt, bytes):
+        raise InputError(f"a prompt is a text or token ids, no bytes; decode it first. Got {prompt[:20]!r}")
     ids = tokenise(model, prompt) if isinstance(prompt, str) else [int(i) for i in prompt]
     if not ids or (isinstance(prompt, str) and not prompt):
         raise InputError("a prompt of at least one token is needed; got an empty one")

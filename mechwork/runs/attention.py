@@ -12,9 +12,10 @@ from torch import Tensor
 
 from .. import names
 from ..errors import InputError
-from ..models.anatomy import ModelAnatomy
+from ..models.anatomy import ModelAnatomy, read_anatomy
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
+from ..tasks.build import tokenise
 from ..tasks.task import Task
 from .record import check_task, record_run
 
@@ -46,13 +47,26 @@ class AttentionPatterns(Result):
         return f"attention of {', '.join(self.heads)} over {len(self.tokens)} tokens of {self.task_name}"
 
 
-def record_attention(model: TransformerBridge, task: Task, heads: Sequence[str], *, row: int = 0) -> AttentionPatterns:
-    """Attention of `heads` on the clean prompt of pair `row`. Cost: 1 forward of one prompt.
+def record_attention(
+    model: TransformerBridge, task: Task | str, heads: Sequence[str] = (), *, row: int = 0
+) -> AttentionPatterns:
+    """Attention of `heads` (default: all) on the clean prompt of pair `row`, or on one prompt given as text. Cost: 1 forward of one prompt.
 
     Raises `InputError` for heads that the model does not have or that are not written like ``"a3.h1"``.
     """
-    anatomy = check_task(model, task)
+    anatomy = read_anatomy(model) if isinstance(task, str) else check_task(model, task)
+    if isinstance(heads, str):
+        raise InputError(f"heads is a list, e.g. ['a3.h1']; got {heads!r}")
+    heads = tuple(heads) or tuple(
+        names.head_name(i, j) for i in range(anatomy.n_layers) for j in range(anatomy.n_heads)
+    )
     places = [parse_head(anatomy, head) for head in heads]
+    if isinstance(task, str):
+        run = record_run(model, task, ["pattern"])
+        patterns = torch.stack([run.layers["pattern"][layer][0, head] for layer, head in places])
+        texts = tuple(model.tokenizer.decode([i]) for i in tokenise(model, task))
+        facts = build_provenance(method="attention patterns", prompt=task)
+        return AttentionPatterns(texts, tuple(heads), patterns.cpu(), "one prompt", facts)
     if not -len(task) <= row < len(task):
         raise InputError(f"task {task.name!r} has pairs 0 to {len(task) - 1}; got row {row}")
     one = task[[row % len(task)]]

@@ -22,6 +22,7 @@ from ..models.anatomy import ModelAnatomy, check_ready, device_of
 from ..models.borrow import hooked, run_tail
 from ..shapes import Logits, PerExample, Tokens
 from ..sites import SITE_KINDS, Site, hook_name, site_kind
+from ..tasks.build import tokenise
 from ..tasks.pairs import ABSENT, PromptPairs
 from ..tasks.task import Task
 from .prefix import Prefix
@@ -54,23 +55,33 @@ class Run(Readable):
 
 def record_run(
     model: TransformerBridge,
-    pairs: PromptPairs,
-    kinds: Sequence[str | Site],
+    pairs: PromptPairs | Task | str,
+    kinds: Sequence[str | Site] = ("resid_pre",),
     *,
     corrupt: bool = False,
     grad: bool = False,
     n_tail: int | None = None,
     prefix: Prefix | None = None,
 ) -> Run:
-    """Run the clean (or corrupt) prompts once and keep the activations of `kinds` at every layer. Cost: 1 forward.
+    """Run the clean (or corrupt) prompts of pairs or a task, or one text, once and keep the activations of `kinds` at every layer. Cost: 1 forward.
 
     A `Site` among `kinds` is recorded at its layer alone. With `grad`, run inside whatever composite of rules is active;
     gradients start at the embedding. `n_tail`: unembed the last columns only (for metrics that read no others). `prefix`:
     columns that have run already; only those after them run and are kept.
     """
     anatomy = check_ready(model)
+    if isinstance(kinds, str | Site):
+        raise InputError(f"kinds is a list of kinds of site, e.g. ['resid_pre', 'pattern']; got {kinds!r}")
+    if isinstance(pairs, Task):
+        check_task(model, pairs)
+        pairs = pairs.pairs
+    if isinstance(pairs, str):
+        if corrupt or not pairs:
+            raise InputError("one prompt is a text of at least one token, and has no corrupt side")
+        tokens = torch.tensor([tokenise(model, pairs)], device=device_of(model))
+    else:
+        tokens = (pairs.corrupt_tokens if corrupt else pairs.clean_tokens).to(device_of(model))
     sites = [site for kind in kinds for site in ([kind] if isinstance(kind, Site) else sites_of(anatomy, kind))]
-    tokens = (pairs.corrupt_tokens if corrupt else pairs.clean_tokens).to(device_of(model))
     store: dict[str, list[Tensor]] = {site.kind: [] for site in sites}
 
     def keep(site: Site) -> Any:

@@ -110,6 +110,11 @@ def evaluate(
     >>> curve = evaluate(model, task.test, scores)
     >>> evaluate(model, task.test, scores.circuit(80), ablation="mean", source=task.train).faithfulness
     """
+    if not isinstance(task, Task) or not isinstance(subject, EdgeScores | Circuit):
+        said = f"{type(task).__name__}, {type(subject).__name__}"
+        raise InputError(f"evaluate takes (model, task, scores or circuit), in this order; got (model, {said})")
+    if n_random < 0 or n_same_degree < 0:
+        raise InputError(f"n_random and n_same_degree count circuits, from 0; got {n_random} and {n_same_degree}")
     if ablation not in ABLATIONS:
         raise UnknownNameError("ablation", ablation, ABLATIONS)
     space = edge_space(model, task, split_input=subject.space.split_input)
