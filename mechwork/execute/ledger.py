@@ -21,8 +21,8 @@ from typing import IO, Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..files import write_atomically
 from ..errors import ArtefactError, InputError
+from ..files import write_atomically
 from ..provenance import hash_json
 from .lock import FolderLock
 from .unit import Tensors, Unit
