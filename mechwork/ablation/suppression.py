@@ -103,7 +103,7 @@ def study_copy_suppression(
     n_heads: int = 4,
     tokens: Int[Tensor, " token"] | None = None,
     n_lowest: int = N_LOWEST,
-    n_sources: int = 1,
+    n_sources: int = 3,
     seed: int = 0,
 ) -> CopySuppression:
     """Evidence for copy suppression in `heads` (default: the `n_heads` of most negative direct effect on the task).

@@ -79,3 +79,22 @@ def test_where_it_cannot_be_read_off() -> None:
             study_copy_suppression(build_model(family), build_task(n=8))
     with pytest.raises(InputError, match="a9"):
         study_copy_suppression(build_model("gpt2"), build_task(n=8), ["a9.h0"])
+
+
+def test_sources_are_ranked_by_prediction_above_their_base_rate(seed: int) -> None:
+    """The literal form: every token's logit at every position, one vector at a time. A frequent token loses its lead."""
+    from mechwork.ablation.suppression import _above_base_rate
+
+    model, task = build_model("llama"), build_task(n=4)
+    pairs = task.pairs
+    stream = torch.randn(4, 10, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    found = _above_base_rate(model, pairs, stream)
+    norm, present = model.ln_final, set(pairs.clean_tokens.flatten().tolist())
+    logits = torch.stack([torch.stack([norm(x[None, None])[0, 0] @ model.W_U for x in row]) for row in stream])
+    logits = logits - logits.mean(dim=-1, keepdim=True)
+    for token in range(97):
+        if token not in present:
+            assert bool(found[:, token].isneginf().all())
+            continue
+        expected = logits[:, 9, token] - sum(logits[b, p, token] for b in range(4) for p in range(10)) / 40
+        torch.testing.assert_close(found[:, token], expected, rtol=0, atol=1e-9)
