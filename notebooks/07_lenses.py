@@ -97,7 +97,7 @@ course.lines(
     {"logit lens": table.kl[:, 0, -1].tolist(), "tuned lens": tuned.kl[:, 0, -1].tolist()},
     title="How far the reading at the last word is from the model's answer",
     x_title="number of blocks behind",
-    y_title="KL in nats",
+    y_title="KL in bits",
 )
 
 # %% [markdown]
