@@ -134,4 +134,5 @@ def test_nodes_at_spans_have_cards_of_their_span(open_page: OpenPage, bundled_mo
     )
     tab.page.evaluate("(name) => mechwork.graphs[0].actions.focus(name)", name)
     tab.settle()
+    tab.page.evaluate("() => document.querySelectorAll('details').forEach((part) => (part.open = true))")
     assert "Logit lens, the stream it reads" in tab.page.locator(".mw-panel").first.inner_text()

@@ -17,7 +17,7 @@ from .levels import ports
 from .routing import route_points
 
 Palette = Mapping[str, str]
-ROLE_COLOURS = ("#009e73", "#8a63c9", "#c2519a", "#9a8400", "#2a9fb0", "#8b6b4a", "#5f8f2f", "#a05252")
+ROLE_COLOURS = ("#009e73", "#8a63c9", "#c2519a", "#9a8400", "#1f8a9a", "#8b6b4a", "#5f8f2f", "#a05252")
 """Colours of roles, in the order in which the circuit names them: none is a sign's blue or orange."""
 LIGHT: Palette = {
     "paper": "#ffffff", "pos": "#0072B2", "neg": "#D55E00", "neutral": "#6e7781", "ink": "#1b1f24", "muted": "#57606a",
