@@ -127,7 +127,7 @@ def test_other_modules_add_their_results_to_a_section() -> None:
     reports(Reading, section="localisation")(lambda reading: Fragment("<p>a reading of a lens</p>"))
     try:
         page = render_report(synthetic.task(), Reading(), synthetic.circuit())
-        assert "a reading of a lens" in page[page.index('id="localisation"') : page.index('id="graph"')]
+        assert "a reading of a lens" in page[page.index('id="localisation"') : page.index('id="limits"')]
     finally:
         del EXTENSIONS[Reading]
     with pytest.raises(InputError, match="a report shows"):

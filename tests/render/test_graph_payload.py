@@ -171,11 +171,11 @@ def test_scores_that_are_not_finite_are_refused_by_name() -> None:
 
 
 def test_a_hundred_thousand_edges_are_cut_and_the_page_says_so() -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     payload = graph_payload(synthetic.large_circuit(100_000))
     assert len(payload["edges"]["source"]) == MAX_EDGES
     assert payload["cut"] == 100_000 - MAX_EDGES
-    assert time.perf_counter() - started < 30
+    assert time.process_time() - started < 15
 
 
 def test_roles_notes_and_facts_are_carried() -> None:
@@ -196,9 +196,11 @@ def test_the_static_picture_is_well_formed_and_shows_every_node() -> None:
     )
     root = ElementTree.fromstring(static_svg(payload))
     texts = {element.text for element in root.iter("{http://www.w3.org/2000/svg}text")}
-    assert set(payload["nodes"]["name"]) <= texts
+    n, names = payload["shown"], payload["nodes"]["name"]
+    drawn = {names[i] for side in ("source", "target") for i in payload["edges"][side][:n]}
+    assert drawn <= texts
     paths = list(root.iter("{http://www.w3.org/2000/svg}path"))
-    assert len(paths) == len(payload["edges"]["source"]) + len(payload["nodes"]["name"])
+    assert len(paths) == 2 * n + 2 * len(drawn)  # a line and its head, a ground and an outline
 
 
 def test_the_page_has_a_fallback_and_no_addresses() -> None:

@@ -49,13 +49,15 @@ def test_nodes_stand_in_the_column_of_their_place_and_the_band_of_their_layer() 
     assert len(set(cells)) == len(cells)
     assert positions_payload(*synthetic.by_position(), 300, "") == payload
     svg = static_svg(payload)
-    assert "rotate(24" in svg
+    assert all(f">{label}</text>" in svg for label in ("IO", "S1", "S2", "END"))
     assert "data-mw-graph" in render_positions(*synthetic.by_position())
 
 
 def test_edges_within_a_layer_are_arches_between_sides() -> None:
     payload = positions_payload(*synthetic.by_position(), 300, "")
-    paths = re.findall(r'<path d="M([\d.-]+) ([\d.-]+)C[\d. -]+ ([\d.-]+) ([\d.-]+)" fill="none"', static_svg(payload))
+    paths = re.findall(
+        r'<path d="M([\d.-]+) ([\d.-]+)C[\d. -]+ ([\d.-]+) ([\d.-]+)" fill="none"', static_svg(payload, 300)
+    )
     level = [(float(a), float(c)) for a, b, c, d in paths if b == d]
     assert len(level) == 2
     assert all(left < right for left, right in level)

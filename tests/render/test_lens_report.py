@@ -86,7 +86,7 @@ def test_shares_are_told_of_nodes_alone(bundled_model: Any) -> None:
 
 def test_the_report_has_a_part_for_each_and_says_what_a_lens_cannot() -> None:
     page = render_report(synthetic.task(), *synthetic.everything())
-    part = page[page.index('id="localisation"') : page.index('id="graph"')]
+    part = page[page.index('id="localisation"') : page.index('id="agreement"')]
     for title in (
         "What writes the answer directly",
         "What the stream says on the way: logit lens",
@@ -134,4 +134,5 @@ def test_nodes_at_spans_have_cards_of_their_span(open_page: OpenPage, bundled_mo
     )
     tab.page.evaluate("(name) => mechwork.graphs[0].actions.focus(name)", name)
     tab.settle()
+    tab.page.evaluate("() => document.querySelectorAll('details').forEach((part) => (part.open = true))")
     assert "Logit lens, the stream it reads" in tab.page.locator(".mw-panel").first.inner_text()

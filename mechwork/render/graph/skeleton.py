@@ -9,6 +9,8 @@ are made, so its sizes after pruning can be read off the same axis. Edges on no 
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
@@ -29,20 +31,27 @@ def strengths(
     ends: Int[ndarray, " end"],
 ) -> Float[ndarray, " edge"]:
     """The strength of every edge; `weight` is |score| (infinite for links that carry none), nodes are in running order."""
-    up = np.zeros(n_nodes)
-    up[starts] = np.inf
-    down = np.zeros(n_nodes)
-    down[ends] = np.inf
+    up, down = [0.0] * n_nodes, [0.0] * n_nodes
+    for node in starts.tolist():
+        up[node] = math.inf
+    for node in ends.tolist():
+        down[node] = math.inf
+    sources, targets, weights = source.tolist(), target.tolist(), weight.tolist()
+    rising, falling = np.argsort(source, kind="stable").tolist(), np.argsort(-target, kind="stable").tolist()
     # Nodes run in order, so one pass from below and one from above reach every path; across one layer by place may need more.
     for _ in range(3):
-        before = up.copy(), down.copy()
-        for e in np.argsort(source, kind="stable"):
-            up[target[e]] = max(up[target[e]], min(up[source[e]], weight[e]))
-        for e in np.argsort(-target, kind="stable"):
-            down[source[e]] = max(down[source[e]], min(down[target[e]], weight[e]))
-        if (before[0] == up).all() and (before[1] == down).all():
+        before = (up.copy(), down.copy())
+        for e in rising:
+            through = min(up[sources[e]], weights[e])
+            if through > up[targets[e]]:
+                up[targets[e]] = through
+        for e in falling:
+            through = min(down[targets[e]], weights[e])
+            if through > down[sources[e]]:
+                down[sources[e]] = through
+        if before == (up, down):
             break
-    return np.minimum(np.minimum(up[source], down[target]), weight)
+    return np.minimum(np.minimum(np.array(up)[source], np.array(down)[target]), weight)
 
 
 def connected_order(
@@ -71,13 +80,14 @@ def connected_order(
             break
         first, last = lump
         inside = order[first:last]
-        free[np.setdiff1d(np.arange(n_scored), order[:last])] = 0.0
-        again = strengths(n_nodes, source, target, free, starts, ends)
-        free[inside[free[inside] <= again[inside].min()]] = np.inf
-        again = strengths(n_nodes, source, target, free, starts, ends)
-        new = np.lexsort([-weight[inside], -again[inside]])
+        among = np.concatenate([order[:last], np.arange(n_scored, len(weight))])  # what is weaker is left out
+        part = (n_nodes, source[among], target[among])
+        again = strengths(*part, free[among], starts, ends)[first:last]
+        free[inside[free[inside] <= again.min()]] = np.inf
+        again = strengths(*part, free[among], starts, ends)[first:last]
+        new = np.lexsort([-weight[inside], -again])
         order = np.concatenate([order[:first], inside[new], order[last:]])
-        split = np.concatenate([[0], np.cumsum(np.diff(again[inside[new]]) != 0)])
+        split = np.concatenate([[0], np.cumsum(np.diff(again[new]) != 0)])
         if not split[-1]:
             continue
         steps = np.concatenate([steps[:first], steps[first] + split, steps[last:] + split[-1]])

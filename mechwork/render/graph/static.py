@@ -17,7 +17,7 @@ from .levels import ports
 from .routing import route_points
 
 Palette = Mapping[str, str]
-ROLE_COLOURS = ("#009e73", "#8a63c9", "#c2519a", "#9a8400", "#2a9fb0", "#8b6b4a", "#5f8f2f", "#a05252")
+ROLE_COLOURS = ("#009e73", "#8a63c9", "#c2519a", "#9a8400", "#1f8a9a", "#8b6b4a", "#5f8f2f", "#a05252")
 """Colours of roles, in the order in which the circuit names them: none is a sign's blue or orange."""
 LIGHT: Palette = {
     "paper": "#ffffff", "pos": "#0072B2", "neg": "#D55E00", "neutral": "#6e7781", "ink": "#1b1f24", "muted": "#57606a",
@@ -139,9 +139,13 @@ def _edge(points: list[float], score: float | None, largest: float, palette: Pal
         colour = palette["pos" if score > 0 else "neg" if score < 0 else "neutral"]
         dash = ' stroke-dasharray="6 4"' if score < 0 else ""
         width = 1.0 + 4.0 * (abs(score) / largest) ** 0.5 if largest else 1.0
-    line = [*points[:-1], points[-1] + ARROW - 1]
     x, y, half = points[-2], points[-1], 2.6 + 0.55 * width
-    tip = f"M{x:.1f} {y:.1f}L{x - half:.1f} {y + ARROW:.1f}H{x + half:.1f}Z"
+    if points[1] == y:  # an arch between two places arrives from the side
+        line = [*points[:-2], x - ARROW + 1, y]
+        tip = f"M{x:.1f} {y:.1f}L{x - ARROW:.1f} {y - half:.1f}V{y + half:.1f}Z"
+    else:
+        line = [*points[:-1], y + ARROW - 1]
+        tip = f"M{x:.1f} {y:.1f}L{x - half:.1f} {y + ARROW:.1f}H{x + half:.1f}Z"
     return (
         f'<g><title>{escape(said)}</title><path d="{path_of(line)}" fill="none" stroke="{colour}" stroke-opacity=".9" '
         f'stroke-width="{width:.2f}"{dash}/><path d="{tip}" fill="{colour}"/></g>'

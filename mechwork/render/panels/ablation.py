@@ -101,6 +101,17 @@ def render_interactions(study: Interactions) -> str:
     return figures_page("Pairwise interactions", [figure_fragment(interactions_figure(study), f"Largest: {top}")])
 
 
+def _free_labels(names: Sequence[str], x: list[float], y: list[float], wide: float) -> list[str]:
+    """Names of the points far from the middle; of points that lie close together only that of the farthest."""
+    order = sorted(range(len(names)), key=lambda i: -max(abs(x[i]), abs(y[i])))
+    kept: list[int] = []
+    for i in order:
+        far = max(abs(x[i]), abs(y[i])) > 0.15 * wide
+        if far and all(abs(x[i] - x[j]) > 0.16 * wide or abs(y[i] - y[j]) > 0.08 * wide for j in kept):
+            kept.append(i)
+    return [name if i in kept else "" for i, name in enumerate(names)]
+
+
 def repair_figure(study: SelfRepair) -> Figure:
     """Direct against total effect of every head; on the line nothing is repaired, below it the rest of the model makes up."""
     import plotly.graph_objects as go
@@ -108,11 +119,8 @@ def repair_figure(study: SelfRepair) -> Figure:
     direct, total = study.direct.mean(dim=1).tolist(), study.total.mean(dim=1).tolist()
     n = study.direct.shape[1] ** 0.5
     error = [float(row.std()) / n if len(row) > 1 else 0.0 for row in study.total]
-    wide = max(abs(v) for v in (*direct, *total, 1e-9)) * 1.1
-    labels = [
-        name if abs(d) > 0.15 * wide or abs(t) > 0.15 * wide else ""
-        for name, d, t in zip(study.ablated, direct, total, strict=True)
-    ]
+    wide = max(abs(v) for v in (*direct, *total, 1e-9)) * 1.25
+    labels = _free_labels(study.ablated, direct, total, wide)
     said = [
         f"{name}<br>direct {signed(d)}<br>total {signed(t)}"
         for name, d, t in zip(study.ablated, direct, total, strict=True)

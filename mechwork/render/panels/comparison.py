@@ -26,6 +26,8 @@ def divergence_figure(found: Divergence) -> Figure:
     figure = make_subplots(1, 2, horizontal_spacing=0.14)
     for i, kind in enumerate(found.kinds):
         rows, colour = found.of(kind), COLOURS[i % len(COLOURS)]
+        if not any(row.distance or row.null for row in rows):
+            continue  # a kind of site that these models do not write to, such as MLPs of a model without any
         layers = [row.layer for row in rows]
         line = go.Scatter(
             x=layers, y=[row.distance for row in rows], name=words(kind), mode="lines+markers",
@@ -173,7 +175,7 @@ def _said(found: Divergence) -> str:
         "nowhere" if layer is None else f"from layer {layer} on" for layer in (found.first_layer, found.first_read)
     )
     return (
-        "Beside noise of the same size in the weights of one of them, the residual streams are further apart "
-        f"{first}, and say more different things {read}. The outputs differ by {number(found.output_kl)} nats; the metric is {fixed(found.metric[0])} and "
-        f"{fixed(found.metric[1])}."
+        "The control is noise in one model's weights, as large as the two models' difference. "
+        f"The residual streams differ more than under noise {first}; the words read from them {read}. "
+        f"The outputs differ by {number(found.output_kl)} nats; the metric is {fixed(found.metric[0])} and {fixed(found.metric[1])}."
     )

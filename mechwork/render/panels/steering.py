@@ -72,7 +72,11 @@ def steering_figure(study: SteeringStudy) -> Figure:
             },
         )
     figure.update_xaxes(
-        type="log", title={"text": "side effect: KL on other prompts, nats (log scale)"}, showgrid=True, zeroline=False
+        type="log",
+        dtick=1,
+        title={"text": "side effect: KL on other prompts, nats (log scale)"},
+        showgrid=True,
+        zeroline=False,
     )
     figure.update_yaxes(title={"text": "success"}, zeroline=False, showgrid=True)
     figure.update_layout(

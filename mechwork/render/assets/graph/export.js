@@ -4,7 +4,7 @@ const LIGHT = {
   paper: "#ffffff", ink: "#1b1f24", muted: "#57606a", positive: "#0072B2", negative: "#D55E00", neutral: "#6e7781",
   in1: "#007A5A", in2: "#A8457F", in3: "#5b6570", accent: "#6639ba",
 };
-const ROLE_COLOURS = ["#009e73", "#8a63c9", "#c2519a", "#9a8400", "#2a9fb0", "#8b6b4a", "#5f8f2f", "#a05252"]; // as in static.py
+const ROLE_COLOURS = ["#009e73", "#8a63c9", "#c2519a", "#9a8400", "#1f8a9a", "#8b6b4a", "#5f8f2f", "#a05252"]; // as in static.py
 const FONT = "Helvetica, Arial, sans-serif";
 
 // The drawn part as a standalone SVG: same geometry, no classes, light colours, cropped, with a line on what is shown.

@@ -9,7 +9,7 @@ function initialState(graph) {
     signs: { positive: true, negative: true },
     members: { 1: true, 2: true, 3: true },
     confidence: 0,
-    isolated: !graph.payload.whole && !graph.payload.levels.length && graph.n <= 60, // whether nodes without a drawn edge stay
+    isolated: !graph.payload.whole && !graph.payload.levels.length && graph.payload.shown >= graph.m && graph.n <= 60, // whether nodes without a drawn edge stay
     colour: graph.payload.compare ? "member" : "sign",
     focus: null, // a node's name
     to: null, // the other end of a path
