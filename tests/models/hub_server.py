@@ -96,16 +96,20 @@ def serve(hub: Hub) -> Iterator[Hub]:  # noqa: C901 - one class that answers
                 self.reply(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
                 return
             data = files[file]
-            self.send_response(200)
+            asked = self.headers.get("Range", "")  # "bytes=START-": the rest of a broken download
+            start = int(asked.removeprefix("bytes=").rstrip("-")) if asked.endswith("-") else 0
+            self.send_response(206 if start else 200)
             self.send_header("ETag", f'"{_oid(data)}"')
             self.send_header("X-Repo-Commit", commit)
-            self.send_header("Content-Length", str(len(data)))
+            self.send_header("Content-Length", str(len(data) - start))
+            if start:
+                self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
             self.end_headers()
             if body and file in hub.broken:
-                self.wfile.write(data[: len(data) // 2])
+                self.wfile.write(b"" if start else data[: len(data) // 2])
                 self.close_connection = True
             elif body:
-                self.wfile.write(data)
+                self.wfile.write(data[start:])
 
         def json(self, value: Any) -> None:
             self.reply(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
