@@ -60,7 +60,13 @@ def serve(hub: Hub) -> Iterator[Hub]:  # noqa: C901 - one class that answers
             path = unquote(urlsplit(self.path).path).strip("/")
             hub.asked.append(f"{self.command} {path}")
             parts = path.split("/")
-            if parts[:2] == ["api", "models"]:
+            if parts[0] == "control":  # what a test's client asks for: whole transfers again, or no server at all
+                hub.broken = set()
+                self.reply(200, b"", {})
+                if parts[1] == "stop":
+                    server.shutdown()
+                    server.server_close()
+            elif parts[:2] == ["api", "models"]:
                 self.api(
                     "/".join(parts[2:4]), parts[4] if len(parts) > 4 else "revision", "/".join(parts[5:]) or "main"
                 )
