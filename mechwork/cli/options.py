@@ -69,10 +69,12 @@ def add_model(parser: argparse.ArgumentParser, *, name: bool = True) -> None:
     group = parser.add_argument_group("model")
     if name:
         group.add_argument(
-            "--model", default="gpt2-6l", help="bundled name, local folder or hub name (default: %(default)s)"
+            "--model",
+            default="gpt2-6l",
+            help="bundled name, local folder, GGUF file, lmstudio:... or ollama:..., or hub name (default: %(default)s)",
         )
     group.add_argument("--device", help="e.g. cpu, cuda, cuda:1, mps (default: cpu)")
-    group.add_argument("--dtype", default="float32", choices=DTYPES, help="of the weights (default: %(default)s)")
+    group.add_argument("--dtype", choices=DTYPES, help="of the weights (default: float32; bfloat16 on CUDA)")
     group.add_argument(
         "--bos", action=argparse.BooleanOptionalAction, default=None,
         help="begin prompts with the beginning-of-sequence token, or never (default: what the tokenizer does)",
@@ -209,7 +211,12 @@ def load(args: argparse.Namespace) -> Any:
 
 
 def load_named(
-    name: str, *, device: str | None = None, dtype: str = "float32", threads: int | None = None, bos: bool | None = None
+    name: str,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    threads: int | None = None,
+    bos: bool | None = None,
 ) -> Any:
     """A model by name, without the libraries' chatter; small ones on one thread."""
     import torch
@@ -237,11 +244,11 @@ def default_tasks(model: str) -> list[str]:
     return [name for name in TASKS if name in trained]
 
 
-def find_dtype(name: str) -> torch.dtype | None:
-    """The torch dtype of that name; None for float32, which is what models are loaded as anyway."""
+def find_dtype(name: str | None) -> torch.dtype | None:
+    """The torch dtype of that name; None leaves the choice to `load_model`."""
     import torch
 
-    return None if name == "float32" else getattr(torch, name)
+    return None if name is None else getattr(torch, name)
 
 
 def find_device(name: str | None) -> torch.device | None:

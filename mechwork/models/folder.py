@@ -171,6 +171,15 @@ def fetch_hub(name: str, revision: str | None) -> tuple[Path, str]:
     return folder, folder.name
 
 
+def _transport_errors() -> tuple[type[Exception], ...]:
+    """What the hub's HTTP library raises for a connection that breaks; its name differs between versions of the library."""
+    import importlib
+    import importlib.util
+
+    names = [name for name in ("httpx2", "httpx") if importlib.util.find_spec(name) is not None]
+    return tuple(importlib.import_module(name).TransportError for name in names)
+
+
 @contextmanager
 def _hub_errors(name: str, revision: str | None, *, offline: bool) -> Iterator[None]:
     """One clear error for each way in which the hub can fail."""
@@ -212,7 +221,7 @@ def _hub_errors(name: str, revision: str | None, *, offline: bool) -> Iterator[N
         raise NotFoundError(
             f"hub model {name!r} has no config.json at {revision or 'its main revision'}; mechwork loads models in Hugging Face format"
         ) from error
-    except (HfHubHTTPError, OSError) as error:
+    except (HfHubHTTPError, OSError, *_transport_errors()) as error:
         raise NotFoundError(
             f"the download of {name!r} broke off ({str(error).splitlines()[0]}). Run the same again: what has arrived is kept."
         ) from error

@@ -1,6 +1,6 @@
 """Loads one model after the other in a process of its own, as the endpoint and the cache are read when a library is imported.
 
-Reads a JSON list of {"name", "revision"} on stdin, and writes for each {"logits", "origin"} or {"error", "message"}.
+Reads a JSON list of {"name", "revision"} or {"tell"} on stdin, and writes for each {"logits", "origin"} or {"error", "message"}.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import urllib.request
 
 
 def main() -> None:
@@ -19,6 +20,9 @@ def main() -> None:
 
     torch.set_num_threads(1)
     for case in json.loads(sys.stdin.read()):
+        if "tell" in case:  # a word to the server: see `hub_server`
+            urllib.request.urlopen(f"{os.environ['HF_ENDPOINT']}/control/{case['tell']}", timeout=10).read()
+            continue
         os.environ["HF_HUB_OFFLINE"] = "1" if case.get("offline") else "0"
         try:
             model = load_model(case["name"], revision=case.get("revision"))

@@ -60,7 +60,13 @@ def serve(hub: Hub) -> Iterator[Hub]:  # noqa: C901 - one class that answers
             path = unquote(urlsplit(self.path).path).strip("/")
             hub.asked.append(f"{self.command} {path}")
             parts = path.split("/")
-            if parts[:2] == ["api", "models"]:
+            if parts[0] == "control":  # what a test's client asks for: whole transfers again, or no server at all
+                hub.broken = set()
+                self.reply(200, b"", {})
+                if parts[1] == "stop":
+                    server.shutdown()
+                    server.server_close()
+            elif parts[:2] == ["api", "models"]:
                 self.api(
                     "/".join(parts[2:4]), parts[4] if len(parts) > 4 else "revision", "/".join(parts[5:]) or "main"
                 )
@@ -96,16 +102,20 @@ def serve(hub: Hub) -> Iterator[Hub]:  # noqa: C901 - one class that answers
                 self.reply(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
                 return
             data = files[file]
-            self.send_response(200)
+            asked = self.headers.get("Range", "")  # "bytes=START-": the rest of a broken download
+            start = int(asked.removeprefix("bytes=").rstrip("-")) if asked.endswith("-") else 0
+            self.send_response(206 if start else 200)
             self.send_header("ETag", f'"{_oid(data)}"')
             self.send_header("X-Repo-Commit", commit)
-            self.send_header("Content-Length", str(len(data)))
+            self.send_header("Content-Length", str(len(data) - start))
+            if start:
+                self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
             self.end_headers()
             if body and file in hub.broken:
-                self.wfile.write(data[: len(data) // 2])
+                self.wfile.write(b"" if start else data[: len(data) // 2])
                 self.close_connection = True
             elif body:
-                self.wfile.write(data)
+                self.wfile.write(data[start:])
 
         def json(self, value: Any) -> None:
             self.reply(200, json.dumps(value).encode(), {"Content-Type": "application/json"})

@@ -125,19 +125,16 @@ def test_loads_revisions_and_failures(hub: Hub, client: Client) -> None:
 
 def test_a_cached_model_needs_no_hub_and_a_broken_download_goes_on(hub: Hub, client: Client) -> None:
     hub.broken = {"model.safetensors"}
+    good = {"name": "lab/good"}
+    steps = [good, {"tell": "mend"}, good, good, {"tell": "stop"}, good, {"name": "lab/never"}]
     with serve(hub):
-        (broken,) = client(hub.address, [{"name": "lab/good"}])
-        assert broken["error"] == "NotFoundError", broken
-        assert "Run the same again" in broken["message"] or "interrupted" in broken["message"]
-        hub.broken = set()
-        (whole,) = client(hub.address, [{"name": "lab/good"}])
-        assert whole["logits"] == pytest.approx(expected(0), rel=1e-5)
-        asked = len([line for line in hub.asked if line.startswith("GET") and "safetensors" in line])
-        gone = hub.address
-        (again,) = client(hub.address, [{"name": "lab/good"}])
-        assert again == whole
-        assert len([line for line in hub.asked if line.startswith("GET") and "safetensors" in line]) == asked
-    (without, never) = client(gone, [{"name": "lab/good"}, {"name": "lab/never"}])
-    assert without == whole
+        broken, whole, again, without, never = client(hub.address, steps)
+    assert broken["error"] == "NotFoundError", broken
+    assert "Run the same again" in broken["message"] or "interrupted" in broken["message"]
+    assert whole["logits"] == pytest.approx(expected(0), rel=1e-5)
+    assert again == without == whole
+    mended = hub.asked.index("GET control/mend")
+    fetched = [line for line in hub.asked[mended:] if line.startswith("GET") and "safetensors" in line]
+    assert len(fetched) == 1, "what is in the cache is not downloaded again"
     assert never["error"] == "NotFoundError"
     assert "the hub cannot be reached" in never["message"]
