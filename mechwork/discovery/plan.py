@@ -80,20 +80,24 @@ class Plan(Result, what="discovery plan"):
 
     def _table(self) -> Table:
         """One row per stage."""
-        return [{**asdict(row), "gives": ", ".join(STAGES[row.stage].gives)} for row in self.rows]
+        return [{**asdict(row), "gives": _gives(row.stage)} for row in self.rows]
 
     def __repr__(self) -> str:
         lines = [
             f"{'stage':<13}{'forwards':>9}{'time':>10}{'memory':>9}  gives",
             *(
                 f"{row.stage:<13}{row.forwards:>9.1f}{duration(row.seconds):>10}{row.bytes / 1e9:>6.1f} GB  "
-                f"{', '.join(STAGES[row.stage].gives)}"
+                f"{_gives(row.stage)}"
                 for row in self.rows
             ),
             f"{'all':<13}{self.forwards:>9.1f}{duration(self.seconds):>10}",
             f"{self.n_train} pairs to find the circuit, {self.n_test} to test it; one forward {duration(self.forward)}",
         ]
         return "\n".join(lines)
+
+
+def _gives(stage: str) -> str:
+    return ", ".join(STAGES[stage].gives) if stage in STAGES else ""
 
 
 def duration(seconds: float) -> str:
