@@ -183,6 +183,13 @@ def read_tensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise ArtefactError(f"{path} is damaged, or no safetensors file: {error}. {AGAIN}") from error
 
 
+def wide(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """In float32; raises `TypeError` for numbers that are not real."""
+    if wrong := [f"{name} {tensor.dtype}" for name, tensor in tensors.items() if not tensor.is_floating_point()]:
+        raise TypeError(f"its tensors must be floating-point; it has {', '.join(wrong)}")
+    return {name: tensor.float() for name, tensor in tensors.items()}
+
+
 def plain_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors on the host, dense, none sharing memory with another."""
     found: dict[str, Tensor] = {}

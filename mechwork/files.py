@@ -76,8 +76,10 @@ def reading(path: str | Path, what: str) -> Iterator[None]:
     """Inside, what is built from a file's content is checked: any error that the content causes is an `ArtefactError`."""
     try:
         yield
-    except ArtefactError:
-        raise
+    except ArtefactError as error:
+        if str(path) in str(error):
+            raise
+        raise ArtefactError(f"{path}: {error}") from error
     except (
         MechworkError, KeyError, TypeError, ValueError, IndexError, AttributeError, ArithmeticError, RecursionError, RuntimeError,
     ) as error:  # fmt: skip

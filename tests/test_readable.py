@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from mechwork.display import Displayable, Readable, brief
+from mechwork.display import Displayable, Readable, brief, outline
 from notebooks.course.site import PACKAGES, public_names
 from tests.render import synthetic
 
@@ -54,11 +54,12 @@ def test_results_print_in_few_lines() -> None:
 
 
 def test_an_outline_names_fields_shapes_and_ranges() -> None:
-    text = repr(synthetic.scores())
+    text = outline(synthetic.scores())
     assert text.startswith("EdgeScores\n  space ")
     assert re.search(r"per_example +float32 \[32, 31, 79\], -\d\S* to \d", text)
     assert "'relp'" in text
-    assert str(synthetic.scores()) == text
+    pairs = synthetic.task().pairs
+    assert repr(pairs) == str(pairs) == outline(pairs)
 
 
 def test_a_class_that_writes_its_own_text_keeps_it_and_heirs_do_too() -> None:

@@ -52,7 +52,11 @@ class Ablation(Readable):
     def __post_init__(self) -> None:
         if missing := [name for name in ("name", "anatomy", "weights_sha256") if name not in self.model]:
             raise InputError(f"an ablation knows the model it belongs to; its identity lacks {', '.join(missing)}")
-        if bad := [name for name, table in self.tables.items() if not bool(table.isfinite().all())]:
+        if self.spec.kind in NEEDS_REFERENCE and not self.tables:
+            raise InputError(f"an ablation of kind {self.spec.kind!r} has the values it puts in place; got none")
+        if bad := [
+            name for name, table in self.tables.items() if table.is_complex() or not bool(table.isfinite().all())
+        ]:
             raise InputError(f"an ablation puts finite values in place; there are others for {', '.join(bad)}")
 
     def bind(self, model: TransformerBridge, pairs: PromptPairs | None = None, *, first_row: int = 0) -> Bound:

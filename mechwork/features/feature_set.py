@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..artefact import Folder, read_folder, write_folder
+from ..artefact import Folder, read_folder, wide, write_folder
 from ..display import Readable
 from ..errors import ArtefactError, InputError
 from ..files import reading
@@ -154,14 +154,15 @@ class FeatureSet(Readable):
         """
         found = read_folder(Path(folder), KIND, version=FORMAT)
         with reading(folder, KIND.what):
-            coders = tuple(_coder(entry, found.tensors) for entry in found.facts["coders"])
+            tensors = wide(found.tensors)
+            coders = tuple(_coder(entry, tensors) for entry in found.facts["coders"])
             return cls(coders, found.facts["model"], found.facts["provenance"], found.facts["name"])
 
 
 def _coder(entry: dict[str, Any], tensors: dict[str, Tensor]) -> SparseCoder:
     """One coder of a folder, in float32."""
     writes = Site(*entry["writes"])
-    own = {n.partition("/")[2]: t.float() for n, t in tensors.items() if n.partition("/")[0] == str(writes)}
+    own = {n.partition("/")[2]: t for n, t in tensors.items() if n.partition("/")[0] == str(writes)}
     parts = {name: own.pop(name) for name in ("W_enc", "b_enc", "W_dec", "b_dec", "b_in", "W_skip") if name in own}
     activation = build_activation(entry["activation"], own, entry["settings"])
     return SparseCoder(Site(*entry["reads"]), writes, activation=activation, **parts, provenance=entry["provenance"])

@@ -66,6 +66,8 @@ class LensTable(Result, version=2):
     def __post_init__(self) -> None:
         if len(self.places) != len(self.kl):
             raise InputError(f"a lens table has readings at each of its {len(self.places)} places; got {len(self.kl)}")
+        if bool((self.rank < 0).any()):
+            raise InputError("ranks count tokens with a larger logit, from 0 on; got negative ones")
         shown = torch.cat([x.flatten() for x in (self.tokens, self.targets, self.top_ids)]).unique().tolist()
         if unknown := [i for i in shown if i not in self.texts]:
             raise InputError(f"a lens table has the text of every token that occurs; there is none for {unknown[:5]}")

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .. import bundled
-from ..artefact import Folder, read_folder, write_folder
+from ..artefact import Folder, read_folder, wide, write_folder
 from ..display import Readable
 from ..errors import InputError, NotFoundError
 from ..files import reading
@@ -110,7 +110,7 @@ class TunedLens(Readable):
         found = read_folder(Path(folder), WHAT, version=FORMAT)
         with reading(folder, WHAT.what):
             facts = found.facts
-            parts = {name: part.float() for name, part in found.tensors.items()}
+            parts = wide(found.tensors)
             lens = cls(find_form(facts["form"]), facts["kind"], parts, facts["model"], facts["provenance"])
         if model is not None:
             lens.check(model)

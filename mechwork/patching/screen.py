@@ -65,6 +65,12 @@ class ScreenedEffects(Result):
     top: dict[str, Bool[Tensor, "..."]]
     control: dict[str, Bool[Tensor, "..."]]
 
+    def __post_init__(self) -> None:
+        for masks in (self.top, self.control):
+            shapes = {kind: tuple(mask.shape) for kind, mask in masks.items()}
+            if shapes != {kind: tuple(effect.values.shape) for kind, effect in self.measured.items()}:
+                raise InputError(f"masks are shaped like the measured effects, kind by kind; got {shapes}")
+
     @property
     def sites(self) -> tuple[str, ...]:
         return self.measured.sites

@@ -142,7 +142,7 @@ def test_tables_travel_with_the_hash_of_their_data(tiny_gpt2_64: Any, kind: str,
 
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     spec = AblationSpec(["a1.h0"], "zero").save(tmp_path / "spec")
-    with pytest.raises(ArtefactError, match="not an ablation"):
+    with pytest.raises(ArtefactError, match="kind 'ablation'"):
         Ablation.load(spec)
     (tmp_path / "broken.safetensors").write_bytes(b"1234")
     with pytest.raises(ArtefactError, match="damaged"):

@@ -14,10 +14,19 @@ import torch
 from torch import Tensor
 
 import mechwork
-from mechwork.ablation import AblationSpec
-from mechwork.circuits import Circuit, EdgeScores, EdgeSpace
+from mechwork.ablation import AblationSpec, formation
+from mechwork.ablation.cumulative import ORDERS, CumulativeAblation
+from mechwork.ablation.formation import Formation, FormationRow
+from mechwork.ablation.telemetry import LargeActivation, Telemetry
+from mechwork.circuits import CircuitComparison, CircuitReuse, EdgeSpace
 from mechwork.circuits.graph.graph_file import AttributionGraph
+from mechwork.circuits.ground_truth import TruthComparison, TruthTable
+from mechwork.circuits.scoring.verify import Verification
 from mechwork.encoding import hints_of
+from mechwork.features import FeatureEvaluation, FeatureScores
+from mechwork.features.suppress import SuppressionStudy
+from mechwork.lenses.evaluate import COLUMNS, LensEvaluation
+from mechwork.lenses.heads import HeadCircuits
 from mechwork.patching import Effects
 from mechwork.patching.screen import ScreenedEffects
 from mechwork.result import _CLASSES, Result
@@ -56,18 +65,57 @@ def _effects() -> Effects:
     return Effects(one.by_kind, {"other": Effects(other)})
 
 
-def _evaluation(cls: Any) -> Any:
-    from mechwork.lenses.evaluate import COLUMNS
+def _numbers(*shape: int) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64) + 0.1
 
-    draw = torch.Generator().manual_seed(0)
-    sums = {name: torch.rand(3, 2, generator=draw) for name in COLUMNS}
-    return make(cls, sums=sums, n=torch.full((3,), 4.0), n_next=torch.full((3,), 3.0), places=("resid_pre.0", "resid_pre.1"))
+
+def _lens_evaluation() -> LensEvaluation:
+    sums = {name: _numbers(3, 2) for name in COLUMNS}
+    return make(LensEvaluation, sums=sums, n=4 * _numbers(3), n_next=3 * _numbers(3))
+
+
+def _telemetry() -> Telemetry:
+    largest = tuple(LargeActivation(layer, 0, 1, 2, 3.0, 4.0) for layer in range(2))
+    return make(Telemetry, largest=largest)
+
+
+def _formation() -> Formation:
+    named = dict.fromkeys((*formation.CONDITIONS, formation.BACK), 0.5)
+    row = make(FormationRow, clamped=named, clamped_induction=named)
+    return make(Formation, rows=(row, row))
+
+
+def _truth() -> TruthTable:
+    one = make(TruthComparison)
+    return make(
+        TruthTable, comparisons={"x0": {"exact": one}}, auroc={"x0": {"exact": 1.0}}, hidden={"x0": ("noise", one)}
+    )
+
+
+def _reuse() -> CircuitReuse:
+    comparison = make(CircuitComparison)
+    pairs = {(a, b): synthetic.evaluation() for a in comparison.circuits for b in comparison.circuits}
+    return CircuitReuse(comparison, pairs)
+
+
+def _feature_evaluation() -> FeatureEvaluation:
+    return make(FeatureEvaluation, **{name: _numbers(3, 2) for name in ("spliced", "random_spliced", "flat")})
+
+
+def _cumulative() -> CumulativeAblation:
+    curves = {name: _numbers(2, 2) for name in ORDERS}
+    return make(CumulativeAblation, curves=curves, accuracy={name: _numbers(2) for name in ORDERS})
+
+
+def _suppression() -> SuppressionStudy:
+    names = ("concept", "concept_accuracy", "other_class", "other_class_accuracy", "other_tasks")
+    return make(SuppressionStudy, plain=dict.fromkeys(names, 0.5))
 
 
 SPECIAL: dict[str, Any] = {
     "EdgeSpace": lambda: SPACE,
     "Site": lambda: Site("z", 1, 0),
-    "AblationSpec": lambda: AblationSpec(["a1.h0", "direction.x@resid_pre.1"], directions={"x": torch.ones(4)}),
+    "AblationSpec": lambda: AblationSpec(["a1.h0", "resid_pre.1@x"], directions={"x": torch.ones(4)}),
     "Circuit": synthetic.circuit,
     "EdgeScores": synthetic.scores,
     "Effects": _effects,
@@ -83,6 +131,17 @@ SPECIAL: dict[str, Any] = {
     "LogitAttribution": synthetic.shares,
     "ComponentStudy": synthetic.components,
     "HeadStudy": synthetic.study,
+    "Verification": lambda: make(Verification, n_top=2),
+    "LensEvaluation": _lens_evaluation,
+    "Telemetry": _telemetry,
+    "Formation": _formation,
+    "TruthTable": _truth,
+    "CircuitReuse": _reuse,
+    "FeatureEvaluation": _feature_evaluation,
+    "CumulativeAblation": _cumulative,
+    "SuppressionStudy": _suppression,
+    "HeadCircuits": lambda: make(HeadCircuits, d_vocab=10),
+    "FeatureScores": lambda: make(FeatureScores, varies=torch.tensor([True, True])),
 }  # fmt: skip
 """Classes whose fields depend on each other by more than the sizes of axes."""
 
@@ -91,8 +150,6 @@ def make(cls: type, **given: Any) -> Any:
     """An object of a class: `given` fields, the rest from the annotations."""
     if not given and cls.__name__ in SPECIAL:
         return SPECIAL[cls.__name__]()
-    if not given and cls.__name__ == "LensEvaluation":
-        return _evaluation(cls)
     seed, hints = [0], hints_of(cls)
     fields = [f for f in dataclasses.fields(cls) if f.init]
     return cls(**{f.name: given[f.name] if f.name in given else value_of(hints[f.name], f.name, seed) for f in fields})
@@ -127,7 +184,9 @@ def _key(hint: Any, i: int) -> Any:
 
 def tensor_of(hint: Any, seed: int) -> Tensor:
     """Numbers of the annotated dtype and shape; every named axis has one size everywhere."""
-    shape = [2 if axis[0] in ".*" else int(axis) if axis.isdigit() else SIZES.get(axis, 2) for axis in hint.dim_str.split()]
+    shape = [
+        2 if axis[0] in ".*" else int(axis) if axis.isdigit() else SIZES.get(axis, 2) for axis in hint.dim_str.split()
+    ]
     draw = torch.Generator().manual_seed(seed)
     if "bool" in hint.dtypes:
         return torch.rand(shape, generator=draw) > 0.5
@@ -139,13 +198,20 @@ def tensor_of(hint: Any, seed: int) -> Tensor:
 def same(one: Any, two: Any) -> bool:
     """Equality to the bit, through dataclasses and containers; JSON's lists and tuples are alike."""
     if isinstance(one, Tensor):
-        return isinstance(two, Tensor) and one.dtype == two.dtype and one.shape == two.shape and bool(torch.equal(one.nan_to_num(7), two.nan_to_num(7)) if one.is_floating_point() else torch.equal(one, two))
+        return (
+            isinstance(two, Tensor)
+            and one.dtype == two.dtype
+            and one.shape == two.shape
+            and bool(
+                torch.equal(one.nan_to_num(7), two.nan_to_num(7)) if one.is_floating_point() else torch.equal(one, two)
+            )
+        )
     if dataclasses.is_dataclass(one) and not isinstance(one, type):
-        return type(one) is type(two) and all(same(getattr(one, f.name), getattr(two, f.name)) for f in dataclasses.fields(one))
+        return type(one) is type(two) and all(
+            same(getattr(one, f.name), getattr(two, f.name)) for f in dataclasses.fields(one)
+        )
     if isinstance(one, Mapping):
         return list(one) == list(two) and all(same(one[key], two[key]) for key in one)
     if isinstance(one, tuple | list):
         return len(one) == len(two) and all(map(same, one, two))
     return one == two or (one != one and two != two)
-
-

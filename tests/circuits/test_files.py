@@ -105,7 +105,7 @@ def test_mib_files_that_are_wrong(tmp_path: Path) -> None:
     with pytest.raises(ArtefactError, match="m1->m0"):
         read_mib(path)
     path.write_text(json.dumps({**data, "edges": {"m0->m1": {"score": float("nan"), "in_graph": True}}}))
-    with pytest.raises(MetricError, match="finite"):
+    with pytest.raises(ArtefactError, match="finite"):
         read_mib(path)
     path.write_text("[]")
     with pytest.raises(ArtefactError, match="lacks cfg"):

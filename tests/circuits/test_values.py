@@ -135,7 +135,7 @@ def test_circuit_file_is_the_same_bytes_for_the_same_inputs(tmp_path: Any) -> No
     with pytest.raises(ArtefactError, match="Upgrade"):
         Circuit.load(first)
     first.write_text("{")
-    with pytest.raises(ArtefactError, match="not a circuit"):
+    with pytest.raises(ArtefactError, match="damaged"):
         Circuit.load(first)
 
 

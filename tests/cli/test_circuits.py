@@ -45,5 +45,5 @@ def test_circuits_are_loaded_by_name_or_file(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match="nearest: gpt2-6l/ioi"):
         load_circuit("gpt2-6l/iou")
     (tmp_path / "other.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(ArtefactError, match="not a circuit file"):
+    with pytest.raises(ArtefactError, match="lacks what, format"):
         load_circuit(tmp_path / "other.json")

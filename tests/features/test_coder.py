@@ -121,7 +121,7 @@ def replace_float(made: Any) -> Any:
 
 def test_damaged_files_are_refused(tmp_path: Path) -> None:
     folder = FeatureSet((coder(SITE, 6),)).save(tmp_path / "kept")
-    with pytest.raises(NotFoundError, match=r"features.json is missing"):
+    with pytest.raises(NotFoundError, match=r"holds no mechwork features"):
         FeatureSet.load(tmp_path)
     (folder / "features.safetensors").write_bytes(b"other")
     with pytest.raises(ArtefactError, match="is not the one"):

@@ -10,9 +10,9 @@ import pytest
 
 import mechwork as mw
 from mechwork import bundled
-from mechwork.files import read_json
 from mechwork.errors import ArtefactError, NotFoundError
 from mechwork.features import concept_of_answer, evaluate_features, feature_names, load_features, measure_separability
+from mechwork.files import read_json
 from mechwork.lenses import open_text
 
 NAME = "gpt2-6l"

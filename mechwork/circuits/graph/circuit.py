@@ -55,8 +55,9 @@ class Circuit(Result):
         if bool((self.mask & ~self.space.mask).any()):
             row, column = (self.mask & ~self.space.mask).nonzero()[0].tolist()
             raise InputError(f"{self.space.edge_name(row, column)} is not an edge of this graph")
-        if self.scores is not None and self.scores.shape != self.mask.shape:
-            raise InputError(f"a circuit's scores have the shape of its mask; got {tuple(self.scores.shape)}")
+        if self.scores is not None and (self.scores.shape != self.mask.shape or not self.scores.is_floating_point()):
+            got = f"{tuple(self.scores.shape)} {self.scores.dtype}"
+            raise InputError(f"a circuit's scores are floating-point numbers in the shape of its mask; got {got}")
         if self.scores is not None and not bool(self.scores.isfinite().all()):
             row, column = (~self.scores.isfinite()).nonzero()[0].tolist()
             name, value = self.space.edge_name(row, column), float(self.scores[row, column])
@@ -105,7 +106,10 @@ class Circuit(Result):
     def _table(self) -> Table:
         """One row per edge, strongest first."""
         index = self._ordered_index()
-        ends = {"source": [self.space.writers[i] for i, _ in index], "target": [self.space.readers[j] for _, j in index]}
+        ends = {
+            "source": [self.space.writers[i] for i, _ in index],
+            "target": [self.space.readers[j] for _, j in index],
+        }
         return ends if self.scores is None else {**ends, "score": [float(self.scores[i, j]) for i, j in index]}
 
     def __contains__(self, edge: str) -> bool:
@@ -221,7 +225,7 @@ class Circuit(Result):
         with reading(path, WHAT):
             if data["what"] != WHAT:
                 raise ArtefactError(f"{path} is a {data['what']!r}, not a {WHAT!r}. Give another file")
-            if not isinstance(data["format"], int) or data["format"] > FORMAT:
+            if Decoder({}).decode(int, data["format"], "format") > FORMAT:
                 raise ArtefactError(
                     f"{path} is a circuit of format {data['format']}; this version reads up to format {FORMAT}. Upgrade mechwork."
                 )

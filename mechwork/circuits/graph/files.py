@@ -20,7 +20,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ...artefact import read_artefact, write_artefact
-from ...errors import ArtefactError, InputError, MetricError
+from ...errors import ArtefactError, InputError
 from ...files import read_object, reading, write_json
 from ...provenance import stable
 from .circuit import WHAT, Circuit, facts_of
@@ -61,7 +61,7 @@ def load_tensors(path: str | Path) -> Circuit:
 
 def cells_of(space: EdgeSpace, index: Tensor) -> Int[Tensor, "edge 2"]:
     """Cells ``[edge, 2]`` of a file, as numbers of writers and readers; raises `ArtefactError` for one that is no edge."""
-    whole = index.ndim == 2 and index.shape[1] == 2 and not index.is_floating_point() and index.dtype != torch.bool
+    whole = index.ndim == 2 and index.shape[1] == 2 and index.dtype in (torch.int32, torch.int64)
     cells = index.long() if whole else torch.zeros(0, 2, dtype=torch.long)
     ends = torch.tensor([space.n_writers, space.n_readers])
     inside = whole and bool(((cells >= 0) & (cells < ends)).all())
@@ -124,7 +124,7 @@ def read_mib(path: str | Path, *, convention: str | None = None, n_kv_heads: int
     Node scores and neurons are kept in `extras` and written again by `write_mib`.
 
     Raises `ArtefactError` for another kind of file; `InputError` without a convention or with one that contradicts the
-    file; `MetricError` for scores that are not finite.
+    file.
     """
     data = read_object(path, ("cfg", "nodes", "edges"))
     own = data.get(OWN, {})
@@ -165,7 +165,7 @@ def _circuit_of(
         mask[cell] |= bool(edge["in_graph"])
         scores[cell] += sign * float(edge.get("score") or 0.0)
     if not bool(scores.isfinite().all()):
-        raise MetricError(f"scores must be finite; {path} has NaN or infinity. Score the edges again.")
+        raise ArtefactError(f"scores must be finite; {path} has NaN or infinity. Score the edges again.")
     plain = {"in_graph"}
     nodes = {n: {k: v for k, v in d.items() if k not in plain} for n, d in data["nodes"].items() if isinstance(d, dict)}
     extras = {"mib": {"cfg": cfg, "nodes": {name: rest for name, rest in nodes.items() if rest}}}

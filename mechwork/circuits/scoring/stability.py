@@ -47,7 +47,11 @@ class Stability(Result):
 
     def _table(self) -> Table:
         """One row per part."""
-        return {"part": self.labels or [*range(len(self.jaccards))], "jaccard": self.jaccards, "expected": self.expected}
+        return {
+            "part": self.labels or [*range(len(self.jaccards))],
+            "jaccard": self.jaccards,
+            "expected": self.expected,
+        }
 
     def __repr__(self) -> str:
         low, high = self.interval()

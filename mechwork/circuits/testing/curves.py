@@ -114,7 +114,16 @@ class CircuitEvaluation(Result):
         means = {"random": self.random, "same_degree": self.same_degree}
         controls = {name: sum(values) / len(values) for name, values in means.items() if values}
         measured = {"metric": self.metric, "empty": self.empty, "accuracy": self.accuracy, "kl": self.kl}
-        return [{"n_edges": self.circuit.n_edges, "faithfulness": self.faithfulness, "low": low, "high": high, **controls, **measured}]
+        return [
+            {
+                "n_edges": self.circuit.n_edges,
+                "faithfulness": self.faithfulness,
+                "low": low,
+                "high": high,
+                **controls,
+                **measured,
+            }
+        ]
 
     def __repr__(self) -> str:
         low, high = self.interval()
