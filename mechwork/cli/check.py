@@ -3,7 +3,8 @@
   mechwork check pairs.csv --model openai-community/gpt2
   mechwork check ioi
 
-PAIRS is a .csv or .jsonl file with the columns clean, corrupt, correct, incorrect, or a task's name. Each finding is green,
+PAIRS is a .csv or .jsonl file with the columns clean, corrupt, correct, incorrect, or a task's name. Each finding
+is green,
 yellow or red, with a remedy. Exit code 2 when one is red.
 """
 

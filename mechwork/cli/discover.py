@@ -8,7 +8,8 @@ budget goes on when the same command is given again; --thorough later adds what 
   mechwork discover ioi --plan
   mechwork discover pairs.csv --target 0.85 --out reports/mine --thorough
 
-TASK is a name ('mechwork tasks' lists them) or a .csv or .jsonl file with the columns clean, corrupt, correct, incorrect.
+TASK is a name ('mechwork tasks' lists them) or a .csv or .jsonl file with the columns clean, corrupt, correct,
+incorrect.
 """
 
 from __future__ import annotations
@@ -169,7 +170,7 @@ def _written(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise MechworkError(
-            f"{error.filename or out} could not be written: {error.strerror or error}. Finished stages are kept in {out}: "
+            f"{error.filename or out} could not be written: {error.strerror or error}. Finished stages are kept: "
             "free space, and give the same command again."
         ) from error
 

@@ -4,9 +4,12 @@
   mechwork verify reports/ioi --rerun --tolerance 0.001
   mechwork verify reports/mine --model ./my-model
 
-Says "verified", "changed: WHAT" (exit code 4) or "not checked: WHAT"; never "verified" where something was not checked. Only
-files in the report's own folder are opened, and only a bundled model is loaded by the report's word: name any other with
---model. Hashes show what changed by accident or by one hand; who rewrites page, report.json and ledger alike is not noticed
+Says "verified", "changed: WHAT" (exit code 4) or "not checked: WHAT"; never "verified" where something was not
+checked. Only
+files in the report's own folder are opened, and only a bundled model is loaded by the report's word: name any
+other with
+--model. Hashes show what changed by accident or by one hand; who rewrites page, report.json and ledger alike is
+not noticed
 unless the numbers are computed again.
 """
 

@@ -89,9 +89,8 @@ def check_data(model: TransformerBridge, task: Task, *, min_accuracy: float | No
     corrupt, _, _ = _run(model, task, task.pairs.corrupt_tokens, corrupt=True)
     rate, chance = float(right.mean()), _chance(task)
     least = chance + MARGIN if min_accuracy is None else min_accuracy
-    rows = (
-        _count(task), _alignment(task), _duplicates(task), _answers(task, rate, chance, least, answered), *_gap(task, clean, corrupt),
-    )  # fmt: skip
+    answers = _answers(task, rate, chance, least, answered)
+    rows = (_count(task), _alignment(task), _duplicates(task), answers, *_gap(task, clean, corrupt))
     provenance = build_provenance(method="data check", model=identify_model(model), task=task.provenance())
     return DataCheck(rows, rate, chance, float(clean.mean()), float(corrupt.mean()), provenance)
 
@@ -145,7 +144,7 @@ def _alignment(task: Task) -> Finding:
         )  # fmt: skip
     if not pairs.one_length and not pairs.spans:
         return Finding(
-            "alignment", "yellow", "prompts of several lengths without named spans: effects are of all positions at once",
+            "alignment", "yellow", "several lengths and no named spans: effects are of all positions at once",
             "For effects by position, bring prompts to one number of tokens.",
         )  # fmt: skip
     return Finding("alignment", "green", "one length" if pairs.one_length else "aligned by named spans")
@@ -184,7 +183,7 @@ def _answers(task: Task, rate: float, chance: float, least: float, answered: lis
     if rate < least:
         return Finding(
             "answers", "red", said,
-            f"Below {least:.0%} there is no behaviour to explain: another task or model, other wording, or the other --bos.",
+            f"Below {least:.0%} there is nothing to explain: try another task, model or wording, or the other --bos.",
         )  # fmt: skip
     return Finding("answers", "yellow", said, "The circuit is of a behaviour that often fails.")
 

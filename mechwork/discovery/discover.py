@@ -4,8 +4,10 @@
     found.circuit, found.curve, found.page
     found = load_discovery("reports/ioi").extend(model, thorough=True)
 
-Killed at any moment, the same call goes on: finished stages are read from the folder, not run again, and the circuit, the
-tables and the page have the bytes of a run that was not killed. A budget that the user gives is also kept: no stage begins
+Killed at any moment, the same call goes on: finished stages are read from the folder, not run again, and the
+circuit, the
+tables and the page have the bytes of a run that was not killed. A budget that the user gives is also kept: no
+stage begins
 after it is spent.
 """
 
@@ -51,7 +53,9 @@ class Observer(Protocol):
     """Told of every stage; gives a progress callback for it."""
 
     def stage(self, says: str, done: int, n: int, seconds_left: float) -> contextlib.AbstractContextManager[Any]:
-        """Inside, the stage that `says` this runs: number `done` of `n` is finished, the rest takes about `seconds_left`."""
+        """Inside, the stage that `says` this runs: number `done` of `n` is finished, the rest takes about
+        `seconds_left`.
+        """
         ...
 
 
@@ -78,11 +82,13 @@ def discover(
     command: str | None = None,
     observer: Observer | None = None,
 ) -> Discovery:
-    """Find, test and describe the circuit of `task`. `budget`: seconds or ``"5min"``; `mode`: ``"quick"``, ``"thorough"``.
+    """Find, test and describe the circuit of `task`. `budget`: seconds or ``"5min"``; `mode`: ``"quick"``,
+    ``"thorough"``.
 
     `again` makes the task with another seed, for stability over seeds. `force` replaces an earlier discovery in `out`.
 
-    Raises `InputError` before any long step: data that a circuit cannot be found on, a model that does not do the task, a
+    Raises `InputError` before any long step: data that a circuit cannot be found on, a model that does not do the
+    task, a
     budget below the least plan, a folder of something else or in use.
     """
     settings, seconds = settings or Settings(), parse_seconds(budget)
@@ -137,7 +143,8 @@ def _run(found: Discovery, folder: Folder | None, observer: Observer, budget: fl
         units = None if folder is None else folder.units(stage.name)
         started = time.monotonic()
         with observer.stage(stage.says, number, len(found.plan.rows), left) as progress:
-            work = Work(found.model, found.task, found.settings, found.named, found.again, progress, units)  # pyright: ignore[reportArgumentType]
+            model: Any = found.model
+            work = Work(model, found.task, found.settings, found.named, found.again, progress, units)
             results: Mapping[str, Any] = stage.run(work)
             if folder is not None:
                 folder.finish(stage.name, results, time.monotonic() - started)

@@ -120,7 +120,9 @@ class Discovery(Displayable):
 
     @property
     def paths(self) -> Trajectory | TrajectoryComparison | None:
-        """How the answer forms from place to place: through the logit lens, beside the tuned lens where there is one."""
+        """How the answer forms from place to place: through the logit lens, beside the tuned lens where there is
+        one.
+        """
         if not self.tables:
             return None
         first, *others = (trajectory(table) for table in self.tables)
@@ -155,7 +157,8 @@ class Discovery(Displayable):
         budget: float | str | None = None,
         progress: Any = None,
     ) -> Discovery:
-        """Go on in the same folder: what was planned, and with `thorough` or a larger `budget` further stages. Nothing is run again.
+        """Go on in the same folder: what was planned, and with `thorough` or a larger `budget` further stages.
+        Nothing is run again.
 
         `model` is needed where this was read from a folder.
         """

@@ -1,10 +1,14 @@
-"""A plan: which stages run, on how many pairs, and what each costs in forwards, seconds and bytes. Made before any of them.
+"""A plan: which stages run, on how many pairs, and what each costs in forwards, seconds and bytes. Made before any
+of them.
 
-Depth: the least plan (`LEAST`) always; then stages are added in the order `MORE`, `MOST` while the sum stays within the budget.
+Depth: the least plan (`LEAST`) always; then stages are added in the order `MORE`, `MOST` while the sum stays
+within the budget.
 Where the short plan does not fit, the number of pairs is halved first, down to `FEWEST` per half.
 
-Seconds = forwards x seconds of one forward. A budget that the user gives is compared with the timed forward of this machine.
-Without one the depth is chosen by counted work, `DEFAULT` seconds at a nominal `SPEED`, so that the same command gives the
+Seconds = forwards x seconds of one forward. A budget that the user gives is compared with the timed forward of
+this machine.
+Without one the depth is chosen by counted work, `DEFAULT` seconds at a nominal `SPEED`, so that the same command
+gives the
 same bytes on any machine.
 """
 
@@ -12,6 +16,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass, replace
+from math import ceil
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,7 +50,9 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Plan(Result, what="discovery plan"):
-    """Stages in order. `n_train` and `n_test` pairs are used; `forward` is the seconds of one forward of the train pairs."""
+    """Stages in order. `n_train` and `n_test` pairs are used; `forward` is the seconds of one forward of the train
+    pairs.
+    """
 
     rows: tuple[Step, ...]
     n_train: int
@@ -73,20 +80,24 @@ class Plan(Result, what="discovery plan"):
 
     def _table(self) -> Table:
         """One row per stage."""
-        return [{**asdict(row), "gives": ", ".join(STAGES[row.stage].gives)} for row in self.rows]
+        return [{**asdict(row), "gives": _gives(row.stage)} for row in self.rows]
 
     def __repr__(self) -> str:
         lines = [
             f"{'stage':<13}{'forwards':>9}{'time':>10}{'memory':>9}  gives",
             *(
                 f"{row.stage:<13}{row.forwards:>9.1f}{duration(row.seconds):>10}{row.bytes / 1e9:>6.1f} GB  "
-                f"{', '.join(STAGES[row.stage].gives)}"
+                f"{_gives(row.stage)}"
                 for row in self.rows
             ),
             f"{'all':<13}{self.forwards:>9.1f}{duration(self.seconds):>10}",
             f"{self.n_train} pairs to find the circuit, {self.n_test} to test it; one forward {duration(self.forward)}",
         ]
         return "\n".join(lines)
+
+
+def _gives(stage: str) -> str:
+    return ", ".join(STAGES[stage].gives) if stage in STAGES else ""
 
 
 def duration(seconds: float) -> str:
@@ -138,7 +149,7 @@ def make_plan(
         least = duration(_cost(names, shape) * unit)
         raise InputError(
             f"the least plan ({', '.join(names)} on {shape.n_train} pairs) takes about {least}; the budget is "
-            f"{duration(limit)}. Give at least --budget {max(1, round(1.1 * _cost(names, shape) * unit))}s, or fewer pairs."
+            f"{duration(limit)}. Give at least --budget {ceil(1.1 * _cost(names, shape) * unit)}s, or fewer pairs."
         )
     for name in (*(n for n in short if n not in LEAST), *extra):
         wanted = [*(n for n in names if n != STAGES[name].instead), name]

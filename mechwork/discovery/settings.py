@@ -1,4 +1,6 @@
-"""What a discovery is asked to do, as plain data: the part that decides the numbers, and the part that says how deep."""
+"""What a discovery is asked to do, as plain data: the part that decides the numbers, and the part that says how
+deep.
+"""
 
 from __future__ import annotations
 

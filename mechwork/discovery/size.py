@@ -2,7 +2,8 @@
 
 Sizes grow along MIB's fractions until |1 - faithfulness| <= 1 - target; then the gap between the last two is halved (by
 geometric mean) `N_REFINE` times. Choosing on the train pairs leaves the test pairs untouched. Where no size reaches the
-target the one closest to 1 is taken, and the reason says so. Cost: about 2 forwards per size, of at most `N_CHOOSE` pairs.
+target the one closest to 1 is taken, and the reason says so. Cost: about 2 forwards per size, of at most
+`N_CHOOSE` pairs.
 """
 
 from __future__ import annotations
@@ -88,7 +89,9 @@ def find_size(
         below = n
     if found is None:
         best = min(tried.values(), key=lambda t: (abs(1 - t.faithfulness), t.n_edges))
-        reason = f"no size reaches faithfulness {target:g} on the train pairs; this one comes closest ({best.faithfulness:.3f})"
+        reason = (
+            f"no size reaches faithfulness {target:g} on the train pairs; this is closest ({best.faithfulness:.3f})"
+        )
         return _sizing(tried, best.n_edges, reason, task, scores)
     for _ in range(N_REFINE):
         middle = round(sqrt(max(below, 1) * found))

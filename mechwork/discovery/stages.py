@@ -1,7 +1,9 @@
 """The stages of a discovery as values: what each needs, what it gives, what it costs, how it is run.
 
-Costs are in F, CPU seconds of one batched forward of the train pairs, as measured on a 135-million-parameter Llama (8 pairs
-of 24 tokens) and on `gpt2-6l`; ``tests/benchmarks/discovery.py`` lays them beside what is measured now. Effects and edges
+Costs are in F, CPU seconds of one batched forward of the train pairs, as measured on a 135-million-parameter Llama
+(8 pairs
+of 24 tokens) and on `gpt2-6l`; ``tests/benchmarks/discovery.py`` lays them beside what is measured now. Effects
+and edges
 are found on ``task.train``; the circuit and its heads are tested on ``task.test``.
 """
 
@@ -80,7 +82,8 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "heads", "studying the circuit's heads", ("study",), work.study_some,
-            lambda s: (4 + min(work.N_HEADS, s.n_layers * s.n_heads)) * s.n_test / s.n_train, needs=("scores", "sizing", "estimated"),
+            lambda s: (4 + min(work.N_HEADS, s.n_layers * s.n_heads)) * s.n_test / s.n_train,
+            needs=("scores", "sizing", "estimated"),
         ),
         Stage(
             "heads-all", "studying all heads", ("study",), work.study_all,
@@ -100,11 +103,13 @@ STAGES: dict[str, Stage] = {
             lambda s: 12.0 if s.n_steps == 1 else _score(s) + 6, possible=lambda s: s.spans,
         ),
         Stage(
-            "ablations", "testing under other ablations", ("under-zero", "under-mean", "under-resample"), work.under_others,
+            "ablations", "testing under other ablations", ("under-zero", "under-mean", "under-resample"),
+            work.under_others,
             lambda s: 6 * EVALUATED * s.n_test / s.n_train, needs=("scores", "sizing"),
         ),
         Stage(
-            "stability", "choosing again from other data", ("stability-pairs", "stability-templates", "stability-seeds"),
+            "stability", "choosing again from other data",
+            ("stability-pairs", "stability-templates", "stability-seeds"),
             work.stability, lambda s: 2 * _score(s) + 1 if s.again else 1.0, needs=("scores", "sizing"),
         ),
         Stage(
@@ -114,7 +119,8 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "minimality", "testing minimality", ("minimality",), work.minimality,
-            lambda s: (2 + min(200, s.n_layers * (s.n_heads + 1))) * EVALUATED * _few(s) / s.n_train, needs=("scores", "sizing"),
+            lambda s: (2 + min(200, s.n_layers * (s.n_heads + 1))) * EVALUATED * _few(s) / s.n_train,
+            needs=("scores", "sizing"),
             possible=lambda s: s.n_tested() > 0,
         ),
     )

@@ -170,8 +170,9 @@ def render_text(found: Discovery, data: dict[str, Any]) -> str:
 
 def _head(found: Discovery, data: dict[str, Any]) -> list[str]:
     task, train = data["task"], data["baseline"]["train"]
+    which = "test " if "evaluation" in data else ""
     pairs = (
-        f"{task['n_train']} pairs to find the circuit, {task['n_test']} others, with other words and templates, to test it"
+        f"{task['n_train']} pairs to find the circuit, {task['n_test']} others, of other words and templates, to test it"
         if task["held_out"]
         else f"{task['n_train']} pairs, used both to find and to test the circuit: faithfulness is not held out"
     )
@@ -180,7 +181,7 @@ def _head(found: Discovery, data: dict[str, Any]) -> list[str]:
         *([f"  {task['description']}"] if task["description"] else []),
         f"  {pairs}",
         f"  {task['metric']}: {train['clean']:.2f} on clean prompts, {train['corrupt']:.2f} on corrupt ones",
-        f"  the model answers {_percent(data['accuracy'])} of the {'test ' if 'evaluation' in data else ''}pairs correctly",
+        f"  the model answers {_percent(data['accuracy'])} of the {which}pairs correctly",
         *(f"  {row['level']}: {row['said']}. {row['remedy']}" for row in data["check"] if row["level"] != "green"),
     ]
 
@@ -220,7 +221,8 @@ def _robust(data: dict[str, Any]) -> list[list[str]]:
         for name, v in known["ablations"].items()
     ]
     lines += [
-        f"  {'over ' + name:<22} Jaccard {v['jaccard']:.2f} [{v['interval'][0]:.2f}, {v['interval'][1]:.2f}], random {v['random']:.2f}"
+        f"  {'over ' + name:<22} Jaccard {v['jaccard']:.2f} [{v['interval'][0]:.2f}, {v['interval'][1]:.2f}], "
+        f"random {v['random']:.2f}"
         for name, v in known["stability"].items()
     ]
     if known["complement_faithfulness"] is not None:
@@ -229,7 +231,8 @@ def _robust(data: dict[str, Any]) -> list[list[str]]:
         (v["faithfulness"] or 0) < data["evaluation"]["faithfulness"] - 0.2 for v in known["ablations"].values()
     ):
         lines.append(
-            "  (far below the faithfulness above: the circuit holds what differs between the prompts of a pair, not what both share)"
+            "  (far below the faithfulness above: the circuit holds what differs between the prompts of a pair, "
+            "not what both share)"
         )
     return [["Robustness", *lines]]
 
@@ -237,7 +240,7 @@ def _robust(data: dict[str, Any]) -> list[list[str]]:
 def _heads(found: Discovery) -> list[str]:
     table = str(found["study"]).splitlines()
     looks = [
-        "  (END→IO: mean attention from one named span to another; S2+: the token after S2; roles are words for such numbers)"
+        "  (END→IO: mean attention from one named span to another; S2+: the token after S2; roles are words for it)"
     ]
     spans = any(row.attention for row in found["study"].rows)
     lines = [f"  {line}" for line in table[: N_HEADS + 1]]

@@ -1,4 +1,6 @@
-"""What a report recorded, compared with what is there now: files, the page's own record, the model, the data, the numbers."""
+"""What a report recorded, compared with what is there now: files, the page's own record, the model, the data, the
+numbers.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""Whether prompts begin with the beginning-of-sequence token: by default exactly when ``tokenizer(text)`` puts it there.
+"""Whether prompts begin with the beginning-of-sequence token: by default exactly when ``tokenizer(text)`` puts it
+there.
 
-A model that was trained without it can lose much by it (a 135-million-parameter Llama: IOI accuracy .91 without, .78 with).
+A model that was trained without it can lose much by it (a 135-million-parameter Llama: IOI accuracy .91 without,
+.78 with).
 ``load_model(..., prepend_bos=True)`` and ``--bos`` / ``--no-bos`` choose by hand. The choice is kept in the model's
 ``cfg.default_prepend_bos``, which every tokenisation reads, and stands in the provenance of the model.
 Bundled models keep the habit that they were trained and published with.

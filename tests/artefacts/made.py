@@ -22,6 +22,7 @@ from mechwork.circuits import CircuitComparison, CircuitReuse, EdgeSpace
 from mechwork.circuits.graph.graph_file import AttributionGraph
 from mechwork.circuits.ground_truth import TruthComparison, TruthTable
 from mechwork.circuits.scoring.verify import Verification
+from mechwork.discovery.stored_task import StoredTask
 from mechwork.encoding import hints_of
 from mechwork.features import FeatureEvaluation, FeatureScores
 from mechwork.features.suppress import SuppressionStudy
@@ -114,6 +115,8 @@ def _suppression() -> SuppressionStudy:
 
 SPECIAL: dict[str, Any] = {
     "EdgeSpace": lambda: SPACE,
+    "PromptPairs": lambda: synthetic.task().pairs,
+    "StoredTask": lambda: StoredTask.of(synthetic.task()),
     "Site": lambda: Site("z", 1, 0),
     "AblationSpec": lambda: AblationSpec(["a1.h0", "resid_pre.1@x"], directions={"x": torch.ones(4)}),
     "Circuit": synthetic.circuit,

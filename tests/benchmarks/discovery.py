@@ -1,6 +1,7 @@
 """Predicted against real cost of every stage: ``python -m tests.benchmarks.discovery [MODEL] [TASK] [PAIRS] [MODE]``.
 
-F is the CPU time of one batched forward of the train pairs in this process, measured before and after. One line per stage: the plan's
+F is the CPU time of one batched forward of the train pairs in this process, measured before and after. One line
+per stage: the plan's
 forwards, those it took, and the ratio. The last line is the sum, which the plan's time is judged by.
 """
 

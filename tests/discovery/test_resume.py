@@ -33,8 +33,8 @@ rename = pathlib.Path.replace
 
 
 def live(out, at=0, after=None):
-    # A run in a forked process, which spares loading the model again. It dies just before its rename number `at` (negative:
-    # just after it), or `after` seconds. Gives (killed, number of renames, seconds).
+    # A run in a forked process, which spares loading the model again. It dies just before its rename number `at`
+    # (negative: just after it), or `after` seconds. Gives (killed, number of renames, seconds).
     begun, reader, writer = time.monotonic(), *os.pipe()
     child = os.fork()
     if child == 0:
