@@ -24,8 +24,8 @@ from tests.execute.work import SQUARES, UNITS, WORK, Shuffled, die, fail, number
 
 def numbers_of(model: Any) -> dict[str, torch.Tensor]:
     """A sweep and an ablation sweep of several blocks and chunks."""
-    task = mw.tasks.ioi(model, n=6, seed=0)
-    exact = mw.patch(model, task, ["z", "mlp_out"], positions="spans", memory_budget="20MB")
+    task = mw.tasks.ioi(model, n=4, seed=0)
+    exact = mw.patch(model, task, ["z", "mlp_out"], positions="all", memory_budget="20MB")
     ablated = sweep_ablations(model, task, ["heads"], kind="zero", memory_budget="20MB")
     edges = mw.score_edges(model, task, batch_size=2)
     return {
