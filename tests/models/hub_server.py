@@ -44,7 +44,7 @@ def serve(hub: Hub) -> Iterator[Hub]:  # noqa: C901 - one class that answers
     """The server, for as long as the context lasts."""
 
     class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+        protocol_version = "HTTP/1.0"  # no connection outlives its answer, so a server that stopped is gone
         timeout = 20
 
         def log_message(self, *args: Any) -> None:
