@@ -59,7 +59,8 @@ def test_what_is_refused(tiny_gpt2: Any, tiny_task: Task, call: Callable[[Any, T
 
 def test_counts_of_random_circuits(tiny_gpt2: Any, tiny_task: Task) -> None:
     scores = mw.score_edges(tiny_gpt2, tiny_task)
-    for wrong in ({"n_random": -1}, {"n_same_degree": -1}):
+    wrongs: tuple[dict[str, Any], ...] = ({"n_random": -1}, {"n_same_degree": -1})
+    for wrong in wrongs:
         with pytest.raises(InputError, match="count circuits"):
             mw.evaluate(tiny_gpt2, tiny_task, scores, **wrong)
     with pytest.raises(InputError, match="in this order"):

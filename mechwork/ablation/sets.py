@@ -6,7 +6,7 @@ Cost per set: one forward from its first touched block on; the unembedding at th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..display import Readable
 from ..errors import InputError
+from ..execute.progress import Progress
 from ..interventions import Positional, Replacement, Write, intervene, replace_at
 from ..models.anatomy import device_of, dtype_of, read_anatomy
 from ..patching.memory import d_mlp_of, sizes_of
@@ -35,7 +36,6 @@ from .targets import check_disjoint, parse_target
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-Progress = Callable[[int, int, str], None]
 TargetSet = tuple[str, ...]
 BATCH = 32
 PARTS = ("head", "attn", "mlp", "neurons", "layer")

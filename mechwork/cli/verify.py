@@ -18,6 +18,8 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,6 +123,10 @@ def _check_data(
     return [*checks, *(_rerun(args, console, request, model, before) if args.rerun else [])]
 
 
+def _build_again(build: Callable[..., Any], model: TransformerBridge, n: int, seed: int) -> Any:
+    return build(model, n=n, seed=seed)
+
+
 def _rerun(
     args: argparse.Namespace, console: Console, request: dict[str, Any], model: TransformerBridge, before: Any
 ) -> list[Check]:
@@ -131,10 +137,9 @@ def _rerun(
     from ..tasks import find_task
     from .discover import Lines
 
-    name, again = str(request["task"]), None
+    name, again, task = str(request["task"]), None, before.task
     if not name.endswith(PAIR_FILES) and "n_pairs" in request:
-        build, n = find_task(name), int(request["n_pairs"])
-        again = lambda seed: build(model, n=n, seed=seed)  # noqa: E731
+        again = partial(_build_again, find_task(name), model, int(request["n_pairs"]))
     with tempfile.TemporaryDirectory() as place:
         out = Path(place) / "again"
         out.mkdir()
@@ -142,7 +147,7 @@ def _rerun(
             write_json(out / file, read_object(before.folder / file))
         try:
             asked = {key: request[key] for key in request if key != "format"}
-            task = before.task if again is None else build(model, n=n, seed=before.settings.seed)
+            task = before.task if again is None else again(before.settings.seed)
             discover(
                 model, task, out=out, settings=before.settings, audience=before.audience, again=again, request=asked,
                 observer=Lines(console),

@@ -6,7 +6,7 @@ fitting and testing, so that a direction is not tested on a sentence that it has
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -188,7 +188,7 @@ def record_examples(
         where = examples.where[start : start + BATCH].to(device_of(model))
         found: dict[Site, Tensor] = {}
 
-        def keep(site: Site, found: dict[Site, Tensor] = found, where: Tensor = where) -> object:
+        def keep(site: Site, found: dict[Site, Tensor] = found, where: Tensor = where) -> Callable[..., None]:
             def hook(activation: Tensor, hook: object) -> None:
                 x = activation if site.head is None else activation[:, :, site.head]
                 weights = where.to(x) / where.sum(dim=1, keepdim=True).to(x)

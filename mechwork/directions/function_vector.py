@@ -17,6 +17,7 @@ Cost: 2 forwards of the demonstrations and n_layers (n_heads + 2) + 2 of the uni
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -182,7 +183,7 @@ def _record(
     n_layers = int(model.cfg.n_layers)
     sites = [Site("z", i) for i in range(n_layers)] + ([] if site is None else [site])
 
-    def keep(place: Site) -> object:
+    def keep(place: Site) -> Callable[..., None]:
         def hook(activation: Tensor, hook: object) -> None:
             found[place] = prompts.final(activation)
 

@@ -11,11 +11,12 @@ effects do. Two controls say what any push does: a random direction as long as t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
+from ..execute.progress import Progress
 from ..interventions import is_replacement
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
@@ -30,7 +31,6 @@ from .steer import METHODS, AsFar, Strengths, Ways, steering_write
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-Progress = Callable[[int, int, str], None]
 
 STRENGTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 

@@ -193,7 +193,8 @@ def load_discovery(path: str | Path) -> Discovery:
         plan = plan or Plan((), 1, 1, 0.0)
         if TASK not in folder.ledger():
             raise InputError(f"nothing is finished in {path} yet; run its command again to go on")
-    task = folder.results(TASK)[TASK].task()
+    stored: Any = folder.results(TASK)[TASK]
+    task = stored.task()
     settings = Settings(**request["settings"])
     found = Discovery(
         task, str(request["model"]), settings, plan, {}, (), request, Path(path), audience=str(request["audience"])

@@ -74,7 +74,7 @@ def _edges(found: Discovery) -> pandas.DataFrame:
     if len(edges) <= N_EDGES:
         return edges
     strongest = edges["score"].abs().rank(ascending=False, method="first") <= N_EDGES
-    return edges[strongest | edges["in_circuit"]]
+    return edges.loc[(strongest | edges["in_circuit"]).to_numpy()]
 
 
 def _table(file: Path, frame: pandas.DataFrame) -> None:

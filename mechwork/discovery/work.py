@@ -22,6 +22,7 @@ from ..circuits import (
 )  # fmt: skip
 from ..circuits.testing.evaluate import Settings as Running
 from ..errors import InputError, MetricError, NotFoundError
+from ..execute.progress import Progress
 from ..lenses import LOGIT_LENS, attribute_logits, load_lens, read_lens
 from ..models.anatomy import read_anatomy
 from ..patching import attribute, patch
@@ -48,7 +49,6 @@ OTHER_ABLATIONS = ("zero", "mean", "resample")
 OTHER_SEEDS = 2
 
 Found = dict[str, Result]
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True, eq=False)

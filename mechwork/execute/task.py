@@ -28,8 +28,8 @@ def pack_task(task: Task) -> tuple[dict[str, Any], Tensors]:
 
 def unpack_task(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Task:
     """The task that `pack_task` packed, without its texts."""
-    plain = {name: tensors[name] for name in PLAIN if name in tensors}
-    spans = {side: {name: tensors[f"{side}.{name}"] for name in facts[side]} for side in SPANS}
+    plain: dict[str, Any] = {name: tensors[name] for name in PLAIN if name in tensors}
+    spans: dict[str, Any] = {side: {name: tensors[f"{side}.{name}"] for name in facts[side]} for side in SPANS}
     return Task(
         facts["name"], PromptPairs(**plain, **spans, templates=tuple(facts["templates"])), METRICS[facts["metric"]]
     )

@@ -19,7 +19,7 @@ Positive = the clean value raises the metric, in both directions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,6 +28,7 @@ from torch import Tensor
 
 from ..circuits.graph.writers import require_aligned
 from ..errors import InputError
+from ..execute.progress import Progress
 from ..models.anatomy import device_of
 from ..models.borrow import hooked, run_tail
 from ..models.identity import identify_model
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 PATHS = ("site", "inputs")
-Progress = Callable[[int, int, str], None]
 
 
 def score_features(

@@ -143,7 +143,7 @@ class LensTable(Result, version=2):
     def _from_old(cls, found: Artefact) -> LensTable:
         facts = {**found.facts, "places": tuple(found.facts["places"])}
         facts["texts"] = {int(i): text for i, text in found.facts["texts"].items()}
-        return cls(**facts, **found.tensors)
+        return cls(**{**facts, **found.tensors})
 
 
 LOGIT = "logit"

@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..execute import MemoryBudget, Progress
 from ..models.anatomy import block_norm, device_of, dtype_of
 from ..models.borrow import borrows
 from ..models.identity import identify_model

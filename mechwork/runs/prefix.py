@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from jaxtyping import Int
@@ -60,7 +60,7 @@ def record_prefix(model: TransformerBridge, task: Task, pairs: PromptPairs) -> P
         return None
     from transformers import DynamicCache
 
-    cache = DynamicCache(config=model.original_model.config)
+    cache = DynamicCache(config=cast(Any, model.original_model).config)
     with torch.no_grad():
         model(
             pairs.clean_tokens[:, :n].to(device_of(model)),

@@ -133,7 +133,7 @@ def test_old_files_are_read(tmp_path: Path) -> None:
         "baseline.clean": scores.baseline.clean_per_example.clone(),
         "baseline.corrupt": scores.baseline.corrupt_per_example.clone(),
     }
-    save_file({**base, "per_example": scores.per_example}, tmp_path / "s.safetensors", metadata=header)
+    save_file({**base, "per_example": scores.require_pairs()}, tmp_path / "s.safetensors", metadata=header)
     assert same(EdgeScores.load(tmp_path / "s.safetensors"), scores)
 
     name = effects.metrics[0]

@@ -20,7 +20,6 @@ import transformers as hf
 
 import mechwork as mw
 from mechwork.ablation import AblationSpec, all_heads, fit_ablation
-from mechwork.ablation.sweep import _given
 from mechwork.models.anatomy import read_anatomy
 from mechwork.patching.exact import plan_sweep
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from mechwork.checkpoint import has_checkpoint
 from mechwork.models import load_model
 from mechwork.tasks.sampling.examples import SAMPLERS
 from mechwork.zoo import export, recipe, train
@@ -76,7 +77,7 @@ def test_an_interruption_leaves_a_checkpoint_and_says_how_to_go_on(
     outcome = cli("train", "tiny", "--out", "here")
     assert outcome.code == 130
     assert "mechwork train tiny --out here --resume" in outcome.err
-    assert (tmp_path / "here" / train.STATE).is_file()
+    assert has_checkpoint(tmp_path / "here")
     assert not (tmp_path / "here" / "model").exists()
 
 

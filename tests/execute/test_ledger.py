@@ -51,7 +51,7 @@ def kill_at(renames: int, *, after: bool) -> None:
         count[0] += 1
         return moved
 
-    Path.replace = replace  # type: ignore[method-assign]
+    Path.replace = replace
 
 
 def test_a_driver_killed_at_every_rename_goes_on(tmp_path: Path) -> None:

@@ -144,12 +144,13 @@ def test_an_interrupted_caller_leaves_no_worker() -> None:
 
 
 def test_settings_that_do_not_fit_are_refused(bundled_model: Any, tiny_gpt2: Any, tiny_task: Any) -> None:
-    for settings, says in (
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({"kind": "local", "workers": 2}, "executor\\('forked', workers=2\\)"),
         ({"kind": "forked", "workers": 0}, "workers is a number of at least 1"),
         ({"kind": "forked", "attempts": 0}, "attempts is a number"),
         ({"kind": "forked", "address": "1.2.3.4:5"}, "belong to executor\\('ray'\\)"),
-    ):
+    )
+    for settings, says in cases:
         with pytest.raises(InputError, match=says), executor(**settings):
             pass
     with pytest.raises(UnknownNameError, match="unknown executor"), executor("spark"):

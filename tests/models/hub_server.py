@@ -47,7 +47,7 @@ def serve(hub: Hub) -> Iterator[Hub]:  # noqa: C901 - one class that answers
         protocol_version = "HTTP/1.0"  # no connection outlives its answer, so a server that stopped is gone
         timeout = 20
 
-        def log_message(self, *args: Any) -> None:
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
             return
 
         def do_HEAD(self) -> None:

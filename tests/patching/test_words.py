@@ -20,7 +20,7 @@ def test_words_narrow_a_kind(tiny_gpt2_64: Any, tiny_task: Task, method: Any) ->
     z = part["z"]
     assert z.labels == {"layer": ("0", "2"), "head": ("1", "3")}
     assert z.values.isnan().tolist() == [[True, False], [False, True]]
-    near = {"rtol": 1e-9, "atol": 1e-12}
+    near: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-12}
     torch.testing.assert_close(z.per_example[:, 0, 1], whole["z"].per_example[:, 0, 3], **near)
     torch.testing.assert_close(z.per_example[:, 1, 0], whole["z"].per_example[:, 2, 1], **near)
     torch.testing.assert_close(part["resid_pre"].values, whole["resid_pre"].values[1:2, 4:5], **near)

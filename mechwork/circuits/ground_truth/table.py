@@ -7,13 +7,14 @@ noise unless methods are named.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 
 from ...errors import UnknownNameError
+from ...execute.progress import Progress
 from ...result import Result, Table
 from ..graph.circuit import Circuit
 from ..scoring.exact_edges import ABLATIONS, measure_edges
@@ -24,7 +25,6 @@ from .rank import ALL_METHODS, rank_edges
 if TYPE_CHECKING:
     pass
 
-Progress = Callable[[int, int, str], None]
 
 N_RANDOM = 100
 COLUMNS = {"corrupt": ("exact", "gradient", "relp", "eap-ig"), "zero": ("exact",), "mean": ("exact",)}

@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...errors import InputError, UnknownNameError
+from ...execute.progress import Progress
 from ...models.anatomy import block_norm, device_of, mlp_norm_name
 from ...models.borrow import hooked
 from ...models.identity import identify_model
@@ -41,7 +42,6 @@ from ..graph.writers import edge_space, record_writers, stream_kinds, writer_kin
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-Progress = Callable[[int, int, str], None]
 
 ABLATIONS = ("corrupt", "zero", "mean")
 

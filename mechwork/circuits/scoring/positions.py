@@ -15,7 +15,7 @@ With q/k-norms or soft caps the k and q parts are secants: labelled estimates of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ...errors import InputError
+from ...execute.progress import Progress
 from ...models.anatomy import device_of
 from ...models.borrow import hooked
 from ...models.identity import identify_model
@@ -53,7 +54,6 @@ from .score import N_RESAMPLES, join_baselines, plan_batches
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-Progress = Callable[[int, int, str], None]
 KINDS = ("q", "k", "v")
 
 

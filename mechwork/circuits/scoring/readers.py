@@ -51,9 +51,11 @@ def fill_coefficients(
     weights = {kind: getattr(attn, f"W_{kind.upper()}").detach() for kind in "qkv"}
     linear = {kind: point.binding.rule(block_module(layer, "attn", kind), "linear") for kind in "qkv"}
     plain = [kind for kind in "qkv" if not isinstance(linear[kind], LinearRule)]
-    for kind in (kind for kind in "qkv" if kind not in plain):
+    for kind, own in linear.items():
+        if not isinstance(own, LinearRule):
+            continue
         bias = getattr(attn, f"b_{kind.upper()}")
-        pulled = _through_linear_rule(linear[kind], gs[kind], weights[kind], bias, rule, norm, stream)
+        pulled = _through_linear_rule(own, gs[kind], weights[kind], bias, rule, norm, stream)
         out[_within(space.attention_readers(layer, kind), first)] = pulled
     if len(plain) == 3:
         last = space.attention_readers(layer, "v").stop - first

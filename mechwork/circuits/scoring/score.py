@@ -15,7 +15,7 @@ Memory stays within `memory_budget` beside the weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError
+from ...execute.progress import Progress
 from ...models.anatomy import check_ready, dtype_of
 from ...models.borrow import borrows
 from ...models.identity import identify_model
@@ -43,7 +44,6 @@ from .units import run_batches
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-Progress = Callable[[int, int, str], None]
 Keep = Literal["auto", "pairs", "moments"]
 
 N_RESAMPLES = 200

@@ -10,7 +10,6 @@ is that of one trial after another. Cost: at most one part of a forward per edge
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from ...artefact import read_artefact, write_artefact
 from ...errors import InputError
+from ...execute.progress import Progress
 from ...files import reading
 from ...models.anatomy import device_of
 from ...models.identity import identify_model
@@ -39,8 +39,6 @@ from ..graph.writers import Writes, edge_space, record_writers, writer_kinds
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
-
-Progress = Callable[[int, int, str], None]
 
 
 def find_acdc(

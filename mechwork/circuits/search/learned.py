@@ -10,7 +10,6 @@ kept. Gates may start from any scores. Cost: one (forward + backward) of a circu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from ...artefact import read_artefact, write_artefact
 from ...errors import InputError
+from ...execute.progress import Progress
 from ...files import reading
 from ...models.anatomy import device_of
 from ...models.identity import identify_model
@@ -40,7 +40,6 @@ from ..scoring.scores import EdgeScores
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-Progress = Callable[[int, int, str], None]
 
 BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1
 """Temperature and stretch of the hard-concrete distribution, as in Louizos et al."""

@@ -7,7 +7,7 @@ one forward (about 1.5 times a plain one), whatever the number of its edges.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, overload
 
@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...errors import InputError, UnknownNameError
+from ...execute.progress import Progress
 from ...models.anatomy import device_of, heads_share_scale
 from ...models.borrow import borrows
 from ...models.identity import identify_model
@@ -39,8 +40,6 @@ from .curves import MIB_FRACTIONS, CircuitEvaluation, FaithfulnessCurve, faithfu
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
-
-Progress = Callable[[int, int, str], None]
 
 
 @overload

@@ -7,11 +7,12 @@ CMD (0 is best) as in the MIB benchmark, with bootstrap intervals over the held-
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...errors import InputError, UnknownNameError
+from ...execute.progress import Progress
 from ...models.identity import identify_model
 from ...provenance import Provenance, build_provenance
 from ...relevance import PRESETS as RULES
@@ -27,7 +28,6 @@ from .evaluate import evaluate
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-Progress = Callable[[int, int, str], None]
 
 MEMBERS = ("relp", "eap-ig", "clean-corrupt")
 """Presets that the two ensembles are made of."""

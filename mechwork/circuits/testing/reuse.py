@@ -6,11 +6,12 @@ the held-out pairs of every task, beside random circuits of its size. A task's o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...errors import InputError
+from ...execute.progress import Progress
 from ...result import Result, Table
 from ...tasks.task import Task
 from ..graph.circuit import Circuit
@@ -21,8 +22,6 @@ from .evaluate import evaluate
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True, eq=False)

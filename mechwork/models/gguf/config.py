@@ -28,6 +28,7 @@ def build_config(header: GgufHeader) -> Any:
     tokens = header.metadata.get("tokenizer.ggml.tokens")
     ids = {f"{name}_token_id": header.metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in SPECIAL.items()}
     return AutoConfig.for_model(
+        str(settings.pop("model_type")),
         **settings,
         **ids,
         architectures=[architecture],

@@ -116,7 +116,7 @@ def caption_of(circuit: Circuit, findings: Any, n: int, payload: dict[str, Any])
     if part is not None and n < circuit.n_edges:
         said += f" Alone they carry about {fixed(part, 2)} of the faithfulness (interpolated)."
     evaluation = findings.evaluation_of(circuit) if findings is not None else None
-    if evaluation is not None:
+    if findings is not None and evaluation is not None:
         low, high = evaluation.interval()
         where = findings.pairs_word(evaluation.provenance)
         said += f" Whole circuit: faithfulness {fixed(evaluation.faithfulness, 2)} [{fixed(low, 2)}, {fixed(high, 2)}] on {plural(len(evaluation.per_example), where)}, {evaluation.ablation} ablation"

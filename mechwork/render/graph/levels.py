@@ -37,9 +37,9 @@ def _level(table: GraphTable, size: int) -> dict[str, Any]:
     used = np.zeros(len(table.types), dtype=bool)
     used[source] = used[target] = True
     links = np.flatnonzero(used[table.links].all(axis=1))
-    ends = (np.concatenate([a, table.links[links, k]]) for k, a in enumerate((source, target)))
+    start, end = (np.concatenate([a, table.links[links, k]]) for k, a in enumerate((source, target)))
     weight = np.concatenate([score / max(float(score.max()), 1e-12), np.ones(len(links))])
-    routed = lay_out_routed(table.types, table.layers, *ends, weight)
+    routed = lay_out_routed(table.types, table.layers, start, end, weight)
     bands = [
         {"layer": b.layer, "label": label, "top": round(b.top, 1), "bottom": round(b.bottom, 1)}
         for b, label in zip(routed.bands, routed.labels, strict=True)
