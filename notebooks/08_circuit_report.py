@@ -49,7 +49,6 @@ course.check("8.5", score_edge)
 # Stuck? Run course.hint("8.5"), then course.solution("8.5")
 
 # %% [markdown]
-#
 # ## Controls
 #
 # A circuit is interesting only if something easier does not do as well. *Random circuits* have as many edges. Random circuits *of the same degrees* are harder to beat: every node keeps its number of edges, so the right **nodes** are in it, with the wrong **wiring**.

@@ -36,6 +36,8 @@ from .spec import NEEDS_REFERENCE, AblationSpec, directions_of
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
+PLACES = ("z", "mlp_out", "attn_out", "mlp_post")
+"""Kinds of site whose tables are one vector a layer; of heads, one vector a head."""
 FORMAT = 1
 WHAT = "ablation"
 
@@ -58,6 +60,14 @@ class Ablation(Readable):
             name for name, table in self.tables.items() if table.is_complex() or not bool(table.isfinite().all())
         ]:
             raise InputError(f"an ablation puts finite values in place; there are others for {', '.join(bad)}")
+        if self.spec.kind in ("mean", "optimal") and (
+            bad := [
+                name
+                for name, table in self.tables.items()
+                if table.ndim != 1 + name.startswith("z.") and name.split(".")[0] in PLACES
+            ]
+        ):
+            raise InputError(f"a mean is one value per place; there are tables of another shape for {', '.join(bad)}")
 
     def bind(self, model: TransformerBridge, pairs: PromptPairs | None = None, *, first_row: int = 0) -> Bound:
         """The writes of this ablation for the clean prompts of `pairs`, which begin at row `first_row` of their task.

@@ -89,7 +89,6 @@ def run(args: argparse.Namespace, console: Console) -> None:
         raise NotFoundError(f"no file of pairs at {args.task}")
     from ..discovery.discover import discover
     from ..discovery.folder import Folder
-    from ..discovery.output import check_output
     from ..discovery.plan import make_plan
     from ..discovery.settings import Settings, parse_seconds
     from ..discovery.summary import render_text, summarise
@@ -97,8 +96,8 @@ def run(args: argparse.Namespace, console: Console) -> None:
     from ..tasks import find_task
     from ..tasks import from_file as read_task
 
-    if not args.plan and not Folder(out).begun:
-        check_output(out, force=args.force)
+    if not args.plan:
+        Folder(out).check_place(force=args.force)
     steps = args.ig_steps or (1 if args.rules else DEFAULT_STEPS)
     rules = args.rules or DEFAULT_RULES
     find_composite(rules)
@@ -203,7 +202,7 @@ def _command(args: argparse.Namespace, **changed: Any) -> str:
     plain = {
         "n_pairs": 128, "seed": 0, "rules": None, "ig_steps": None, "target": 0.9, "n_edges": None, "fraction": None,
         "min_accuracy": None, "memory_budget": "2GB", "audience": "research", "model": "gpt2-6l", "device": None,
-        "dtype": "float32", "out": None,
+        "dtype": None, "out": None,
     }  # fmt: skip
     for name, usual in plain.items():
         if given[name] != usual:

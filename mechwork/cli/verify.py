@@ -89,7 +89,7 @@ def _check_inputs(args: argparse.Namespace, console: Console, page: Path, record
     name = args.model or request["model"]
     if args.model is None and name.partition("@")[0] not in bundled.model_names():
         return [Check(what, "not checked", f"{name[:80]!r} is not bundled; name the model to load with --model")]
-    dtype, bos = str(request.get("dtype", "float32")), request.get("prepend_bos")
+    dtype, bos = request.get("dtype"), request.get("prepend_bos")
     try:
         with console.step(f"loading {name}"):
             model = load(argparse.Namespace(model=name, device=args.device, dtype=dtype, threads=None, bos=bos))

@@ -102,7 +102,19 @@ class Folder:
             if not os.access(self.path, os.W_OK | os.X_OK):
                 raise InputError(f"{self.path} cannot be written to. Choose another --out.")
             return
-        check_output(self.path, force=force)
+        self.check_place(force=force)
+
+    def check_place(self, *, force: bool) -> None:
+        """Refuse a folder that is not this discovery's and that could not be made or replaced."""
+        if not self.begun and not self._bare():
+            check_output(self.path, force=force)
+
+    def _bare(self) -> bool:
+        """Whether the folder holds nothing but what a run has that was killed before it wrote its request."""
+        if not self.path.is_dir() or self.path.is_symlink() or not os.access(self.path, os.W_OK | os.X_OK):
+            return False
+        names = {entry.name for entry in self.path.iterdir() if not entry.name.endswith(".part")}
+        return names <= {RESULTS}
 
     @contextlib.contextmanager
     def claim(self, request: Mapping[str, Any], *, force: bool) -> Iterator[None]:

@@ -5,8 +5,6 @@ Owns units (`unit`), the memory budget (`memory`), progress (`progress`), the le
 Imports `tasks`, `models` and below.
 """
 
-from .drive import run_units as run_units
-from .executors import current_execution as current_execution
 from .executors import executor as executor
 from .ledger import Ledger as Ledger
 from .memory import MemoryBudget as MemoryBudget

@@ -21,7 +21,8 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from ..errors import InputError
-from ..execute import Ledger, MemoryBudget, ModelRef, Progress, Unit, Work, run_units
+from ..execute import Ledger, MemoryBudget, ModelRef, Progress, Unit, Work
+from ..execute.drive import run_units
 from ..execute.memory import cut
 from ..execute.task import pack_task, why_not_sent
 from ..execute.unit import Tensors, bits

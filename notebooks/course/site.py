@@ -15,8 +15,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (
-    "models", "tasks", "runs", "interventions", "directions", "relevance", "patching", "edits", "ablation", "lenses", "circuits",
-    "circuits.ground_truth", "features", "comparison", "render",
+    "models", "tasks", "execute", "runs", "interventions", "directions", "relevance", "patching", "edits", "ablation", "lenses", "circuits",
+    "circuits.ground_truth", "features", "comparison", "discovery", "render",
 )  # fmt: skip
 """Subpackages whose public names are the reference, in the order in which data flows."""
 

@@ -161,7 +161,7 @@ def test_streamed_scores_have_no_pairs(tiny_gpt2: Any, tiny_task: Task) -> None:
 
 def test_memory_budgets_that_are_none(tiny_gpt2: Any, tiny_task: Task) -> None:
     for budget in ("lots", 0, "-1GB"):
-        with pytest.raises(InputError, match="memory budget"):
+        with pytest.raises(InputError, match="memory_budget"):
             score_edges(tiny_gpt2, tiny_task, memory_budget=budget)
 
 

@@ -54,7 +54,7 @@ def test_folders_and_files(cli: Cli) -> None:
         (("gpt2-6l/ioi", "gpt2-6l/ioi"), 2, "under two names"),
         (("gpt2-6l/ioi", "gpt2-6l/iox"), 2, "gpt2-6l/ioi"),
         (("gpt2-6l/ioi", "empty"), 3, "holds no circuit.json"),
-        (("gpt2-6l/ioi", "broken.json"), 3, "not a circuit file"),
+        (("gpt2-6l/ioi", "broken.json"), 3, "not valid JSON"),
         (("gpt2-6l/ioi", "newer.json"), 3, "Upgrade mechwork"),
         (("gpt2-6l/ioi", "gpt2-6l/induction", "--out", "no/such/place.html"), 2, "a folder that exists"),
     ],

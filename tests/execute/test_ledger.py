@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from mechwork.errors import ArtefactError, Cancelled, InputError
-from mechwork.execute import run_units
+from mechwork.execute.drive import run_units
 from mechwork.execute.executors import Execution
 from mechwork.execute.ledger import EVENTS, PLAN, RESULTS, Ledger
 from mechwork.execute.local import Local

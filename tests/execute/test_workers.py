@@ -14,7 +14,8 @@ import torch
 import mechwork as mw
 from mechwork.ablation.sweep import sweep_ablations
 from mechwork.errors import InputError, MetricError, UnitError, UnknownNameError
-from mechwork.execute import Ledger, executor, run_units
+from mechwork.execute import Ledger, executor
+from mechwork.execute.drive import run_units
 from mechwork.execute.executors import Execution
 from mechwork.execute.forked import Forked
 from mechwork.execute.ledger import EVENTS

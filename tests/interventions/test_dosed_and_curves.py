@@ -248,7 +248,9 @@ def test_what_is_saved_does_the_same_and_fits_one_model(tiny_gpt2_64: Any, tiny_
         with intervene(tiny_gpt2_64, everything()):
             mine = tiny_gpt2_64(tokens)
         with intervene(tiny_gpt2_64, again):
-            assert torch.equal(tiny_gpt2_64(tokens), mine)
+            torch.testing.assert_close(
+                tiny_gpt2_64(tokens), mine, rtol=1e-12, atol=1e-12
+            )  # memory is aligned otherwise
     assert float((mine - plain).abs().max()) > 1e-2
     routing = [Routing(1, {0: 0.5}, on=(2,), off=(3,), first=2)]
     assert load_writes(save_writes(tmp_path / "r", routing)) == routing

@@ -51,7 +51,7 @@ def test_it_has_what_a_lesson_has(source: Path) -> None:
     assert code[0] == f'import course\n\ncourse.begin("{int(source.name[:2])}")'
     assert prose.count("## Predict first") == 1
     assert re.search(r"Before you run", prose)
-    assert 3 <= len(exercises_in(source)) <= 5
+    assert 3 <= len(exercises_in(source)) <= 6
     assert next(line.split("=")[0].strip() for line in code[-1].splitlines()) == "NOW_WITH_GPT2"
     assert code[-1].startswith("NOW_WITH_GPT2 = False\nif NOW_WITH_GPT2:\n")
     assert "## Optional: now with GPT-2" in prose

@@ -180,7 +180,7 @@ def test_progress_reaches_the_total(tiny_gpt2: Any, tiny_task: Task) -> None:
     [
         ({"sites": ["resid_pree"]}, UnknownNameError, "nearest: resid_pre"),
         ({"sites": ["logits"]}, InputError, "Patchable"),
-        ({"sites": []}, InputError, "list of site kinds"),
+        ({"sites": []}, InputError, "list of places"),
         ({"sites": ["resid_pre"], "direction": "clean"}, InputError, "denoise"),
         ({"sites": ["resid_pre"], "positions": "first"}, InputError, "positions"),
         ({"sites": ["resid_pre"], "positions": "spans"}, InputError, "no spans"),

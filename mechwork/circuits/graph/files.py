@@ -53,8 +53,13 @@ def load_tensors(path: str | Path) -> Circuit:
         mask = torch.zeros(space.n_writers, space.n_readers, dtype=torch.bool)
         mask[index[:, 0], index[:, 1]] = True
         scores = None
+        if ("scores" in found.tensors) != ("scored" in found.tensors):
+            raise ArtefactError("scores go with the edges they belong to; the file has one of the two")
         if "scores" in found.tensors:
             values, every = found.tensors["scores"], cells_of(space, found.tensors["scored"])
+            if values.shape != (len(every),):
+                shape = tuple(values.shape)
+                raise ArtefactError(f"there is one score per scored edge, {len(every)} here; the file has {shape}")
             scores = torch.zeros(space.n_writers, space.n_readers, dtype=values.dtype)
             scores[every[:, 0], every[:, 1]] = values
         return Circuit(space, mask, scores, **facts_of(found.facts))

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ...execute import ModelRef, Unit, Work, run_units
+from ...execute import ModelRef, Unit, Work
+from ...execute.drive import run_units
 from ...execute.memory import cut
 from ...execute.task import pack_task, unpack_task, why_not_sent
 from ...execute.unit import Run, Tensors

@@ -167,7 +167,7 @@ def learn_knockout(
                         logits = model(pairs.clean_tokens, **tail)
                     share = sign * task.measure(logits, pairs).sum() / len(task)
                     gradient += torch.autograd.grad(share, logit)[0]
-                difference += float(share)
+                difference += float(share.detach())
         gradient = gradient if difference >= 0 else -gradient
         logit.grad = -gradient
         hard = (circuit.mask & (logit.detach() > 0).cpu()).clone()
