@@ -71,5 +71,5 @@ def test_refused(tiny_gpt2: Any, tiny_task: Task) -> None:
         patch(tiny_gpt2, tiny_task, ["z"], screen="relp", verify_top=5)
     with pytest.raises(UnknownNameError, match="relp"):
         patch(tiny_gpt2, tiny_task, ["z"], screen="relpp")
-    with pytest.raises(InputError, match="screened at"):
+    with pytest.raises(InputError, match="can be screened"):
         patch(tiny_gpt2, tiny_task, ["pattern"], screen="relp")
