@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -18,7 +19,7 @@ from mechwork.tasks.task import Task
 
 def unchecked(function: Any) -> Any:
     """The function as users call it, without the type checks that the tests add."""
-    return getattr(function, "__wrapped__", function)
+    return inspect.unwrap(function)
 
 
 def test_what_now_works(bundled_model: Any) -> None:
