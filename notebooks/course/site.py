@@ -46,9 +46,13 @@ def lessons() -> dict[str, str]:
 def public_names(package: str) -> list[str]:
     """What a subpackage exports on purpose: ``from .x import y as y``, functions and classes of its own."""
     module = importlib.import_module(f"mechwork.{package}")
+    lazy = {
+        name: getattr(importlib.import_module(f"mechwork.{package}.{home}"), name)
+        for name, home in getattr(module, "_HOMES", {}).items()
+    }
     return [
         name
-        for name, value in vars(module).items()
+        for name, value in {**vars(module), **lazy}.items()
         if not name.startswith("_")
         and not isinstance(value, ModuleType)
         and str(getattr(value, "__module__", "")).startswith("mechwork.")
