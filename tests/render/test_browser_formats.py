@@ -11,6 +11,7 @@ from mechwork.circuits import AttributionGraph, Circuit, EdgeSpace, circuit_of, 
 from mechwork.render import Fact, GraphOptions, render_graph, render_positions, render_report
 from tests.browser import OpenPage, Tab
 from tests.render import synthetic
+from tests.render.test_browser_graph import in_order
 
 READERS = {
     "Circuit JSON": Circuit.load,
@@ -26,6 +27,14 @@ def exported(tab: Tab, item: str) -> Path:
     return Path(download.value.path())
 
 
+def show(tab: Tab, n_edges: int) -> None:
+    """Sets how many edges are shown, as a reader does."""
+    tab.page.locator(".mw-exact").fill(str(n_edges))
+    tab.page.locator(".mw-exact").press("Enter")
+    tab.settle()
+    assert tab.state()["shown"] == n_edges
+
+
 def labelled() -> Circuit:
     return synthetic.circuit().labelled(notes={"m0": "reads <b>names</b>"}, supernodes={"movers": ["a4.h1", "a4.h2"]})
 
@@ -35,6 +44,7 @@ def labelled() -> Circuit:
 def test_python_reads_back_what_the_page_exports(open_page: OpenPage, name: str, grouped: bool) -> None:
     circuit = synthetic.grouped_circuit() if grouped else labelled()
     tab = open_page(render_graph(circuit, GraphOptions(prompt=synthetic.TOKENS)))
+    show(tab, circuit.n_edges)  # the first view is a part of the circuit, and an export holds what is shown
     found = READERS[name](exported(tab, name))
     assert circuit.scores is not None
     assert found.scores is not None
@@ -48,8 +58,7 @@ def test_python_reads_back_what_the_page_exports(open_page: OpenPage, name: str,
 def test_an_export_holds_what_passes_the_filters_and_the_readers_own_words(open_page: OpenPage) -> None:
     tab = open_page(render_graph(labelled()))
     page = tab.page
-    page.locator(".mw-exact").fill("20")
-    page.locator(".mw-exact").press("Enter")
+    show(tab, 20)
     tab.click_node("a2.h0")
     page.get_by_label("Role of a2.h0").fill("blocks </script> names")
     page.get_by_label("Role of a2.h0").press("Enter")
@@ -57,12 +66,26 @@ def test_an_export_holds_what_passes_the_filters_and_the_readers_own_words(open_
     drawn = page.evaluate("() => { const g = mechwork.graphs[0].graph(); return g.role[g.index.get('a2.h0')] }")
     assert drawn == "blocks </script> names"
     found = Circuit.load(exported(tab, "Circuit JSON"))
-    assert found.edges == labelled().edges[:20]
+    assert sorted(found.edges) == sorted(in_order(labelled())[:20])
+    assert (found.notes, found.supernodes) == (labelled().notes, labelled().supernodes)
     assert found.roles["a2.h0"] == "blocks </script> names"
     page.get_by_role("button", name="Undo (Ctrl+Z)").click()
     tab.settle()
     assert tab.state()["roles"] == {}
     assert page.get_by_label("Role of a2.h0").input_value() == "S-inhibition"
+
+
+def test_the_first_view_draws_and_exports_the_same_edges_with_supernodes(open_page: OpenPage) -> None:
+    circuit = labelled()
+    tab = open_page(render_graph(circuit))
+    shown = tab.state()["shown"]
+    assert shown < circuit.n_edges
+    found = Circuit.load(exported(tab, "Circuit JSON"))
+    assert sorted(found.edges) == sorted(in_order(circuit)[:shown])
+    members = re.compile("|".join(map(re.escape, circuit.supernodes["movers"])))
+    assert sorted(tab.drawn()) == sorted({members.sub("movers", edge) for edge in found.edges})
+    said = tab.page.locator(".mw-active").text_content()
+    assert f"strongest {shown} of {circuit.n_edges} edges" in said
 
 
 def test_supernodes_of_the_circuit_stand_from_the_start(open_page: OpenPage) -> None:

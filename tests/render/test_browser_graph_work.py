@@ -48,6 +48,15 @@ def test_pins_become_a_named_supernode_and_back(tab: Tab) -> None:
     assert len(tab.drawn()) == circuit.n_edges
 
 
+def test_the_panel_lists_edges_by_score_though_the_graph_orders_them_by_path(tab: Tab) -> None:
+    shares = """(name) => { mechwork.graphs[0].actions.focus(name); mechwork.graphs[0].flush();
+        return [...document.querySelectorAll('.mw-edge-list')].map((list) => [...list.querySelectorAll('.mw-bar-cell')]
+          .map((bar) => parseFloat(bar.style.getPropertyValue('--share')))) }"""
+    lists = [found for name in synthetic.circuit().nodes for found in tab.page.evaluate(shares, name)]
+    assert max(map(len, lists)) > 3
+    assert lists == [sorted(found, reverse=True) for found in lists]
+
+
 def test_supernodes_are_suggested_by_signed_profile(tab: Tab) -> None:
     tab.page.get_by_role("button", name="Suggest supernodes").click()
     said = tab.page.locator(".mw-panel [role=status]").text_content()
@@ -87,9 +96,13 @@ def test_a_saved_json_brings_back_notes_pins_and_filters(tab: Tab, tmp_path: Pat
     page.get_by_role("button", name="Show MLPs").click()
     tab.settle()
     saved = exported(tab, "JSON (graph").read_text(encoding="utf-8")
-    page.reload()
+    page.reload()  # the address keeps the state; without its part behind the # the page is fresh
     page.wait_for_selector(".mw-nodes .mw-node", state="attached")
-    assert tab.state()["notes"] == {}
+    assert tab.state()["notes"] == {"a4.h1": "moves the name"}
+    page.goto(page.url.split("#")[0])
+    page.wait_for_selector(".mw-nodes .mw-node", state="attached")
+    fresh = tab.state()
+    assert (fresh["notes"], fresh["pins"], fresh["types"]["mlp"]) == ({}, [], True)
 
     def load(name: str, text: str) -> None:
         file = tmp_path / name

@@ -44,7 +44,7 @@ function createControls(app) {
   const filters = createFilters(app);
 
   function update(state, seen) {
-    const graph = app.graph(), shown = Math.min(state.shown, graph.m);
+    const graph = app.graph(), shown = prefixOf(graph, state.shown);
     if (document.activeElement !== search) search.value = state.query;
     slider.value = stepOf(state.shown, m);
     slider.setAttribute("aria-valuetext", `${state.shown} of ${m} edges`);
@@ -52,7 +52,7 @@ function createControls(app) {
     const of = payload.nEdgesOfGraph.toLocaleString("en");
     const least = graph.score && shown > 0 ? `, |score| ≥ ${formatNumber(leastOf(graph.score, shown))}` : "";
     counted.textContent = `showing ${seen.nEdges.toLocaleString("en")} of ${of} edges${least}`;
-    const carried = carriedShare(payload, shown);
+    const carried = carriedShare(payload, Math.min(state.shown, m));
     share.textContent = carried === null ? "" : `alone they keep about ${formatNumber(Math.round(100 * carried) / 100)} of the faithfulness (between measured sizes, ${payload.ablation} ablation)`;
     undo.disabled = !store.canUndo();
     redo.disabled = !store.canRedo();

@@ -55,7 +55,8 @@ function merge(base, groups) {
   });
 }
 
-// Edges between the same two places and of the same kind become one; edges inside a group vanish.
+// Edges between the same two places and of the same kind become one; edges inside a group vanish. They stay in the order of
+// the whole graph, each at the place of its first edge (`rank`), so that a prefix of edges is still what is shown and exported.
 function redirect(base, place, owner) {
   const table = new Map(), links = [];
   for (let e = 0; e < base.all; e++) {
@@ -73,7 +74,7 @@ function redirect(base, place, owner) {
       known.member |= base.member ? base.member[e] : 0;
     } else {
       const row = {
-        s, t, kind: base.kind[e], bend: grouped ? 0 : base.bend[e], route: grouped ? null : base.routes[e] ?? null,
+        s, t, rank: e, kind: base.kind[e], bend: grouped ? 0 : base.bend[e], route: grouped ? null : base.routes[e] ?? null,
         score: base.score && e < base.m ? base.score[e] : 0,
         error: base.error && e < base.m ? base.error[e] : null,
         confidence: base.confidence && e < base.m ? base.confidence[e] : 0,
@@ -84,7 +85,6 @@ function redirect(base, place, owner) {
     }
   }
   const scored = [...table.values()].filter((row) => row.kind !== LINK);
-  scored.sort((a, b) => Math.abs(b.score) - Math.abs(a.score));
   const rows = [...scored, ...links];
   return {
     source: rows.map((r) => r.s),
@@ -97,6 +97,7 @@ function redirect(base, place, owner) {
     confidence: base.confidence && scored.map((r) => r.confidence),
     member: base.member && scored.map((r) => r.member),
     other: null,
+    rank: scored.map((r) => r.rank),
     m: scored.length,
   };
 }

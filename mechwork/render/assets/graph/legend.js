@@ -41,9 +41,9 @@ function createLegend(app) {
 
 // The active filters in words; the same words go into exported pictures.
 function activeFilters(app, state) {
-  const { payload } = app, graph = app.graph(), found = [];
+  const { payload } = app, graph = app.graph(), m = payload.edges.source.length, found = [];
   const hidden = (group, words) => Object.entries(words).filter(([key]) => !state[group][key]).map(([, word]) => word);
-  if (state.shown < graph.m) found.push(`strongest ${state.shown.toLocaleString("en")} of ${graph.m.toLocaleString("en")} edges`);
+  if (state.shown < m) found.push(`strongest ${state.shown.toLocaleString("en")} of ${m.toLocaleString("en")} edges`);
   if (state.nodes < graph.n) found.push(`strongest ${state.nodes} of ${graph.n} nodes`);
   const off = [
     ...hidden("types", { head: "heads", mlp: "MLPs", input: "input", logits: "logits", feature: "features", error: "errors" }),

@@ -4,7 +4,8 @@ const LIST_LIMIT = 40;
 
 // The scored edges of a node that are drawn (those of the focus always are), strongest first.
 function realEdges(graph, edges, seen, focus) {
-  return [...edges].filter((e) => e < graph.m && (seen.edgeOn[e] || focus.direct[e])).sort((a, b) => a - b);
+  const size = (e) => (graph.score ? Math.abs(graph.score[e]) : 0);
+  return [...edges].filter((e) => e < graph.m && (seen.edgeOn[e] || focus.direct[e])).sort((a, b) => size(b) - size(a) || a - b);
 }
 
 function edgeList(app, title, edges, far) {

@@ -37,6 +37,7 @@ function decode(payload) {
     confidence: edges.confidence,
     member: edges.member,
     other: edges.other ?? null, // scores in the second circuit
+    rank: null, // of merged edges: the first edge of the whole graph in each (derive.js)
     m: edges.source.length,
   });
 }
@@ -69,6 +70,13 @@ function nodeOrder(graph) {
   const ends = (i) => (graph.type[i] === "input" || graph.type[i] === "logits" ? 1 : 0);
   const size = (i) => (graph.total ? Math.abs(graph.total[i]) : 0);
   return [...graph.names.keys()].sort((a, b) => ends(b) - ends(a) || size(b) - size(a) || a - b);
+}
+
+// How many edges of this graph, supernodes merged, hold one of the first `shown` edges of the whole graph: always a prefix.
+function prefixOf(graph, shown) {
+  if (!graph.rank) return Math.min(shown, graph.m);
+  const k = graph.rank.findIndex((rank) => rank >= shown);
+  return k < 0 ? graph.m : k;
 }
 
 function signOf(value) {

@@ -9,10 +9,11 @@ function visibility(graph, state) {
     const type = graph.type[i] === "kv" || graph.type[i] === "group" ? "head" : graph.type[i];
     nodeOn[i] = (state.types[type] && kept.has(i)) || pins.has(i) ? 1 : 0;
   }
+  const first = prefixOf(graph, state.shown);
   let nEdges = 0;
   for (let e = 0; e < graph.m; e++) {
     const s = graph.source[e], t = graph.target[e];
-    const within = e < state.shown || (pins.has(s) && pins.has(t));
+    const within = e < first || (pins.has(s) && pins.has(t));
     if (!within || !nodeOn[s] || !nodeOn[t] || !passes(graph, state, e)) continue;
     edgeOn[e] = used[s] = used[t] = 1;
     nEdges++;
