@@ -249,8 +249,8 @@ def by_kind(sites: Iterable[str | Site | Place]) -> dict[str, tuple[Place, ...]]
 
     Raises `InputError` for words that are no places, and for one kind named both as a whole and in part, or twice.
 
-    >>> by_kind(["resid_pre", "a3.h1", "z.4"])
-    {'resid_pre': (), 'z': (Place(what='head', ...), Place(what='z', layer=4, ...))}
+    >>> {kind: len(places) for kind, places in by_kind(["resid_pre", "a3.h1", "z.4"]).items()}
+    {'resid_pre': 0, 'z': 2}
     """
     if isinstance(sites, str | Site | Place) or not isinstance(sites, Iterable):
         raise InputError(f"sites is a list of places, e.g. ['resid_pre', 'a3.h1', 'resid_pre.5@END']; got {sites!r}")

@@ -62,11 +62,22 @@ def test_keyboard_and_colours(open_page: OpenPage, bundled_model: Any) -> None:
     table = read_lens(bundled_model, PROMPT)
     tab = open_page(table.to_html(), wait=".mw-lens-grid td")
     tab.page.locator(f"td[data-place='{len(table.places) - 1}'][data-pos='0']").focus()
+    tip = tab.page.locator(".mw-lens-tip")
+    # The columns run from the answer backwards: the first position is the last column, and the next one is left of it.
     tab.page.keyboard.press("ArrowRight")
+    assert "resid_post.5, position 0" in tip.inner_text()
+    tab.page.keyboard.press("ArrowLeft")
     tab.page.keyboard.press("ArrowDown")
-    assert "resid_pre.5, position 1" in tab.page.locator(".mw-lens-tip").inner_text()
+    assert "resid_pre.5, position 1" in tip.inner_text()
+    one, other = (tab.page.locator(f"td[data-place='5'][data-pos='{pos}']").bounding_box() for pos in (0, 1))
+    assert one
+    assert other
+    assert other["x"] < one["x"]
+    tab.page.keyboard.press("ArrowRight")
+    tab.page.keyboard.press("ArrowUp")
+    assert "resid_post.5, position 0" in tip.inner_text()
     tab.page.keyboard.press("Escape")
-    assert not tab.page.locator(".mw-lens-tip").is_visible()
+    assert not tip.is_visible()
     colours = (
         "() => [...document.querySelectorAll('.mw-lens-grid td')].map((cell) => cell.style.backgroundColor).join()"
     )

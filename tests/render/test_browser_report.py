@@ -65,7 +65,8 @@ def test_every_figure_is_drawn(tab: Tab) -> None:
 
 def test_a_cell_selects_node_row_and_head(tab: Tab) -> None:
     before = selected(tab)["frames"]
-    plot = tab.page.locator("[data-mw-figure] .js-plotly-plot").nth(4)
+    measured = tab.page.locator("[data-mw-figure][aria-label^='Heat map: z:'][aria-label*=', measured.']")
+    plot = measured.locator(".js-plotly-plot")
     plot.scroll_into_view_if_needed()
     x, y = plot.evaluate(
         """(p) => { const l = p._fullLayout, r = p.getBoundingClientRect(), x = l.xaxis, y = l.yaxis;
@@ -197,10 +198,16 @@ def test_a_narrow_window_has_no_sideways_scroll(open_page: OpenPage) -> None:
 
 def test_without_scripts_the_numbers_are_still_there(open_page: OpenPage) -> None:
     tab = open_page(render_report(synthetic.task(), *synthetic.everything()), scripts=False, width=1280)
-    text = tab.page.locator("main").inner_text()
-    assert "faithfulness of 0.93" in text
-    assert "Heat map: resid_pre" in text
+    assert tab.page.locator("[data-mw-number='faithfulness']").inner_text().startswith("0.93")
+    assert "Heat map: resid_pre" in tab.page.locator("main").inner_text()
     assert tab.page.locator("img.mw-static").first.is_visible()
+    # A fold is the browser's own: it opens without scripts.
+    tab.page.get_by_text("The findings in sentences", exact=True).click()
+    assert "faithfulness of 0.93" in tab.page.locator("main").inner_text()
+    curve = tab.page.locator("section#evaluation details table")
+    assert not curve.is_visible()
+    tab.page.get_by_text("The numbers of the curve", exact=True).click()
+    assert curve.is_visible()
     tab.picture("report-without-scripts", full_page=True)
 
 

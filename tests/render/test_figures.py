@@ -74,7 +74,12 @@ def test_effects_by_layer_alone_are_bars_and_other_axes_are_refused() -> None:
     effect = synthetic.effects()["resid_pre"]
     by_layer = replace(effect, per_example=effect.per_example.sum(dim=2), axes=("layer",))
     assert heatmap_figure(by_layer).to_dict()["data"][0]["type"] == "bar"
-    odd = replace(effect, per_example=effect.per_example[..., None], axes=("layer", "pos", "neuron"))
+    odd = replace(
+        effect,
+        per_example=effect.per_example[..., None],
+        axes=("layer", "pos", "neuron"),
+        labels={**effect.labels, "neuron": ("0",)},
+    )
     with pytest.raises(InputError, match="one or two axes"):
         heatmap_figure(odd)
     with pytest.raises(InputError, match="no effects"):
