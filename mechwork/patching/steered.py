@@ -74,6 +74,7 @@ def check_steering(
     Cost: that of `check_illusion`, and 5 + `n_random` forwards. Raises `InputError` for a direction elsewhere (the stream is read by many
     weights, so that no part of it is idle for sure), of another model or width, or fewer than one random control.
 
+    >>> from mechwork import Site
     >>> direction = fit_direction(model, Examples.of_task(task.train), Site("mlp_post", 3))
     >>> print(check_steering(model, task.test, direction))
     """

@@ -46,7 +46,7 @@ def judge_function(answer: Any, cases: Sequence[Case], tolerance: float = 2e-3) 
             except Exception as error:  # noqa: BLE001 whatever a student's code raises is to be explained
                 message = (str(error).splitlines() or [""])[0]
                 return f"on {case.label} it raised {type(error).__name__}: {message}"
-        wrong = changed() or _compare(got, case, tolerance)
+            wrong = changed() or _compare(got, case, tolerance)  # before the model is put back
         if wrong is not None:
             return wrong
     return None
@@ -91,14 +91,15 @@ def _borrowed(model: Any) -> Iterator[Callable[[], str | None]]:
     if model is None:
         yield lambda: None
         return
-    weights = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
-    asked = {name: tensor.requires_grad for name, tensor in model.named_parameters()}
+    module = getattr(model, "original_model", model)  # the weights themselves; the bridge hands out views of some
+    weights = {name: tensor.detach().clone() for name, tensor in module.named_parameters()}
+    asked = {name: tensor.requires_grad for name, tensor in module.named_parameters()}
     training, hooks = model.training, _n_hooks(model)
 
     def changed() -> str | None:
         if _n_hooks(model) != hooks:
             return "a hook is still on the model afterwards: use run_with_hooks, which takes it off again."
-        for name, tensor in model.named_parameters():
+        for name, tensor in module.named_parameters():
             if not bool((tensor == weights[name]).all()):
                 return "the model's weights are changed afterwards: work on copies."
             if tensor.requires_grad != asked[name]:
@@ -110,7 +111,7 @@ def _borrowed(model: Any) -> Iterator[Callable[[], str | None]]:
     finally:
         if _n_hooks(model) != hooks:
             model.reset_hooks()
-        for name, tensor in model.named_parameters():
+        for name, tensor in module.named_parameters():
             tensor.data.copy_(weights[name])
             tensor.requires_grad_(asked[name])
             tensor.grad = None

@@ -49,7 +49,7 @@ WRONG: dict[str, tuple[str, ...]] = {
         _wrong(
             "3.5",
             "put(stream, hook):",
-            "put(stream, hook):\n            next(iter(model.parameters())).data.mul_(1.001)",
+            "put(stream, hook):\n            next(model.original_model.parameters()).data.mul_(1.001)",
         ),
         "patch_stream = 3",
         "def patch_stream(model, task, layer, position):\n    raise RuntimeError('what?')",
