@@ -20,6 +20,7 @@ import transformers as hf
 
 import mechwork as mw
 from mechwork.ablation import AblationSpec, all_heads, fit_ablation
+from mechwork.ablation.units import given_by
 from mechwork.models.anatomy import read_anatomy
 from mechwork.patching.exact import plan_sweep
 
@@ -50,7 +51,7 @@ def main() -> None:
         some = [names[i * len(names) // PLAIN] for i in range(PLAIN)]
         plain = cpu(lambda some=some, fitted=fitted: [_plain(model, task, fitted, name) for name in some], 3) / PLAIN
         job = plan_sweep(model, task, ["z"], direction="noise", positions="all")
-        job = replace(job, given=lambda rows, fitted=fitted: _given(model, task, {"z": fitted}, rows))
+        job = replace(job, given=given_by(model, task, {"z": fitted}))
         engine = cpu(lambda job=job: job.run(), 1) / len(names)
         print(f"{kind:<18}{plain * 1e3:>20.1f}{engine * 1e3:>21.1f}{plain / engine:>7.1f}x", flush=True)
 
