@@ -127,6 +127,7 @@ def load_lens(model: TransformerBridge, source: str | Path | None = None) -> Tun
 
     Raises `NotFoundError` when there is none, `ArtefactError` when its files are altered or it belongs to another model.
 
+    >>> from mechwork import load_model
     >>> lens = load_lens(load_model("gpt2-6l"))
     """
     if source is not None and Path(source).is_dir():
