@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..display import Readable
 from ..errors import ArtefactError, InputError
 from ..models.anatomy import device_of, dtype_of
 from ..models.identity import source_of, weights_sha256
@@ -88,7 +89,7 @@ class Unit:
 
 
 @dataclass(frozen=True, eq=False)
-class Work:
+class Work(Readable):
     """One call. `operation` is a name in `operations.OPERATIONS`; `settings` are JSON values; `data` are tensors by name.
 
     `here_only` says why it cannot run in a process that does not share this one's memory (None: it can).

@@ -151,13 +151,20 @@ def fetch_hub(name: str, revision: str | None) -> tuple[Path, str]:
         InputError: what cannot be a name on the hub.
     """
     from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
     settings: dict[str, Any] = {"revision": revision, "local_files_only": offline}
     try:
         with _hub_errors(name, revision, offline=offline):
-            config = Path(hf_hub_download(name, "config.json", **settings))
+            try:
+                config = Path(hf_hub_download(name, "config.json", **settings))
+            except _transport_errors() as error:  # reset, not refused: the library then forgets its cache
+                settings["local_files_only"] = True
+                try:
+                    config = Path(hf_hub_download(name, "config.json", **settings))
+                except LocalEntryNotFoundError:
+                    raise error from None
     except HFValidationError as error:
         raise InputError(f"hub models are named 'owner/name', e.g. 'openai-community/gpt2'; got {name!r}") from error
     check_config(config, name)

@@ -83,8 +83,8 @@ def _picture(findings: Findings) -> str:
     roles = _roles(payload, n)
     label = f"Circuit for {findings.task.name}: its {plural(n, 'strongest connected edge')}"
     return (
-        f'<figure class="mw-first-graph"><a href="#graph" aria-label="{escape(label)}; the interactive graph is below">'
-        f'<svg viewBox="0 0 {width:g} {height:g}" style="max-width:{1.25 * width:.0f}px" aria-hidden="true" font-family="inherit">{shapes}</svg></a>'
+        f'<figure class="mw-first-graph"><a href="#graph">'
+        f'<svg viewBox="0 0 {width:g} {height:g}" style="max-width:{1.25 * width:.0f}px" role="img" aria-label="{escape(label)}; the interactive graph is below" font-family="inherit">{shapes}</svg></a>'
         f"<figcaption>{roles}{count(n)} of {escape(plural(circuit.n_edges, 'edge'))}{escape(alone)}.</figcaption></figure>"
     )
 

@@ -157,6 +157,8 @@ def test_where_a_host_strips_the_frame_picture_and_table_are_seen(open_page: Ope
     assert tab.page.locator("img").evaluate("(image) => image.naturalWidth") > 300
     assert tab.page.locator("tbody tr").count() == min(50, synthetic.circuit().n_edges)
     whole = open_page(f"<!doctype html><meta charset='utf-8'>{html}", wait="iframe", width=900)
+    whole.page.bring_to_front()  # two tabs are open, and a key goes to the one that has the focus
+    whole.page.wait_for_function("() => document.hasFocus()")
     whole.page.keyboard.press("Tab")
     assert whole.page.evaluate("() => document.activeElement.tagName") == "IFRAME"
     box, frame = (whole.page.locator(name).bounding_box() for name in ("div[tabindex]", "iframe"))
@@ -207,7 +209,7 @@ def test_attention_is_enlarged_from_the_panel(open_page: OpenPage, axe: str) -> 
     tab.picture("attention-enlarged")
     page.keyboard.press("Escape")
     assert page.locator(".mw-enlarged").count() == 0
-    page.locator(".mw-card[data-mw-row='a2.h0'] .mw-select").click()
+    page.locator(".mw-card[data-mw-row='a2.h0'] > summary").click()
     tab.settle()
     assert tab.state()["focus"] == "a2.h0"
     assert page.locator(".mw-card.is-selected").count() == 1

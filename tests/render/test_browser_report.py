@@ -35,7 +35,7 @@ def selected(tab: Tab) -> dict[str, object]:
     return tab.page.evaluate(
         """() => ({ bus: mechwork.selection, graph: mechwork.graphs[0].store.get().focus,
         row: document.querySelector('tr.is-selected')?.dataset.mwRow ?? null,
-        head: document.querySelector('.mw-large h4').textContent,
+        head: document.querySelector('.mw-large h3').textContent,
         frames: [...document.querySelectorAll('.js-plotly-plot')].map((p) => (p.layout.shapes ?? []).length).reduce((a, b) => a + b) })"""
     )
 

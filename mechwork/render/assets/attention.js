@@ -29,7 +29,7 @@ function drawHead(holder, data, i) {
 
 // The same, over the page; closed with Escape or the button.
 function enlarge(name, data, i) {
-  const dialog = document.createElement("dialog"), close = document.createElement("button"), holder = document.createElement("div"), title = document.createElement("h4");
+  const dialog = document.createElement("dialog"), close = document.createElement("button"), holder = document.createElement("div"), title = document.createElement("h3");
   dialog.className = "mw-enlarged";
   dialog.setAttribute("aria-label", `Attention of head ${name}`);
   title.textContent = `Attention of head ${name} on the prompt shown below (rows: queries, columns: keys)`;
@@ -48,7 +48,7 @@ function enlarge(name, data, i) {
 function mountAttention(root) {
   const data = JSON.parse(root.querySelector("script[type='application/json']").textContent);
   const box = root.querySelector(".mw-attention-view"), index = new Map(data.heads.map((name, i) => [name, i]));
-  const heads = document.createElement("div"), large = document.createElement("div"), title = document.createElement("h4"), paper = document.createElement("div");
+  const heads = document.createElement("div"), large = document.createElement("div"), title = document.createElement("h3"), paper = document.createElement("div");
   heads.className = "mw-heads";
   heads.setAttribute("role", "group");
   heads.setAttribute("aria-label", "Choose a head");

@@ -56,8 +56,8 @@ def _row(node: str, known: list[Card], role: str, note: str, row: HeadRow | None
         f'<span class="mw-row-{kind}">{escape(text)}</span>'
         for kind, text in (("effect", effect), ("looks", looked), ("role", role))
     )
-    button = f'<button type="button" class="mw-select" data-mw-select="{name}">{name}</button>'
-    return f'<details class="mw-card" data-mw-row="{name}"><summary>{button}{spans}</summary>{_sides(node, known, role, note)}</details>'
+    head = f'<summary data-mw-select="{name}"><b class="mw-row-name">{name}</b>{spans}</summary>'
+    return f'<details class="mw-card" data-mw-row="{name}">{head}{_sides(node, known, role, note)}</details>'
 
 
 def _sides(node: str, known: list[Card], role: str, note: str) -> str:
@@ -71,7 +71,7 @@ def _sides(node: str, known: list[Card], role: str, note: str) -> str:
     words = cards_markup(said) or '<p class="mw-muted">nothing yet</p>'
     return (
         f'<div class="mw-card-sides"><div role="group" aria-label="{name}: measured and estimated">{cards_markup(found)}</div>'
-        f'<div role="group" aria-label="{name}: interpretation"><h5>Interpretation</h5>{words}</div></div>'
+        f'<div role="group" aria-label="{name}: interpretation"><p class="mw-side-title">Interpretation</p>{words}</div></div>'
     )
 
 
