@@ -12,8 +12,8 @@ A tour; every subpackage's docstring says what it owns.
     curve = mw.evaluate(model, task.test, scores)         # faithfulness, beside random and empty circuits
     mw.report("ioi.html", task, exact, scores, circuit, curve)
 
-Importing this package imports nothing heavy: a name is fetched from its folder when it is first used. Type checkers read the
-imports below; `_HOMES` says the same to Python (a test compares the two).
+Importing this package imports nothing heavy: a name is fetched from its folder when it is first used. Type checkers
+read the imports below; `_HOMES` says the same to Python (a test compares the two).
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "ablation": "AblationSpec HeadStudy ablate study_heads",
-    "circuits": "Circuit CircuitEvaluation EdgeScores EdgeSpace FaithfulnessCurve evaluate ground_truth load_circuit score_edges",
+    "circuits": "Circuit CircuitEvaluation EdgeScores EdgeSpace FaithfulnessCurve evaluate ground_truth load_circuit "
+    "score_edges",
     "directions": "Direction fit_direction study_steering",
     "discovery.discover": "discover load_discovery",
     "discovery.found": "Discovery",

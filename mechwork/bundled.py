@@ -1,8 +1,8 @@
 """Where the shipped data lie, and whether they are what was shipped.
 
 `data/` of a checkout and `mechwork/_data` of an installed wheel hold the same tree: ``tasks/NAME.json``,
-``models/NAME/`` and ``circuits/NAME/``. A folder that carries a ``manifest.json`` lists the sha256 of every file beside it;
-`verify` refuses a file that is missing, truncated or altered, by name.
+``models/NAME/`` and ``circuits/NAME/``. A folder that carries a ``manifest.json`` lists the sha256 of every file beside
+it; `verify` refuses a file that is missing, truncated or altered, by name.
 
 Bottom layer: imports only `errors` and `files`. Everything here reads files; nothing is read on import.
 """

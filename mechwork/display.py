@@ -1,8 +1,9 @@
 """How results come to be shown without the lower layers knowing how anything is drawn.
 
 A result class derives from `Displayable`; `render` registers a drawing for it with `draws`, and with `draws_still` what
-stands in its place where a host takes frames and scripts away (an untrusted notebook, a viewer on the web). `show()` opens
-the drawing in Jupyter or, outside it, in a browser; `_repr_html_` gives Jupyter the same page. Nothing here imports plotly.
+stands in its place where a host takes frames and scripts away (an untrusted notebook, a viewer on the web). `show()`
+opens the drawing in Jupyter or, outside it, in a browser; `_repr_html_` gives Jupyter the same page. Nothing here
+imports plotly.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ def draws(result: type) -> Callable[[_Draw], _Draw]:
 
 
 def draws_still(result: type) -> Callable[[_Draw], _Draw]:
-    """Decorator: register a function ``result -> markup`` without frames, scripts and styles: pictures as data, tables."""
+    """Decorator: register a function ``result -> markup`` without frames, scripts and styles: pictures as
+    data, tables.
+    """
 
     def register(draw: _Draw) -> _Draw:
         _STILLS[result] = draw
@@ -70,7 +73,10 @@ def page(result: object) -> str:
             return _DRAWINGS[cls](result)
     if callable(getattr(result, "to_dataframe", None)):
         title = html.escape(type(result).__name__)
-        return f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><h1>{title}</h1>{still(result)}</html>'
+        return (
+            '<!doctype html><html lang="en"><meta '
+            f'charset="utf-8"><title>{title}</title><h1>{title}</h1>{still(result)}</html>'
+        )
     raise MechworkError(f"nothing draws a {type(result).__name__}; drawn: {', '.join(c.__name__ for c in _DRAWINGS)}")
 
 
@@ -97,7 +103,9 @@ class Readable:
 
 
 def outline(value: Any) -> str:
-    """A dataclass in a line per field: tensors by dtype, shape and range, collections by their size and first entries."""
+    """A dataclass in a line per field: tensors by dtype, shape and range, collections by their size and first
+    entries.
+    """
     named = {field.name: brief(getattr(value, field.name)) for field in fields(value)}
     width = max(map(len, named), default=0)
     return "\n".join([type(value).__name__, *(f"  {name:<{width}}  {text}" for name, text in named.items())])
@@ -142,7 +150,9 @@ class Displayable(Readable):
         return page(self)
 
     def show(self) -> None:
-        """Display in Jupyter; outside it, write the page to a temporary file and open a browser on it (or say where it is)."""
+        """Display in Jupyter; outside it, write the page to a temporary file and open a browser on it (or say where it
+        is).
+        """
         if _in_notebook():
             from IPython.display import display
 
@@ -163,8 +173,8 @@ class Displayable(Readable):
 def frame(page: str, still: str = "", *, height: int = 640) -> str:
     """`page` in a sandboxed frame of fixed height, the form that survives JupyterLab, VS Code, Colab and nbconvert.
 
-    `still` lies beneath the frame and comes to light where a host strips the frame. Its box is no stop for the Tab key (Chromium
-    makes every scrolling box one), since it is covered wherever the frame is shown.
+    `still` lies beneath the frame and comes to light where a host strips the frame. Its box is no stop for the Tab key
+    (Chromium makes every scrolling box one), since it is covered wherever the frame is shown.
     """
     box = "position:absolute;top:0;left:0;width:100%;height:100%"
     return (

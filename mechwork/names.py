@@ -1,17 +1,20 @@
 """Places in words: the one grammar, both ways, of every function, verb, file and page.
 
-| text | place | site |
-|---|---|---|
-| ``input``, ``embed``, ``pos_embed`` | the stream entering block 0, and its two parts | ``resid_pre.0`` |
-| ``logits`` | the unembedding | ``logits`` |
-| ``a3.h1``; ``a3``; ``m3``; ``l3`` | a head; a layer's attention; its MLP; both | ``z.3.1``; ``attn_out.3``; ``mlp_out.3`` |
-| ``a3.h1<q>`` (``<k>``, ``<v>``: key/value head 1) | what a head reads | ``q.3.1`` |
-| ``a3.h1[END->S1]`` | what the queries of a span or position have of its keys | ``pattern.3.1`` |
-| ``m3.n17``, ``m3.n17+20``; ``m3.e1`` | a neuron, a set of them; an expert | ``mlp_post.3``; ``mlp_out.3`` |
-| ``z``, ``z.3``, ``z.3.1``, ``resid_pre.5`` | a kind of site; of one layer; of one head | itself |
+text | place | site:
 
-``@END`` or ``@5`` behind a place narrows it to a span or a position (where directions are meant, to a named direction). An
-edge is ``source->target``: ``a5.h1->a7.h9<q>``. ``str(parse_place(text)) == text`` for every text that is accepted. This file
+- ``input``, ``embed``, ``pos_embed`` | the stream entering block 0, and its two parts | ``resid_pre.0``
+- ``logits`` | the unembedding | ``logits``
+- ``a3.h1``; ``a3``; ``m3``; ``l3`` | a head; a layer's attention; its MLP; both | ``z.3.1``; ``attn_out.3``;
+  ``mlp_out.3``
+- ``a3.h1<q>`` (``<k>``, ``<v>``: key/value head 1) | what a head reads | ``q.3.1``
+- ``a3.h1[END->S1]`` | what the queries of a span or position have of its keys | ``pattern.3.1``
+- ``m3.n17``, ``m3.n17+20``; ``m3.e1`` | a neuron, a set of them; an expert | ``mlp_post.3``; ``mlp_out.3``
+- ``z``, ``z.3``, ``z.3.1``, ``resid_pre.5`` | a kind of site; of one layer; of one head | itself
+
+``@END`` or ``@5`` behind a place narrows it to a span or a position (where directions are meant, to a named direction).
+An
+edge is ``source->target``: ``a5.h1->a7.h9<q>``. ``str(parse_place(text)) == text`` for every text that is accepted.
+This file
 knows no model: whether a place exists is asked of the anatomy.
 
     >>> parse_place("a3.h1@END")
@@ -58,7 +61,8 @@ _LETTER_OF = {what: letter for letter, what in _LETTERS.items()}
 class Place:
     """A place: `what` is one of `NODES`, of `PARTS`, or a kind of site; `layer` None is every layer of a kind.
 
-    `index`: the head, the neurons or the expert. `side`: what of a head is read. `query`, `key`: spans of an attention edge.
+    `index`: the head, the neurons or the expert. `side`: what of a head is read. `query`, `key`: spans of an attention
+    edge.
     `at`: the span or the position (or the direction) behind ``@``; empty for all.
     """
 
@@ -190,7 +194,9 @@ def parse_head(text: str) -> tuple[int, int]:
 
 
 def parse_node(text: str) -> Place:
-    """A writer or a reader of the graph: ``input``, ``a5.h1``, ``a5.h1<q>``, ``m3``, ``logits``; `InputError` otherwise."""
+    """A writer or a reader of the graph: ``input``, ``a5.h1``, ``a5.h1<q>``, ``m3``, ``logits``; `InputError`
+    otherwise.
+    """
     place = parse_place(text)
     if not (place.what in NODES or (place.what in ("head", "mlp") and not place.query)):
         raise InputError(f"nodes are written like input, a5.h1, a5.h1<q>, m3, logits; got {text!r}")

@@ -54,7 +54,9 @@ _command: ContextVar[str | None] = ContextVar("command", default=None)
 
 @contextmanager
 def made_by(command: str) -> Iterator[None]:
-    """Inside, provenance names `command` and no time: work that is taken up again gives the bytes of work done at once."""
+    """Inside, provenance names `command` and no time: work that is taken up again gives the bytes of work done
+    at once.
+    """
     token = _command.set(command)
     try:
         yield

@@ -1,14 +1,15 @@
 """Ranks, correlations, intervals, p-values and divergences: each written once, and used by every folder.
 
     interval:  percentiles of the mean over resampled pairs (Efron 1979)
-    p-value:   share of random sign patterns s with abs(mean(s * e)) >= abs(mean(e)), the identity counted, so that it is
+    p-value:   share of random sign patterns s with abs(mean(s * e)) >= abs(mean(e)), the identity counted, so that it
+    is
                at least 1 / (n + 1): a test of "effects are symmetric around zero" that keeps each pair's size
                (all 2^batch patterns when there are no more than asked for, and then exact)
     kl_nats(p, q):  sum over the last axis of p (log p - log q), of log-probabilities
 
-All are deterministic given a seed. Intervals and p-values are per cell: with many cells, some p-values are small by chance;
-`holm` corrects for that. Tensors stay where they are and keep their dtype, so that sums have one order everywhere; scipy, which
-would move them to numpy, is not used.
+All are deterministic given a seed. Intervals and p-values are per cell: with many cells, some p-values are small by
+chance; `holm` corrects for that. Tensors stay where they are and keep their dtype, so that sums have one order
+everywhere; scipy, which would move them to numpy, is not used.
 """
 
 from __future__ import annotations
@@ -80,7 +81,9 @@ def _percentile(values: Float[Tensor, "n cell"], q: float) -> Float[Tensor, " ce
 
 
 def kl_nats(log_p: Float[Tensor, "*batch d_vocab"], log_q: Float[Tensor, "*batch d_vocab"]) -> Float[Tensor, "*batch"]:
-    """KL(p || q) in nats over the last axis, of log-probabilities; not clamped, so rounding may leave it just below 0."""
+    """KL(p || q) in nats over the last axis, of log-probabilities; not clamped, so rounding may leave it just
+    below 0.
+    """
     return (log_p.exp() * (log_p - log_q)).sum(dim=-1)
 
 

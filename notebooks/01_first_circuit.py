@@ -31,20 +31,26 @@ task = mw.tasks.ioi(model, n=48, seed=0)
 print(task.describe(2))
 
 # %% [markdown]
-# In the *clean* prompt one of two people is named a second time, and the answer is the other one. The *corrupt* prompt names the other person again, which turns the answer round. The **metric** is the logit of the right name minus the logit of the wrong one: large when the model is right, negative when it is wrong.
+# In the *clean* prompt one of two people is named a second time, and the answer is the other one. The *corrupt* prompt
+# names the other person again, which turns the answer round. The **metric** is the logit of the right name minus the
+# logit of the wrong one: large when the model is right, negative when it is wrong.
 #
-# The pairs have different lengths, so positions have names instead of numbers: `IO` (the indirect object), `S1` and `S2` (the subject, first and second time), `END` (the last word), and `S2+` for what lies between `S2` and `END`.
+# The pairs have different lengths, so positions have names instead of numbers: `IO` (the indirect object), `S1` and
+# `S2` (the subject, first and second time), `END` (the last word), and `S2+` for what lies between `S2` and `END`.
 #
 # ## Predict first
 #
-# We will copy one activation of the clean run into the corrupt run and look whether the right answer comes back. The two prompts differ at one position only. **Before you run the next cell, write down:** at which position will this work in layer 0? And in the last layer?
+# We will copy one activation of the clean run into the corrupt run and look whether the right answer comes back. The
+# two prompts differ at one position only. **Before you run the next cell, write down:** at which position will this
+# work in layer 0? And in the last layer?
 
 # %%
 exact = mw.patch(model, task, sites=["resid_pre"])
 exact["resid_pre"]
 
 # %% [markdown]
-# Each cell of the map is one experiment. Numbers are in units of the metric; `normalized()` divides them by the gap between the two runs, so that 1 means "the whole answer came back".
+# Each cell of the map is one experiment. Numbers are in units of the metric; `normalized()` divides them by the gap
+# between the two runs, so that 1 means "the whole answer came back".
 
 # %%
 effect = exact["resid_pre"].normalized()
@@ -55,7 +61,8 @@ for layer, row in enumerate(effect.values):
 
 # %% [markdown]
 # ### Exercise 1.1
-# The answer is read at `END`. At which position does the stream carry the information when it enters **layer 3**? (One of the names above.)
+# The answer is read at `END`. At which position does the stream carry the information when it enters **layer 3**? (One
+# of the names above.)
 
 # %%
 where = ...
@@ -65,7 +72,8 @@ course.check("1.1", where, exact)
 # %% [markdown]
 # ## Estimate instead of measuring
 #
-# Measuring took one run per cell. Two forward passes and one backward pass *estimate* all cells at once. An estimate is worth what its agreement with the measurement is worth, so the two always stand side by side.
+# Measuring took one run per cell. Two forward passes and one backward pass *estimate* all cells at once. An estimate is
+# worth what its agreement with the measurement is worth, so the two always stand side by side.
 
 # %%
 approx = mw.attribute(model, task, sites=exact.sites, rules="relp")
@@ -73,11 +81,13 @@ print(approx.agreement(exact))
 approx["resid_pre"]
 
 # %% [markdown]
-# A correlation near 1 says that the *pattern* is right. The relative error says how far the *sizes* are off. Both are worth knowing: an estimate can rank places well and still be wrong about how much each of them matters.
+# A correlation near 1 says that the *pattern* is right. The relative error says how far the *sizes* are off. Both are
+# worth knowing: an estimate can rank places well and still be wrong about how much each of them matters.
 #
 # ## The circuit
 #
-# Now every edge of the computational graph: which head or MLP reads what which other one wrote. We find the circuit on the training pairs. The test pairs have other names and other templates.
+# Now every edge of the computational graph: which head or MLP reads what which other one wrote. We find the circuit on
+# the training pairs. The test pairs have other names and other templates.
 
 # %%
 scores = mw.score_edges(model, task.train)
@@ -87,14 +97,16 @@ print(circuit)
 print(result)
 
 # %% [markdown]
-# *Faithfulness* 1 means: with every other edge cut, the model answers as before. The random circuits of the same size are the control. Without them, a number like 0.9 says little.
+# *Faithfulness* 1 means: with every other edge cut, the model answers as before. The random circuits of the same size
+# are the control. Without them, a number like 0.9 says little.
 
 # %%
 circuit
 
 # %% [markdown]
 # ### Exercise 1.2
-# These few edges do the job. What is left of the answer when we do the opposite and cut *exactly these* out? Measure the faithfulness of `circuit.complement()` on the test pairs.
+# These few edges do the job. What is left of the answer when we do the opposite and cut *exactly these* out? Measure
+# the faithfulness of `circuit.complement()` on the test pairs.
 
 # %%
 left_over = ...
@@ -103,7 +115,8 @@ course.check("1.2", left_over, model, task, circuit)
 
 # %% [markdown]
 # ### Exercise 1.3
-# How small can the circuit be? Give the smallest number of edges **in this table** whose faithfulness on the test pairs is at least 0.8.
+# How small can the circuit be? Give the smallest number of edges **in this table** whose faithfulness on the test pairs
+# is at least 0.8.
 
 # %%
 curve = mw.evaluate(model, task.test, scores)
@@ -117,7 +130,8 @@ course.check("1.3", smallest, curve)
 # %% [markdown]
 # ## Keep it
 #
-# Everything above as one file that opens in any browser, without a network. `audience="class"` puts a question before each result.
+# Everything above as one file that opens in any browser, without a network. `audience="class"` puts a question before
+# each result.
 
 # %%
 report = mw.report(

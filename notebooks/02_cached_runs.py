@@ -37,11 +37,14 @@ for kind in run.layers:
     print(f"{kind:<10} {tuple(run[kind].shape)}")
 
 # %% [markdown]
-# Read the axes from left to right. Kinds inside the blocks start with the **layer**; then come the **pair**, the **position**, and what is left: the width of the stream (`d_model`), or a head and its width (`head`, `d_head`), or neurons (`d_mlp`). Attention (`pattern`) has two positions: who looks, and where.
+# Read the axes from left to right. Kinds inside the blocks start with the **layer**; then come the **pair**, the
+# **position**, and what is left: the width of the stream (`d_model`), or a head and its width (`head`, `d_head`), or
+# neurons (`d_mlp`). Attention (`pattern`) has two positions: who looks, and where.
 #
 # ## Predict first
 #
-# A transformer block *adds* to the stream. **Before you run the next cell, write down:** if you take the stream that enters block 0 and add everything that all attention layers and all MLPs write, what do you get? Exactly, or nearly?
+# A transformer block *adds* to the stream. **Before you run the next cell, write down:** if you take the stream that
+# enters block 0 and add everything that all attention layers and all MLPs write, what do you get? Exactly, or nearly?
 
 # %%
 total = run["resid_pre"][0] + run["attn_out"].sum(dim=0) + run["mlp_out"].sum(dim=0)
@@ -49,7 +52,8 @@ print("largest difference to the stream after the last block:", float((total - r
 print("largest number in that stream:                        ", float(run["resid_post"][-1].abs().max()))
 
 # %% [markdown]
-# The stream *is* the sum. This is why "who wrote it?" is a question that has an answer. The small difference is rounding.
+# The stream *is* the sum. This is why "who wrote it?" is a question that has an answer. The small difference is
+# rounding.
 #
 # ### Exercise 2.1
 # The same for one block: rebuild the stream **after block 2** from three recorded tensors. (Give the tensor itself.)
@@ -62,7 +66,8 @@ course.check("2.1", rebuilt, run)
 # %% [markdown]
 # ## From heads to the stream
 #
-# `z` is what each head has gathered, in the head's own small space. The output matrix `W_O` turns it into what the head writes to the stream. The heads' writes add up to `attn_out`, but for a bias that belongs to no head.
+# `z` is what each head has gathered, in the head's own small space. The output matrix `W_O` turns it into what the head
+# writes to the stream. The heads' writes add up to `attn_out`, but for a bias that belongs to no head.
 
 # %%
 attention = model.blocks[2].attn
@@ -74,7 +79,8 @@ print("heads and bias:  ", float((written.sum(dim=2) + attention.b_O - run["attn
 # %% [markdown]
 # ## From the stream to the answer
 #
-# The last stream goes through a norm and the unembedding. What comes out are the logits, one number per word of the vocabulary.
+# The last stream goes through a norm and the unembedding. What comes out are the logits, one number per word of the
+# vocabulary.
 
 # %%
 logits = model.unembed(model.ln_final(run["resid_post"][-1]))
@@ -83,7 +89,8 @@ print("metric per pair:", [round(value, 1) for value in task.measure(run.logits)
 
 # %% [markdown]
 # ### Exercise 2.2
-# How often is the model right? A pair counts as right when its metric is positive. Give the share of right pairs, between 0 and 1.
+# How often is the model right? A pair counts as right when its metric is positive. Give the share of right pairs,
+# between 0 and 1.
 
 # %%
 share = ...
@@ -93,7 +100,8 @@ course.check("2.2", share, task, run)
 # %% [markdown]
 # ## Where heads look
 #
-# A row of `pattern` says how one position spreads its attention over itself and the positions before it. Each row adds up to 1; nothing looks ahead.
+# A row of `pattern` says how one position spreads its attention over itself and the positions before it. Each row adds
+# up to 1; nothing looks ahead.
 
 # %%
 pattern = run["pattern"]
@@ -104,7 +112,8 @@ mw.record_attention(model, task, ["a0.h3", "a1.h3", "a4.h1", "a5.h1"], row=0)
 
 # %% [markdown]
 # ### Exercise 2.3
-# Other models share keys and values among heads. In the bundled `llama-6l`, which shape has `run["k"]` for 8 pairs of 28 tokens? The anatomy says what you need. (Give a tuple of five numbers.)
+# Other models share keys and values among heads. In the bundled `llama-6l`, which shape has `run["k"]` for 8 pairs of
+# 28 tokens? The anatomy says what you need. (Give a tuple of five numbers.)
 
 # %%
 from mechwork.models import read_anatomy
@@ -112,7 +121,8 @@ from mechwork.models import read_anatomy
 llama = mw.load_model("llama-6l")
 anatomy = read_anatomy(llama)
 print(
-    f"{anatomy.n_layers} layers, {anatomy.n_heads} heads, {anatomy.n_kv_heads} key/value heads of width {anatomy.d_head}"
+    f"{anatomy.n_layers} layers, {anatomy.n_heads} heads, {anatomy.n_kv_heads} key/value heads of width "
+    f"{anatomy.d_head}"
 )
 
 # %%
@@ -133,7 +143,8 @@ print(f"{'together':<10} {run.n_bytes / 1e6:6.2f} MB")
 
 # %% [markdown]
 # ### Exercise 2.4
-# GPT-2 (small) has 12 layers and a stream of width 768. How many **bytes** does `resid_pre` of all layers take for 64 prompts of 128 tokens, in float32?
+# GPT-2 (small) has 12 layers and a stream of width 768. How many **bytes** does `resid_pre` of all layers take for 64
+# prompts of 128 tokens, in float32?
 
 # %%
 n_bytes = ...

@@ -29,7 +29,8 @@ model = mw.load_model("gpt2-6l")
 # %% [markdown]
 # ## Alignment
 #
-# Patching copies an activation from one run into another. "Position 10" is a good address only if position 10 means the same in both prompts. One word more, and everything behind it has moved.
+# Patching copies an activation from one run into another. "Position 10" is a good address only if position 10 means the
+# same in both prompts. One word more, and everything behind it has moved.
 
 # %%
 clean = "When Mary and John went to the store, John gave a drink to"
@@ -47,10 +48,12 @@ except mw.errors.InputError as error:
     print(error)
 
 # %% [markdown]
-# The refusal is on purpose: a heat map of misaligned prompts looks fine and means nothing. The remedy is to give positions **names** (spans). What lies between two named spans becomes a span of its own.
+# The refusal is on purpose: a heat map of misaligned prompts looks fine and means nothing. The remedy is to give
+# positions **names** (spans). What lies between two named spans becomes a span of its own.
 #
 # ### Exercise 3.1
-# The second subject stands at position 10 of the clean prompt. At which position of the **corrupt** prompt does it stand?
+# The second subject stands at position 10 of the clean prompt. At which position of the **corrupt** prompt does it
+# stand?
 
 # %%
 s2_in_corrupt = ...
@@ -96,7 +99,10 @@ for metric in metrics:
         print(f"{metric:<24}{name:<8}" + "".join(f"{share(effects, metric, *head):<12.3f}" for head in heads))
 
 # %% [markdown]
-# Look at `a5.h1`. By the logit difference it carries about a sixth of the gap in both directions. By the log probability it carries a third of the gap in one direction and next to nothing in the other. The head is the same; the *ruler* is bent: a probability near 1 hardly changes when a logit falls by 5, so the clean run hides what the head does.
+# Look at `a5.h1`. By the logit difference it carries about a sixth of the gap in both directions. By the log
+# probability it carries a third of the gap in one direction and next to nothing in the other. The head is the same; the
+# *ruler* is bent: a probability near 1 hardly changes when a logit falls by 5, so the clean run hides what the head
+# does.
 #
 # ### Exercise 3.2
 # For which of the three metrics do the two directions agree best on these four heads? (Give its name.)
@@ -109,11 +115,15 @@ course.check("3.2", straight, denoise, noise)
 # %% [markdown]
 # ## Denoise and noise ask different questions
 #
-# *Denoise* puts a clean value into the corrupt run: is this **enough**? *Noise* puts a corrupt value into the clean run: is this **needed**? Two tiny models show the difference; their weights are written by hand. Each has two switches A and B, both on in the clean prompt and both off in the corrupt one. The answer of one model is `A and B`, of the other `A or B`.
+# *Denoise* puts a clean value into the corrupt run: is this **enough**? *Noise* puts a corrupt value into the clean
+# run: is this **needed**? Two tiny models show the difference; their weights are written by hand. Each has two switches
+# A and B, both on in the clean prompt and both off in the corrupt one. The answer of one model is `A and B`, of the
+# other `A or B`.
 #
 # ## Predict first
 #
-# **Before you run the next cell, write down** four numbers, 0 or 1: the effect of patching switch A alone, for AND and for OR, by denoise and by noise.
+# **Before you run the next cell, write down** four numbers, 0 or 1: the effect of patching switch A alone, for AND and
+# for OR, by denoise and by noise.
 
 # %%
 for gate in ("and_gate", "or_gate"):
@@ -123,10 +133,13 @@ for gate in ("and_gate", "or_gate"):
         print(f"{gate:<9} {direction:<8} switch A {float(effects[0]):.0f}   switch B {float(effects[1]):.0f}")
 
 # %% [markdown]
-# One of the two directions sees nothing at all: an AND hides its inputs from denoise (one input is not enough), an OR hides them from noise (no input is needed, since the other one is still there). Nobody tells you which kind of gate is in your model.
+# One of the two directions sees nothing at all: an AND hides its inputs from denoise (one input is not enough), an OR
+# hides them from noise (no input is needed, since the other one is still there). Nobody tells you which kind of gate is
+# in your model.
 #
 # ### Exercise 3.3
-# A model has a head that names the answer, and a *backup* head that takes over when the first one fails. Each alone is enough. Which direction shows an effect for each of them?
+# A model has a head that names the answer, and a *backup* head that takes over when the first one fails. Each alone is
+# enough. Which direction shows an effect for each of them?
 
 # %%
 direction = ...
@@ -155,7 +168,8 @@ course.check("3.4", metric_there, effect)
 # Stuck? Run course.hint("3.4"), then course.solution("3.4")
 
 # %% [markdown]
-# A last surprise: shares need not add up to 1. What flows through several heads one after another is counted at each of them.
+# A last surprise: shares need not add up to 1. What flows through several heads one after another is counted at each of
+# them.
 
 # %%
 print("all heads together, in shares of the gap:", round(float(denoise["z"].normalized().values.sum()), 2))
@@ -166,10 +180,16 @@ denoise["z"]
 #
 # Everything above came from one function of the library. Now write it: twelve lines of hooks.
 #
-# A *hook* is a function that sees an activation on its way through the model and may return another one in its place. `model.run_with_cache(tokens, names_filter=name)` returns `(logits, cache)`; `model.run_with_hooks(tokens, fwd_hooks=[(name, hook)])` runs with a hook and takes it off again. The stream that enters block 2 is called `blocks.2.hook_resid_pre` and has the shape (batch, position, width).
+# A *hook* is a function that sees an activation on its way through the model and may return another one in its place.
+# `model.run_with_cache(tokens, names_filter=name)` returns `(logits, cache)`; `model.run_with_hooks(tokens,
+# fwd_hooks=[(name, hook)])` runs with a hook and takes it off again. The stream that enters block 2 is called
+# `blocks.2.hook_resid_pre` and has the shape (batch, position, width).
 #
 # ### Exercise 3.5 (build it; about 25 minutes)
-# `patch_stream(model, task, layer, position)`: put the clean run's stream at `layer` and `position` into the corrupt run. Return the mean over pairs of the metric of the patched run, minus that of the corrupt run, as one number. (`task.pairs.clean_tokens`, `task.pairs.corrupt_tokens`, `task.measure(logits)`; all prompts of this task have one length.) It is tried on three models.
+# `patch_stream(model, task, layer, position)`: put the clean run's stream at `layer` and `position` into the corrupt
+# run. Return the mean over pairs of the metric of the patched run, minus that of the corrupt run, as one number.
+# (`task.pairs.clean_tokens`, `task.pairs.corrupt_tokens`, `task.measure(logits)`; all prompts of this task have one
+# length.) It is tried on three models.
 
 
 # %%

@@ -24,7 +24,9 @@ course.begin("4")
 # %% [markdown]
 # ## A straight line
 #
-# Patching moves an activation from its corrupt value (0) to its clean value (1) and looks what the metric does. Attribution patching does not make that move. It takes the slope at the start and assumes that the metric follows it all the way:
+# Patching moves an activation from its corrupt value (0) to its clean value (1) and looks what the metric does.
+# Attribution patching does not make that move. It takes the slope at the start and assumes that the metric follows it
+# all the way:
 #
 #     estimate = (a_clean - a_corrupt) * slope of the metric at the corrupt run
 #
@@ -68,10 +70,12 @@ course.check("4.1", estimate)
 # %% [markdown]
 # ## More points on the way
 #
-# *Integrated gradients* averages the slope over several points between the two runs. With `n` steps, mechwork takes the midpoints 0.5/n, 1.5/n, ...
+# *Integrated gradients* averages the slope over several points between the two runs. With `n` steps, mechwork takes the
+# midpoints 0.5/n, 1.5/n, ...
 #
 # ### Exercise 4.2
-# What is the smallest number of steps from which on **this** metric's estimate is within 5 % of the true effect, for it and for every larger number? Try.
+# What is the smallest number of steps from which on **this** metric's estimate is within 5 % of the true effect, for it
+# and for every larger number? Try.
 
 
 # %%
@@ -90,11 +94,14 @@ course.check("4.2", n_steps)
 # Stuck? Run course.hint("4.2"), then course.solution("4.2")
 
 # %% [markdown]
-# Note what one midpoint says: it sits where the slope is largest, and is wrong by a factor of three in the *other* direction.
+# Note what one midpoint says: it sits where the slope is largest, and is wrong by a factor of three in the *other*
+# direction.
 #
 # ## Predict first
 #
-# Now a trained model. We move its input embeddings from the corrupt to the clean prompts in small steps and look at the metric. It is a plain logit *difference*, with no softmax in it. **Before you run the next cell, write down:** will the line be straight?
+# Now a trained model. We move its input embeddings from the corrupt to the clean prompts in small steps and look at the
+# metric. It is a plain logit *difference*, with no softmax in it. **Before you run the next cell, write down:** will
+# the line be straight?
 
 # %%
 import torch
@@ -129,7 +136,8 @@ print("slope of the first step, times the whole way:", round((difference[1] - di
 print("what really happens:                         ", round(difference[-1] - difference[0], 2))
 
 # %% [markdown]
-# The line is flat at both ends, and at the start it even goes *down*. Norms and attention saturate too. So the slope at the corrupt run has the wrong sign, and this is what it does to the map:
+# The line is flat at both ends, and at the start it even goes *down*. Norms and attention saturate too. So the slope at
+# the corrupt run has the wrong sign, and this is what it does to the map:
 
 # %%
 exact = mw.patch(model, task, ["resid_pre", "mlp_out", "z"])
@@ -142,10 +150,13 @@ from mechwork.render import agreement_figure
 course.show(agreement_figure(plain, exact), "Estimated against measured effects: gradients, one step")
 
 # %% [markdown]
-# Points on the diagonal are right. Many of the *largest* measured effects have an estimate of the wrong sign, and a method that is wrong about the largest effects is worse than a noisy one.
+# Points on the diagonal are right. Many of the *largest* measured effects have an estimate of the wrong sign, and a
+# method that is wrong about the largest effects is worse than a noisy one.
 #
 # ### Exercise 4.3
-# At `mlp_out` the correlation is above 0.9, and it looks as if the estimates were usable there. Before you believe a correlation, ask how many cells make it. How many of the `mlp_out` cells have a measured effect of more than 1 % of the gap? (`exact["mlp_out"].values`, `exact.baseline.gap`.)
+# At `mlp_out` the correlation is above 0.9, and it looks as if the estimates were usable there. Before you believe a
+# correlation, ask how many cells make it. How many of the `mlp_out` cells have a measured effect of more than 1 % of
+# the gap? (`exact["mlp_out"].values`, `exact.baseline.gap`.)
 
 # %%
 n_cells = ...
@@ -177,7 +188,9 @@ course.show(agreement_figure(five, exact), "Estimated against measured effects: 
 
 # %% [markdown]
 # ### Exercise 4.4
-# A plain estimate costs two forward passes and one backward pass. Each of several steps costs one forward and one backward pass more *instead of* the one backward pass. How many passes, forward and backward together, does `ig_steps=5` take?
+# A plain estimate costs two forward passes and one backward pass. Each of several steps costs one forward and one
+# backward pass more *instead of* the one backward pass. How many passes, forward and backward together, does
+# `ig_steps=5` take?
 
 # %%
 passes = ...
@@ -187,10 +200,14 @@ course.check("4.4", passes)
 # %% [markdown]
 # ## Build it
 #
-# Attribution patching is one line of algebra and one backward pass. To get the slope at an activation, let a hook put a tensor in its place that asks for gradients: `kept["x"] = x.detach().requires_grad_()`, returned by the hook; then `torch.autograd.grad(metric, kept["x"])`.
+# Attribution patching is one line of algebra and one backward pass. To get the slope at an activation, let a hook put a
+# tensor in its place that asks for gradients: `kept["x"] = x.detach().requires_grad_()`, returned by the hook; then
+# `torch.autograd.grad(metric, kept["x"])`.
 #
 # ### Exercise 4.5 (build it; about 25 minutes)
-# `attribution(model, task, layer)`: the estimated effect of the stream that enters `layer`, one number per position: `(a_clean - a_corrupt) * slope`, summed over the width, averaged over pairs; the slope is the one at the **corrupt** run. All prompts have one length.
+# `attribution(model, task, layer)`: the estimated effect of the stream that enters `layer`, one number per position:
+# `(a_clean - a_corrupt) * slope`, summed over the width, averaged over pairs; the slope is the one at the **corrupt**
+# run. All prompts have one length.
 
 
 # %%
@@ -203,7 +220,9 @@ course.check("4.5", attribution)
 
 # %% [markdown]
 # ### Exercise 4.6 (build it; about 20 minutes)
-# `integrated_gradients(model, task, n_steps)`: the same for the stream that enters **layer 0**, with the slope averaged over `n_steps` midpoints of the straight way from the corrupt to the clean stream: `corrupt + (k + 0.5) / n_steps * (clean - corrupt)`. With one step it is *not* exercise 4.5: the midpoint is not the start.
+# `integrated_gradients(model, task, n_steps)`: the same for the stream that enters **layer 0**, with the slope averaged
+# over `n_steps` midpoints of the straight way from the corrupt to the clean stream: `corrupt + (k + 0.5) / n_steps *
+# (clean - corrupt)`. With one step it is *not* exercise 4.5: the midpoint is not the start.
 
 
 # %%
@@ -217,7 +236,8 @@ course.check("4.6", integrated_gradients)
 # %% [markdown]
 # ## A worse ruler, on purpose
 #
-# Measure the same effects by the difference of *probabilities*. In both runs a probability is nearly 1, so the slope is nearly 0 on both sides.
+# Measure the same effects by the difference of *probabilities*. In both runs a probability is nearly 1, so the slope is
+# nearly 0 on both sides.
 
 # %%
 bent = task.with_metric("probability_difference")
@@ -229,7 +249,8 @@ print("estimated there:        ", round(float(plain_bent["resid_pre"].values.fla
 print(plain_bent.agreement(exact_bent))
 
 # %% [markdown]
-# Look at the *relative error*, not at the correlation: the pattern can even look better than before, because most cells are nearly zero in both, while the sizes are lost altogether. A correlation says nothing about size.
+# Look at the *relative error*, not at the correlation: the pattern can even look better than before, because most cells
+# are nearly zero in both, while the sizes are lost altogether. A correlation says nothing about size.
 #
 # ## Keep it
 

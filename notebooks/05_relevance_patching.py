@@ -38,7 +38,10 @@ def metric(logits):
 # %% [markdown]
 # ## Predict first
 #
-# A popular way to ask what the last stream contributes to the answer is *activation times gradient*, summed up. Between the last stream and the logits there is only a norm and a matrix. **Before you run the next cell, write down:** the metric, summed over all pairs, is about 440. How much of it will activation times gradient find in the last stream: about 440, more, or less?
+# A popular way to ask what the last stream contributes to the answer is *activation times gradient*, summed up. Between
+# the last stream and the logits there is only a norm and a matrix. **Before you run the next cell, write down:** the
+# metric, summed over all pairs, is about 440. How much of it will activation times gradient find in the last stream:
+# about 440, more, or less?
 
 # %%
 by_gradient = mw.check_conservation(model, task.pairs.clean_tokens, metric, "gradient")
@@ -46,12 +49,16 @@ print(f"the metric, summed over pairs:                 {by_gradient.value:8.2f}"
 print(f"activation x gradient after the last block:    {by_gradient.relevance[-1]:8.2f}")
 
 # %% [markdown]
-# Nothing! A norm divides by the size of its input: make the stream twice as long, and the answer stays the same. So the gradient *along the stream itself* is zero, however much the stream says. It is not a small error but a wrong question: the gradient asks "what if there were a little more of everything?"
+# Nothing! A norm divides by the size of its input: make the stream twice as long, and the answer stays the same. So the
+# gradient *along the stream itself* is zero, however much the stream says. It is not a small error but a wrong
+# question: the gradient asks "what if there were a little more of everything?"
 #
 # **The LN-rule** treats the norm's divisor as a constant. Then the norm is linear, and what goes in comes out.
 #
 # ### Exercise 5.1
-# By hand: `f(x) = x[0] / |x|`, a norm that keeps only its first number. At `x = (3, 4)`, `|x|` is 5 and `f(x) = 0.6`. Under the LN-rule, what is activation times coefficient, **summed over both numbers**? (Under the plain gradient it is 0; the next cell shows it.)
+# By hand: `f(x) = x[0] / |x|`, a norm that keeps only its first number. At `x = (3, 4)`, `|x|` is 5 and `f(x) = 0.6`.
+# Under the LN-rule, what is activation times coefficient, **summed over both numbers**? (Under the plain gradient it is
+# 0; the next cell shows it.)
 
 # %%
 x = torch.tensor([3.0, 4.0], requires_grad=True)
@@ -71,10 +78,12 @@ course.check("5.1", under_rule)
 # %% [markdown]
 # ## Build it: rules are detached gradients
 #
-# `x.detach()` has the value of `x`, and no gradient. That is all a rule needs: the forward pass stays as it is to the last bit, and what is detached is a constant for the backward pass.
+# `x.detach()` has the value of `x`, and no gradient. That is all a rule needs: the forward pass stays as it is to the
+# last bit, and what is detached is a constant for the backward pass.
 #
 # ### Exercise 5.5 (build it; about 15 minutes)
-# `layer_norm(x, gain, bias)`: LayerNorm over the last axis (centre, divide by the root of the variance plus 1e-5, gain, bias), whose backward pass follows the **LN-rule**: the divisor is a constant, the centring is not.
+# `layer_norm(x, gain, bias)`: LayerNorm over the last axis (centre, divide by the root of the variance plus 1e-5, gain,
+# bias), whose backward pass follows the **LN-rule**: the divisor is a constant, the centring is not.
 
 
 # %%
@@ -87,7 +96,8 @@ course.check("5.5", layer_norm)
 
 # %% [markdown]
 # ### Exercise 5.6 (build it; about 10 minutes)
-# The **Identity-rule** treats an activation as multiplication by the constant act(x) / x. Write `gelu(x)` so: its value is `torch.nn.functional.gelu(x)`, its derivative is `gelu(x) / x`. Mind x = 0, where gelu(x) / x tends to 1/2.
+# The **Identity-rule** treats an activation as multiplication by the constant act(x) / x. Write `gelu(x)` so: its value
+# is `torch.nn.functional.gelu(x)`, its derivative is `gelu(x) / x`. Mind x = 0, where gelu(x) / x tends to 1/2.
 
 
 # %%
@@ -101,7 +111,9 @@ course.check("5.6", gelu)
 # %% [markdown]
 # ## Is relevance conserved?
 #
-# A *composite* is a list of rules, one per kind of module. If every rule hands on exactly what it gets, relevance and the biases' share add up to the metric at every layer. `check_conservation` keeps the account, and says why it need not close.
+# A *composite* is a list of rules, one per kind of module. If every rule hands on exactly what it gets, relevance and
+# the biases' share add up to the metric at every layer. `check_conservation` keeps the account, and says why it need
+# not close.
 
 # %%
 print(by_gradient)
@@ -114,9 +126,11 @@ conserved = mw.check_conservation(model, task.pairs.clean_tokens, metric, "relp_
 print(conserved)
 
 # %% [markdown]
-# `relp` leaves attention as it is: its scores depend on both queries and keys, and relevance is counted on every way. `relp_ah` holds the attention pattern constant as well, and the account closes.
+# `relp` leaves attention as it is: its scores depend on both queries and keys, and relevance is counted on every way.
+# `relp_ah` holds the attention pattern constant as well, and the account closes.
 #
-# Conservation is tidy, but it is not a proof: a method can share out the whole metric and still share it out wrongly. The proof is agreement with measured effects, further down.
+# Conservation is tidy, but it is not a proof: a method can share out the whole metric and still share it out wrongly.
+# The proof is agreement with measured effects, further down.
 #
 # ## Relevance of tokens
 #
@@ -151,7 +165,8 @@ for name, rules in trials.items():
 
 # %% [markdown]
 # ### Exercise 5.3
-# Which single rule helps most at `resid_pre`? (`"LN-rule"`, `"Identity-rule"` for activations, or `"AH-rule"` for attention.)
+# Which single rule helps most at `resid_pre`? (`"LN-rule"`, `"Identity-rule"` for activations, or `"AH-rule"` for
+# attention.)
 
 # %%
 best_rule = ...
@@ -167,7 +182,8 @@ course.show(agreement_figure(relp, exact), "Estimated against measured effects: 
 # %% [markdown]
 # ## When it does not
 #
-# In *induction* a list of words is said again, and the model continues it by looking up what came next the first time. There the mechanism **is** the attention pattern.
+# In *induction* a list of words is said again, and the model continues it by looking up what came next the first time.
+# There the mechanism **is** the attention pattern.
 
 # %%
 induction = mw.tasks.induction(model, n=32, seed=0)
@@ -186,7 +202,8 @@ course.check("5.4", weakest, model, induction, truth)
 # Stuck? Run course.hint("5.4"), then course.solution("5.4")
 
 # %% [markdown]
-# So there is no best composite for everything, and even the better ones correlate here at less than 0.9. Measure a sample, look at the agreement, and say in your report which rules you used.
+# So there is no best composite for everything, and even the better ones correlate here at less than 0.9. Measure a
+# sample, look at the agreement, and say in your report which rules you used.
 #
 # ## Keep it
 

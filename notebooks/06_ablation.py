@@ -31,7 +31,8 @@ task = mw.tasks.ioi(model, n=32, seed=0, template=template)
 print(task.describe(1))
 
 # %% [markdown]
-# To *patch* is to put in another run's value. To *ablate* is to put in a value without the information. There are several such values:
+# To *patch* is to put in another run's value. To *ablate* is to put in a value without the information. There are
+# several such values:
 #
 # | kind | what is put in | what stays in it |
 # |---|---|---|
@@ -45,7 +46,9 @@ print(task.describe(1))
 #
 # ## Predict first
 #
-# In notebook 3, patching head `a1.h3` took more than a third of the gap: it carries information about the repeated name. **Before you run the next cell, write down:** will ablating it *lower* the logit difference with each of the five kinds? A positive effect means: the head helps.
+# In notebook 3, patching head `a1.h3` took more than a third of the gap: it carries information about the repeated
+# name. **Before you run the next cell, write down:** will ablating it *lower* the logit difference with each of the
+# five kinds? A positive effect means: the head helps.
 
 # %%
 kinds = ("zero", "mean", "mean_by_position", "resample", "corrupt")
@@ -56,7 +59,9 @@ for kind, effect in sweeps.items():
     print(f"{kind:<20}" + "".join(f"{float(effect.values[head]):>+9.2f}" for head in heads))
 
 # %% [markdown]
-# The late heads `a4.h1` and `a5.h1` help under all five, by 2 to 4 logits. `a1.h3` even changes its **sign**. Nothing is broken: with its message taken away altogether, this model does *better*; with a message that says the wrong name, it follows that.
+# The late heads `a4.h1` and `a5.h1` help under all five, by 2 to 4 logits. `a1.h3` even changes its **sign**. Nothing
+# is broken: with its message taken away altogether, this model does *better*; with a message that says the wrong name,
+# it follows that.
 #
 # So "the effect of ablating this head" is not one number. Say which kind.
 #
@@ -74,7 +79,8 @@ sweeps["mean"]
 # %% [markdown]
 # ## Two at once
 #
-# If one head is the *backup* of another, losing both is worse than the two losses added up. `a4.h1` and `a5.h1` both write the answer. Does each cover for the other?
+# If one head is the *backup* of another, losing both is worse than the two losses added up. `a4.h1` and `a5.h1` both
+# write the answer. Does each cover for the other?
 
 # %%
 alone = [ablate(model, task, AblationSpec([head], kind="mean")) for head in ("a4.h1", "a5.h1")]
@@ -94,7 +100,10 @@ course.check("6.2", interaction, alone, both)
 # %% [markdown]
 # ## Self-repair
 #
-# A head writes something straight into the answer: its *direct* effect. When it is ablated, the metric drops by the *total* effect. If the total is smaller than the direct effect, the rest of the model has made up for the loss; the study says whether the final norm did, other heads, or MLPs. In large language models this has often been seen (Rushing & Nanda 2024).
+# A head writes something straight into the answer: its *direct* effect. When it is ablated, the metric drops by the
+# *total* effect. If the total is smaller than the direct effect, the rest of the model has made up for the loss; the
+# study says whether the final norm did, other heads, or MLPs. In large language models this has often been seen
+# (Rushing & Nanda 2024).
 
 # %%
 repair = study_self_repair(model, task)
@@ -111,11 +120,15 @@ course.check("6.3", repaired, repair)
 # Stuck? Run course.hint("6.3"), then course.solution("6.3")
 
 # %% [markdown]
-# In this model hardly anything is repaired. The numbers are mostly negative: what later heads read from a lost head is lost as well. That is a finding, too. (Perhaps a small model that was trained on few tasks has little reason to keep a spare; this run does not show why.)
+# In this model hardly anything is repaired. The numbers are mostly negative: what later heads read from a lost head is
+# lost as well. That is a finding, too. (Perhaps a small model that was trained on few tasks has little reason to keep a
+# spare; this run does not show why.)
 #
 # ## Roles
 #
-# Where a head looks and what it writes can be measured on *random repeated tokens*, which no head can know by heart. Each score stands beside chance: what a head of the same strength would reach on shuffled prompts. We take the smallest bundled model, in which an induction circuit is made of two layers.
+# Where a head looks and what it writes can be measured on *random repeated tokens*, which no head can know by heart.
+# Each score stands beside chance: what a head of the same strength would reach on shuffled prompts. We take the
+# smallest bundled model, in which an induction circuit is made of two layers.
 
 # %%
 small = mw.load_model("attn-only-2l")
@@ -132,9 +145,12 @@ course.check("6.4", previous, roles)
 # Stuck? Run course.hint("6.4"), then course.solution("6.4")
 
 # %% [markdown]
-# The table is the textbook picture: one head of layer 0 looks one token back, and the heads of layer 1 look at what came after the same word the first time (*induction*) and write it (*copying*). But note what it does *not* say: a role is a word for a measurement on some prompts, not a property of a head.
+# The table is the textbook picture: one head of layer 0 looks one token back, and the heads of layer 1 look at what
+# came after the same word the first time (*induction*) and write it (*copying*). But note what it does *not* say: a
+# role is a word for a measurement on some prompts, not a property of a head.
 #
-# The same question on the task's own prompts, in the larger model: the effect of ablating, the direct effect, and where the head looks.
+# The same question on the task's own prompts, in the larger model: the effect of ablating, the direct effect, and where
+# the head looks.
 
 # %%
 study = mw.study_heads(model, task)
@@ -144,7 +160,9 @@ study
 # ## Build it
 #
 # ### Exercise 6.5 (build it; about 20 minutes)
-# `mean_ablate(model, task, layer, head)`: the drop of the metric on the **clean** prompts when a head's output `z` (`blocks.2.attn.hook_z`, shape: batch, position, head, width) is replaced by its mean over the prompts, position by position. Positive: the head helps. All prompts have one length, so that a position means the same in all of them.
+# `mean_ablate(model, task, layer, head)`: the drop of the metric on the **clean** prompts when a head's output `z`
+# (`blocks.2.attn.hook_z`, shape: batch, position, head, width) is replaced by its mean over the prompts, position by
+# position. Positive: the head helps. All prompts have one length, so that a position means the same in all of them.
 
 
 # %%
@@ -164,7 +182,8 @@ print(mw.report(course.place("ablation.html"), task, study, force=True, audience
 # %% [markdown]
 # ## Optional: now with GPT-2
 #
-# Set the switch to True (0.5 GB, downloaded once; some minutes). Wang et al. (2022) report backup heads for this task there; do you find them?
+# Set the switch to True (0.5 GB, downloaded once; some minutes). Wang et al. (2022) report backup heads for this task
+# there; do you find them?
 
 # %%
 NOW_WITH_GPT2 = False

@@ -31,21 +31,25 @@ run_tokens = model.to_tokens(prompt)
 print(model.tokenizer.decode(int(model(run_tokens)[0, -1].argmax())), "is what the model says in the end")
 
 # %% [markdown]
-# The **logit lens** takes the stream between two blocks and reads it as if it were the last one: final norm, unembedding, done. Nothing is trained, nothing is changed.
+# The **logit lens** takes the stream between two blocks and reads it as if it were the last one: final norm,
+# unembedding, done. Nothing is trained, nothing is changed.
 #
 # ## Predict first
 #
-# The model ends with " Mary". **Before you run the next cell, write down:** what will the lens read at the last position *before* that, in the middle layers: nothing, " Mary" ever more clearly, or something else?
+# The model ends with " Mary". **Before you run the next cell, write down:** what will the lens read at the last
+# position *before* that, in the middle layers: nothing, " Mary" ever more clearly, or something else?
 
 # %%
 table = read_lens(model, prompt, LOGIT_LENS, target=" Mary")
 print(table)
 
 # %% [markdown]
-# Something else: first the current word, then the *wrong* name, and only at the very end the right one. A lens does not show how an answer grows. It shows what would come out if the rest of the model were left out.
+# Something else: first the current word, then the *wrong* name, and only at the very end the right one. A lens does not
+# show how an answer grows. It shows what would come out if the rest of the model were left out.
 #
 # ### Exercise 7.1
-# Do it by hand. Give the most probable word (as text) of the stream that enters **block 4**, at the last position: `model.ln_final`, `model.unembed`, `argmax`. The recorded stream is below.
+# Do it by hand. Give the most probable word (as text) of the stream that enters **block 4**, at the last position:
+# `model.ln_final`, `model.unembed`, `argmax`. The recorded stream is below.
 
 # %%
 pairs = mw.PromptPairs.from_tokens(run_tokens, run_tokens.roll(1, dims=1), [1], [2])
@@ -63,7 +67,8 @@ course.check("7.1", word, table)
 # %%
 for number, place in enumerate(table.places):
     print(
-        f"{place:<14} rank {int(table.rank[number, 0, -1]):5d}   probability {float(table.probability[number, 0, -1]):.4f}"
+        f"{place:<14} rank {int(table.rank[number, 0, -1]):5d}   probability "
+        f"{float(table.probability[number, 0, -1]):.4f}"
     )
 
 # %% [markdown]
@@ -78,7 +83,10 @@ course.check("7.2", first, table)
 # %% [markdown]
 # ## A tuned lens
 #
-# Early streams are written in a "dialect" of their own, so reading them with the last layer's dictionary is unfair. A **tuned lens** learns one affine map per layer that translates, with the model itself as the teacher: the loss is the divergence of its reading from what the model finally says. Ten steps of training on the model's own kind of text are enough to see it.
+# Early streams are written in a "dialect" of their own, so reading them with the last layer's dictionary is unfair. A
+# **tuned lens** learns one affine map per layer that translates, with the model itself as the teacher: the loss is the
+# divergence of its reading from what the model finally says. Ten steps of training on the model's own kind of text are
+# enough to see it.
 
 # %%
 text = open_text(model, "gpt2-6l")
@@ -88,7 +96,8 @@ evaluation = evaluate_lens(model, lens, text, n_rows=48)
 print(evaluation)
 
 # %% [markdown]
-# *KL* is in bits: how far the reading is from the model's final answer. The column *logit lens* is the same for the untrained reading.
+# *KL* is in bits: how far the reading is from the model's final answer. The column *logit lens* is the same for the
+# untrained reading.
 
 # %%
 tuned = read_lens(model, prompt, lens, target=" Mary")
@@ -101,10 +110,12 @@ course.lines(
 )
 
 # %% [markdown]
-# On this one prompt the two lenses differ little from block 2 on. One prompt is an anecdote; the table above is the average over some text.
+# On this one prompt the two lenses differ little from block 2 on. One prompt is an anecdote; the table above is the
+# average over some text.
 #
 # ### Exercise 7.3
-# At which place does the tuned lens gain most **bits** over the logit lens, on average over the text? (Its name, from the table of the evaluation.)
+# At which place does the tuned lens gain most **bits** over the logit lens, on average over the text? (Its name, from
+# the table of the evaluation.)
 
 # %%
 gains_most = ...
@@ -112,11 +123,13 @@ course.check("7.3", gains_most, model, text, lens)
 # Stuck? Run course.hint("7.3"), then course.solution("7.3")
 
 # %% [markdown]
-# A warning that belongs to every trained lens: better reading does not mean that the *model* uses what is read. The translator can compute something from the stream that the model would never compute.
+# A warning that belongs to every trained lens: better reading does not mean that the *model* uses what is read. The
+# translator can compute something from the stream that the model would never compute.
 #
 # ## What is written, and what it does
 #
-# The logits are a sum over everything that was ever written to the stream. **Direct logit attribution** gives each head and each MLP its share. It is exact, and it sees only what goes *straight* to the answer.
+# The logits are a sum over everything that was ever written to the stream. **Direct logit attribution** gives each head
+# and each MLP its share. It is exact, and it sees only what goes *straight* to the answer.
 
 # %%
 task = mw.tasks.ioi(model, n=32, seed=0)
@@ -137,7 +150,9 @@ for layer, head in ((0, 3), (1, 3), (4, 1), (5, 1)):
 
 # %% [markdown]
 # ### Exercise 7.4
-# Noising a head replaces its clean output by its corrupt one. So the part of its effect that goes *straight* to the answer is the **change** of its direct share, clean minus corrupt, and not the share itself. How much of the effect of `a1.h3` reaches the answer **through other components**?
+# Noising a head replaces its clean output by its corrupt one. So the part of its effect that goes *straight* to the
+# answer is the **change** of its direct share, clean minus corrupt, and not the share itself. How much of the effect of
+# `a1.h3` reaches the answer **through other components**?
 
 # %%
 indirect = ...
@@ -145,12 +160,19 @@ course.check("7.4", indirect, clean_share, corrupt_share, needed)
 # Stuck? Run course.hint("7.4"), then course.solution("7.4")
 
 # %% [markdown]
-# Now compare `a5.h1`: the change of its direct share is *larger* than its effect. Something downstream takes part of it back, here the final norm, whose divisor changes too. (That is why the split is exact only for a share with the divisor held.)
+# Now compare `a5.h1`: the change of its direct share is *larger* than its effect. Something downstream takes part of it
+# back, here the final norm, whose divisor changes too. (That is why the split is exact only for a share with the
+# divisor held.)
 #
 # ## Build it
 #
 # ### Exercise 7.5 (build it; about 30 minutes)
-# `direct_share(model, task, layer, head)`: a head's share of the logit difference on the clean prompts, by hand. Its write at the last position is `z @ model.W_O[layer, head]` (`blocks.2.attn.hook_z`, shape: batch, position, head, width). The final norm centres it (LayerNorm does, RMSNorm does not), divides it by the stream's scale (`ln_final.hook_scale`, recorded) and multiplies by `model.ln_final.weight`. The answer's direction is `model.W_U[:, correct] - model.W_U[:, incorrect]`. Return the mean over pairs. All prompts have one length; `model.cfg.normalization_type` says `"LN"` or `"RMS"`.
+# `direct_share(model, task, layer, head)`: a head's share of the logit difference on the clean prompts, by hand. Its
+# write at the last position is `z @ model.W_O[layer, head]` (`blocks.2.attn.hook_z`, shape: batch, position, head,
+# width). The final norm centres it (LayerNorm does, RMSNorm does not), divides it by the stream's scale
+# (`ln_final.hook_scale`, recorded) and multiplies by `model.ln_final.weight`. The answer's direction is `model.W_U[:,
+# correct] - model.W_U[:, incorrect]`. Return the mean over pairs. All prompts have one length;
+# `model.cfg.normalization_type` says `"LN"` or `"RMS"`.
 
 
 # %%

@@ -32,12 +32,21 @@ print(len(task.train), "pairs to find it,", len(task.test), "pairs to test it")
 print(circuit)
 
 # %% [markdown]
-# `scores` has a number for every edge: an edge runs from what a head or MLP *writes* to what a later one *reads*. **Edge attribution patching** (EAP) estimates what happens when the clean value runs along this edge alone: (what the source writes in the clean run - what it writes in the corrupt run) times the slope of the metric at the target's input. EAP-IG, the default here, averages the slope over five points on the way. The circuit keeps the strongest 60 edges, less those that lead nowhere.
+# `scores` has a number for every edge: an edge runs from what a head or MLP *writes* to what a later one *reads*.
+# **Edge attribution patching** (EAP) estimates what happens when the clean value runs along this edge alone: (what the
+# source writes in the clean run - what it writes in the corrupt run) times the slope of the metric at the target's
+# input. EAP-IG, the default here, averages the slope over five points on the way. The circuit keeps the strongest 60
+# edges, less those that lead nowhere.
 #
-# **Faithfulness** of a circuit: run the model with every other edge cut (it carries the corrupt value). With m the mean metric over pairs, faithfulness is (m(circuit) - m(nothing)) / (m(whole model) - m(nothing)): 1 is the whole model's answer, 0 is no better than nothing; it can exceed 1.
+# **Faithfulness** of a circuit: run the model with every other edge cut (it carries the corrupt value). With m the mean
+# metric over pairs, faithfulness is (m(circuit) - m(nothing)) / (m(whole model) - m(nothing)): 1 is the whole model's
+# answer, 0 is no better than nothing; it can exceed 1.
 #
 # ### Exercise 8.5 (build it; about 30 minutes)
-# One edge by hand: from head `a{layer}.h{head}` to the logits. `score_edge(model, task, layer, head)` returns (clean write - corrupt write) times the slope of the metric at the last stream (`blocks.5.hook_resid_post` in a model of six blocks), the slope taken at the **corrupt** run; summed over width and positions, averaged over pairs. The write of a head is `z @ model.W_O[layer, head]`.
+# One edge by hand: from head `a{layer}.h{head}` to the logits. `score_edge(model, task, layer, head)` returns (clean
+# write - corrupt write) times the slope of the metric at the last stream (`blocks.5.hook_resid_post` in a model of six
+# blocks), the slope taken at the **corrupt** run; summed over width and positions, averaged over pairs. The write of a
+# head is `z @ model.W_O[layer, head]`.
 
 
 # %%
@@ -51,7 +60,9 @@ course.check("8.5", score_edge)
 # %% [markdown]
 # ## Controls
 #
-# A circuit is interesting only if something easier does not do as well. *Random circuits* have as many edges. Random circuits *of the same degrees* are harder to beat: every node keeps its number of edges, so the right **nodes** are in it, with the wrong **wiring**.
+# A circuit is interesting only if something easier does not do as well. *Random circuits* have as many edges. Random
+# circuits *of the same degrees* are harder to beat: every node keeps its number of edges, so the right **nodes** are in
+# it, with the wrong **wiring**.
 
 # %%
 result = mw.evaluate(model, task.test, circuit, n_random=5, n_same_degree=5)
@@ -59,7 +70,8 @@ print(result)
 
 # %% [markdown]
 # ### Exercise 8.1
-# How much faithfulness does the right wiring add to the right nodes? Give the circuit's faithfulness minus the mean of `result.same_degree`.
+# How much faithfulness does the right wiring add to the right nodes? Give the circuit's faithfulness minus the mean of
+# `result.same_degree`.
 
 # %%
 wiring = ...
@@ -69,18 +81,24 @@ course.check("8.1", wiring, result)
 # %% [markdown]
 # ## Predict first
 #
-# To test a circuit, all other edges are cut, and a cut edge has to carry *something*: the value of the corrupt prompt (as above), zero, or the mean over many prompts. **Before you run the next cell, write down:** which of the three will give the lowest faithfulness?
+# To test a circuit, all other edges are cut, and a cut edge has to carry *something*: the value of the corrupt prompt
+# (as above), zero, or the mean over many prompts. **Before you run the next cell, write down:** which of the three will
+# give the lowest faithfulness?
 
 # %%
 for ablation in ("corrupt", "zero", "mean"):
     print(mw.evaluate(model, task.test, circuit, ablation=ablation, source=task.train), "\n")
 
 # %% [markdown]
-# The same circuit is nearly the whole model under one ablation and worthless under two others. Both answers are right; the questions differ. With `corrupt` values everything that the two prompts share stays as it was: the grammar, the template, which names are in play. With zeros and means that is gone as well, and sixty edges cannot rebuild it. **A faithfulness without its ablation is no result.**
+# The same circuit is nearly the whole model under one ablation and worthless under two others. Both answers are right;
+# the questions differ. With `corrupt` values everything that the two prompts share stays as it was: the grammar, the
+# template, which names are in play. With zeros and means that is gone as well, and sixty edges cannot rebuild it. **A
+# faithfulness without its ablation is no result.**
 #
 # ## Is it stable?
 #
-# If we had drawn other pairs, would the same edges have been chosen? Resampling the scores answers this without another run of the model.
+# If we had drawn other pairs, would the same edges have been chosen? Resampling the scores answers this without another
+# run of the model.
 
 # %%
 print(scores.stability(60))
@@ -108,7 +126,9 @@ course.check("8.2", always, inclusion)
 # %% [markdown]
 # ## Two tasks, one circuit?
 #
-# Three tasks of this model: indirect objects, gendered pronouns (" he" or " she" after a first name), and greater-than (a span of years ends after it began). A circuit is found for each. Then each circuit has to run the *other* tasks, on held-out pairs. Overlap alone proves little.
+# Three tasks of this model: indirect objects, gendered pronouns (" he" or " she" after a first name), and greater-than
+# (a span of years ends after it began). A circuit is found for each. Then each circuit has to run the *other* tasks, on
+# held-out pairs. Overlap alone proves little.
 
 # %%
 from mechwork.circuits import study_reuse
@@ -119,7 +139,8 @@ print(reuse)
 
 # %% [markdown]
 # ### Exercise 8.3
-# How many times more edges do indirect objects and pronouns share than two random circuits would? (Jaccard index divided by the one of chance; `reuse.comparison.overlaps[0]` has both.)
+# How many times more edges do indirect objects and pronouns share than two random circuits would? (Jaccard index
+# divided by the one of chance; `reuse.comparison.overlaps[0]` has both.)
 
 # %%
 times = ...
@@ -128,7 +149,8 @@ course.check("8.3", times, reuse)
 
 # %% [markdown]
 # ### Exercise 8.4
-# And does that let the circuit of pronouns do the task of indirect objects? Which **other** task's circuit runs `greater_than` best? (A task's name.)
+# And does that let the circuit of pronouns do the task of indirect objects? Which **other** task's circuit runs
+# `greater_than` best? (A task's name.)
 
 # %%
 donor = ...
@@ -136,7 +158,9 @@ course.check("8.4", donor, reuse)
 # Stuck? Run course.hint("8.4"), then course.solution("8.4")
 
 # %% [markdown]
-# Indirect objects share edges with both other tasks far beyond chance, and cannot be run by either circuit. The other two tasks can mostly be run by each other's circuits. (Why? A guess worth testing: both have to carry one word's property to the end of the prompt.) Only running the circuit tells the two situations apart.
+# Indirect objects share edges with both other tasks far beyond chance, and cannot be run by either circuit. The other
+# two tasks can mostly be run by each other's circuits. (Why? A guess worth testing: both have to carry one word's
+# property to the end of the prompt.) Only running the circuit tells the two situations apart.
 #
 # ## The report
 #
@@ -145,7 +169,8 @@ course.check("8.4", donor, reuse)
 # %%
 curve = mw.evaluate(model, task.test, scores)
 words = {
-    "summary": "Found on 24 pairs, tested on 24 others. Faithful under corrupt ablation only; not tested on other models.",
+    "summary": "Found on 24 pairs, tested on 24 others. Faithful under corrupt ablation only; not tested on other "
+    "models.",
     "limits": "Under zero and mean ablation this circuit does not work; see notebook 8.",
 }
 print(mw.report(course.place("circuit_report.html"), task, scores, circuit, result, curve, texts=words, force=True))

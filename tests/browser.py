@@ -1,4 +1,5 @@
-"""A real browser for the drawings: Debian's chromium, headless, driven by playwright, every request but file:// aborted.
+"""A real browser for the drawings: Debian's chromium, headless, driven by playwright, every request but file://
+aborted.
 
 `open_page(html)` gives a `Tab`; when the test ends the tab must have made no request and no console error.
 Screenshots go to the folder named by MECHWORK_ARTEFACTS, else to the test's own temporary folder.
@@ -47,7 +48,8 @@ class Tab:
         self.settle()
         return self.page.evaluate(
             """() => { const app = mechwork.graphs[0], g = app.graph(), seen = app.seen(), lit = app.drawing.lit();
-            const name = (e) => g.names[g.source[e]] + '->' + g.names[g.target[e]] + (g.kind[e] < 3 ? '<' + 'qkv'[g.kind[e]] + '>' : '');
+            const name = (e) => g.names[g.source[e]] + '->' + g.names[g.target[e]] + (g.kind[e] < 3 ? '<' +
+            'qkv'[g.kind[e]] + '>' : '');
             return [...Array(g.m).keys()].filter((e) => seen.edgeOn[e] || lit.includes(e)).map(name) }"""
         )
 
@@ -103,7 +105,8 @@ def open_page(browser: Any, tmp_path: Path, artefacts: Path) -> Iterator[OpenPag
         path = tmp_path / f"page{len(tabs)}.html"
         path.write_text(html, encoding="utf-8")
         context = browser.new_context(
-            viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light", java_script_enabled=scripts, accept_downloads=True, reduced_motion="reduce"
+            viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light",
+            java_script_enabled=scripts, accept_downloads=True, reduced_motion="reduce"
         )  # fmt: skip
         contexts.append(context)
         page = context.new_page()

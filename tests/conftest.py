@@ -1,4 +1,5 @@
-"""What every test shares: offline, one thread per worker, seeds that are printed, and tiny models that are only borrowed.
+"""What every test shares: offline, one thread per worker, seeds that are printed, and tiny models that are only
+borrowed.
 
 | fixture | what it gives |
 |---|---|

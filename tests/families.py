@@ -1,8 +1,8 @@
 """Tiny random models of every architecture family that mechwork claims, with weights at which bugs show.
 
 Freshly initialised weights make a transformer almost linear and its gains and biases trivial, so a wrong scale or a
-forgotten bias would pass. Here every matrix is drawn at 1.5 / sqrt(fan in), gains and biases are perturbed, soft caps are
-low enough to bend, and sliding windows are shorter than the prompts.
+forgotten bias would pass. Here every matrix is drawn at 1.5 / sqrt(fan in), gains and biases are perturbed, soft caps
+are low enough to bend, and sliding windows are shorter than the prompts.
 """
 
 from __future__ import annotations
@@ -59,14 +59,18 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "gptj": lambda: hf.GPTJForCausalLM(hf.GPTJConfig(rotary_dim=4, **_NO_SPECIAL, **_GPT2)),
     "falcon": lambda: hf.FalconForCausalLM(hf.FalconConfig(**_NO_SPECIAL, **_FALCON)),
 }
-"""Family name -> a freshly initialised Hugging Face module: 3 layers, 4 heads (2 key/value heads; Falcon 1), d_model 32."""
+"""Family name -> a freshly initialised Hugging Face module: 3 layers, 4 heads (2 key/value heads; Falcon 1), d_model
+32.
+"""
 
 UNLIKE = ("gpt2", "gemma2", "mixtral")
 """Families that differ most: learned positions and biases; grouped queries, post-norms and soft caps; experts."""
 
 
 def crossed(cases: Iterable[Any], everywhere: Collection[Any]) -> list[tuple[str, Any]]:
-    """(family, case) pairs: the cases of `everywhere` in every family, the others, whose logic no family changes, in `UNLIKE`."""
+    """(family, case) pairs: the cases of `everywhere` in every family, the others, whose logic no family changes, in
+    `UNLIKE`.
+    """
     return [(family, case) for case in cases for family in FAMILIES if case in everywhere or family in UNLIKE]
 
 
@@ -77,13 +81,15 @@ NATIVE: dict[str, dict[str, Any]] = {
     "no norms": {**_NATIVE, **_MLP, "normalization_type": None},
     "attention only": {**_NATIVE, "attn_only": True, "normalization_type": None},
     "attention only, norms": {**_NATIVE, "attn_only": True, "normalization_type": "LN"},
-    "bidirectional": {**_NATIVE, **_MLP, "act_fn": "relu", "normalization_type": None, "attention_dir": "bidirectional"},
+    "bidirectional": {**_NATIVE, **_MLP, "act_fn": "relu", "normalization_type": None,
+    "attention_dir": "bidirectional"},
     "gated": {
         **_NATIVE, "d_mlp": 48, "act_fn": "silu", "gated_mlp": True, "normalization_type": "RMS",
         "positional_embedding_type": "rotary", "n_key_value_heads": 2,
     },
 }  # fmt: skip
-"""TransformerLens' own models: what it is -> its configuration. Not among `FAMILIES`, which are Hugging Face modules."""
+"""TransformerLens' own models: what it is -> its configuration. Not among `FAMILIES`, which are Hugging Face modules.
+"""
 
 
 def build_native(name: str, dtype: torch.dtype = torch.float64, seed: int = 0) -> Any:
@@ -145,8 +151,8 @@ def build_task(n: int = 3, n_pos: int = N_POS, seed: int = 0, **settings: Any) -
 def rounding(model: Any) -> float:
     """What float64 results of other shapes may differ by.
 
-    GPT-J's attention and RMSNorm (as Hugging Face writes it) compute in float32 inside, whose last digit depends on how a
-    processor sums rows of another shape.
+    GPT-J's attention and RMSNorm (as Hugging Face writes it) compute in float32 inside, whose last digit depends on how
+    a processor sums rows of another shape.
     """
     if model.cfg.architecture == "GPTJForCausalLM":
         return 1e-5

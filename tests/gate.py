@@ -1,13 +1,16 @@
 """The gate in one command: ``python -m tests.gate`` runs all of it, ``python -m tests.gate quick`` what each push runs.
 
-| name | what runs |
-|---|---|
-| (none), ``whole`` | format, lint, types, layers, every test and every notebook |
-| ``quick`` | the same four checks; tests that are not slow, on three architecture families, without browser and notebooks |
-| ``unit``, ``families``, ``browser``, ``pages`` | shards of the tests, which together are all of them (a test checks that) |
-| ``lint types`` | single steps by name |
+name | what runs:
 
-Steps run in order and the first failure stops. Tests come last, so that pytest's own summary is the last thing on the screen.
+- (none), ``whole`` | format, lint, types, layers, every test and every notebook
+- ``quick`` | the same four checks; tests that are not slow, on three architecture families, without browser and
+  notebooks
+- ``unit``, ``families``, ``browser``, ``pages`` | shards of the tests, which together are all of them (a test checks
+  that)
+- ``lint types`` | single steps by name
+
+Steps run in order and the first failure stops. Tests come last, so that pytest's own summary is the last thing on the
+screen.
 """
 
 from __future__ import annotations
@@ -31,7 +34,8 @@ FAMILIES = "MECHWORK_FAMILIES"
 """Architecture families that parametrised tests run on, with commas; unset: every family."""
 
 QUICK_FAMILIES = "gpt2,llama,gemma2"
-"""Learned positions and LayerNorm; rotary, grouped heads and gates; soft caps, sliding windows and norms behind blocks."""
+"""Learned positions and LayerNorm; rotary, grouped heads and gates; soft caps, sliding windows and norms behind blocks.
+"""
 
 SHARDS = ("unit", "families", "browser", "pages")
 

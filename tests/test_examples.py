@@ -97,14 +97,19 @@ def known() -> dict[str, Any]:
         for parameter in tuned.parameters():
             parameter *= 1.01
     return names | {
-        "mw": mw, "Path": Path, "model": model, "task": task, "ioi": task, "greater_than": other, "colored_objects": tasks.pronoun(model, n=8),
-        "colours": other, "task_a": task[:8], "task_b": task[8:], "task_c": task, "scores": scores, "circuit": scores.circuit(60),
+        "mw": mw, "Path": Path, "model": model, "task": task, "ioi": task, "greater_than": other,
+        "colored_objects": tasks.pronoun(model, n=8),
+        "colours": other, "task_a": task[:8], "task_b": task[8:], "task_c": task, "scores": scores,
+        "circuit": scores.circuit(60),
         "exact": mw.patch(model, task, ["mlp_out"]), "she": she, "direction": direction,
-        "site": site, "examples": examples, "vector": direction.vector, "agreement": tasks.agreement(model, n=16), "base": model, "tuned": tuned,
+        "site": site, "examples": examples, "vector": direction.vector, "agreement": tasks.agreement(model, n=16),
+        "base": model, "tuned": tuned,
         "small": model, "large": tuned, "other_site": site, "texts_small": examples, "texts_large": examples,
         "features": found, "edit": edits.share_out(model, direction, examples, n_components=2).edit,
-        "relp": features.score_features(model, task.train, found, rules="relp"), "ig": features.score_features(model, task.train, found, ig_steps=2),
-        "tokens": task.pairs.clean_tokens, "prompt": task.pairs.clean_tokens[:1], "LensReading": type("LensReading", (), {}),
+        "relp": features.score_features(model, task.train, found, rules="relp"),
+        "ig": features.score_features(model, task.train, found, ig_steps=2),
+        "tokens": task.pairs.clean_tokens, "prompt": task.pairs.clean_tokens[:1],
+        "LensReading": type("LensReading", (), {}),
     }  # fmt: skip
 
 

@@ -25,8 +25,10 @@ def test_gates_and_steps() -> None:
 @pytest.mark.parametrize(
     ("path", "fixtures", "shard"),
     [
-        ("tests/patching/test_exact.py", {"family_model64", "family"}, "families"), ("tests/patching/test_words.py", {"tiny_gpt2"}, "unit"),
-        ("tests/render/test_browser_graph.py", {"open_page"}, "browser"), ("tests/notebooks/test_course.py", set(), "pages"),
+        ("tests/patching/test_exact.py", {"family_model64", "family"}, "families"),
+        ("tests/patching/test_words.py", {"tiny_gpt2"}, "unit"),
+        ("tests/render/test_browser_graph.py", {"open_page"}, "browser"),
+        ("tests/notebooks/test_course.py", set(), "pages"),
         ("notebooks/01_first_circuit.ipynb", set(), "pages"), ("tests/test_docs.py", set(), "pages"),
     ],
 )  # fmt: skip

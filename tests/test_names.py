@@ -78,9 +78,12 @@ def test_edges_join_two_nodes(one: dict[str, Any], other: dict[str, Any]) -> Non
 @pytest.mark.parametrize(
     ("text", "site"),
     [
-        ("a3.h1", Site("z", 3, 1)), ("a3.h1<k>", Site("k", 3, 1)), ("a3.h1[END->S1]", Site("pattern", 3, 1)), ("a3", Site("attn_out", 3)),
-        ("m3", Site("mlp_out", 3)), ("m3.n17+20", Site("mlp_post", 3)), ("m3.e1", Site("mlp_out", 3)), ("input", Site("resid_pre", 0)),
-        ("logits", Site("logits")), ("resid_pre.5@END", Site("resid_pre", 5)), ("z.3.1", Site("z", 3, 1)), ("result.2.1", Site("z", 2, 1)),
+        ("a3.h1", Site("z", 3, 1)), ("a3.h1<k>", Site("k", 3, 1)), ("a3.h1[END->S1]", Site("pattern", 3, 1)),
+        ("a3", Site("attn_out", 3)),
+        ("m3", Site("mlp_out", 3)), ("m3.n17+20", Site("mlp_post", 3)), ("m3.e1", Site("mlp_out", 3)),
+        ("input", Site("resid_pre", 0)),
+        ("logits", Site("logits")), ("resid_pre.5@END", Site("resid_pre", 5)), ("z.3.1", Site("z", 3, 1)),
+        ("result.2.1", Site("z", 2, 1)),
     ],
 )  # fmt: skip
 def test_every_form_has_its_site(text: str, site: Site) -> None:
@@ -91,7 +94,8 @@ def test_every_form_has_its_site(text: str, site: Site) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "", "a", "a3.h", "a03.h1", "a-1.h2", "A3.H1", "a3.h1<w>", "a3.h1@", "m3.n", "m3.n1+1", "m3.x1", "resid_pre.x", "resid_pre.1.2",
+        "", "a", "a3.h", "a03.h1", "a-1.h2", "A3.H1", "a3.h1<w>", "a3.h1@", "m3.n", "m3.n1+1", "m3.x1", "resid_pre.x",
+        "resid_pre.1.2",
         "z.1.2.3", "logits.1", "bananas", "a3.h1[END]", "a\u0663.h1", "a9999999999.h1", "a3.h1\n", "m1.n" + "9" * 5000,
     ],
 )  # fmt: skip
@@ -103,8 +107,10 @@ def test_what_is_no_place(text: str) -> None:
 @pytest.mark.parametrize(
     "said",
     [
-        ("head", 1), ("head", None, (1,)), ("mlp", 1, (2,)), ("input", 0), ("z", None, (1,)), ("resid_pre", 1, (2,)), ("neurons", 1, (3, 3)),
-        ("head", -1, (0,)), ("head", True, (0,)), ("z", 1, (0,), "q"), ("head", 1, (0,), "", "END"), ("head", 1, (0,), "", "a]", "b"),
+        ("head", 1), ("head", None, (1,)), ("mlp", 1, (2,)), ("input", 0), ("z", None, (1,)), ("resid_pre", 1, (2,)),
+        ("neurons", 1, (3, 3)),
+        ("head", -1, (0,)), ("head", True, (0,)), ("z", 1, (0,), "q"), ("head", 1, (0,), "", "END"),
+        ("head", 1, (0,), "", "a]", "b"),
         ("head", 1, (0,), "", "", "", "a->b"), ("nothing", 1),
     ],
 )  # fmt: skip

@@ -90,7 +90,9 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 
 def test_importing_does_nothing() -> None:
-    """No print, no download; plotly and circuitsvis only when something is drawn, transformers when a model is loaded."""
+    """No print, no download; plotly and circuitsvis only when something is drawn, transformers when a model is
+    loaded.
+    """
     heavy = {"plotly", "circuitsvis", "transformers", "transformer_lens", "pandas"}
     heavy |= {"torch", "numpy", "mechwork.render"}
     _in_fresh_process(f"import sys, mechwork; print({heavy} & set(sys.modules))")

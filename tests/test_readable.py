@@ -1,4 +1,6 @@
-"""What a user sees who prints a result: a few short lines, no tensor's numbers, for every public class that holds one."""
+"""What a user sees who prints a result: a few short lines, no tensor's numbers, for every public class that
+holds one.
+"""
 
 from __future__ import annotations
 

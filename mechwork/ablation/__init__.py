@@ -1,7 +1,7 @@
 """Ablation: what breaks when a component's information is taken away, what repairs itself, and what each head does.
 
-Owns `AblationSpec` (what is ablated, as a value) and the studies built on it. Imports `patching` (whose exact engine runs
-the sweeps), `interventions`, `runs` and below.
+Owns `AblationSpec` (what is ablated, as a value) and the studies built on it. Imports `patching` (whose exact engine
+runs the sweeps), `interventions`, `runs` and below.
 
     spec = AblationSpec(["a1.h3", "m2"], kind="mean")
     print(ablate(model, task, spec))

@@ -45,7 +45,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Bound:
-    """An ablation ready to run. `values[table]` replaces a whole activation; `writes` and `experts` replace the targets alone."""
+    """An ablation ready to run. `values[table]` replaces a whole activation; `writes` and `experts` replace the targets
+    alone.
+    """
 
     spec: AblationSpec
     values: dict[str, Replacement | Positional]
@@ -182,7 +184,8 @@ class Values:
         names = {name.split("|", 1)[1] for name in self.tables if name.startswith(f"{key}|")}
         if missing := sorted(name for name in spans if name not in names and bool(spans[name].any())):
             raise InputError(
-                f"the reference has no span {missing[0]!r}; it has {', '.join(sorted(names))}. Fit to prompts of this task."
+                f"the reference has no span {missing[0]!r}; it has {', '.join(sorted(names))}. Fit to prompts of this "
+                "task."
             )
         batch, width = self._pairs().clean_tokens.shape
         shape = next(table for name, table in self.tables.items() if name.startswith(f"{key}|")).shape
@@ -195,7 +198,9 @@ class Values:
         return ByPosition(value, known)
 
     def _rows(self) -> Int[Tensor, " batch"]:
-        """The reference prompt of every row: the planned one on the reference's own prompts, one of the same length on others."""
+        """The reference prompt of every row: the planned one on the reference's own prompts, one of the same length on
+        others.
+        """
         pairs, tokens, lengths = self._pairs(), self.tables["tokens"], self.tables["lengths"]
         rows = slice(self.first_row, self.first_row + len(pairs))
         width = pairs.clean_tokens.shape[1]
@@ -208,7 +213,8 @@ class Values:
             other = same[(tokens[same, :length] != mine[row, :length]).any(dim=1)]
             if not len(other):
                 raise InputError(
-                    f"resampling needs another reference prompt of {length} tokens for row {self.first_row + row}; there is none"
+                    f"resampling needs another reference prompt of {length} tokens for row {self.first_row + row}; "
+                    "there is none"
                 )
             generator = torch.Generator().manual_seed(self.spec.seed * 1_000_003 + self.first_row + row)
             chosen.append(int(other[torch.randint(len(other), (1,), generator=generator)]))
@@ -219,7 +225,8 @@ class Values:
             raise InputError("'corrupt' ablation puts in the value of the paired prompt: pass the pairs that are run")
         if any(t.kind == "edge" for t in self.spec.parsed) and not self.pairs.aligned:
             raise InputError(
-                "patterns of paired prompts correspond only at equal length; pairs of this task differ. Ablate 'a0.h0' instead."
+                "patterns of paired prompts correspond only at equal length; pairs of this task differ. Ablate "
+                "'a0.h0' instead."
             )
         pairs, order = self.pairs.to(device_of(self.model)), sites_needed(self.spec)
         run = record_run(self.model, pairs, order, corrupt=True, n_tail=1)

@@ -4,9 +4,9 @@
     with clamp.applied(model):
         model(tokens)
 
-Run between checkpoints of one training it asks what a component is worth that the model does not have yet (clamped to a later
-step), or no longer needs (clamped to an earlier one), as Singh et al. 2024 (arXiv:2404.07129) do during training. Cost: 1 forward of
-the donor; nothing beside the forward it is applied to.
+Run between checkpoints of one training it asks what a component is worth that the model does not have yet (clamped to a
+later step), or no longer needs (clamped to an earlier one), as Singh et al. 2024 (arXiv:2404.07129) do during training.
+Cost: 1 forward of the donor; nothing beside the forward it is applied to.
 """
 
 from __future__ import annotations
@@ -38,14 +38,17 @@ WHAT = ("z", "pattern", "q", "k", "v", "attn_out", "mlp_out", "resid_pre", "resi
 
 @dataclass(frozen=True, eq=False)
 class Clamp(Readable):
-    """Values ``[batch, pos, ...]`` per site, of one run of particular tokens; `donor` says of which model and tokens."""
+    """Values ``[batch, pos, ...]`` per site, of one run of particular tokens; `donor` says of which model and
+    tokens.
+    """
 
     values: dict[Site, Tensor]
     donor: Provenance
 
     @contextmanager
     def applied(self, model: TransformerBridge) -> Iterator[None]:
-        """Inside, the sites hold the recorded values, in prompts as many as the donor's and no longer (absolute positions).
+        """Inside, the sites hold the recorded values, in prompts as many as the donor's and no longer (absolute
+        positions).
 
         Raises `ArtefactError` for a model of another architecture.
         """
@@ -67,8 +70,8 @@ def record_clamp(
 ) -> Clamp:
     """The values of `targets` (heads ``a0.h0``, attention ``a0``, MLPs ``m0``) in a run of `donor` on `tokens`.
 
-    `what`: for heads ``"z"`` (default), ``"pattern"``, ``"q"``, ``"k"`` or ``"v"``. Raises `InputError` for other targets, or patterns that
-    this architecture does not let be written.
+    `what`: for heads ``"z"`` (default), ``"pattern"``, ``"q"``, ``"k"`` or ``"v"``. Raises `InputError` for other
+    targets, or patterns that this architecture does not let be written.
     """
     anatomy = check_ready(donor)
     sites = []

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 def source_logits(
     model: TransformerBridge, layer: int, head: int, v: Float[Tensor, "batch pos kv_head d_head"]
 ) -> Float[Tensor, "batch pos d_vocab"]:
-    """What the head writes from each source, v W_O, through the final norm's linear part and the unembedding, up to scale."""
+    """What the head writes from each source, v W_O, through the final norm's linear part and the unembedding, up to
+    scale.
+    """
     anatomy = read_anatomy(model)
     write = v[:, :, head // anatomy.group_size] @ model.blocks[layer].attn.W_O[head].detach()
     norm = final_norm(model)
@@ -34,7 +36,9 @@ def own_percentiles(
     n_null: int,
     generator: torch.Generator,
 ) -> tuple[Float[Tensor, "batch pos"], Float[Tensor, "draw batch pos"]]:
-    """Percentile (0 to 1, ties shared) of each source's own token in the head's write from there, and of random tokens of the prompts."""
+    """Percentile (0 to 1, ties shared) of each source's own token in the head's write from there, and of random tokens
+    of the prompts.
+    """
     logits = source_logits(model, layer, head, v).cpu()
     others = tokens.flatten()[torch.randint(tokens.numel(), (n_null, *tokens.shape), generator=generator)]
     ordered = logits.sort(dim=-1).values.contiguous()

@@ -1,7 +1,8 @@
 """Cumulative ablation: targets taken away one after the other, most important first, least important first, at random.
 
-Importance is the absolute effect of ablating a target alone, measured on pairs that the curves are not drawn from where the task
-has splits. The gap between the curves says how concentrated the behaviour is; the random curves say what any order would give.
+Importance is the absolute effect of ablating a target alone, measured on pairs that the curves are not drawn from where
+the task has splits. The gap between the curves says how concentrated the behaviour is; the random curves say what any
+order would give.
 Cost: one sweep, and one forward per point of every curve.
 """
 
@@ -36,7 +37,8 @@ ORDERS = ("most important first", "least important first")
 
 @dataclass(frozen=True, eq=False)
 class CumulativeAblation(Result):
-    """Metrics ``[size, batch]`` of every curve after ablating the first `sizes` targets of its order; `clean` is size 0.
+    """Metrics ``[size, batch]`` of every curve after ablating the first `sizes` targets of its order; `clean` is size
+    0.
 
     `curves` maps the name of an order to its metrics; random orders are ``random 0``, ``random 1``, ...
     """
@@ -78,7 +80,10 @@ class CumulativeAblation(Result):
     def __str__(self) -> str:
         names = [*ORDERS, *(name for name in self.curves if name not in ORDERS)]
         lines = [
-            f"{self.kind} ablation, {self.metric_name} {float(self.clean.mean()):.2f} intact; by number of ablated targets"
+            (
+                f"{self.kind} ablation, {self.metric_name} {float(self.clean.mean()):.2f} intact; by number of ablated "
+                "targets"
+            )
         ]
         lines.append(f"{'order':<24}" + "".join(f"{n:>8}" for n in self.sizes))
         lines += [f"{name:<24}" + "".join(f"{x:8.2f}" for x in self.mean(name).tolist()) for name in names]

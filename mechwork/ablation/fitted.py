@@ -1,11 +1,13 @@
-"""`Ablation`: a spec with the activations it puts in place, where they came from, and the context manager that applies it.
+"""`Ablation`: a spec with the activations it puts in place, where they came from, and the context manager that applies
+it.
 
     ablation = fit_ablation(model, AblationSpec(["a1.h0"], "mean"), task)
     with ablation.applied(model):
         model(tokens); model.run_with_cache(tokens); model.generate(tokens)
 
-Tables are kept by place: ``z.3`` (all heads of layer 3), ``mlp_out.3``, or by the target's own text for directions, attention
-edges and experts. Cost of fitting: 1 forward per batch of reference prompts; of applying: the forward itself (`corrupt`: 1 more).
+Tables are kept by place: ``z.3`` (all heads of layer 3), ``mlp_out.3``, or by the target's own text for directions,
+attention edges and experts. Cost of fitting: 1 forward per batch of reference prompts; of applying: the forward
+itself (`corrupt`: 1 more).
 """
 
 from __future__ import annotations
@@ -44,7 +46,9 @@ WHAT = "ablation"
 
 @dataclass(frozen=True, eq=False)
 class Ablation(Readable):
-    """A spec and its tables. `reference`: name, size and sha256 of the data behind them; `model`: whose activations they are."""
+    """A spec and its tables. `reference`: name, size and sha256 of the data behind them; `model`: whose activations
+    they are.
+    """
 
     spec: AblationSpec
     tables: dict[str, Tensor]
@@ -84,8 +88,8 @@ class Ablation(Readable):
     ) -> Iterator[Bound]:
         """Inside, `model` runs ablated: forwards, ``run_with_cache``, and generation with a key-value cache.
 
-        `pairs` are the prompts that will be run, needed when the kind (``corrupt``, ``resample``, ``mean_by_span``) or the
-        positions (spans) belong to prompts.
+        `pairs` are the prompts that will be run, needed when the kind (``corrupt``, ``resample``, ``mean_by_span``) or
+        the positions (spans) belong to prompts.
         """
         bound = self.bind(model, pairs, first_row=first_row)
         with bound.installed(model):
@@ -97,7 +101,8 @@ class Ablation(Readable):
         if anatomy != self.model["anatomy"]:
             differing = [name for name, value in anatomy.items() if value != self.model["anatomy"].get(name)]
             raise ArtefactError(
-                f"this ablation was made for {self.model['name']}, whose {', '.join(differing)} differ from this model's. "
+                f"this ablation was made for {self.model['name']}, whose {', '.join(differing)} differ from this "
+                "model's. "
                 "Fit the spec to this model: fit_ablation(model, ablation.spec, reference)."
             )
         if self.tables and identify_model(model)["weights_sha256"] != self.model["weights_sha256"]:
@@ -130,9 +135,10 @@ class Ablation(Readable):
 def fit_ablation(model: TransformerBridge, spec: AblationSpec, reference: Task | None = None) -> Ablation:
     """The spec with its values: recorded on the clean prompts of `reference`, or learned on them.
 
-    Raises `InputError` for targets that the model does not have, a kind that needs a reference without one, a reference of
-    fewer than 8 prompts (at some position or span, for means by position or span), or without the spans the spec names;
-    all before any forward. Cost: nothing, or 1 forward per batch of 32 prompts; ``optimal``: about 60 x (forward + backward).
+    Raises `InputError` for targets that the model does not have, a kind that needs a reference without one, a reference
+    of fewer than 8 prompts (at some position or span, for means by position or span), or without the spans the spec
+    names; all before any forward. Cost: nothing, or 1 forward per batch of 32 prompts; ``optimal``: about 60 x (forward
+    + backward).
 
     >>> ablation = fit_ablation(model, AblationSpec(["a1.h0"], "mean"), task)
     """

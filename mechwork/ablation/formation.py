@@ -1,15 +1,16 @@
 """Induction along training: when the heads form, and what they wait for, measured on a bundled model's checkpoints.
 
-For every checkpoint, on random repeated tokens: the highest previous-token and induction score of any head, the loss (mean negative
-log-probability in nats) at the repetition, and the same with activations *clamped* to those of the last checkpoint:
+For every checkpoint, on random repeated tokens: the highest previous-token and induction score of any head, the loss
+(mean negative log-probability in nats) at the repetition, and the same with activations *clamped* to those of the last
+checkpoint:
 
     pattern of the previous-token head      is the attention of layer 0 what induction waits for?
     z of the previous-token head            ... or what it moves?
     the same of another head of its layer   the control
     pattern of the induction head           with its attention given, does the rest already copy?
 
-and, the other way round, the last checkpoint with the previous-token head's pattern clamped to that of each earlier one. Prompts are
-the same throughout. Cost: 1 forward of each model per condition.
+and, the other way round, the last checkpoint with the previous-token head's pattern clamped to that of each earlier
+one. Prompts are the same throughout. Cost: 1 forward of each model per condition.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ BACK = "last model, earlier previous-token pattern"
 
 @dataclass(frozen=True)
 class FormationRow:
-    """One checkpoint. Scores are the highest of any head; `clamped` and `clamped_induction` map conditions to loss and induction score."""
+    """One checkpoint. Scores are the highest of any head; `clamped` and `clamped_induction` map conditions to loss and
+    induction score.
+    """
 
     step: int
     previous_token: float
@@ -84,13 +87,19 @@ class Formation(Result):
         said = ", ".join(f"{what} {head}" for what, head in self.heads.items())
         lines = [
             f"{self.model}: {said}. Loss at the repetition of random tokens; clamped: to the last checkpoint's values",
-            f"{'step':>6}{'previous':>10}{'induction':>11}{'loss':>7} |{'prev pattern':>14}{'prev z':>8}{'ctrl pattern':>14}{'ctrl z':>8}{'ind pattern':>13} |{'ind score, prev z':>19} |{'last, early pattern':>21}",
+            (
+                f"{'step':>6}{'previous':>10}{'induction':>11}{'loss':>7} "
+                f"|{'prev pattern':>14}{'prev z':>8}{'ctrl pattern':>14}{'ctrl z':>8}{'ind pattern':>13} "
+                f"|{'ind score, prev z':>19} |{'last, early pattern':>21}"
+            ),
         ]
         for r in self.rows:
             c = r.clamped
             lines.append(
-                f"{r.step:>6}{r.previous_token:10.2f}{r.induction:11.2f}{r.loss:7.2f} |{c[CONDITIONS[0]]:14.2f}{c[CONDITIONS[1]]:8.2f}{c[CONDITIONS[2]]:14.2f}"
-                f"{c[CONDITIONS[3]]:8.2f}{c[CONDITIONS[4]]:13.2f} |{r.clamped_induction[CONDITIONS[1]]:19.2f} |{c[BACK]:21.2f}"
+                f"{r.step:>6}{r.previous_token:10.2f}{r.induction:11.2f}{r.loss:7.2f} "
+                f"|{c[CONDITIONS[0]]:14.2f}{c[CONDITIONS[1]]:8.2f}{c[CONDITIONS[2]]:14.2f}"
+                f"{c[CONDITIONS[3]]:8.2f}{c[CONDITIONS[4]]:13.2f} |{r.clamped_induction[CONDITIONS[1]]:19.2f} "
+                f"|{c[BACK]:21.2f}"
             )
         return "\n".join(lines)
 
@@ -107,11 +116,12 @@ def study_formation(
     seed: int = 0,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Formation:
-    """The study on a bundled model's checkpoints (default: all of ``attn-only-2l``), or on a list of sources, first to last.
+    """The study on a bundled model's checkpoints (default: all of ``attn-only-2l``), or on a list of sources, first to
+    last.
 
-    Sources are folders, GGUF files or hub names of one architecture, `steps` their labels (default: their places in the list).
-    Beside the last model, whose values are clamped, one is in memory at a time. The random tokens are the changing words of
-    `like` (default: of the induction task, which these models were trained on).
+    Sources are folders, GGUF files or hub names of one architecture, `steps` their labels (default: their places in the
+    list). Beside the last model, whose values are clamped, one is in memory at a time. The random tokens are the
+    changing words of `like` (default: of the induction task, which these models were trained on).
 
     Raises `InputError` for a model without checkpoints, sources that differ in architecture, or fewer than two layers.
     """
@@ -155,7 +165,9 @@ def _at_least_two(name: str | Sequence[str | Path], steps: Sequence[int] | None)
 
 
 def _heads(table: RoleTable) -> dict[str, str]:
-    """The last checkpoint's heads: best previous-token head, another one of its layer as control, best induction head."""
+    """The last checkpoint's heads: best previous-token head, another one of its layer as control, best
+    induction head.
+    """
     previous, induction = table.top("previous token", 1)[0][0], table.top("induction", 1)[0][0]
     layer = previous.split(".")[0]
     others = [

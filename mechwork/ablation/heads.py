@@ -1,7 +1,8 @@
 """What each head does, from measurements: the effect of ablating it, its direct effect, and where it looks.
 
-    effect        = m(model) - m(model with the head's z replaced by its mean at the same span); positive = the head helps
-    direct effect = (z - its mean at the span) W_O through the final norm (at its live scale) and the unembedding, in units
+    effect        = m(model) - m(model with the head's z replaced by its mean at the same span); positive = the head
+    helps direct effect = (z - its mean at the span) W_O through the final norm (at its live scale) and the unembedding,
+    in units
                     of the logit difference: what the head writes straight into the answer
 
 Roles are words for rules over these numbers (see `ROLES`), nothing more; a head that no rule fits has none.
@@ -126,9 +127,10 @@ def study_heads(
 ) -> HeadStudy:
     """Ablate every head (or `heads` alone, ``"a3.h1"``) by its mean at the same span, and measure where it looks.
 
-    The means are over the task's own clean prompts. Spans without a name count as one. Direct effects are given for metrics
-    that are linear in the logits, without a final soft cap. Cost: 4 forwards, and per head the blocks from its own on (half
-    of all, on average) and the unembedding of what the metric reads; `heads` of a circuit are the cheap way to begin.
+    The means are over the task's own clean prompts. Spans without a name count as one. Direct effects are given for
+    metrics that are linear in the logits, without a final soft cap. Cost: 4 forwards, and per head the blocks from its
+    own on (half of all, on average) and the unembedding of what the metric reads; `heads` of a circuit are the cheap
+    way to begin.
     `memory_budget`: as in `mechwork.patch`.
 
     Raises `InputError` for heads that the model does not have, and for a budget too small for one patched run.

@@ -5,10 +5,12 @@ For every task t and component c:
     drop in metric    = m_t(model) - m_t(model with c ablated), also as a share of m_t(model)
     drop in accuracy  = the same of accuracy
 
-A single component's control is the mean drop over the other components of its kind and layer. Then, task by task, the components
-that matter most for it (chosen on the train split) are ablated together on the test split of every task, beside random sets
-*matched* in number, kind and, as far as there are different ones, layer. A set is selective when it breaks its own task,
-leaves the other, and matched random sets do neither. Cost: one sweep per task, and 1 + `n_random` forwards per set and task.
+A single component's control is the mean drop over the other components of its kind and layer. Then, task by task, the
+components that matter most for it (chosen on the train split) are ablated together on the test split of every task,
+beside random sets
+*matched* in number, kind and, as far as there are different ones, layer. A set is selective when it breaks its own
+task, leaves the other, and matched random sets do neither. Cost: one sweep per task, and 1 + `n_random` forwards per
+set and task.
 """
 
 from __future__ import annotations
@@ -62,7 +64,9 @@ class SetImpairment:
 
 @dataclass(frozen=True, eq=False)
 class Impairment(Result):
-    """Drops ``[task, component]`` as shares of each task's metric, drops in accuracy, their controls, and sets beside random sets."""
+    """Drops ``[task, component]`` as shares of each task's metric, drops in accuracy, their controls, and sets beside
+    random sets.
+    """
 
     tasks: tuple[str, ...]
     components: tuple[str, ...]
@@ -86,7 +90,8 @@ class Impairment(Result):
         """One row per task and component."""
         return [
             {
-                "task": task, "component": name, "drop": float(self.drops[i, j]), "accuracy_drop": float(self.accuracy_drops[i, j]),
+                "task": task, "component": name, "drop": float(self.drops[i, j]),
+                "accuracy_drop": float(self.accuracy_drops[i, j]),
                 "control": float(self.controls[i, j]), "selectivity": float(self.selectivity(task)[j]),
             }
             for i, task in enumerate(self.tasks)
@@ -102,14 +107,16 @@ class Impairment(Result):
                 f"  {task:<15} {self.clean[i]:7.2f}  accuracy {self.clean_accuracy[i]:.2f}   most selective: {shown}"
             )
         lines.append(
-            f"{'chosen for':<15} {'components':<34} {'measured on':<15} {'drop':>6} {'random':>14} {'p':>6} {'accuracy':>9} {'random':>7}"
+            f"{'chosen for':<15} {'components':<34} {'measured on':<15} {'drop':>6} {'random':>14} {'p':>6} "
+            f"{'accuracy':>9} {'random':>7}"
         )
         for one in self.sets:
             names = " ".join(one.components)
             names = names if len(names) <= 33 else names[:30] + "..."
             spread = f"{_mean(one.controls):.2f} (max {max(one.controls):.2f})" if one.controls else "-"
             lines.append(
-                f"{one.chosen_for:<15} {names:<34} {one.task:<15} {one.drop:6.2f} {spread:>14} {one.p:6.3f} {-one.accuracy_drop:+9.2f} {-_mean(one.accuracy_controls):+7.2f}"
+                f"{one.chosen_for:<15} {names:<34} {one.task:<15} {one.drop:6.2f} {spread:>14} {one.p:6.3f} "
+                f"{-one.accuracy_drop:+9.2f} {-_mean(one.accuracy_controls):+7.2f}"
             )
         return "\n".join(lines)
 
@@ -127,12 +134,13 @@ def study_impairment(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Impairment:
-    """Impairment of two or more tasks by every component (default: all heads and MLPs), and by the `n_chosen` most selective together.
+    """Impairment of two or more tasks by every component (default: all heads and MLPs), and by the `n_chosen` most
+    selective together.
 
     Each task's ablation takes its values from that task's own train prompts.
 
-    Raises `InputError` for fewer than two tasks, tasks of one name, or a task whose metric the model does not have (mean not
-    positive), since shares of it would mean nothing.
+    Raises `InputError` for fewer than two tasks, tasks of one name, or a task whose metric the model does not have
+    (mean not positive), since shares of it would mean nothing.
     """
     names = tuple(task.name for task in tasks)
     if len(tasks) < 2 or len(set(names)) != len(names):
@@ -156,17 +164,21 @@ def study_impairment(
         trained.append(train.effects.mean(dim=1) / _whole(float(train.clean.mean()), task))
     table = torch.stack(drops)
     facts = build_provenance(
-        method="selective impairment", ablations=[one.provenance() for one in fits], model=identify_model(model), seed=seed,
+        method="selective impairment", ablations=[one.provenance() for one in fits], model=identify_model(model),
+        seed=seed,
         tasks=[task.provenance() for task in tasks], n_chosen=n_chosen, n_random=n_random,
     )  # fmt: skip
     sets = _sets(model, tasks, fits, chosen, torch.stack(trained), clean, n_chosen, n_random, seed, progress)
     return Impairment(
-        names, chosen, table, torch.stack(accuracy_drops), _controls(chosen, table), tuple(clean), tuple(right), sets, kind, tasks[0].metric.name, facts
+        names, chosen, table, torch.stack(accuracy_drops), _controls(chosen, table), tuple(clean), tuple(right), sets,
+        kind, tasks[0].metric.name, facts
     )  # fmt: skip
 
 
 def matched_random(chosen: Sequence[str], candidates: Sequence[str], rng: random.Random) -> tuple[str, ...]:
-    """As many components of the same kinds, none of them among `chosen`; of the same layers where there are enough, of any otherwise."""
+    """As many components of the same kinds, none of them among `chosen`; of the same layers where there are enough, of
+    any otherwise.
+    """
     free = [name for name in candidates if name not in chosen]
     drawn: list[str] = []
     for name in chosen:
@@ -182,7 +194,8 @@ def matched_random(chosen: Sequence[str], candidates: Sequence[str], rng: random
 def random_sets(
     chosen: Sequence[str], candidates: Sequence[str], n: int, rng: random.Random
 ) -> tuple[tuple[str, ...], ...]:
-    """Up to `n` *different* random sets matched to `chosen`: first of the same layers, then, where those run out, of any layer.
+    """Up to `n` *different* random sets matched to `chosen`: first of the same layers, then, where those run out, of
+    any layer.
 
     A set drawn twice would count twice in the p-value; a small layer has few different ones.
     """
@@ -236,7 +249,9 @@ def _sets(
 
 
 def _controls(components: Sequence[str], drops: Float[Tensor, "task component"]) -> Float[Tensor, "task component"]:
-    """The mean drop over the other components of the same kind and layer (of the same kind alone, where a layer has one)."""
+    """The mean drop over the other components of the same kind and layer (of the same kind alone, where a layer has
+    one).
+    """
     targets = [parse_target(name) for name in components]
     table = torch.full_like(drops, torch.nan)
     for j, target in enumerate(targets):
@@ -250,7 +265,8 @@ def _controls(components: Sequence[str], drops: Float[Tensor, "task component"])
 def _whole(value: float, task: Task) -> float:
     if value <= 0:
         raise InputError(
-            f"drops are shares of the model's own {task.metric.name}, which is {value:.3f} on {task.name!r}: the model cannot do this task"
+            f"drops are shares of the model's own {task.metric.name}, which is {value:.3f} on {task.name!r}: the "
+            "model cannot do this task"
         )
     return value
 

@@ -37,7 +37,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Interactions(Result):
-    """Interactions of every pair of `targets`, per example ``[target, target, batch]`` (0 on the diagonal), and each one's own effect."""
+    """Interactions of every pair of `targets`, per example ``[target, target, batch]`` (0 on the diagonal), and each
+    one's own effect.
+    """
 
     targets: tuple[str, ...]
     per_example: Float[Tensor, "target target batch"]
@@ -93,7 +95,8 @@ def study_interactions(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Interactions:
-    """The interaction of every pair of targets. Cost: one forward per target and per pair of targets, from the first touched block on.
+    """The interaction of every pair of targets. Cost: one forward per target and per pair of targets, from the first
+    touched block on.
 
     >>> study_interactions(model, task, ["a1.h0", "a1.h3", "m2"]).top(1)
     """
@@ -145,7 +148,8 @@ class KnockOutIn(Result):
             f"{self.kind} ablation, {self.metric_name}: model {self.clean:.3f}, everything ablated {self.empty:.3f}"
         ]
         lines += [
-            f"  {self.targets[i]:<7} without it {-float(self.out[i].mean()):+8.3f}   with it alone {float(self.alone[i].mean()):+8.3f}"
+            f"  {self.targets[i]:<7} without it {-float(self.out[i].mean()):+8.3f}   with it alone "
+            f"{float(self.alone[i].mean()):+8.3f}"
             for i in order
         ]
         return "\n".join(lines)
@@ -163,7 +167,9 @@ def study_knock_out_in(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> KnockOutIn:
-    """Knock-out and knock-in of each target among all of them (default: all heads and MLPs). Cost: 2 forwards per target."""
+    """Knock-out and knock-in of each target among all of them (default: all heads and MLPs). Cost: 2 forwards per
+    target.
+    """
     anatomy = read_anatomy(model)
     names = tuple(targets or (*all_heads(anatomy), *all_mlps(anatomy)))
     fitted = ensure_fitted(model, task, AblationSpec(names, kind, seed=seed), reference)
@@ -185,5 +191,6 @@ def study_knock_out_in(
     )
     empty = found.metric[-1]
     return KnockOutIn(
-        names, found.effects[:n], found.metric[n : 2 * n] - empty, float(found.clean.mean()), float(empty.mean()), kind, task.metric.name, facts
+        names, found.effects[:n], found.metric[n : 2 * n] - empty, float(found.clean.mean()), float(empty.mean()), kind,
+        task.metric.name, facts
     )  # fmt: skip

@@ -1,8 +1,10 @@
 """Optimal ablation: constants that make the ablation hurt least (Li & Janson 2024, arXiv:2409.09951).
 
-    minimise over constants c:   mean over reference prompts of KL(model ‖ model with the targets set to c)   at the last token
+    minimise over constants c:   mean over reference prompts of KL(model ‖ model with the targets set to c)   at the
+    last token
 
-Starts from the means; Adam, with steps relative to each constant's size. What is left of the loss is what the component's
+Starts from the means; Adam, with steps relative to each constant's size. What is left of the loss is what the
+component's
 *variation* is worth, without the harm of putting an unusual value in its place. Cost: `n_steps` x (forward + backward).
 """
 

@@ -37,7 +37,8 @@ def table_key(target: Target, kind: str) -> str:
 def position_mask(name: str | int, pairs: PromptPairs | None, width: int) -> Bool[Tensor, "batch pos"]:
     """The positions called `name`: a span of the clean prompts of `pairs`, or an absolute column of all prompts.
 
-    ``END`` is the last token also where the task has no spans. Raises `InputError` for a span without pairs or an unknown one.
+    ``END`` is the last token also where the task has no spans. Raises `InputError` for a span without pairs or an
+    unknown one.
     """
     text = str(name)
     if text.isdecimal():
@@ -80,7 +81,9 @@ def cells_of(
 
 
 def sites_needed(spec: AblationSpec) -> list[Site]:
-    """Every site whose activations the spec replaces a part of (experts have none), in the order in which a forward meets them."""
+    """Every site whose activations the spec replaces a part of (experts have none), in the order in which a forward
+    meets them.
+    """
     sites = []
     for target in spec.parsed:
         if target.kind == "direction":
@@ -91,7 +94,9 @@ def sites_needed(spec: AblationSpec) -> list[Site]:
 
 
 def values_in(spec: AblationSpec, run: Run, order: list[Site], pairs: PromptPairs) -> Iterator[tuple[str, Tensor]]:
-    """(table, activation ``[batch, pos, ...]``) of every target of a recorded run; patterns as ``[batch, query_pos, key_pos]``."""
+    """(table, activation ``[batch, pos, ...]``) of every target of a recorded run; patterns as ``[batch, query_pos,
+    key_pos]``.
+    """
     found = {site: run.layers[site.kind][[s for s in order if s.kind == site.kind].index(site)] for site in order}
     seen: set[str] = set()
     for target in spec.parsed:
@@ -166,11 +171,13 @@ def record_moments(model: TransformerBridge, spec: AblationSpec, reference: Task
     for key, found in moments.items():
         if key.split("|")[0] in {str(t) for t in spec.parsed if t.kind == "expert"} and not float(found.count.sum()):
             raise InputError(
-                f"no token of the reference is routed to {key}, so its write has no mean. Use kind 'zero', or other prompts."
+                f"no token of the reference is routed to {key}, so its write has no mean. Use kind 'zero', or other "
+                "prompts."
             )
         if not float(found.count.sum()):
             raise InputError(
-                f"no token of the reference is at the positions {list(spec.positions or ())}, so {key} has no mean there"
+                f"no token of the reference is at the positions {list(spec.positions or ())}, so {key} has no mean "
+                "there"
             )
         table = found.deviation() if spec.kind == "noise" else found.mean()
         tables[key] = (table if columns > 1 else table[0]).cpu()

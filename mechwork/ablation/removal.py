@@ -2,9 +2,10 @@
 
     remove_top_heads(model, role="induction", share=0.02)       the top 2 % induction heads against matched random heads
 
-If the role matters, in-context prediction of repeated tokens (and tasks that need it) breaks with the former and not with the latter.
-Random heads are matched in number and, as far as there are different sets, in layer; they are drawn from the heads that were
-not removed. Cost: the role table, and per task 2 forwards per 32 prompts and 1 + `n_random` ablated ones.
+If the role matters, in-context prediction of repeated tokens (and tasks that need it) breaks with the former and not
+with the latter. Random heads are matched in number and, as far as there are different sets, in layer; they are drawn
+from the heads that were not removed. Cost: the role table, and per task 2 forwards per 32 prompts and 1 + `n_random`
+ablated ones.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RemovalRow:
-    """One task: its metric intact, with the heads removed, and with each matched random set removed; accuracies likewise."""
+    """One task: its metric intact, with the heads removed, and with each matched random set removed; accuracies
+    likewise.
+    """
 
     task: str
     metric_name: str
@@ -73,10 +76,14 @@ class Removal(Result):
     def __str__(self) -> str:
         named = ", ".join(f"{head} ({score:.2f})" for head, score in zip(self.heads, self.scores, strict=True))
         lines = [
-            f"{self.kind} ablation of the top {self.role} heads {named}, beside {len(self.random_sets)} matched random sets"
+            (
+                f"{self.kind} ablation of the top {self.role} heads {named}, beside {len(self.random_sets)} matched "
+                "random sets"
+            )
         ]
         lines += [
-            f"  {r.task:<16} {r.metric_name}: {r.intact:.2f} -> {r.removed:.2f} (random {_mean(r.random):.2f}, worst {min(r.random):.2f}, p {r.p:.3f})   "
+            f"  {r.task:<16} {r.metric_name}: {r.intact:.2f} -> {r.removed:.2f} (random {_mean(r.random):.2f}, worst "
+            f"{min(r.random):.2f}, p {r.p:.3f})   "
             f"accuracy {r.accuracy:.2f} -> {r.accuracy_removed:.2f} (random {_mean(r.accuracy_random):.2f})"
             for r in self.rows
         ]
@@ -100,7 +107,8 @@ def remove_top_heads(
 ) -> Removal:
     """Remove the top `share` of all heads by a role's score (at least one), on repeated tokens and further `tasks`.
 
-    `table` (default: measured here) ranks the heads; `prompts` are the repeated tokens. Means are over each task's own prompts.
+    `table` (default: measured here) ranks the heads; `prompts` are the repeated tokens. Means are over each task's own
+    prompts.
 
     >>> print(remove_top_heads(model, [task]))
     """
@@ -131,7 +139,8 @@ def remove_top_heads(
             )
         )  # fmt: skip
     facts = build_provenance(
-        method="removal of top heads", role=role, share=share, model=identify_model(model), roles=table.provenance, kind=kind,
+        method="removal of top "
+               "heads", role=role, share=share, model=identify_model(model), roles=table.provenance, kind=kind,
         tasks=[task.provenance() for task in (prompts.task, *tasks)], seed=seed,
     )  # fmt: skip
     return Removal(role, heads, tuple(score for _, score in top), randoms, tuple(rows), kind, facts)

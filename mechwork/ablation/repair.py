@@ -1,7 +1,7 @@
 """Self-repair: how much of a head's direct effect the rest of the model makes up for when the head is ablated.
 
-The logit difference m is linear in the writes to the final stream, divided by the final norm's scale s. With w a write's worth
-at scale 1 and the ablated run marked ', the drop m - m' (positive = the head helps) splits exactly:
+The logit difference m is linear in the writes to the final stream, divided by the final norm's scale s. With w a
+write's worth at scale 1 and the ablated run marked ', the drop m - m' (positive = the head helps) splits exactly:
 
     total  T = m - m'
     direct D = (w_h - w_h') / s                                what the head itself wrote, everything else as it was
@@ -10,8 +10,9 @@ at scale 1 and the ablated run marked ', the drop m - m' (positive = the head he
     norm   N = (sum of all w') (1/s - 1/s')                    the smaller stream is scaled up, or the larger one down
     T = D + H + M + N;    repaired = D - T = -(H + M + N)
 
-(Rushing & Nanda 2024, arXiv:2402.15390; McGrath et al. 2023.) Writes are those at the last token. A *backup* is another head whose
-direct effect rises significantly when the head is gone. Cost: 1 forward per head from its block on, and one more per batch.
+(Rushing & Nanda 2024, arXiv:2402.15390; McGrath et al. 2023.) Writes are those at the last token. A *backup* is another
+head whose direct effect rises significantly when the head is gone. Cost: 1 forward per head from its block on, and one
+more per batch.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ class Backup:
 
 @dataclass(frozen=True, eq=False)
 class SelfRepair(Result):
-    """The split per ablated head and pair, ``[ablated, batch]``; `gains` are the other heads' rises ``[ablated, head, batch]``.
+    """The split per ablated head and pair, ``[ablated, batch]``; `gains` are the other heads' rises ``[ablated, head,
+    batch]``.
 
     All are drops of the logit difference (positive = losing it hurts), except `gains` (positive = repairs).
     """
@@ -98,7 +100,9 @@ class SelfRepair(Result):
         return tuple(sorted(found, key=lambda b: -b.gain))
 
     def share(self, least: float = 0.05) -> float:
-        """The part of the summed direct effects that is repaired, over heads whose direct effect is at least `least` of the largest."""
+        """The part of the summed direct effects that is repaired, over heads whose direct effect is at least `least` of
+        the largest.
+        """
         direct = self.direct.mean(dim=1)
         strong = direct >= least * float(direct.max())
         return float(self.repaired.mean(dim=1)[strong].sum() / direct[strong].sum())
@@ -112,14 +116,18 @@ class SelfRepair(Result):
 
     def __str__(self) -> str:
         lines = [
-            f"self-repair under {self.kind} ablation; logit difference {self.clean:.2f}; {self.share():.0%} of the direct effects is repaired",
+            (
+                f"self-repair under {self.kind} ablation; logit difference {self.clean:.2f}; {self.share():.0%} of the "
+                "direct effects is repaired"
+            ),
             f"{'head':<8}{'direct':>8}{'total':>8}{'repaired':>10}{'by norm':>9}{'by heads':>9}{'by MLPs':>9}  backups",
         ]
         rows = sorted(self.to_dataframe().to_dict(orient="records"), key=lambda row: -abs(row["direct"]))[:12]
         for row in rows:
             shown = ", ".join(f"{b.head} +{b.gain:.2f}" for b in self.backups(row["head"])[:3])
             lines.append(
-                f"{row['head']:<8}{row['direct']:8.2f}{row['total']:8.2f}{row['repaired']:10.2f}{row['by_norm']:9.2f}{row['by_heads']:9.2f}{row['by_mlps']:9.2f}  {shown}"
+                f"{row['head']:<8}{row['direct']:8.2f}{row['total']:8.2f}{row['repaired']:10.2f}{row['by_norm']:9.2f}"
+                f"{row['by_heads']:9.2f}{row['by_mlps']:9.2f}  {shown}"
             )
         return "\n".join(lines)
 
@@ -138,7 +146,8 @@ def study_self_repair(
 ) -> SelfRepair:
     """The split for every head (or `heads`), ablated at all positions.
 
-    Raises `InputError` for a metric that is not linear in the logits, or a soft cap after them: neither splits into writes.
+    Raises `InputError` for a metric that is not linear in the logits, or a soft cap after them: neither splits into
+    writes.
 
     >>> study_self_repair(model, task).backups("a4.h1")
     """

@@ -1,9 +1,10 @@
 """Random tokens said again: the prompts on which attention roles are measured, as a task.
 
-    clean    BOS r1 ... rn r1 ... rk      ->  r(k+1)      ``length`` n distinct random tokens, the first ``again`` k of them repeated
-    corrupt  BOS r1 ... rn s1 ... sk                      the same, continued by k other random tokens
+    clean    BOS r1 ... rn r1 ... rk      ->  r(k+1)      ``length`` n distinct random tokens, the first ``again`` k of
+    them repeated corrupt  BOS r1 ... rn s1 ... sk                      the same, continued by k other random tokens
 
-The metric is the mean log-probability, in nats, of the next token at every query of the repetition (its negative is the in-context loss).
+The metric is the mean log-probability, in nats, of the next token at every query of the repetition (its negative is the
+in-context loss).
 """
 
 from __future__ import annotations
@@ -62,8 +63,9 @@ def repeated_tokens(
 ) -> RepeatedTokens:
     """`n` prompts of `length` random distinct tokens, of which the first `again` (default: all but one) are said again.
 
-    Candidates are `tokens`, or the changing words of the task `like` (those in at most a fifth of its prompts: small models know
-    repetition only of words they met in lists), or by default the vocabulary's words that begin with a space. A BOS token comes first where the tokenizer (or, for models without one, token 0) gives one.
+    Candidates are `tokens`, or the changing words of the task `like` (those in at most a fifth of its prompts: small
+    models know repetition only of words they met in lists), or by default the vocabulary's words that begin with a
+    space. A BOS token comes first where the tokenizer (or, for models without one, token 0) gives one.
 
     Raises `InputError` when the prompts do not fit the model's context or there are too few candidates.
     """
@@ -75,12 +77,14 @@ def repeated_tokens(
         )
     if 1 + length + again > anatomy.n_ctx:
         raise InputError(
-            f"1 + {length} + {again} tokens do not fit this model's context of {anatomy.n_ctx}. Choose a shorter length."
+            f"1 + {length} + {again} tokens do not fit this model's context of {anatomy.n_ctx}. Choose a shorter "
+            "length."
         )
     pool = tokens if tokens is not None else candidate_tokens(model) if like is None else changing_words(like)
     if len(pool) < length + again:
         raise InputError(
-            f"{length + again} different tokens are drawn per prompt; there are {len(pool)} candidates. Choose a shorter length."
+            f"{length + again} different tokens are drawn per prompt; there are {len(pool)} candidates. Choose a "
+            "shorter length."
         )
     bos = 0 if model.tokenizer is None else getattr(model.tokenizer, "bos_token_id", None)
     generator = torch.Generator().manual_seed(seed)
@@ -95,7 +99,9 @@ def repeated_tokens(
 
 
 def candidate_tokens(model: TransformerBridge, least: int = 64) -> Int[Tensor, " candidate"]:
-    """Token ids of words that begin with a space; every id but the special ones where there are fewer than `least` such words."""
+    """Token ids of words that begin with a space; every id but the special ones where there are fewer than `least` such
+    words.
+    """
     tokenizer, n = model.tokenizer, read_anatomy(model).d_vocab
     if tokenizer is None:
         return torch.arange(1, n)

@@ -5,13 +5,17 @@ With a query at column q of the repetition of a list of n tokens (see `repeated`
     previous token   mean attention from q to q - 1 (over all queries with at least two earlier columns)
     duplicate token  mean attention from q to q - n, where the same token stood
     induction        mean attention from q to q - n + 1, the token after it (prefix matching, Olsson et al. 2022)
-    copying          2 x percentile - 1 of an attended token's own logit in what the head writes from there, weighted by the
-                     attention of the repetition's queries: 1 = raised above the whole vocabulary, 0 = chance, -1 = lowered below it
+    copying          2 x percentile - 1 of an attended token's own logit in what the head writes from there, weighted by
+    the
+                     attention of the repetition's queries: 1 = raised above the whole vocabulary, 0 = chance, -1 =
+                     lowered below it
     anti-induction   induction x max(0, -copying): attends to the token that comes next, and lowers it
 
-Null distributions: for attention, the mean attention to random earlier columns (drawn anew for every prompt and query); for copying, the
-percentiles of random tokens of the same prompts in the same writes. p is the share of null draws (the score itself counted) that
-reach the score (for copying: of a normal with the mean and spread of 100 draws); roles are given at Holm-corrected p below 0.05 *and* a score of at least `LEAST`. Cost: 1 forward per 32 prompts.
+Null distributions: for attention, the mean attention to random earlier columns (drawn anew for every prompt and query);
+for copying, the percentiles of random tokens of the same prompts in the same writes. p is the share of null draws (the
+score itself counted) that
+reach the score (for copying: of a normal with the mean and spread of 100 draws); roles are given at Holm-corrected p
+below 0.05 *and* a score of at least `LEAST`. Cost: 1 forward per 32 prompts.
 """
 
 from __future__ import annotations
@@ -186,7 +190,9 @@ def p_of(scores: Float[Tensor, " head"], null: Float[Tensor, "draw head"]) -> Fl
 
 
 def _normal_p(scores: Float[Tensor, " head"], null: Float[Tensor, "draw head"]) -> Float[Tensor, " head"]:
-    """One-sided p under a normal of the null draws' mean and spread (means over many tokens); 1 where they do not spread."""
+    """One-sided p under a normal of the null draws' mean and spread (means over many tokens); 1 where they do not
+    spread.
+    """
     spread = null.std(dim=0)
     z = (scores - null.mean(dim=0)) / spread.clamp(min=1e-12)
     return torch.where(spread > 1e-12, torch.special.erfc(z / 2**0.5) / 2, torch.ones_like(z))

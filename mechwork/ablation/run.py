@@ -35,7 +35,9 @@ BATCH = 32
 
 @dataclass(frozen=True, eq=False)
 class AblationResult(Result):
-    """The metric per pair with and without the ablation, accuracy both ways, and KL(model ‖ ablated) at the answer in nats."""
+    """The metric per pair with and without the ablation, accuracy both ways, and KL(model ‖ ablated) at the answer in
+    nats.
+    """
 
     spec: AblationSpec
     clean_per_example: PerExample
@@ -91,8 +93,14 @@ class AblationResult(Result):
         spread = f" [{', '.join(f'{end:.3f}' for end in self.interval())}]" if n > 1 else ""
         lines = [
             f"{self.spec}, {n} pairs",
-            f"  {self.metric_name}: {float(self.clean_per_example.mean()):.3f} -> {float(self.ablated_per_example.mean()):.3f}, effect {self.effect:+.3f}{spread}",
-            f"  accuracy: {float(self.clean_correct.float().mean()):.3f} -> {float(self.ablated_correct.float().mean()):.3f}   KL: {self.kl:.4f} nats",
+            (
+                f"  {self.metric_name}: {float(self.clean_per_example.mean()):.3f} -> "
+                f"{float(self.ablated_per_example.mean()):.3f}, effect {self.effect:+.3f}{spread}"
+            ),
+            (
+                f"  accuracy: {float(self.clean_correct.float().mean()):.3f} -> "
+                f"{float(self.ablated_correct.float().mean()):.3f}   KL: {self.kl:.4f} nats"
+            ),
         ]
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
@@ -109,8 +117,9 @@ def ablate(
 ) -> AblationResult:
     """The effect of an ablation on the clean prompts of a task.
 
-    Targets alone (``["a1.h3"]``) are ablated by their mean. A spec is fitted first, to `reference` (default: the task itself; the result's provenance says which). Cost: 2 forwards per
-    batch of 32 pairs, and the fitting. Raises what `fit_ablation` and `Ablation.bind` raise.
+    Targets alone (``["a1.h3"]``) are ablated by their mean. A spec is fitted first, to `reference` (default: the task
+    itself; the result's provenance says which). Cost: 2 forwards per batch of 32 pairs, and the fitting. Raises what
+    `fit_ablation` and `Ablation.bind` raise.
 
     >>> print(ablate(model, task, AblationSpec(["a1.h3"], "mean")))
     """

@@ -1,7 +1,8 @@
-"""Run many sets of targets under one ablation: stacked copies of the prompts, each with its own set, restarted at the first block
-that any of them touches. The base of cumulative, pairwise, knock-in and impairment studies.
+"""Run many sets of targets under one ablation: stacked copies of the prompts, each with its own set, restarted at the
+first block that any of them touches. The base of cumulative, pairwise, knock-in and impairment studies.
 
-Cost per set: one forward from its first touched block on; the unembedding at the last columns alone where the metric reads no more.
+Cost per set: one forward from its first touched block on; the unembedding at the last columns alone where the metric
+reads no more.
 """
 
 from __future__ import annotations
@@ -74,8 +75,8 @@ def run_sets(
 ) -> SetMetrics:
     """The task's metric with each set of targets ablated (an empty set: the model itself).
 
-    Targets are heads, attention, MLPs, neurons and layers among those that the ablation was fitted to. Raises `InputError` for
-    others and for overlapping targets of a set, before any forward.
+    Targets are heads, attention, MLPs, neurons and layers among those that the ablation was fitted to. Raises
+    `InputError` for others and for overlapping targets of a set, before any forward.
     """
     check_task(model, task)
     ablation.check_model(model)
@@ -167,7 +168,9 @@ def _run(
 
 @dataclass(frozen=True, eq=False)
 class Stacked:
-    """`inner` in some copies of the prompts, stacked copy after copy: at all entries of a copy (None) or at some of axis 2."""
+    """`inner` in some copies of the prompts, stacked copy after copy: at all entries of a copy (None) or at some of
+    axis 2.
+    """
 
     inner: Replacement | Positional
     copies: Mapping[int, list[int] | None]

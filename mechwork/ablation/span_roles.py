@@ -1,12 +1,15 @@
-"""Roles on a task's spans: name movers, negative name movers, S-inhibition-like heads (Wang et al. 2022, arXiv:2211.00593).
+"""Roles on a task's spans: name movers, negative name movers, S-inhibition-like heads (Wang et al. 2022,
+arXiv:2211.00593).
 
-    name mover           attention END -> IO  x  max(0, copying of IO)       copying: 2 x percentile - 1 of the IO token's own logit
-    negative name mover  attention END -> IO  x  max(0, -copying of IO)      in what the head writes from there
-    S-inhibition         what ablating the head at END (by its mean there) takes from the preference of the strongest name movers
+    name mover           attention END -> IO  x  max(0, copying of IO)       copying: 2 x percentile - 1 of the IO
+    token's own logit negative name mover  attention END -> IO  x  max(0, -copying of IO)      in what the head writes
+    from there S-inhibition         what ablating the head at END (by its mean there) takes from the preference of the
+    strongest name movers
                          in later layers, attention END -> IO less END -> S1, as a share of their preference
 
-Null distributions: for name movers, random earlier positions in place of IO; for S-inhibition, random signs of the prompts' changes.
-S-inhibition is causal, so a head that feeds one also scores. Cost: 2 forwards, and 1 per head below the last mover.
+Null distributions: for name movers, random earlier positions in place of IO; for S-inhibition, random signs of the
+prompts' changes. S-inhibition is causal, so a head that feeds one also scores. Cost: 2 forwards, and 1 per head below
+the last mover.
 """
 
 from __future__ import annotations
@@ -40,7 +43,8 @@ N_MOVERS = 3
 def measure_span_roles(
     model: TransformerBridge, task: Task, *, n_movers: int = N_MOVERS, n_null: int | None = None, seed: int = 0
 ) -> RoleTable:
-    """Name-mover, negative name-mover and S-inhibition scores of every head on a task with the spans IO, S1, S2 and END.
+    """Name-mover, negative name-mover and S-inhibition scores of every head on a task with the spans IO, S1, S2 and
+    END.
 
     Raises `InputError` for a task without these spans.
     """
@@ -93,7 +97,10 @@ def measure_span_roles(
         {role: p_of(scores[role], null[role]) for role in scores},
         facts,
         (
-            f"S-inhibition: by what ablating a head at END takes from the preference of {said} for IO over S1, {preference:.2f} in attention",
+            (
+                f"S-inhibition: by what ablating a head at END takes from the preference of {said} for IO over S1, "
+                f"{preference:.2f} in attention"
+            ),
         ),
     )
 
@@ -121,7 +128,9 @@ def _preference(
 def _inhibition(
     model: TransformerBridge, task: Task, movers: list[int], io: Tensor, s1: Tensor, ends: Tensor
 ) -> Float[Tensor, "head batch"]:
-    """What ablating each head at END takes from the mean preference of the movers in later layers; 0 where there are none."""
+    """What ablating each head at END takes from the mean preference of the movers in later layers; 0 where there are
+    none.
+    """
     anatomy = check_task(model, task)
     pairs = task.pairs.to(device_of(model))
     names, rows = all_heads(anatomy), torch.arange(len(pairs))

@@ -1,16 +1,17 @@
 """`AblationSpec`: one declarative value that says what is ablated, how and where; saved, hashed, compared, run again.
 
-| kind | what is put in place | needs |
-|---|---|---|
-| ``zero`` | nothing | |
-| ``constant`` | `value` everywhere | |
-| ``mean`` | the mean over the reference's real tokens (with `positions`: over the tokens there) | a reference |
-| ``mean_by_position`` | the mean at the same absolute position | a reference |
-| ``mean_by_span`` | the mean over the same span | a reference with spans |
-| ``resample`` | the value on another prompt of the reference, of the same length | a reference |
-| ``noise`` | the value plus normal noise of `strength` standard deviations over the reference (Meng et al. 2022) | a reference |
-| ``optimal`` | learned constants that hurt least (Li & Janson 2024) | a reference |
-| ``corrupt`` | the value in the paired corrupt prompt | pairs to run on |
+kind | what is put in place | needs:
+
+- ``zero`` | nothing
+- ``constant`` | `value` everywhere
+- ``mean`` | the mean over the reference's real tokens (with `positions`: over the tokens there) | a reference
+- ``mean_by_position`` | the mean at the same absolute position | a reference
+- ``mean_by_span`` | the mean over the same span | a reference with spans
+- ``resample`` | the value on another prompt of the reference, of the same length | a reference
+- ``noise`` | the value plus normal noise of `strength` standard deviations over the reference (Meng et al. 2022) | a
+  reference
+- ``optimal`` | learned constants that hurt least (Li & Janson 2024) | a reference
+- ``corrupt`` | the value in the paired corrupt prompt | pairs to run on
 
 A spec holds no activations: `fit_ablation` makes them from a model and a reference set, and records the hash of both.
 """
@@ -45,13 +46,17 @@ WHAT = "ablation spec"
 
 @dataclass(frozen=True, eq=False)
 class AblationSpec:
-    """What is ablated (`targets`, as text), how (`kind`), and at which `positions` (span names or absolute columns; None: all).
+    """What is ablated (`targets`, as text), how (`kind`), and at which `positions` (span names or absolute columns;
+    None: all).
 
-    `value` is what ``constant`` puts in, `strength` how many standard deviations ``noise`` adds, `seed` what ``noise``, ``resample``
-    and ``optimal`` draw from. `renormalise`: attention edges that are ablated give their share to the query's other keys.
-    `directions` maps names to vectors ``[d]`` or bases ``[k, d]``; rows need not be orthonormal, they are made so.
+    `value` is what ``constant`` puts in, `strength` how many standard deviations ``noise`` adds, `seed` what ``noise``,
+    ``resample``
+    and ``optimal`` draw from. `renormalise`: attention edges that are ablated give their share to the query's other
+    keys. `directions` maps names to vectors ``[d]`` or bases ``[k, d]``; rows need not be orthonormal, they are made
+    so.
 
-    Raises `InputError` for no targets, malformed or overlapping ones, an unknown kind, or a kind that a target cannot have.
+    Raises `InputError` for no targets, malformed or overlapping ones, an unknown kind, or a kind that a target cannot
+    have.
 
     >>> spec = AblationSpec(["a1.h0", "m2"], kind="mean")
     >>> spec == AblationSpec.from_json(spec.to_json())
@@ -96,7 +101,8 @@ class AblationSpec:
                 raise InputError(f"{target} can be ablated by {', '.join(allowed)}; got {self.kind!r}")
             if target.kind == "direction" and target.name not in self.directions:
                 raise InputError(
-                    f"{target} names the direction {target.name!r}; directions has {', '.join(self.directions) or 'none'}"
+                    f"{target} names the direction {target.name!r}; directions has "
+                    f"{', '.join(self.directions) or 'none'}"
                 )
             if target.kind == "edge" and self.positions is not None:
                 raise InputError(f"{target} says itself where it is; leave positions out")

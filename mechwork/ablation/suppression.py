@@ -1,19 +1,23 @@
-"""Copy suppression: heads that attend to a token which is already predicted, and lower it (McDougall et al. 2023, arXiv:2310.04625).
+"""Copy suppression: heads that attend to a token which is already predicted, and lower it (McDougall et al. 2023,
+arXiv:2310.04625).
 
 Three pieces of evidence per head, each by itself no proof:
 
     OV  of tokens attended to, how often the token itself is among the `n_lowest` whose logits the head lowers most,
         U gain (e_t W_V W_O), and its mean percentile over the vocabulary (0 = always the lowest, 0.5 = chance)
-    QK  of queries that are a token's unembedding (the token is predicted), how often the head attends most to that token
+    QK  of queries that are a token's unembedding (the token is predicted), how often the head attends most to that
+    token
         among a sample of tokens, and its mean percentile (1 = always the most attended, 0.5 = chance)
     share explained  replace the head's write at the last token by what copy suppression alone would do: for the
-        source tokens that the stream before the head predicts most above their base rate, the attention times the *negative*
-        part of the source's write along that token's unembedding; everything else its mean. (Base rate: the token's mean
-        logit over all positions of the prompts. By the logit alone "." and " the" come first, at which no head looks.)
+        source tokens that the stream before the head predicts most above their base rate, the attention times the
+        *negative* part of the source's write along that token's unembedding; everything else its mean. (Base rate: the
+        token's mean logit over all positions of the prompts. By the logit alone "." and " the" come first, at which no
+        head looks.)
             share = 1 - KL(model ‖ that) / KL(model ‖ head mean-ablated at the last token)
 
-Effective embeddings e_t are the stream that leaves block 0 on the prompt ``BOS t`` (for layer 0: that enters it); positions do
-not enter QK (rotary angles are left out, as for query and key at one place). Cost: V forwards of two tokens in batches, 2 + 2 per head.
+Effective embeddings e_t are the stream that leaves block 0 on the prompt ``BOS t`` (for layer 0: that enters it);
+positions do not enter QK (rotary angles are left out, as for query and key at one place). Cost: V forwards of two
+tokens in batches, 2 + 2 per head.
 """
 
 from __future__ import annotations
@@ -53,7 +57,9 @@ CHUNK = 256
 
 @dataclass(frozen=True)
 class SuppressionRow:
-    """Evidence for one head (see the module); `direct_effect` is its mean direct effect on the logit difference, `p` its sign-flip p-value."""
+    """Evidence for one head (see the module); `direct_effect` is its mean direct effect on the logit difference, `p`
+    its sign-flip p-value.
+    """
 
     head: str
     direct_effect: float
@@ -68,7 +74,9 @@ class SuppressionRow:
 
 @dataclass(frozen=True, eq=False)
 class CopySuppression(Result):
-    """A row per head, most negative direct effect first. Chance: `chance_lowest` for OV among the lowest, `chance_first` for QK first."""
+    """A row per head, most negative direct effect first. Chance: `chance_lowest` for OV among the lowest,
+    `chance_first` for QK first.
+    """
 
     rows: tuple[SuppressionRow, ...]
     chance_lowest: float
@@ -82,11 +90,18 @@ class CopySuppression(Result):
 
     def __str__(self) -> str:
         lines = [
-            f"copy suppression; chance: OV lowest {self.chance_lowest:.3f}, percentiles 0.5, QK first {self.chance_first:.3f}",
-            f"{'head':<8}{'direct':>8}{'p':>7}{'OV lowest':>11}{'OV pct':>8}{'QK first':>10}{'QK pct':>8}{'KL ablated':>12}{'explained':>11}",
+            (
+                f"copy suppression; chance: OV lowest {self.chance_lowest:.3f}, percentiles 0.5, QK first "
+                f"{self.chance_first:.3f}"
+            ),
+            (
+                f"{'head':<8}{'direct':>8}{'p':>7}{'OV lowest':>11}{'OV pct':>8}{'QK first':>10}{'QK pct':>8}"
+                f"{'KL ablated':>12}{'explained':>11}"
+            ),
         ]
         lines += [
-            f"{r.head:<8}{r.direct_effect:8.2f}{r.p:7.3f}{r.ov_among_lowest:11.2f}{r.ov_percentile:8.2f}{r.qk_first:10.2f}"
+            f"{r.head:<8}{r.direct_effect:8.2f}{r.p:7.3f}{r.ov_among_lowest:11.2f}{r.ov_percentile:8.2f}"
+            f"{r.qk_first:10.2f}"
             f"{r.qk_percentile:8.2f}{r.kl_ablated:12.4f}{r.share_explained:11.2f}"
             for r in self.rows
         ]
@@ -108,15 +123,17 @@ def study_copy_suppression(
 ) -> CopySuppression:
     """Evidence for copy suppression in `heads` (default: the `n_heads` of most negative direct effect on the task).
 
-    `tokens`: the sample of the vocabulary that OV and QK are tested on (default: 512 random ones). `n_sources`: how many of
-    each prompt's distinct tokens count as suppressed: those predicted most above their base rate before the head.
+    `tokens`: the sample of the vocabulary that OV and QK are tested on (default: 512 random ones). `n_sources`: how
+    many of each prompt's distinct tokens count as suppressed: those predicted most above their base rate before the
+    head.
 
     Raises `InputError` for a metric that is not linear in uncapped logits, or norms after attention.
     """
     anatomy = check_task(model, task)
     if not task.metric.linear or anatomy.final_soft_cap is not None or anatomy.norm_place != "pre":
         raise InputError(
-            "copy suppression is read off writes that add up to logits: it needs logit_difference, no soft cap and no norm after attention; "
+            "copy suppression is read off writes that add up to logits: it needs logit_difference, no soft cap and no "
+            "norm after attention; "
             f"got {task.metric.name}, {anatomy.architecture}"
         )
     for head in heads or ():

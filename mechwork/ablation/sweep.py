@@ -1,9 +1,10 @@
-"""Single-target sweeps: every head, MLP, attention layer or neuron ablated alone, through the exact engine of `patching`.
+"""Single-target sweeps: every head, MLP, attention layer or neuron ablated alone, through the exact engine of
+`patching`.
 
     effect = m(model) - m(model with the target ablated);   positive = the target raises the metric
 
-The engine runs only what an ablation can change (the blocks from the target on; see `mechwork.patching`), so a sweep costs
-about half of one forward per target, and of it the unembedding only at the answers.
+The engine runs only what an ablation can change (the blocks from the target on; see `mechwork.patching`), so a sweep
+costs about half of one forward per target, and of it the unembedding only at the answers.
 """
 
 from __future__ import annotations
@@ -56,13 +57,15 @@ def sweep_ablations(
 ) -> Effects:
     """Ablate every target of the given sorts alone and measure the metric.
 
-    `what`: ``"heads"``, ``"mlps"``, ``"attention"`` (whole layers' attention), ``"neurons"`` (the `n_neurons` of largest estimated
-    effect). `kind`, `reference` (default: the task), `value`, `strength`, `seed`: as in `AblationSpec`. `positions`: ``"all"``,
-    ``"spans"`` or ``"each"``. `memory_budget`, `checkpoint`: as in `mechwork.patch`.
+    `what`: ``"heads"``, ``"mlps"``, ``"attention"`` (whole layers' attention), ``"neurons"`` (the `n_neurons` of
+    largest estimated
+    effect). `kind`, `reference` (default: the task), `value`, `strength`, `seed`: as in `AblationSpec`. `positions`:
+    ``"all"``, ``"spans"`` or ``"each"``. `memory_budget`, `checkpoint`: as in `mechwork.patch`.
 
-    Returns effects by kind of site (``z``: layer, head; ``mlp_out``, ``attn_out``: layer; ``mlp_post``: neuron), per pair and averaged,
-    with ``baseline.clean`` the model's own metric and ``baseline.corrupt`` that of the corrupt prompts. Cost: 2 forwards, the
-    fitting, and per target the blocks from its own on; ``optimal`` learns each target's constants alone, 60 x (forward + backward).
+    Returns effects by kind of site (``z``: layer, head; ``mlp_out``, ``attn_out``: layer; ``mlp_post``: neuron), per
+    pair and averaged, with ``baseline.clean`` the model's own metric and ``baseline.corrupt`` that of the corrupt
+    prompts. Cost: 2 forwards, the fitting, and per target the blocks from its own on; ``optimal`` learns each target's
+    constants alone, 60 x (forward + backward).
 
     >>> sweep_ablations(model, task)["z"].top(5)
     """
@@ -104,8 +107,8 @@ def top_neurons(
 ) -> list[tuple[int, int]]:
     """(layer, neuron) of the `n` neurons of largest absolute estimated effect of their ablation, strongest first.
 
-    Estimate: sum over positions of (activation - what replaces it) . d metric / d activation, mean over pairs. Cost: the
-    fitting, 1 forward and 1 backward.
+    Estimate: sum over positions of (activation - what replaces it) . d metric / d activation, mean over pairs. Cost:
+    the fitting, 1 forward and 1 backward.
     """
     fitted = ensure_fitted(model, task, spec, reference)
     pairs = task.pairs.to(device_of(model))

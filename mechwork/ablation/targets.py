@@ -29,9 +29,11 @@ FORMS = "a3.h1, a3, m3, m3.n17+20, m3.e2, l3, a3.h1[END->S1], resid_pre.3@name"
 
 @dataclass(frozen=True, order=True)
 class Target:
-    """One target: `kind` is head, attn, mlp, neurons, expert, layer, edge or direction; `index` its head, neurons or expert.
+    """One target: `kind` is head, attn, mlp, neurons, expert, layer, edge or direction; `index` its head, neurons or
+    expert.
 
-    `query` and `key` are spans or positions of an edge; `site` and `name` say where a direction is and what it is called.
+    `query` and `key` are spans or positions of an edge; `site` and `name` say where a direction is and what it is
+    called.
     """
 
     kind: str
@@ -108,7 +110,9 @@ def parse_target(text: str) -> Target:
 
 
 def check_disjoint(targets: Iterable[Target]) -> None:
-    """Raises `InputError` when two targets claim the same activation, so that which of them holds would depend on their order."""
+    """Raises `InputError` when two targets claim the same activation, so that which of them holds would depend on their
+    order.
+    """
     seen: list[Target] = []
     for target in targets:
         for other in seen:

@@ -1,15 +1,19 @@
 """Telemetry: what the activations of a model look like on some prompts.
 
-    massive activations   the largest absolute entries of the stream leaving each block, with place, value and ratio to the median
-                          absolute entry of that layer (Sun et al. 2024, arXiv:2402.17762: above 100 and 1000 times the median)
-    sparsity              the largest share of an MLP's activations, smallest first, that can be set to zero at once while perplexity
+    massive activations   the largest absolute entries of the stream leaving each block, with place, value and ratio to
+    the median
+                          absolute entry of that layer (Sun et al. 2024, arXiv:2402.17762: above 100 and 1000 times the
+                          median)
+    sparsity              the largest share of an MLP's activations, smallest first, that can be set to zero at once
+    while perplexity
                           on the prompts rises by no more than a tolerance; layer by layer, the other layers whole
-    sinks and entropy     per head: mean attention to the first position from later queries; mean entropy of the pattern, as a share
+    sinks and entropy     per head: mean attention to the first position from later queries; mean entropy of the
+    pattern, as a share
                           of the entropy of uniform attention over the keys that a query sees
     norm growth           mean norm of the stream leaving each block, at all positions but the first, and at the first
 
-Perplexity is exp of the mean negative log-probability of each real token but the first. Cost: 1 forward per 32 prompts, and about 8 per
-layer for sparsity, from that layer on.
+Perplexity is exp of the mean negative log-probability of each real token but the first. Cost: 1 forward per 32 prompts,
+and about 8 per layer for sparsity, from that layer on.
 """
 
 from __future__ import annotations
@@ -62,7 +66,9 @@ class LargeActivation:
 
 @dataclass(frozen=True, eq=False)
 class Telemetry(Result):
-    """Summaries per layer and head; `sparsity` is the share of MLP activations that can be zeroed per layer (empty without MLPs)."""
+    """Summaries per layer and head; `sparsity` is the share of MLP activations that can be zeroed per layer (empty
+    without MLPs).
+    """
 
     model: str
     largest: tuple[LargeActivation, ...]
@@ -108,11 +114,19 @@ class Telemetry(Result):
             else f"none massive (above {MASSIVE:g} and {RATIO:g} x the median)"
         )
         lines = [
-            f"{self.model}: perplexity {self.perplexity:.2f}; activations: {found}; sparsity at {self.tolerance:.0%} more perplexity",
-            f"{'layer':>5}{'norm':>8}{'at first':>10}{'largest':>9}{'x median':>10}{'position':>10}{'dim':>6}{'sink':>7}{'max sink':>10}{'entropy':>9}{'sparsity':>10}",
+            (
+                f"{self.model}: perplexity {self.perplexity:.2f}; activations: {found}; sparsity at "
+                f"{self.tolerance:.0%} "
+                "more perplexity"
+            ),
+            (
+                f"{'layer':>5}{'norm':>8}{'at first':>10}{'largest':>9}{'x median':>10}{'position':>10}{'dim':>6}"
+                f"{'sink':>7}{'max sink':>10}{'entropy':>9}{'sparsity':>10}"
+            ),
         ]
         lines += [
-            f"{r['layer']:>5}{r['norm']:8.2f}{r['norm_first']:10.2f}{r['largest']:9.2f}{r['ratio_to_median']:10.1f}{r['position']:>10}{r['dimension']:>6}"
+            f"{r['layer']:>5}{r['norm']:8.2f}{r['norm_first']:10.2f}{r['largest']:9.2f}{r['ratio_to_median']:10.1f}"
+            f"{r['position']:>10}{r['dimension']:>6}"
             f"{r['mean_sink']:7.2f}{r['max_sink']:10.2f}{r['entropy']:9.2f}{r['sparsity']:10.2f}"
             for r in self.to_dataframe().to_dict(orient="records")
         ]
@@ -132,8 +146,8 @@ def record_telemetry(
 ) -> Telemetry:
     """Telemetry of `model` on the clean prompts of a task; `n_largest` activations are kept per layer.
 
-    Raises `InputError` for a negative tolerance. Models of experts have no one table of activations, so their sparsity is left out
-    and a note says so.
+    Raises `InputError` for a negative tolerance. Models of experts have no one table of activations, so their sparsity
+    is left out and a note says so.
     """
     if tolerance < 0 or n_largest < 1:
         raise InputError(f"tolerance is at least 0 and n_largest at least 1; got {tolerance} and {n_largest}")
@@ -160,8 +174,10 @@ def record_telemetry(
         n_largest=n_largest,
     )
     return Telemetry(
-        name or str(model.cfg.model_name), largest, mean("median"), mean("norm"), mean("norm_first"), mean("sink"), mean("entropy"),
-        _perplexity(model, pairs), tuple(share for share, _ in found), tuple(zeros for _, zeros in found), tolerance, facts, note,
+        name or str(model.cfg.model_name), largest, mean("median"), mean("norm"), mean("norm_first"), mean("sink"),
+        mean("entropy"),
+        _perplexity(model, pairs), tuple(share for share, _ in found), tuple(zeros for _, zeros in found), tolerance,
+        facts, note,
     )  # fmt: skip
 
 

@@ -1,4 +1,6 @@
-"""Telemetry along training: the summaries of `telemetry` on every checkpoint, on the same prompts, one model in memory at a time."""
+"""Telemetry along training: the summaries of `telemetry` on every checkpoint, on the same prompts, one model in memory
+at a time.
+"""
 
 from __future__ import annotations
 
@@ -36,10 +38,14 @@ class TelemetryOverTraining(Result):
         ]
 
     def __str__(self) -> str:
-        head = f"{'step':>6}{'layer':>6}{'perplexity':>12}{'norm':>8}{'at first':>10}{'largest':>9}{'x median':>10}{'sink':>7}{'max sink':>10}{'entropy':>9}"
+        head = (
+            f"{'step':>6}{'layer':>6}{'perplexity':>12}{'norm':>8}{'at first':>10}{'largest':>9}{'x median':>10}"
+            f"{'sink':>7}{'max sink':>10}{'entropy':>9}"
+        )
         rows = self.to_dataframe().to_dict(orient="records")
         lines = [
-            f"{r['step']:>6}{r['layer']:>6}{r['perplexity']:12.2f}{r['norm']:8.2f}{r['norm_first']:10.2f}{r['largest']:9.2f}{r['ratio_to_median']:10.1f}"
+            f"{r['step']:>6}{r['layer']:>6}{r['perplexity']:12.2f}{r['norm']:8.2f}{r['norm_first']:10.2f}"
+            f"{r['largest']:9.2f}{r['ratio_to_median']:10.1f}"
             f"{r['mean_sink']:7.2f}{r['max_sink']:10.2f}{r['entropy']:9.2f}"
             for r in rows
         ]
@@ -61,10 +67,11 @@ def telemetry_over_training(
 ) -> TelemetryOverTraining:
     """Telemetry of every checkpoint, on the task that `make_task` builds for it.
 
-    `name` is a bundled model (all of its checkpoints, or those after `steps`), or a list of folders, GGUF files or hub names
-    from first to last, with `steps` as labels (default: their places in the list).
+    `name` is a bundled model (all of its checkpoints, or those after `steps`), or a list of folders, GGUF files or hub
+    names from first to last, with `steps` as labels (default: their places in the list).
 
-    Raises `InputError` for a model without checkpoints or sources of different architecture, before the first is loaded.
+    Raises `InputError` for a model without checkpoints or sources of different architecture, before the first is
+    loaded.
     Cost: per checkpoint, that of `record_telemetry`.
 
     >>> print(telemetry_over_training("attn-only-2l", lambda model: mw.tasks.induction(model, n=16)))

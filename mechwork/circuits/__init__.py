@@ -1,7 +1,7 @@
 """Circuits: the computational graph as tables, scores of its edges, circuits as values, and their evaluation.
 
-Owns the graph (`EdgeSpace`), scores (edges, nodes, neurons, positions), searches, `Circuit`, and every test of one. Imports
-`patching` and below; never plotly.
+Owns the graph (`EdgeSpace`), scores (edges, nodes, neurons, positions), searches, `Circuit`, and every test of one.
+Imports `patching` and below; never plotly.
 
     scores = score_edges(model, task.train, preset="eap-ig")     # or rules=..., ig_steps=..., path=..., ablation=...
     circuit = scores.circuit(n_edges=80)                         # or find_acdc(...), learn_circuit(...)

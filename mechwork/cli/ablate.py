@@ -30,7 +30,8 @@ from .console import Console
 from .options import add_executor, add_model, add_page, add_pairs, check_page, fraction, load, write_page
 
 STUDIES = (
-    "sweep", "cumulative", "interactions", "knock-in", "impairment", "self-repair", "suppression", "roles", "remove", "formation",
+    "sweep", "cumulative", "interactions", "knock-in", "impairment", "self-repair", "suppression", "roles", "remove",
+    "formation",
     "telemetry",
 )  # fmt: skip
 N_WORDS = 400

@@ -1,4 +1,5 @@
-"""Compare estimated with measured effects: every estimator, every kind of site, on one task or all that the model knows.
+"""Compare estimated with measured effects: every estimator, every kind of site, on one task or all that the model
+knows.
 
 mechwork agreement
 mechwork agreement --model gpt2-6l --task ioi,induction --presets gradient,relp,gim --ig-steps 5
@@ -78,7 +79,8 @@ def run(args: argparse.Namespace, console: Console) -> None:
         study = _study(own, model, estimators, console)
         where = ", at the tasks' spans" if args.spans else ""
         title = (
-            f"{name}, {args.n} pairs per task, {args.direction}{where}: Pearson / relative error of the estimate against "
+            f"{name}, {args.n} pairs per task, {args.direction}{where}: Pearson / relative error of the estimate "
+            "against "
             "the measured effect"
         )
         edges = _edges(own, model, console)

@@ -156,8 +156,10 @@ def _page(model: str, found: dict[str, Discovery], roles: RoleTable) -> str:
     parts = [
         f"# Circuits of {model}\n",
         (
-            f"Found by EAP-IG with 5 steps on {N_PAIRS // 2} pairs and tested on {N_PAIRS // 2} others, whose words and templates are "
-            "not those of training. `mechwork circuits build` writes this page, `mechwork circuits verify` tests the circuits again, "
+            f"Found by EAP-IG with 5 steps on {N_PAIRS // 2} pairs and tested on {N_PAIRS // 2} others, whose words "
+            "and templates are "
+            "not those of training. `mechwork circuits build` writes this page, `mechwork circuits verify` tests the "
+            "circuits again, "
             f'`mw.load_circuit("{model}/ioi")` loads one.\n'
         ),
     ]
@@ -173,8 +175,10 @@ def _roles(roles: RoleTable, found: dict[str, Discovery]) -> list[str]:
     lines = [
         "## What the heads do\n",
         (
-            "Scores on random words said again and on the spans of IOI, 1 at most; a role is given where the score is at least 0.3 and "
-            "beats its null distribution (p < 0.05, corrected for the number of heads). `mechwork ablate roles` measures them.\n"
+            "Scores on random words said again and on the spans of IOI, 1 at most; a role is given where the score is "
+            "at least 0.3 and "
+            "beats its null distribution (p < 0.05, corrected for the number of heads). `mechwork ablate roles` "
+            "measures them.\n"
         ),
         "| " + " | ".join(header) + " |",
         "|" + "---|" * len(header),
@@ -198,8 +202,10 @@ def _tested(found: Discovery) -> str:
     chance = max(evaluation.random)
     return (
         f"{circuit.n_edges} of {circuit.space.n_edges} edges, {len(circuit.nodes) - 2} heads and MLPs. Faithfulness "
-        f"{evaluation.faithfulness:.3f} [{low:.3f}, {high:.3f}] under {evaluation.ablation} ablation, random circuits of that "
-        f"size at most {chance:.3f}; accuracy {evaluation.accuracy:.3f}, the whole model's {evaluation.model_accuracy:.3f}. "
+        f"{evaluation.faithfulness:.3f} [{low:.3f}, {high:.3f}] under {evaluation.ablation} ablation, random circuits "
+        "of that "
+        f"size at most {chance:.3f}; accuracy {evaluation.accuracy:.3f}, the whole model's "
+        f"{evaluation.model_accuracy:.3f}. "
         f"Over all sizes: CPR {found.curve.cpr:.3f}, CMD {found.curve.cmd:.3f}.\n"
     )
 
@@ -212,8 +218,10 @@ def _heads(found: Discovery) -> list[str]:
     header = ["head", "in the circuit", "effect", "direct effect", *looks, "role"]
     lines = [
         (
-            f"The {len(rows)} heads of largest effect (mean ablation at the same span, in units of the logit difference; direct: "
-            "written into the answer; then mean attention). A role is a rule over these numbers, and empty where no rule fits.\n"
+            f"The {len(rows)} heads of largest effect (mean ablation at the same span, in units of the logit "
+            "difference; direct: "
+            "written into the answer; then mean attention). A role is a rule over these numbers, and empty where no "
+            "rule fits.\n"
         ),
         "| " + " | ".join(header) + " |",
         "|" + "---|" * len(header),

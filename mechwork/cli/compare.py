@@ -1,7 +1,7 @@
 """Lay two circuits over each other: how many edges and nodes they share, beside chance, and one page that shows both.
 
-Two tasks, two methods or two models; nothing is computed but the overlap. A and B are a report or its folder, a circuit.json, or
-the name of a bundled circuit ('mechwork circuits' lists them).
+Two tasks, two methods or two models; nothing is computed but the overlap. A and B are a report or its folder, a
+circuit.json, or the name of a bundled circuit ('mechwork circuits' lists them).
 
   mechwork compare gpt2-6l/ioi gpt2-6l/induction --out compare.html
   mechwork compare reports/ioi reports/ioi-relp --names eap-ig relp
@@ -62,7 +62,11 @@ def _compared(circuits: dict[str, Circuit]) -> tuple[str, dict[str, Any], str]:
     shared = [node for node in a.nodes if node in set(b.nodes)]
     lines += [
         "",
-        f"The models have different shapes ({_shape(a)}; {_shape(b)}). Nodes are joined by name, which says where a component",
+        (
+            f"The models have different shapes ({_shape(a)}; {_shape(b)}). Nodes are joined by name, which says where "
+            "a "
+            "component"
+        ),
         f"stands and not what it does; {len(shared)} names are in both. No overlap by chance is given for that.",
     ]
     page = render_graph(a, GraphOptions(title=f"{first} and {second}", names=(first, second)), other=b)

@@ -27,7 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--across", nargs="*", metavar="KIND",
-        help="also patch MODEL_B's activations into MODEL_A, at these kinds of site (default: resid_post, attn_out, mlp_out)",
+        help="also patch MODEL_B's activations into MODEL_A, at these kinds of site (default: resid_post, attn_out, "
+             "mlp_out)",
     )  # fmt: skip
     parser.add_argument(
         "--n-pairs",

@@ -132,7 +132,8 @@ def _list(args: argparse.Namespace, console: Console) -> None:
             }
         )
     lines = [
-        f"{r['name']:<14}{r['features']:6d} features at {r['places']} places; {r['recovered']:.1%} of the loss recovered with all at once"
+        f"{r['name']:<14}{r['features']:6d} features at {r['places']} places; {r['recovered']:.1%} of the loss "
+        "recovered with all at once"
         for r in rows
     ]
     console.result("\n".join(lines) or "no features are shipped", {"features": rows})
@@ -215,7 +216,9 @@ def _circuit(args: argparse.Namespace, console: Console) -> None:
     features = _features(args, model)
     task = build(model, n=args.n_pairs, seed=args.seed)
     ways: dict[str, dict[str, Any]] = {
-        "relp": {"rules": "relp"}, f"ig ({args.ig_steps} steps)": {"rules": "gradient", "ig_steps": args.ig_steps}, "gradient": {"rules": "gradient"},
+        "relp": {"rules": "relp"}, f"ig ({args.ig_steps} "
+                                   "steps)": {"rules": "gradient", "ig_steps": args.ig_steps},
+                                   "gradient": {"rules": "gradient"},
     }  # fmt: skip
     scores = {}
     for name, settings in ways.items():
@@ -231,8 +234,10 @@ def _circuit(args: argparse.Namespace, console: Console) -> None:
     if args.html is not None:
         write_page(args, curves.to_html())
     data = {
-        "curves": _records(curves), "areas": {m: curves.area(m) for m in curves.methods} | {"random": curves.random_area},
-        "difference": [gap, low, high], "top": scores[first].top(20), "html": None if args.html is None else str(args.html),
+        "curves": _records(curves),
+        "areas": {m: curves.area(m) for m in curves.methods} | {"random": curves.random_area},
+        "difference": [gap, low, high], "top": scores[first].top(20),
+        "html": None if args.html is None else str(args.html),
     }  # fmt: skip
     console.result(f"{scores[first]}\n\n{curves}\n{said}", data)
 

@@ -1,4 +1,5 @@
-"""Compare all ways to score edges, on pairs they were not found on: CPR and CMD with intervals, random circuits beside them.
+"""Compare all ways to score edges, on pairs they were not found on: CPR and CMD with intervals, random circuits beside
+them.
 
 mechwork leaderboard
 mechwork leaderboard ioi docstring --model gpt2-6l --exact

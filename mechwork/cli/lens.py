@@ -156,7 +156,8 @@ def _summary(measured: LensEvaluation) -> str:
     mine, logit = measured.mean("kl")[:-1], measured.mean("logit_kl")[:-1]
     below = int((mine < logit).sum())
     return (
-        f"below the logit lens at {below} of {len(mine)} places; on average over the first half {float(mine[:half].mean()):.3f} bits "
+        f"below the logit lens at {below} of {len(mine)} places; on average over the first half "
+        f"{float(mine[:half].mean()):.3f} bits "
         f"where the logit lens has {float(logit[:half].mean()):.3f}"
     )
 

@@ -1,4 +1,5 @@
-"""List the bundled models, or check them: hash their files and measure their accuracies again. Or list what else is here.
+"""List the bundled models, or check them: hash their files and measure their accuracies again. Or list what else is
+here.
 
 mechwork models
 mechwork models --local
@@ -84,7 +85,8 @@ def _measure(name: str, folder: Path, console: Console) -> dict[str, float]:
         if abs(accuracy - promised[task]["accuracy"]) > POINT:
             raise ArtefactError(
                 f"{name} does {task} right in {100 * accuracy:.1f} % of cases where its card says "
-                f"{100 * promised[task]['accuracy']:.1f} %; the libraries here compute something else, or the card is wrong"
+                f"{100 * promised[task]['accuracy']:.1f} %; the libraries here compute something else, or the card is "
+                "wrong"
             )
     console.say(f"{name}: {len(found)} accuracies are within 1 point of the card's")
     return found

@@ -20,7 +20,8 @@ PAIR_FILES = (".csv", ".jsonl", ".ndjson")
 """Endings by which a task on the command line is taken for a file of pairs."""
 
 SMALL = 20_000_000
-"""Below this number of parameters one thread is as fast as many, and results are the same to the bit on every machine."""
+"""Below this number of parameters one thread is as fast as many, and results are the same to the bit on every machine.
+"""
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
@@ -65,13 +66,16 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def add_model(parser: argparse.ArgumentParser, *, name: bool = True) -> None:
-    """``--model --device --dtype --threads --offline --seed`` of verbs that load one; `name` False: they take its name otherwise."""
+    """``--model --device --dtype --threads --offline --seed`` of verbs that load one; `name` False: they take its name
+    otherwise.
+    """
     group = parser.add_argument_group("model")
     if name:
         group.add_argument(
             "--model",
             default="gpt2-6l",
-            help="bundled name, local folder, GGUF file, lmstudio:... or ollama:..., or hub name (default: %(default)s)",
+            help="bundled name, local folder, GGUF file, lmstudio:... or ollama:..., or hub name (default: "
+            "%(default)s)",
         )
     group.add_argument("--device", help="e.g. cpu, cuda, cuda:1, mps (default: cpu)")
     group.add_argument("--dtype", choices=DTYPES, help="of the weights (default: float32; bfloat16 on CUDA)")
@@ -146,7 +150,8 @@ def add_executor(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--executor",
         choices=("local", "forked", "ray"),
-        help="who does the work: this process, forked processes that share the weights, or Ray (default: local; forked with --workers)",
+        help="who does the work: this process, forked processes that share the weights, or Ray (default: local; "
+        "forked with --workers)",
     )
     group.add_argument("--workers", type=at_least(1), metavar="N", help="how many (default: 1)")
     group.add_argument("--address", metavar="HOST:PORT", help="of a running Ray cluster; implies --executor ray")
@@ -284,7 +289,9 @@ def open_own_text(args: argparse.Namespace, model: Any, seed: int = 0) -> Any:
 
 
 def check_training_folder(out: Path, again: str, *, resume: bool) -> None:
-    """Raises `InputError` for resuming where there is no checkpoint, or beginning where something is; `again` is how to go on."""
+    """Raises `InputError` for resuming where there is no checkpoint, or beginning where something is; `again` is how to
+    go on.
+    """
     from ..checkpoint import has_checkpoint
 
     resumable = has_checkpoint(out)

@@ -50,7 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--fit",
         default="mean_difference",
         metavar="HOW",
-        help="mean_difference, principal_difference, whitened_difference, probe, or function_vector for tasks that show examples "
+        help="mean_difference, principal_difference, whitened_difference, probe, or function_vector for tasks that "
+        "show examples "
         "(default: mean_difference)",
     )
     fitted.add_argument(

@@ -1,4 +1,6 @@
-"""What `mechwork steer --show` prints beside the curves: decodability, stability, transfer, the illusion check, the function vector's test."""
+"""What `mechwork steer --show` prints beside the curves: decodability, stability, transfer, the illusion check, the
+function vector's test.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +73,10 @@ def show_illusion(model: Any, train: Task, test: Task, fitted: Fitted, args: arg
     how = args.fit if args.fit in FITS else "mean_difference"
     site = Site("mlp_post", fitted.direction.site.layer)
     found = check_steering(model, test, fit_direction(model, fitted.examples, site, how), seed=args.seed)
-    rows = [{"site": str(site), "part": part, "success": value, "null_share": found.check.null_share} for part, value in found.added.items()]  # fmt: skip
+    rows = [
+        {"site": str(site), "part": part, "success": value, "null_share": found.check.null_share}
+        for part, value in found.added.items()
+    ]
     return str(found), rows
 
 
@@ -88,9 +93,12 @@ def show_function_vector(model: Any, test: Task, fitted: Fitted) -> Outcome:
 
 
 def show_carried(
-    model: Any, build: Builder, fitted: Fitted, builders: list[Builder], args: argparse.Namespace, settings: dict[str, Any]
+    model: Any, build: Builder, fitted: Fitted, builders: list[Builder], args: argparse.Namespace,
+    settings: dict[str, Any]
 ) -> Outcome:  # fmt: skip
-    """The direction carried into another model by maps fitted on the other tasks' prompts, beside that model's own direction."""
+    """The direction carried into another model by maps fitted on the other tasks' prompts, beside that model's own
+    direction.
+    """
     from ..directions import MAPS, Examples, choose_layer, fit_direction, fit_stream_map, study_steering
 
     there = load_named(args.carry_to, device=args.device, dtype=args.dtype, threads=args.threads)
@@ -105,7 +113,9 @@ def show_carried(
     others = [make(there, n=64, seed=args.seed).test for make in builders]
     fits = {kind: fit_stream_map(model, there, here, away, fitted.direction.site, site, kind).carry for kind in MAPS}
     candidates = {"its own": own, **{f"carried, {kind}": carry(fitted.direction) for kind, carry in fits.items()}}
-    candidates |= {f"random, carried, {kind}": carry(fitted.direction.random_control(args.seed)) for kind, carry in fits.items()}  # fmt: skip
+    candidates |= {
+        f"random, carried, {kind}": carry(fitted.direction.random_control(args.seed)) for kind, carry in fits.items()
+    }
     lines = [f"from {args.model} at {fitted.direction.site} to {args.carry_to} at {site}; success, KL at most 1"]
     lines.append(f"{'direction':<34}{'cosine with its own':>20}{'add':>10}{'mirror_below':>14}")
     rows: list[dict[str, Any]] = []

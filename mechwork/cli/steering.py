@@ -1,4 +1,6 @@
-"""What `mechwork steer` works on: the pairs that have one direction, a direction fitted from them, and text to see side effects on."""
+"""What `mechwork steer` works on: the pairs that have one direction, a direction fitted from them, and text to see side
+effects on.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ TEXT_ROWS, TEXT_WIDTH = 16, 24
 
 
 def parse_settings(build: Callable[..., Task], settings: list[str] | None) -> dict[str, Any]:
-    """``relation=french names=Mary,John`` -> keyword arguments of a task's builder; raises `InputError` for one that it does not have."""
+    """``relation=french names=Mary,John`` -> keyword arguments of a task's builder; raises `InputError` for one that it
+    does not have.
+    """
     known = [name for name in inspect.signature(build).parameters if name not in ("model", "n", "seed")]
     found: dict[str, Any] = {}
     for setting in settings or ():
@@ -45,7 +49,9 @@ def parse_settings(build: Callable[..., Task], settings: list[str] | None) -> di
 
 
 def narrow(model: Any, task: Task, answer: str | None, order: list[str] | None) -> Task:
-    """The pairs that one direction can be about: those with the answer `answer`, those in which one span stands before another."""
+    """The pairs that one direction can be about: those with the answer `answer`, those in which one span stands before
+    another.
+    """
     return _ordered(_answered(model, task, answer), order)
 
 
@@ -87,7 +93,9 @@ class Fitted:
     vector: FunctionVector | None = None
 
     def at_every_layer(self, model: Any, how: str) -> list[Direction]:
-        """A direction at every block's exit: fitted there, or the function vector, which is one vector for all places."""
+        """A direction at every block's exit: fitted there, or the function vector, which is one vector for all
+        places.
+        """
         from ..directions import fit_directions
         from ..sites import Site
 
@@ -119,8 +127,8 @@ def fit(model: Any, train: Task, args: argparse.Namespace) -> Fitted:
 
 
 def held_out_text(model: Any, args: argparse.Namespace) -> torch.Tensor | None:
-    """Rows of text of one length, from a file or the model's own training mixture (documents after those lenses train on); None for
-    a model without either.
+    """Rows of text of one length, from a file or the model's own training mixture (documents after those lenses train
+    on); None for a model without either.
     """
     import torch
 

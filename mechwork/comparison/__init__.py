@@ -1,7 +1,8 @@
 """Comparison of two models of one anatomy: a base and a tuned one, two steps of a training.
 
-Owns where they come apart (`find_divergence`, with noise of the same size in the weights as its null), activations of one patched into
-the other (`patch_across`), and their directions and lenses side by side. Imports `lenses`, `edits` and below.
+Owns where they come apart (`find_divergence`, with noise of the same size in the weights as its null), activations of
+one patched into the other (`patch_across`), and their directions and lenses side by side. Imports `lenses`, `edits` and
+below.
 
     early, late = load_model("attn-only-2l@500"), load_model("attn-only-2l")
     print(find_divergence(early, late, task.test))

@@ -1,11 +1,12 @@
-"""Activations of one model patched into another: which part of what the second can do is in the activations of which place.
+"""Activations of one model patched into another: which part of what the second can do is in the activations of which
+place.
 
     effect = m(host with the donor's activation at the site) - m(host),   the same prompts in both models
     share  = effect / (m(donor) - m(host)):   1 where the donor's activation makes the host do as well as the donor
 
-With a base model as host and a tuned one as donor it says where the tuning took effect (Prakash et al. 2024, cross-model activation
-patching). A residual stream that is all the donor's is read by the host's later layers, so the share falls short of 1 as far as those
-differ too.
+With a base model as host and a tuned one as donor it says where the tuning took effect (Prakash et al. 2024,
+cross-model activation patching). A residual stream that is all the donor's is read by the host's later layers, so the
+share falls short of 1 as far as those differ too.
 """
 
 from __future__ import annotations
@@ -59,7 +60,10 @@ class AcrossModels(Result):
 
     def __str__(self) -> str:
         lines = [
-            f"{self.task_name}, {self.position}: metric {self.baseline.corrupt:.3f} of the host (share 0), {self.baseline.clean:.3f} of the donor (1)",
+            (
+                f"{self.task_name}, {self.position}: metric {self.baseline.corrupt:.3f} of the host (share 0), "
+                f"{self.baseline.clean:.3f} of the donor (1)"
+            ),
             f"{'site':<16}{'effect':>9}{'share':>8}  95 % interval",
         ]
         lines += [
@@ -83,11 +87,12 @@ def patch_across(
 ) -> AcrossModels:
     """The donor's activations of the same prompts written into the host's run, one site at a time.
 
-    `sites`: kinds (all layers; z, q, k and v head by head) or single sites. `position`: "all", or a span. `corrupt`: on the corrupt prompts.
+    `sites`: kinds (all layers; z, q, k and v head by head) or single sites. `position`: "all", or a span. `corrupt`: on
+    the corrupt prompts.
     Cost: 1 forward of each model, and 1 of the host per site.
 
-    Raises `InputError` for models of different anatomy, sites that cannot be written or a span that is not there; `MetricError` when
-    the two models have the same metric.
+    Raises `InputError` for models of different anatomy, sites that cannot be written or a span that is not there;
+    `MetricError` when the two models have the same metric.
 
     >>> patch_across(base, tuned, task).best()
     """

@@ -1,16 +1,18 @@
 """Where two models come apart on the same prompts: base against tuned, one step of training against another.
 
-| column | per layer and kind of site, mean over pairs |
-|---|---|
-| `distance` | 2 |a - b| / (|a| + |b|), mean over the prompt's tokens: 0 the same, 2 opposite |
-| `cosine` | of a and b, mean over the prompt's tokens |
-| `kl` | KL(p_A || p_B) in nats at the last token, each stream read through its own model's final norm and unembedding (residual stream only) |
-| `null`, `null_kl` | the largest `distance` and `kl` of model A from itself with noise as large as B - A in every parameter, over `n_null` draws |
-| `weights` | |W_B - W_A| / |W_A| over the parameters of the block |
+column | per layer and kind of site, mean over pairs:
 
-A layer is over the null when `distance` is larger than with every draw of noise: what B has there is more than a change of that size
-makes by itself. `first_layer` is the first such layer of the residual stream, `first_read` the first whose `kl` is over its null. Intervals: bootstrap over pairs. Cost: 1 forward of each
-model and `n_null` forwards of A.
+- `distance` | 2 |a - b| / (|a| + |b|), mean over the prompt's tokens: 0 the same, 2 opposite
+- `cosine` | of a and b, mean over the prompt's tokens
+- `kl` | KL(p_A || p_B) in nats at the last token, each stream read through its own model's final norm and unembedding
+  (residual stream only)
+- `null`, `null_kl` | the largest `distance` and `kl` of model A from itself with noise as large as B - A in every
+  parameter, over `n_null` draws
+- `weights` | |W_B - W_A| / |W_A| over the parameters of the block
+
+A layer is over the null when `distance` is larger than with every draw of noise: what B has there is more than a change
+of that size makes by itself. `first_layer` is the first such layer of the residual stream, `first_read` the first whose
+`kl` is over its null. Intervals: bootstrap over pairs. Cost: 1 forward of each model and `n_null` forwards of A.
 """
 
 from __future__ import annotations
@@ -108,16 +110,21 @@ class Divergence(Result):
         )
         lines = [
             (
-                f"{a} and {b} on {self.task_name}, {self.n_pairs} prompts: metric {self.metric[0]:.3f} and {self.metric[1]:.3f}, "
+                f"{a} and {b} on {self.task_name}, {self.n_pairs} prompts: metric {self.metric[0]:.3f} and "
+                f"{self.metric[1]:.3f}, "
                 f"KL of their outputs {self.output_kl:.4g} nats; distance {first}, KL {read}"
             ),
-            f"{'site':<14}{'distance':>9}  {'95 % interval':<16}{'null':>8}{'cosine':>8}{'KL':>9}{'null KL':>9}{'weights':>9}",
+            (
+                f"{'site':<14}{'distance':>9}  "
+                f"{'95 % interval':<16}{'null':>8}{'cosine':>8}{'KL':>9}{'null KL':>9}{'weights':>9}"
+            ),
         ]
         for row in self.rows:
             kl = " " * 18 if row.kl is None or row.null_kl is None else f"{row.kl:9.4f}{row.null_kl:9.4f}"
             mark = " over" if row.over_null else ""
             lines.append(
-                f"{f'{row.kind}.{row.layer}':<14}{row.distance:9.4f}  [{row.interval[0]:6.4f}, {row.interval[1]:6.4f}]{row.null:8.4f}"
+                f"{f'{row.kind}.{row.layer}':<14}{row.distance:9.4f}  [{row.interval[0]:6.4f}, "
+                f"{row.interval[1]:6.4f}]{row.null:8.4f}"
                 f"{row.cosine:8.4f}{kl}{row.weights:9.4f}{mark}"
             )
         return "\n".join(lines)
@@ -135,9 +142,11 @@ def find_divergence(
     names: tuple[str, str] = ("A", "B"),
     seed: int = 0,
 ) -> Divergence:
-    """Compare two models of one anatomy at every layer of `kinds` (default: resid_post, attn_out, mlp_out) on the task's clean prompts.
+    """Compare two models of one anatomy at every layer of `kinds` (default: resid_post, attn_out, mlp_out) on the
+    task's clean prompts.
 
-    Raises `InputError` for models that differ in anatomy, vocabulary or parameters, or kinds without one vector per token.
+    Raises `InputError` for models that differ in anatomy, vocabulary or parameters, or kinds without one vector per
+    token.
 
     >>> found = find_divergence(base, tuned, task)
     >>> found.first_layer
@@ -186,7 +195,9 @@ def find_divergence(
 def _null(
     model: TransformerBridge, task: Task, kinds: Sequence[str], sizes: dict[str, float], n_null: int, seed: int
 ) -> dict[str, Float[Tensor, " layer"]]:
-    """The largest mean distance of every kind, and the largest mean KL of the stream's readings, over draws of noise."""
+    """The largest mean distance of every kind, and the largest mean KL of the stream's readings, over draws of
+    noise.
+    """
     readout = Readout.of(model)
     largest: dict[str, Tensor] = {}
     for draw in range(n_null):

@@ -1,8 +1,8 @@
 """Directions and lenses of two models side by side, as vectors.
 
-Two models that were trained from one start keep one basis, and their directions can be compared as they are; models trained apart cannot,
-and a cosine near 0 then says nothing (fit a map between their streams first). `chance`: the |cosine| that 95 % of random pairs of
-vectors of this width stay below, 1.96 / sqrt(d).
+Two models that were trained from one start keep one basis, and their directions can be compared as they are; models
+trained apart cannot, and a cosine near 0 then says nothing (fit a map between their streams first). `chance`: the
+|cosine| that 95 % of random pairs of vectors of this width stay below, 1.96 / sqrt(d).
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def compare_directions(
     *,
     seed: int = 0,
 ) -> list[DirectionLikeness]:
-    """The same direction fitted in both models at every site (on 70 % of the groups), and how A's serves in B. Cost: 2 forwards of each model.
+    """The same direction fitted in both models at every site (on 70 % of the groups), and how A's serves in B. Cost: 2
+    forwards of each model.
 
     Raises `InputError` for models of different anatomy, and what `fit_directions` raises.
 
@@ -75,8 +76,10 @@ def compare_directions(
 class LensLikeness(Readable):
     """One place. KL in nats at the prompts' last tokens.
 
-    `kl`: lens A in model A || lens B in model B. `swapped`: lens A in model A || lens B in model A: what exchanging the lens alone does.
-    `cosine`: of the two translators' changes A_l - I as vectors, None for lenses without translators (or without a change).
+    `kl`: lens A in model A || lens B in model B. `swapped`: lens A in model A || lens B in model A: what exchanging the
+    lens alone does.
+    `cosine`: of the two translators' changes A_l - I as vectors, None for lenses without translators (or without a
+    change).
     """
 
     site: Site
@@ -94,7 +97,8 @@ def compare_lenses(
 ) -> list[LensLikeness]:
     """What the two models' lenses read on the task's clean prompts, place by place. Cost: 1 forward of each model.
 
-    Raises `InputError` for models of different anatomy or lenses that read different places, `ArtefactError` for a lens of another model.
+    Raises `InputError` for models of different anatomy or lenses that read different places, `ArtefactError` for a lens
+    of another model.
 
     >>> compare_lenses(base, tuned, task)[3].kl
     """

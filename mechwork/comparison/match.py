@@ -1,4 +1,6 @@
-"""Whether two models can be compared number by number: one anatomy, one vocabulary, parameters of the same names and shapes."""
+"""Whether two models can be compared number by number: one anatomy, one vocabulary, parameters of the same names and
+shapes.
+"""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
     A + noise,   of every parameter W:  |noise_W| = |W_B - W_A|,   direction by lot
 
-Training changes weights in particular directions; noise of the same size in every parameter says how much of a difference in
-activations comes from the size alone. The model is lent: its weights come back to the bit.
+Training changes weights in particular directions; noise of the same size in every parameter says how much of a
+difference in activations comes from the size alone. The model is lent: its weights come back to the bit.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 
 def distinct_parameters(model: TransformerBridge) -> dict[str, nn.Parameter]:
-    """Name -> parameter, every number once: bridges show a joint query-key-value matrix and its three parts as parameters of one storage."""
+    """Name -> parameter, every number once: bridges show a joint query-key-value matrix and its three parts as
+    parameters of one storage.
+    """
     groups: dict[int, list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in model.named_parameters():
         groups.setdefault(parameter.untyped_storage().data_ptr(), []).append((name, parameter))
@@ -39,7 +41,8 @@ def weight_distances(model_a: TransformerBridge, model_b: TransformerBridge) -> 
     unlike = [name for name in a.keys() | b.keys() if name not in a or name not in b or a[name].shape != b[name].shape]
     if unlike:
         raise InputError(
-            f"the two models have parameters of one list of names and shapes; differing: {', '.join(sorted(unlike)[:4])}"
+            "the two models have parameters of one list of names and shapes; differing: "
+            f"{', '.join(sorted(unlike)[:4])}"
         )
     return {name: float((b[name].detach().cpu().double() - a[name].detach().cpu().double()).norm()) for name in a}
 

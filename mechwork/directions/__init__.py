@@ -1,8 +1,8 @@
 """Directions: what to write, fitted from examples, and what writing it does beside what was wanted.
 
-Owns labelled examples, directions (difference of means, principal difference, probes) with their boundaries and files, what else is
-fitted to be written (transport maps, single dimensions, curves, controllers, which heads look where), and the study of steering:
-success against side effects. Imports `interventions` and below.
+Owns labelled examples, directions (difference of means, principal difference, probes) with their boundaries and files,
+what else is fitted to be written (transport maps, single dimensions, curves, controllers, which heads look where), and
+the study of steering: success against side effects. Imports `interventions` and below.
 
     she = task.train[rows where the answer is " she"]
     direction = fit_direction(model, Examples.of_task(she), Site("resid_post", 2))

@@ -1,8 +1,10 @@
-"""Which heads to steer by where they look: the profile that attention steering starts from (PASTA: Zhang et al. 2024, model profiling).
+"""Which heads to steer by where they look: the profile that attention steering starts from (PASTA: Zhang et al. 2024,
+model profiling).
 
     gain(head) = m(model with this head alone highlighting a span) - m(model), mean over pairs
 
-PASTA takes the heads that gain most on several tasks at once; here it is one task, and the result says the gain of each.
+PASTA takes the heads that gain most on several tasks at once; here it is one task, and the result says the gain of
+each.
 """
 
 from __future__ import annotations
@@ -43,8 +45,8 @@ def rank_attention_heads(
 ) -> list[HeadGain]:
     """Heads by what it gains to look `factor` times more at `span`, on the corrupt (or clean) prompts; most first.
 
-    Cost: 1 forward, and 1 per head (default: all heads). Raises `InputError` for a span that the prompts do not have, or a model
-    whose attention cannot be written.
+    Cost: 1 forward, and 1 per head (default: all heads). Raises `InputError` for a span that the prompts do not have,
+    or a model whose attention cannot be written.
 
     >>> best = [row.head for row in rank_attention_heads(model, task.train, "IO")[:4]]
     """

@@ -1,12 +1,14 @@
 """Bases of activations: the directions in which the vectors at a site vary, with or without their sizes taken out.
 
-With the centred vectors X = U S V^T of n prompts (n > 1), the k leading rows of V^T are the axes, s_i = S_i / sqrt(n - 1) the standard
+With the centred vectors X = U S V^T of n prompts (n > 1), the k leading rows of V^T are the axes, s_i = S_i / sqrt(n -
+1) the standard
 deviations along them:
 
-| kind | coordinates | what they are like over the prompts |
-|---|---|---|
-| ``svd`` | (x - mean) V | uncorrelated, the i-th with standard deviation s_i |
-| ``whitened`` | (x - mean) V / sqrt(s^2 + shrinkage mean(s^2)) | uncorrelated, all about as large: distances do not favour the loud directions |
+kind | coordinates | what they are like over the prompts:
+
+- ``svd`` | (x - mean) V | uncorrelated, the i-th with standard deviation s_i
+- ``whitened`` | (x - mean) V / sqrt(s^2 + shrinkage mean(s^2)) | uncorrelated, all about as large: distances do not
+  favour the loud directions
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ BASES = ("svd", "whitened")
 
 @dataclass(frozen=True, eq=False)
 class ActivationBasis:
-    """`axes` ``[k, d]`` orthonormal, the most varied first; `scales` divides coordinates; `variances` along the axes; `total`: of all."""
+    """`axes` ``[k, d]`` orthonormal, the most varied first; `scales` divides coordinates; `variances` along the axes;
+    `total`: of all.
+    """
 
     kind: str
     site: Site
@@ -66,12 +70,16 @@ class ActivationBasis:
         size = max(float(self.variances[index]) ** 0.5, 1e-12)
         middle = float(self.mean @ self.axes[index])
         return Direction(
-            self.axes[index] * size, self.site, middle, middle - size, middle + size, f"axis {index} of {self.kind} at {self.site}",
+            self.axes[index] * size, self.site, middle, middle - size, middle + size, f"axis {index} of {self.kind} "
+                                                                                      f"at {self.site}",
             self.provenance, self.mean,
         )  # fmt: skip
 
     def __repr__(self) -> str:
-        return f"{self.kind} basis at {self.site}: {len(self.axes)} axes with {float(self.explained[-1]):.3f} of the variance"
+        return (
+            f"{self.kind} basis at {self.site}: {len(self.axes)} axes with {float(self.explained[-1]):.3f} of the "
+            "variance"
+        )
 
 
 def fit_basis(
@@ -85,7 +93,8 @@ def fit_basis(
 ) -> ActivationBasis:
     """The `k` (default: all that vary) leading axes of the prompts' vectors at a site. Cost: 1 forward of all prompts.
 
-    Raises `UnknownNameError` for an unknown kind, `InputError` for more axes than vary, `MetricError` for vectors that do not vary or are not finite.
+    Raises `UnknownNameError` for an unknown kind, `InputError` for more axes than vary, `MetricError` for vectors that
+    do not vary or are not finite.
     """
     x = record_examples(model, examples, [site])[0]
     provenance = build_provenance(

@@ -2,7 +2,8 @@
 
 Side effects, each beside what the unsteered model does:
 
-    KL           KL(plain || steered) of the next token in nats, at the last token of other tasks' clean prompts and at every
+    KL           KL(plain || steered) of the next token in nats, at the last token of other tasks' clean prompts and at
+    every
                  position of a text; the mean over tasks and text
     accuracy     on the other tasks
     perplexity   of the text
@@ -74,14 +75,16 @@ class Bench:
         text: Tokens | None,
         n_generated: int = 0,
     ) -> Bench:
-        """Run the unsteered model once on everything. Raises `InputError` for text too short to be continued, `MetricError` when
-        clean and corrupt prompts have the same mean metric.
+        """Run the unsteered model once on everything. Raises `InputError` for text too short to be continued,
+        `MetricError` when clean and corrupt prompts have the same mean metric.
         """
         anatomy = check_ready(model)
         if n_generated and (text is None or text.shape[1] < OPENING or OPENING + n_generated > anatomy.n_ctx):
             raise InputError(
-                f"continuations need rows of text of at least {OPENING} tokens, and {OPENING} + n_generated tokens in the context of "
-                f"{anatomy.n_ctx}; got n_generated={n_generated} and {'no text' if text is None else f'rows of {text.shape[1]}'}"
+                f"continuations need rows of text of at least {OPENING} tokens, and {OPENING} + n_generated tokens in "
+                "the context of "
+                f"{anatomy.n_ctx}; got n_generated={n_generated} and "
+                f"{'no text' if text is None else f'rows of {text.shape[1]}'}"
             )
         text = None if text is None else text.to(device_of(model))
         pairs = task.pairs.to(device_of(model))
@@ -102,7 +105,8 @@ class Bench:
 
     @torch.no_grad()
     def run(self, write: Steering, name: str) -> tuple[Float[Tensor, " batch"], float, float, SideEffects]:
-        """(metric per pair, accuracy on the task, KL, side effects) under a write; `name` is for the message of an overflow.
+        """(metric per pair, accuracy on the task, KL, side effects) under a write; `name` is for the message of an
+        overflow.
 
         Raises `MetricError`, naming the layer, when activations overflow.
         """
@@ -137,7 +141,9 @@ class Bench:
 def _elsewhere(
     model: TransformerBridge, others: Sequence[Task], text: Tokens | None, n_generated: int
 ) -> tuple[list[Tensor], SideEffects]:
-    """Log-probabilities at the last token of every other task's clean prompts and of the whole text, and what they amount to."""
+    """Log-probabilities at the last token of every other task's clean prompts and of the whole text, and what they
+    amount to.
+    """
     found, right, perplexity = [], [], None
     for other in others:
         pairs = other.pairs.to(device_of(model))

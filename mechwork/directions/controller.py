@@ -1,14 +1,14 @@
 """A small trained controller that decides, position by position, whether to steer and how much at which layer.
 
-Weighted activation steering (Hegazy et al. 2025): a network reads one activation and gives a gate and a weight per layer, which scale
-vectors fitted beforehand. Here it is trained by what it is for, end to end through the frozen model:
+Weighted activation steering (Hegazy et al. 2025): a network reads one activation and gives a gate and a weight per
+layer, which scale vectors fitted beforehand. Here it is trained by what it is for, end to end through the frozen model:
 
     loss = -log p(right answers)   on the prompts to be steered, at their last token
          + KL(plain || steered)    on the prompts to be left alone, at their last token
          + binary cross-entropy of the gate: 1 on the first, 0 on the second
 
-The network reads each position's own activation (see `Doses`), so that generation with a key-value cache gives the same. At the start
-every gate is about 1/2 and every weight 1, which is plain adding of every layer's vector.
+The network reads each position's own activation (see `Doses`), so that generation with a key-value cache gives the
+same. At the start every gate is about 1/2 and every weight 1, which is plain adding of every layer's vector.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Controller(Readable):
-    """A trained `Dosed`; `losses` per step; `gate`: mean gate at the last token of steered and of other prompts, in training."""
+    """A trained `Dosed`; `losses` per step; `gate`: mean gate at the last token of steered and of other prompts, in
+    training.
+    """
 
     dosed: Dosed
     losses: tuple[float, ...]
@@ -56,7 +58,8 @@ class Controller(Readable):
     def __str__(self) -> str:
         places = ", ".join(str(write.site) for write in self.dosed.writes)
         return (
-            f"controller reading {self.dosed.read}, writing {places}: gate {self.gate[0]:.3f} where it is to steer, {self.gate[1]:.3f} elsewhere; "
+            f"controller reading {self.dosed.read}, writing {places}: gate {self.gate[0]:.3f} where it is to steer, "
+            f"{self.gate[1]:.3f} elsewhere; "
             f"loss {self.losses[0]:.4g} to {self.losses[-1]:.4g}"
         )
 
@@ -73,9 +76,11 @@ def train_controller(
     learning_rate: float = 0.02,
     seed: int = 0,
 ) -> Controller:
-    """Steer the task's corrupt prompts to its right answers; leave its clean prompts and those of `leave_alone` as they are.
+    """Steer the task's corrupt prompts to its right answers; leave its clean prompts and those of `leave_alone` as they
+    are.
 
-    `directions` are one per place (e.g. `fit_directions` at several layers, towards the clean class), all computed after `read`.
+    `directions` are one per place (e.g. `fit_directions` at several layers, towards the clean class), all computed
+    after `read`.
     Cost: 1 forward of all prompts, then `steps` forwards and backwards of all of them.
 
     Raises:
@@ -126,7 +131,8 @@ def train_controller(
             gradients = torch.autograd.grad(loss, parameters)
         if not bool(loss.isfinite()):
             raise MetricError(
-                f"the loss is {float(loss.detach())} after {len(losses)} steps; use a smaller learning_rate, or shorter vectors"
+                f"the loss is {float(loss.detach())} after {len(losses)} steps; use a smaller learning_rate, or "
+                "shorter vectors"
             )
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient

@@ -1,11 +1,13 @@
-"""Demonstrations: prompts that show a relation by examples ("big: small, rich: poor, hot:"), and the same with less to learn from.
+"""Demonstrations: prompts that show a relation by examples ("big: small, rich: poor, hot:"), and the same with less to
+learn from.
 
-| prompts | what is left of the relation |
-|---|---|
-| as they are | everything |
-| `shuffled()` | the examples' second words exchanged within every prompt: which words come, not which belongs to which (Todd et al. 2024) |
-| `bare()` | the query alone |
-| `of_task(task, corrupt=True)` | another relation is shown; the answer asked for is still the first one's |
+prompts | what is left of the relation:
+
+- as they are | everything
+- `shuffled()` | the examples' second words exchanged within every prompt: which words come, not which belongs to which
+  (Todd et al. 2024)
+- `bare()` | the query alone
+- `of_task(task, corrupt=True)` | another relation is shown; the answer asked for is still the first one's
 """
 
 from __future__ import annotations
@@ -34,8 +36,8 @@ if TYPE_CHECKING:
 class Demonstrations(Readable):
     """`batch` right-padded prompts, read at their last token; `answers` is the token wanted there.
 
-    `images` are the positions of the examples' second words; the examples stand from position `first` to before `query`.
-    Raises `InputError` for shapes or positions that do not belong together.
+    `images` are the positions of the examples' second words; the examples stand from position `first` to before
+    `query`. Raises `InputError` for shapes or positions that do not belong together.
     """
 
     tokens: Tokens
@@ -54,12 +56,14 @@ class Demonstrations(Readable):
         if n == 0 or sizes != {n} or not bool((ordered & within).all()):
             raise InputError(
                 "every prompt has a length, an answer, its examples' second words, and examples before the query; got "
-                f"{n} prompts, sizes {sorted(sizes)}, {int((~(ordered & within)).sum()) if sizes == {n} else 'unknown'} out of order"
+                f"{n} prompts, sizes {sorted(sizes)}, "
+                f"{int((~(ordered & within)).sum()) if sizes == {n} else 'unknown'} out of order"
             )
 
     @classmethod
     def of_task(cls, task: Task, *, corrupt: bool = False) -> Demonstrations:
-        """The prompts of a task whose spans are ``X1 Y1 X2 Y2 ... QUERY``, like `in_context`; the answers are the clean prompts' right ones.
+        """The prompts of a task whose spans are ``X1 Y1 X2 Y2 ... QUERY``, like `in_context`; the answers are the clean
+        prompts' right ones.
 
         Raises `InputError` for other spans, or second words of several tokens, which cannot be exchanged.
         """
@@ -68,7 +72,8 @@ class Demonstrations(Readable):
         missing = [name for name in ("X1", "Y1", "QUERY") if name not in pairs.spans]
         if missing:
             raise InputError(
-                f"demonstrations have the spans X1 Y1 X2 Y2 ... QUERY; {task.name} lacks {', '.join(missing)}. Use in_context, or "
+                f"demonstrations have the spans X1 Y1 X2 Y2 ... QUERY; {task.name} lacks {', '.join(missing)}. Use "
+                "in_context, or "
                 "Demonstrations.of_words with words of your own"
             )
         masks = [pairs.spans[f"Y{i}"] for i in range(1, shots + 1)]
@@ -95,9 +100,11 @@ class Demonstrations(Readable):
         seed: int = 0,
         name: str = "words",
     ) -> Demonstrations:
-        """`n` prompts "OPENING X1 LINK Y1 END X2 LINK Y2 END ... QUERY LINK", `shots` examples and the query drawn from `words`.
+        """`n` prompts "OPENING X1 LINK Y1 END X2 LINK Y2 END ... QUERY LINK", `shots` examples and the query drawn from
+        `words`.
 
-        Raises `InputError` for fewer than `shots` + 1 pairs of words, words that are not one token, or prompts that do not fit the context.
+        Raises `InputError` for fewer than `shots` + 1 pairs of words, words that are not one token, or prompts that do
+        not fit the context.
         """
         if shots < 1 or len(words) < shots + 1 or n < 1:
             raise InputError(
@@ -115,7 +122,8 @@ class Demonstrations(Readable):
         if width > n_ctx:
             most = (n_ctx - len(start) - 1 - len(joint)) // example
             raise InputError(
-                f"{shots} demonstrations make prompts of {width} tokens, and the model's context has {n_ctx}: at most {most} fit"
+                f"{shots} demonstrations make prompts of {width} tokens, and the model's context has {n_ctx}: at most "
+                f"{most} fit"
             )
         rng, rows, answers = random.Random(seed), [], []
         for _ in range(n):
@@ -166,11 +174,14 @@ class Demonstrations(Readable):
         )
 
     def check_fit(self, model: TransformerBridge) -> None:
-        """Raises `InputError` when the prompts are longer than the model's context, or hold ids outside its vocabulary."""
+        """Raises `InputError` when the prompts are longer than the model's context, or hold ids outside its
+        vocabulary.
+        """
         longest, n_ctx, d_vocab = int(self.lengths.max()), int(model.cfg.n_ctx), int(model.cfg.d_vocab)
         if longest > n_ctx:
             raise InputError(
-                f"demonstrations must fit the model's context of {n_ctx} tokens; the longest prompt has {longest}. Show fewer examples"
+                f"demonstrations must fit the model's context of {n_ctx} tokens; the longest prompt has {longest}. "
+                "Show fewer examples"
             )
         largest = max(int(self.tokens.max()), int(self.answers.max()))
         if largest >= d_vocab or min(int(self.tokens.min()), int(self.answers.min())) < 0:

@@ -1,8 +1,10 @@
 """Fine-grained steering: move the few dimensions (or neurons) that tell the classes apart, and leave the others alone.
 
-    t_d = |mean difference_d| / pooled spread_d;   x_d -> x_d + s (mean difference)_d   for the n dimensions with the largest t_d
+    t_d = |mean difference_d| / pooled spread_d;   x_d -> x_d + s (mean difference)_d   for the n dimensions with the
+    largest t_d
 
-At ``mlp_post`` the dimensions are neurons. The control moves as many dimensions, chosen by lot, by their own mean differences.
+At ``mlp_post`` the dimensions are neurons. The control moves as many dimensions, chosen by lot, by their own mean
+differences.
 """
 
 from __future__ import annotations
@@ -36,10 +38,11 @@ def separating_dimensions(x: Float[Tensor, "batch d"], labels: Bool[Tensor, " ba
 def dimension_write(
     model: TransformerBridge, examples: Examples, site: Site, n: int, *, control_seed: int | None = None
 ) -> Strengths:
-    """Strength -> the `n` most telling dimensions moved by strength times their mean difference. Cost: 1 forward of all prompts.
+    """Strength -> the `n` most telling dimensions moved by strength times their mean difference. Cost: 1 forward of all
+    prompts.
 
-    With `control_seed`, `n` dimensions chosen by lot instead. Raises `InputError` for fewer than two prompts of a class or a
-    number of dimensions that the site does not have.
+    With `control_seed`, `n` dimensions chosen by lot instead. Raises `InputError` for fewer than two prompts of a class
+    or a number of dimensions that the site does not have.
 
     >>> with intervene(model, [Write(site, dimension_write(model, examples, site, 8)(1.0))]):
     ...     model(tokens)

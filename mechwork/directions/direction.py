@@ -1,8 +1,8 @@
 """A direction: a vector at a site, with the boundary between two classes along it, and where it comes from.
 
-Coordinates are along the unit vector u = v / |v|: c(x) = x . u. `low` and `high` are the mean coordinates of the negative
-and of the positive class where it was fitted, the boundary lies between them, and v is high - low long when it is the
-difference of means, so that adding v once moves the mean of the one class to that of the other along u.
+Coordinates are along the unit vector u = v / |v|: c(x) = x . u. `low` and `high` are the mean coordinates of the
+negative and of the positive class where it was fitted, the boundary lies between them, and v is high - low long when it
+is the difference of means, so that adding v once moves the mean of the one class to that of the other along u.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ WHAT = "mechwork direction"
 
 @dataclass(frozen=True, eq=False)
 class Direction(Readable):
-    """`vector` ``[d]`` at `site`, towards the positive class; `boundary`, `low`, `high` are coordinates along its unit vector.
+    """`vector` ``[d]`` at `site`, towards the positive class; `boundary`, `low`, `high` are coordinates along its unit
+    vector.
 
     `centre` is the mean of the examples, where it was fitted from examples: rotations turn in the plane of the two.
 
@@ -56,7 +57,8 @@ class Direction(Readable):
         if self.vector.ndim != 1 or (self.centre is not None and self.centre.shape != self.vector.shape):
             shape = tuple(self.vector.shape)
             raise InputError(
-                f"a direction is one vector [d], as is its centre; {self.name!r} has the shape {shape}. Take one row of it."
+                f"a direction is one vector [d], as is its centre; {self.name!r} has the shape {shape}. Take one row "
+                "of it."
             )
         if not bool(self.vector.isfinite().all()) or not float(self.vector.double().norm()) > 0:
             raise InputError(
@@ -113,14 +115,16 @@ class Direction(Readable):
         )
         if len(self.vector) != width:
             raise InputError(
-                f"vectors at {self.site} have {width} numbers in this model; {self.name!r} has {len(self.vector)} numbers. "
+                f"vectors at {self.site} have {width} numbers in this model; {self.name!r} has {len(self.vector)} "
+                "numbers. "
                 "Carry it over with a map between the two streams (fit_stream_map)"
             )
         mine = self.provenance.get("model", {}).get("weights_sha256")
         theirs = identify_model(model)["weights_sha256"]
         if mine is not None and mine != theirs:
             raise InputError(
-                f"{self.name!r} was fitted in another model: weights sha256 {mine[:12]}..., this model has {theirs[:12]}.... "
+                f"{self.name!r} was fitted in another model: weights sha256 {mine[:12]}..., this model has "
+                f"{theirs[:12]}.... "
                 "Fit it here, or say that it is transferred with `transferred()`"
             )
 
@@ -157,4 +161,7 @@ class Direction(Readable):
             return Decoder(found.tensors).build(cls, facts | {name: name for name in found.tensors})
 
     def __str__(self) -> str:
-        return f"{self.name} at {self.site}: length {self.norm:.4g}, boundary {self.boundary:.4g} between {self.low:.4g} and {self.high:.4g}"
+        return (
+            f"{self.name} at {self.site}: length {self.norm:.4g}, boundary {self.boundary:.4g} between "
+            f"{self.low:.4g} and {self.high:.4g}"
+        )

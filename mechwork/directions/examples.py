@@ -32,10 +32,11 @@ BATCH = 64
 
 @dataclass(frozen=True, eq=False)
 class Examples(Readable):
-    """`n` right-padded prompts: `labels` True for the positive class; `where` marks the positions whose vectors are averaged.
+    """`n` right-padded prompts: `labels` True for the positive class; `where` marks the positions whose vectors are
+    averaged.
 
-    `types`: what a probe could know a prompt by without knowing its class, like the name in it; control tasks give every type a
-    label by lot (see `fit`).
+    `types`: what a probe could know a prompt by without knowing its class, like the name in it; control tasks give
+    every type a label by lot (see `fit`).
     """
 
     tokens: Tokens
@@ -51,22 +52,26 @@ class Examples(Readable):
             raise InputError(f"every prompt has one type; got {n} prompts and {len(self.types)} types")
         if {len(self.labels), len(self.where), len(self.groups)} != {n} or self.where.shape != self.tokens.shape:
             raise InputError(
-                f"every prompt has one label, one group and a row of positions; got {n} prompts, {len(self.labels)} labels, "
+                f"every prompt has one label, one group and a row of positions; got {n} prompts, {len(self.labels)} "
+                "labels, "
                 f"{len(self.groups)} groups, positions {tuple(self.where.shape)}"
             )
         positives = int(self.labels.sum())
         if not 0 < positives < n:
             raise InputError(
-                f"two classes are needed to tell them apart; got {positives} positive and {n - positives} negative prompts"
+                f"two classes are needed to tell them apart; got {positives} positive and {n - positives} negative "
+                "prompts"
             )
         if not bool(self.where.any(dim=1).all()):
             raise InputError("every prompt needs at least one position to be read at; got one without")
 
     @classmethod
     def of_task(cls, task: Task, position: str = END, *, types: str | None = None) -> Examples:
-        """Clean prompts against corrupt ones, read at a span (averaged), the last token, a token position or everywhere (``all``).
+        """Clean prompts against corrupt ones, read at a span (averaged), the last token, a token position or everywhere
+        (``all``).
 
-        A pair is a group; `types` names the span whose token is a prompt's type. Raises `InputError` for other positions.
+        A pair is a group; `types` names the span whose token is a prompt's type. Raises `InputError` for other
+        positions.
         """
         pairs = task.pairs
         sides = [_positions(pairs.mask, pairs.lengths, pairs.spans, position)]
@@ -91,7 +96,9 @@ class Examples(Readable):
         *,
         everywhere: bool = False,
     ) -> Examples:
-        """Token ids of any length with their labels, read at the last token or `everywhere`; every prompt is its own group unless told."""
+        """Token ids of any length with their labels, read at the last token or `everywhere`; every prompt is its own
+        group unless told.
+        """
         if not prompts or any(not len(prompt) for prompt in prompts):
             raise InputError("every prompt needs at least one token; got an empty prompt or no prompts")
         if strange := sorted({repr(label) for label in labels if label not in (0, 1)}):
@@ -114,7 +121,9 @@ class Examples(Readable):
         return Examples(self.tokens[rows], self.labels[rows], self.where[rows], self.groups[rows], self.name, types)
 
     def split(self, share: float = 0.7, seed: int = 0) -> tuple[Examples, Examples]:
-        """Two parts that share no group, the first with about `share` of the groups; raises `InputError` for fewer than two groups."""
+        """Two parts that share no group, the first with about `share` of the groups; raises `InputError` for fewer than
+        two groups.
+        """
         groups = self.groups.unique()
         if len(groups) < 2 or not 0 < share < 1:
             raise InputError(f"a split takes two groups or more and a share in (0, 1); got {len(groups)} and {share}")
@@ -140,7 +149,8 @@ def _positions(mask: PositionMask, lengths: Tensor, spans: dict[str, PositionMas
         chosen[:, int(position)] = True
     else:
         raise InputError(
-            f"position is END, all, one of the spans {', '.join(spans) or '(none)'}, or a token position below {int(lengths.min())}; got {position!r}"
+            f"position is END, all, one of the spans {', '.join(spans) or '(none)'}, or a token position below "
+            f"{int(lengths.min())}; got {position!r}"
         )
     return chosen
 
@@ -157,7 +167,9 @@ def _types(task: Task, span: str) -> Int[Tensor, " batch"]:
 
 
 def record_positions(model: TransformerBridge, examples: Examples, site: Site) -> Float[Tensor, "batch pos d"]:
-    """The vectors of every prompt at every position of one site; zeros where `where` is False. Cost: 1 forward of all prompts."""
+    """The vectors of every prompt at every position of one site; zeros where `where` is False. Cost: 1 forward of all
+    prompts.
+    """
     check_vector_site(site)
     check_ready(model).check_site(site)
     rows: list[Tensor] = []
@@ -174,7 +186,8 @@ def record_positions(model: TransformerBridge, examples: Examples, site: Site) -
 def record_examples(
     model: TransformerBridge, examples: Examples, sites: Sequence[Site]
 ) -> Float[Tensor, "site batch d"]:
-    """The vectors of every prompt at some sites of one width, averaged over its positions. Cost: 1 forward of all prompts.
+    """The vectors of every prompt at some sites of one width, averaged over its positions. Cost: 1 forward of all
+    prompts.
 
     Raises `InputError` for sites without a vector per position, or without a head where the kind has heads.
     """

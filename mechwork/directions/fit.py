@@ -1,15 +1,19 @@
 """Fit a direction from labelled prompts, and say how well it tells the classes apart where it was not fitted.
 
-| how | vector | source |
-|---|---|---|
-| ``mean_difference`` | mean of the positive class minus mean of the negative one | Marks & Tegmark 2023 |
-| ``principal_difference`` | first principal axis of the differences within groups, as long as the mean difference along it | Zou et al. 2023 |
-| ``whitened_difference`` | mean difference divided by the classes' own covariance (shrunk): Fisher's discriminant, as long as the mean difference along it | Fisher 1936 |
-| ``probe`` | weights of a logistic regression with an L2 penalty, as long as the mean difference along it | Alain & Bengio 2016 |
+how | vector | source:
 
-Every one is turned towards the positive class. The boundary is where the classes' mean coordinates are equally far, or, for
-the probe, where its probability is 1/2. A probe's accuracy means little by itself: the *control task* gives every type of prompt
-(every group, where no types are known) a label by lot and fits the same probe to it; selectivity is the difference (Hewitt & Liang 2019).
+- ``mean_difference`` | mean of the positive class minus mean of the negative one | Marks & Tegmark 2023
+- ``principal_difference`` | first principal axis of the differences within groups, as long as the mean difference along
+  it | Zou et al. 2023
+- ``whitened_difference`` | mean difference divided by the classes' own covariance (shrunk): Fisher's discriminant, as
+  long as the mean difference along it | Fisher 1936
+- ``probe`` | weights of a logistic regression with an L2 penalty, as long as the mean difference along it | Alain &
+  Bengio 2016
+
+Every one is turned towards the positive class. The boundary is where the classes' mean coordinates are equally far, or,
+for the probe, where its probability is 1/2. A probe's accuracy means little by itself: the *control task* gives every
+type of prompt (every group, where no types are known) a label by lot and fits the same probe to it; selectivity is the
+difference (Hewitt & Liang 2019).
 """
 
 from __future__ import annotations
@@ -36,7 +40,9 @@ PENALTY = 1e-2
 """L2 penalty of the probe on standardised coordinates, beside the mean log-loss."""
 
 SHRINKAGE = 1e-1
-"""How far the whitened difference's covariance is drawn towards the same variance in all directions, as a share of the mean variance."""
+"""How far the whitened difference's covariance is drawn towards the same variance in all directions, as a share of the
+mean variance.
+"""
 
 
 def fit_direction(
@@ -47,8 +53,8 @@ def fit_direction(
 ) -> Direction:
     """One direction at one site. Cost: 1 forward of all prompts.
 
-    Raises `UnknownNameError` for an unknown way to fit, `InputError` for a site without vectors, `MetricError` when the classes do not
-    differ there.
+    Raises `UnknownNameError` for an unknown way to fit, `InputError` for a site without vectors, `MetricError` when the
+    classes do not differ there.
 
     >>> gender = fit_direction(model, Examples.of_task(she), Site("resid_post", 2))
     """
@@ -149,7 +155,8 @@ FITS: dict[str, Callable[[Tensor, Examples], tuple[Tensor, float | None]]] = {
 def fit_probe(
     x: Float[Tensor, "batch d"], labels: Bool[Tensor, " batch"], penalty: float = PENALTY
 ) -> tuple[Float[Tensor, " d"], float]:
-    """(weights, bias) of logistic regression: mean log-loss + penalty |w|^2 / 2 on standardised coordinates, in float64.
+    """(weights, bias) of logistic regression: mean log-loss + penalty |w|^2 / 2 on standardised coordinates, in
+    float64.
 
     The minimum is found by Newton's method (L-BFGS on a convex loss), so nothing is drawn by lot.
     """
@@ -200,7 +207,8 @@ def measure_separation(
     n_controls: int = 5,
     seed: int = 0,
 ) -> list[Separation]:
-    """Fit on 70 % of the groups, test on the others, at every site; mean accuracy of `n_controls` control tasks beside it.
+    """Fit on 70 % of the groups, test on the others, at every site; mean accuracy of `n_controls` control tasks beside
+    it.
 
     Cost: 1 forward of all prompts. Raises what `fit_direction` and `Examples.split` raise.
     """
@@ -228,9 +236,11 @@ def _separate(
 
 
 def by_lot(examples: Examples, generator: torch.Generator) -> Examples:
-    """The control task: every type has a label by the toss of a coin; without types, in every group the classes stay or are exchanged.
+    """The control task: every type has a label by the toss of a coin; without types, in every group the classes stay or
+    are exchanged.
 
-    Types come back in held-out groups, so that a probe with room to remember them does well (Hewitt & Liang 2019); groups do not.
+    Types come back in held-out groups, so that a probe with room to remember them does well (Hewitt & Liang 2019);
+    groups do not.
     """
     units, index = (examples.groups if examples.types is None else examples.types).unique(return_inverse=True)
     coin = torch.randint(2, (len(units),), generator=generator).bool()

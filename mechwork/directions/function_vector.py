@@ -1,16 +1,17 @@
 """Function vectors: what the heads that carry a relation say, as one vector (Todd et al. 2024, arXiv:2310.15213).
 
     a_lh   = mean over demonstrations of what head h of layer l writes at the last token
-    CIE_lh = mean over uninformative prompts of p(answer | z of the head replaced by its mean over demonstrations) - p(answer)
-    v      = sum of a_lh over the heads with the largest CIE          (equations 3 to 6)
+    CIE_lh = mean over uninformative prompts of p(answer | z of the head replaced by its mean over demonstrations) -
+    p(answer) v      = sum of a_lh over the heads with the largest CIE          (equations 3 to 6)
 
-v is added to the stream at the last token of prompts that show no examples, or wrong ones. Positive CIE: the head's mean value
-raises the probability of the answer. The site, where none is named, is the one (in the middle or at the end of a block) at which
-adding v to the uninformative prompts raises that probability most. Behind a post-norm (Gemma-2) a head's write is its share of the normed sum, so that writes still
-add up to `attn_out` (less its bias).
+v is added to the stream at the last token of prompts that show no examples, or wrong ones. Positive CIE: the head's
+mean value raises the probability of the answer. The site, where none is named, is the one (in the middle or at the end
+of a block) at which adding v to the uninformative prompts raises that probability most. Behind a post-norm (Gemma-2) a
+head's write is its share of the normed sum, so that writes still add up to `attn_out` (less its bias).
 
-The paper's uninformative prompts have the examples' labels shuffled. Where that leaves the relation visible (the words are
-still all French), nothing can be measured, and the fit refuses; the bare query or another relation's examples serve instead.
+The paper's uninformative prompts have the examples' labels shuffled. Where that leaves the relation visible (the words
+are still all French), nothing can be measured, and the fit refuses; the bare query or another relation's examples serve
+instead.
 
 Cost: 2 forwards of the demonstrations and n_layers (n_heads + 2) + 2 of the uninformative prompts.
 """
@@ -49,8 +50,9 @@ ENOUGH = 0.9
 class FunctionVector:
     """`direction` holds the vector, its site and the classes' coordinates (uninformative: low, demonstrations: high).
 
-    `effects`: CIE of every head; `writes`: the heads' mean writes; `heads` (layer, head): those summed. `clean` and `uninformative`:
-    mean probability of the answer; `reached`: the same with the vector added to the uninformative prompts at each site tried.
+    `effects`: CIE of every head; `writes`: the heads' mean writes; `heads` (layer, head): those summed. `clean` and
+    `uninformative`: mean probability of the answer; `reached`: the same with the vector added to the uninformative
+    prompts at each site tried.
     """
 
     direction: Direction
@@ -70,7 +72,9 @@ class FunctionVector:
         return Add(self.vector, strength)
 
     def of_other_heads(self, seed: int = 0) -> Direction:
-        """The control: the sum of the mean writes of as many heads that were not chosen, as long as the function vector."""
+        """The control: the sum of the mean writes of as many heads that were not chosen, as long as the function
+        vector.
+        """
         n_layers, n_heads = self.effects.shape
         rest = [(i, j) for i in range(n_layers) for j in range(n_heads) if (i, j) not in self.heads]
         generator = torch.Generator().manual_seed(seed)
@@ -88,8 +92,11 @@ class FunctionVector:
         named = ", ".join(f"a{i}.h{j} ({float(self.effects[i, j]):+.3f})" for i, j in self.heads)
         site = self.direction.site
         return (
-            f"{self.direction.name} at {site}: heads by effect {named}; p(answer) {self.clean:.3f} with demonstrations, "
-            f"{self.uninformative:.3f} without, {dict(zip(self.reached.sites, self.reached.values, strict=True))[site]:.3f} with the vector added to the latter"
+            f"{self.direction.name} at {site}: heads by effect {named}; p(answer) {self.clean:.3f} with "
+            "demonstrations, "
+            f"{self.uninformative:.3f} without, "
+            f"{dict(zip(self.reached.sites, self.reached.values, strict=True))[site]:.3f} with the vector added to "
+            "the latter"
         )
 
     __repr__ = __str__
@@ -104,9 +111,11 @@ def fit_function_vector(
     n_heads: int | None = None,
     site: Site | None = None,
 ) -> FunctionVector:
-    """The function vector of some demonstrations, at one site of the stream (see the module for formula, sign and cost).
+    """The function vector of some demonstrations, at one site of the stream (see the module for formula, sign and
+    cost).
 
-    `uninformative`: the same queries without the relation (default: `demonstrations.shuffled()`); `n_heads`: how many heads are
+    `uninformative`: the same queries without the relation (default: `demonstrations.shuffled()`); `n_heads`: how many
+    heads are
     summed (default: a sixth of all).
 
     Raises:
@@ -139,8 +148,10 @@ def fit_function_vector(
     before = _probability(model, blank)
     if before > ENOUGH * clean:
         raise MetricError(
-            f"{blank.name}: the answer has probability {before:.3f}, and {clean:.3f} with the demonstrations, so nothing is missing that "
-            "heads could bring. Other uninformative prompts: demonstrations.bare(), or Demonstrations.of_task(task, corrupt=True)"
+            f"{blank.name}: the answer has probability {before:.3f}, and {clean:.3f} with the demonstrations, so "
+            "nothing is missing that "
+            "heads could bring. Other uninformative prompts: demonstrations.bare(), or Demonstrations.of_task(task, "
+            "corrupt=True)"
         )
     effects = torch.zeros(anatomy.n_layers, anatomy.n_heads, dtype=torch.float64)
     for i in range(anatomy.n_layers):
@@ -176,8 +187,8 @@ def sum_heads(
 def _record(
     model: TransformerBridge, prompts: Demonstrations, site: Site | None = None
 ) -> tuple[Tensor, Tensor, float, Tensor]:
-    """At the last token: mean z ``[layer, head, d_head]``, mean head writes ``[layer, head, d_model]``, the answers' mean probability,
-    and every prompt's vector at `site`, from 1 forward.
+    """At the last token: mean z ``[layer, head, d_head]``, mean head writes ``[layer, head, d_model]``, the answers'
+    mean probability, and every prompt's vector at `site`, from 1 forward.
     """
     found: dict[Site, Tensor] = {}
     n_layers = int(model.cfg.n_layers)
@@ -212,7 +223,9 @@ def _probability(
 
 @dataclass(frozen=True)
 class FunctionVectorRow:
-    """`put_in` at the last token of some prompts: the answers' mean probability, and how often the answer is the most probable token."""
+    """`put_in` at the last token of some prompts: the answers' mean probability, and how often the answer is the most
+    probable token.
+    """
 
     prompts: str
     put_in: str
@@ -223,7 +236,9 @@ class FunctionVectorRow:
 
 @dataclass(frozen=True)
 class FunctionVectorTest(Result):
-    """A function vector on held-out prompts, beside nothing, other heads' vectors and random directions, all as long."""
+    """A function vector on held-out prompts, beside nothing, other heads' vectors and random directions, all
+    as long.
+    """
 
     rows: tuple[FunctionVectorRow, ...]
 
@@ -252,7 +267,8 @@ def check_function_vector(
 ) -> FunctionVectorTest:
     """Add the vector and its controls at the last token of named prompts, e.g. ``{"bare": held_out.bare()}``.
 
-    Cost: 1 + (1 + 2 `n_controls`) forwards of each kind of prompts per strength. Raises `InputError` for prompts that do not fit.
+    Cost: 1 + (1 + 2 `n_controls`) forwards of each kind of prompts per strength. Raises `InputError` for prompts that
+    do not fit.
     """
     vector.direction.check(model)
     directions = {"function vector": vector.direction}

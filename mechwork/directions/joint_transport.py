@@ -1,14 +1,16 @@
-"""Affine maps of every dimension at many places, fitted together: LinEAS (Rodriguez et al. 2025), end to end with a distributional loss.
+"""Affine maps of every dimension at many places, fitted together: LinEAS (Rodriguez et al. 2025), end to end with a
+distributional loss.
 
-    x_l -> m_l + w_l (x_l - m_l) + r_l b_l                     one weight w and one shift b per dimension of every place l
-    loss = mean_l sum_d W2^2(moved negatives, positives)_d / r_ld^2,   all maps at work in every forward
+    x_l -> m_l + w_l (x_l - m_l) + r_l b_l                     one weight w and one shift b per dimension of every place
+    l loss = mean_l sum_d W2^2(moved negatives, positives)_d / r_ld^2,   all maps at work in every forward
     + penalty (sum |w - 1| + |b|)  + group_penalty sum_l sqrt(d_l) |(w_l - 1, b_l)|
 
-W2^2 in one dimension is the mean squared difference of sorted samples (of quantiles, for sets of unequal size). m and r are mean and
-spread of both classes at the place, so that the same step size fits all dimensions; the paper's maps are these with other names for
-the numbers. The penalties are applied by their proximal maps (soft threshold, then group shrinkage), so that what is not needed is
-exactly the identity: dimensions by `penalty`, whole places by `group_penalty`. `transport_write` fits one place at a time instead,
-and so does not know what the maps before it have done.
+W2^2 in one dimension is the mean squared difference of sorted samples (of quantiles, for sets of unequal size). m and r
+are mean and spread of both classes at the place, so that the same step size fits all dimensions; the paper's maps are
+these with other names for the numbers. The penalties are applied by their proximal maps (soft threshold, then group
+shrinkage), so that what is not needed is
+exactly the identity: dimensions by `penalty`, whole places by `group_penalty`. `transport_write` fits one place at a
+time instead, and so does not know what the maps before it have done.
 """
 
 from __future__ import annotations
@@ -80,13 +82,14 @@ def fit_joint_transport(
     steps: int = 100,
     learning_rate: float = 0.003,
 ) -> JointTransport:
-    """Maps that take the negative class's activations to the positive class's at all `sites` at once. Nothing is drawn by lot.
+    """Maps that take the negative class's activations to the positive class's at all `sites` at once. Nothing is drawn
+    by lot.
 
-    Cost: 1 forward of all prompts, then `steps` forwards and backwards of the negative ones. Maps work at all positions; activations are
-    compared at the examples' positions.
+    Cost: 1 forward of all prompts, then `steps` forwards and backwards of the negative ones. Maps work at all
+    positions; activations are compared at the examples' positions.
 
-    Raises `InputError` for no sites or one named twice, fewer than two prompts of a class, or settings out of range; `MetricError` when the loss
-    stops being finite.
+    Raises `InputError` for no sites or one named twice, fewer than two prompts of a class, or settings out of range;
+    `MetricError` when the loss stops being finite.
 
     >>> transport = fit_joint_transport(
     ...     model, examples, [Site("resid_post", layer) for layer in range(4)], group_penalty=1e-3
@@ -131,7 +134,8 @@ def fit_joint_transport(
         Stretch(stretch.scale.detach(), stretch.shift.detach()) for stretch in _stretches(mean, spread, weights, shifts)
     )
     provenance = build_provenance(
-        method="joint transport", model=identify_model(model), examples={"name": examples.name, "sha256": examples.sha256()},
+        method="joint transport", model=identify_model(model),
+        examples={"name": examples.name, "sha256": examples.sha256()},
         penalty=penalty, group_penalty=group_penalty, steps=steps, learning_rate=learning_rate,
     )  # fmt: skip
     return JointTransport(tuple(sites), fitted, tuple(losses), provenance)
@@ -148,7 +152,9 @@ def joint_loss(
 
 
 def wasserstein(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, " d"]:
-    """Squared 2-Wasserstein distance of each column's samples: mean squared difference of sorted values, of quantiles for unequal sizes."""
+    """Squared 2-Wasserstein distance of each column's samples: mean squared difference of sorted values, of quantiles
+    for unequal sizes.
+    """
     x, y = x.sort(dim=0).values, y.sort(dim=0).values
     if len(x) != len(y):
         n = max(len(x), len(y))

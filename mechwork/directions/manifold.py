@@ -1,11 +1,13 @@
-"""A curve fitted to states whose label is a number: years, months, ranks. What varies with the number need not lie on a line.
+"""A curve fitted to states whose label is a number: years, months, ranks. What varies with the number need not lie on a
+line.
 
 1. principal axes of all states (mean taken off), as many as asked for;
 2. the mean state of every value (or of every bin of values) in those coordinates: the knots of a natural cubic spline.
 
-How well it holds is said by `CurveFit`: on prompts that were not used for fitting, the correlation of the position on the curve with
-the value, how much of the states' variance is inside the span, the mean distance from the curve inside the span, and `reach`: the distance
-in the whole space that 95 % of the states stay within, so that `Slide(..., within=fit.reach)` leaves other states alone.
+How well it holds is said by `CurveFit`: on prompts that were not used for fitting, the correlation of the position on
+the curve with the value, how much of the states' variance is inside the span, the mean distance from the curve inside
+the span, and `reach`: the distance in the whole space that 95 % of the states stay within, so that `Slide(...,
+within=fit.reach)` leaves other states alone.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ class CurveFit(Readable):
 
     def __str__(self) -> str:
         return (
-            f"curve through {len(self.curve.knots)} means at {self.site}: {self.explained:.3f} of the variance in {len(self.curve.basis)} axes; "
+            f"curve through {len(self.curve.knots)} means at {self.site}: {self.explained:.3f} of the variance in "
+            f"{len(self.curve.basis)} axes; "
             f"{self.n_tested} held-out prompts: correlation {self.correlation:.3f}, distance {self.distance:.3g}"
         )
 
@@ -68,7 +71,8 @@ def fit_curve(
     `n_knots`: values are put in that many bins of equal count (None: every value is a knot).
 
     Raises:
-        InputError: one value or position mask per prompt is missing, fewer than two distinct values, or more axes than prompts.
+        InputError: one value or position mask per prompt is missing, fewer than two distinct values, or more axes than
+            prompts.
         MetricError: states that are not finite, or all alike.
     """
     if not len(tokens) == len(values) == len(where) or not bool(values.isfinite().all()):

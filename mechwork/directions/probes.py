@@ -9,12 +9,13 @@ With x standardised over the fitted prompts, read at the marked positions p of a
 | ``attention_pooled`` | sum_p a_p (w . x_p) + b,  a = softmax_p(q . x_p) | Kantamneni et al. 2025 |
 | ``max_pooled`` | max_p (w . x_p) + b | McKenzie et al. 2025 |
 
-The pooled ones find for themselves where in a long prompt the evidence stands (`Examples` read at ``all``). Positive scores speak
-for the positive class. All minimise mean log-loss + penalty |weights|^2 / 2; ``linear`` is solved (`fit_probe`); the pooled ones are
-trained with Adam from it, ``two_layer`` from a seeded start, so that the same call gives the same probe on one machine.
+The pooled ones find for themselves where in a long prompt the evidence stands (`Examples` read at ``all``). Positive
+scores speak for the positive class. All minimise mean log-loss + penalty |weights|^2 / 2; ``linear`` is solved
+(`fit_probe`); the pooled ones are trained with Adam from it, ``two_layer`` from a seeded start, so that the same call
+gives the same probe on one machine.
 
-The threshold is calibrated on groups that were not fitted on, accuracy is measured on others again, and the control task
-(`fit.by_lot`) goes through the same three parts.
+The threshold is calibrated on groups that were not fitted on, accuracy is measured on others again, and the control
+task (`fit.by_lot`) goes through the same three parts.
 """
 
 from __future__ import annotations
@@ -110,7 +111,9 @@ def train_probe(
     penalty: float = PENALTY,
     seed: int = 0,
 ) -> Probe:
-    """Fit a probe to recorded vectors (see `record_positions`). Raises `InputError` for one class only, `MetricError` for vectors that are not finite."""
+    """Fit a probe to recorded vectors (see `record_positions`). Raises `InputError` for one class only, `MetricError`
+    for vectors that are not finite.
+    """
     if kind not in KINDS:
         raise UnknownNameError("kind of probe", kind, KINDS)
     if not bool(labels.any()) or bool(labels.all()):
@@ -140,7 +143,9 @@ def train_probe(
 
 
 def _start(kind: str, shapes: dict[str, tuple[int, ...]], z: Tensor, where: Tensor, labels: Tensor, seed: int) -> Parts:
-    """Pooled probes start as the linear one (all positions alike), so that a max never hangs on a direction of the wrong sign; two layers by lot."""
+    """Pooled probes start as the linear one (all positions alike), so that a max never hangs on a direction of the
+    wrong sign; two layers by lot.
+    """
     if kind == "two_layer":
         generator = torch.Generator().manual_seed(seed)
         return {
@@ -156,7 +161,8 @@ def _start(kind: str, shapes: dict[str, tuple[int, ...]], z: Tensor, where: Tens
 
 
 def best_threshold(scores: Float[Tensor, " n"], labels: Bool[Tensor, " n"]) -> float:
-    """The threshold with the best balanced accuracy: the middle of the widest gap between neighbouring scores among the best.
+    """The threshold with the best balanced accuracy: the middle of the widest gap between neighbouring scores among the
+    best.
 
     Raises `InputError` for scores of one class only.
     """
@@ -173,7 +179,9 @@ def best_threshold(scores: Float[Tensor, " n"], labels: Bool[Tensor, " n"]) -> f
 
 @dataclass(frozen=True)
 class ProbeRow:
-    """One probe at one site: balanced accuracy on tested groups, before and after calibration, and of the control task (calibrated)."""
+    """One probe at one site: balanced accuracy on tested groups, before and after calibration, and of the control task
+    (calibrated).
+    """
 
     site: Site
     kind: str
@@ -210,7 +218,10 @@ class ProbeStudy(Result):
         return table_rows(self.rows, "selectivity")
 
     def __str__(self) -> str:
-        head = f"balanced accuracy on groups neither fitted nor calibrated on; control: labels by lot for every {self.control_of}"
+        head = (
+            "balanced accuracy on groups neither fitted nor calibrated on; control: labels by lot for every "
+            f"{self.control_of}"
+        )
         return f"{head}\n{self.to_dataframe().to_string(index=False, float_format='%.3f'.__mod__)}"
 
     __repr__ = __str__
@@ -227,7 +238,8 @@ def study_probes(
 ) -> ProbeStudy:
     """Fit on about half of the groups, calibrate on a fifth, test on the rest; the same for `n_controls` control tasks.
 
-    Cost: 1 forward of all prompts per site. Raises `UnknownNameError` for an unknown kind, `InputError` where a part has one class only.
+    Cost: 1 forward of all prompts per site. Raises `UnknownNameError` for an unknown kind, `InputError` where a part
+    has one class only.
 
     >>> study_probes(
     ...     model, Examples.of_task(mw.tasks.pronoun(model, n=64).train, "all", types="NAME"), [Site("resid_post", 3)]
@@ -284,9 +296,11 @@ def sweep_sparse_probe(
     n_controls: int = 3,
     seed: int = 0,
 ) -> Any:
-    """TransformerLens' sparse probes of `ks` coordinates (chosen on the training split), with random coordinates and shuffled labels beside.
+    """TransformerLens' sparse probes of `ks` coordinates (chosen on the training split), with controls beside: random
+    coordinates and shuffled labels.
 
-    The host's `SparseProbeSweep`, on vectors averaged over the marked positions, split by the examples' groups. Cost: 1 forward of all prompts.
+    The host's `SparseProbeSweep`, on vectors averaged over the marked positions, split by the examples' groups.
+    Cost: 1 forward of all prompts.
     Raises `InputError` for what the host refuses: a class with fewer than two groups, more coordinates than there are.
     """  # fmt: skip
     from transformer_lens.tools.analysis.sparse_probing import sweep_sparse_probe as host_sweep
@@ -294,7 +308,8 @@ def sweep_sparse_probe(
     x = _mean(record_positions(model, examples, site).double(), examples.where)
     try:
         return host_sweep(
-            x, examples.labels, ks=list(ks), groups=examples.groups, preprocess="standardize", n_random_subsets=n_controls,
+            x, examples.labels, ks=list(ks), groups=examples.groups, preprocess="standardize",
+            n_random_subsets=n_controls,
             n_label_shuffles=n_controls, seed=seed,
         )  # fmt: skip
     except ValueError as error:

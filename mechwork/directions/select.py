@@ -1,13 +1,15 @@
-"""Which layer to steer at: the one whose direction tells classes apart best on training pairs that it was not fitted on.
+"""Which layer to steer at: the one whose direction tells classes apart best on training pairs that it was not fitted
+on.
 
-With c the held-out prompts' coordinates along the unit vector fitted on the other groups (+ positive class, - negative class),
-s the root of the mean of the two classes' variances, and b the boundary:
+With c the held-out prompts' coordinates along the unit vector fitted on the other groups (+ positive class, - negative
+class), s the root of the mean of the two classes' variances, and b the boundary:
 
-| criterion | value | what it asks |
-|---|---|---|
-| ``accuracy`` | share of prompts on their own side of b | are the classes apart? |
-| ``discriminability`` | (mean c+ - mean c-) / s | how far, in spreads (d')? |
-| ``opposite_signs`` | min(mean c+, -mean c-) / s | do the class means lie on opposite sides of 0? Above 0 only there (selective steering) |
+criterion | value | what it asks:
+
+- ``accuracy`` | share of prompts on their own side of b | are the classes apart?
+- ``discriminability`` | (mean c+ - mean c-) / s | how far, in spreads (d')?
+- ``opposite_signs`` | min(mean c+, -mean c-) / s | do the class means lie on opposite sides of 0? Above 0 only there
+  (selective steering)
 
 The earliest of the best layers is taken: what is written there passes through most of the model.
 """
@@ -86,9 +88,11 @@ def choose_layer(
     criterion: str = "discriminability",
     seed: int = 0,
 ) -> LayerChoice:
-    """Fit on 70 % of the groups, judge on the others, at every site (default: after every layer). Cost: 1 forward of all prompts.
+    """Fit on 70 % of the groups, judge on the others, at every site (default: after every layer). Cost: 1 forward of
+    all prompts.
 
-    Raises `UnknownNameError` for an unknown fit or criterion, `InputError` for no site or a held-out part of one class only.
+    Raises `UnknownNameError` for an unknown fit or criterion, `InputError` for no site or a held-out part of one class
+    only.
     """
     if how not in FITS:
         raise UnknownNameError("way to fit a direction", how, FITS)

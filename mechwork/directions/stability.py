@@ -6,9 +6,9 @@
 | ``relabel`` | a share of the groups has its classes exchanged | groups held out, with their own labels |
 | ``paraphrase`` | fitted on the prompts of one template | the prompts of all other templates |
 
-`cosine` is with the direction fitted on everything. `shift` is how far the boundary moved along the full fit's unit vector u, in
-units of the distance between its class means: ((the refitted boundary point) . u - b) / (high - low), where the refitted boundary
-point lies on the refitted direction's own axis through the examples' mean.
+`cosine` is with the direction fitted on everything. `shift` is how far the boundary moved along the full fit's unit
+vector u, in units of the distance between its class means: ((the refitted boundary point) . u - b) / (high - low),
+where the refitted boundary point lies on the refitted direction's own axis through the examples' mean.
 """
 
 from __future__ import annotations
@@ -63,7 +63,13 @@ class Stability(Result, what="direction stability"):
         return found
 
     def __str__(self) -> str:
-        lines = [f"{self.direction} at {self.site}", f"{'change':<14}{'refits':>8}{'cosine, mean and least':>26}{'boundary shift, largest':>26}{'accuracy, mean':>17}"]  # fmt: skip
+        lines = [
+            f"{self.direction} at {self.site}",
+            (
+                f"{'change':<14}{'refits':>8}{'cosine, mean and least':>26}{'boundary shift, largest':>26}"
+                f"{'accuracy, mean':>17}"
+            ),
+        ]
         labels = dict.fromkeys((row.change, row.amount if row.change == "relabel" else "") for row in self.rows)
         for change, amount in labels:
             rows = [row for row in self.of(change) if not amount or row.amount == amount]
@@ -71,7 +77,8 @@ class Stability(Result, what="direction stability"):
             shift = max(abs(row.shift) for row in rows)
             right = sum(row.accuracy for row in rows) / n
             lines.append(
-                f"{f'{change} {amount}'.strip():<14}{n:>8}{f'{sum(cosines) / n:.3f}, {min(cosines):.3f}':>26}{shift:>26.3f}{right:>17.3f}"
+                f"{f'{change} {amount}'.strip():<14}{n:>8}{f'{sum(cosines) / n:.3f}, {min(cosines):.3f}':>26}"
+                f"{shift:>26.3f}{right:>17.3f}"
             )
         return "\n".join(lines)
 
@@ -89,11 +96,12 @@ def study_stability(
     relabelled: Sequence[float] = RELABELLED,
     seed: int = 0,
 ) -> Stability:
-    """Refit under resampling (`n` times), relabelling (`n` times for each share), and template by template where `templates` names
-    every prompt's (see `templates_of`). Cost: 1 forward of all prompts.
+    """Refit under resampling (`n` times), relabelling (`n` times for each share), and template by template where
+    `templates` names every prompt's (see `templates_of`). Cost: 1 forward of all prompts.
 
-    Raises `UnknownNameError` for an unknown fit, `InputError` for shares outside (0, 0.5) or templates that are not one per prompt.
-    """  # fmt: skip
+    Raises `UnknownNameError` for an unknown fit, `InputError` for shares outside (0, 0.5) or templates that are not one
+    per prompt.
+    """
     if how not in FITS:
         raise UnknownNameError("way to fit a direction", how, FITS)
     if n < 1 or not all(0 < share < 0.5 for share in relabelled):
@@ -111,7 +119,9 @@ def study_stability(
 
 
 def templates_of(task: Task) -> list[str]:
-    """The template of every prompt of `Examples.of_task`: clean prompts first, then corrupt ones. Raises `InputError` for a task without."""
+    """The template of every prompt of `Examples.of_task`: clean prompts first, then corrupt ones. Raises `InputError`
+    for a task without.
+    """
     if not task.pairs.templates:
         raise InputError(f"{task.name} does not know its prompts' templates")
     return [*task.pairs.templates] * 2

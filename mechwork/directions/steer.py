@@ -1,19 +1,21 @@
-"""Ways to steer along a direction, each a function of one strength: 0 changes nothing, 1 is the method as it is published.
+"""Ways to steer along a direction, each a function of one strength: 0 changes nothing, 1 is the method as it is
+published.
 
-| method | at strength s | source |
-|---|---|---|
-| ``add`` | x + s v, everywhere | Turner et al. 2023; Rimsky et al. 2024 |
-| ``project_to`` | the coordinate moved by s of the way to the positive class's mean | |
-| ``project_to_below`` | the same, only where the coordinate is below the boundary | |
-| ``mirror_below`` | the coordinate moved by s of the way to its mirror image at the boundary, only where it is below | |
-| ``project_out`` | the coordinate times 1 - s | Arditi et al. 2024 |
-| ``clamp`` | the coordinate at least s of the way from the boundary to the positive mean | |
-| ``scale`` | the coordinate times 1 + s | |
-| ``rotate`` | turned, in the plane of the direction and the examples' mean, by s times the angle between the class means; norms stay | Vu & Nguyen 2025 |
-| ``rotate_below`` | the same, only where the coordinate is below the boundary | |
+method | at strength s | source:
 
-`transport_write` is the tenth: an affine map of every dimension that takes the negative class's mean and spread to the positive
-class's (Rodriguez et al. 2024), fitted from the examples themselves.
+- ``add`` | x + s v, everywhere | Turner et al. 2023; Rimsky et al. 2024
+- ``project_to`` | the coordinate moved by s of the way to the positive class's mean
+- ``project_to_below`` | the same, only where the coordinate is below the boundary
+- ``mirror_below`` | the coordinate moved by s of the way to its mirror image at the boundary, only where it is below
+- ``project_out`` | the coordinate times 1 - s | Arditi et al. 2024
+- ``clamp`` | the coordinate at least s of the way from the boundary to the positive mean
+- ``scale`` | the coordinate times 1 + s
+- ``rotate`` | turned, in the plane of the direction and the examples' mean, by s times the angle between the class
+  means; norms stay | Vu & Nguyen 2025
+- ``rotate_below`` | the same, only where the coordinate is below the boundary
+
+`transport_write` is the tenth: an affine map of every dimension that takes the negative class's mean and spread to the
+positive class's (Rodriguez et al. 2024), fitted from the examples themselves.
 """
 
 from __future__ import annotations
@@ -145,7 +147,8 @@ def steering_write(direction: Direction, method: str, strength: float = 1.0) -> 
 def transport_write(model: TransformerBridge, examples: Examples, site: Site) -> Strengths:
     """Per dimension, (x - mean of the negatives) * spread ratio + mean of the positives, blended in by the strength.
 
-    The optimal transport between two normal distributions with independent dimensions (Rodriguez et al. 2024, Linear-AcT).
+    The optimal transport between two normal distributions with independent dimensions (Rodriguez et al. 2024,
+    Linear-AcT).
     Cost: 1 forward of all prompts. Raises `InputError` for fewer than two prompts of a class.
     """
     x, labels = record_examples(model, examples, [site])[0].double(), examples.labels

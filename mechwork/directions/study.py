@@ -2,11 +2,12 @@
 
 The corrupt prompts of a task are steered towards the clean ones' answers:
 
-    success = (m(steered corrupt) - m(corrupt)) / (m(clean) - m(corrupt)),   m = mean metric: 0 nothing, 1 as if the prompt were clean
+    success = (m(steered corrupt) - m(corrupt)) / (m(clean) - m(corrupt)),   m = mean metric: 0 nothing, 1 as if the
+    prompt were clean
 
-Side effects, on prompts that have nothing to do with it, are those of `bench`. A method is good when success comes before side
-effects do. Two controls say what any push does: a random direction as long as the fitted one, put through the same method
-(``random``); and every state moved as far as the method moves it, in one random direction (``as far``).
+Side effects, on prompts that have nothing to do with it, are those of `bench`. A method is good when success comes
+before side effects do. Two controls say what any push does: a random direction as long as the fitted one, put through
+the same method (``random``); and every state moved as far as the method moves it, in one random direction (``as far``).
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ STRENGTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 @dataclass(frozen=True)
 class SteeringRow:
-    """One method at one strength. `control` is empty, or names the control in the fitted direction's place: ``random 0``, ``as far 0``."""
+    """One method at one strength. `control` is empty, or names the control in the fitted direction's place: ``random
+    0``, ``as far 0``.
+    """
 
     method: str
     strength: float
@@ -54,7 +57,9 @@ class SteeringRow:
 
 @dataclass(frozen=True, eq=False)
 class SteeringStudy(Result):
-    """All methods and strengths; `plain_...` is what the unsteered model does: accuracy on the others, perplexity, continuations."""
+    """All methods and strengths; `plain_...` is what the unsteered model does: accuracy on the others, perplexity,
+    continuations.
+    """
 
     rows: tuple[SteeringRow, ...]
     task_name: str
@@ -80,7 +85,9 @@ class SteeringStudy(Result):
         return tuple(dict.fromkeys(row.control for row in self.rows if row.control))
 
     def best(self, method: str, control: str = "", *, max_kl: float) -> float:
-        """The largest success among strengths whose KL on other prompts is at most `max_kl`; 0 (no steering) when none is."""
+        """The largest success among strengths whose KL on other prompts is at most `max_kl`; 0 (no steering) when none
+        is.
+        """
         return max([0.0, *(row.success for row in self.of(method, control) if row.kl <= max_kl)])
 
     def __str__(self) -> str:
@@ -97,7 +104,8 @@ class SteeringStudy(Result):
         )
         lines = [
             (
-                f"{self.task_name}: metric {corrupt:.3f} of the corrupt prompts (success 0), {clean:.3f} of the clean ones (1); "
+                f"{self.task_name}: metric {corrupt:.3f} of the corrupt prompts (success 0), {clean:.3f} of the clean "
+                "ones (1); "
                 f"unsteered, {', '.join(self.others) or 'no other task'}: accuracy {self.plain_accuracy:.3f}{text}"
             ),
             head + "".join(f"{name:>12}" for name in seen),
@@ -130,16 +138,20 @@ def study_steering(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> SteeringStudy:
-    """Every method (default: all of `METHODS`) at every strength, beside its controls, `n_random` and `n_as_far` of each kind.
+    """Every method (default: all of `METHODS`) at every strength, beside its controls, `n_random` and `n_as_far` of
+    each kind.
 
-    `writes` adds methods of one's own: name -> (strength -> what is written at the direction's site, or interventions with places
-    of their own: writes at many layers, edits of the weights). They have no random direction to be fitted with; those at the
-    direction's site are also moved as far as. `n_generated`: tokens of each greedy continuation of the text (0: none).
-    Cost per method, strength and control: 1 forward of the task's corrupt prompts, of the others' clean prompts and of the text,
-    and `n_generated` forwards of one token.
+    `writes` adds methods of one's own: name -> (strength -> what is written at the direction's site, or interventions
+    with places
+    of their own: writes at many layers, edits of the weights). They have no random direction to be fitted with; those
+    at the direction's site are also moved as far as. `n_generated`: tokens of each greedy continuation of the text (0:
+    none).
+    Cost per method, strength and control: 1 forward of the task's corrupt prompts, of the others' clean prompts and of
+    the text, and `n_generated` forwards of one token.
 
     Raises:
-        InputError: a direction of other weights or width; nothing to see side effects on; unknown strengths; text too short.
+        InputError: a direction of other weights or width; nothing to see side effects on; unknown strengths; text too
+            short.
         UnknownNameError: an unknown method.
         MetricError: clean and corrupt metrics coincide, or a strength makes activations overflow (says in which layer).
     """
@@ -174,7 +186,8 @@ def study_steering(
                 progress(len(rows), len(chosen) * len(strengths), f"steering by {name}")
     plain = bench.side_effects
     provenance = build_provenance(
-        method="steering study", seed=seed, n_random=n_random, n_as_far=n_as_far, n_generated=n_generated, model=identify_model(model), task=task.provenance(),
+        method="steering study", seed=seed, n_random=n_random, n_as_far=n_as_far, n_generated=n_generated,
+        model=identify_model(model), task=task.provenance(),
         others=[other.provenance() for other in others], direction=direction.provenance,
     )  # fmt: skip
     return SteeringStudy(

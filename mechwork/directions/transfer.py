@@ -1,14 +1,16 @@
-"""A direction carried from one model into another: a map between their streams, and what the direction still does there.
+"""A direction carried from one model into another: a map between their streams, and what the direction still does
+there.
 
     f(x) = mean_B + (x - mean_A) M,   M fitted on the two models' vectors at the same tokens of the same texts
 
-| kind | M | source |
-|---|---|---|
-| ``orthogonal`` | scale * Q, Q^T Q = I, with the least squared error (Procrustes; needs equal widths to be a rotation) | Schonemann 1966 |
-| ``least_squares`` | ridge regression | Lepori et al. 2025 |
+kind | M | source:
 
-v becomes v M, and a point of the axis (boundary, class means) its image f(point). No label is used for the map, so fit it on
-text that has nothing to do with the direction.
+- ``orthogonal`` | scale * Q, Q^T Q = I, with the least squared error (Procrustes; needs equal widths to be a rotation)
+  | Schonemann 1966
+- ``least_squares`` | ridge regression | Lepori et al. 2025
+
+v becomes v M, and a point of the axis (boundary, class means) its image f(point). No label is used for the map, so fit
+it on text that has nothing to do with the direction.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ MAPS = ("orthogonal", "least_squares")
 
 @dataclass(frozen=True, eq=False)
 class StreamMap:
-    """f(x) = `mean_to` + (x - `mean_from`) `matrix`; `fit` is the share of the target's variance that it explains on its own texts."""
+    """f(x) = `mean_to` + (x - `mean_from`) `matrix`; `fit` is the share of the target's variance that it explains on
+    its own texts.
+    """
 
     kind: str
     matrix: Float[Tensor, "d_from d_to"]
@@ -70,7 +74,8 @@ class StreamMap:
             "transferred_from": direction.provenance.get("model"),
         }  # fmt: skip
         return Direction(
-            vector.to(direction.vector.dtype), self.site_to, boundary, low, high, f"{direction.name}, carried over", provenance,
+            vector.to(direction.vector.dtype), self.site_to, boundary, low, high, f"{direction.name}, carried "
+                                                                                  "over", provenance,
             self(base).to(direction.vector.dtype),
         )  # fmt: skip
 
@@ -91,8 +96,8 @@ def fit_stream_map(
 ) -> StreamMap:
     """The map between the vectors at two sites, from the marked positions of the same texts in two models' tokens.
 
-    Cost: 1 forward of each model. Raises `UnknownNameError` for an unknown kind, `InputError` for texts that do not correspond position
-    by position, or an orthogonal map between different widths.
+    Cost: 1 forward of each model. Raises `UnknownNameError` for an unknown kind, `InputError` for texts that do not
+    correspond position by position, or an orthogonal map between different widths.
 
     >>> carried = fit_stream_map(small, large, texts_small, texts_large, site, other_site).carry(direction)
     """
@@ -101,8 +106,10 @@ def fit_stream_map(
     counts = [examples.where.sum(dim=1) for examples in (texts_from, texts_to)]
     if len(counts[0]) != len(counts[1]) or not torch.equal(*counts):
         raise InputError(
-            "the two models must read the same texts, token by token: as many prompts, and as many marked positions in each; got "
-            f"{len(counts[0])} and {len(counts[1])} prompts with {int(counts[0].sum())} and {int(counts[1].sum())} positions"
+            "the two models must read the same texts, token by token: as many prompts, and as many marked positions "
+            "in each; got "
+            f"{len(counts[0])} and {len(counts[1])} prompts with {int(counts[0].sum())} and {int(counts[1].sum())} "
+            "positions"
         )
     x, y = (
         record_positions(model, examples, site)[examples.where].double()

@@ -1,8 +1,9 @@
 """A discovery: from a model and a task to everything the report shows, planned, kept in a folder, and taken up again.
 
-Owns the stages and their costs (`stages`), the plan (`plan`), the folder (`folder`), the check of the data (`check`), the
-size of the circuit (`size`) and what verification compares (`verification`). Takes no console and draws through `display`.
-The shell imports a file of this folder before anything heavy, so the names below are fetched when they are first used.
+Owns the stages and their costs (`stages`), the plan (`plan`), the folder (`folder`), the check of the data (`check`),
+the size of the circuit (`size`) and what verification compares (`verification`). Takes no console and draws through
+`display`. The shell imports a file of this folder before anything heavy, so the names below are fetched when they are
+first used.
 
     found = mw.discover(model, task, out="reports/ioi")
     print(found.circuit, found.curve)

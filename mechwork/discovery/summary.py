@@ -172,7 +172,8 @@ def _head(found: Discovery, data: dict[str, Any]) -> list[str]:
     task, train = data["task"], data["baseline"]["train"]
     which = "test " if "evaluation" in data else ""
     pairs = (
-        f"{task['n_train']} pairs to find the circuit, {task['n_test']} others, of other words and templates, to test it"
+        f"{task['n_train']} pairs to find the circuit, {task['n_test']} others, of other words and templates, to test "
+        "it"
         if task["held_out"]
         else f"{task['n_train']} pairs, used both to find and to test the circuit: faithfulness is not held out"
     )

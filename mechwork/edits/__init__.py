@@ -1,7 +1,9 @@
-"""Edits: changes of the weights as values, applied in a context or saved as a delta, never to the file a model came from.
+"""Edits: changes of the weights as values, applied in a context or saved as a delta, never to the file a model came
+from.
 
-Owns the weights that write to the residual stream (`weights`), edits of them (`edit`), and two ways to make one: a direction shared
-out over the heads and neurons that carry it (`share_out`), and least squares from pairs of activations (`least_squares`). An edit is
+Owns the weights that write to the residual stream (`weights`), edits of them (`edit`), and two ways to make one: a
+direction shared out over the heads and neurons that carry it (`share_out`), and least squares from pairs of activations
+(`least_squares`). An edit is
 an intervention like a write: `intervene` takes it, studies of steering measure it. Imports `directions` and below.
 
     found = share_out(model, direction, examples, n_components=12)

@@ -2,10 +2,11 @@
 
     W -> W + strength * change
 
-The weights are read before and put back afterwards as they were, to the bit, also after an exception; the file a model was loaded
-from is never opened. An edit knows the sha256 of the weights it was made for and refuses others (another model, another dtype,
-a model that is edited already: add edits up instead, ``one + other``). Cost of entering: one hash of all weights, and copies of those
-that change.
+The weights are read before and put back afterwards as they were, to the bit, also after an exception; the file a model
+was loaded from is never opened. An edit knows the sha256 of the weights it was made for and refuses others (another
+model, another dtype,
+a model that is edited already: add edits up instead, ``one + other``). Cost of entering: one hash of all weights, and
+copies of those that change.
 
     with intervene(model, [edit]):            # beside any other writes
         model.generate(prompt)
@@ -59,7 +60,8 @@ class LowRank(Readable):
 
 @dataclass(frozen=True, eq=False)
 class WeightEdit(Readable):
-    """`changes`: weight name (``"W_out.3"``) -> what is added, ``[d_in, d_model]``; `base_sha256`: of the weights it belongs to.
+    """`changes`: weight name (``"W_out.3"``) -> what is added, ``[d_in, d_model]``; `base_sha256`: of the weights it
+    belongs to.
 
     Raises `InputError` for an edit of nothing, names that are no weights, or numbers that are not finite.
     """
@@ -83,7 +85,8 @@ class WeightEdit(Readable):
         theirs = weights_sha256(model)
         if theirs != self.base_sha256:
             raise InputError(
-                f"{self.name!r} was made for weights with sha256 {self.base_sha256[:12]}..., this model has {theirs[:12]}.... Load that "
+                f"{self.name!r} was made for weights with sha256 {self.base_sha256[:12]}..., this model has "
+                f"{theirs[:12]}.... Load that "
                 "model in its dtype, leave other edits first, or add edits of one base up (one + other)"
             )
         for name, change in self.changes.items():
@@ -112,7 +115,8 @@ class WeightEdit(Readable):
         if not bool(new.isfinite().all()):
             dtype = str(old.dtype).removeprefix("torch.")
             raise MetricError(
-                f"{self.name!r} at strength {self.strength} overflows {dtype} in {name}. Use a smaller strength, or a wider dtype"
+                f"{self.name!r} at strength {self.strength} overflows {dtype} in {name}. Use a smaller strength, or a "
+                "wider dtype"
             )
         return new
 
@@ -150,7 +154,8 @@ class WeightEdit(Readable):
     def save(self, path: str | Path) -> Path:
         """Write the delta as one safetensors file, everything else as JSON in its header. Returns the path."""
         facts = {
-            "name": self.name, "base_sha256": self.base_sha256, "strength": self.strength, "provenance": stable(self.provenance),
+            "name": self.name, "base_sha256": self.base_sha256, "strength": self.strength,
+            "provenance": stable(self.provenance),
         }  # fmt: skip
         tensors = {
             f"{name}|{side}": getattr(change, side)

@@ -1,11 +1,13 @@
-"""Closed-form edits of one layer's output weight from pairs of activations: what it reads, and what it should write instead.
+"""Closed-form edits of one layer's output weight from pairs of activations: what it reads, and what it should write
+instead.
 
     D = argmin  mean_i |x_i D - y_i|^2  +  keep_weight mean_j |x'_j D|^2  +  ridge m |D|^2,     m = mean of |x|^2 / d_in
       = (X^T X / n + keep_weight X'^T X' / n' + ridge m)^-1 X^T Y / n
 
-x: inputs of the weight (`mlp_post`, or z of all heads); y: the wanted change of its output; x': inputs on which nothing should change.
-ridge -> 0 without x' gives the pseudo-inverse D = X^+ Y; x' with its second moments is MEMIT's form (Meng et al. 2023, equation 14).
-`rank` keeps the best D of that rank for the same objective (reduced-rank regression): the fitted outputs' leading right singular vectors.
+x: inputs of the weight (`mlp_post`, or z of all heads); y: the wanted change of its output; x': inputs on which nothing
+should change. ridge -> 0 without x' gives the pseudo-inverse D = X^+ Y; x' with its second moments is MEMIT's form
+(Meng et al. 2023, equation 14). `rank` keeps the best D of that rank for the same objective (reduced-rank regression):
+the fitted outputs' leading right singular vectors.
 """
 
 from __future__ import annotations
@@ -46,7 +48,10 @@ class LayerFit(Readable):
     n_pairs: int
 
     def __str__(self) -> str:
-        return f"{self.edit}; of the wanted change {self.error:.3f} is missed on {self.n_pairs} pairs, {self.kept:.3f} leaks to the inputs kept"
+        return (
+            f"{self.edit}; of the wanted change {self.error:.3f} is missed on {self.n_pairs} pairs, "
+            f"{self.kept:.3f} leaks to the inputs kept"
+        )
 
 
 def least_squares(
@@ -58,10 +63,13 @@ def least_squares(
     keep: Float[Tensor, "m d_in"] | None = None,
     keep_weight: float = 1.0,
 ) -> LowRank:
-    """D of the module's formula, in float64, as factors of its rank. Raises `InputError` for settings out of range, `MetricError` for numbers that are not finite."""
+    """D of the module's formula, in float64, as factors of its rank. Raises `InputError` for settings out of range,
+    `MetricError` for numbers that are not finite.
+    """
     if not ridge > 0 or not keep_weight >= 0 or (rank is not None and not 1 <= rank <= min(x.shape[1], y.shape[1])):
         raise InputError(
-            f"ridge is above 0, keep_weight at least 0, rank 1 to {min(x.shape[1], y.shape[1])}; got {ridge}, {keep_weight}, {rank}"
+            f"ridge is above 0, keep_weight at least 0, rank 1 to {min(x.shape[1], y.shape[1])}; got {ridge}, "
+            f"{keep_weight}, {rank}"
         )
     x, y = x.double(), y.double()
     if not all(bool(part.isfinite().all()) for part in (x, y)) or not float(y.norm()) > 0:
@@ -94,14 +102,17 @@ def fit_layer_edit(
     name: str = "least squares",
     provenance: Provenance | None = None,
 ) -> LayerFit:
-    """An edit of ``"W_out.l"`` (or ``"W_O.l"``) that adds `y` to its output where it reads `x`, and nothing where it reads `keep`.
+    """An edit of ``"W_out.l"`` (or ``"W_O.l"``) that adds `y` to its output where it reads `x`, and nothing where it
+    reads `keep`.
 
-    No forward pass. Raises `InputError` for vectors of another width, besides what `find_weight` and `least_squares` raise.
+    No forward pass. Raises `InputError` for vectors of another width, besides what `find_weight` and `least_squares`
+    raise.
     """
     shape = find_weight(model, weight).read().shape
     if x.shape[1] != shape[0] or y.shape[1] != shape[1] or (keep is not None and keep.shape[1] != shape[0]):
         raise InputError(
-            f"{weight} reads {shape[0]} numbers and writes {shape[1]}; got inputs of {x.shape[1]} and changes of {y.shape[1]}"
+            f"{weight} reads {shape[0]} numbers and writes {shape[1]}; got inputs of {x.shape[1]} and changes of "
+            f"{y.shape[1]}"
         )
     change = least_squares(x, y, ridge=ridge, rank=rank, keep=keep, keep_weight=keep_weight)
     dense, size = change.dense(), y.double().pow(2).sum(dim=1).mean()
@@ -130,8 +141,8 @@ def edit_from_pairs(
 ) -> LayerFit:
     """An edit that makes the layer write on corrupt prompts what it writes on the clean ones, at a span of the prompts.
 
-    Kept as they are: the clean prompts at the same span, and every position of the clean prompts of `keep`. Cost: 1 forward of each.
-    Raises `InputError` for a span that the prompts do not have, and what `fit_layer_edit` raises.
+    Kept as they are: the clean prompts at the same span, and every position of the clean prompts of `keep`. Cost: 1
+    forward of each. Raises `InputError` for a span that the prompts do not have, and what `fit_layer_edit` raises.
 
     >>> fit = edit_from_pairs(model, task.train, "W_out.0", position="S2", keep=(agreement.train,))
     >>> with intervene(model, [fit.edit]):
@@ -154,7 +165,8 @@ def edit_from_pairs(
     W = find_weight(model, weight).read()
     x, y = here[chosen], (moved - here)[chosen].double() @ W.cpu().double()
     provenance = build_provenance(
-        method="least-squares edit", model=identify_model(model), task=task.provenance(), position=position, ridge=ridge,
+        method="least-squares "
+               "edit", model=identify_model(model), task=task.provenance(), position=position, ridge=ridge,
         rank=rank, keep=[other.provenance() for other in keep], keep_weight=keep_weight,
     )  # fmt: skip
     return fit_layer_edit(

@@ -3,21 +3,23 @@
 Component i (a head's slice of W_O, a neuron's row of W_out) puts out x_i W_i. It gets
 
     W_i -> W_i + lambda_i k_i u_i^T      u_i: the direction v, of length 1;   k_i: an input direction, of length 1
-    k_i = W_i v / |W_i v|                ``inputs="contribution"``: what the component writes along v already (the paper's)
-    k_i ~ (C_i + eps)^-1 (difference)    ``inputs="contrast"``: the input that tells the prompts to be steered from the others
+    k_i = W_i v / |W_i v|                ``inputs="contribution"``: what the component writes along v already (the
+    paper's) k_i ~ (C_i + eps)^-1 (difference)    ``inputs="contrast"``: the input that tells the prompts to be steered
+    from the others
 
-A state x is moved along v by lambda_i (k_i . x_i). With g_i = mean of k_i . x_i on the prompts to be steered (the negative class)
-less the mean on the others (0 for a component whose edit would take the prompts to be steered the wrong way), the shares are the
-elastic net's closed form
+A state x is moved along v by lambda_i (k_i . x_i). With g_i = mean of k_i . x_i on the prompts to be steered (the
+negative class) less the mean on the others (0 for a component whose edit would take the prompts to be steered the wrong
+way), the shares are the elastic net's closed form
 
     lambda_i = soft(g_i, rho) / c = argmax  lambda_i g_i - rho |lambda_i| - c lambda_i^2 / 2
 
 where rho leaves `n_components` of them above 0, and c is such that the predicted move of the prompts to be steered,
-sum_i lambda_i mean(k_i . x_i), is the direction's own length: strength 1 moves them as far as adding v does, to first order (what the
-components do to one another is left out). With "contribution" an edit turns down (or round) what the component writes along v, on
-every prompt, whatever its class; "contrast" leaves alone what does not look like the prompts to be steered. Where a post-norm follows, v is
-pulled back through it at the scale of these prompts. Our choices where the paper leaves room: g as the contrast of classes, and the
-scale by the predicted move. Neurons have one number as input, so k_i = 1 or -1.
+sum_i lambda_i mean(k_i . x_i), is the direction's own length: strength 1 moves them as far as adding v does, to first
+order (what the components do to one another is left out). With "contribution" an edit turns down (or round) what the
+component writes along v, on every prompt, whatever its class; "contrast" leaves alone what does not look like the
+prompts to be steered. Where a post-norm follows, v is pulled back through it at the scale of these prompts. Our choices
+where the paper leaves room: g as the contrast of classes, and the scale by the predicted move. Neurons have one number
+as input, so k_i = 1 or -1.
 """
 
 from __future__ import annotations
@@ -50,7 +52,9 @@ RIDGE = 0.1
 
 @dataclass(frozen=True, eq=False)
 class ComponentShare:
-    """One component's part of an edit: `gain` g_i, `share` lambda_i, and the predicted `move` of the prompts to be steered."""
+    """One component's part of an edit: `gain` g_i, `share` lambda_i, and the predicted `move` of the prompts to be
+    steered.
+    """
 
     node: str
     gain: float
@@ -72,7 +76,9 @@ class SharedEdit(Readable):
 
 @dataclass(frozen=True, eq=False)
 class _Candidate:
-    """`inputs` k_i, `output` u_i, and the mean coordinate k_i . x_i (times what u_i is worth along v) of both classes."""
+    """`inputs` k_i, `output` u_i, and the mean coordinate k_i . x_i (times what u_i is worth along v) of both
+    classes.
+    """
 
     weight: str
     node: str
@@ -95,7 +101,8 @@ def share_out(
 ) -> SharedEdit:
     """An edit that moves the negative class of `examples` along `direction`. Cost: 1 forward of all prompts per kind.
 
-    `layers`: whose components may be changed (default: all that write before the direction's site). In models with experts only heads are.
+    `layers`: whose components may be changed (default: all that write before the direction's site). In models with
+    experts only heads are.
 
     Raises:
         InputError: a direction of another model or not in the residual stream, no such layers, settings out of range.
@@ -111,7 +118,8 @@ def share_out(
         raise InputError(f"edits are shared out for a direction in the residual stream; got one at {direction.site}")
     if inputs not in INPUT_CHOICES or n_components < 1 or not set(kinds) <= set(INPUTS) or not kinds:
         raise InputError(
-            f"inputs is one of {INPUT_CHOICES}, kinds of {tuple(INPUTS)}, components are 1 or more; got {inputs!r}, {kinds}, {n_components}"
+            f"inputs is one of {INPUT_CHOICES}, kinds of {tuple(INPUTS)}, components are 1 or more; got {inputs!r}, "
+            f"{kinds}, {n_components}"
         )
     last = direction.site.layer - (direction.site.kind == "resid_pre")
     chosen = tuple(range(last + 1)) if layers is None else layers
@@ -165,7 +173,9 @@ def _candidates(
 def _readout(
     model: TransformerBridge, weight: str, direction: Direction, written: Float[Tensor, "batch d_model"]
 ) -> Float[Tensor, " d_model"]:
-    """What a weight's output is worth along v: v itself, or v through the linear part of the post-norm at these prompts' scale."""
+    """What a weight's output is worth along v: v itself, or v through the linear part of the post-norm at these
+    prompts' scale.
+    """
     unit = direction.unit.cpu().double()
     norm = post_norm(model, weight)
     if norm is None:
@@ -201,7 +211,8 @@ def _solve(
     predicted = float(sum(share * c.per_unit for share, c in zip(shares.tolist(), candidates, strict=True)))
     if not predicted > 0:
         raise MetricError(
-            f"no component of these layers moves the prompts along {direction.name!r} when it is turned up or down. Try other layers, or a "
+            f"no component of these layers moves the prompts along {direction.name!r} when it is turned up or down. "
+            "Try other layers, or a "
             "direction at a later layer"
         )
     shares = shares * (direction.norm / predicted)

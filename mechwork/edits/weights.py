@@ -62,8 +62,8 @@ def parse_weight(name: str) -> tuple[str, int]:
 def find_weight(model: TransformerBridge, name: str) -> Weight:
     """The live parameter called ``"W_O.2"`` or ``"W_out.2"``.
 
-    Raises `InputError` for a layer that is not there or an MLP of experts, `UnsupportedModelError` for a module that is not
-    one linear map.
+    Raises `InputError` for a layer that is not there or an MLP of experts, `UnsupportedModelError` for a module that is
+    not one linear map.
     """
     kind, layer = parse_weight(name)
     check_ready(model).check_site(Site(INPUTS[kind], layer))

@@ -1,8 +1,8 @@
 """Execute: how work is cut, run, kept and taken up again.
 
-Owns units (`unit`), the memory budget (`memory`), progress (`progress`), the ledger (`ledger`), and who runs units: this process
-(`local`), forked workers (`forked`), Ray (`ray`). Operations are registered by name (`operations`) from the rooms above.
-Imports `tasks`, `models` and below.
+Owns units (`unit`), the memory budget (`memory`), progress (`progress`), the ledger (`ledger`), and who runs units:
+this process (`local`), forked workers (`forked`), Ray (`ray`). Operations are registered by name (`operations`) from
+the rooms above. Imports `tasks`, `models` and below.
 """
 
 from .executors import executor as executor

@@ -1,9 +1,11 @@
 """Drive units through workers: results in unit order, whoever finishes first.
 
 - A result is kept in the ledger before it is handed out; a unit that the ledger has is not run.
-- An error of mechwork's own (a metric that is not finite, say) would come again: it is raised in the unit's turn, as the serial run would.
-- Any other error costs the unit one attempt, and it goes to the back of the queue. A lost worker costs the unit it was at one attempt;
-  units that waited behind it come back uncharged. Given-up units stop nothing; `UnitError` names them at the end.
+- An error of mechwork's own (a metric that is not finite, say) would come again: it is raised in the unit's turn, as
+  the serial run would.
+- Any other error costs the unit one attempt, and it goes to the back of the queue. A lost worker costs the unit it was
+  at one attempt; units that waited behind it come back uncharged. Given-up units stop nothing; `UnitError` names them
+  at the end.
 - `cancel` is asked between units.
 """
 
@@ -24,8 +26,8 @@ def run_units(
 ) -> Iterator[tuple[Unit, Tensors]]:
     """The units' results in their order, on the CPU or wherever `here` leaves them.
 
-    `here` runs a unit in this process (and in its forks). `units` may be made as they are needed. Without a `ledger` the
-    execution's is used, if it has one.
+    `here` runs a unit in this process (and in its forks). `units` may be made as they are needed. Without a `ledger`
+    the execution's is used, if it has one.
     """
     execution = execution or current_execution()
     with ExitStack() as stack:
@@ -67,7 +69,8 @@ class _Drive:
         if self.given_up:
             shown = "; ".join(f"{unit}: {error}" for unit, error in self.given_up[:3])
             raise UnitError(
-                f"{len(self.given_up)} units failed {self.execution.attempts} times each and were given up; all others are finished. "
+                f"{len(self.given_up)} units failed {self.execution.attempts} times each and were given up; all "
+                "others are finished. "
                 f"{shown}" + (" ..." if len(self.given_up) > 3 else "")
             )
 

@@ -9,8 +9,9 @@
 | ``forked`` | processes that share the weights (Unix, CPU) | the cores of one machine |
 | ``ray`` | Ray actors that load the model themselves (``pip install 'mechwork[ray]'``) | several GPUs or machines |
 
-Units are the same for all: they come from the task, the settings and the budget. Results are joined in unit order. Bits hold for one kind
-of device and one number of threads, so ``forked`` and ``ray`` run on one thread per worker, and here too while they are in force.
+Units are the same for all: they come from the task, the settings and the budget. Results are joined in unit order. Bits
+hold for one kind of device and one number of threads, so ``forked`` and ``ray`` run on one thread per worker, and here
+too while they are in force.
 """
 
 from __future__ import annotations
@@ -69,7 +70,9 @@ class Executor(Protocol):
     n_workers: int
 
     def open(self, work: Work, here: Run) -> Pool:
-        """Workers for `work`; `here` runs its units in this process. Raises `InputError` for work that they cannot do."""
+        """Workers for `work`; `here` runs its units in this process. Raises `InputError` for work that they
+        cannot do.
+        """
         ...
 
     def close(self) -> None:
@@ -110,9 +113,10 @@ def executor(
 ) -> Iterator[Executor]:
     """Inside, `patch`, ablation sweeps, `score_edges` and `evaluate` run their units on these workers.
 
-    `address`: of a running Ray cluster (``"auto"`` finds one; None starts one here). `gpus_per_worker`: of each Ray actor. A unit that fails
-    `attempts` times is given up; the others finish, and `UnitError` names it at the end. `ledger`: a folder in which every call keeps its
-    finished units, so that the same call goes on where it was. `cancel`: asked between units; when it says True, `Cancelled` is raised.
+    `address`: of a running Ray cluster (``"auto"`` finds one; None starts one here). `gpus_per_worker`: of each Ray
+    actor. A unit that fails `attempts` times is given up; the others finish, and `UnitError` names it at the end.
+    `ledger`: a folder in which every call keeps its finished units, so that the same call goes on where it was.
+    `cancel`: asked between units; when it says True, `Cancelled` is raised.
 
     Raises `InputError` before any work for settings that do not fit together, or Ray missing.
 

@@ -1,8 +1,9 @@
-"""Workers on the cores of this machine: forked processes that share this one's weights and whatever the work has recorded.
+"""Workers on the cores of this machine: forked processes that share this one's weights and whatever the work has
+recorded.
 
-A fork costs a few hundredths of a second and no memory for the weights. It needs Unix and a model on the CPU (a CUDA context does not
-survive a fork), and one torch thread: OpenMP's threads do not survive it either. Workers ignore Ctrl-C (the driver kills them) and end by
-themselves within a second or the unit they are at when the driver is gone.
+A fork costs a few hundredths of a second and no memory for the weights. It needs Unix and a model on the CPU (a CUDA
+context does not survive a fork), and one torch thread: OpenMP's threads do not survive it either. Workers ignore Ctrl-C
+(the driver kills them) and end by themselves within a second or the unit they are at when the driver is gone.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ class Forked:
         if work.model.device != "cpu" or torch.cuda.is_initialized():
             raise InputError(
                 "forked workers share a model on the CPU, in a process that has not used a GPU; "
-                f"this one is on {work.model.device}. Use executor('ray', gpus_per_worker=1), or load the model on the CPU."
+                f"this one is on {work.model.device}. Use executor('ray', gpus_per_worker=1), or load the model on "
+                "the CPU."
             )
         if torch.get_num_threads() != 1:
             raise InputError(
@@ -111,7 +113,9 @@ class ForkedPool:
         return [Outcome(unit, values, error, worker.name, seconds)]
 
     def _bury(self, worker: _Worker) -> list[Outcome]:
-        """A dead worker: the unit it was at is blamed, the next comes back; a new worker takes its place with the next unit."""
+        """A dead worker: the unit it was at is blamed, the next comes back; a new worker takes its place with the next
+        unit.
+        """
         self._workers.remove(worker)
         worker.pipe.close()
         worker.process.join()
@@ -119,7 +123,8 @@ class ForkedPool:
             self._idle_deaths += 1
             if self._idle_deaths > MAX_IDLE_DEATHS:
                 raise MechworkError(
-                    f"{self._idle_deaths} workers died without work (the last with exit code {worker.process.exitcode}). "
+                    f"{self._idle_deaths} workers died without work (the last with exit code "
+                    f"{worker.process.exitcode}). "
                     "Is there enough memory? Use fewer workers."
                 )
             self._workers.append(self._fork())
@@ -138,7 +143,8 @@ class ForkedPool:
             target=_work, args=(theirs, inherited, self._here, os.getpid()), name=name, daemon=True
         )
         with warnings.catch_warnings():
-            # Python warns of forking beside threads. torch's idle ones are never called in a worker, which has one thread.
+            # Python warns of forking beside threads. torch's idle ones are never called in a worker, which has one
+            # thread.
             warnings.simplefilter("ignore", DeprecationWarning)
             process.start()
         theirs.close()

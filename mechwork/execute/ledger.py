@@ -1,11 +1,13 @@
 """The ledger of a work: a folder that says what it is of, holds what is done, and tells what happened.
 
     plan.json                what the work is (identity, device kind, threads); another work is refused
-    results/KEY.safetensors  the result of the unit with that key: written beside, fsynced, renamed; what is there is done
-    ledger.jsonl             a line per event (done, failed, lost, given up): for people, never read back
-    .lock                    held while a process works here; freed by the system when that process ends, however it ends
+    results/KEY.safetensors  the result of the unit with that key: written beside, fsynced, renamed; what is there is
+    done ledger.jsonl             a line per event (done, failed, lost, given up): for people, never read back
+    .lock                    held while a process works here; freed by the system when that process ends, however it
+    ends
 
-A process killed at any moment leaves every finished result whole. Files ending in ``.part`` are what it was just writing.
+A process killed at any moment leaves every finished result whole. Files ending in ``.part`` are what it was just
+writing.
 """
 
 from __future__ import annotations
@@ -32,8 +34,8 @@ PLAN, RESULTS, EVENTS = "plan.json", "results", "ledger.jsonl"
 class Ledger:
     """An open ledger; a context manager that closes it. `identity`: what makes the work this one, as JSON values.
 
-    Raises `InputError` for a file in place of a folder; `ArtefactError` for a folder of another work, of something else, or in
-    which another process is at work.
+    Raises `InputError` for a file in place of a folder; `ArtefactError` for a folder of another work, of something
+    else, or in which another process is at work.
     """
 
     def __init__(self, folder: str | Path, identity: dict[str, Any]) -> None:
@@ -59,7 +61,8 @@ class Ledger:
             strangers = sorted(p.name for p in self.folder.iterdir() if p.name not in own and p.suffix != ".part")
             if strangers:
                 raise ArtefactError(
-                    f"{self.folder} is no checkpoint: it has no {PLAN} but {', '.join(strangers[:3])}. Give an empty or a new folder."
+                    f"{self.folder} is no checkpoint: it has no {PLAN} but {', '.join(strangers[:3])}. Give an empty "
+                    "or a new folder."
                 )
             content = json.dumps(self.identity, indent=1, sort_keys=True)
             write_atomically(plan, lambda part: part.write_text(content, encoding="utf-8"))
@@ -83,7 +86,8 @@ class Ledger:
                 else ""
             )
             raise ArtefactError(
-                f"the checkpoint in {self.folder} belongs to another work: its {', '.join(differing)} differ from this one's{hint}. "
+                f"the checkpoint in {self.folder} belongs to another work: its {', '.join(differing)} differ from "
+                f"this one's{hint}. "
                 "Give another folder, or repeat the call it was made by."
             )
 

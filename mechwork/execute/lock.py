@@ -1,7 +1,7 @@
 """One process at a time in a folder: a lock that the system frees when its process ends, however it ends.
 
-A record lock (``fcntl.lockf``) belongs to the process, not to the open file: workers that it forks do not keep it. Within one process
-a table does the same. Where the system has no such locks (Windows), only the table stands.
+A record lock (``fcntl.lockf``) belongs to the process, not to the open file: workers that it forks do not keep it.
+Within one process a table does the same. Where the system has no such locks (Windows), only the table stands.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
     block = items_that_fit(parse_budget("2GB"), per_item, n_items)
 
-What an item takes is counted where the science knows it (`patching.memory`, `circuits.graph.budget`); the counts are bytes
-beside the weights. Blocks depend on sizes alone: never on who runs them, on how many there are or on what memory is free.
+What an item takes is counted where the science knows it (`patching.memory`, `circuits.graph.budget`); the counts are
+bytes beside the weights. Blocks depend on sizes alone: never on who runs them, on how many there are or on what memory
+is free.
 """
 
 from __future__ import annotations
@@ -16,7 +17,17 @@ from ..errors import InputError
 MemoryBudget = int | float | str
 """Bytes (``2_000_000_000`` or ``2e9``), or text: ``"2GB"``, ``"500 MB"``, ``"1.5GiB"``."""
 
-_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
+_UNITS = {
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+    "TIB": 2**40,
+}
 _TEXT = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([KMGT]i?B|B)?\s*", re.IGNORECASE)
 
 

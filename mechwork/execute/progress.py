@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 Progress = Callable[[int, int, str], None]
-"""Called as ``progress(done, total, what)`` while long work goes on. What it raises stops the work between two units."""
+"""Called as ``progress(done, total, what)`` while long work goes on. What it raises stops the work between two units.
+"""
 
 
 @dataclass

@@ -1,8 +1,10 @@
 """Workers on several GPUs or machines: Ray actors, each with a model that it loads itself.
 
-An actor loads the model by its reference and refuses other weights; the work's tensors go through the object store once. Ray's own restarts and
-retries are off: a lost actor is replaced by a new one, the unit it was at has spent an attempt, and the unit behind it comes back uncharged.
-Actors stay from one work to the next while the model is the same. The driver keeps the ledger and writes results.
+An actor loads the model by its reference and refuses other weights; the work's tensors go through the object store
+once. Ray's own restarts and
+retries are off: a lost actor is replaced by a new one, the unit it was at has spent an attempt, and the unit behind it
+comes back uncharged. Actors stay from one work to the next while the model is the same. The driver keeps the ledger and
+writes results.
 
 Start-up takes seconds (Ray, and every actor imports torch and loads the model), so Ray pays for long work only.
 """
@@ -56,7 +58,8 @@ class RayExecutor:
         if n_workers * gpus_per_worker > there:
             self.close()
             raise InputError(
-                f"{n_workers} workers of {gpus_per_worker} GPUs need {n_workers * gpus_per_worker}; the cluster has {there:.0f}"
+                f"{n_workers} workers of {gpus_per_worker} GPUs need {n_workers * gpus_per_worker}; the cluster has "
+                f"{there:.0f}"
             )
 
     def open(self, work: Work, here: Run) -> RayPool:
@@ -66,7 +69,8 @@ class RayExecutor:
             work.model.load()  # says what is missing
         if (work.model.device == "cuda") != (self._gpus > 0):
             raise InputError(
-                f"numbers have the same bits on one kind of device only: the model here is on {work.model.device}, and workers have "
+                f"numbers have the same bits on one kind of device only: the model here is on {work.model.device}, "
+                "and workers have "
                 f"{self._gpus:g} GPUs each. Load it on the workers' kind of device, or change gpus_per_worker."
             )
         if self._model != work.model:

@@ -1,8 +1,8 @@
 """Work as pure data: what runs on which model with which settings and tensors, and the units it is cut into.
 
-A `Work` is one call (a sweep, a table of scores); a `Unit` is a piece of it: some rows of the task, and some part (cells, circuits)
-as JSON. Both have a key, the sha256 of everything the numbers depend on: operation, weights, settings, rows, part and data. Where
-the model was loaded from, and who runs it, do not belong to the key.
+A `Work` is one call (a sweep, a table of scores); a `Unit` is a piece of it: some rows of the task, and some part
+(cells, circuits) as JSON. Both have a key, the sha256 of everything the numbers depend on: operation, weights,
+settings, rows, part and data. Where the model was loaded from, and who runs it, do not belong to the key.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class ModelRef:
-    """A model by identity: where it comes from (None: made in this process), dtype, kind of device, sha256 of its weights."""
+    """A model by identity: where it comes from (None: made in this process), dtype, kind of device, sha256 of its
+    weights.
+    """
 
     source: str | None
     dtype: str
@@ -49,7 +51,8 @@ class ModelRef:
 
         if self.source is None:
             raise InputError(
-                "this model was made in the process that holds it, so other processes cannot load it. Load it by name or from "
+                "this model was made in the process that holds it, so other processes cannot load it. Load it by name "
+                "or from "
                 "a folder (load_model('gpt2-6l')), or use executor('forked'), whose workers share it."
             )
         model = load_model(
@@ -67,7 +70,9 @@ class ModelRef:
 
 @dataclass(frozen=True)
 class Unit:
-    """A piece of the work `work` (its key): the rows ``[first, last)`` of the task, and which part, as canonical JSON."""
+    """A piece of the work `work` (its key): the rows ``[first, last)`` of the task, and which part, as
+    canonical JSON.
+    """
 
     work: str
     operation: str
@@ -90,7 +95,8 @@ class Unit:
 
 @dataclass(frozen=True, eq=False)
 class Work(Readable):
-    """One call. `operation` is a name in `operations.OPERATIONS`; `settings` are JSON values; `data` are tensors by name.
+    """One call. `operation` is a name in `operations.OPERATIONS`; `settings` are JSON values; `data` are tensors by
+    name.
 
     `here_only` says why it cannot run in a process that does not share this one's memory (None: it can).
     """

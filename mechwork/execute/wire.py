@@ -1,4 +1,6 @@
-"""What goes between the driver and its workers: tensors as safetensors bytes, errors as class and message. No pickled objects of ours."""
+"""What goes between the driver and its workers: tensors as safetensors bytes, errors as class and message. No pickled
+objects of ours.
+"""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
 """Features: sparse autoencoders and transcoders as a code of a model's activations, and what can be done with one.
 
-Owns coders (`SparseCoder`, four activations), sets of them with their files, importers of published layouts, a trainer, writes of
-features, scores and circuits of features, and evaluations. Imports `lenses` (text and fingerprints), `circuits` (faithfulness) and
-below; knows nothing of drawing.
+Owns coders (`SparseCoder`, four activations), sets of them with their files, importers of published layouts, a trainer,
+writes of features, scores and circuits of features, and evaluations. Imports `lenses` (text and fingerprints),
+`circuits` (faithfulness) and below; knows nothing of drawing.
 
-    features = load_features(model)                                   # shipped with gpt2-6l; or a folder, or published files
-    scores = score_features(model, task.train, features, rules="relp")
+    features = load_features(model)                                   # shipped with gpt2-6l; or a folder, or published
+    files scores = score_features(model, task.train, features, rules="relp")
     curves = evaluate_feature_circuits(model, task.test, features, {"relp": scores})
     with intervene_features(model, [FeatureWrite(features["resid_post.3"], Entries(Zero(), (17,)))]):
         logits = model(tokens)

@@ -1,4 +1,6 @@
-"""Features as they are shipped: weights, what they belong to, a card with how good they are, and a manifest of sha256."""
+"""Features as they are shipped: weights, what they belong to, a card with how good they are, and a manifest of
+sha256.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ def export_features(
     concepts: Sequence[Separability] = (),
     dtype: torch.dtype = torch.float16,
 ) -> Path:
-    """Write features, ``card.json`` and manifest. `measured` and `concepts` should be of the features as stored, on text that trained nothing."""
+    """Write features, ``card.json`` and manifest. `measured` and `concepts` should be of the features as stored, on
+    text that trained nothing.
+    """
     folder = features.save(folder, dtype)
     card = build_card(features, measured, concepts, dtype)
     write_json(folder / CARD, card)
@@ -40,16 +44,19 @@ def build_card(
     facts = features.provenance
     return {
         "name": features.name, "model": features.model, "dtype": str(dtype).removeprefix("torch."),
-        "recipe": facts.get("recipe", {}), "text": facts.get("text", {}), "steps": facts.get("steps"), "tokens": facts.get("tokens"),
+        "recipe": facts.get("recipe", {}), "text": facts.get("text", {}), "steps": facts.get("steps"),
+        "tokens": facts.get("tokens"),
         "evaluation": {
-            "text": measured.provenance.get("text"), "rows": measured.provenance.get("rows"), "positions": int(measured.n_tokens.sum()),
+            "text": measured.provenance.get("text"), "rows": measured.provenance.get("rows"),
+            "positions": int(measured.n_tokens.sum()),
             "model_loss_bits": round(measured.loss("plain")[0], 4), "places": _rows(measured),
         },
         "separability": [
             {"concept": one.concept, "n_held_out": one.n_held_out, "places": _rows(one)}
             for one in concepts
         ],
-        "limits": "Trained on the model's own training mixture; on other text reconstructions are extrapolations. Features are not named by hand.",
+        "limits": "Trained on the model's own training mixture; on other text reconstructions are extrapolations. "
+                  "Features are not named by hand.",
         "versions": facts.get("versions", {}),
     }  # fmt: skip
 

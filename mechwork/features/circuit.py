@@ -1,6 +1,7 @@
 """Run a model as a circuit of features: every other feature and error has the value of an ablated run.
 
-At every place, in the order in which the model computes them, with f and e live (they follow from what was kept before):
+At every place, in the order in which the model computes them, with f and e live (they follow from what was kept
+before):
 
     y' = y + (f' - f) W_dec + (e' - e),     f'_i = f_i where node i is kept, else the ablated f_i; e' alike
 
@@ -44,7 +45,9 @@ ABLATIONS = ("corrupt", "mean_by_position")
 
 @dataclass(frozen=True, eq=False)
 class Ablated:
-    """What one place has when nothing is kept: features and error, with a batch axis of 1 where they are the same for all prompts."""
+    """What one place has when nothing is kept: features and error, with a batch axis of 1 where they are the same for
+    all prompts.
+    """
 
     features: Float[Tensor, "batch pos feature"]
     error: Float[Tensor, "batch pos d"]
@@ -55,8 +58,8 @@ def record_ablated(
 ) -> list[Ablated]:
     """The ablated values of every place for some pairs. Cost: 1 forward of the pairs, or of the source's prompts.
 
-    Raises `UnknownNameError` for another ablation; `InputError` for prompts longer than any of the source's, or a position with
-    fewer than 8 of them.
+    Raises `UnknownNameError` for another ablation; `InputError` for prompts longer than any of the source's, or a
+    position with fewer than 8 of them.
     """
     if ablation == "corrupt":
         coded = record_features(model, pairs.corrupt_tokens, list(features))
@@ -67,7 +70,8 @@ def record_ablated(
     width = pairs.clean_tokens.shape[1]
     if width > source.pairs.clean_tokens.shape[1]:
         raise InputError(
-            f"means by position reach position {source.pairs.clean_tokens.shape[1] - 1} of task {source.name!r}; these prompts have {width}. "
+            f"means by position reach position {source.pairs.clean_tokens.shape[1] - 1} of task {source.name!r}; "
+            f"these prompts have {width}. "
             "Take them from longer prompts, or use ablation='corrupt'."
         )
     coded = record_features(model, source.pairs.clean_tokens, list(features))
@@ -138,7 +142,9 @@ def measure_feature_circuits(
     source: Task | None = None,
     batch_size: int = 64,
 ) -> Float[Tensor, "circuit batch"]:
-    """The task's metric of every circuit, per pair. Cost per batch: 1 forward, and 1 (with every coder run once) per circuit."""
+    """The task's metric of every circuit, per pair. Cost per batch: 1 forward, and 1 (with every coder run once) per
+    circuit.
+    """
     rows = []
     for pairs in task.pairs.batches(batch_size):
         pairs = pairs.to(device_of(model))

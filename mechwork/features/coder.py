@@ -3,9 +3,9 @@
     f = act((x - b_in) W_enc, b_enc)         features, never below 0, mostly 0
     y = f W_dec + b_dec (+ x W_skip)         what they reconstruct
 
-A *sparse autoencoder* reads and writes one place; a *transcoder* reads what a module reads and reconstructs what it writes.
-The *error* is the activation at the place written minus its reconstruction: with it, nothing is lost. Weights of half precision
-are used in float32 at least; the result is in the coder's working type.
+A *sparse autoencoder* reads and writes one place; a *transcoder* reads what a module reads and reconstructs what it
+writes. The *error* is the activation at the place written minus its reconstruction: with it, nothing is lost. Weights
+of half precision are used in float32 at least; the result is in the coder's working type.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ class Coder(Protocol):
 class SparseCoder(Readable):
     """An encoder and a decoder as tensors.
 
-    Raises `InputError` for shapes that do not fit, weights that are not finite, or a site without a vector per position.
+    Raises `InputError` for shapes that do not fit, weights that are not finite, or a site without a vector per
+    position.
     """
 
     reads: Site
@@ -85,12 +86,14 @@ class SparseCoder(Readable):
             shape = expected.get(name, tuple(tensor.shape))
             if tuple(tensor.shape) != shape:
                 raise InputError(
-                    f"{name} of the features at {self.reads} has shape {tuple(tensor.shape)}; with {n} features reading {d_in} "
+                    f"{name} of the features at {self.reads} has shape {tuple(tensor.shape)}; with {n} features "
+                    f"reading {d_in} "
                     f"and writing {d_out} numbers it is {shape}"
                 )
             if not bool(tensor.isfinite().all()):
                 raise InputError(
-                    f"{name} of the features at {self.reads} has NaN or infinite entries; the file is damaged or training diverged"
+                    f"{name} of the features at {self.reads} has NaN or infinite entries; the file is damaged or "
+                    "training diverged"
                 )
         if self.reads == self.writes and d_in != d_out:
             raise InputError(f"features that read and write {self.reads} have one width; got {d_in} and {d_out}")
@@ -148,11 +151,12 @@ class SparseCoder(Readable):
     def direction(self, feature: int) -> Direction:
         """The feature's decoder vector as a `Direction` where it writes, with every way to steer along it.
 
-        Adding it once adds one unit of the feature. Raises `InputError` for a feature that is not there, a feature that writes
-        nothing, or heads taken together.
+        Adding it once adds one unit of the feature. Raises `InputError` for a feature that is not there, a feature that
+        writes nothing, or heads taken together.
         """
         return Direction(
-            self.W_dec[self.check_feature(feature)].float().clone(), self.writes, name=f"{self.reads}/f{feature}", provenance=self.provenance
+            self.W_dec[self.check_feature(feature)].float().clone(), self.writes, name=f"{self.reads}/f{feature}",
+            provenance=self.provenance
         )  # fmt: skip
 
     def check_feature(self, feature: int) -> int:

@@ -1,14 +1,17 @@
 """Do features tell concepts apart? The Jensen-Shannon distance of each feature's activations on two classes of prompts.
 
-    d(P, Q) = sqrt(JSD(P, Q)),   JSD = (KL(P || M) + KL(Q || M)) / 2,   M = (P + Q) / 2,   logarithms to base 2: 0 alike, 1 disjoint
+    d(P, Q) = sqrt(JSD(P, Q)),   JSD = (KL(P || M) + KL(Q || M)) / 2,   M = (P + Q) / 2,   logarithms to base 2: 0
+    alike, 1 disjoint
 
-P and Q are histograms of one feature on the positive and the negative prompts (Lin 1991; Endres and Schindelin 2003). Bins are between
-quantiles of the fitting half, both classes together, so that the distance does not depend on a feature's units; what is exactly 0 stays
-in one bin. The best feature of a place is chosen on the fitting half of the prompts (pairs are never split) and measured on the other.
+P and Q are histograms of one feature on the positive and the negative prompts (Lin 1991; Endres and Schindelin 2003).
+Bins are between quantiles of the fitting half, both classes together, so that the distance does not depend on a
+feature's units; what is exactly 0 stays in one bin. The best feature of a place is chosen on the fitting half of the
+prompts (pairs are never split) and measured on the other.
 
-Beside it, chosen and measured alike: the best *dimension* of the place's vectors, the best of as many *random directions* as there
-are features, and what *chance* gives: the 95th percentile of the best features' distances when labels are exchanged at random within
-pairs. A small sample makes every distance positive; only what is above chance says anything.
+Beside it, chosen and measured alike: the best *dimension* of the place's vectors, the best of as many *random
+directions* as there
+are features, and what *chance* gives: the 95th percentile of the best features' distances when labels are exchanged at
+random within pairs. A small sample makes every distance positive; only what is above chance says anything.
 """
 
 from __future__ import annotations
@@ -43,7 +46,8 @@ BATCH = 64
 class PlaceSeparability:
     """One place: distances on the held-out half, each of the best one on the fitting half.
 
-    `feature` is the best feature; `top` are the best of those that are more active on the positive prompts: what one would suppress.
+    `feature` is the best feature; `top` are the best of those that are more active on the positive prompts: what one
+    would suppress.
     """
 
     place: str
@@ -88,10 +92,14 @@ class Separability(Result):
     def __str__(self) -> str:
         lines = [
             f"{self.concept}: Jensen-Shannon distance on {self.n_held_out} held-out prompts, chosen on {self.n_fit}",
-            f"{'place':<16}{'best feature':>14}{'distance':>10}{'best dimension':>16}{'random':>8}{'chance':>8}  passes",
+            (
+                f"{'place':<16}{'best feature':>14}{'distance':>10}{'best dimension':>16}{'random':>8}{'chance':>8}  "
+                "passes"
+            ),
         ]
         lines += [
-            f"{r.place:<16}{f'f{r.feature}':>14}{r.distance:10.3f}{r.dimension:16.3f}{r.random:8.3f}{r.chance:8.3f}  {'yes' if r.passes else 'no'}"
+            f"{r.place:<16}{f'f{r.feature}':>14}{r.distance:10.3f}{r.dimension:16.3f}{r.random:8.3f}{r.chance:8.3f}  "
+            f"{'yes' if r.passes else 'no'}"
             for r in self.rows
         ]
         return "\n".join(lines)
@@ -104,8 +112,8 @@ def concept_of_answer(
 ) -> Examples:
     """The prompts of a task, both sides of every pair, labelled by whether `answer` is right after them.
 
-    ``concept_of_answer(model, agreement, " are")`` is the number of the subject. Raises `InputError` for an answer that is no single token,
-    or that tells no prompts apart.
+    ``concept_of_answer(model, agreement, " are")`` is the number of the subject. Raises `InputError` for an answer that
+    is no single token, or that tells no prompts apart.
     """
     token = answer_token(model, answer)
     right, wrong = ((side == token).any(dim=1) for side in (task.pairs.correct, task.pairs.incorrect))
@@ -120,7 +128,9 @@ def concept_of_answer(
 def record_concept(
     model: TransformerBridge, features: FeatureSet, examples: Examples
 ) -> tuple[list[Float[Tensor, "prompt feature"]], list[Float[Tensor, "prompt d"]]]:
-    """Features and vectors of every place, averaged over each prompt's marked positions. Cost: 1 forward of the prompts."""
+    """Features and vectors of every place, averaged over each prompt's marked positions. Cost: 1 forward of the
+    prompts.
+    """
     sites = [site for c in features for site in (c.reads, c.writes)]
     coded: list[list[Tensor]] = [[] for _ in features]
     plain: list[list[Tensor]] = [[] for _ in features]
@@ -148,7 +158,8 @@ def measure_separability(
 ) -> Separability:
     """The distances of a concept at every place, with the controls of the module. Cost: 1 forward of the prompts.
 
-    Raises `ArtefactError` for another model's features, `InputError` for fewer than two bins, permutations or groups of prompts.
+    Raises `ArtefactError` for another model's features, `InputError` for fewer than two bins, permutations or groups of
+    prompts.
 
     >>> number = concept_of_answer(model, mw.tasks.agreement(model, n=128), " are")
     >>> measure_separability(model, features, number).best.passes
@@ -161,7 +172,8 @@ def measure_separability(
     groups = examples.groups.unique()
     if len(groups) < 4:
         raise InputError(
-            f"a concept is chosen on half of the groups of prompts and measured on the others: four or more; got {len(groups)}"
+            "a concept is chosen on half of the groups of prompts and measured on the others: four or more; got "
+            f"{len(groups)}"
         )
     order = groups[torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed))]
     fit = torch.isin(examples.groups, order[: len(order) // 2])
@@ -178,19 +190,24 @@ def measure_separability(
         chance = torch.tensor([_best(f, labels, fit, n_bins) for labels in shuffles], dtype=torch.float64)
         rows.append(
             PlaceSeparability(
-                place, int(ranked[0]), float(held[ranked[0]]), tuple(ranked[rises[ranked]][:n_top].tolist()), _best(y, examples.labels, fit, n_bins),
-                _best((y - y[fit].mean(dim=0)) @ draws, examples.labels, fit, n_bins), float(torch.quantile(chance, 0.95)),
+                place, int(ranked[0]), float(held[ranked[0]]), tuple(ranked[rises[ranked]][:n_top].tolist()),
+                _best(y, examples.labels, fit, n_bins),
+                _best((y - y[fit].mean(dim=0)) @ draws, examples.labels, fit, n_bins),
+                float(torch.quantile(chance, 0.95)),
             )
         )  # fmt: skip
     provenance = build_provenance(
-        method="concept separability", n_bins=n_bins, n_permutations=n_permutations, seed=seed, examples=examples.sha256(),
+        method="concept separability", n_bins=n_bins, n_permutations=n_permutations, seed=seed,
+        examples=examples.sha256(),
         features=features.describe(), model=identify_model(model),
     )  # fmt: skip
     return Separability(examples.name, tuple(rows), int(fit.sum()), int((~fit).sum()), provenance)
 
 
 def exchange(labels: Bool[Tensor, " n"], groups: Int[Tensor, " n"], generator: torch.Generator) -> Bool[Tensor, " n"]:
-    """Labels at random: both labels of a group flipped or not where a group has both, labels permuted over all otherwise."""
+    """Labels at random: both labels of a group flipped or not where a group has both, labels permuted over all
+    otherwise.
+    """
     paired = all(len(labels[groups == g].unique()) == 2 for g in groups.unique())
     if not paired:
         return labels[torch.randperm(len(labels), generator=generator)]

@@ -1,9 +1,11 @@
-"""Faithfulness of feature circuits over their size, for several rankings of the same nodes, beside random ones and the empty one.
+"""Faithfulness of feature circuits over their size, for several rankings of the same nodes, beside random ones and the
+empty one.
 
-faithfulness(C) = (m(C) - m(empty)) / (m(M) - m(empty)), m = mean metric over the pairs, not clipped; `empty` keeps no node, M is the whole
-model (Marks et al. 2024, sec. 3.2). A circuit of size n keeps the n nodes of largest absolute score; random circuits draw among the
-nodes that vary between the two prompts, since the others could be kept or cut without any difference.
-`area` is the mean of faithfulness over log size (trapezoid), so that small circuits count as much as large ones; `distance` that of
+faithfulness(C) = (m(C) - m(empty)) / (m(M) - m(empty)), m = mean metric over the pairs, not clipped; `empty` keeps no
+node, M is the whole model (Marks et al. 2024, sec. 3.2). A circuit of size n keeps the n nodes of largest absolute
+score; random circuits draw among the nodes that vary between the two prompts, since the others could be kept or cut
+without any difference. `area` is the mean of faithfulness over log size (trapezoid), so that small circuits count as
+much as large ones; `distance` that of
 |1 - faithfulness| (0 best).
 """
 
@@ -39,7 +41,9 @@ SIZES = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 
 @dataclass(frozen=True, eq=False)
 class FeatureCurves(Result):
-    """Metrics ``[method, size, batch]`` of circuits of the same sizes by several methods. `sizes` are those that were asked for and exist."""
+    """Metrics ``[method, size, batch]`` of circuits of the same sizes by several methods. `sizes` are those that were
+    asked for and exist.
+    """
 
     methods: tuple[str, ...]
     sizes: tuple[int, ...]
@@ -91,7 +95,8 @@ class FeatureCurves(Result):
         areas = [
             self._area(
                 resampled_faithfulness(
-                    self.per_example[self._index(m)], self.empty_per_example, self.model_per_example, n_resamples=n_resamples, seed=seed
+                    self.per_example[self._index(m)], self.empty_per_example, self.model_per_example,
+                    n_resamples=n_resamples, seed=seed
                 )
             )
             for m in (method, other)
@@ -118,7 +123,8 @@ class FeatureCurves(Result):
 
     def __str__(self) -> str:
         head = (
-            f"{self.task_name}: faithfulness of the n strongest of {self.n_varying} nodes that vary, {self.ablation} ablation, errors {self.errors}; "
+            f"{self.task_name}: faithfulness of the n strongest of {self.n_varying} nodes that vary, {self.ablation} "
+            f"ablation, errors {self.errors}; "
             f"{len(self.model_per_example)} pairs"
         )
         lines = [head, f"{'nodes':>7}" + "".join(f"{m:>34}" for m in self.methods) + f"{'random':>10}"]
@@ -164,11 +170,13 @@ def evaluate_feature_circuits(
 ) -> FeatureCurves:
     """Curves of several rankings (name -> scores) on `task`, whose pairs should not be those that were scored.
 
-    ``errors="cut"`` allows features alone, so that nothing the coders do not explain gets through. `source`: whose clean prompts means by
-    position come from. Cost per batch of pairs: 2 forwards, and 1 (with every coder run once) per circuit.
+    ``errors="cut"`` allows features alone, so that nothing the coders do not explain gets through. `source`: whose
+    clean prompts means by position come from. Cost per batch of pairs: 2 forwards, and 1 (with every coder run once)
+    per circuit.
 
     Raises:
-        InputError: no scores, scores of other features or of another metric, sizes that are not rising or all beyond what varies.
+        InputError: no scores, scores of other features or of another metric, sizes that are not rising or all beyond
+            what varies.
         ArtefactError: features of another model.
         MetricError: the model and the empty circuit have the same metric.
 
@@ -208,8 +216,10 @@ def evaluate_feature_circuits(
         raise MetricError("a circuit's metric is not finite; are the model's weights and the features?")
     n, n_methods = len(within), len(rankings)
     provenance = build_provenance(
-        method="feature circuits", ablation=ablation, errors=errors, seed=seed, n_random=n_random, features=features.describe(),
-        model=identify_model(model), task=task.provenance(), scores={name: one.provenance for name, one in scores.items()},
+        method="feature circuits", ablation=ablation, errors=errors, seed=seed, n_random=n_random,
+        features=features.describe(),
+        model=identify_model(model), task=task.provenance(),
+        scores={name: one.provenance for name, one in scores.items()},
     )  # fmt: skip
     curves = FeatureCurves(
         tuple(rankings), within, n_varying, found[2 : 2 + n_methods * n].unflatten(0, (n_methods, n)),

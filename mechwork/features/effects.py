@@ -1,8 +1,10 @@
 """Measured effects of single features and errors: the ground truth of their scores, one forward each.
 
-    denoise: m(corrupt run with node i at its clean value) - m(corrupt)         noise: m(clean) - m(clean run with node i at its corrupt value)
+    denoise: m(corrupt run with node i at its clean value) - m(corrupt)         noise: m(clean) - m(clean run with node
+    i at its corrupt value)
 
-The node is set at all positions; everything after it follows. Positive = the clean value raises the metric, as for scores.
+The node is set at all positions; everything after it follows. Positive = the clean value raises the metric, as for
+scores.
 """
 
 from __future__ import annotations
@@ -51,7 +53,9 @@ class FeatureEffects(Result):
         return self.per_example.mean(dim=0)
 
     def correlation(self, scores: FeatureScores) -> float:
-        """Pearson correlation of the scores of these nodes with their effects; raises `InputError` where one of them is constant."""
+        """Pearson correlation of the scores of these nodes with their effects; raises `InputError` where one of them is
+        constant.
+        """
         index = [scores.nodes.index(name) for name in self.names]
         both = torch.stack([self.values.double(), scores.values[index].double()])
         if len(index) < 3 or float(both.std(dim=1).min()) == 0:
@@ -80,8 +84,8 @@ def patch_features(
 ) -> FeatureEffects:
     """Effects of the nodes called `names` (``"resid_post.3/f17"``, ``"mlp_out.0/error"``).
 
-    Cost per batch of pairs: 4 forwards, and 1 per node. Raises `InputError` for names that are not there, or pairs of unequal length;
-    `ArtefactError` for features of another model.
+    Cost per batch of pairs: 4 forwards, and 1 per node. Raises `InputError` for names that are not there, or pairs of
+    unequal length; `ArtefactError` for features of another model.
     """
     direction = check_direction(direction)
     nodes = NodeTable.of(features)

@@ -1,14 +1,16 @@
 """How good features are as a code of the model: reconstruction, loss recovered, sparsity; beside random directions.
 
-    unexplained    sum |y - y'|^2 / sum |y - mean(y)|^2: the share of variance that the reconstruction y' misses (0 best; 1 is the mean)
-    L0             features above 0 per position
+    unexplained    sum |y - y'|^2 / sum |y - mean(y)|^2: the share of variance that the reconstruction y' misses (0
+    best; 1 is the mean) L0             features above 0 per position
     dead           share of features that are 0 at every position measured
-    recovered      (CE(mean) - CE(y')) / (CE(mean) - CE(y)): what of the model's loss is kept when y' stands for y, 0 when it is no better
-                   than the place's mean there, 1 when nothing is lost; CE is the surprisal of the text's next token, in bits
+    recovered      (CE(mean) - CE(y')) / (CE(mean) - CE(y)): what of the model's loss is kept when y' stands for y, 0
+    when it is no better
+                   than the place's mean there, 1 when nothing is lost; CE is the surprisal of the text's next token, in
+                   bits
 
-The row of all places puts every reconstruction in at once. The control of a place has as many random directions as features and
-keeps as many of them per position as the coder does on average. Skipped positions (the first of every row, as in training) are left
-as they are and not counted. Cost: per batch 1 forward, and 3 per place and 2 for all of them.
+The row of all places puts every reconstruction in at once. The control of a place has as many random directions as
+features and keeps as many of them per position as the coder does on average. Skipped positions (the first of every row,
+as in training) are left as they are and not counted. Cost: per batch 1 forward, and 3 per place and 2 for all of them.
 """
 
 from __future__ import annotations
@@ -45,9 +47,11 @@ ALL = "all places"
 
 @dataclass(frozen=True, eq=False)
 class FeatureEvaluation(Result):
-    """One entry per place, the row of all places last in `spliced`, `random_spliced` and `flat`: surprisal in bits, summed per row of text.
+    """One entry per place, the row of all places last in `spliced`, `random_spliced` and `flat`: surprisal in bits,
+    summed per row of text.
 
-    `plain` is that of the model itself; `n_tokens` counts positions that predict, per row. `random_*` are of the control.
+    `plain` is that of the model itself; `n_tokens` counts positions that predict, per row. `random_*` are of the
+    control.
     """
 
     places: tuple[str, ...]
@@ -80,7 +84,9 @@ class FeatureEvaluation(Result):
         return tuple(zip(low.tolist(), high.tolist(), strict=True))
 
     def loss(self, what: str) -> tuple[float, ...]:
-        """Mean surprisal in bits per token: of ``"spliced"``, ``"random_spliced"``, ``"flat"`` (means), per place, or ``"plain"``."""
+        """Mean surprisal in bits per token: of ``"spliced"``, ``"random_spliced"``, ``"flat"`` (means), per place, or
+        ``"plain"``.
+        """
         total = self.plain[None] if what == "plain" else getattr(self, what)
         return tuple((total.sum(dim=1) / self.n_tokens.sum()).tolist())
 
@@ -97,20 +103,24 @@ class FeatureEvaluation(Result):
 
     def __str__(self) -> str:
         head = (
-            f"{int(self.n_tokens.sum())} positions of {len(self.plain)} rows; the model's loss is {self.loss('plain')[0]:.3f} bits\n"
-            f"{'place':<16}{'features':>9}{'unexplained':>12}{'(random)':>10}{'L0':>7}{'dead':>7}{'recovered':>11}  {'95 % interval':<17}{'(random)':>9}"
+            f"{int(self.n_tokens.sum())} positions of {len(self.plain)} rows; the model's loss is "
+            f"{self.loss('plain')[0]:.3f} bits\n"
+            f"{'place':<16}{'features':>9}{'unexplained':>12}{'(random)':>10}{'L0':>7}{'dead':>7}{'recovered':>11}  "
+            f"{'95 % interval':<17}{'(random)':>9}"
         )
         lines = [head]
         intervals, recovered, chance = self.intervals(), self.recovered, self.random_recovered
         for i, place in enumerate(self.places):
             low, high = intervals[i]
             lines.append(
-                f"{place:<16}{self.n_features[i]:9d}{self.unexplained[i]:12.3f}{self.random_unexplained[i]:10.3f}{self.l0[i]:7.1f}"
+                f"{place:<16}{self.n_features[i]:9d}{self.unexplained[i]:12.3f}{self.random_unexplained[i]:10.3f}"
+                f"{self.l0[i]:7.1f}"
                 f"{self.dead[i]:7.1%}{recovered[i]:11.3f}  [{low:.3f}, {high:.3f}]  {chance[i]:9.3f}"
             )
         low, high = intervals[-1]
         lines.append(
-            f"{ALL:<16}{sum(self.n_features):9d}{'':>36}{recovered[-1]:11.3f}  [{low:.3f}, {high:.3f}]  {chance[-1]:9.3f}"
+            f"{ALL:<16}{sum(self.n_features):9d}{'':>36}{recovered[-1]:11.3f}  [{low:.3f}, {high:.3f}]  "
+            f"{chance[-1]:9.3f}"
         )
         return "\n".join(lines)
 
@@ -131,9 +141,11 @@ def evaluate_features(
     skip: int = 1,
     seed: int = 0,
 ) -> FeatureEvaluation:
-    """Measure features on rows ``start .. start + n_rows`` of `text` (see `lenses.open_text`), which should not have trained them.
+    """Measure features on rows ``start .. start + n_rows`` of `text` (see `lenses.open_text`), which should not have
+    trained them.
 
-    Raises `ArtefactError` for another model's features, `InputError` for a layer or width it has not, or fewer than two rows.
+    Raises `ArtefactError` for another model's features, `InputError` for a layer or width it has not, or fewer than two
+    rows.
 
     >>> evaluate_features(model, features, "gpt2-6l", n_rows=64)
     """
@@ -142,7 +154,8 @@ def evaluate_features(
     rows = [row for row in stream.rows(start, n_rows) if len(row) > skip + 1]
     if len(rows) < 2:
         raise InputError(
-            f"features are measured on two rows or more of over {skip + 1} tokens; the text has {len(rows)} from row {start} on"
+            f"features are measured on two rows or more of over {skip + 1} tokens; the text has {len(rows)} from row "
+            f"{start} on"
         )
     batches = [
         (b.tokens.to(device_of(model)), _counted(b.mask, skip).to(device_of(model)))
@@ -177,8 +190,10 @@ def evaluate_features(
     )  # fmt: skip
     spliced, random, flat = (torch.cat(losses[name], dim=1) for name in ("spliced", "random", "flat"))
     return FeatureEvaluation(
-        features.places, tuple(c.n_features for c in coders), tuple(t.unexplained for t in sums), tuple(t.unexplained for t in left),
-        tuple(t.l0 for t in sums), tuple(t.dead for t in sums), spliced, random, flat, torch.cat(losses["plain"]), torch.cat(losses["n"]),
+        features.places, tuple(c.n_features for c in coders), tuple(t.unexplained for t in sums),
+        tuple(t.unexplained for t in left),
+        tuple(t.l0 for t in sums), tuple(t.dead for t in sums), spliced, random, flat, torch.cat(losses["plain"]),
+        torch.cat(losses["n"]),
         provenance,
     )  # fmt: skip
 
@@ -227,14 +242,17 @@ class _Sums:
 
 
 def _random_coder(coder: SparseCoder, mean: Float[Tensor, " d"], k: int, seed: int) -> SparseCoder:
-    """As many random unit directions as the coder has features, the `k` largest coordinates kept; reads what the coder writes."""
+    """As many random unit directions as the coder has features, the `k` largest coordinates kept; reads what the coder
+    writes.
+    """
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randn(coder.n_features, coder.d_out, generator=generator)
     rows = rows / rows.norm(dim=1, keepdim=True)
     zero = torch.zeros(coder.n_features)
     centre = mean.float()
     return replace(
-        coder, reads=coder.writes, W_enc=rows.T.contiguous(), b_enc=zero, W_dec=rows, b_dec=centre, b_in=centre, W_skip=None,
+        coder, reads=coder.writes, W_enc=rows.T.contiguous(), b_enc=zero, W_dec=rows, b_dec=centre, b_in=centre,
+        W_skip=None,
         activation=TopK(min(k, coder.n_features)),
     )  # fmt: skip
 
@@ -251,7 +269,9 @@ def _surprisal(
     mask: Bool[Tensor, "batch pos"],
     put: Sequence[tuple[SparseCoder, SparseCoder | Tensor]] = (),
 ) -> Float[Tensor, " batch"]:
-    """Surprisal of the next tokens in bits, summed over counted positions, with reconstructions (or means) put in. Cost: 1 forward."""
+    """Surprisal of the next tokens in bits, summed over counted positions, with reconstructions (or means) put in.
+    Cost: 1 forward.
+    """
     hooks: list[tuple[str, Any]] = []
     for place, used in put:
         read: list[Tensor] = []

@@ -1,7 +1,8 @@
 """Coders of one model together: in the order in which the model computes what they write, with their file.
 
-On disk: a folder with ``features.safetensors`` (tensors named ``SITE/NAME``) and ``features.json`` (sites, kinds, the model they
-belong to, provenance), the first named in the second by its sha256. Another model, revision or tokenizer is refused.
+On disk: a folder with ``features.safetensors`` (tensors named ``SITE/NAME``) and ``features.json`` (sites, kinds, the
+model they belong to, provenance), the first named in the second by its sha256. Another model, revision or tokenizer is
+refused.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ FORMAT = 1
 KIND = Folder("mechwork features", "features")
 FACTS = KIND.facts
 _ORDER = (
-    "embed", "resid_pre", "q", "k", "v", "z", "attn_out", "resid_mid", "mlp_in", "mlp_pre", "mlp_pre_linear", "mlp_post",
+    "embed", "resid_pre", "q", "k", "v", "z", "attn_out", "resid_mid", "mlp_in", "mlp_pre", "mlp_pre_linear",
+    "mlp_post",
     "mlp_out", "resid_post",
 )  # fmt: skip
 """Kinds in the order in which a block computes them."""
@@ -95,14 +97,17 @@ class FeatureSet(Readable):
         return FeatureSet(chosen, self.model, self.provenance, self.name)
 
     def check(self, model: TransformerBridge) -> ModelAnatomy:
-        """Raises `ArtefactError` for another model's features, `InputError` for a layer or a width that the model has not."""
+        """Raises `ArtefactError` for another model's features, `InputError` for a layer or a width that the model has
+        not.
+        """
         anatomy = check_ready(model)
         if self.model:
             own = fingerprint(model)
             differs = [text for key, text in WHAT.items() if self.model.get(key) != own[key]]
             if differs:
                 raise ArtefactError(
-                    f"these features were made for {self.model.get('name')} and this model ({own['name']}) has other {', '.join(differs)}. "
+                    f"these features were made for {self.model.get('name')} and this model ({own['name']}) has other "
+                    f"{', '.join(differs)}. "
                     "Load that model, or train features of this one: mechwork.features.train_features"
                 )
         for coder in self.coders:
@@ -113,7 +118,8 @@ class FeatureSet(Readable):
         """Sites, numbers and kinds, and where they come from, for the provenance of results."""
         return {
             "name": self.name,
-            "coders": [{"reads": str(c.reads), "writes": str(c.writes), "n": c.n_features, "kind": c.activation.name} for c in self.coders],
+            "coders": [{"reads": str(c.reads), "writes": str(c.writes), "n": c.n_features,
+            "kind": c.activation.name} for c in self.coders],
             "model": self.model.get("name"),
         }  # fmt: skip
 
@@ -137,7 +143,8 @@ class FeatureSet(Readable):
             "name": self.name, "model": self.model,
             "coders": [
                 {
-                    "reads": _site_json(c.reads), "writes": _site_json(c.writes), "activation": c.activation.name, "settings": c.activation.settings(),
+                    "reads": _site_json(c.reads), "writes": _site_json(c.writes), "activation": c.activation.name,
+                    "settings": c.activation.settings(),
                     "provenance": stable(c.provenance),
                 }
                 for c in self.coders
@@ -175,12 +182,15 @@ def check_coder(model: TransformerBridge, anatomy: ModelAnatomy, coder: SparseCo
         width = site_width(model, anatomy, site)
         if width is not None and d != width:
             raise InputError(
-                f"the features at {site} are for vectors of {d} numbers; this model has {width} there. Is it the model they were made for?"
+                f"the features at {site} are for vectors of {d} numbers; this model has {width} there. Is it the "
+                "model they were made for?"
             )
 
 
 def site_width(model: TransformerBridge, anatomy: ModelAnatomy, site: Site) -> int | None:
-    """How many numbers a position has at the site (heads taken together unless one is named); None where it is not known."""
+    """How many numbers a position has at the site (heads taken together unless one is named); None where it is not
+    known.
+    """
     heads = 1 if site.head is not None else anatomy.n_kv_heads if site.kind in ("k", "v") else anatomy.n_heads
     axis = SITE_KINDS[site.kind].axes[-1]
     if axis == "d_mlp":

@@ -1,16 +1,18 @@
 """Features that others have published, read without their libraries: tensors and a configuration, nothing is run.
 
-| layout | files | formula |
-|---|---|---|
-| ``"saelens"`` | ``cfg.json``, ``sae_weights.safetensors`` | b_in = b_dec where `apply_b_dec_to_input`; standard, topk, jumprelu (batchtopk), gated, and the transcoders |
-| ``"sparsify"`` | ``cfg.json``, ``sae.safetensors`` | top-k; b_in = b_dec unless it transcodes |
-| ``"circuit-tracer"`` | ``layer_N.safetensors``, ``config.yaml`` beside | ReLU, JumpReLU or top-k transcoder; encoder ``[feature, d_in]``, a skip connection ``[d_out, d_in]`` |
-| ``"gemma-scope"`` | ``params.npz``, or its names in a ``.safetensors`` file | JumpReLU, no input bias |
+layout | files | formula:
+
+- ``"saelens"`` | ``cfg.json``, ``sae_weights.safetensors`` | b_in = b_dec where `apply_b_dec_to_input`; standard, topk,
+  jumprelu (batchtopk), gated, and the transcoders
+- ``"sparsify"`` | ``cfg.json``, ``sae.safetensors`` | top-k; b_in = b_dec unless it transcodes
+- ``"circuit-tracer"`` | ``layer_N.safetensors``, ``config.yaml`` beside | ReLU, JumpReLU or top-k transcoder; encoder
+  ``[feature, d_in]``, a skip connection ``[d_out, d_in]``
+- ``"gemma-scope"`` | ``params.npz``, or its names in a ``.safetensors`` file | JumpReLU, no input bias
 
 A layout is told by the names of its tensors. Anything else is refused with the names that were found.
 
-Limit: models here have raw weights. Coders trained on a model whose norms were folded or whose writes were centred read other vectors;
-no file says so reliably. `evaluate_features` shows it as variance that is not explained.
+Limit: models here have raw weights. Coders trained on a model whose norms were folded or whose writes were centred read
+other vectors; no file says so reliably. `evaluate_features` shows it as variance that is not explained.
 """
 
 from __future__ import annotations
@@ -70,8 +72,8 @@ def import_features(
 ) -> FeatureSet:
     """A published coder as features of `model`; `path` is its file or its folder.
 
-    `reads` (and, for a transcoder, `writes`) say where it belongs when the file does not, and must agree with the file when it does.
-    `check_name=False` leaves out the comparison of the model's name with the one in the file.
+    `reads` (and, for a transcoder, `writes`) say where it belongs when the file does not, and must agree with the file
+    when it does. `check_name=False` leaves out the comparison of the model's name with the one in the file.
 
     Raises:
         NotFoundError: no file of features there.
@@ -86,7 +88,8 @@ def import_features(
     named = str(config.get("model_name") or _metadata(config).get("model_name") or "")
     if check_name and named and _plain_name(named) != _plain_name(str(model.cfg.model_name)):
         raise ArtefactError(
-            f"{file} holds features of {named}; this model is {model.cfg.model_name}. Load that model, or, if it is the same under another "
+            f"{file} holds features of {named}; this model is {model.cfg.model_name}. Load that model, or, if it is "
+            "the same under another "
             "name, pass check_name=False"
         )
     provenance = build_provenance(method="imported features", layout=chosen.name, file=file.name, config=_short(config))
@@ -155,7 +158,8 @@ def _choose(tensors: Tensors, config: Config, file: Path, layout: str | None) ->
         shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in sorted(tensors.items())[:12])
         known = "; ".join(f"{one.name}: {', '.join(sorted(one.needs))}" for one in LAYOUTS.values())
         raise ArtefactError(
-            f"{file} has a layout that is not known{'' if layout is None else f' as {layout}'}; it holds {shapes or 'no tensors'}. Known are {known}"
+            f"{file} has a layout that is not known{'' if layout is None else f' as {layout}'}; it holds "
+            f"{shapes or 'no tensors'}. Known are {known}"
         )
     return fitting[0]
 
@@ -164,18 +168,21 @@ def _settle(place: Place, reads: Site | None, writes: Site | None, file: Path) -
     given = None if reads is None else (reads, writes or reads)
     if place is None and given is None:
         raise InputError(
-            f"{file} does not say which place its features belong to; pass reads=Site(...) (and writes= for a transcoder)"
+            f"{file} does not say which place its features belong to; pass reads=Site(...) (and writes= for a "
+            "transcoder)"
         )
     if place is not None and given is not None and place != given:
         raise InputError(
-            f"{file} says that its features read {place[0]} and write {place[1]}; you asked for {given[0]} and {given[1]}. Leave reads and writes out"
+            f"{file} says that its features read {place[0]} and write {place[1]}; you asked for {given[0]} and "
+            f"{given[1]}. Leave reads and writes out"
         )
     found = place or given
     assert found is not None
     return found
 
 
-# ---- the layouts -------------------------------------------------------------------------------------------------------
+# ---- the layouts
+# -------------------------------------------------------------------------------------------------------
 
 
 def _saelens(tensors: Tensors, config: Config, file: Path) -> tuple[dict[str, Any], Place]:
@@ -183,7 +190,8 @@ def _saelens(tensors: Tensors, config: Config, file: Path) -> tuple[dict[str, An
     normalise = str(config.get("normalize_activations", "none"))
     if normalise not in ("none", "expected_average_only_in"):
         raise ArtefactError(
-            f"{file} normalises activations by {normalise!r}, which depends on every vector; only fixed scales are supported"
+            f"{file} normalises activations by {normalise!r}, which depends on every vector; only fixed scales are "
+            "supported"
         )
     if "scaling_factor" in tensors and bool((tensors["scaling_factor"] != 1).any()):
         raise ArtefactError(
@@ -236,7 +244,8 @@ def _sparsify(tensors: Tensors, config: Config, file: Path) -> tuple[dict[str, A
     transcodes = bool(config.get("transcode", False))
     parts = {
         "W_enc": tensors["encoder.weight"].T.contiguous(), "b_enc": tensors["encoder.bias"], "W_dec": tensors["W_dec"],
-        "b_dec": tensors["b_dec"], "activation": TopK(_k(config, file)), "b_in": None if transcodes else tensors["b_dec"].clone(),
+        "b_dec": tensors["b_dec"], "activation": TopK(_k(config, file)),
+        "b_in": None if transcodes else tensors["b_dec"].clone(),
         "W_skip": tensors["W_skip"].T.contiguous() if "W_skip" in tensors else None,
     }  # fmt: skip
     return parts, site_of_module(file.parent.name, transcodes=transcodes)
@@ -250,7 +259,8 @@ def _circuit_tracer(tensors: Tensors, config: Config, file: Path) -> tuple[dict[
     if "k" in tensors:
         activation = TopK(int(tensors["k"]))
     parts = {
-        "W_enc": tensors["W_enc"].T.contiguous(), "b_enc": tensors["b_enc"], "W_dec": tensors["W_dec"], "b_dec": tensors["b_dec"],
+        "W_enc": tensors["W_enc"].T.contiguous(), "b_enc": tensors["b_enc"], "W_dec": tensors["W_dec"],
+        "b_dec": tensors["b_dec"],
         "activation": activation, "W_skip": tensors["W_skip"].T.contiguous() if "W_skip" in tensors else None,
     }  # fmt: skip
     number = re.search(r"layer_(\d+)", file.stem)
@@ -273,7 +283,8 @@ LAYOUTS: dict[str, Layout] = {
     one.name: one
     for one in (
         Layout(
-            "sparsify", frozenset({"encoder.weight", "encoder.bias", "W_dec", "b_dec"}), frozenset({"W_skip"}), _sparsify
+            "sparsify", frozenset({"encoder.weight", "encoder.bias", "W_dec", "b_dec"}), frozenset({"W_skip"}),
+            _sparsify
         ),
         Layout(
             "gemma-scope", frozenset({"W_enc", "b_enc", "W_dec", "b_dec", "threshold"}), frozenset(), _gemma_scope

@@ -16,7 +16,9 @@ MODULES = (
 
 
 def site_of_module(path: str, *, transcodes: bool) -> tuple[Site, Site] | None:
-    """Sites read and written of a coder on a module's output (or, for a transcoder, from an MLP's input to its output); None if not known."""
+    """Sites read and written of a coder on a module's output (or, for a transcoder, from an MLP's input to its output);
+    None if not known.
+    """
     for pattern, kind in MODULES:
         found = re.fullmatch(pattern, path)
         if found is None:

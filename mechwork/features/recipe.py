@@ -14,13 +14,14 @@ KINDS = ("topk", "relu")
 class FeatureRecipe:
     """Settings of a training run. Tokens are real positions of the text, padding and skipped ones not counted.
 
-    `n_features` per coder; `kind` ``"topk"`` keeps the `k` largest per token, ``"relu"`` pays `penalty` per unit of activation
-    (in units in which a place's vectors have a root mean square of 1 per dimension). `scale_tokens` are read once for every
-    place's mean and scale. Adam with linear warm-up and linear decay over the last `decay` of all steps; decoder rows keep length 1.
-    A feature silent for `dead_tokens` tokens is dead: with top-k, the dead ones together rebuild what the others leave, with weight
-    `revive` (Gao et al. 2024, AuxK).
-    `skip`: positions left out at the start of every row (the first token's vector is another kind of thing: attention rests there).
-    The first `held_out_rows` rows of the text are never trained on.
+    `n_features` per coder; `kind` ``"topk"`` keeps the `k` largest per token, ``"relu"`` pays `penalty` per unit of
+    activation (in units in which a place's vectors have a root mean square of 1 per dimension). `scale_tokens` are read
+    once for every place's mean and scale. Adam with linear warm-up and linear decay over the last `decay` of all steps;
+    decoder rows keep length 1.
+    A feature silent for `dead_tokens` tokens is dead: with top-k, the dead ones together rebuild what the others leave,
+    with weight `revive` (Gao et al. 2024, AuxK).
+    `skip`: positions left out at the start of every row (the first token's vector is another kind of thing: attention
+    rests there). The first `held_out_rows` rows of the text are never trained on.
     """
 
     n_features: int = 512
@@ -47,7 +48,8 @@ class FeatureRecipe:
         }
         if min(counts.values()) < 1 or self.steps < 0 or self.held_out_rows < 1 or self.skip < 0:
             raise InputError(
-                f"counts are at least 1, steps and skip at least 0; got {counts}, steps={self.steps}, held_out_rows={self.held_out_rows}"
+                f"counts are at least 1, steps and skip at least 0; got {counts}, steps={self.steps}, "
+                f"held_out_rows={self.held_out_rows}"
             )
         if self.kind == "topk" and self.k > self.n_features:
             raise InputError(f"k is at most the number of features, {self.n_features}; got {self.k}")

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Coded(Readable):
-    """One run through one coder: features, error (what was written less its reconstruction), and the vectors themselves."""
+    """One run through one coder: features, error (what was written less its reconstruction), and the vectors
+    themselves.
+    """
 
     features: Float[Tensor, "batch pos feature"]
     error: Float[Tensor, "batch pos d_out"]

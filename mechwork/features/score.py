@@ -1,18 +1,22 @@
-"""Estimated effects of features and errors: attribution, relevance patching and integrated gradients on one decomposition.
+"""Estimated effects of features and errors: attribution, relevance patching and integrated gradients on one
+decomposition.
 
-With f the features and e the error at a place whose vector is y = f W_dec + b_dec + e, the place's coefficient g = d m / d y gives
+With f the features and e the error at a place whose vector is y = f W_dec + b_dec + e, the place's coefficient g = d m
+/ d y gives
 
-    score(f_i) = sum over positions of (f_i,clean - f_i,corrupt) (W_dec g)_i        score(e) = sum over positions of (e_clean - e_corrupt) . g
+    score(f_i) = sum over positions of (f_i,clean - f_i,corrupt) (W_dec g)_i        score(e) = sum over positions of
+    (e_clean - e_corrupt) . g
 
-so that the scores of a place add up to its own attribution score: features cost no pass of their own. (Marks et al. 2024, eq. 2 to 4:
-the error is a node, and gradients pass a place as if no coder stood there.) The coefficient is a gradient or follows a composite of
-rules (`RELP`), taken
+so that the scores of a place add up to its own attribution score: features cost no pass of their own. (Marks et al.
+2024, eq. 2 to 4: the error is a node, and gradients pass a place as if no coder stood there.) The coefficient is a
+gradient or follows a composite of rules (`RELP`), taken
 
-| path | points | cost, in forwards + backwards |
-|---|---|---|
-| one point | the run that is patched | 3 + 1 |
-| ``"site"`` | midpoints between the two values *of that place*, everything before it as in the patched run (Marks et al.'s IG) | 2 + places x steps, + as many |
-| ``"inputs"`` | midpoints between the two embeddings (as in EAP-IG) | 2 + steps, + steps |
+path | points | cost, in forwards + backwards:
+
+- one point | the run that is patched | 3 + 1
+- ``"site"`` | midpoints between the two values *of that place*, everything before it as in the patched run (Marks et
+  al.'s IG) | 2 + places x steps, + as many
+- ``"inputs"`` | midpoints between the two embeddings (as in EAP-IG) | 2 + steps, + steps
 
 Positive = the clean value raises the metric, in both directions.
 """
@@ -67,7 +71,8 @@ def score_features(
     """Scores of every feature and error, ``[batch, node]``; see the module for formula and cost.
 
     Raises:
-        InputError: features of another layer or width, pairs of unequal length, unknown rules, path or direction, steps below 1.
+        InputError: features of another layer or width, pairs of unequal length, unknown rules, path or direction, steps
+            below 1.
         ArtefactError: features of another model.
         MetricError: a metric without gradient, equal on both prompts, or coefficients that overflow.
 
@@ -102,7 +107,8 @@ def score_features(
         features=features.describe(), model=identify_model(model), task=task.provenance(),
     )  # fmt: skip
     return FeatureScores(
-        NodeTable.of(features), torch.cat(rows), torch.stack(varies).any(dim=0), f"{composite.name}{points}", task.metric.name,
+        NodeTable.of(features), torch.cat(rows), torch.stack(varies).any(dim=0), f"{composite.name}{points}",
+        task.metric.name,
         baseline, provenance,
     )  # fmt: skip
 

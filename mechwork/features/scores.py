@@ -1,7 +1,7 @@
 """Scores of features as nodes: names, layout, and the result object.
 
-Nodes are laid out coder by coder: its features, then its error. A node stands for all positions: ``resid_post.3/f17`` is feature 17
-wherever it is active, ``resid_post.3/error`` everything at that place that the coder does not explain.
+Nodes are laid out coder by coder: its features, then its error. A node stands for all positions: ``resid_post.3/f17``
+is feature 17 wherever it is active, ``resid_post.3/error`` everything at that place that the coder does not explain.
 """
 
 from __future__ import annotations
@@ -74,9 +74,11 @@ class NodeTable:
 
 @dataclass(frozen=True, eq=False)
 class FeatureScores(Result):
-    """Estimated effects of features and errors, per pair: ``[batch, node]``; positive = the clean value raises the metric.
+    """Estimated effects of features and errors, per pair: ``[batch, node]``; positive = the clean value raises the
+    metric.
 
-    `varies`: nodes whose value differs between the two prompts of at least one pair; all others have score 0 by definition.
+    `varies`: nodes whose value differs between the two prompts of at least one pair; all others have score 0 by
+    definition.
     """
 
     nodes: NodeTable
@@ -105,7 +107,9 @@ class FeatureScores(Result):
         return [(self.nodes.name(i), float(self.values[i])) for i in self.ranking()[:n]]
 
     def select(self, n_nodes: int, errors: str = "ranked") -> Bool[Tensor, " node"]:
-        """The `n_nodes` of largest absolute score as a mask; fewer where fewer vary. Raises `InputError` for less than one."""
+        """The `n_nodes` of largest absolute score as a mask; fewer where fewer vary. Raises `InputError` for less than
+        one.
+        """
         if n_nodes < 1:
             raise InputError(f"a circuit has at least one node; got {n_nodes}")
         return mask_of(self.nodes, self.ranking(errors)[:n_nodes])
@@ -114,7 +118,11 @@ class FeatureScores(Result):
         """One row per node that varies, strongest first."""
         order = self.ranking()
         spread = self.per_example.std(dim=0) / len(self.per_example) ** 0.5
-        return {"node": [self.nodes.name(i) for i in order], "score": self.values[order].tolist(), "standard_error": spread[order].tolist()}  # fmt: skip
+        return {
+            "node": [self.nodes.name(i) for i in order],
+            "score": self.values[order].tolist(),
+            "standard_error": spread[order].tolist(),
+        }
 
     def __str__(self) -> str:
         n = int(self.varies.sum())

@@ -34,7 +34,8 @@ def load_features(
     layout: str | None = None,
     check_name: bool = True,
 ) -> FeatureSet:
-    """Features of `model`: the shipped ones (None: those of its own name), a folder that `FeatureSet.save` wrote, or a published file.
+    """Features of `model`: the shipped ones (None: those of its own name), a folder that `FeatureSet.save` wrote, or a
+    published file.
 
     The other arguments are for published files; see `import_features`.
 

@@ -1,18 +1,19 @@
 """Suppress a concept through its features, three ways, and see what else goes.
 
-| method | f' of each chosen feature | |
-|---|---|---|
-| ``"mask"`` | 0 | full masking |
-| ``"partial"`` | (1 - s) f | partial suppression, by the same share everywhere |
-| ``"posterior"`` | (1 - s p(concept given f)) f | attenuation by posterior probability: only as far as the activation speaks for the concept |
+method | f' of each chosen feature:
 
-p(concept given f) is Bayes' rule on the histograms of `concepts` with equal priors, one count added to every bin:
-p = P(bin of f given positive) / (P(... positive) + P(... negative)). With s = 1 the third lies between no change and full masking. A feature
-that also serves other things is left alone there if its activations then are of another size.
+- ``"mask"`` | 0 | full masking
+- ``"partial"`` | (1 - s) f | partial suppression, by the same share everywhere
+- ``"posterior"`` | (1 - s p(concept given f)) f | attenuation by posterior probability: only as far as the activation
+  speaks for the concept
 
-What is asked: the metric on held-out prompts *of* the concept should fall (`concept`), that on prompts of the other class should stay
-(`other_class`), and so should accuracy and next-token distributions on other tasks. The control suppresses as many features at random,
-of those that are active on the concept's prompts.
+p(concept given f) is Bayes' rule on the histograms of `concepts` with equal priors, one count added to every bin: p =
+P(bin of f given positive) / (P(... positive) + P(... negative)). With s = 1 the third lies between no change and full
+masking. A feature that also serves other things is left alone there if its activations then are of another size.
+
+What is asked: the metric on held-out prompts *of* the concept should fall (`concept`), that on prompts of the other
+class should stay (`other_class`), and so should accuracy and next-token distributions on other tasks. The control
+suppresses as many features at random, of those that are active on the concept's prompts.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ class Attenuate:
 
 @dataclass(frozen=True, eq=False)
 class AttenuateByPosterior(Readable):
-    """(1 - `share` p(concept given f)) f for the features `index`; `posterior` ``[bin, n]`` and `edges` ``[edge, n]`` are theirs."""
+    """(1 - `share` p(concept given f)) f for the features `index`; `posterior` ``[bin, n]`` and `edges` ``[edge, n]``
+    are theirs.
+    """
 
     index: tuple[int, ...]
     edges: Float[Tensor, "edge n"]
@@ -85,7 +88,9 @@ def fit_posterior(
     share: float = 1.0,
     n_bins: int = N_BINS,
 ) -> AttenuateByPosterior:
-    """The third method for the features `index`, from recorded activations of labelled prompts (see `concepts.record_concept`)."""
+    """The third method for the features `index`, from recorded activations of labelled prompts (see
+    `concepts.record_concept`).
+    """
     own = values[:, list(index)].double()
     edges = bin_edges(own, n_bins)
     counts = [
@@ -102,7 +107,8 @@ def _sizes(examples: Examples) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class SuppressionRow:
-    """One method. `concept` and `other_class`: metric on prompts of the two classes, as a share of the unsuppressed model's; accuracies beside.
+    """One method. `concept` and `other_class`: metric on prompts of the two classes, as a share of the unsuppressed
+    model's; accuracies beside.
 
     The interval is that of the share, over resampled pairs of the concept.
     """
@@ -121,7 +127,9 @@ class SuppressionRow:
 
 @dataclass(frozen=True, eq=False)
 class SuppressionStudy(Result):
-    """All methods on one concept; `plain` is the unsuppressed model: metric and accuracy per class, and accuracy on other tasks."""
+    """All methods on one concept; `plain` is the unsuppressed model: metric and accuracy per class, and accuracy on
+    other tasks.
+    """
 
     concept: str
     place: str
@@ -136,16 +144,22 @@ class SuppressionStudy(Result):
         lines = [
             f"{self.concept}, {len(self.chosen)} features of {self.place}: {', '.join(f'f{i}' for i in self.chosen)}",
             (
-                f"unsuppressed: metric {plain['concept']:.3f} on prompts of the concept (accuracy {plain['concept_accuracy']:.3f}), "
-                f"{plain['other_class']:.3f} on the others ({plain['other_class_accuracy']:.3f}); accuracy on {', '.join(self.others) or 'no other task'} {plain['other_tasks']:.3f}"
+                f"unsuppressed: metric {plain['concept']:.3f} on prompts of the concept (accuracy "
+                f"{plain['concept_accuracy']:.3f}), "
+                f"{plain['other_class']:.3f} on the others ({plain['other_class_accuracy']:.3f}); accuracy on "
+                f"{', '.join(self.others) or 'no other task'} {plain['other_tasks']:.3f}"
             ),
-            f"{'method':<24}{'share':>6}{'concept':>9}  {'95 % interval':<17}{'accuracy':>9}{'other class':>13}{'accuracy':>9}{'other tasks':>13}{'KL':>8}",
+            (
+                f"{'method':<24}{'share':>6}{'concept':>9}  "
+                f"{'95 % interval':<17}{'accuracy':>9}{'other class':>13}{'accuracy':>9}{'other tasks':>13}{'KL':>8}"
+            ),
         ]
         for r in self.rows:
             name = f"{r.method} (random)" if r.control else r.method
             low, high = r.concept_interval
             lines.append(
-                f"{name:<24}{r.share:6.2f}{r.concept:9.3f}  {f'[{low:.3f}, {high:.3f}]':<17}{r.concept_accuracy:9.3f}{r.other_class:13.3f}"
+                f"{name:<24}{r.share:6.2f}{r.concept:9.3f}  "
+                f"{f'[{low:.3f}, {high:.3f}]':<17}{r.concept_accuracy:9.3f}{r.other_class:13.3f}"
                 f"{r.other_class_accuracy:9.3f}{r.other_tasks:13.3f}{r.kl:8.4f}"
             )
         return "\n".join(lines)
@@ -169,10 +183,12 @@ def study_suppression(
 ) -> SuppressionStudy:
     """Suppress the features `chosen` of `place` at every position and measure what falls and what stays.
 
-    `examples` fit the posterior; `concept` and `other_class` are pairs whose *clean* prompts are of the two classes, not among the examples.
+    `examples` fit the posterior; `concept` and `other_class` are pairs whose *clean* prompts are of the two classes,
+    not among the examples.
     Cost per method and share: 2 x 1 forward (with the control) of all tasks' clean prompts.
 
-    Raises `UnknownNameError` for another method; `InputError` for features that are not there, no shares, or shares outside (0, 1].
+    Raises `UnknownNameError` for another method; `InputError` for features that are not there, no shares, or shares
+    outside (0, 1].
     """
     for method in methods:
         if method not in METHODS:
@@ -202,7 +218,8 @@ def study_suppression(
                 rows.append(_row(method, share, index is lot, found, plain))
     told = _plain(plain)
     provenance = build_provenance(
-        method="concept suppression", place=place, chosen=list(chosen), random=lot, seed=seed, examples=examples.sha256(),
+        method="concept suppression", place=place, chosen=list(chosen), random=lot, seed=seed,
+        examples=examples.sha256(),
         features=features.describe(), model=identify_model(model), tasks=[task.provenance() for task in tasks],
     )  # fmt: skip
     return SuppressionStudy(
@@ -236,14 +253,21 @@ def _measure(model: TransformerBridge, task: Task, write: FeatureWrite | None) -
     return _Found(*(torch.cat(piece) for piece in zip(*parts, strict=True)))
 
 
-def _row(method: str, share: float, control: bool, found: list[_Found], plain: list[_Found]) -> SuppressionRow:  # noqa: FBT001
+def _row(
+    method: str,
+    share: float,
+    control: bool,  # noqa: FBT001
+    found: list[_Found],
+    plain: list[_Found],
+) -> SuppressionRow:
     base = float(plain[0].metric.mean())
     low, high = _interval(found[0].metric, plain[0].metric)
     rest, before = found[2:], plain[2:]
     kl = [float(kl_nats(b.logp, f.logp).mean()) for f, b in zip(rest, before, strict=True)]
     return SuppressionRow(
         method, share, control, float(found[0].metric.mean()) / base, (low, high),
-        float(found[1].metric.mean()) / float(plain[1].metric.mean()), float(found[0].right.mean()), float(found[1].right.mean()),
+        float(found[1].metric.mean()) / float(plain[1].metric.mean()), float(found[0].right.mean()),
+        float(found[1].right.mean()),
         _mean([float(one.right.mean()) for one in rest]), _mean(kl),
     )  # fmt: skip
 

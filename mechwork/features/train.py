@@ -3,13 +3,14 @@
     training = train_features(model, "gpt2-6l", [Site("resid_post", 3)], folder="runs/features")
     training.features.save("my-features")
 
-Every place is centred and scaled to a root mean square of 1 per dimension; the loss of a coder is the mean squared error there
-(the share of variance not explained), plus a penalty for ReLU coders and AuxK for top-k ones (see `FeatureRecipe`). Centre and
-scale are folded into the weights at the end, so that features are in the model's own units and decoder rows have length 1.
+Every place is centred and scaled to a root mean square of 1 per dimension; the loss of a coder is the mean squared
+error there (the share of variance not explained), plus a penalty for ReLU coders and AuxK for top-k ones (see
+`FeatureRecipe`). Centre and scale are folded into the weights at the end, so that features are in the model's own units
+and decoder rows have length 1.
 
-All of a run's state is in every checkpoint: a killed run that is started again ends in identical weights, bit for bit. The forward
-pass runs in the model's dtype, coders are float32. Cost of a step: one forward of its tokens, and per place about five products of
-tokens by features by width.
+All of a run's state is in every checkpoint: a killed run that is started again ends in identical weights, bit for bit.
+The forward pass runs in the model's dtype, coders are float32. Cost of a step: one forward of its tokens, and per place
+about five products of tokens by features by width.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 @dataclass(frozen=True)
 class FeatureProgress:
-    """What the progress callback receives: the step just finished, the mean share of variance left, dead share, speed."""
+    """What the progress callback receives: the step just finished, the mean share of variance left, dead
+    share, speed.
+    """
 
     step: int
     steps: int
@@ -61,7 +64,9 @@ class FeatureProgress:
 
 @dataclass
 class FeatureTraining(Readable):
-    """Trained (or interrupted) features with their history: per recorded step, the share of variance left at every place."""
+    """Trained (or interrupted) features with their history: per recorded step, the share of variance left at every
+    place.
+    """
 
     features: FeatureSet
     step: int
@@ -99,10 +104,11 @@ def train_features(
     stop_after: int | None = None,
     checkpoint_every: int = 100,
 ) -> FeatureTraining:
-    """Coders at `places` (a pair of sites: a transcoder from the first to the second), trained on `text` (see `lenses.open_text`).
+    """Coders at `places` (a pair of sites: a transcoder from the first to the second), trained on `text` (see
+    `lenses.open_text`).
 
-    Goes on from the checkpoint in `folder` if there is one. `stop_after` ends the call after that many further steps, with a
-    checkpoint; an interrupted run goes on from the last one, every `checkpoint_every` steps.
+    Goes on from the checkpoint in `folder` if there is one. `stop_after` ends the call after that many further steps,
+    with a checkpoint; an interrupted run goes on from the last one, every `checkpoint_every` steps.
 
     Raises:
         InputError: places of different width, or without vectors; text too short to hold out the recipe's rows.
@@ -146,7 +152,8 @@ class _Work:
         self.stream = text if isinstance(text, TextStream) else open_text(model, text)
         if len(self.stream.rows(0, recipe.held_out_rows + 1)) <= recipe.held_out_rows:
             raise InputError(
-                f"the text has too few rows to hold out {recipe.held_out_rows} and train on others. Give more text, shorter rows "
+                f"the text has too few rows to hold out {recipe.held_out_rows} and train on others. Give more text, "
+                "shorter rows "
                 "(open_text(..., width=...)), or hold out less: FeatureRecipe(held_out_rows=...)."
             )
 
@@ -181,7 +188,8 @@ class _Work:
         if not bool(loss.isfinite()):
             place = int((~left.isfinite()).nonzero()[0]) if not bool(left.isfinite().all()) else 0
             raise MetricError(
-                f"the loss at {self.places[place][0]} is not finite at step {run.step + 1}; lower the learning rate, or check the model's weights"
+                f"the loss at {self.places[place][0]} is not finite at step {run.step + 1}; lower the learning rate, "
+                "or check the model's weights"
             )
         run.optimizer.zero_grad()
         loss.backward()
@@ -228,7 +236,11 @@ class _Work:
             )
             top = asleep.topk(k, dim=-1, sorted=False)
             revived = torch.zeros_like(value).scatter(-1, top.indices, top.values.clamp(min=0))
-            loss = loss + recipe.revive * (error.detach() - torch.bmm(revived, weights["W_dec"])).pow(2).mean(dim=(1, 2))[dead.any(dim=1)].sum()  # fmt: skip
+            loss = (
+                loss
+                + recipe.revive
+                * (error.detach() - torch.bmm(revived, weights["W_dec"])).pow(2).mean(dim=(1, 2))[dead.any(dim=1)].sum()
+            )
         return f, loss, left.detach()
 
     def _states(self, rows: Sequence[Row]) -> dict[Site, Float[Tensor, "token d"]]:
@@ -299,7 +311,8 @@ class _Work:
     def result(self, run: _Run) -> FeatureTraining:
         recipe = self.recipe
         provenance = build_provenance(
-            method="sparse coders", recipe=recipe.to_dict(), text={**self.stream.facts, "rows_sha256": run.data}, steps=run.step,
+            method="sparse coders", recipe=recipe.to_dict(), text={**self.stream.facts, "rows_sha256": run.data},
+            steps=run.step,
             tokens=run.tokens,
             unexplained=run.history[-1]["unexplained"] if run.history else [],
         )  # fmt: skip
@@ -310,7 +323,8 @@ class _Work:
             coders.append(
                 SparseCoder(
                     reads, writes, w["W_enc"] * (s_out / s_in), w["b_enc"] * s_out, w["W_dec"],
-                    w["b_dec"] * s_out + run.norms[f"centre.{writes}"], TopK(recipe.k) if recipe.kind == "topk" else Relu(),
+                    w["b_dec"] * s_out + run.norms[f"centre.{writes}"],
+                    TopK(recipe.k) if recipe.kind == "topk" else Relu(),
                     run.norms[f"centre.{reads}"].clone(),
                 ).to("cpu")
             )  # fmt: skip

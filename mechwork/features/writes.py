@@ -2,8 +2,8 @@
 
     y' = y + (f' - f) W_dec        f = encode(x), f' = what the replacement makes of f
 
-Everything the coder does not explain (the error) stays as it is, so a write that changes no feature changes nothing. `f` is live:
-with several coders, later ones read what earlier writes have changed.
+Everything the coder does not explain (the error) stays as it is, so a write that changes no feature changes nothing.
+`f` is live: with several coders, later ones read what earlier writes have changed.
 
     clamp = FeatureWrite(coder, Entries(Constant(5.0), (17,)))       # a feature held at 5 everywhere: steering
     off = FeatureWrite(coder, Entries(Zero(), (17, 40)))             # ablation
@@ -76,7 +76,8 @@ class AddChange:
 def intervene_features(model: TransformerBridge, writes: Sequence[FeatureWrite]) -> Iterator[None]:
     """Inside, the model runs with `writes`, in the order given; on exit, also after an exception, they are gone.
 
-    Raises `InputError` for a layer or width that the model has not; inside, for a vector that overflows the model's dtype.
+    Raises `InputError` for a layer or width that the model has not; inside, for a vector that overflows the model's
+    dtype.
     """
     anatomy = check_ready(model)
     for write in writes:
@@ -104,5 +105,6 @@ def check_finite(new: Tensor, old: Tensor, site: Site) -> None:
     if bool(new.isfinite().all()) or not bool(old.isfinite().all()):
         return
     raise InputError(
-        f"a write overflows at {site}: {new.dtype} ends at {torch.finfo(new.dtype).max:.4g}. Lower its strength, or load the model in float32."
+        f"a write overflows at {site}: {new.dtype} ends at {torch.finfo(new.dtype).max:.4g}. Lower its strength, or "
+        "load the model in float32."
     )

@@ -1,9 +1,10 @@
 """Interventions: what to write where while a model runs.
 
-Owns replacements (what; `steering` has those of the steering literature, `attention` those of where heads look, `curve` moves along
-a curve), positions (absolute, also with a key-value cache), writes (what, at which site; `dosed`: how much, by an earlier place),
-writes and routing of experts, the statistics of reference sets that means are taken from, files of writes, a guard against overflow,
-and the context managers that install writes and take them off again. Imports `runs` and below.
+Owns replacements (what; `steering` has those of the steering literature, `attention` those of where heads look, `curve`
+moves along a curve), positions (absolute, also with a key-value cache), writes (what, at which site; `dosed`: how much,
+by an earlier place), writes and routing of experts, the statistics of reference sets that means are taken from, files
+of writes, a guard against overflow, and the context managers that install writes and take them off again. Imports
+`runs` and below.
 
     with intervene(model, [Write(Site("z", 2, head=1), Zero())]):
         logits = model(tokens)

@@ -6,8 +6,9 @@
 | `OffsetScores(keys, offset)` | s_k -> s_k + offset at the keys, before the softmax | ``attn_scores`` |
 
 The two are one: offset = ln(factor) (tested). PASTA (Zhang et al. 2024) leaves the keys and multiplies all others by
-alpha < 1 before it renormalises, which is `Highlight` with factor = 1 / alpha. Keys and queries are absolute columns, so that a
-span of the prompt stays highlighted while text is generated after it, with a key-value cache or without. Cost: nothing.
+alpha < 1 before it renormalises, which is `Highlight` with factor = 1 / alpha. Keys and queries are absolute columns,
+so that a span of the prompt stays highlighted while text is generated after it, with a key-value cache or without.
+Cost: nothing.
 
     where = task.pairs.spans["NOUN"]
     with intervene(model, reweigh_attention(["a3.h1", "a4.h0"], where, factor=100.0)):
@@ -37,9 +38,9 @@ from .writes import Write
 class Highlight(Readable):
     """One head's pattern with `keys` times `factor` and every changed row scaled back to its sum; 1 changes nothing.
 
-    `keys` ``[batch, key_pos]`` and `queries` (None: all, also generated ones) have a batch axis of 1 when they are the same for all
-    prompts. A query that looks at nothing but keys which get a factor of 0 is left looking at nothing. Raises `InputError` for a
-    factor that is negative or not finite.
+    `keys` ``[batch, key_pos]`` and `queries` (None: all, also generated ones) have a batch axis of 1 when they are the
+    same for all prompts. A query that looks at nothing but keys which get a factor of 0 is left looking at nothing.
+    Raises `InputError` for a factor that is negative or not finite.
     """
 
     keys: PositionMask
@@ -60,7 +61,9 @@ class Highlight(Readable):
 
 @dataclass(frozen=True, eq=False)
 class OffsetScores(Readable):
-    """One head's scores plus `offset` at `keys`; what the mask hides stays hidden. Raises `InputError` for an infinite offset."""
+    """One head's scores plus `offset` at `keys`; what the mask hides stays hidden. Raises `InputError` for an infinite
+    offset.
+    """
 
     keys: PositionMask
     offset: float

@@ -3,9 +3,9 @@
     gamma(t) = centre + B^T s(t),   s: natural cubic spline through the knots (t_i, s_i), B orthonormal rows
     x -> x + share (gamma(t') - gamma(t(x))),   t(x): where the curve comes closest to x inside the span of B
 
-What of x lies beside the curve and outside the span stays (manifold steering; the curve through class means in a space of principal
-components). Before its first knot and after its last one the curve has ended: t is kept between them. Cost: the distance of every
-state to `GRID` points per piece.
+What of x lies beside the curve and outside the span stays (manifold steering; the curve through class means in a space
+of principal components). Before its first knot and after its last one the curve has ended: t is kept between them.
+Cost: the distance of every state to `GRID` points per piece.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ REFINEMENTS = 6
 class Curve(Readable):
     """`knots` rise; `points` are their places in coordinates along the orthonormal rows of `basis`, from `centre`.
 
-    Raises `InputError` for fewer than two knots, knots that do not rise, numbers that are not finite, or a basis that is not orthonormal.
+    Raises `InputError` for fewer than two knots, knots that do not rise, numbers that are not finite, or a basis that
+    is not orthonormal.
     """
 
     knots: Float[Tensor, " knot"]
@@ -75,7 +76,9 @@ class Curve(Readable):
         return self.centre.to(t) + self.coordinates(t) @ self.basis.to(t)
 
     def position(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
-        """t(x): where the curve is closest, inside the span of the basis. Sought in every piece, then the best piece is taken."""
+        """t(x): where the curve is closest, inside the span of the basis. Sought in every piece, then the best piece is
+        taken.
+        """
         y = ((x - self.centre.to(x)) @ self.basis.to(x).T)[..., None, :]
         low, high = self.knots.to(x)[:-1], self.knots.to(x)[1:]
         width = (high - low) / GRID
@@ -106,8 +109,8 @@ class Curve(Readable):
 class Slide(Readable):
     """The activation moved along `curve`: `to` the place t' = to, or `by` a step from where it is; `share` of the way.
 
-    `within`: only states no further than this from the curve (in the whole space) are moved; None moves all. Raises `InputError`
-    unless one of `to` and `by` is given.
+    `within`: only states no further than this from the curve (in the whole space) are moved; None moves all. Raises
+    `InputError` unless one of `to` and `by` is given.
     """
 
     curve: Curve

@@ -2,10 +2,10 @@
 
     x_l -> x_l + d_l(p) (write_l(x_l) - x_l),   d(p) = dose(activation at `read`, position p)
 
-`Doses` is a small network (weighted activation steering: Hegazy et al. 2025): one gate for all writes, in (0, 1), times one weight per
-write, in (0, 2). `Condition` is a threshold along a vector (conditional activation steering: Lee et al. 2024). A position's dose
-depends on that position's own activation alone, so a key-value cache, a batch and a single prompt give the same; a controller that
-read the prompt's last token would have to be told where the prompt ends.
+`Doses` is a small network (weighted activation steering: Hegazy et al. 2025): one gate for all writes, in (0, 1), times
+one weight per write, in (0, 2). `Condition` is a threshold along a vector (conditional activation steering: Lee et al.
+2024). A position's dose depends on that position's own activation alone, so a key-value cache, a batch and a single
+prompt give the same; a controller that read the prompt's last token would have to be told where the prompt ends.
 
     gated = Dosed(Site("resid_post", 1), Condition(vector, at=2.0), tuple(writes_of_later_layers))
     with intervene(model, [gated]):
@@ -57,7 +57,9 @@ class Condition(Readable):
 
 @dataclass(frozen=True, eq=False)
 class Doses(Readable):
-    """gate(x) w_l(x) with h = tanh(`W_in` (x - `mean`) / `spread` + `b_in`), o = `W_out` h + `b_out`, gate = sigmoid(o_0), w_l = 2 sigmoid(o_l)."""
+    """gate(x) w_l(x) with h = tanh(`W_in` (x - `mean`) / `spread` + `b_in`), o = `W_out` h + `b_out`, gate =
+    sigmoid(o_0), w_l = 2 sigmoid(o_l).
+    """
 
     mean: Float[Tensor, " d"]
     spread: Float[Tensor, " d"]
@@ -79,9 +81,11 @@ class Doses(Readable):
 
 @dataclass(frozen=True, eq=False)
 class Dosed(Readable):
-    """`writes`, each in the dose that `dose` reads at `read` (times `strength`); raises `InputError` for a write that comes before it.
+    """`writes`, each in the dose that `dose` reads at `read` (times `strength`); raises `InputError` for a write that
+    comes before it.
 
-    `read` is a site with one vector per position; the writes are at sites with positions, computed later in the same forward.
+    `read` is a site with one vector per position; the writes are at sites with positions, computed later in the same
+    forward.
     """
 
     read: Site
@@ -96,7 +100,8 @@ class Dosed(Readable):
         late = [str(write.site) for write in self.writes if not _before(self.read, write.site)]
         if not self.writes or late or self.read.head is not None:
             raise InputError(
-                f"doses are read at a site without a head, before every write; read at {self.read}, too early: {', '.join(late) or 'no writes'}"
+                f"doses are read at a site without a head, before every write; read at {self.read}, too early: "
+                f"{', '.join(late) or 'no writes'}"
             )
 
     def check(self, model: TransformerBridge) -> None:

@@ -1,8 +1,9 @@
 """Writes of single experts of a mixture-of-experts block.
 
-An expert's write on a token is its output times the router's weight, what it adds to the block's output; a token that is
-not routed to it has none, and nothing is done there. The other experts and the router stay as they are: ablating an expert
-takes its share away, it does not route its tokens elsewhere. Cost: the expert once more on the tokens routed to it.
+An expert's write on a token is its output times the router's weight, what it adds to the block's output; a token that
+is not routed to it has none, and nothing is done there. The other experts and the router stay as they are: ablating an
+expert takes its share away, it does not route its tokens elsewhere. Cost: the expert once more on the tokens routed to
+it.
 """
 
 from __future__ import annotations
@@ -79,7 +80,8 @@ def check_experts(model: TransformerBridge, layer: int, experts: Any) -> None:
     for expert in experts:
         if not (0 <= layer < anatomy.n_layers and 0 <= expert < anatomy.n_experts):
             raise InputError(
-                f"experts of this model are m0.e0 to m{anatomy.n_layers - 1}.e{anatomy.n_experts - 1}; got m{layer}.e{expert}"
+                f"experts of this model are m0.e0 to m{anatomy.n_layers - 1}.e{anatomy.n_experts - 1}; got "
+                f"m{layer}.e{expert}"
             )
 
 
@@ -88,7 +90,9 @@ Change = Callable[[int, int, Float[Tensor, "batch pos d_model"], Bool[Tensor, "b
 
 @contextmanager
 def _at_experts(model: TransformerBridge, layer: int, experts: list[int], change: Change) -> Iterator[None]:
-    """The block's experts run; then each chosen expert's write is worked out alone, shown to `change`, and exchanged."""
+    """The block's experts run; then each chosen expert's write is worked out alone, shown to `change`, and
+    exchanged.
+    """
     mlp: Any = model.blocks[layer].mlp
     block: Any = mlp.original_component
     shape: list[tuple[int, int]] = []

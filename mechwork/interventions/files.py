@@ -1,7 +1,8 @@
 """Interventions in files: what was written where, so that somebody else can write it again.
 
-One safetensors file: the tensors, and in its header a JSON tree of what they belong to, with the provenance and the sha256 of the
-weights they were fitted in. Only the classes of this package are read back, by name; nothing is ever executed.
+One safetensors file: the tensors, and in its header a JSON tree of what they belong to, with the provenance and the
+sha256 of the weights they were fitted in. Only the classes of this package are read back, by name; nothing is ever
+executed.
 
     save_writes("gender", writes, build_provenance(model=identify_model(model)))
     with intervene(model, load_writes("gender.safetensors", model)):
@@ -53,13 +54,15 @@ def _known() -> dict[str, type]:
 def save_writes(path: str | Path, writes: Sequence[Intervention], provenance: Provenance | None = None) -> Path:
     """Write one ``.safetensors`` file; returns its path.
 
-    Raises `InputError` for an intervention that holds something else than this package's values (a function of one's own).
+    Raises `InputError` for an intervention that holds something else than this package's values (a function of one's
+    own).
     """
     known, encoder = _known(), Encoder()
     for write in writes:
         if type(write) not in known.values():
             raise InputError(
-                f"interventions are saved when they are made of {', '.join(sorted(known))}; a {type(write).__name__} is not one"
+                f"interventions are saved when they are made of {', '.join(sorted(known))}; a {type(write).__name__} "
+                "is not one"
             )
     tree = encoder.encode(list(writes), list[Intervention])
     facts = {"writes": tree, "not_finite": encoder.not_finite(), "provenance": stable(provenance or {})}
@@ -84,7 +87,8 @@ def load_writes(path: str | Path, model: TransformerBridge | None = None) -> lis
             writes = decoder.decode(list[Intervention], found.facts["writes"], "writes")
     if model is not None and mine is not None and mine != weights_sha256(model):
         raise InputError(
-            f"{path} belongs to another model: weights sha256 {mine[:12]}..., this model has {weights_sha256(model)[:12]}.... "
+            f"{path} belongs to another model: weights sha256 {mine[:12]}..., this model has "
+            f"{weights_sha256(model)[:12]}.... "
             "Load it without a model to use it all the same"
         )
     return writes

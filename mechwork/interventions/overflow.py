@@ -1,7 +1,7 @@
 """A guard around any intervention: numbers that are not finite are refused where they first appear, with the layer.
 
-Half precision ends at 65504 (float16); a strength that is harmless in float32 can make every logit NaN, and a metric of NaN
-says nothing about where. Cost: one check per block and forward.
+Half precision ends at 65504 (float16); a strength that is harmless in float32 can make every logit NaN, and a metric of
+NaN says nothing about where. Cost: one check per block and forward.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 @contextmanager
 def guard_overflow(model: TransformerBridge, what: str = "an intervention") -> Iterator[None]:
-    """Inside, a forward whose residual stream stops being finite raises `MetricError` that names the first layer and the dtype.
+    """Inside, a forward whose residual stream stops being finite raises `MetricError` that names the first layer and
+    the dtype.
 
     >>> with intervene(model, [Write(site, Add(vector, 1e6))]), guard_overflow(model, "add at strength 1e6"):
     ...     model(tokens)

@@ -1,8 +1,8 @@
 """Which columns of the prompt a forward pass is at.
 
-With a key-value cache, as in generation, a forward holds the new tokens only: its column 0 is the prompt's column *start*.
-Everything that depends on the position reads *start* here, so that positions are absolute: columns of the token matrix,
-counted from the first token of the prompt (or its padding).
+With a key-value cache, as in generation, a forward holds the new tokens only: its column 0 is the prompt's column
+*start*. Everything that depends on the position reads *start* here, so that positions are absolute: columns of the
+token matrix, counted from the first token of the prompt (or its padding).
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""What a reference set of prompts says about an activation: means and spreads over real tokens, and which other prompt to use.
+"""What a reference set of prompts says about an activation: means and spreads over real tokens, and which other prompt
+to use.
 
     mean               over all real tokens of all prompts
     mean by position   over prompts, at each absolute position
     mean by span       over the tokens of each named span of all prompts
 
-Sums are kept in at least float32. A mean over fewer than `MIN_EXAMPLES` prompts is refused: each prompt would be a large
-part of what it is compared with.
+Sums are kept in at least float32. A mean over fewer than `MIN_EXAMPLES` prompts is refused: each prompt would be a
+large part of what it is compared with.
 """
 
 from __future__ import annotations
@@ -77,13 +78,15 @@ def require_spans(task: Task) -> None:
     """Raises `InputError` when the task has no spans, or one that fewer than `MIN_EXAMPLES` prompts have."""
     if not task.pairs.spans:
         raise InputError(
-            f"a mean by span needs named spans; task {task.name!r} has none. Give spans, or use 'mean' or 'mean_by_position'."
+            f"a mean by span needs named spans; task {task.name!r} has none. Give spans, or use 'mean' or "
+            "'mean_by_position'."
         )
     for name, mask in task.pairs.spans.items():
         n = int(mask.any(dim=1).sum())
         if n < MIN_EXAMPLES:
             raise InputError(
-                f"a mean over at least {MIN_EXAMPLES} prompts is needed; span {name!r} of task {task.name!r} is in {n}. Use more pairs."
+                f"a mean over at least {MIN_EXAMPLES} prompts is needed; span {name!r} of task {task.name!r} is in "
+                f"{n}. Use more pairs."
             )
 
 
@@ -95,7 +98,8 @@ def other_prompts(task: Task, seed: int) -> Int[Tensor, " batch"]:
         rows = (task.pairs.lengths == length).nonzero().flatten()
         if len(rows) < 2:
             raise InputError(
-                f"resampling needs at least two prompts of every length; length {int(length)} occurs once in task {task.name!r}"
+                f"resampling needs at least two prompts of every length; length {int(length)} occurs once in task "
+                f"{task.name!r}"
             )
         shuffled = rows[torch.randperm(len(rows), generator=generator)]
         order[shuffled] = shuffled.roll(1)

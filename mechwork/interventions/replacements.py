@@ -1,7 +1,7 @@
 """Replacements: how an activation becomes another one. Values, not hooks.
 
-A replacement that depends on the position is a `Positional`: it is told at which absolute column the activation starts, so
-that it means the same in one forward over a prompt and in generation with a key-value cache.
+A replacement that depends on the position is a `Positional`: it is told at which absolute column the activation starts,
+so that it means the same in one forward over a prompt and in generation with a key-value cache.
 """
 
 from __future__ import annotations
@@ -92,7 +92,8 @@ class Add(Readable):
 
 @dataclass(frozen=True, eq=False)
 class ByPosition(Readable):
-    """A value per position, the same for all prompts (batch axis of 1) or for each; kept as it is where `known` is False.
+    """A value per position, the same for all prompts (batch axis of 1) or for each; kept as it is where `known` is
+    False.
 
     Raises `InputError` at a position beyond the table: nothing is known there, and leaving it alone would be silent.
     """
@@ -104,8 +105,10 @@ class ByPosition(Readable):
         stop = start + activation.shape[1]
         if stop > self.value.shape[1]:
             raise InputError(
-                f"this ablation has values for positions 0 to {self.value.shape[1] - 1}; a forward reaches position {stop - 1}. "
-                "Limit its positions to the prompt's, or use a kind that needs no positions ('mean', 'zero', 'constant')."
+                f"this ablation has values for positions 0 to {self.value.shape[1] - 1}; a forward reaches position "
+                f"{stop - 1}. "
+                "Limit its positions to the prompt's, or use a kind that needs no positions ('mean', 'zero', "
+                "'constant')."
             )
         _check_rows(self.value, activation)
         new = _expand(self.value[:, start:stop], activation)
@@ -117,7 +120,8 @@ class ByPosition(Readable):
 
 @dataclass(frozen=True, eq=False)
 class Noise(Readable):
-    """The activation plus normal noise of standard deviation `scale`, a pure function of seed, row and absolute position.
+    """The activation plus normal noise of standard deviation `scale`, a pure function of seed, row and absolute
+    position.
 
     The noise is drawn column by column, so that a prompt's noise does not depend on how much of it is run at once.
     """
@@ -158,7 +162,9 @@ class Chosen(Readable):
 
 @dataclass(frozen=True, eq=False)
 class Entries(Readable):
-    """`inner` at some entries of the axis after the position: heads of ``[batch, pos, head, d_head]``, neurons of ``[batch, pos, d_mlp]``."""
+    """`inner` at some entries of the axis after the position: heads of ``[batch, pos, head, d_head]``, neurons of
+    ``[batch, pos, d_mlp]``.
+    """
 
     inner: Replacement | Positional
     index: tuple[int, ...]
@@ -197,7 +203,9 @@ def _check_rows(value: Tensor, activation: Tensor) -> None:
 
 
 def _place_where_chosen(inner: Positional, activation: Tensor, start: int, mask: Tensor) -> Tensor:
-    """Asks `inner` only for the columns up to the last chosen one: a table need not know positions that are left alone."""
+    """Asks `inner` only for the columns up to the last chosen one: a table need not know positions that are
+    left alone.
+    """
     last = int(mask.any(dim=0).nonzero().max()) + 1
     return torch.cat([inner.place(activation[:, :last], start), activation[:, last:]], dim=1)
 
@@ -222,8 +230,8 @@ class Along(Readable):
 class OnEdges(Readable):
     """`inner` at some (query, key) cells of one head's pattern ``[batch, query_pos, key_pos]``; absolute positions.
 
-    Cells beyond `cells` are left alone. With `renormalise`, what the other keys of a changed query have is scaled so that
-    the query's pattern sums to what it summed to before; a query with nothing else to look at gets nothing.
+    Cells beyond `cells` are left alone. With `renormalise`, what the other keys of a changed query have is scaled so
+    that the query's pattern sums to what it summed to before; a query with nothing else to look at gets nothing.
     """
 
     cells: Bool[Tensor, "batch query_pos key_pos"]
@@ -254,7 +262,8 @@ def columns_of(
     n = activation.shape[1]
     if where.shape[0] not in (1, len(activation)):
         raise InputError(
-            f"positions are given for {where.shape[0]} prompts; a forward has {len(activation)}. Run the prompts they belong to."
+            f"positions are given for {where.shape[0]} prompts; a forward has {len(activation)}. Run the prompts they "
+            "belong to."
         )
     known = where[:, start : start + n].to(activation.device)
     missing = n - known.shape[1]

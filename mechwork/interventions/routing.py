@@ -1,9 +1,10 @@
 """Where a mixture of experts sends its tokens: experts switched on or off, and offsets of the router's logits.
 
-    l'_e = l_e + offset_e;   off: l'_e = -inf;   on: l'_e = max_j l_j + MARGIN;   then the block's own softmax, top k and weights
+    l'_e = l_e + offset_e;   off: l'_e = -inf;   on: l'_e = max_j l_j + MARGIN;   then the block's own softmax, top k
+    and weights
 
-(Fayyaz et al. 2025, SteerMoE, with its margin.) Switching an expert off sends its tokens to the next ones, unlike ablating its write
-(`ExpertWrites`), which leaves them with a part of their output missing. Cost: nothing.
+(Fayyaz et al. 2025, SteerMoE, with its margin.) Switching an expert off sends its tokens to the next ones, unlike
+ablating its write (`ExpertWrites`), which leaves them with a part of their output missing. Cost: nothing.
 
     with intervene(model, [Routing(2, off=(0,)), Routing(1, offsets={3: 1.5})]):
         model(tokens)
@@ -62,7 +63,8 @@ class Routing:
         n, k = int(gate.num_experts), int(gate.top_k)
         if n - len(set(self.off)) < k or len(set(self.on)) > k:
             raise InputError(
-                f"every token goes to {k} of {n} experts, so at most {n - k} are off and {k} are on; got {self.off} off, {self.on} on"
+                f"every token goes to {k} of {n} experts, so at most {n - k} are off and {k} are on; got {self.off} "
+                f"off, {self.on} on"
             )
 
     @contextmanager
@@ -79,7 +81,8 @@ class Routing:
             again = choose_experts(gate, logits)
             if not (torch.equal(again[1], index) and torch.allclose(again[0].to(scores), scores, rtol=1e-3, atol=1e-6)):
                 raise UnsupportedModelError(
-                    f"{type(gate).__name__} does not route by softmax and top k of its logits; its choice cannot be changed"
+                    f"{type(gate).__name__} does not route by softmax and top k of its logits; its choice cannot be "
+                    "changed"
                 )
             weights, chosen = choose_experts(gate, self.changed(logits))
             inside = self._inside(shape[0], columns.start).to(index.device)
@@ -112,7 +115,9 @@ class Routing:
 def choose_experts(
     gate: Any, logits: Float[Tensor, "token expert"]
 ) -> tuple[Float[Tensor, "token k"], Int[Tensor, "token k"]]:
-    """(weights, experts) of a router for some logits: softmax in float32 as the router does it, top k, scaled to sum 1 where it does so."""
+    """(weights, experts) of a router for some logits: softmax in float32 as the router does it, top k, scaled to sum 1
+    where it does so.
+    """
     weights, index = torch.topk(logits.float().softmax(dim=-1), int(gate.top_k), dim=-1)
     if getattr(gate, "norm_topk_prob", True):
         weights = weights / weights.sum(dim=-1, keepdim=True)

@@ -12,8 +12,8 @@
 | rotate in a plane (B has two rows), keeping the norm | `Turn(angle)`, `TurnTo(angle)` | Vu & Nguyen 2025 |
 | per dimension or per neuron | `Stretch(scale, shift)` without `Along` | |
 
-`Gated(inner, Boundary(u, b, side))` applies any write only where x . u is on one side of b: "steer to the target (or mirror)
-only where the decision boundary says so" leaves states alone that are right already.
+`Gated(inner, Boundary(u, b, side))` applies any write only where x . u is on one side of b: "steer to the target (or
+mirror) only where the decision boundary says so" leaves states alone that are right already.
 
     put = Gated(Along(u[None], Reflect(b)), Boundary(u, b, "below"))
     with intervene(model, [Write(Site("resid_post", 3), put)]):
@@ -107,7 +107,9 @@ class Stretch(Readable):
 
 @dataclass(frozen=True, eq=False)
 class Boundary(Readable):
-    """The half space where x . `unit` is below or above `at`; raises `InputError` for a direction that is not of length 1."""
+    """The half space where x . `unit` is below or above `at`; raises `InputError` for a direction that is not of length
+    1.
+    """
 
     unit: Float[Tensor, " d"]
     at: float

@@ -1,8 +1,8 @@
 """Writes: a replacement at a site and at some positions; and the context manager that installs them.
 
-Positional replacements are told the absolute column at which each forward starts (see `positions`), so that they hold in a
-forward, in ``run_with_cache`` and in generation with a key-value cache alike. What is no write at one site installs itself: a
-`Routing`, an edit of the weights.
+Positional replacements are told the absolute column at which each forward starts (see `positions`), so that they hold
+in a forward, in ``run_with_cache`` and in generation with a key-value cache alike. What is no write at one site
+installs itself: a `Routing`, an edit of the weights.
 """
 
 from __future__ import annotations
@@ -95,7 +95,8 @@ class Write(Readable):
             raise InputError(f"writes at {self.site} cannot be limited to positions: the site's axes are {axes}")
         if tuple(self.where.shape) != tuple(old.shape[:2]):
             raise InputError(
-                f"positions are a mask [batch, pos] = {tuple(old.shape[:2])} for this run; got {tuple(self.where.shape)}"
+                f"positions are a mask [batch, pos] = {tuple(old.shape[:2])} for this run; got "
+                f"{tuple(self.where.shape)}"
             )
         mask = self.where.to(old.device).reshape(*self.where.shape, *[1] * (old.ndim - 2))
         return torch.where(mask, new, old)
@@ -137,7 +138,9 @@ def intervene(model: TransformerBridge, writes: Sequence[Intervention]) -> Itera
 
 
 def _resid_mid_hooks(write: Write, columns: Columns) -> list[Hook]:
-    """The host's resid_mid hook feeds the MLP alone. Since resid_mid = resid_pre + attn_out, writing attn_out writes both."""
+    """The host's resid_mid hook feeds the MLP alone. Since resid_mid = resid_pre + attn_out, writing attn_out writes
+    both.
+    """
     layer = write.site.layer
     pre: list[Tensor] = []
 

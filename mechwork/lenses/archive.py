@@ -1,10 +1,10 @@
 """Read the tensors of a PyTorch archive (``params.pt``) without unpickling it.
 
-Such a file is a zip with one pickle (the names, shapes and strides of tensors) and one raw file per storage. Unpickling can run any
-code, and `torch.load` is never called on a user's file, not even with its restricted unpickler. Here the pickle is *parsed*
-(`pickletools`, which executes nothing) and followed only through opcodes that build literals: numbers, strings, tuples and
-dictionaries. The four global names of a plain dictionary of tensors are recognised as words, never imported; anything else
-is refused by name. The bytes of the storages are then laid out with numpy.
+Such a file is a zip with one pickle (the names, shapes and strides of tensors) and one raw file per storage. Unpickling
+can run any code, and `torch.load` is never called on a user's file, not even with its restricted unpickler. Here the
+pickle is *parsed* (`pickletools`, which executes nothing) and followed only through opcodes that build literals:
+numbers, strings, tuples and dictionaries. The four global names of a plain dictionary of tensors are recognised as
+words, never imported; anything else is refused by name. The bytes of the storages are then laid out with numpy.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from torch import Tensor
 from ..errors import ArtefactError, NotFoundError
 
 DTYPES = {
-    "FloatStorage": torch.float32, "DoubleStorage": torch.float64, "HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16,
+    "FloatStorage": torch.float32, "DoubleStorage": torch.float64, "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
 }  # fmt: skip
 ORDERED, TENSOR, PARAMETER = (
     "collections OrderedDict",
@@ -54,7 +55,8 @@ class _Plan:
 def read_archive(file: str | Path) -> dict[str, Tensor]:
     """The dictionary of tensors that a zip archive of PyTorch holds.
 
-    Raises `NotFoundError` for a missing file; `ArtefactError`, naming what was found, for anything but a dictionary of plain tensors.
+    Raises `NotFoundError` for a missing file; `ArtefactError`, naming what was found, for anything but a dictionary of
+    plain tensors.
     """
     file = Path(file)
     if not file.is_file():
@@ -73,7 +75,8 @@ def read_archive(file: str | Path) -> dict[str, Tensor]:
     except (zipfile.BadZipFile, KeyError) as error:
         raise ArtefactError(
             f"{file} is no zip archive of PyTorch 1.6 or later, or lacks a part ({error}). Where you trust it: "
-            "python -c \"import torch, safetensors.torch as s; s.save_file(torch.load('params.pt', weights_only=True), 'params.safetensors')\""
+            "python -c \"import torch, safetensors.torch as s; s.save_file(torch.load('params.pt', "
+            "weights_only=True), 'params.safetensors')\""
         ) from error
 
 
@@ -186,7 +189,8 @@ class _Machine:
     def _word(self, name: str) -> None:
         if name not in GLOBALS:
             raise ArtefactError(
-                f"{self.file} is refused: its index names {name.replace(' ', '.')}, which is no part of a dictionary of tensors"
+                f"{self.file} is refused: its index names {name.replace(' ', '.')}, which is no part of a dictionary "
+                "of tensors"
             )
         self.stack.append(_Word(name))
 

@@ -5,16 +5,16 @@ At one position, with x the stream leaving the last block, s the final norm's sc
     logit(c) - logit(i) = sum_w  w . v / s  +  b . u  +  (b_U[c] - b_U[i]),      u = W_U[:, c] - W_U[:, i],
                                                                                  v = centre(g * u)
 
-where the writes w add up to x: the token's embedding, its position, every head, every MLP (every neuron), and every bias.
-Nothing is folded and no write is left out, so terms add up to the model's own number to rounding (tested on every
+where the writes w add up to x: the token's embedding, its position, every head, every MLP (every neuron), and every
+bias. Nothing is folded and no write is left out, so terms add up to the model's own number to rounding (tested on every
 architecture); `remainder` says what is missing. Positive terms raise the correct answer. The scale s is the run's own,
 held fixed: terms are shares of this run's logits, not what would happen without the write.
 
 Where blocks normalise their outputs (Gemma, OLMo 2) a head's or a neuron's write is its share at that norm's scale.
 Where logits are soft-capped (Gemma 2) the terms are of the difference *before* the cap, which no sum can follow.
-Several correct (or incorrect) tokens: the mean of their logits, as in `logit_difference`.
-Heads can be split further by the position whose value they carry: sum over keys = the head's term, since z = pattern @ v.
-(Elhage et al. 2021, direct paths; Wang et al. 2023, section 3.1.)
+Several correct (or incorrect) tokens: the mean of their logits, as in `logit_difference`. Heads can be split further by
+the position whose value they carry: sum over keys = the head's term, since z = pattern @ v. (Elhage et al. 2021, direct
+paths; Wang et al. 2023, section 3.1.)
 """
 
 from __future__ import annotations
@@ -94,11 +94,14 @@ def attribute_logits(
         total=torch.cat([part[2] for part in parts]),
         neurons=torch.cat([part[3] for part in parts]) if neurons else None,
         sources=torch.cat([part[4] for part in parts]) if sources else None,
-        tokens=tuple(tuple(token_text(model, i) for i in row[mask].tolist()) for row, mask in zip(given.tokens, given.mask, strict=True)),
+        tokens=tuple(tuple(token_text(model, i) for i in row[mask].tolist()) for row,
+        mask in zip(given.tokens, given.mask, strict=True)),
         quantity="logit difference" if wrong is not None else "logit",
         before_cap=anatomy.final_soft_cap is not None,
         n_heads=anatomy.n_heads,
-        provenance=build_provenance(method="direct logit attribution", data=task_facts, positions=ends.tolist(), model=identify_model(model)),
+        provenance=build_provenance(method="direct logit "
+                                           "attribution", data=task_facts, positions=ends.tolist(),
+                                           model=identify_model(model)),
     )  # fmt: skip
 
 
@@ -180,7 +183,9 @@ class _Terms:
 def _record(
     model: TransformerBridge, anatomy: ModelAnatomy, batch: Prompts, ends: Tensor, *, sources: bool
 ) -> dict[Site, Tensor]:
-    """Activations at the read position alone; values everywhere and patterns of one query when heads are split by source."""
+    """Activations at the read position alone; values everywhere and patterns of one query when heads are split by
+    source.
+    """
     kinds = ["z", *([] if anatomy.attn_only else ["mlp_out"]), *(["v", "pattern"] if sources else [])]
     kinds += ["mlp_post"] if anatomy.has_site("mlp_post") else []
     sites = [Site("embed"), Site("resid_pre", 0), Site("resid_post", anatomy.n_layers - 1)]

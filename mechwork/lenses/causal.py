@@ -1,16 +1,17 @@
 """Which directions of a state a lens's reading rests on, and whether the model rests on the same ones.
 
-Causal basis (Belrose et al. 2023, section 4.1): orthonormal v_1, v_2, ... of which each has the greatest influence that is left,
+Causal basis (Belrose et al. 2023, section 4.1): orthonormal v_1, v_2, ... of which each has the greatest influence that
+is left,
 
     influence(v; f) = E_h D(f(h) || f(h + v v^T (mean - h)))        (bits; the direction is set to its mean)
 
 found by L-BFGS on the sphere, started from the singular directions of the translated unembedding.
 
-Stimulus and response (section 4.2): the same ablation is done in the model. The stimulus is the change of the lens's reading at
-a position, the response the change of the model's own output there, both as log-probabilities centred under the weights p (the
-model's unchanged output): Aitchison geometry. Their cosine, averaged over positions, is the alignment; 1 = the lens says exactly
-what the model goes on to do. `influence` on lens and model side by side shows the same in size; random orthonormal directions
-of the same place are the control.
+Stimulus and response (section 4.2): the same ablation is done in the model. The stimulus is the change of the lens's
+reading at a position, the response the change of the model's own output there, both as log-probabilities centred under
+the weights p (the model's unchanged output): Aitchison geometry. Their cosine, averaged over positions, is the
+alignment; 1 = the lens says exactly what the model goes on to do. `influence` on lens and model side by side shows the
+same in size; random orthonormal directions of the same place are the control.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ ITERATIONS = 60
 
 @dataclass(frozen=True, eq=False)
 class CausalBasis(Readable):
-    """Orthonormal columns ``vectors[d_model, k]`` of one place, most influential first; `influence` in bits, through the lens."""
+    """Orthonormal columns ``vectors[d_model, k]`` of one place, most influential first; `influence` in bits, through
+    the lens.
+    """
 
     place: str
     vectors: Float[Tensor, "d_model k"]
@@ -59,7 +62,9 @@ class CausalBasis(Readable):
 
 @dataclass(frozen=True, eq=False)
 class StimulusResponse(Result):
-    """Per direction: cosine of stimulus and response, influence on the lens and on the model in bits; and for random directions."""
+    """Per direction: cosine of stimulus and response, influence on the lens and on the model in bits; and for random
+    directions.
+    """
 
     place: str
     alignment: Float[Tensor, " k"]
@@ -121,7 +126,8 @@ def extract_causal_basis(
     """The `k` most influential directions of `site` for the lens's reading, on the states of `n_rows` rows of `text`.
 
     Cost: 1 forward, and per direction up to `iterations` readings of all states with their gradients. Raises
-    `InputError` for places outside the stream or more directions than the stream has; `ArtefactError` for another model's lens.
+    `InputError` for places outside the stream or more directions than the stream has; `ArtefactError` for another
+    model's lens.
     """
     anatomy = _check(model, lens, site)
     if not 1 <= k <= anatomy.d_model:
@@ -181,7 +187,9 @@ def _climb(
 
 
 def _start(model: TransformerBridge, lens: Lens, site: Site, d: int) -> Float[Tensor, "d_model d_model"]:
-    """Directions by how much they move the logits through translator, gain and unembedding: right singular vectors of W_U^T g A."""
+    """Directions by how much they move the logits through translator, gain and unembedding: right singular vectors of
+    W_U^T g A.
+    """
     weight, norm = model.W_U.detach().double(), final_norm(model)
     through = lens.push(torch.eye(d, dtype=torch.float64, device=weight.device), site).to(weight)
     if norm is not None:
@@ -194,7 +202,8 @@ def _start(model: TransformerBridge, lens: Lens, site: Site, d: int) -> Float[Te
 def align_stimulus_response(
     model: TransformerBridge, lens: Lens, basis: CausalBasis, text: Any, *, n_rows: int = 32, seed: int = 0
 ) -> StimulusResponse:
-    """Ablate every direction of the basis in lens and model, on `n_rows` rows of `text` (others than those it was found on, preferably).
+    """Ablate every direction of the basis in lens and model, on `n_rows` rows of `text` (others than those it was found
+    on, preferably).
 
     The model is ablated at all positions of the place at once. Cost: ``2 k + 1`` forwards and readings.
     """

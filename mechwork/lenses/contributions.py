@@ -19,7 +19,8 @@ from ..statistics import bootstrap_interval
 class LogitAttribution(Result):
     """Shares of `quantity` per prompt, ``per_example[batch, term]``, in logits; their sum is `total` up to rounding.
 
-    Terms: ``embed``, ``pos_embed``, ``a0.h1``, ``a0.bias``, ``m0``, ``m0.bias``, ``norm bias``, ``unembed bias`` (those the model has).
+    Terms: ``embed``, ``pos_embed``, ``a0.h1``, ``a0.bias``, ``m0``, ``m0.bias``, ``norm bias``, ``unembed bias`` (those
+    the model has).
     `before_cap`: the model caps its logits and these are of the uncapped ones.
     """
 
@@ -65,7 +66,9 @@ class LogitAttribution(Result):
         return [(self.terms[i], float(self.values[i])) for i in order]
 
     def top_neurons(self, k: int = 10) -> list[tuple[str, float]]:
-        """The `k` neurons with the largest absolute mean share, as ``m3.n17``; raises `InputError` when none were asked for."""
+        """The `k` neurons with the largest absolute mean share, as ``m3.n17``; raises `InputError` when none were asked
+        for.
+        """
         if self.neurons is None:
             raise InputError("this attribution has no neurons; call attribute_logits(..., neurons=True)")
         mean = self.neurons.mean(dim=0)
@@ -73,7 +76,9 @@ class LogitAttribution(Result):
         return [(f"m{i // mean.shape[1]}.n{i % mean.shape[1]}", float(mean.flatten()[i])) for i in found]
 
     def top_sources(self, row: int = 0, k: int = 10) -> list[tuple[str, int, str, float]]:
-        """The strongest (head, key position, its token, share) of one prompt; raises `InputError` when none were asked for."""
+        """The strongest (head, key position, its token, share) of one prompt; raises `InputError` when none were asked
+        for.
+        """
         if self.sources is None:
             raise InputError("this attribution is not split by source; call attribute_logits(..., sources=True)")
         cells = self.sources[row, :, :, : len(self.tokens[row])]
@@ -95,7 +100,10 @@ class LogitAttribution(Result):
         worst = float(self.remainder.abs().max())
         return "\n".join(
             [
-                f"{self.quantity}{cap}: {float(self.total.mean()):+.4f} (mean of {len(self.total)}); largest of {len(self.terms)} terms:",
+                (
+                    f"{self.quantity}{cap}: {float(self.total.mean()):+.4f} (mean of {len(self.total)}); largest of "
+                    f"{len(self.terms)} terms:"
+                ),
                 *rows,
                 f"terms miss at most {worst:.1e}",
             ]

@@ -1,13 +1,15 @@
 """What a direction of the residual stream says: the tokens it raises and lowers, through any lens.
 
-    effect(v) = W_U^T (g * centre(P_l v))        P_l = the lens's linear part (identity for the logit lens), g the final norm's gain
+    effect(v) = W_U^T (g * centre(P_l v))        P_l = the lens's linear part (identity for the logit lens), g the final
+    norm's gain
 
-in logits per unit of v over the final norm's scale: the direct path's linear effect, not the reading of v as if it were a whole
-state. So it is odd (-v says the opposite) and linear, and a head's write, a neuron's output weights, a probe, a steering or function
-vector and a sparse feature's decoder column are all read alike. Effects are centred over the vocabulary, which the softmax cannot see.
+in logits per unit of v over the final norm's scale: the direct path's linear effect, not the reading of v as if it were
+a whole state. So it is odd (-v says the opposite) and linear, and a head's write, a neuron's output weights, a probe, a
+steering or function vector and a sparse feature's decoder column are all read alike. Effects are centred over the
+vocabulary, which the softmax cannot see.
 
-MLP value vectors (Geva et al. 2022): each neuron's row of W_out as a token list. Singular directions: of W_V W_O by the host's
-`FactoredMatrix`, of W_in and W_out; each has two ends.
+MLP value vectors (Geva et al. 2022): each neuron's row of W_out as a token list. Singular directions: of W_V W_O by the
+host's `FactoredMatrix`, of W_in and W_out; each has two ends.
 """
 
 from __future__ import annotations
@@ -86,7 +88,9 @@ def token_effects(
     lens: Lens = LOGIT_LENS,
     site: Site | None = None,
 ) -> Float[Tensor, "*batch d_vocab"]:
-    """The linear effect of directions on every logit, centred over the vocabulary, in at least float32. See the module's formula."""
+    """The linear effect of directions on every logit, centred over the vocabulary, in at least float32. See the
+    module's formula.
+    """
     norm, weight = final_norm(model), model.W_U.detach()
     dtype = torch.promote_types(weight.dtype, torch.float32)
     v = vectors.to(weight.device, dtype)
@@ -109,17 +113,20 @@ def read_directions(
     """The tokens that each of some directions ``[d_model]`` or ``[n, d_model]`` raises and lowers most.
 
     `site`: where in the stream the directions live; needed by every lens but the logit lens. Cost: one product with the
-    unembedding, a few rows at a time. Raises `InputError` for another width, values that are not finite, or a missing site.
+    unembedding, a few rows at a time. Raises `InputError` for another width, values that are not finite, or a missing
+    site.
     """
     anatomy = read_anatomy(model)
     lens.check(model)
     if vectors.shape[-1] != anatomy.d_model or not bool(torch.isfinite(vectors).all()):
         raise InputError(
-            f"directions are finite tensors [d_model] or [n, d_model] with d_model = {anatomy.d_model}; got {tuple(vectors.shape)}"
+            f"directions are finite tensors [d_model] or [n, d_model] with d_model = {anatomy.d_model}; got "
+            f"{tuple(vectors.shape)}"
         )
     if site is None and lens is not LOGIT_LENS:
         raise InputError(
-            f"the {lens.name} reads each place in its own way: say where the directions live, e.g. site=Site('resid_pre', 3)"
+            f"the {lens.name} reads each place in its own way: say where the directions live, e.g. "
+            "site=Site('resid_pre', 3)"
         )
     rows = vectors.reshape(-1, anatomy.d_model)
     names = tuple(names) or tuple(f"direction {i}" for i in range(len(rows)))
@@ -142,7 +149,8 @@ def read_directions(
 
 
 def value_vectors(model: TransformerBridge, layer: int) -> Float[Tensor, "d_mlp d_model"]:
-    """What each neuron of a layer writes per unit of its activation (behind a post-norm: its direction through that norm's gain).
+    """What each neuron of a layer writes per unit of its activation (behind a post-norm: its direction through that
+    norm's gain).
 
     Raises `InputError` for layers without neurons.
     """
@@ -156,7 +164,9 @@ def value_vectors(model: TransformerBridge, layer: int) -> Float[Tensor, "d_mlp 
 def read_neurons(
     model: TransformerBridge, layer: int, neurons: Sequence[int] | None = None, lens: Lens = LOGIT_LENS, *, k: int = 10
 ) -> DirectionReading:
-    """The token lists of the MLP value vectors of a layer (default: of all its neurons). Tuned lenses read them at the block's exit or the next entrance."""
+    """The token lists of the MLP value vectors of a layer (default: of all its neurons). Tuned lenses read them at the
+    block's exit or the next entrance.
+    """
     rows = value_vectors(model, layer)
     chosen = range(len(rows)) if neurons is None else neurons
     if not all(0 <= n < len(rows) for n in chosen):
@@ -166,7 +176,9 @@ def read_neurons(
 
 
 def place_after(model: TransformerBridge, lens: Lens, layer: int) -> Site | None:
-    """The place at which what block `layer` writes is read by `lens`; None behind the last block, where nothing needs translating."""
+    """The place at which what block `layer` writes is read by `lens`; None behind the last block, where nothing needs
+    translating.
+    """
     if layer == read_anatomy(model).n_layers - 1:
         return None if lens is LOGIT_LENS else Site(lens.kinds[0], layer)
     return Site("resid_post", layer) if "resid_post" in lens.kinds else Site(lens.kinds[0], layer + 1)
@@ -175,8 +187,9 @@ def place_after(model: TransformerBridge, lens: Lens, layer: int) -> Site | None
 def find_neurons(
     model: TransformerBridge, targets: Sequence[str | int], k: int = 20, lens: Lens = LOGIT_LENS
 ) -> list[tuple[str, float]]:
-    """The `k` neurons of the whole model whose value vectors raise all of `targets` most: least effect over the targets, in units of
-    the vector's own spread over the vocabulary. The step that picks neurons to steer a policy by what their token lists mean.
+    """The `k` neurons of the whole model whose value vectors raise all of `targets` most: least effect over the
+    targets, in units of the vector's own spread over the vocabulary. The step that picks neurons to steer a policy by
+    what their token lists mean.
     """
     ids, scores, names = [one_token(model, target) for target in targets], [], []
     if not ids:
@@ -197,8 +210,9 @@ def singular_directions(
 ) -> tuple[Float[Tensor, "n d_model"], Float[Tensor, " n"]]:
     """The `n` leading singular directions in the residual stream of a weight, and their singular values.
 
-    ``"OV"``: what a head writes (``"OV_in"``: what it reads to write it); ``"W_out"``: what the MLP writes; ``"W_in"``: what it reads.
-    Reading directions are through the gain of the norm before. Raises `UnknownNameError`, or `InputError` for heads that are not there.
+    ``"OV"``: what a head writes (``"OV_in"``: what it reads to write it); ``"W_out"``: what the MLP writes; ``"W_in"``:
+    what it reads. Reading directions are through the gain of the norm before. Raises `UnknownNameError`, or
+    `InputError` for heads that are not there.
     """
     from transformer_lens import FactoredMatrix
 

@@ -1,9 +1,11 @@
 """The loss of a tuned lens: how far a place's reading is from the model's own output, and its gradient, place by place.
 
-    loss_l = mean over positions of D(p || q_l) = sum_v p(v) (log p(v) - log q_l(v)),    d loss / d logits = (q_l - p) / n
+    loss_l = mean over positions of D(p || q_l) = sum_v p(v) (log p(v) - log q_l(v)),    d loss / d logits = (q_l - p) /
+    n
 
-The gradient is formed where the loss is, so autograd keeps nothing of the vocabulary's size; one chunk of rows is read by the
-teacher once and by all places in turn, so at most a few [rows, d_vocab] tensors exist, never [place, batch, pos, d_vocab].
+The gradient is formed where the loss is, so autograd keeps nothing of the vocabulary's size; one chunk of rows is read
+by the teacher once and by all places in turn, so at most a few [rows, d_vocab] tensors exist, never [place, batch, pos,
+d_vocab].
 
 A top-k teacher keeps the k most probable tokens and lumps the others together; the loss is then the divergence between
 those k + 1 outcomes, a lower bound of the whole one, with gradient q (1 - p_rest / q_rest) on the lumped tokens.

@@ -8,8 +8,8 @@
 | `ce` | surprisal of the text's next token under the lens; the last place is the model itself |
 | `top1` | share of positions at which lens and model find the same token most probable |
 
-Intervals are bootstrap percentiles over rows (neighbouring positions are not independent), sums and counts drawn together.
-The transfer matrix is D(model || translator of place i at place j): how far translators can be exchanged.
+Intervals are bootstrap percentiles over rows (neighbouring positions are not independent), sums and counts drawn
+together. The transfer matrix is D(model || translator of place i at place j): how far translators can be exchanged.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ COLUMNS = ("kl", "logit_kl", "ce", "logit_ce", "top1", "logit_top1")
 
 @dataclass(frozen=True, eq=False)
 class LensEvaluation(Result):
-    """Sums over positions per row of text: ``sums[column][row, place]``; `n` positions per row (for ``ce``: `n_next`)."""
+    """Sums over positions per row of text: ``sums[column][row, place]``; `n` positions per row (for ``ce``:
+    `n_next`).
+    """
 
     lens: str
     places: tuple[str, ...]
@@ -92,7 +94,10 @@ class LensEvaluation(Result):
         low, high = self.interval("kl")
         lines = [
             f"{self.lens} on {int(self.n.sum()):,} positions of {len(self.n)} rows; bits",
-            f"{'place':<14}{'KL':>8}{'95 % interval':>18}{'logit lens':>12}{'gain':>8}{'CE':>8}{'its CE':>8}{'top-1':>8}{'its':>8}",
+            (
+                f"{'place':<14}{'KL':>8}{'95 % interval':>18}{'logit lens':>12}{'gain':>8}{'CE':>8}{'its CE':>8}"
+                f"{'top-1':>8}{'its':>8}"
+            ),
         ]
         columns = [
             self.mean(name).tolist() for name in ("kl", "logit_kl", "gain", "ce", "logit_ce", "top1", "logit_top1")
@@ -102,7 +107,8 @@ class LensEvaluation(Result):
         ):
             span = f"[{float(low[i]):.3f}, {float(high[i]):.3f}]"
             lines.append(
-                f"{place:<14}{kl:8.3f}{span:>18}{other:12.3f}{gain:8.3f}{ce:8.3f}{other_ce:8.3f}{top:8.3f}{other_top:8.3f}"
+                f"{place:<14}{kl:8.3f}{span:>18}{other:12.3f}{gain:8.3f}{ce:8.3f}{other_ce:8.3f}{top:8.3f}"
+                f"{other_top:8.3f}"
             )
         return "\n".join(lines)
 

@@ -61,6 +61,7 @@ def require_same(recorded: Provenance, model: TransformerBridge, what: str) -> N
     differs = [text for key, text in WHAT.items() if recorded.get(key) != own[key]]
     if differs:
         raise ArtefactError(
-            f"{what} was made for {recorded.get('name')} and this model ({own['name']}) has other {', '.join(differs)}. "
+            f"{what} was made for {recorded.get('name')} and this model ({own['name']}) has other "
+            f"{', '.join(differs)}. "
             "Train a lens for this model: mechwork.lenses.train_lens, or 'mechwork lens train'."
         )

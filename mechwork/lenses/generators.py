@@ -1,12 +1,16 @@
-"""Decoders that go on with the model or ahead in time: patchscopes and the future lens, beside lenses, under one protocol.
+"""Decoders that go on with the model or ahead in time: patchscopes and the future lens, beside lenses, under one
+protocol.
 
-| decoder | logits of a state h at place l |
-|---|---|
-| `LensDecoder` | readout of the translated state |
-| `Patchscope` (Ghandeharioun et al. 2024) | the model's own next-token logits for *another* prompt in which h stands in for the state at one position of place l' |
-| `FutureLens` (Pal et al. 2023, linear) | readout of W_l h + b_l, fitted so as to be the last state `ahead` positions later: what the model will say then |
+decoder | logits of a state h at place l:
 
-``decoder.logits(h, site)`` takes ``[n, d_model]`` and gives ``[n, d_vocab]``. `compare_decoders` measures several on the same states.
+- `LensDecoder` | readout of the translated state
+- `Patchscope` (Ghandeharioun et al. 2024) | the model's own next-token logits for *another* prompt in which h stands in
+  for the state at one position of place l'
+- `FutureLens` (Pal et al. 2023, linear) | readout of W_l h + b_l, fitted so as to be the last state `ahead` positions
+  later: what the model will say then
+
+``decoder.logits(h, site)`` takes ``[n, d_model]`` and gives ``[n, d_vocab]``. `compare_decoders` measures several on
+the same states.
 """
 
 from __future__ import annotations
@@ -72,7 +76,9 @@ class LensDecoder(Readable):
 
 @dataclass(frozen=True, eq=False)
 class Patchscope(Readable):
-    """States put into `prompt` at `position` (negative: from the end), at place `into` (None: at the place they come from)."""
+    """States put into `prompt` at `position` (negative: from the end), at place `into` (None: at the place they come
+    from).
+    """
 
     model: TransformerBridge
     prompt: Int[Tensor, " pos"]
@@ -87,7 +93,8 @@ class Patchscope(Readable):
         n = int(given.mask.sum())
         if len(given) != 1 or not -n <= position < n:
             raise InputError(
-                f"a patchscope has one prompt and a position in it ({n} tokens); got position {position} and {len(given)} prompts"
+                f"a patchscope has one prompt and a position in it ({n} tokens); got position {position} and "
+                f"{len(given)} prompts"
             )
         if into is not None:
             if into.kind not in RESIDUAL:
@@ -118,7 +125,9 @@ class Patchscope(Readable):
 
 
 def identity_prompt(model: TransformerBridge, words: Sequence[str], arrow: str = " ->", end: str = ";") -> str:
-    """Examples of saying a word again, and an open place: ``"cat -> cat; dog -> dog; x"``; patch at the last position."""
+    """Examples of saying a word again, and an open place: ``"cat -> cat; dog -> dog; x"``; patch at the last
+    position.
+    """
     if not words:
         raise InputError("an identity prompt needs example words")
     return "".join(f"{word}{arrow} {word}{end} " for word in words) + "x"
@@ -126,7 +135,9 @@ def identity_prompt(model: TransformerBridge, words: Sequence[str], arrow: str =
 
 @dataclass(frozen=True, eq=False)
 class FutureLens(Readable):
-    """Translators at ``resid_pre`` to the last state `ahead` positions later; ahead 0 would be the tuned lens's start."""
+    """Translators at ``resid_pre`` to the last state `ahead` positions later; ahead 0 would be the tuned
+    lens's start.
+    """
 
     parts: Parts
     ahead: int
@@ -171,10 +182,11 @@ class FutureLens(Readable):
 def fit_future_lens(
     model: TransformerBridge, text: Any, ahead: int = 1, *, n_tokens: int = 50_000, ridge: float = 1e-3
 ) -> FutureLens:
-    """The ridge regression of the last state `ahead` positions later on each place's state, over `n_tokens` tokens of `text`.
+    """The ridge regression of the last state `ahead` positions later on each place's state, over `n_tokens` tokens of
+    `text`.
 
-    Every place is fitted, the last one too (there it says what can be told of the future from the state that speaks now). Cost: one
-    forward per token. Raises `InputError` for `ahead` below 1 or text without rows that long.
+    Every place is fitted, the last one too (there it says what can be told of the future from the state that speaks
+    now). Cost: one forward per token. Raises `InputError` for `ahead` below 1 or text without rows that long.
     """
     anatomy = read_anatomy(model)
     if ahead < 1:
@@ -209,7 +221,9 @@ def fit_future_lens(
 
 @dataclass(frozen=True, eq=False)
 class DecoderComparison(Result):
-    """``surprisal[decoder, place, state]`` in bits of the text's token `ahead` positions after the next one, and whether it came first."""
+    """``surprisal[decoder, place, state]`` in bits of the text's token `ahead` positions after the next one, and
+    whether it came first.
+    """
 
     decoders: tuple[str, ...]
     places: tuple[str, ...]
@@ -223,7 +237,8 @@ class DecoderComparison(Result):
         low, high = bootstrap_interval(self.surprisal.permute(2, 0, 1).contiguous(), n=500)
         return [
             {
-                "decoder": name, "place": place, "surprisal_bits": float(self.surprisal[i, j].mean()), "low": float(low[i, j]), "high": float(high[i, j]),
+                "decoder": name, "place": place, "surprisal_bits": float(self.surprisal[i, j].mean()),
+                "low": float(low[i, j]), "high": float(high[i, j]),
                 "first": float(self.first[i, j].mean()),
             }
             for i, name in enumerate(self.decoders)
@@ -231,7 +246,10 @@ class DecoderComparison(Result):
         ]  # fmt: skip
 
     def __str__(self) -> str:
-        head = f"surprisal in bits (share ranked first) of the token {self.ahead + 1} ahead, {self.surprisal.shape[-1]} states"
+        head = (
+            f"surprisal in bits (share ranked first) of the token {self.ahead + 1} ahead, "
+            f"{self.surprisal.shape[-1]} states"
+        )
         lines = [head, f"{'place':<14}" + "".join(f"{name:>26}" for name in self.decoders)]
         for j, place in enumerate(self.places):
             cells = [
@@ -253,10 +271,11 @@ def compare_decoders(
     sites: Sequence[Site] = (),
     start: int = 0,
 ) -> DecoderComparison:
-    """How well each decoder tells the text's own token from states of `sites` (default: every ``resid_pre`` and the last place).
+    """How well each decoder tells the text's own token from states of `sites` (default: every ``resid_pre`` and the
+    last place).
 
-    `ahead` 0 is the next token. Cost: 1 forward per row, and what each decoder costs per state. Raises `InputError` without
-    decoders or states.
+    `ahead` 0 is the next token. Cost: 1 forward per row, and what each decoder costs per state. Raises `InputError`
+    without decoders or states.
     """
     chosen = list(sites) or lens_sites(read_anatomy(model))
     stream = text if isinstance(text, TextStream) else open_text(model, text)

@@ -3,15 +3,19 @@
     OV[s, t] = effect on logit t of attending to token s:  norm1(e_s) W_V W_O -> final gain -> W_U      (row s, centred)
     QK[q, s] = attention score of token q's state for token s's state, at one position (relative distance zero)
 
-e_s is the token's state as a head at that depth meets it: its embedding in block 0, and from block 1 on what block 0 makes of the
-token alone (Wang et al. 2023 and McDougall et al. 2023 take MLP_0 of the embedding, which is its main part). Scores:
+e_s is the token's state as a head at that depth meets it: its embedding in block 0, and from block 1 on what block 0
+makes of the token alone (Wang et al. 2023 and McDougall et al. 2023 take MLP_0 of the embedding, which is its main
+part). Scores:
 
-| score | definition |
-|---|---|
-| `copying` | sum of the OV circuit's eigenvalues' real parts over the sum of their sizes, in [-1, 1] (Elhage et al. 2021) |
-| `copies` | share of tokens s with OV[s, s] among the k highest of row s |
-| `suppresses` | the same among the k lowest: McDougall et al. 2023, section 3.1 (84.7 % at k = 10 for L10H7 of GPT-2 small) |
-| `attends_to_predicted` | share of tokens s whose key is among the k highest for the query made from s's *unembedding* direction (section 3.2): the head looks for what is about to be said |
+score | definition:
+
+- `copying` | sum of the OV circuit's eigenvalues' real parts over the sum of their sizes, in [-1, 1] (Elhage et al.
+  2021)
+- `copies` | share of tokens s with OV[s, s] among the k highest of row s
+- `suppresses` | the same among the k lowest: McDougall et al. 2023, section 3.1 (84.7 % at k = 10 for L10H7 of GPT-2
+  small)
+- `attends_to_predicted` | share of tokens s whose key is among the k highest for the query made from s's *unembedding*
+  direction (section 3.2): the head looks for what is about to be said
 
 Chance is k / d_vocab for the three shares. Biases that are the same for all tokens of a row are left out of OV.
 """
@@ -47,7 +51,9 @@ BATCH = 512
 
 @dataclass(frozen=True, eq=False)
 class HeadCircuits(Result):
-    """Token-token tables of one head over `tokens`, and its scores over the whole vocabulary (see the module's table)."""
+    """Token-token tables of one head over `tokens`, and its scores over the whole vocabulary (see the module's
+    table).
+    """
 
     head: str
     tokens: Int[Tensor, " n"]
@@ -81,8 +87,10 @@ class HeadCircuits(Result):
     def __str__(self) -> str:
         lines = [
             (
-                f"{self.head}: copying {self.copying:+.3f}; OV diagonal among the {self.k} highest for {self.copies:.1%} of tokens, among the lowest for "
-                f"{self.suppresses:.1%}; looks for the predicted token in {self.attends_to_predicted:.1%} (chance {self.chance:.1%})"
+                f"{self.head}: copying {self.copying:+.3f}; OV diagonal among the {self.k} highest for "
+                f"{self.copies:.1%} of tokens, among the lowest for "
+                f"{self.suppresses:.1%}; looks for the predicted token in {self.attends_to_predicted:.1%} (chance "
+                f"{self.chance:.1%})"
             )
         ]
         for i, token in enumerate(self.tokens.tolist()[:8]):
@@ -99,8 +107,9 @@ def read_head(
 ) -> HeadCircuits:
     """The OV and QK circuits of one head between `tokens` (default: none), and its scores over the vocabulary.
 
-    Cost: one forward of every token alone, one product ``[d_vocab, d_head] x [d_head, d_vocab]`` each for OV and QK, a few rows at a time.
-    Raises `InputError` for heads that are not there, targets of several tokens, or `k` outside the vocabulary.
+    Cost: one forward of every token alone, one product ``[d_vocab, d_head] x [d_head, d_vocab]`` each for OV and QK, a
+    few rows at a time. Raises `InputError` for heads that are not there, targets of several tokens, or `k` outside the
+    vocabulary.
     """
     anatomy = read_anatomy(model)
     anatomy.check_site(Site("z", layer, head))
@@ -127,8 +136,10 @@ def read_head(
     copies, suppresses, predicted_share = (counts / n).tolist()
     shown = torch.cat([top.flatten(), bottom.flatten(), ids]).unique().tolist()
     return HeadCircuits(
-        head=head_name(layer, head), tokens=ids, ov=rows[:, ids].cpu(), qk=(query[ids] @ keys[ids].T).cpu(), top_ids=top, bottom_ids=bottom,
-        copying=float(eigenvalues.real.sum() / eigenvalues.abs().sum().clamp(min=1e-300)), copies=copies, suppresses=suppresses,
+        head=head_name(layer, head), tokens=ids, ov=rows[:, ids].cpu(), qk=(query[ids] @ keys[ids].T).cpu(),
+        top_ids=top, bottom_ids=bottom,
+        copying=float(eigenvalues.real.sum() / eigenvalues.abs().sum().clamp(min=1e-300)), copies=copies,
+        suppresses=suppresses,
         attends_to_predicted=predicted_share, k=k, d_vocab=n, texts={i: token_text(model, i) for i in shown},
         provenance=build_provenance(method="head circuits", head=head_name(layer, head), model=identify_model(model)),
     )  # fmt: skip
@@ -136,8 +147,8 @@ def read_head(
 
 @torch.no_grad()
 def token_states(model: TransformerBridge, layer: int) -> Float[Tensor, "d_vocab d_model"]:
-    """Every token's state as a head of `layer` meets it: the stream entering block ``min(layer, 1)`` for the token alone, behind the
-    beginning-of-sequence token where the model wants one.
+    """Every token's state as a head of `layer` meets it: the stream entering block ``min(layer, 1)`` for the token
+    alone, behind the beginning-of-sequence token where the model wants one.
     """
     anatomy = read_anatomy(model)
     begin = [int(model.tokenizer.bos_token_id)] if model.tokenizer is not None and prepends_bos(model) else []

@@ -1,4 +1,5 @@
-"""The host's Jacobian lens as one of ours: f_l(h) = readout(J_l h), J_l the mean Jacobian of the last stream by the stream leaving block l.
+"""The host's Jacobian lens as one of ours: f_l(h) = readout(J_l h), J_l the mean Jacobian of the last stream by the
+stream leaving block l.
 
 from transformer_lens.tools.analysis.jacobian_lens import JacobianLens as HostLens
 lens = JacobianLens(HostLens.fit(model, prompts, corpus="mine"))

@@ -59,7 +59,8 @@ def as_prompts(model: TransformerBridge, prompts: str | Tensor | Prompts | Seque
     longest, highest = max(map(len, rows)), max(map(max, rows))
     if longest > anatomy.n_ctx or highest >= anatomy.d_vocab or min(map(min, rows)) < 0:
         raise InputError(
-            f"prompts have at most {anatomy.n_ctx} tokens, with ids 0 to {anatomy.d_vocab - 1}; the longest has {longest}, the largest id is {highest}"
+            f"prompts have at most {anatomy.n_ctx} tokens, with ids 0 to {anatomy.d_vocab - 1}; the longest has "
+            f"{longest}, the largest id is {highest}"
         )
     if not anatomy.causal and len({len(row) for row in rows}) > 1:
         raise InputError("in this model every position attends to all others: prompts need one length")

@@ -1,8 +1,8 @@
 """Import lenses that others have published: a folder with ``config.json`` and ``params.pt`` or ``params.safetensors``.
 
-The published form (tuned-lens 0.x) is ``h + Linear_i(h)`` with i the index of the hidden state, i = 0 being the embedding: our full
-translator at ``resid_pre.i``. Its configuration names the base model and, since 0.1, a hash of the unembedding as text at
-one decimal; a lens whose hash does not fit is refused, which the package itself only warned of.
+The published form (tuned-lens 0.x) is ``h + Linear_i(h)`` with i the index of the hidden state, i = 0 being the
+embedding: our full translator at ``resid_pre.i``. Its configuration names the base model and, since 0.1, a hash of the
+unembedding as text at one decimal; a lens whose hash does not fit is refused, which the package itself only warned of.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 def import_lens(model: TransformerBridge, folder: str | Path, *, check_unembedding: bool = True) -> TunedLens:
     """A published lens as a `TunedLens` of `model`. No pickle is ever executed: see `lenses.archive`.
 
-    `check_unembedding=False` leaves out the published hash of the unembedding, for lenses trained on weights that were rounded or padded
-    differently. Raises `NotFoundError` for a folder without a lens; `ArtefactError` for another size or number of layers, a kind of lens
-    that is not linear, another unembedding, or a file that is more than tensors.
+    `check_unembedding=False` leaves out the published hash of the unembedding, for lenses trained on weights that were
+    rounded or padded differently. Raises `NotFoundError` for a folder without a lens; `ArtefactError` for another size
+    or number of layers, a kind of lens that is not linear, another unembedding, or a file that is more than tensors.
     """
     folder = Path(folder)
     config_file = folder / "config.json"
@@ -48,12 +48,14 @@ def import_lens(model: TransformerBridge, folder: str | Path, *, check_unembeddi
         raise ArtefactError(f"{folder} is a {config['lens_type']}; linear tuned lenses are imported")
     if config.get("d_model") != anatomy.d_model or layers != anatomy.n_layers:
         raise ArtefactError(
-            f"the lens in {folder} is for {name}, {layers} layers of width {config.get('d_model')}; this model has {anatomy.n_layers} of {anatomy.d_model}"
+            f"the lens in {folder} is for {name}, {layers} layers of width {config.get('d_model')}; this model has "
+            f"{anatomy.n_layers} of {anatomy.d_model}"
         )
     hashed = config.get("unembed_hash")
     if check_unembedding and hashed and hashed != unembedding_text_hash(model):
         raise ArtefactError(
-            f"the lens in {folder} is for {name}, whose unembedding is not this model's. Load that model, or, if you know that they are the same "
+            f"the lens in {folder} is for {name}, whose unembedding is not this model's. Load that model, or, if you "
+            "know that they are the same "
             "but for rounding, pass check_unembedding=False."
         )
     tensors = _tensors(folder)
@@ -76,7 +78,9 @@ def import_lens(model: TransformerBridge, folder: str | Path, *, check_unembeddi
 
 
 def unembedding_text_hash(model: TransformerBridge) -> str:
-    """The published package's hash of an unembedding ``[d_vocab, d_model]``: sha256 of numpy's text of it at one decimal."""
+    """The published package's hash of an unembedding ``[d_vocab, d_model]``: sha256 of numpy's text of it at one
+    decimal.
+    """
     weight = model.W_U.detach().cpu().T.contiguous()
     array = weight.numpy() if weight.dtype in (torch.float16, torch.float32, torch.float64) else weight.float().numpy()
     with np.printoptions(threshold=1000, edgeitems=3, linewidth=75, suppress=False):

@@ -97,7 +97,8 @@ class Readout(Readable):
         targets: Int[Tensor, "*#batch"] | None = None,
         reference: Float[Tensor, "*#batch d_model"] | None = None,
     ) -> Reading:
-        """Everything asked for in one pass over the vectors. `reference`: states whose reading is the true distribution.
+        """Everything asked for in one pass over the vectors. `reference`: states whose reading is the true
+        distribution.
 
         Cost: one product with the unembedding (two with a reference). Raises `InputError` for a `top_k` beyond the
         vocabulary or targets outside it.

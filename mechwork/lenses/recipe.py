@@ -14,11 +14,12 @@ from .translators import find_form
 class LensRecipe:
     """Settings of a training run. Tokens are real positions of the text, padding not counted.
 
-    `ridge_tokens` are read once for the closed-form start (`ridge`: its penalty, as a share of the states' mean variance), then
-    `steps` steps of `step_tokens` train every place at once with Adam: linear warm-up over `warm_up` of all steps, linear decay to
-    zero at the last one, gradients clipped per place to `clip`, weights decaying towards the identity.
-    `held_out_rows` rows of the text are never trained on: every other one decides when to stop (every `check_every` steps; when
-    no place has improved `patience` times in a row), the rest is left for the final evaluation.
+    `ridge_tokens` are read once for the closed-form start (`ridge`: its penalty, as a share of the states' mean
+    variance), then `steps` steps of `step_tokens` train every place at once with Adam: linear warm-up over `warm_up` of
+    all steps, linear decay to zero at the last one, gradients clipped per place to `clip`, weights decaying towards the
+    identity. `held_out_rows` rows of the text are never trained on: every other one decides when to stop (every
+    `check_every` steps; when no place has improved `patience` times in a row), the rest is left for the final
+    evaluation.
     `share`: the random share of a step's positions that is read (neighbouring positions say much the same).
     `top_k`: how many of the model's most probable tokens the teacher tells apart; 0: all.
     """
@@ -47,7 +48,8 @@ class LensRecipe:
         counts = {name: getattr(self, name) for name in ("step_tokens", "ridge_tokens", "check_every", "patience")}
         if min(counts.values()) < 1 or self.steps < 0 or self.held_out_rows < 4 or self.top_k < 0:
             raise InputError(
-                f"counts are at least 1, steps and top_k at least 0, held_out_rows at least 4; got {counts}, steps={self.steps}, "
+                f"counts are at least 1, steps and top_k at least 0, held_out_rows at least 4; got {counts}, "
+                f"steps={self.steps}, "
                 f"held_out_rows={self.held_out_rows}, top_k={self.top_k}"
             )
         if not (self.learning_rate > 0 and self.clip > 0 and self.ridge >= 0 and self.weight_decay >= 0):

@@ -1,16 +1,19 @@
 """Steerable against decodable: what a direction can do at a place, beside what can be read there.
 
-    steering       best success of steering held-out prompts with the direction there (`study_steering`), over methods and strengths
+    steering       best success of steering held-out prompts with the direction there (`study_steering`), over methods
+    and strengths
                    whose KL elsewhere is at most `max_kl`; a random direction's best beside it
     decodability   balanced accuracy of telling clean from corrupt held-out prompts by
-                     a lens: the difference between correct and incorrect answers' logits read from the state at the last token
+                     a lens: the difference between correct and incorrect answers' logits read from the state at the
+                         last token
                      a probe: linear or two-layer, on that state (its control task beside it)
                    Thresholds are calibrated on training prompts. 0.5 is chance.
 
-A push that destroys the corrupt prompts' answer has a success of about one half where that answer was sure, and leaves to chance
-which answer wins. So a place counts as steerable when the success is at least `STEERABLE` and above every random direction's *and*
-the wanted answer wins in at least the share `TURNED` of the prompts. The four outcomes: steerable and decodable; steerable, not decodable (the model
-works with it, the decoder cannot say it); decodable, not steerable (it is there, and what follows does not use it so); neither.
+A push that destroys the corrupt prompts' answer has a success of about one half where that answer was sure, and leaves
+to chance which answer wins. So a place counts as steerable when the success is at least `STEERABLE` and above every
+random direction's *and* the wanted answer wins in at least the share `TURNED` of the prompts. The four outcomes:
+steerable and decodable; steerable, not decodable (the model works with it, the decoder cannot say it); decodable, not
+steerable (it is there, and what follows does not use it so); neither.
 
 Cost: 1 forward of all prompts per place for the probes and one for the lenses, and a steering study per place.
 """
@@ -45,8 +48,9 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 STEERABLE, TURNED, DECODABLE = 0.5, 0.75, 0.75
-"""Success and share of turned prompts from which a direction counts as steering, if no random one has as much success; accuracy from
-which a state counts as decoded."""
+"""Success and share of turned prompts from which a direction counts as steering, if no random one has as much success;
+accuracy from which a state counts as decoded.
+"""
 
 PROBES = {"linear probe": "linear", "two-layer probe": "two_layer"}
 OUTCOMES = ("steerable and decodable", "steerable, not decodable", "decodable, not steerable", "neither")
@@ -54,9 +58,10 @@ OUTCOMES = ("steerable and decodable", "steerable, not decodable", "decodable, n
 
 @dataclass(frozen=True)
 class SteerableRow:
-    """One place: `success` and what it was reached with, `turned`: the share of prompts in which the wanted answer then wins,
+    """One place: `success` and what it was reached with, `turned`: the share of prompts in which the wanted answer then
+    wins,
     `random`: the best success of random directions, `decoded`: decoder -> accuracy.
-    """  # fmt: skip
+    """
 
     task: str
     site: Site
@@ -101,7 +106,8 @@ class SteerableTable(Result):
         return [
                 {
                     "task": row.task, "site": str(row.site), "success": row.success, "reached_by": row.reached_by,
-                    "turned": row.turned, "random": row.random, "decoder": decoder, "accuracy": accuracy, "control": row.control,
+                    "turned": row.turned, "random": row.random, "decoder": decoder, "accuracy": accuracy,
+                    "control": row.control,
                     "outcome": row.outcome(decoder),
                 }
                 for row in self.rows
@@ -112,13 +118,18 @@ class SteerableTable(Result):
         widths = [max(len(name), 7) + 2 for name in self.decoders]
         head = "".join(f"{name:>{width}}" for name, width in zip(self.decoders, widths, strict=True))
         lines = [
-            f"success of steering (KL elsewhere at most {self.max_kl:g}) beside balanced accuracy of decoding; limits {STEERABLE} (turned {TURNED}) and {DECODABLE}",
+            (
+                f"success of steering (KL elsewhere at most {self.max_kl:g}) beside balanced accuracy of decoding; "
+                "limits "
+                f"{STEERABLE} (turned {TURNED}) and {DECODABLE}"
+            ),
             f"{'task':<28}{'place':<15}{'success':>8}{'turned':>8}{'random':>8}{head}{'control':>9}",
         ]
         for row in self.rows:
             cells = "".join(f"{value:>{width}.3f}" for value, width in zip(row.decoded.values(), widths, strict=True))
             lines.append(
-                f"{row.task[:27]:<28}{row.site!s:<15}{row.success:8.3f}{row.turned:8.3f}{row.random:8.3f}{cells}{row.control:9.3f}"
+                f"{row.task[:27]:<28}{row.site!s:<15}{row.success:8.3f}{row.turned:8.3f}{row.random:8.3f}{cells}"
+                f"{row.control:9.3f}"
             )
         lines.append(f"{'outcomes, in places':<28}{''.join(f'{name:>27}' for name in OUTCOMES)}")
         lines += [
@@ -130,7 +141,9 @@ class SteerableTable(Result):
 
 
 def join_tables(tables: Sequence[SteerableTable]) -> SteerableTable:
-    """Tables of several tasks as one. Raises `InputError` for none, other decoders, or another limit of side effects."""
+    """Tables of several tasks as one. Raises `InputError` for none, other decoders, or another limit of side
+    effects.
+    """
     if not tables or len({(table.decoders, table.max_kl) for table in tables}) != 1:
         raise InputError("tables are joined when there are some, all with the same decoders and the same max_kl")
     rows = tuple(row for table in tables for row in table.rows)
@@ -154,13 +167,14 @@ def compare_steering_and_decoding(
     seed: int = 0,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> SteerableTable:
-    """The table for one task: directions fitted on `train` (default: the mean difference after every layer), all judged on `test`.
+    """The table for one task: directions fitted on `train` (default: the mean difference after every layer), all judged
+    on `test`.
 
-    Both tasks hold pairs of one direction: clean prompts of the positive class, corrupt ones of the other. `lenses`: name -> lens
-    (default: the logit lens). Side effects are seen on `others` and `text`, as in `study_steering`.
+    Both tasks hold pairs of one direction: clean prompts of the positive class, corrupt ones of the other. `lenses`:
+    name -> lens (default: the logit lens). Side effects are seen on `others` and `text`, as in `study_steering`.
 
-    Raises what `study_steering` raises; `InputError` for a direction that is not in the stream at a block's exit; `ArtefactError` for
-    another model's lens.
+    Raises what `study_steering` raises; `InputError` for a direction that is not in the stream at a block's exit;
+    `ArtefactError` for another model's lens.
     """
     anatomy = check_ready(model)
     lenses = {LOGIT_LENS.name: LOGIT_LENS} if lenses is None else dict(lenses)
@@ -179,7 +193,8 @@ def compare_steering_and_decoding(
     for done, direction in enumerate(directions, start=1):
         site = direction.site
         study = study_steering(
-            model, test, direction, methods=methods, strengths=strengths, others=others, text=text, n_random=n_random, seed=seed
+            model, test, direction, methods=methods, strengths=strengths, others=others, text=text, n_random=n_random,
+            seed=seed
         )  # fmt: skip
         allowed = [row for row in study.rows if row.kl <= max_kl]
         best = max((row for row in allowed if not row.control), key=lambda row: row.success, default=None)
@@ -206,7 +221,9 @@ def compare_steering_and_decoding(
 
 @torch.no_grad()
 def _by_lens(model: TransformerBridge, lens: Lens, site: Site, train: Task, test: Task) -> float:
-    """Balanced accuracy on `test` of the answers' logit difference read at `site`, its threshold calibrated on `train`."""
+    """Balanced accuracy on `test` of the answers' logit difference read at `site`, its threshold calibrated on
+    `train`.
+    """
     fitted, labels = _lens_scores(model, lens, site, train.pairs)
     scores, truth = _lens_scores(model, lens, site, test.pairs)
     above = scores > best_threshold(fitted, labels)

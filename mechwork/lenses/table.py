@@ -5,7 +5,8 @@
     table.prediction_depth                        # the first place from which on the model's last word does not change
 
 Places run from the stream entering the first block to the one leaving the last, which is the model's own output.
-Cost: 1 forward (64 prompts at a time), and one product with the unembedding per place. Never ``[place, batch, pos, d_vocab]``.
+Cost: 1 forward (64 prompts at a time), and one product with the unembedding per place. Never
+``[place, batch, pos, d_vocab]``.
 """
 
 from __future__ import annotations
@@ -85,7 +86,8 @@ class LensTable(Result, version=2):
 
     @property
     def prediction_depth(self) -> Int[Tensor, "batch pos"]:
-        """The first place from which on the most probable token is the model's own at every later place (Belrose et al. 2023).
+        """The first place from which on the most probable token is the model's own at every later place (Belrose et al.
+        2023).
 
         An index into `places`; the last one where only the output itself says it.
         """
@@ -123,7 +125,8 @@ class LensTable(Result, version=2):
             return values[:, rows, positions]
 
         return {
-            "place": [place for place in self.places for _ in rows], "row": rows.tolist() * n, "pos": positions.tolist() * n,
+            "place": [place for place in self.places for _ in rows], "row": rows.tolist() * n,
+            "pos": positions.tolist() * n,
             "token": words(self.tokens[rows, positions]) * n, "top": words(cells(self.top_token)),
             "top_probability": cells(self.top_probabilities)[..., 0].flatten().tolist(),
             "target": words(self.targets[rows, positions]) * n, "target_rank": cells(self.rank).flatten().tolist(),
@@ -160,11 +163,13 @@ def read_lens(
     target: Target = None,
     top_k: int = 10,
 ) -> LensTable:
-    """What `lens` (``"logit"``: the logit lens; `load_lens` has others) reads at every place and position. `kinds`: of residual site (default: ``resid_pre``, or the lens's own).
+    """What `lens` (``"logit"``: the logit lens; `load_lens` has others) reads at every place and position. `kinds`: of
+    residual site (default: ``resid_pre``, or the lens's own).
 
-    A `Task` brings its clean prompts, and its (first) correct answer as the target. For other prompts without `target`, each
-    position's target is the prompt's next token, and at the last one the model's own most probable token. Raises `InputError` for a target of several tokens, kinds that the lens cannot read or the model
-    does not have, empty or too long prompts; `ArtefactError` for a lens of another model.
+    A `Task` brings its clean prompts, and its (first) correct answer as the target. For other prompts without `target`,
+    each position's target is the prompt's next token, and at the last one the model's own most probable token. Raises
+    `InputError` for a target of several tokens, kinds that the lens cannot read or the model does not have, empty or
+    too long prompts; `ArtefactError` for a lens of another model.
 
     >>> table = read_lens(model, ["The cats", "The cat"], target=" are")
     >>> table.kl.shape
@@ -239,7 +244,8 @@ def _targets(model: TransformerBridge, prompts: Prompts, target: Target) -> Int[
         )
         if not fits or not 0 <= int(ids.min()) <= int(ids.max()) < read_vocabulary(model):
             raise InputError(
-                f"targets are token ids [batch] or [batch, pos] = {tuple(shape)}; got {tuple(target.shape)} of {target.dtype}"
+                f"targets are token ids [batch] or [batch, pos] = {tuple(shape)}; got {tuple(target.shape)} of "
+                f"{target.dtype}"
             )
         return ids.long().cpu().expand(shape).clone()
     return torch.full(shape, one_token(model, target))

@@ -1,15 +1,17 @@
 """Text for lenses: any stream of documents, packed into batches of rows, from any cursor, always in the same order.
 
-| source | what it is |
-|---|---|
-| a recipe's name (``"gpt2-12l"``) | text of that bundled model's own training mixture, made on the fly, without end |
-| a path, or several | ``.txt`` (documents between blank lines), ``.jsonl`` (column ``text``), ``.safetensors`` (token shards: integer tensors ``[n]`` or ``[row, pos]``) |
-| a sequence or a Hugging Face dataset | of texts, of rows with a column ``text``, or of lists of token ids; streamed data sets are read again from the start on resume |
-| a function without arguments | that returns such an iterable, for data that should not be held |
+source | what it is:
 
-Packing: ``"documents"`` gives each document rows of its own (long ones cut), sorted by length inside a batch so that little is padding;
-``"concatenate"`` cuts the stream of all documents, each opened by the beginning-of-sequence token where there is one, into rows
-without any padding.
+- a recipe's name (``"gpt2-12l"``) | text of that bundled model's own training mixture, made on the fly, without end
+- a path, or several | ``.txt`` (documents between blank lines), ``.jsonl`` (column ``text``), ``.safetensors`` (token
+  shards: integer tensors ``[n]`` or ``[row, pos]``)
+- a sequence or a Hugging Face dataset | of texts, of rows with a column ``text``, or of lists of token ids; streamed
+  data sets are read again from the start on resume
+- a function without arguments | that returns such an iterable, for data that should not be held
+
+Packing: ``"documents"`` gives each document rows of its own (long ones cut), sorted by length inside a batch so that
+little is padding; ``"concatenate"`` cuts the stream of all documents, each opened by the beginning-of-sequence token
+where there is one, into rows without any padding.
 """
 
 from __future__ import annotations
@@ -57,7 +59,9 @@ class TextStream(Readable):
         return TextStream(lambda start: islice(self.open_rows(0), 1 + 2 * start, n, 2), facts, endless=False)
 
     def batches(self, start: int, n_tokens: int, first: int = 0) -> Iterator[tuple[list[Row], int]]:
-        """Batches of at least `n_tokens` tokens, each with the cursor after it; a finite text begins again at row `first`."""
+        """Batches of at least `n_tokens` tokens, each with the cursor after it; a finite text begins again at row
+        `first`.
+        """
         cursor, batch, size = start, [], 0
         rows = self.open_rows(cursor)
         while True:
@@ -102,9 +106,9 @@ def open_text(
 ) -> TextStream:
     """A stream of rows for `model` from any source (see the module's table).
 
-    `width`: longest row (default: the model's context, at most 512); `packing`: documents for a recipe's text, concatenate
-    otherwise; `seed`: of a recipe's text. Raises `InputError` for empty text, a missing column or token ids outside the
-    vocabulary; `NotFoundError` for a missing file.
+    `width`: longest row (default: the model's context, at most 512); `packing`: documents for a recipe's text,
+    concatenate otherwise; `seed`: of a recipe's text. Raises `InputError` for empty text, a missing column or token ids
+    outside the vocabulary; `NotFoundError` for a missing file.
     """
     anatomy = read_anatomy(model)
     width = width or min(anatomy.n_ctx, 512)

@@ -4,9 +4,9 @@
     training.lens.save("my-lens")
 
 The state of a run is the translators, Adam's moments, the step, the cursor of the text and the random generator; all of
-it is in every checkpoint, so a killed run that is started again ends in identical weights, bit for bit. The forward pass runs in the
-model's dtype, translators and moments are float32 at least. Cost of a step: one forward of its tokens, and per place
-two products with the unembedding.
+it is in every checkpoint, so a killed run that is started again ends in identical weights, bit for bit. The forward
+pass runs in the model's dtype, translators and moments are float32 at least. Cost of a step: one forward of its tokens,
+and per place two products with the unembedding.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ FORWARD_TOKENS = 4096
 
 @dataclass(frozen=True)
 class LensProgress:
-    """What the progress callback receives: the step just finished, the mean loss over places in bits, held-out mean, speed."""
+    """What the progress callback receives: the step just finished, the mean loss over places in bits, held-out mean,
+    speed.
+    """
 
     step: int
     steps: int
@@ -80,7 +82,10 @@ class LensTraining(Readable):
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def __str__(self) -> str:
-        head = f"{'place':<14}{'logit lens':>12}{'start':>10}{'trained':>10}   D(model || reading) in bits, validation rows"
+        head = (
+            f"{'place':<14}{'logit lens':>12}{'start':>10}{'trained':>10}   D(model || reading) in bits, "
+            "validation rows"
+        )
         rows = zip(self.places, self.logit_lens.tolist(), self.start.tolist(), self.best.tolist(), strict=True)
         tail = [f"stopped at step {self.step}: {self.stopped}"] if self.stopped else []
         return "\n".join([head, *(f"{place:<14}{a:12.3f}{b:10.3f}{c:10.3f}" for place, a, b, c in rows), *tail])
@@ -117,13 +122,14 @@ def train_lens(
     stop_after: int | None = None,
     checkpoint_every: int = 50,
 ) -> LensTraining:
-    """A tuned lens of `model`, trained on `text` (see `open_text`), going on from the checkpoint in `folder` if there is one.
+    """A tuned lens of `model`, trained on `text` (see `open_text`), going on from the checkpoint in `folder` if there
+    is one.
 
-    The lens holds, for each place, the translators that were best on the validation rows. `stop_after` ends the call after
-    that many further steps, with a checkpoint; so does ``KeyboardInterrupt``, which is raised again.
+    The lens holds, for each place, the translators that were best on the validation rows. `stop_after` ends the call
+    after that many further steps, with a checkpoint; so does ``KeyboardInterrupt``, which is raised again.
 
-    Raises `InputError` for text too short to hold out the recipe's rows, `ArtefactError` for a checkpoint of another model, text or
-    recipe, `MetricError` when the very first loss is not finite.
+    Raises `InputError` for text too short to hold out the recipe's rows, `ArtefactError` for a checkpoint of another
+    model, text or recipe, `MetricError` when the very first loss is not finite.
     """
     recipe = recipe or LensRecipe()
     anatomy = check_ready(model)
@@ -165,7 +171,8 @@ class _Work:
     """The fixed side of a run: model, recipe, text."""
 
     def __init__(
-        self, model: TransformerBridge, anatomy: ModelAnatomy, recipe: LensRecipe, form: Form, sites: Sequence[Site], stream: TextStream, validation: Sequence[Row]
+        self, model: TransformerBridge, anatomy: ModelAnatomy, recipe: LensRecipe, form: Form, sites: Sequence[Site],
+        stream: TextStream, validation: Sequence[Row]
     ) -> None:  # fmt: skip
         self.model, self.anatomy, self.recipe, self.form, self.sites, self.stream = (
             model,
@@ -253,7 +260,10 @@ class _Work:
         )
         bad = (~torch.isfinite(losses.to(norms.device) + norms)).nonzero()
         if len(bad):
-            run.stopped = f"the loss at {self.sites[int(bad[0])]} is not finite at step {run.step + 1}; the lens is the best one before it"
+            run.stopped = (
+                f"the loss at {self.sites[int(bad[0])]} is not finite at step {run.step + 1}; the lens is "
+                "the best one before it"
+            )
             log.warning(run.stopped)
             return
         shrink = (recipe.clip / norms.clamp(min=1e-30)).clamp(max=1.0)
@@ -307,8 +317,10 @@ class _Work:
     def result(self, run: _Run) -> LensTraining:
         places = tuple(map(str, self.sites[:-1]))
         provenance = build_provenance(
-            method="tuned lens", recipe=self.recipe.to_dict(), text=self.stream.facts, steps=run.step, tokens=run.tokens, stopped=run.stopped,
-            validation_bits={"logit lens": run.untrained.tolist(), "start": run.start.tolist(), "trained": run.best.tolist()},
+            method="tuned lens", recipe=self.recipe.to_dict(), text=self.stream.facts, steps=run.step,
+            tokens=run.tokens, stopped=run.stopped,
+            validation_bits={"logit lens": run.untrained.tolist(), "start": run.start.tolist(),
+            "trained": run.best.tolist()},
         )  # fmt: skip
         lens = TunedLens(
             self.form,
@@ -318,6 +330,7 @@ class _Work:
             provenance,
         )
         return LensTraining(
-            lens, places, run.untrained, run.start, run.best, tuple(run.best_step), run.step, run.step >= self.recipe.steps or bool(run.stopped),
+            lens, places, run.untrained, run.start, run.best, tuple(run.best_step), run.step,
+            run.step >= self.recipe.steps or bool(run.stopped),
             run.stopped, run.tokens, run.seconds, list(run.history),
         )  # fmt: skip

@@ -1,11 +1,12 @@
 """Trajectories: how a prediction forms from place to place, and how two of them differ.
 
-    one = trajectory(read_lens(model, prompts, lens, target=" Mary"))          # rank, probability, entropy, KL at each prompt's last position
-    print(compare_trajectories(one, trajectory(read_lens(other, prompts, other_lens, target=" Mary"), label="other")))
+    one = trajectory(read_lens(model, prompts, lens, target=" Mary"))          # rank, probability, entropy, KL at each
+    prompt's last position print(compare_trajectories(one, trajectory(read_lens(other, prompts, other_lens, target="
+    Mary"), label="other")))
 
-Two models of different depth are compared at equal shares of their depth (linear interpolation between places), two prompts or
-lenses of one model place by place, since their places coincide. Differences are second minus first, per prompt, with bootstrap
-intervals over prompts where there are two or more.
+Two models of different depth are compared at equal shares of their depth (linear interpolation between places), two
+prompts or lenses of one model place by place, since their places coincide. Differences are second minus first, per
+prompt, with bootstrap intervals over prompts where there are two or more.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ UNITS = {"rank": "tokens before the target", "probability": "", "entropy": "bits
 
 @dataclass(frozen=True, eq=False)
 class Trajectory(Result):
-    """One position per prompt, ``values[measure][place, prompt]``; `depth` is the prediction depth (an index into places)."""
+    """One position per prompt, ``values[measure][place, prompt]``; `depth` is the prediction depth (an index into
+    places).
+    """
 
     label: str
     places: tuple[str, ...]
@@ -52,12 +55,16 @@ class Trajectory(Result):
         n = len(self.depth)
         return {
                 "place": [place for place in self.places for _ in range(n)], "prompt": [*range(n)] * len(self.places),
-                "top": [text for row in self.tops for text in row], **{name: values.flatten().tolist() for name, values in self.values.items()},
+                "top": [text for row in self.tops for text in row],
+                **{name: values.flatten().tolist() for name, values in self.values.items()},
             }  # fmt: skip
 
     def __str__(self) -> str:
         lines = [
-            f"{self.label}: mean over {len(self.depth)} prompts; median prediction depth {self.places[int(self.depth.median())]}"
+            (
+                f"{self.label}: mean over {len(self.depth)} prompts; median prediction depth "
+                f"{self.places[int(self.depth.median())]}"
+            )
         ]
         lines.append(f"{'place':<14}{'rank':>10}{'probability':>13}{'entropy':>10}{'KL':>10}")
         columns = [self.mean(name).tolist() for name in MEASURES]
@@ -85,7 +92,9 @@ def trajectory(table: LensTable, pos: int | None = None, label: str = "") -> Tra
 
 @dataclass(frozen=True, eq=False)
 class TrajectoryComparison(Result):
-    """Two trajectories at common depths; ``difference[measure][depth, prompt]`` is second minus first (ranks as log2(rank + 1))."""
+    """Two trajectories at common depths; ``difference[measure][depth, prompt]`` is second minus first (ranks as
+    log2(rank + 1)).
+    """
 
     first: Trajectory
     second: Trajectory
@@ -104,7 +113,10 @@ class TrajectoryComparison(Result):
 
     def __str__(self) -> str:
         lines = [
-            f"{self.second.label} minus {self.first.label}, mean over {len(self.first.depth)} prompts (rank as log2(rank + 1))"
+            (
+                f"{self.second.label} minus {self.first.label}, mean over {len(self.first.depth)} prompts (rank as "
+                "log2(rank + 1))"
+            )
         ]
         lines.append(f"{'depth':<8}" + "".join(f"{name:>14}" for name in MEASURES))
         means = [self.difference[name].mean(dim=1).tolist() for name in MEASURES]
@@ -116,7 +128,9 @@ class TrajectoryComparison(Result):
 
 
 def compare_trajectories(first: Trajectory, second: Trajectory) -> TrajectoryComparison:
-    """How the second prediction forms compared with the first; raises `InputError` unless they have equally many prompts."""
+    """How the second prediction forms compared with the first; raises `InputError` unless they have equally many
+    prompts.
+    """
     if len(first.depth) != len(second.depth):
         raise InputError(
             f"trajectories are compared prompt by prompt; got {len(first.depth)} and {len(second.depth)} prompts"

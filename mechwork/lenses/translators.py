@@ -7,10 +7,12 @@
 | `Diagonal` | s * h + b | 2 d |
 | `BiasOnly` | b | d |
 
-The residual form (A = I + W of Belrose et al. 2023, equation 6) makes zero the identity, so that a lens that has learnt nothing is
-the logit lens. Every form has a closed-form start, the ridge regression of the last state on the place's own:
+The residual form (A = I + W of Belrose et al. 2023, equation 6) makes zero the identity, so that a lens that has learnt
+nothing is the logit lens. Every form has a closed-form start, the ridge regression of the last state on the place's
+own:
 
-    min  sum_t w_t |h'_t - h_L,t|^2 + penalty,      w_t = 1 / scale(h_L,t)^2 (the final norm divides by that scale anyway)
+    min  sum_t w_t |h'_t - h_L,t|^2 + penalty,      w_t = 1 / scale(h_L,t)^2 (the final norm divides by that scale
+    anyway)
 
 from running moments, one pass over some text. `LowRank` is the reduced-rank regression: the full solution cut to rank r
 where the inputs vary (Izenman 1975).
@@ -33,7 +35,9 @@ Parts = dict[str, Tensor]
 
 @dataclass(eq=False)
 class Moments:
-    """Weighted first and second moments of one place's states and of the way from them to the last state, in float64."""
+    """Weighted first and second moments of one place's states and of the way from them to the last state, in
+    float64.
+    """
 
     weight: float
     x: Float[Tensor, " d_model"]

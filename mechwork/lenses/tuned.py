@@ -2,8 +2,8 @@
 
     f_l(h) = readout(h + W_l h + b_l)        (Belrose et al. 2023, equation 6, with A_l = I + W_l)
 
-A lens is a folder: ``lens.safetensors`` (the translators) and ``lens.json`` (form, places, the fingerprint of the model, how it was
-trained, sha256 of the tensors).
+A lens is a folder: ``lens.safetensors`` (the translators) and ``lens.json`` (form, places, the fingerprint of the
+model, how it was trained, sha256 of the tensors).
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ WHAT = Folder("tuned lens", "lens")
 
 @dataclass(frozen=True, eq=False)
 class TunedLens(Readable):
-    """Translators of one kind of residual site. `parts`: the form's numbers with a leading place axis; `model`: a fingerprint."""
+    """Translators of one kind of residual site. `parts`: the form's numbers with a leading place axis; `model`: a
+    fingerprint.
+    """
 
     form: Form
     kind: str
@@ -125,7 +127,8 @@ def n_places(kind: str, n_layers: int) -> int:
 def load_lens(model: TransformerBridge, source: str | Path | None = None) -> TunedLens:
     """The lens shipped with a bundled model, or the one in the folder `source`.
 
-    Raises `NotFoundError` when there is none, `ArtefactError` when its files are altered or it belongs to another model.
+    Raises `NotFoundError` when there is none, `ArtefactError` when its files are altered or it belongs to another
+    model.
 
     >>> from mechwork import load_model
     >>> lens = load_lens(load_model("gpt2-6l"))
@@ -137,7 +140,8 @@ def load_lens(model: TransformerBridge, source: str | Path | None = None) -> Tun
     if name in ("", ".", "..") or "/" in name or "\\" in name or not folder.is_dir():
         there = sorted(f.name for f in (bundled.root() / "lenses").glob("*") if f.is_dir())
         raise NotFoundError(
-            f"no lens is shipped for {name!r} (there are: {', '.join(there) or 'none'}) and no such folder exists. Train one: "
+            f"no lens is shipped for {name!r} (there are: {', '.join(there) or 'none'}) and no such folder exists. "
+            "Train one: "
             f"mechwork lens train --model {name}"
         )
     bundled.verify(folder)

@@ -81,7 +81,9 @@ class ModelAnatomy:
     norm_place: NormPlace
     qk_norm: bool
     open_attention: bool
-    """Whether scores and pattern can be written; where the wrapped module runs attention by itself they can only be read."""
+    """Whether scores and pattern can be written; where the wrapped module runs attention by itself they can only be
+    read.
+    """
     attn_soft_cap: float | None
     final_soft_cap: float | None
     attn_only: bool = False
@@ -128,7 +130,8 @@ class ModelAnatomy:
         self.check_site(site)
         if site.kind in SQUARE_KINDS and not self.open_attention:
             raise InputError(
-                f"{self.architecture} computes attention inside the wrapped module: {site.kind!r} can be read there, not written. "
+                f"{self.architecture} computes attention inside the wrapped module: {site.kind!r} can be read there, "
+                "not written. "
                 "Write 'q', 'k', 'v' or 'z' instead."
             )
 
@@ -181,7 +184,9 @@ def read_norm(component: Any) -> Norm:
 
 
 def heads_share_scale(model: TransformerBridge, layer: int) -> bool:
-    """Whether the heads of a layer are coupled by a norm over all of them: after attention, or on queries and keys (OLMo 2, OLMoE)."""
+    """Whether the heads of a layer are coupled by a norm over all of them: after attention, or on queries and keys
+    (OLMo 2, OLMoE).
+    """
     block = model.blocks[layer]
     if block_norm(model, layer, "ln1_post") is not None:
         return True
@@ -222,14 +227,16 @@ def read_anatomy(model: TransformerBridge) -> ModelAnatomy:
         _check_native(cfg)
     elif architecture not in CLAIMED:
         raise UnsupportedModelError(
-            f"mechwork claims {', '.join((*CLAIMED, NATIVE))}; this model is {architecture}. Its parts have not been tested against "
+            f"mechwork claims {', '.join((*CLAIMED, NATIVE))}; this model is {architecture}. Its parts have not been "
+            "tested against "
             "literal forms, so results could be silently wrong."
         )
     else:
         _check_variant(architecture, cast(Any, model.original_model).config)
     if getattr(cfg, "use_split_qkv_input", False) or getattr(cfg, "use_attn_in", False):
         raise InputError(
-            "split query, key and value inputs bypass the norms' own modules. Call model.set_use_split_qkv_input(False) and "
+            "split query, key and value inputs bypass the norms' own modules. Call "
+            "model.set_use_split_qkv_input(False) and "
             "model.set_use_attn_in(False); mechwork splits nothing and has every head's edges all the same."
         )
     block = model.blocks[0]
@@ -288,12 +295,14 @@ def _check_variant(architecture: str, config: Any) -> None:
     for setting, claimed in VARIANTS.get(architecture, {}).items():
         if getattr(config, setting, claimed) != claimed:
             raise UnsupportedModelError(
-                f"{architecture} is claimed with {setting}={claimed}; this model has {setting}={getattr(config, setting)}, "
+                f"{architecture} is claimed with {setting}={claimed}; this model has "
+                f"{setting}={getattr(config, setting)}, "
                 "whose blocks have not been tested against literal forms."
             )
     if architecture == "OPTForCausalLM" and config.word_embed_proj_dim != config.hidden_size:
         raise UnsupportedModelError(
-            f"OPT is claimed without projections around its embedding; this model projects {config.word_embed_proj_dim} to {config.hidden_size}"
+            "OPT is claimed without projections around its embedding; this model projects "
+            f"{config.word_embed_proj_dim} to {config.hidden_size}"
         )
 
 
@@ -327,13 +336,15 @@ def norm_modules(model: TransformerBridge) -> Iterator[tuple[str, nn.Module]]:
 
 
 def check_ready(model: TransformerBridge) -> ModelAnatomy:
-    """The anatomy, after checking that results would be meaningful: evaluation mode, finite weights are the caller's own.
+    """The anatomy, after checking that results would be meaningful: evaluation mode, finite weights are the caller's
+    own.
 
     Raises `InputError` for a model in training mode (dropout would make every number random).
     """
     if not hasattr(model, "hook_dict") or not hasattr(model, "blocks"):
         raise InputError(
-            f"a TransformerBridge is needed; got {type(model).__name__}. Use mechwork.load_model(...), which also wraps Hugging Face modules."
+            f"a TransformerBridge is needed; got {type(model).__name__}. Use mechwork.load_model(...), which also "
+            "wraps Hugging Face modules."
         )
     if model.training:
         raise InputError("the model is in training mode, where dropout makes results random. Call model.eval() first.")

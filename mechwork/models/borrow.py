@@ -1,10 +1,10 @@
 """The model is borrowed: one user at a time, and every hook of mechwork goes on and comes off here.
 
-Hooks, flags and replaced forwards belong to a model, not to a thread. Two threads that run one model at the same time see
-each other's, and both get wrong numbers without any sign of it. So a thread that uses a model holds it until it is done;
-it may borrow again what it holds (contexts nest). A second thread is *refused at once* rather than made to wait: a context
-that stays open (a notebook cell inside ``with``) would otherwise hang it for ever. Its remedies: a model of its own, or one
-thread that runs the work of all.
+Hooks, flags and replaced forwards belong to a model, not to a thread. Two threads that run one model at the same time
+see each other's, and both get wrong numbers without any sign of it. So a thread that uses a model holds it until it is
+done; it may borrow again what it holds (contexts nest). A second thread is *refused at once* rather than made to wait:
+a context that stays open (a notebook cell inside ``with``) would otherwise hang it for ever. Its remedies: a model of
+its own, or one thread that runs the work of all.
 
     with borrow(model):                      # somebody else's forwards raise BusyError until this ends
         with hooked(model, [(name, function)]):
@@ -48,8 +48,10 @@ class _Loan:
         me = threading.current_thread()
         if me is not self.holder:
             raise BusyError(
-                f"one thread at a time uses a model; {self.holder.name!r} is using this one, and {me.name!r} wants to. Two at "
-                "once would see each other's hooks and get wrong numbers. Load a model per thread, or let one thread do the "
+                f"one thread at a time uses a model; {self.holder.name!r} is using this one, and {me.name!r} wants "
+                "to. Two at "
+                "once would see each other's hooks and get wrong numbers. Load a model per thread, or let one thread "
+                "do the "
                 "work of all."
             )
 
@@ -102,8 +104,8 @@ def borrows(function: Callable[P, R]) -> Callable[P, R]:
 def hooked(model: TransformerBridge, hooks: Sequence[Hook]) -> Iterator[None]:
     """Inside, forwards run with these forward hooks, (name, function); on exit they are gone, whatever happened.
 
-    The host's own context takes them off one after another, and an interrupt in the middle of that leaves the rest: then
-    what was not there before is taken off here.
+    The host's own context takes them off one after another, and an interrupt in the middle of that leaves the rest:
+    then what was not there before is taken off here.
     """
     with borrow(model):
         points = [model.hook_dict[name] for name, _ in hooks if name in model.hook_dict]
@@ -151,7 +153,8 @@ def run_tail(
 ) -> Float[Tensor, "batch tail d_vocab"]:
     """Logits of the last `n_tail` columns (None: all). Cost: 1 forward, the unembedding at those columns.
 
-    `extra` goes to the model as it is (a cache of earlier columns, say). The columns are made contiguous, or each pair would get a product of its own.
+    `extra` goes to the model as it is (a cache of earlier columns, say). The columns are made contiguous, or each pair
+    would get a product of its own.
     """
     if n_tail is None:
         with borrow(model):

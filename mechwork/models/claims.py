@@ -1,4 +1,6 @@
-"""What is refused by name before any weight is read: other architectures, packed weights, code of the model's author."""
+"""What is refused by name before any weight is read: other architectures, packed weights, code of the model's
+author.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ def check_claimed(names: Iterable[str]) -> None:
 
 
 def check_unpacked(quantization: Any, name: str) -> None:
-    """Raises `UnsupportedModelError` for a `quantization_config`: packed weights have no gradients, and no numbers to read."""
+    """Raises `UnsupportedModelError` for a `quantization_config`: packed weights have no gradients, and no numbers to
+    read.
+    """
     if not quantization:
         return
     facts = quantization if isinstance(quantization, dict) else vars(quantization)
@@ -28,13 +32,17 @@ def check_unpacked(quantization: Any, name: str) -> None:
     method = getattr(method, "value", method)
     bits = next((f"{n}-bit " for n in (4, 8) if facts.get(f"load_in_{n}bit") or facts.get("bits") == n), "")
     raise UnsupportedModelError(
-        f"{name} has {bits}weights packed by {method}, which mechwork cannot differentiate or read. Load the unpacked model "
-        "(same name without the suffix, dtype='bfloat16'), or a GGUF file of it: its weights are unpacked while loading."
+        f"{name} has {bits}weights packed by {method}, which mechwork cannot differentiate or read. Load the unpacked "
+        "model "
+        "(same name without the suffix, dtype='bfloat16'), or a GGUF file of it: its weights are unpacked while "
+        "loading."
     )
 
 
 def unpack_gguf_module(module: nn.Module) -> None:
-    """Forgets that transformers read a module from GGUF, where its weights are plain numbers: it can be saved and cast again."""
+    """Forgets that transformers read a module from GGUF, where its weights are plain numbers: it can be saved and cast
+    again.
+    """
     config: Any = module.config
     packed = getattr(config, "quantization_config", None)
     if packed is None:

@@ -44,7 +44,8 @@ def load_folder(
         raise NotFoundError(_no_config(folder))
     if not any(folder.glob("*.safetensors")):
         raise NotFoundError(
-            f"weights are read from safetensors files only; {folder} has none. Convert with save_pretrained(safe_serialization=True)."
+            f"weights are read from safetensors files only; {folder} has none. Convert with "
+            "save_pretrained(safe_serialization=True)."
         )
     check_config(folder / "config.json", folder.name)
     config = _strict(lambda: AutoConfig.from_pretrained(folder, **LOCAL), folder)
@@ -139,7 +140,8 @@ def _without_bar() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-# ---- the hub ----------------------------------------------------------------------------------------------------------
+# ---- the hub
+# ----------------------------------------------------------------------------------------------------------
 
 
 def fetch_hub(name: str, revision: str | None) -> tuple[Path, str]:
@@ -147,7 +149,8 @@ def fetch_hub(name: str, revision: str | None) -> tuple[Path, str]:
 
     Raises:
         NotFoundError: no such name or revision, no network and not in the cache, a broken download, no safetensors.
-        UnsupportedModelError: an architecture or packed weights that are refused by name, before the weights are asked for.
+        UnsupportedModelError: an architecture or packed weights that are refused by name, before the weights are asked
+            for.
         InputError: what cannot be a name on the hub.
     """
     from huggingface_hub import hf_hub_download, snapshot_download
@@ -172,14 +175,17 @@ def fetch_hub(name: str, revision: str | None) -> tuple[Path, str]:
         folder = Path(snapshot_download(name, allow_patterns=list(FILES), **settings))
     if not any(folder.glob("*.safetensors")):
         raise NotFoundError(
-            f"weights are read from safetensors files only; hub model {name!r} has none at {revision or 'its main revision'}, "
+            f"weights are read from safetensors files only; hub model {name!r} has none at "
+            f"{revision or 'its main revision'}, "
             "or its download was interrupted. Convert it with save_pretrained(safe_serialization=True), or try again."
         )
     return folder, folder.name
 
 
 def _transport_errors() -> tuple[type[Exception], ...]:
-    """What the hub's HTTP library raises for a connection that breaks; its name differs between versions of the library."""
+    """What the hub's HTTP library raises for a connection that breaks; its name differs between versions of the
+    library.
+    """
     import importlib
     import importlib.util
 
@@ -215,20 +221,24 @@ def _hub_errors(name: str, revision: str | None, *, offline: bool) -> Iterator[N
         ) from error
     except RepositoryNotFoundError as error:
         raise NotFoundError(
-            f"the hub does not have a model {name!r}, or it is private: check the spelling, log in with `hf auth login`, {instead}"
+            f"the hub does not have a model {name!r}, or it is private: check the spelling, log in with `hf auth "
+            f"login`, {instead}"
         ) from error
     except LocalEntryNotFoundError as error:
         why = "offline mode is on (HF_HUB_OFFLINE)" if offline else "the hub cannot be reached"
         at = f" at revision {revision!r}" if revision else ""
         raise NotFoundError(
-            f"hub model {name!r}{at} is not in the cache and {why}. Download it once where there is a network and pass the folder, "
+            f"hub model {name!r}{at} is not in the cache and {why}. Download it once where there is a network and "
+            "pass the folder, "
             f"{instead}."
         ) from error
     except EntryNotFoundError as error:
         raise NotFoundError(
-            f"hub model {name!r} has no config.json at {revision or 'its main revision'}; mechwork loads models in Hugging Face format"
+            f"hub model {name!r} has no config.json at {revision or 'its main revision'}; mechwork loads models in "
+            "Hugging Face format"
         ) from error
     except (HfHubHTTPError, OSError, *_transport_errors()) as error:
         raise NotFoundError(
-            f"the download of {name!r} broke off ({str(error).splitlines()[0]}). Run the same again: what has arrived is kept."
+            f"the download of {name!r} broke off ({str(error).splitlines()[0]}). Run the same again: what has arrived "
+            "is kept."
         ) from error

@@ -72,9 +72,9 @@ def load_model(
     - a ready Hugging Face module, wrapped in place, or a ready bridge.
 
     Weights are raw (nothing folded or centred), attention is eager, the model is in evaluation mode and no parameter
-    asks for gradients. `device` defaults to the CPU for names and to where it is for a ready module; `dtype` (torch's or
-    its name) defaults to float32, on CUDA to bfloat16. `device_map` is handed to Hugging Face for folders and hub names.
-    `tokenizer` goes with a module, or takes the place of a source's own.
+    asks for gradients. `device` defaults to the CPU for names and to where it is for a ready module; `dtype` (torch's
+    or its name) defaults to float32, on CUDA to bfloat16. `device_map` is handed to Hugging Face for folders and hub
+    names. `tokenizer` goes with a module, or takes the place of a source's own.
     `prepend_bos`: whether prompts begin with the beginning-of-sequence token (default: what the tokenizer itself does;
     bundled models and ready bridges stay as they are).
 
@@ -82,7 +82,8 @@ def load_model(
         NotFoundError: no such file or folder, or the hub cannot be reached or does not know the name.
         UnsupportedModelError: an architecture or packed weights that mechwork does not claim.
         ArtefactError: a file that is damaged, or a bundled model whose files do not match their sha256.
-        InputError: a device or dtype that is none, weights that do not fit into memory, or arguments that do not go together.
+        InputError: a device or dtype that is none, weights that do not fit into memory, or arguments that do not go
+            together.
 
     >>> model = load_model("gpt2-6l")
     >>> model.cfg.n_layers
@@ -111,7 +112,8 @@ def load_model(
         remember_source(model, source)
     else:
         raise InputError(
-            f"load_model takes a name, a file, a folder, a Hugging Face module or a TransformerBridge; got {type(source).__name__}"
+            "load_model takes a name, a file, a folder, a Hugging Face module or a TransformerBridge; got "
+            f"{type(source).__name__}"
         )
     _move(model, place, None if dtype is None else find_dtype(dtype, place))
     model.eval()
@@ -183,7 +185,8 @@ def _load_gguf(path: Path, name: str, placement: Placement) -> Loaded:
 
     if placement.device_map is not None:
         raise InputError(
-            "device_map goes with a folder or hub name; a GGUF file is loaded on one device. Give device='cuda' instead."
+            "device_map goes with a folder or hub name; a GGUF file is loaded on one device. Give device='cuda' "
+            "instead."
         )
     header = read_header(path)
     n_parameters = sum(prod(entry.shape) for entry in header.tensors.values())

@@ -1,7 +1,7 @@
 """Where a model goes and in which numbers: device, dtype, and whether it fits.
 
-Defaults: the CPU in float32; on CUDA bfloat16, the format most weights are published in. The estimate is numbers x bytes;
-what an analysis adds is planned by the functions that run it. Raised before any weight is read.
+Defaults: the CPU in float32; on CUDA bfloat16, the format most weights are published in. The estimate is numbers x
+bytes; what an analysis adds is planned by the functions that run it. Raised before any weight is read.
 """
 
 from __future__ import annotations

@@ -29,7 +29,8 @@ def find_checkpoints(name: str | Path | Sequence[str | Path], steps: Sequence[in
     """The checkpoints of a bundled model (all, or those after `steps`), or a list of sources, whose steps count from 0.
 
     Raises:
-        InputError: a name without checkpoints, an empty list, sources of different architecture or width, steps that do not fit.
+        InputError: a name without checkpoints, an empty list, sources of different architecture or width, steps that do
+            not fit.
         NotFoundError: a source that looks local and is not there.
     """
     if isinstance(name, str | Path):
@@ -37,7 +38,8 @@ def find_checkpoints(name: str | Path | Sequence[str | Path], steps: Sequence[in
         chosen = list(steps) if steps is not None else known
         if not known or not chosen:
             raise InputError(
-                f"{name} has no checkpoints. Give a bundled model that has, or a list of folders, GGUF files or hub names."
+                f"{name} has no checkpoints. Give a bundled model that has, or a list of folders, GGUF files or hub "
+                "names."
             )
         return Checkpoints(str(name), tuple(f"{name}@{step}" for step in chosen), tuple(chosen))
     sources = tuple(str(source) for source in name)
@@ -49,7 +51,8 @@ def find_checkpoints(name: str | Path | Sequence[str | Path], steps: Sequence[in
     for source, shape in known_shapes.items():
         if first is not None and shape != known_shapes[first]:
             raise InputError(
-                f"checkpoints of one training have one architecture: {first} is {known_shapes[first]}, {source} is {shape}"
+                f"checkpoints of one training have one architecture: {first} is {known_shapes[first]}, {source} is "
+                f"{shape}"
             )
     return Checkpoints(
         f"{sources[0]} to {sources[-1]}", sources, tuple(steps) if steps is not None else tuple(range(len(sources)))

@@ -133,7 +133,8 @@ def _find_ollama(name: str) -> Path:
         wanted = tags
     if not wanted:
         raise NotFoundError(
-            f"Ollama has no model {name!r} in {ollama_folder()}{_nearest('ollama', name)}. At hand: {_at_hand('ollama')}"
+            f"Ollama has no model {name!r} in {ollama_folder()}{_nearest('ollama', name)}. At hand: "
+            f"{_at_hand('ollama')}"
         )
     return wanted[0].path
 

@@ -55,8 +55,8 @@ def _read_once(tokenizer: Any) -> Iterator[None]:
     """Keeps TransformerLens from reading the tokenizer's files again, only to make it add BOS by itself.
 
     It does so unless `add_bos_token` is set. Told that it is, it keeps this tokenizer, asks what it really does with
-    "a", and puts BOS before the tokens where one is wanted. A large vocabulary takes seconds to read, and a tokenizer that
-    came from a GGUF file or from the caller has no files to read again.
+    "a", and puts BOS before the tokens where one is wanted. A large vocabulary takes seconds to read, and a tokenizer
+    that came from a GGUF file or from the caller has no files to read again.
     """
     if tokenizer is None:
         yield

@@ -1,8 +1,9 @@
 """Patching: effects, measured and estimated, as result objects with the same axes and sign.
 
-Owns `Effects`. Measured: `patch` (a sweep over cells, see `sweep`, `execute`), `patch_paths` (direct paths), `patch_subspace`
-and `check_illusion` (directions). Estimated: `attribute`; `patch(..., screen="relp")` estimates all and verifies the top.
-Imports `interventions`, `relevance`, `runs` and below.
+Owns `Effects`. Measured: `patch` (a sweep over cells, see `sweep`, `execute`), `patch_paths` (direct paths),
+`patch_subspace`
+and `check_illusion` (directions). Estimated: `attribute`; `patch(..., screen="relp")` estimates all and verifies the
+top. Imports `interventions`, `relevance`, `runs` and below.
 
     exact = patch(model, task, sites=["resid_pre", "z"])
     approx = attribute(model, task, sites=exact.sites, rules="relp")

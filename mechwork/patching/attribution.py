@@ -73,8 +73,8 @@ def attribute(
     pair where that is too little). `progress` is called after every block, forward and backward.
 
     Raises `InputError` for an unknown site or rule, rules that do not fit the model, pairs of unequal length with
-    `ig_steps` > 1 and a budget too small for one pair; `MetricError` for a metric without gradient, or coefficients that
-    overflow.
+    `ig_steps` > 1 and a budget too small for one pair; `MetricError` for a metric without gradient, or coefficients
+    that overflow.
 
     >>> approx = attribute(model, task, sites=exact.sites, rules="relp")
     >>> print(approx.agreement(exact))
@@ -212,7 +212,9 @@ class Cells:
 
 
 def _combine_drops(terms: Float[Tensor, "drop batch layer cell"], kind: str) -> Float[Tensor, "batch layer cell"]:
-    """Mean magnitude over the dropped layers, with the sign of the sum; a place inside a layer is not judged without that layer."""
+    """Mean magnitude over the dropped layers, with the sign of the sum; a place inside a layer is not judged without
+    that layer.
+    """
     n_layers = terms.shape[0]
     weights = torch.ones(n_layers, n_layers, dtype=terms.dtype, device=terms.device)
     if kind not in BETWEEN_LAYERS and n_layers > 1:
@@ -260,9 +262,9 @@ def coefficient_points(
 ) -> Iterator[Point]:
     """Coefficients at each point of the path between `ends`, the host's and the donor's embeddings.
 
-    A fraction of 0 is the host run itself and needs no `ends`. `pairs` has the host as its clean side; `n_tail`: the last
-    columns alone are unembedded. With `grad_drop`, every point comes once per layer, with that layer's writes left out of
-    the backward pass (one layer alone: not). Cost per point: 1 forward + 1 backward, or n_layers backwards.
+    A fraction of 0 is the host run itself and needs no `ends`. `pairs` has the host as its clean side; `n_tail`: the
+    last columns alone are unembedded. With `grad_drop`, every point comes once per layer, with that layer's writes left
+    out of the backward pass (one layer alone: not). Cost per point: 1 forward + 1 backward, or n_layers backwards.
     """
     for fraction in fractions:
         with (
@@ -292,11 +294,13 @@ def find_coefficients(
 ) -> dict[str, list[Tensor]]:
     """d value / d activation for every recorded activation of `kinds`; zero where the rules cut every path.
 
-    Raises `MetricError` for a metric without gradient, and for coefficients that are not finite, naming the first place.
+    Raises `MetricError` for a metric without gradient, and for coefficients that are not finite, naming the first
+    place.
     """
     if not value.requires_grad:
         raise MetricError(
-            "the metric has no gradient with respect to the logits (it detaches them, or is a count). Use a differentiable metric."
+            "the metric has no gradient with respect to the logits (it detaches them, or is a count). Use a "
+            "differentiable metric."
         )
     nodes = [node for kind in kinds for node in run.layers[kind]]
     reachable = [node for node in nodes if node.requires_grad]
@@ -311,7 +315,8 @@ def find_coefficients(
         for layer, grad in enumerate(coefficients[kind]):
             if not bool(torch.isfinite(grad).all()):
                 raise MetricError(
-                    f"coefficients at {kind} of layer {layer} are not finite in {grad.dtype}. Load the model in float32 (or bfloat16, "
+                    f"coefficients at {kind} of layer {layer} are not finite in {grad.dtype}. Load the model in "
+                    "float32 (or bfloat16, "
                     "whose range is wider than float16's), or choose rules whose ratios stay bounded."
                 )
     return coefficients

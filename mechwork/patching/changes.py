@@ -1,8 +1,8 @@
 """How a cell changes the residual stream: the stream rows with which a patched run leaves its host.
 
-Every cell is turned into rows of the stream at some block's entrance, so that the sweep only ever continues rows. A cell
-at ``resid_pre`` or ``embed`` enters its own block; every other kind is worked out inside its block, at the changed columns
-alone, and enters the next one (entrance ``n_layers`` is the final stream):
+Every cell is turned into rows of the stream at some block's entrance, so that the sweep only ever continues rows. A
+cell at ``resid_pre`` or ``embed`` enters its own block; every other kind is worked out inside its block, at the changed
+columns alone, and enters the next one (entrance ``n_layers`` is the final stream):
 
     z, result       resid_post = mid + mlp(mid),  mid = resid_pre + [post](W_O z' + b)
     q, k, v, pattern, attn_scores   the same with the attention of the block run again, edited
@@ -46,7 +46,8 @@ def effective_mask(
 ) -> Bool[Tensor, "batch pos"]:
     """The positions at which the cell changes anything that the metric can read.
 
-    `changed`: where donor and host differ at the cell's kind and layer (`Sides.changed`); `last`: the last layer. `ends`: the column of each row that the metrics read (None: all of them); a write to the stream of the last layer
+    `changed`: where donor and host differ at the cell's kind and layer (`Sides.changed`); `last`: the last layer.
+    `ends`: the column of each row that the metrics read (None: all of them); a write to the stream of the last layer
     matters there alone.
     """
     if cell.head is not None:

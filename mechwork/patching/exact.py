@@ -56,16 +56,21 @@ RESULT = "effects.safetensors"
 # fmt: off
 @overload
 def patch(
-    model: TransformerBridge, task: Task, sites: Sequence[str | Site], *, direction: str = ..., positions: str | None = ...,
+    model: TransformerBridge, task: Task, sites: Sequence[str | Site], *, direction: str = ...,
+    positions: str | None = ...,
     neurons: Neurons | None = ..., metrics: Sequence[str | Metric | MetricFunction] | None = ..., screen: None = None,
-    verify_top: float = ..., verify_random: float = ..., memory_budget: MemoryBudget | None = ..., checkpoint: str | Path | None = ...,
+    verify_top: float = ..., verify_random: float = ..., memory_budget: MemoryBudget | None = ...,
+    checkpoint: str | Path | None = ...,
     tricks: Tricks | None = ..., progress: Progress | None = ...,
 ) -> Effects: ...
 @overload
 def patch(
-    model: TransformerBridge, task: Task, sites: Sequence[str | Site], *, direction: str = ..., positions: str | None = ...,
-    neurons: Neurons | None = ..., metrics: Sequence[str | Metric | MetricFunction] | None = ..., screen: str | Composite,
-    verify_top: float = ..., verify_random: float = ..., memory_budget: MemoryBudget | None = ..., checkpoint: str | Path | None = ...,
+    model: TransformerBridge, task: Task, sites: Sequence[str | Site], *, direction: str = ...,
+    positions: str | None = ...,
+    neurons: Neurons | None = ..., metrics: Sequence[str | Metric | MetricFunction] | None = ...,
+    screen: str | Composite,
+    verify_top: float = ..., verify_random: float = ..., memory_budget: MemoryBudget | None = ...,
+    checkpoint: str | Path | None = ...,
     tricks: Tricks | None = ..., progress: Progress | None = ...,
 ) -> ScreenedEffects: ...
 # fmt: on
@@ -92,23 +97,24 @@ def patch(
     `sites`: kinds (``"resid_pre"``), or places in words (``"a3.h1"``, ``"resid_pre.5@END"``, ``"m3.n17"``; see
     `mechwork.names`): the result then has only their entries on each axis, and NaN where no word names a cell.
 
-    `positions`: ``"each"`` (token positions; spans when prompts differ in length), ``"spans"``, or ``"all"`` (every position at
-    once). By default residual kinds are resolved by position and per-head kinds patched at all positions. For
-    ``pattern`` and ``attn_scores`` positions are the queries'. `neurons` (``{3: [17, (4, 5)]}``) patches single neurons
-    and groups of them at ``mlp_post``.
+    `positions`: ``"each"`` (token positions; spans when prompts differ in length), ``"spans"``, or ``"all"`` (every
+    position at once). By default residual kinds are resolved by position and per-head kinds patched at all positions.
+    For ``pattern`` and ``attn_scores`` positions are the queries'. `neurons` (``{3: [17, (4, 5)]}``) patches single
+    neurons and groups of them at ``mlp_post``.
 
     `metrics`: several at once instead of the task's own; ``effects.under(name)`` has the others. `screen` (rules of
-    `attribute`, e.g. ``"relp"``): estimate every cell, measure only the share `verify_top` of largest estimates and a random
-    share `verify_random` of the rest; gives `ScreenedEffects`. `memory_budget`: what the sweep may take beside the weights, as
-    bytes or ``"2GB"``. `checkpoint`: a folder in which finished chunks are kept, so that an interrupted sweep, called again, goes on
+    `attribute`, e.g. ``"relp"``): estimate every cell, measure only the share `verify_top` of largest estimates and a
+    random share `verify_random` of the rest; gives `ScreenedEffects`. `memory_budget`: what the sweep may take beside
+    the weights, as bytes or ``"2GB"``. `checkpoint`: a folder in which finished chunks are kept, so that an interrupted
+    sweep, called again, goes on
     where it was and gives the same numbers. `tricks`: what the engine may save (default: all).
 
-    Returns effects ``[layer, pos]``, or ``[layer, head]`` / ``[layer, pos, head]`` for per-head kinds, per pair and averaged;
-    ``[neuron]`` / ``[neuron, pos]`` for `neurons`, ``[pos]`` for ``embed``.
+    Returns effects ``[layer, pos]``, or ``[layer, head]`` / ``[layer, pos, head]`` for per-head kinds, per pair and
+    averaged; ``[neuron]`` / ``[neuron, pos]`` for `neurons`, ``[pos]`` for ``embed``.
     Cost: 2 forwards, and per cell the blocks from the patched one on, at the positions from the patched one on.
 
-    Raises `InputError` for an unknown or missing site, a model in training mode, tokens of another model or a budget too
-    small for one cell, `ArtefactError` for a checkpoint of another sweep, all before any forward of the sweep; and
+    Raises `InputError` for an unknown or missing site, a model in training mode, tokens of another model or a budget
+    too small for one cell, `ArtefactError` for a checkpoint of another sweep, all before any forward of the sweep; and
     `MetricError` for a metric that is not finite.
 
     >>> effects = patch(model, task, ["resid_pre"])
@@ -145,8 +151,8 @@ def patch(
 class Job:
     """A sweep with the model and the task it is for; `share` is what of the donor is put in (None: all of it).
 
-    `given` says what is put in instead of the donor's activations, and `about` is what the provenance says of it. `operation`,
-    `settings` and `data` are from which another process builds it (see `execute.operations`).
+    `given` says what is put in instead of the donor's activations, and `about` is what the provenance says of it.
+    `operation`, `settings` and `data` are from which another process builds it (see `execute.operations`).
     """
 
     model: TransformerBridge

@@ -1,11 +1,12 @@
-"""Run a sweep's chunks: a block of pairs is recorded, its cells are cut into chunks, and each chunk can be run by itself.
+"""Run a sweep's chunks: a block of pairs is recorded, its cells are cut into chunks, and each chunk can be run by
+itself.
 
 Two ways to run a chunk:
 
 - *stepping* (`Tricks.suffix`): all cells of the chunk change nothing before column `start`. Beginning with the lowest
-  block that one of them enters, one block after the other runs on the columns ``start ..`` of all patched runs that have
-  entered so far; then the metrics are read. Floating-point work per cell at layer l of L and position p of T:
-  (L - l) / L x (T - p) / T of the blocks, and of the last block's MLP only the column that is read.
+  block that one of them enters, one block after the other runs on the columns ``start ..`` of all patched runs that
+  have entered so far; then the metrics are read. Floating-point work per cell at layer l of L and position p of T: (L -
+  l) / L x (T - p) / T of the blocks, and of the last block's MLP only the column that is read.
 - *restarting*: whole forwards of the model from the patched block on, with a hook. The same operations on the same
   numbers as a forward from layer 0, so the metrics are those bit for bit.
 """
@@ -76,7 +77,9 @@ GivenRows = Callable[[slice], Given]
 
 
 def can_step(model: TransformerBridge, task: Task) -> bool:
-    """Whether the model can be stepped through and its logits read off, tried on the first pair. Cost: 2 forwards of it."""
+    """Whether the model can be stepped through and its logits read off, tried on the first pair. Cost: 2 forwards of
+    it.
+    """
     try:
         sides = record_sides(model, task[:1], [], "noise", stepping=True, n_tail=None)
         read = build_readout(model, sides.anatomy, task, [], sides.pairs, sides.host.logits, sparing=False)
@@ -90,7 +93,9 @@ def can_step(model: TransformerBridge, task: Task) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """One block of pairs, recorded: its baselines, the cells that provably change nothing, and the chunks of all others."""
+    """One block of pairs, recorded: its baselines, the cells that provably change nothing, and the chunks of all
+    others.
+    """
 
     sweep: Sweep
     base: Baselines
@@ -126,8 +131,8 @@ def record_block(
 ) -> Block:
     """The block of the task's pairs `rows`. Cost: 2 forwards.
 
-    `places[positions]` are the position masks of the host's prompts; `share` is what of the donor is put in, `given` (told the
-    rows) what is put in instead.
+    `places[positions]` are the position masks of the host's prompts; `share` is what of the donor is put in, `given`
+    (told the rows) what is put in instead.
     """
     task = task if rows == slice(0, len(task)) else task[list(range(len(task)))[rows]]
     n_tail = tail_of(task.pairs, metrics, sparing=sweep.tricks.readout)

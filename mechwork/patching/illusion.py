@@ -1,17 +1,19 @@
 """The illusion check: does an effect along a direction ride on a causally disconnected part of it?
 
-(Makelov, Lange & Nanda 2023.) At an MLP's neurons h, only what the downstream weight reads matters: h W_out. A direction v splits into v = v_row + v_null,
-v_null W_out = 0. Patching along v writes (v . (donor - host)) v: the *coefficient* may come from the disconnected part, which
-varies with the input, and the *effect* from the connected part, which in real runs hardly moves (it is dormant).
-Then v works when patched although the model does not use it. Signs of it, all measured here:
+(Makelov, Lange & Nanda 2023.) At an MLP's neurons h, only what the downstream weight reads matters: h W_out. A
+direction v splits into v = v_row + v_null, v_null W_out = 0. Patching along v writes (v . (donor - host)) v: the
+*coefficient* may come from the disconnected part, which varies with the input, and the *effect* from the connected
+part, which in real runs hardly moves (it is dormant). Then v works when patched although the model does not use it.
+Signs of it, all measured here:
 
-| patched | an honest direction | an illusion |
-|---|---|---|
-| the subspace | effect | effect |
-| its row part alone (the disconnected part removed) | the same effect | little: it is dormant |
-| its null part alone | 0, always | 0, always |
-| everything but the subspace (complement) | the whole less the effect, as far as what follows is linear | the same: it cannot tell |
-| a random subspace, moved as far | little | little |
+patched | an honest direction | an illusion:
+
+- the subspace | effect | effect
+- its row part alone (the disconnected part removed) | the same effect | little: it is dormant
+- its null part alone | 0, always | 0, always
+- everything but the subspace (complement) | the whole less the effect, as far as what follows is linear | the same: it
+  cannot tell
+- a random subspace, moved as far | little | little
 
 Where the row space has one dimension, every row part is the same direction and cannot tell the two apart.
 """
@@ -46,8 +48,8 @@ SMALL = 0.5
 class IllusionCheck(Result):
     """Effects per pair of a subspace, of its parts and of its controls, at one site and all positions.
 
-    `null_share`: the share of the basis' squared length that the downstream weight does not read. `random` has one row per
-    random subspace. A part that is empty (length below 1e-6) has effect 0.
+    `null_share`: the share of the basis' squared length that the downstream weight does not read. `random` has one row
+    per random subspace. A part that is empty (length below 1e-6) has effect 0.
     """
 
     site: Site
@@ -81,18 +83,26 @@ class IllusionCheck(Result):
         """What the numbers say, in words."""
         total, row, whole = (float(x.mean()) for x in (self.subspace, self.row, self.whole))
         lead = (
-            f"Patching {self.name} (rank {self.rank}) at {self.site} changes {self.metric_name} by {total:+.4g}; patching the whole "
+            f"Patching {self.name} (rank {self.rank}) at {self.site} changes {self.metric_name} by {total:+.4g}; "
+            "patching the whole "
             f"activation by {whole:+.4g}; everything but the subspace by {float(self.complement.mean()):+.4g}."
         )
         if not self.beyond_random:
             largest = float(self.random.mean(dim=1).abs().max())
-            return f"{lead} A random subspace moved as far does as much (up to {largest:.4g}): no evidence that these directions matter."
+            return (
+                f"{lead} A random subspace moved as far does as much (up to {largest:.4g}): no evidence that these "
+                "directions matter."
+            )
         if self.null_share <= 1e-6:
-            return f"{lead} The downstream weight reads the whole subspace, so no effect can ride on a disconnected direction here."
+            return (
+                f"{lead} The downstream weight reads the whole subspace, so no effect can ride on a disconnected "
+                "direction here."
+            )
         part = f"The downstream weight does not read {self.null_share:.0%} of it."
         if self.illusory:
             return (
-                f"{lead} {part} Without that causally disconnected part the effect is {row:+.4g}: the effect rides on a causally "
+                f"{lead} {part} Without that causally disconnected part the effect is {row:+.4g}: the effect rides on "
+                "a causally "
                 "disconnected direction and a dormant one. It does not show that the model uses this subspace."
             )
         return f"{lead} {part} Without that part the effect is {row:+.4g}, so the connected part carries it."
@@ -124,15 +134,17 @@ def check_illusion(
     n_random: int = 5,
     seed: int = 0,
 ) -> IllusionCheck:
-    """Split `subspace` at an MLP's neurons (``mlp_post``) or a head's ``z`` by the weight that reads it, and measure the parts.
+    """Split `subspace` at an MLP's neurons (``mlp_post``) or a head's ``z`` by the weight that reads it, and measure
+    the parts.
 
-    Cost: 2 forwards and one patched run for each of the 5 + `n_random` parts. Raises `InputError` for another kind of site
-    (the stream itself is read by many weights), a subspace of another size, or fewer than one random control.
+    Cost: 2 forwards and one patched run for each of the 5 + `n_random` parts. Raises `InputError` for another kind of
+    site (the stream itself is read by many weights), a subspace of another size, or fewer than one random control.
     """
     anatomy = check_task(model, task)
     if site.kind not in ("mlp_post", "z"):
         raise InputError(
-            f"the check needs a single downstream weight: Site('mlp_post', layer) or Site('z', layer, head); got {site}. "
+            "the check needs a single downstream weight: Site('mlp_post', layer) or Site('z', layer, head); got "
+            f"{site}. "
             "The residual stream is read by every later weight."
         )
     check_subspace(model, anatomy, site, subspace)
@@ -175,7 +187,9 @@ def check_illusion(
 
 
 def downstream_weight(model: TransformerBridge, site: Site) -> Float[Tensor, "d d_model"]:
-    """The weight through which alone the vectors at `site` act; with a LayerNorm behind it, its mean is removed first."""
+    """The weight through which alone the vectors at `site` act; with a LayerNorm behind it, its mean is
+    removed first.
+    """
     block: Any = model.blocks[int(site.layer or 0)]
     weight = block.mlp.W_out if site.kind == "mlp_post" else block.attn.W_O[site.head]
     norm = block_norm(model, int(site.layer or 0), "ln2_post" if site.kind == "mlp_post" else "ln1_post")

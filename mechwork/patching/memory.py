@@ -41,7 +41,9 @@ class Sizes:
         return self.n_pos * width
 
     def run(self, columns: int, logits: int) -> int:
-        """Bytes of one row on `columns` columns at its peak: attention or MLP of one block, or `logits` columns of logits."""
+        """Bytes of one row on `columns` columns at its peak: attention or MLP of one block, or `logits` columns of
+        logits.
+        """
         a, keys = self.anatomy, self.n_pos
         heads, kv = a.n_heads * a.d_head, 2 * a.n_kv_heads * a.d_head
         attention = columns * (3 * heads + kv) + keys * (kv + 2 * heads) + 5 * a.n_heads * columns * keys
@@ -61,7 +63,9 @@ class Sizes:
 
 
 def d_mlp_of(model: TransformerBridge) -> int:
-    """The width of the MLPs' hidden layer, from the weights where they can be seen (configurations of OPT do not say)."""
+    """The width of the MLPs' hidden layer, from the weights where they can be seen (configurations of OPT do
+    not say).
+    """
     cfg: Any = model.cfg
     out: Any = getattr(getattr(model.blocks[0], "mlp", None), "out", None)
     weight = getattr(getattr(out, "original_component", None), "weight", None)

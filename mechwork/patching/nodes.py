@@ -1,4 +1,6 @@
-"""Names of writers and readers, as in edges of circuits: ``input``, ``a5.h1``, ``m3``; ``a7.h9<q>``, ``m8``, ``logits``."""
+"""Names of writers and readers, as in edges of circuits: ``input``, ``a5.h1``, ``m3``; ``a7.h9<q>``, ``m8``,
+``logits``.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +65,8 @@ def parse_reader(anatomy: ModelAnatomy, name: str) -> Reader:
             return Reader(place.side, place.layer, place.head)
     kv = anatomy.n_kv_heads - 1
     raise InputError(
-        f"readers of this model are 'a0.h0<q>' to 'a{anatomy.n_layers - 1}.h{anatomy.n_heads - 1}<q>', '<k>' and '<v>' of "
+        f"readers of this model are 'a0.h0<q>' to 'a{anatomy.n_layers - 1}.h{anatomy.n_heads - 1}<q>', '<k>' and "
+        "'<v>' of "
         f"key/value heads 0 to {kv}, 'm0' to 'm{anatomy.n_layers - 1}' and 'logits'; got {name!r}"
     )
 

@@ -31,7 +31,8 @@ def pairs_per_pass(
     *,
     through_softmax: bool = False,
 ) -> int:
-    """Pairs of a micro-batch within `budget` (None: 1 GiB, or one pair). `through_softmax`: scores and patterns are kept.
+    """Pairs of a micro-batch within `budget` (None: 1 GiB, or one pair). `through_softmax`: scores and patterns are
+    kept.
 
     Raises `InputError` for a budget that does not hold one pair.
     """

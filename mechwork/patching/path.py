@@ -5,10 +5,10 @@
        mlp = MLP(norm(mid_host + Delta)),  logits: the final stream itself + Delta
     3. the host runs again with those readers' values set; everything after them reacts
 
-(Wang et al. 2022, appendix B; Goldowsky-Dill et al. 2023). With several readers each is set to the value from step 2, so
-no reader hears of another's change through a longer path. Norms are computed afresh at the changed input. In models with
-a norm after attention a head's write is its share of the normed sum, ``gain * z_h W_O / scale``, each run with its own
-scale, so that the writes of a run add up. Sign as everywhere: positive = the clean value raises the metric.
+(Wang et al. 2022, appendix B; Goldowsky-Dill et al. 2023). With several readers each is set to the value from step 2,
+so no reader hears of another's change through a longer path. Norms are computed afresh at the changed input. In models
+with a norm after attention a head's write is its share of the normed sum, ``gain * z_h W_O / scale``, each run with its
+own scale, so that the writes of a run add up. Sign as everywhere: positive = the clean value raises the metric.
 Cost: 2 forwards, and per pair of writer and reader the blocks from the reader on; readers before a writer cost nothing.
 """
 
@@ -72,10 +72,11 @@ def patch_paths(
 ) -> Effects:
     """The effect of every writer (or group) through every reader (or group) alone, at all positions.
 
-    Nodes are named as in circuits: writers ``"input"``, ``"a5.h1"``, ``"m3"``; readers ``"a7.h9<q>"`` (``<k>`` and ``<v>`` count
-    key/value heads), ``"m8"``, ``"logits"``. A group is a list of names patched together.
+    Nodes are named as in circuits: writers ``"input"``, ``"a5.h1"``, ``"m3"``; readers ``"a7.h9<q>"`` (``<k>`` and
+    ``<v>`` count key/value heads), ``"m8"``, ``"logits"``. A group is a list of names patched together.
 
-    Returns effects of kind ``"path"`` with the axes writer and reader, per pair and averaged; 0 where no direct path exists.
+    Returns effects of kind ``"path"`` with the axes writer and reader, per pair and averaged; 0 where no direct path
+    exists.
 
     Raises `InputError` for unknown nodes, pairs of different length, or a budget too small for one path, before any
     forward; `UnsupportedModelError` for a model whose blocks cannot be run one by one.

@@ -33,7 +33,8 @@ def check_open(model: TransformerBridge, what: str = "the query/key fix") -> Non
     anatomy = read_anatomy(model)
     if not anatomy.open_attention:
         raise UnsupportedModelError(
-            f"{what} needs gradients at attention patterns, which {anatomy.architecture} computes inside the wrapped module, out of reach. "
+            f"{what} needs gradients at attention patterns, which {anatomy.architecture} computes inside the wrapped "
+            "module, out of reach. "
             "Use another kind of score there, e.g. rules='relp' at sites, or edges without positions."
         )
 
@@ -46,7 +47,9 @@ def patched_scores(
     value: Float[Tensor, "batch pos own_head d_head"],
     resid_pre: Float[Tensor, "batch pos d_model"],
 ) -> Float[Tensor, "batch head query_pos key_pos"]:
-    """Attention scores of a layer with all its queries (or keys) replaced by `value`. Cost: 1 forward from the layer on."""
+    """Attention scores of a layer with all its queries (or keys) replaced by `value`. Cost: 1 forward from the layer
+    on.
+    """
     with restart_at(model, layer, resid_pre), intervene(model, [Write(Site(kind, layer), Value(value))]):
         recorded = record_run(model, pairs, ["attn_scores"], n_tail=1).layers["attn_scores"]
     return recorded[0]  # the blocks below did not run

@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Readout:
-    """Metrics of runs of `pairs` (host as clean side), from their final stream. `sparing`: compute only what the metrics read."""
+    """Metrics of runs of `pairs` (host as clean side), from their final stream. `sparing`: compute only what the
+    metrics read.
+    """
 
     model: TransformerBridge
     anatomy: ModelAnatomy

@@ -60,7 +60,8 @@ class Effect(Result):
         sizes = {axis: len(self.labels.get(axis, ())) for axis in self.axes}
         if self.per_example.shape[1:] != tuple(sizes.values()):
             raise InputError(
-                f"effects at {self.kind} have the axes {sizes} by their labels; got values {tuple(self.per_example.shape[1:])}"
+                f"effects at {self.kind} have the axes {sizes} by their labels; got values "
+                f"{tuple(self.per_example.shape[1:])}"
             )
 
     @property
@@ -73,7 +74,8 @@ class Effect(Result):
         """Mean metric of the patched runs themselves; only measured effects have it."""
         if self.estimated:
             raise InputError(
-                "estimated effects come without patched runs, so there is no patched metric. Use mechwork.patch for measured ones."
+                "estimated effects come without patched runs, so there is no patched metric. Use mechwork.patch for "
+                "measured ones."
             )
         return self.baseline.corrupt + self.values if self.direction == "denoise" else self.baseline.clean - self.values
 
@@ -90,7 +92,9 @@ class Effect(Result):
         return self.per_example.std(dim=0) / len(self.per_example) ** 0.5
 
     def interval(self, level: float = 0.95, *, n: int = 2000, seed: int = 0) -> Float[Tensor, "2 ..."]:
-        """Bootstrap interval of `values` over pairs: lower and upper end, per place. Raises `InputError` for one pair."""
+        """Bootstrap interval of `values` over pairs: lower and upper end, per place. Raises `InputError` for
+        one pair.
+        """
         return bootstrap_interval(self.per_example, level, n, seed)
 
     def p_values(self, *, n: int = 2000, seed: int = 0) -> Float[Tensor, "..."]:
@@ -131,7 +135,10 @@ class Agreement:
     n_places: int
 
     def __str__(self) -> str:
-        return f"{self.kind:<10} Pearson {self.pearson:+.3f}   Spearman {self.spearman:+.3f}   relative error {self.relative_error:.3f}   ({self.n_places} places)"
+        return (
+            f"{self.kind:<10} Pearson {self.pearson:+.3f}   Spearman {self.spearman:+.3f}   relative error "
+            f"{self.relative_error:.3f}   ({self.n_places} places)"
+        )
 
 
 class AgreementTable(dict[str, Agreement]):
@@ -193,7 +200,9 @@ class Effects(Result, Mapping[str, Effect], version=3):
         return next(iter(self.by_kind.values())).provenance
 
     def agreement(self, other: Effects) -> AgreementTable:
-        """Pearson, Spearman and relative L2 error of these effects against `other` (the truth), per common site kind."""
+        """Pearson, Spearman and relative L2 error of these effects against `other` (the truth), per common
+        site kind.
+        """
         common = [kind for kind in self if kind in other]
         if not common:
             raise InputError(f"no common site kinds: {', '.join(self)} and {', '.join(other)}")
@@ -251,7 +260,8 @@ def compare_effects(estimate: Effect, truth: Effect) -> Agreement:
     """Agreement of two effects with the same axes; raises `InputError` when they do not describe the same places."""
     if estimate.axes != truth.axes or estimate.values.shape != truth.values.shape:
         raise InputError(
-            f"only effects with the same axes can be compared; got {estimate.axes} {tuple(estimate.values.shape)} and {truth.axes} {tuple(truth.values.shape)}"
+            f"only effects with the same axes can be compared; got {estimate.axes} {tuple(estimate.values.shape)} and "
+            f"{truth.axes} {tuple(truth.values.shape)}"
         )
     if estimate.direction != truth.direction:
         raise InputError(

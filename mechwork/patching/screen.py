@@ -1,10 +1,11 @@
 """Screen, then verify: score every cell by an estimate, measure the promising ones and a random control exactly.
 
 1. All cells are scored by attribution (2 forwards and a backward).
-2. The share `verify_top` with the largest absolute estimates is measured; so is a random share `verify_random` of the rest.
-3. The control says what the screen may have missed: if k of n random unmeasured cells exceed a threshold, then with 95 %
-   confidence at most the share q of all unmeasured cells does, where q solves P(Binomial(n, q) <= k) = 0.05
-   (Clopper & Pearson 1934; the sample is without replacement, for which this bound is on the safe side).
+2. The share `verify_top` with the largest absolute estimates is measured; so is a random share `verify_random` of the
+   rest.
+3. The control says what the screen may have missed: if k of n random unmeasured cells exceed a threshold, then with 95
+   % confidence at most the share q of all unmeasured cells does, where q solves P(Binomial(n, q) <= k) = 0.05 (Clopper
+   & Pearson 1934; the sample is without replacement, for which this bound is on the safe side).
 
 Every number reported as measured is exact; nothing unmeasured is ever presented as an effect.
 """
@@ -37,7 +38,8 @@ CONFIDENCE = 0.95
 class Missed:
     """What the control says about the unmeasured cells: `n_above` of `n_control` exceed `threshold` in absolute effect.
 
-    `at_most`: the share of unmeasured cells that exceed it, with 95 % confidence; `n_unmeasured` cells were not measured.
+    `at_most`: the share of unmeasured cells that exceed it, with 95 % confidence; `n_unmeasured` cells were not
+    measured.
     """
 
     threshold: float
@@ -48,8 +50,10 @@ class Missed:
 
     def __str__(self) -> str:
         return (
-            f"{self.n_above} of {self.n_control} random control cells exceed {self.threshold:.4g}; with 95 % confidence at most "
-            f"{self.at_most:.1%} of the {self.n_unmeasured} unmeasured cells do (about {self.at_most * self.n_unmeasured:.0f})"
+            f"{self.n_above} of {self.n_control} random control cells exceed {self.threshold:.4g}; with 95 % "
+            "confidence at most "
+            f"{self.at_most:.1%} of the {self.n_unmeasured} unmeasured cells do (about "
+            f"{self.at_most * self.n_unmeasured:.0f})"
         )
 
 
@@ -80,7 +84,8 @@ class ScreenedEffects(Result):
         return self.measured.provenance
 
     def agreement(self, of: str = "verified") -> Agreement:
-        """How the estimate agrees with the exact effects, over all kinds: of the ``"verified"`` top, or of the ``"control"``.
+        """How the estimate agrees with the exact effects, over all kinds: of the ``"verified"`` top, or of the
+        ``"control"``.
 
         The control's is the fair one: the top was chosen by the estimate itself.
         """
@@ -90,7 +95,9 @@ class ScreenedEffects(Result):
         return agreement_of(of, self._pick(self.estimate, masks[of]), self._pick(self.measured, masks[of]))
 
     def missed(self, threshold: float | None = None) -> Missed:
-        """The bound on what the screen missed. `threshold` defaults to the median absolute effect of the verified top."""
+        """The bound on what the screen missed. `threshold` defaults to the median absolute effect of the
+        verified top.
+        """
         if threshold is None:
             threshold = float(self._pick(self.measured, self.top).abs().median())
         effects = self._pick(self.measured, self.control).abs()
@@ -107,7 +114,9 @@ class ScreenedEffects(Result):
         return sorted(found, key=lambda row: -abs(row[1]))[:n]
 
     def _table(self) -> Table:
-        """One row per cell: its estimate, its exact effect (NaN where unmeasured) and its role (top, control, estimated only)."""
+        """One row per cell: its estimate, its exact effect (NaN where unmeasured) and its role (top, control, estimated
+        only).
+        """
         frame = self.estimate.to_dataframe().rename(columns={"effect": "estimate"}).drop(columns="standard_error")
         exact = self.measured.to_dataframe()
         frame["effect"], frame["standard_error"] = exact["effect"], exact["standard_error"]
@@ -173,7 +182,9 @@ def check_shares(verify_top: float, verify_random: float) -> None:
 
 
 def upper_share(k: int, n: int, alpha: float) -> float:
-    """The largest q with P(Binomial(n, q) <= k) >= alpha: an upper confidence bound on a share of which k of n were seen."""
+    """The largest q with P(Binomial(n, q) <= k) >= alpha: an upper confidence bound on a share of which k of n were
+    seen.
+    """
     if k >= n:
         return 1.0
     low, high = 0.0, 1.0

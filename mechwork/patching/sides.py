@@ -29,7 +29,9 @@ Share = Callable[[Tensor, Tensor], Tensor]
 """``(donor, host) -> what is put in``: the donor itself, or its part along some directions."""
 
 Given = Callable[[str, int, Tensor], Tensor]
-"""``(kind, layer, the host's activation) -> what is put in``, in place of a donor's activation: how ablations are swept."""
+"""``(kind, layer, the host's activation) -> what is put in``, in place of a donor's activation: how ablations are
+swept.
+"""
 
 SQUARE = SQUARE_KINDS
 """Kinds with a query and a key axis; a cell's positions are the queries'."""
@@ -37,7 +39,9 @@ SQUARE = SQUARE_KINDS
 
 @dataclass(frozen=True, eq=False)
 class Sides:
-    """Host and donor of one block of pairs. `pairs` has the host as its clean side; `share` says what of the donor is put in, `given` what is put in instead of it."""
+    """Host and donor of one block of pairs. `pairs` has the host as its clean side; `share` says what of the donor is
+    put in, `given` what is put in instead of it.
+    """
 
     model: TransformerBridge
     anatomy: ModelAnatomy
@@ -88,8 +92,8 @@ def record_sides(
 ) -> Sides:
     """Both runs of the task's pairs; with `stepping`, the host's as a frame. Cost: 2 forwards.
 
-    `n_tail`: how many last columns the metrics read (None: all). Raises `UnsupportedModelError` with `stepping` when the
-    model cannot be stepped through.
+    `n_tail`: how many last columns the metrics read (None: all). Raises `UnsupportedModelError` with `stepping` when
+    the model cannot be stepped through.
     """
     pairs = (task.pairs.corrupt_as_host() if direction == "denoise" else task.pairs).to(device_of(model))
     needed = list(dict.fromkeys(["resid_pre", *(RECORDED_AS.get(kind, kind) for kind in kinds)]))
@@ -115,7 +119,8 @@ def check_square(kinds: Sequence[str], pairs: PromptPairs) -> None:
     square = [kind for kind in kinds if kind in SQUARE]
     if square and not pairs.aligned:
         raise InputError(
-            f"{square[0]!r} has a query and a key position, which correspond only in prompts of equal length; pairs of this task differ. "
+            f"{square[0]!r} has a query and a key position, which correspond only in prompts of equal length; pairs "
+            "of this task differ. "
             "Reword them to equal length, or patch 'z', 'q', 'k' or 'v' by span."
         )
 

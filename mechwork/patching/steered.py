@@ -1,9 +1,11 @@
-"""The illusion check for a steering direction: does what it does when added, or patched, ride on a part that nothing reads?
+"""The illusion check for a steering direction: does what it does when added, or patched, ride on a part that nothing
+reads?
 
-At an MLP's neurons or a head's z, one weight reads the vectors. A direction v there splits into v = v_row + v_null, v_null W = 0
-(see `illusion`). Adding v_null changes nothing, always. So
+At an MLP's neurons or a head's z, one weight reads the vectors. A direction v there splits into v = v_row + v_null,
+v_null W = 0 (see `illusion`). Adding v_null changes nothing, always. So
 
-    patched along v     the size comes from the inputs: an effect that v_row alone does not have is an illusion (`check`)
+    patched along v     the size comes from the inputs: an effect that v_row alone does not have is an illusion
+    (`check`)
     v added             the size is chosen: what v does, v_row does; the null share says how much of v's length is idle
 
 Success: (m(steered corrupt) - m(corrupt)) / (m(clean) - m(corrupt)), m = mean metric.
@@ -33,9 +35,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class SteeringIllusion:
-    """`check`: the direction patched as a subspace; `added`: success of adding the whole vector, its row part, its null part, and random
-    vectors as long.
-    """  # fmt: skip
+    """`check`: the direction patched as a subspace; `added`: success of adding the whole vector, its row part, its null
+    part, and random vectors as long.
+    """
 
     check: IllusionCheck
     added: dict[str, float]
@@ -47,12 +49,19 @@ class SteeringIllusion:
         whole, row, null = (self.added[part] for part in ("whole", "row part", "null part"))
         chance = max(abs(value) for name, value in self.added.items() if name.startswith("random"))
         lead = (
-            f"Added at strength {self.strength:g}: success {whole:.3f}; its row part alone {row:.3f}, its null part {null:.3f}, "
+            f"Added at strength {self.strength:g}: success {whole:.3f}; its row part alone {row:.3f}, its null part "
+            f"{null:.3f}, "
             f"a random vector as long up to {chance:.3f}."
         )
         if abs(whole) <= chance:
-            return f"{lead} No more than a random vector does: no evidence that the direction steers.\n{self.check.verdict}"
-        return f"{lead} The {self.check.null_share:.0%} of its squared length that nothing reads are idle in steering.\n{self.check.verdict}"
+            return (
+                f"{lead} No more than a random vector does: no evidence that the direction "
+                f"steers.\n{self.check.verdict}"
+            )
+        return (
+            f"{lead} The {self.check.null_share:.0%} of its squared length that nothing reads are idle in "
+            f"steering.\n{self.check.verdict}"
+        )
 
     def __str__(self) -> str:
         return self.verdict
@@ -71,8 +80,9 @@ def check_steering(
 ) -> SteeringIllusion:
     """Patch and add a direction and its parts at its site, an MLP's neurons (``mlp_post``) or a head's ``z``.
 
-    Cost: that of `check_illusion`, and 5 + `n_random` forwards. Raises `InputError` for a direction elsewhere (the stream is read by many
-    weights, so that no part of it is idle for sure), of another model or width, or fewer than one random control.
+    Cost: that of `check_illusion`, and 5 + `n_random` forwards. Raises `InputError` for a direction elsewhere (the
+    stream is read by many weights, so that no part of it is idle for sure), of another model or width, or fewer than
+    one random control.
 
     >>> from mechwork import Site
     >>> direction = fit_direction(model, Examples.of_task(task.train), Site("mlp_post", 3))

@@ -1,9 +1,10 @@
 """How well estimates agree with measured effects: every task, every kind of site, every estimator, in one table.
 
-The table of the RelP paper (Jafari et al. 2025): Pearson correlation over the places of a kind of site, and beside it what
-correlation does not see: the relative L2 error |estimate - measured| / |measured|; how many places have an effect of more
-than 1 % of the gap between clean and corrupt metric; and the correlation without the place of largest effect, since one
-place can carry a correlation alone. An estimator is a composite of rules and a number of points on the path.
+The table of the RelP paper (Jafari et al. 2025): Pearson correlation over the places of a kind of site, and beside it
+what
+correlation does not see: the relative L2 error |estimate - measured| / |measured|; how many places have an effect of
+more than 1 % of the gap between clean and corrupt metric; and the correlation without the place of largest effect,
+since one place can carry a correlation alone. An estimator is a composite of rules and a number of points on the path.
 """
 
 from __future__ import annotations
@@ -72,7 +73,9 @@ def find_estimator(text: str | Composite | Estimator) -> Estimator:
 
 @dataclass(frozen=True)
 class StudyRow(Agreement):
-    """An agreement, and how much it rests on: places of large effect, the correlation without the largest, seconds of CPU."""
+    """An agreement, and how much it rests on: places of large effect, the correlation without the largest, seconds of
+    CPU.
+    """
 
     n_large: int = 0
     pearson_rest: float = float("nan")
@@ -147,10 +150,10 @@ def study_agreement(
 ) -> AgreementStudy:
     """Measure every place once, estimate it with every estimator, and compare.
 
-    `rules` are composites, or names of estimators (``"relp"``, ``"ig5"``, ``"relp-ig5"``). `positions` ("spans") is for kinds
-    without heads; heads are patched at all positions. `screen` (rules) measures only the 5 % of places with the largest
-    estimates and a random share `verify_random` of the rest: agreement is then over these. `checkpoint`: a folder that keeps
-    each task's rows, so that an interrupted study goes on.
+    `rules` are composites, or names of estimators (``"relp"``, ``"ig5"``, ``"relp-ig5"``). `positions` ("spans") is for
+    kinds without heads; heads are patched at all positions. `screen` (rules) measures only the 5 % of places with the
+    largest estimates and a random share `verify_random` of the rest: agreement is then over these. `checkpoint`: a
+    folder that keeps each task's rows, so that an interrupted study goes on.
 
     Cost: that of `patch` once per task, and of `attribute` once per task and estimator.
 
@@ -164,11 +167,13 @@ def study_agreement(
     names = [task.name for task in tasks]
     if not tasks or len(set(names)) < len(names) or not estimators:
         raise InputError(
-            f"tasks of different names and at least one composite are needed; got {names} and {len(estimators)} composites"
+            f"tasks of different names and at least one composite are needed; got {names} and {len(estimators)} "
+            "composites"
         )
     settings = {
         "direction": direction, "positions": positions, "screen": screen, "verify_random": verify_random,
-        "sites": list(sites), "rules": [estimator.to_json() for estimator in estimators], "model": identify_model(model),
+        "sites": list(sites), "rules": [estimator.to_json() for estimator in estimators],
+        "model": identify_model(model),
     }  # fmt: skip
     rows: dict[tuple[str, str, str], StudyRow] = {}
     for done, task in enumerate(tasks):
@@ -247,7 +252,9 @@ def judge(estimate: Effect, exact: Effect, seconds: float = float("nan")) -> Stu
 
 @dataclass(frozen=True)
 class KeptRows:
-    """Rows of a study in a folder: ``NAME.json`` with the sha256 of what they were computed from. No folder keeps nothing."""
+    """Rows of a study in a folder: ``NAME.json`` with the sha256 of what they were computed from. No folder keeps
+    nothing.
+    """
 
     folder: str | Path | None
     name: str

@@ -65,7 +65,8 @@ class Subspace(Readable):
             raise InputError("a direction must be finite and of positive length; got zeros, NaN or infinity")
         if columns.shape[1] > len(columns):
             raise InputError(
-                f"at most {len(columns)} directions are independent in {len(columns)} dimensions; got {columns.shape[1]}"
+                f"at most {len(columns)} directions are independent in {len(columns)} dimensions; got "
+                f"{columns.shape[1]}"
             )
         unit = (columns / norms).double()
         if float(torch.linalg.svdvals(unit).min()) < 1e-6:
@@ -104,7 +105,9 @@ class Across:
 
 @dataclass(frozen=True, eq=False)
 class AsFar:
-    """The host moved inside `elsewhere` as far as the exchange along `subspace` would move it: a norm-matched control."""
+    """The host moved inside `elsewhere` as far as the exchange along `subspace` would move it: a norm-matched
+    control.
+    """
 
     subspace: Subspace
     elsewhere: Subspace

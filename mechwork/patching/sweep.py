@@ -1,8 +1,8 @@
 """The plan of a sweep: which cells, in which direction, with which tricks, in which chunks. Pure data, no model.
 
 A *cell* is one patched run: a kind of site, a layer, a place (one position, one span or all positions), and a head or a
-set of neurons where the kind has them. A *grid* is the cells of one kind, in the order of its result's axes. A `Sweep` can
-be compared, hashed and written as JSON, which is how a checkpoint knows whether it belongs to it.
+set of neurons where the kind has them. A *grid* is the cells of one kind, in the order of its result's axes. A `Sweep`
+can be compared, hashed and written as JSON, which is how a checkpoint knows whether it belongs to it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from ..errors import InputError
 from ..provenance import hash_json
 
 CHUNK_BYTES = {"cpu": 128 * 2**20, "cuda": 2 * 2**30}
-"""What the patched runs of one chunk take at most. On a CPU larger chunks are slower: tensors beyond 32 MB are fetched from
-the system anew each time (measured: 25 % from 16 to 28 cells of 8 x 15 tokens at d_mlp 3072)."""
+"""What the patched runs of one chunk take at most. On a CPU larger chunks are slower: tensors beyond 32 MB are fetched
+from the system anew each time (measured: 25 % from 16 to 28 cells of 8 x 15 tokens at d_mlp 3072).
+"""
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,10 @@ class Tricks:
     """What an exact sweep saves. Every trick leaves the effects what they are, up to rounding.
 
     `suffix`: run only the columns from the first changed position on, over the host's cached keys and values, and all
-    cells of a chunk together layer by layer. `readout`: compute only the logits that the metrics read: the last token's, and
-    of those only the answers'. `unchanged`: do not run cells that provably change nothing (equal values; a last layer's
-    write that nobody reads). Without `suffix` and `readout` the numbers are TransformerLens' own, bit for bit; with them they differ by rounding.
+    cells of a chunk together layer by layer. `readout`: compute only the logits that the metrics read: the last
+    token's, and of those only the answers'. `unchanged`: do not run cells that provably change nothing (equal values; a
+    last layer's write that nobody reads). Without `suffix` and `readout` the numbers are TransformerLens' own, bit for
+    bit; with them they differ by rounding.
     """
 
     suffix: bool = True

@@ -1,7 +1,8 @@
 """A sweep as units: one per chunk of cells and block of pairs, run on whatever records the block.
 
-The driver records every block to know its chunks (cells whose values are equal in both runs need not run); a worker records the
-block of the unit that it is at, and keeps the last one. Boundaries come from the plan and the recorded values alone.
+The driver records every block to know its chunks (cells whose values are equal in both runs need not run); a worker
+records the block of the unit that it is at, and keeps the last one. Boundaries come from the plan and the recorded
+values alone.
 """
 
 from __future__ import annotations

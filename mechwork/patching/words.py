@@ -1,7 +1,8 @@
 """Places in words narrow what is patched: ``sites=["a3.h1", "resid_pre.5@END"]`` beside ``sites=["z"]``.
 
-The result keeps the kind's axes; each axis has the entries that some word names, in the kind's own order. A cell of that
-box that no word names is NaN and is not run. Words with ``@`` resolve their kind by position (``@5``) or span (``@END``).
+The result keeps the kind's axes; each axis has the entries that some word names, in the kind's own order. A cell of
+that box that no word names is NaN and is not run. Words with ``@`` resolve their kind by position (``@5``) or span
+(``@END``).
 """
 
 from __future__ import annotations

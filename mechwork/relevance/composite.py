@@ -1,8 +1,8 @@
 """Composites: ordered (selector, rule) lists. For every module and rule family the first match wins.
 
-A selector is a glob on the bridge's module names (``"blocks.[3-5].attn"``, ``"ln_final"``, ``"*"``) or a kind of module:
-``"attn"``, ``"mlp"``, ``"ln1"``, ``"attn.q"``, ... meant in every block. A composite is a value: it is compared, printed,
-recorded as JSON, and extended by putting a user's rules first.
+A selector is a glob on the bridge's module names (``"blocks.[3-5].attn"``, ``"ln_final"``, ``"*"``) or a kind of
+module: ``"attn"``, ``"mlp"``, ``"ln1"``, ``"attn.q"``, ... meant in every block. A composite is a value: it is
+compared, printed, recorded as JSON, and extended by putting a user's rules first.
 
     >>> composite = RELP.prepend(("ln_final", GradientRule("norm")))
     >>> [rule.name for _, rule in composite.entries][0]
@@ -56,8 +56,9 @@ RULES: dict[str, type[Rule]] = {
 class Composite:
     """A named, ordered list of (selector, rule), and the two options of AtP* for estimates by gradient.
 
-    `grad_drop`: magnitudes are averaged over backward passes each of which skips one layer; `query_key_fix`: patched queries
-    and keys go through the softmax exactly. Both are steps of an estimator (`mechwork.attribute`), not rules of a module.
+    `grad_drop`: magnitudes are averaged over backward passes each of which skips one layer; `query_key_fix`: patched
+    queries and keys go through the softmax exactly. Both are steps of an estimator (`mechwork.attribute`), not rules of
+    a module.
     """
 
     name: str
@@ -78,7 +79,8 @@ class Composite:
             key = (entry[0], family_of(entry[1]))
             if key in seen:
                 raise InputError(
-                    f"composite {self.name!r} has two {key[1]} rules for {key[0]!r}, of which the second, {entry[1]}, can never act. "
+                    f"composite {self.name!r} has two {key[1]} rules for {key[0]!r}, of which the second, {entry[1]}, "
+                    "can never act. "
                     "Leave one out, or put a rule before a whole composite with prepend()."
                 )
             seen.add(key)
@@ -110,7 +112,8 @@ class Composite:
             if not matches and selector != "*":
                 names = [name for name, of in targets if of == family]
                 raise InputError(
-                    f"{rule.name} is bound to {selector!r}, which matches none of this model's {family} modules: {', '.join(names) or 'it has none'}"
+                    f"{rule.name} is bound to {selector!r}, which matches none of this model's {family} modules: "
+                    f"{', '.join(names) or 'it has none'}"
                 )
             if not matches:
                 unmatched.append((selector, rule))
@@ -126,9 +129,11 @@ class Composite:
 
     @contextmanager
     def context(self, model: TransformerBridge, *, strict: bool = False) -> Iterator[Binding]:
-        """Inside, backward passes through forwards run in this thread follow the rules; forwards are unchanged to the bit.
+        """Inside, backward passes through forwards run in this thread follow the rules; forwards are unchanged to the
+        bit.
 
-        Frozen models work: when nothing before it asks for gradients, the embedding does. Restores the model on exit, also
+        Frozen models work: when nothing before it asks for gradients, the embedding does. Restores the model on exit,
+            also
         after an exception. Survives `model.reset_hooks()`. Nested contexts on one model: the innermost alone is active.
         """
         binding = self.bind(model, strict=strict)
@@ -186,7 +191,9 @@ class Binding:
         return self.rules.get((module, family))
 
     def report(self) -> str:
-        """A table module -> rule; modules without a rule keep their gradient, and entries that found nothing are named."""
+        """A table module -> rule; modules without a rule keep their gradient, and entries that found nothing
+        are named.
+        """
         width = max(len(name) for name, _ in self.targets)
         rows = [
             f"{name:<{width}}  {family:<11} {self.rules.get((name, family), 'gradient (no rule)')}"

@@ -101,7 +101,8 @@ def check_conservation(
     *,
     n_tail: int | None = None,
 ) -> Conservation:
-    """The account of relevance for `metric(logits)`, summed if it has one value per prompt. Cost: 1 forward + 1 backward.
+    """The account of relevance for `metric(logits)`, summed if it has one value per prompt. Cost: 1 forward + 1
+    backward.
 
     `n_tail`: the metric gets the last columns' logits only, and no others are computed (default: all).
 

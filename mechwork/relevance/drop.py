@@ -1,7 +1,7 @@
 """GradDrop (Kramár et al. 2024, section 3.2): backward passes that skip what one layer adds to the stream.
 
-Direct and indirect effects of a place can cancel in a gradient. Leaving out one layer at a time makes such a cancellation
-show in most of the passes, so magnitudes are averaged over them.
+Direct and indirect effects of a place can cancel in a gradient. Leaving out one layer at a time makes such a
+cancellation show in most of the passes, so magnitudes are averaged over them.
 """
 
 from __future__ import annotations

@@ -67,10 +67,11 @@ def _fit_norm(bench: Bench, name: str, module: Any) -> None:
 
 
 def _fit_attention(bench: Bench, layer: int) -> None:
-    """Attention is two products with a softmax between them, scores = q k^T and z = pattern v; a rule says what each sends back.
+    """Attention is two products with a softmax between them, scores = q k^T and z = pattern v; a rule says what each
+    sends back.
 
-    Fitted at the outputs of the products, so that the coefficients at q, k and v have it. Where the wrapped module keeps
-    the first one to itself, what it sends to q and k is scaled instead.
+    Fitted at the outputs of the products, so that the coefficients at q, k and v have it. Where the wrapped module
+    keeps the first one to itself, what it sends to q and k is scaled instead.
     """
     name = block_module(layer, "attn")
     rule, witness = bench.rule(name, "attention"), bench.witness(name, "attention")
@@ -107,7 +108,9 @@ def _fit_softmax(bench: Bench, layer: int) -> None:
 
 
 class _RuledSoftmax(TorchFunctionMode):
-    """While entered (in one thread), every softmax is given a rule: for attention that runs inside the wrapped module."""
+    """While entered (in one thread), every softmax is given a rule: for attention that runs inside the wrapped
+    module.
+    """
 
     def __init__(self, ruled: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
@@ -194,7 +197,9 @@ def _fit_softcap(bench: Bench) -> None:
 
 
 def _fit_linear(bench: Bench) -> None:
-    """Linear modules, on the wrapped modules themselves: their inputs come after every hook point, their outputs before."""
+    """Linear modules, on the wrapped modules themselves: their inputs come after every hook point, their outputs
+    before.
+    """
     for layer, block in enumerate(bench.model.blocks):
         for part in ATTENTION_LINEAR:
             _fit_linear_module(bench, block_module(layer, "attn", part), getattr(block.attn, part, None))

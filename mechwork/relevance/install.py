@@ -1,10 +1,11 @@
 """Put rules on a model and take them off: hooks that keep every value and replace its derivative.
 
-Hooks are permanent in TransformerLens' sense, so that `model.reset_hooks()` inside a context does not silently turn rules
-off; they are removed by their own handles. They act only while that context is the innermost one on the model, which no
-other thread can use meanwhile (see `models.borrow`).
+Hooks are permanent in TransformerLens' sense, so that `model.reset_hooks()` inside a context does not silently turn
+rules off; they are removed by their own handles. They act only while that context is the innermost one on the model,
+which no other thread can use meanwhile (see `models.borrow`).
 
-At one hook point what a rule makes comes first, then everybody else's hooks (recordings, interventions), and what a rule
+At one hook point what a rule makes comes first, then everybody else's hooks (recordings, interventions), and what a
+rule
 reads last: so recorded tensors have the coefficients of the rules, and rules follow interventions.
 """
 
@@ -105,7 +106,8 @@ class Bench:
     def around(self, module: nn.Module, context: Callable[[], AbstractContextManager[Any]]) -> None:
         """A context that is entered whenever the module runs.
 
-        A replaced forward, not a pair of hooks: torch runs the second of them after an exception, not after an interrupt.
+        A replaced forward, not a pair of hooks: torch runs the second of them after an exception, not after an
+            interrupt.
         """
         plain = module.forward
 

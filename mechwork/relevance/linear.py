@@ -3,11 +3,12 @@
 In LRP a rule divides the relevance R = y * coefficient of an output among the inputs by their shares; here each is a
 surrogate s with s = y whose gradient gives those shares, bias included as one more input (whose share stays with it).
 
-| rule | share of input i in output k | source |
-|---|---|---|
-| `EpsilonRule` | x_i w_ik / (y_k + eps sign(y_k)) | Bach et al. 2015, eq. 58 |
-| `GammaRule` | the same with weights favoured by gamma where they help the sign of y_k | Montavon et al. 2019; for inputs of both signs Andéol et al. 2021 |
-| `AlphaBetaRule` | alpha of the positive shares minus beta of the negative ones | Bach et al. 2015, eq. 60 |
+rule | share of input i in output k | source:
+
+- `EpsilonRule` | x_i w_ik / (y_k + eps sign(y_k)) | Bach et al. 2015, eq. 58
+- `GammaRule` | the same with weights favoured by gamma where they help the sign of y_k | Montavon et al. 2019; for
+  inputs of both signs Andéol et al. 2021
+- `AlphaBetaRule` | alpha of the positive shares minus beta of the negative ones | Bach et al. 2015, eq. 60
 
 The w²- and flat rules are left out: their shares ignore x, so a coefficient (share / x) has no limit at x = 0.
 """
@@ -62,7 +63,9 @@ class LinearRule(Rule):
     def surrogate(
         self, linear: Linear, x: Float[Tensor, "*batch d_in"], y: Float[Tensor, "*batch d_out"]
     ) -> Float[Tensor, "*batch d_out"]:
-        """A tensor with the value of `y`, the module's own output (still in the graph), and the derivative of the rule."""
+        """A tensor with the value of `y`, the module's own output (still in the graph), and the derivative of
+        the rule.
+        """
         raise TypeError(f"{self.name} has no surrogate")
 
 
@@ -107,7 +110,9 @@ class GammaRule(LinearRule):
 
 @dataclass(frozen=True)
 class AlphaBetaRule(LinearRule):
-    """Positive and negative contributions are normalised apart: alpha of the first minus beta = alpha - 1 of the second."""
+    """Positive and negative contributions are normalised apart: alpha of the first minus beta = alpha - 1 of the
+    second.
+    """
 
     alpha: float = 2.0
 

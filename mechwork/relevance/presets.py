@@ -15,23 +15,29 @@ GRADIENT = Composite("gradient")
 RELP = Composite(
     "relp", (("*", LNRule()), ("*", IdentityRule()), ("*", HalfRule()), ("*", RouterRule()), ("*", SoftcapRule()))
 )
-"""Relevance patching as in the paper: LN-rule, Identity-rule, Half-rule (and constants for routers and the final soft cap)."""
+"""Relevance patching as in the paper: LN-rule, Identity-rule, Half-rule (and constants for routers and the final soft
+cap).
+"""
 
 RELP_AH = Composite("relp_ah", (*RELP.entries, ("*", AHRule())))
 """`RELP` with attention patterns held constant too: relevance is conserved layer by layer."""
 
 CP_LRP = Composite("cp_lrp", (("*", LNRule()), ("*", AHRule())))
-"""Conservative propagation (Ali et al. 2022): constant norm scales and attention patterns, plain gradients elsewhere."""
+"""Conservative propagation (Ali et al. 2022): constant norm scales and attention patterns, plain gradients elsewhere.
+"""
 
 ATTNLRP = Composite("attnlrp", (*RELP.entries, ("*", BilinearRule())))
-"""AttnLRP (Achtibat et al. 2024): `RELP` with the uniform rule on both products of attention and the softmax's gradient."""
+"""AttnLRP (Achtibat et al. 2024): `RELP` with the uniform rule on both products of attention and the softmax's
+gradient.
+"""
 
 GIM = Composite(
     "gim",
     (("*", LNRule()), ("*", TemperatureRule(2.0)), ("*", BilinearRule()), ("*", HalfRule())),
 )
-"""Gradient Interaction Modifications (Edin et al. 2025), with its authors' settings: softmax gradients at temperature 2, products
-share their gradient (q/4, k/4, v/2, gates/2), frozen norms."""
+"""Gradient Interaction Modifications (Edin et al. 2025), with its authors' settings: softmax gradients at temperature
+2, products share their gradient (q/4, k/4, v/2, gates/2), frozen norms.
+"""
 
 ATP_STAR = Composite("atp_star", grad_drop=True, query_key_fix=True)
 """AtP* (Kramár et al. 2024): plain gradients, GradDrop, and queries and keys put through the softmax exactly."""

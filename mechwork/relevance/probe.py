@@ -24,7 +24,9 @@ N_TOKENS = 8
 
 
 def find_silent(model: TransformerBridge, binding: Binding) -> tuple[Target, ...]:
-    """The bound (module, family) pairs whose rule no backward pass goes through. Cost: 1 forward + 1 backward of 8 tokens."""
+    """The bound (module, family) pairs whose rule no backward pass goes through. Cost: 1 forward + 1 backward of 8
+    tokens.
+    """
     tokens = torch.arange(N_TOKENS, device=device_of(model)).unsqueeze(0) % int(model.cfg.d_vocab)
     with torch.enable_grad(), install(model, binding.rules, probing=True) as bench:
         leaves: list[torch.Tensor] = []
@@ -40,6 +42,8 @@ def check_effect(model: TransformerBridge, binding: Binding) -> None:
     if silent:
         names = ", ".join(f"{binding.rules[target]} on {target[0]}" for target in silent)
         raise InputError(
-            f"these rules of {binding.composite.name!r} are bound but no gradient goes through them, so they do nothing: {names}. "
-            "Is the model in a mode (split queries, compatibility mode) that bypasses its modules? Turn it off, or leave the rules out."
+            f"these rules of {binding.composite.name!r} are bound but no gradient goes through them, so they do "
+            f"nothing: {names}. "
+            "Is the model in a mode (split queries, compatibility mode) that bypasses its modules? Turn it off, or "
+            "leave the rules out."
         )

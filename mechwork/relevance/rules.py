@@ -2,21 +2,24 @@
 
 A surrogate is a tensor whose *derivative* is the rule; its value is never used (`straight` keeps the module's own).
 
-| rule | family | surrogate | other names, source |
-|---|---|---|---|
-| `LNRule` | norm | affine norm of x with the scale held constant, centring kept | LN-rule (Ali et al. 2022, eq. 11; RelP); "freeze norm" (GIM) |
-| `IdentityRule` | activation | x * const(act(x) / x) | Identity-rule (RelP; AttnLRP, eq. 9) |
-| `HalfRule` | product | (a * u) / 2: each factor of a gated product gets half | Half-rule (RelP); uniform rule (AttnLRP, eq. 14) |
-| `AHRule` | attention | the pattern is a constant | AH-rule (Ali et al. 2022, eq. 10) |
-| `BilinearRule` | attention | both products, q k^T and pattern v, give each factor half | AttnLRP, eq. 14; GIM's q/4, k/4, v/2 |
-| `TemperatureRule` | softmax | T * softmax(scores / T) | temperature-adjusted softmax gradients (GIM, Edin et al. 2025) |
-| `RouterRule` | router | expert weights are constants | |
-| `SoftcapRule` | softcap | l * const(cap(l) / l) at the final logits | |
-| `PassRule` | norm, activation | x: the module is left out | |
-| `GradientRule` | any | none: the module's own derivative | 0-rule on linear modules |
+rule | family | surrogate | other names, source:
 
-The softmax rule of AttnLRP (eq. 13, a Taylor expansion without its bias term) is the softmax's own gradient once relevance is
-written as activation times coefficient, so it needs no rule. Linear modules have their rules in `linear`.
+- `LNRule` | norm | affine norm of x with the scale held constant, centring kept | LN-rule (Ali et al. 2022, eq. 11;
+  RelP); "freeze norm" (GIM)
+- `IdentityRule` | activation | x * const(act(x) / x) | Identity-rule (RelP; AttnLRP, eq. 9)
+- `HalfRule` | product | (a * u) / 2: each factor of a gated product gets half | Half-rule (RelP); uniform rule
+  (AttnLRP, eq. 14)
+- `AHRule` | attention | the pattern is a constant | AH-rule (Ali et al. 2022, eq. 10)
+- `BilinearRule` | attention | both products, q k^T and pattern v, give each factor half | AttnLRP, eq. 14; GIM's q/4,
+  k/4, v/2
+- `TemperatureRule` | softmax | T * softmax(scores / T) | temperature-adjusted softmax gradients (GIM, Edin et al. 2025)
+- `RouterRule` | router | expert weights are constants
+- `SoftcapRule` | softcap | l * const(cap(l) / l) at the final logits
+- `PassRule` | norm, activation | x: the module is left out
+- `GradientRule` | any | none: the module's own derivative | 0-rule on linear modules
+
+The softmax rule of AttnLRP (eq. 13, a Taylor expansion without its bias term) is the softmax's own gradient once
+relevance is written as activation times coefficient, so it needs no rule. Linear modules have their rules in `linear`.
 """
 
 from __future__ import annotations
@@ -207,8 +210,9 @@ def norm_pull_back(
 ) -> Float[Tensor, "*batch reader d"]:
     """The coefficient at a norm's input from coefficients `v` at its output, for many readers of one input at once.
 
-    With `LNRule` the scale is a constant, with `PassRule` there is no norm; without a rule the derivative of the scale is kept:
-    J^T v = P (w - xhat * mean(xhat * w)) / scale with w = gain * v, xhat = centre(x) / scale, P the centring (or 1).
+    With `LNRule` the scale is a constant, with `PassRule` there is no norm; without a rule the derivative of the scale
+    is kept: J^T v = P (w - xhat * mean(xhat * w)) / scale with w = gain * v, xhat = centre(x) / scale, P the centring
+    (or 1).
     """
     if isinstance(rule, PassRule):
         return v

@@ -1,7 +1,7 @@
 """The two primitives of every rule: both keep a value to the bit and change only what a backward pass does with it.
 
-`Witness` is called whenever a backward pass really goes through the place, which is how a probe finds rules whose output
-the model throws away.
+`Witness` is called whenever a backward pass really goes through the place, which is how a probe finds rules whose
+output the model throws away.
 """
 
 from __future__ import annotations

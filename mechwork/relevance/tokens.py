@@ -2,8 +2,8 @@
 
     relevance of position p  =  sum(stream_p * coefficient_p)  at the stream entering block 0
 
-in units of the metric; positive = the token raises it. Under a conserving composite (`relp_ah`) the tokens and the biases add up
-to the metric; what is missing otherwise stands in `remainder`.
+in units of the metric; positive = the token raises it. Under a conserving composite (`relp_ah`) the tokens and the
+biases add up to the metric; what is missing otherwise stands in `remainder`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ Target = Answer | tuple[Answer, Answer] | Callable[[Any], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class TokenRelevance(Result):
-    """Relevance of every token, in units of the metric. `remainder` = `value` - sum of `values`: biases and what leaked."""
+    """Relevance of every token, in units of the metric. `remainder` = `value` - sum of `values`: biases and what
+    leaked.
+    """
 
     tokens: tuple[str, ...]
     values: Float[Tensor, " pos"]
@@ -72,11 +74,12 @@ def attribute_tokens(
 ) -> TokenRelevance:
     """Relevance of the tokens of `prompt` for the next token.
 
-    `metric` is an answer (``" Mary"`` or a token id: its logit), a contrast (``(" Mary", " John")``: their logit difference), or a
-    function of the logits ``[1, pos, d_vocab]`` that returns one number. Cost: 1 forward + 1 backward.
+    `metric` is an answer (``" Mary"`` or a token id: its logit), a contrast (``(" Mary", " John")``: their logit
+    difference), or a function of the logits ``[1, pos, d_vocab]`` that returns one number. Cost: 1 forward + 1
+    backward.
 
-    Raises `InputError` for an empty prompt, an answer of several tokens, an id outside the vocabulary, or text on a model
-    without tokenizer; `MetricError` for a metric that is not one finite number with a gradient.
+    Raises `InputError` for an empty prompt, an answer of several tokens, an id outside the vocabulary, or text on a
+    model without tokenizer; `MetricError` for a metric that is not one finite number with a gradient.
 
     >>> relevance = attribute_tokens(
     ...     model, "When Mary and John went to the shop, John gave a drink to", (" Mary", " John")
@@ -92,7 +95,8 @@ def attribute_tokens(
         raise InputError("a prompt of at least one token is needed; got an empty one")
     if len(ids) > anatomy.n_ctx or not all(0 <= i < anatomy.d_vocab for i in ids):
         raise InputError(
-            f"prompts have at most {anatomy.n_ctx} tokens with ids below {anatomy.d_vocab}; got {len(ids)} tokens, ids up to {max(ids)}"
+            f"prompts have at most {anatomy.n_ctx} tokens with ids below {anatomy.d_vocab}; got {len(ids)} tokens, "
+            f"ids up to {max(ids)}"
         )
     function, name = _metric_of(model, metric, anatomy.d_vocab)
     n_tail = None if callable(metric) else 1

@@ -1,9 +1,9 @@
 """Drawings of results: heat maps, curves, attention, tables of heads, the interactive circuit graph, and the report.
 
-Owns every page, figure, script and style. Imports result classes of `features`, `circuits`, `lenses`, `patching`, `ablation`, `runs` and
-`tasks`; it never runs a model. plotly and circuitsvis are imported by the functions that need them, so that importing
-mechwork stays light. Importing this package registers the drawings, which gives every result `show()` and its form in
-Jupyter.
+Owns every page, figure, script and style. Imports result classes of `features`, `circuits`, `lenses`, `patching`,
+`ablation`, `runs` and `tasks`; it never runs a model. plotly and circuitsvis are imported by the functions that need
+them, so that importing mechwork stays light. Importing this package registers the drawings, which gives every result
+`show()` and its form in Jupyter.
 
     report("ioi.html", task, exact, approx, scores, circuit, curve)      # one offline file
     Path("graph.html").write_text(render_graph(circuit), encoding="utf-8")

@@ -1,7 +1,8 @@
 """One real prompt of the task with what was measured on it: its tokens' effects, and what the model answers.
 
-Nothing is run here. Effects are means over the pairs they were measured on, laid onto this prompt by span or position; the
-probabilities are those of the last place of a lens table, which is the model's own output, where one read this prompt.
+Nothing is run here. Effects are means over the pairs they were measured on, laid onto this prompt by span or position;
+the probabilities are those of the last place of a lens table, which is the model's own output, where one read this
+prompt.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ EFFECT_KINDS = ("resid_pre", "resid_post", "resid_mid", "attn_out", "mlp_out")
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt: its tokens, the largest effect at each (None: not measured there), the two answers and their probabilities."""
+    """A prompt: its tokens, the largest effect at each (None: not measured there), the two answers and their
+    probabilities.
+    """
 
     tokens: tuple[str, ...]
     effects: tuple[float | None, ...]
@@ -75,7 +78,9 @@ def _effects(findings: Findings, task: Task, n: int) -> tuple[tuple[float | None
 
 
 def _places(effect: Effect, task: Task, n: int) -> list[int | None] | None:
-    """The entry of the effect's position axis for every token of the first prompt; None when there is no such reading."""
+    """The entry of the effect's position axis for every token of the first prompt; None when there is no such
+    reading.
+    """
     labels, spans = effect.labels["pos"], task.pairs.spans
     if spans and all(label in spans for label in labels):
         masks = [spans[label][0] for label in labels]
@@ -96,7 +101,9 @@ def _probabilities(findings: Findings, task: Task, answer: str, wrong: str) -> t
 
 
 def prompt_line(example: Example) -> str:
-    """The prompt as markup, every token shaded by its effect; the first token is left out when it only starts the text."""
+    """The prompt as markup, every token shaded by its effect; the first token is left out when it only starts
+    the text.
+    """
     parts = []
     scale = example.scale or 1.0
     for i, (token, value, place) in enumerate(zip(example.tokens, example.effects, example.places, strict=True)):

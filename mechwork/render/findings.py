@@ -26,15 +26,18 @@ from .panels.agreement import method_name
 from .panels.heads import head_facts
 
 REPORTED = (
-    Effects, Effect, EdgeScores, Circuit, FaithfulnessCurve, CircuitEvaluation, AttentionPatterns, HeadStudy, ComponentStudy,
+    Effects, Effect, EdgeScores, Circuit, FaithfulnessCurve, CircuitEvaluation, AttentionPatterns, HeadStudy,
+    ComponentStudy,
     Stability, Completeness, Minimality, PositionScores, AttentionEdges,
 )  # fmt: skip
 
 _Build = TypeVar("_Build", bound=Callable[[Any], Fragment])
 Tell = Callable[[Any, Task, Sequence[str]], Mapping[str, Sequence[Card]]]
-"""(result, task, nodes) -> what the result says about some of those nodes; ``a4.h1@END`` is a node at a span or token."""
+"""(result, task, nodes) -> what the result says about some of those nodes; ``a4.h1@END`` is a node at a span or token.
+"""
 EXTENSIONS: dict[type, tuple[str, Callable[[Any], Fragment], Tell | None]] = {}
-"""Results of other modules -> (section of the report, what draws them there, what they say about nodes); see `reports`."""
+"""Results of other modules -> (section of the report, what draws them there, what they say about nodes); see `reports`.
+"""
 
 
 def reports(result: type, *, section: str, tells: Tell | None = None) -> Callable[[_Build], _Build]:
@@ -149,7 +152,9 @@ class Findings:
         return None
 
     def curve_of(self, circuit: Circuit) -> FaithfulnessCurve | None:
-        """The curve of the scores that the circuit was selected by, if both are here and the circuit was selected by size."""
+        """The curve of the scores that the circuit was selected by, if both are here and the circuit was selected by
+        size.
+        """
         scores = self.scores_of(circuit)
         matching = [c for c in self.curves if c.ablation == "corrupt"] or list(self.curves)
         return matching[0] if matching and scores is not None and circuit.n_requested is not None else None

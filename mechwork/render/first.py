@@ -1,7 +1,8 @@
-"""The first screen of a report: what the model did on one prompt, the strongest part of the circuit, three numbers, the caveat.
+"""The first screen of a report: what the model did on one prompt, the strongest part of the circuit, three numbers, the
+caveat.
 
-At most 90 words. Nothing stands before the picture. A part whose results are missing is left out; what is still to come is
-said when the caller names it.
+At most 90 words. Nothing stands before the picture. A part whose results are missing is left out; what is still to come
+is said when the caller names it.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ def first_screen(findings: Findings, heading: str, pending: Sequence[str] = ()) 
         else ""
     )
     said = (
-        f'{title}<p class="mw-example" data-mw-prompt>{prompt_line(example)}</p><p class="mw-answer" data-mw-answer>{answer_line(example)}</p>{shade}'
+        f'{title}<p class="mw-example" data-mw-prompt>{prompt_line(example)}</p><p class="mw-answer" '
+        f"data-mw-answer>{answer_line(example)}</p>{shade}"
         + (f'<dl class="mw-tiles">{tiles}</dl>' if tiles else "")
         + (f'<p class="mw-caveat" data-mw-caveat>{escape(caveat)}</p>' if caveat else "")
         + waiting
@@ -42,7 +44,9 @@ def first_screen(findings: Findings, heading: str, pending: Sequence[str] = ()) 
 
 
 def three_numbers(findings: Findings) -> list[tuple[str, str, str, str]]:
-    """(name for programs, number, term and words after it): size, held-out faithfulness with its interval, random control."""
+    """(name for programs, number, term and words after it): size, held-out faithfulness with its interval, random
+    control.
+    """
     circuit = findings.circuit
     if circuit is None:
         return []
@@ -65,7 +69,10 @@ def _mean(evaluation: CircuitEvaluation) -> float:
 
 
 def _tile(name: str, value: str, said: str, detail: str) -> str:
-    return f'<div class="mw-tile" data-mw-number="{name}"><dt><b>{escape(value)}</b></dt><dd>{said}{escape(detail)}</dd></div>'
+    return (
+        '<div class="mw-tile" '
+        f'data-mw-number="{name}"><dt><b>{escape(value)}</b></dt><dd>{said}{escape(detail)}</dd></div>'
+    )
 
 
 def _picture(findings: Findings) -> str:
@@ -84,8 +91,10 @@ def _picture(findings: Findings) -> str:
     label = f"Circuit for {findings.task.name}: its {plural(n, 'strongest connected edge')}"
     return (
         f'<figure class="mw-first-graph"><a href="#graph">'
-        f'<svg viewBox="0 0 {width:g} {height:g}" style="max-width:{1.25 * width:.0f}px" role="img" aria-label="{escape(label)}; the interactive graph is below" font-family="inherit">{shapes}</svg></a>'
-        f"<figcaption>{roles}{count(n)} of {escape(plural(circuit.n_edges, 'edge'))}{escape(alone)}.</figcaption></figure>"
+        f'<svg viewBox="0 0 {width:g} {height:g}" style="max-width:{1.25 * width:.0f}px" role="img" '
+        f'aria-label="{escape(label)}; the interactive graph is below" font-family="inherit">{shapes}</svg></a>'
+        f"<figcaption>{roles}{count(n)} of "
+        f"{escape(plural(circuit.n_edges, 'edge'))}{escape(alone)}.</figcaption></figure>"
     )
 
 

@@ -2,7 +2,8 @@
 
     report("ioi.html", task, exact, approx, scores, circuit, curve)
 
-The file is written beside its final place and moved there when it is complete, so a failure leaves nothing half-written.
+The file is written beside its final place and moved there when it is complete, so a failure leaves nothing
+half-written.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ def report(
     """Write one offline HTML file about `results` on `task`. Returns its path.
 
     `results` are any of effects (measured or estimated), edge scores, circuits, faithfulness curves, evaluations,
-    attention patterns, head and component studies, stability, completeness and minimality, in any order; other modules add
-    their own with `reports`. `texts` adds your own words to a section, by its name: summary,
-    task, localisation, graph, evaluation, robustness, heads, agreement, limits, provenance. For the `audience` ``"class"`` a question
-    stands before each result, words are explained, and the summary comes after the results. `record` is kept in the page as it
-    is, for programs (``mechwork discover`` puts hashes of its files there). `pending` names what is still to come (stages of a
-    discovery under way): the first screen says so, and a page without any results yet is allowed.
+    attention patterns, head and component studies, stability, completeness and minimality, in any order; other modules
+    add their own with `reports`. `texts` adds your own words to a section, by its name: summary, task, localisation,
+    graph, evaluation, robustness, heads, agreement, limits, provenance. For the `audience` ``"class"`` a question
+    stands before each result, words are explained, and the summary comes after the results. `record` is kept in the
+    page as it is, for programs (``mechwork discover`` puts hashes of its files there). `pending` names what is still to
+    come (stages of a discovery under way): the first screen says so, and a page without any results yet is allowed.
 
     Raises:
         InputError: the file exists (pass ``force=True``), its folder is missing or cannot be written to, or `results`
@@ -116,7 +117,8 @@ def _open(section: Section, text: str, question: str, *, first: bool = False) ->
         return Fragment(f'<section id="summary" aria-label="Summary" class="mw-first-screen"><div>{paragraphs}')
     covered = f' data-mw-question="{escape(question)}"' if question else ""
     return Fragment(
-        f'<section id="{section.name}" aria-labelledby="h-{section.name}"><h2 id="h-{section.name}">{escape(section.title)}</h2>{paragraphs}'
+        f'<section id="{section.name}" aria-labelledby="h-{section.name}"><h2 '
+        f'id="h-{section.name}">{escape(section.title)}</h2>{paragraphs}'
         f"<div{covered}>"
     )
 

@@ -92,7 +92,10 @@ def _task(findings: Findings) -> list[Fragment]:
     splits = {split: task.splits.count(split) for split in dict.fromkeys(task.splits)}
     divided = f" ({', '.join(f'{n} {split}' for split, n in splits.items())})" if splits else ""
     lines = [
-        f"<p><b>{escape(task.name)}</b>: {escape(plural(len(task), 'clean/corrupt pair'))}{escape(divided)}. {escape(task.description)}</p>"
+        (
+            f"<p><b>{escape(task.name)}</b>: {escape(plural(len(task), 'clean/corrupt pair'))}{escape(divided)}. "
+            f"{escape(task.description)}</p>"
+        )
     ]
     lines.append(f"<p>Metric: <b>{escape(words(task.metric.name))}</b>, the {escape(metric)}.</p>")
     if task.citation:
@@ -102,8 +105,10 @@ def _task(findings: Findings) -> list[Fragment]:
     shown = min(N_PAIRS, len(task))
     rows = "".join(_pair_row(findings, i) for i in range(shown))
     pairs = (
-        f'<div class="mw-scroll" tabindex="0" role="region" aria-label="Pairs of prompts"><table class="mw-pairs"><caption>The first {shown} of '
-        f"{escape(plural(len(task), 'pair'))}; tokens that differ are marked</caption><thead><tr><th>clean prompt</th><th>corrupt prompt</th>"
+        '<div class="mw-scroll" tabindex="0" role="region" aria-label="Pairs of prompts"><table '
+        f'class="mw-pairs"><caption>The first {shown} of '
+        f"{escape(plural(len(task), 'pair'))}; tokens that differ are marked</caption><thead><tr><th>clean "
+        "prompt</th><th>corrupt prompt</th>"
         f"<th>correct</th><th>incorrect</th></tr></thead><tbody>{rows}</tbody></table></div>"
     )
     found = [Fragment("".join(lines) + pairs)]
@@ -145,7 +150,8 @@ def _baselines(findings: Findings) -> str:
         Column(
             "pairs",
             [
-                f"{count(len(b.clean_per_example))} {findings.pairs_word(p).removesuffix(' pair').replace('pair', '')}".strip()
+                f"{count(len(b.clean_per_example))} "
+                f"{findings.pairs_word(p).removesuffix(' pair').replace('pair', '')}".strip()
                 for _, b, p in known
             ],
             numeric=True,
@@ -164,7 +170,8 @@ def _localisation(findings: Findings) -> list[Fragment]:
         return []
     first, second = (findings.measured, findings.estimated) if findings.measured else (findings.estimated, ())
     lead = (
-        "An effect is what the clean value at a place changes in the metric, everything else as in the run that is patched. "
+        "An effect is what the clean value at a place changes in the metric, everything else as in the run that is "
+        "patched. "
         "Blue: the clean value raises it. A click on a head or an MLP selects it in every view."
     )
     found = [Fragment(f"<p>{escape(lead)}</p>"), *_maps(findings, first, kinds)]
@@ -239,7 +246,10 @@ def _evaluation(findings: Findings) -> list[Fragment]:
         )
         found.append(fold("The numbers of the curve", curve_table(curve)))
     if found:
-        lead = "Faithfulness = (m(circuit) − m(empty)) / (m(model) − m(empty)), m = mean metric over the pairs, not clipped."
+        lead = (
+            "Faithfulness = (m(circuit) − m(empty)) / (m(model) − m(empty)), m = mean metric over the pairs, not "
+            "clipped."
+        )
         found.insert(0, Fragment(f"<p>{escape(lead)}</p>"))
     return found
 
@@ -313,7 +323,9 @@ def _name_and_hash(fact: Any, key: str) -> str:
 
 
 def machine_readable(findings: Findings, more: Mapping[str, Any]) -> dict[str, Any]:
-    """What `mechwork verify` needs: circuits as JSON and stable provenance, without what changes from run to run; and a hash of it."""
+    """What `mechwork verify` needs: circuits as JSON and stable provenance, without what changes from run to run; and a
+    hash of it.
+    """
     record = {
         "what": "mechwork report",
         "format": 1,

@@ -17,9 +17,11 @@ from .words import SPAN_WORDS, WORDS
 QUESTIONS = {
     "graph": "Which heads must read from which others for this behaviour? Draw the arrows you expect, then compare.",
     "evaluation": "How many of the model's edges are needed to keep 90 % of the behaviour? Write down a number.",
-    "robustness": "Would other prompts, or another way to ablate, give the same circuit? Which of the two matters more?",
+    "robustness": "Would other prompts, or another way to ablate, give the same circuit? Which of the two matters "
+    "more?",
     "heads": "Which kinds of attention head does this task need, and where should each of them look from its query?",
-    "localisation": "At which token, and from which layer on, does the model know the answer? Point at a cell before you look.",
+    "localisation": "At which token, and from which layer on, does the model know the answer? Point at a cell before "
+    "you look.",
     "agreement": "An estimate costs one backward pass. For which kind of place do you expect it to be worst, and why?",
     "summary": "Sum up in two sentences, with numbers, what this model does for the task. Then compare.",
 }
@@ -31,7 +33,9 @@ _PLAIN = re.compile(r"(<p>|<li>)([^<]+)(</p>|</li>)")
 
 
 def for_class(sections: Iterable[Section], terms: str) -> list[Section]:
-    """The sections with the summary after the results, words explained at first mention, and the list of words at the end."""
+    """The sections with the summary after the results, words explained at first mention, and the list of words at the
+    end.
+    """
     # The summary would give every answer away, so it follows the results.
     sections = sorted(sections, key=lambda section: AFTER.get(section.name, 0))
     linked = "".join(fragment.body for section in sections for fragment in section.fragments)

@@ -9,9 +9,11 @@ from .page.text import count, escape, fixed, number, percent, plural, signed, wo
 from .panels.agreement import method_name
 
 METRIC_WORDS = {
-    "logit_difference": "mean logit of the correct answers minus mean logit of the incorrect ones, at the last token; in logits",
+    "logit_difference": "mean logit of the correct answers minus mean logit of the incorrect ones, at the last token; "
+    "in logits",
     "probability_difference": "summed probability of the correct minus of the incorrect answers, at the last token",
-    "kl_divergence": "KL(clean run ‖ this run) over the vocabulary at the last token, in nats; 0 for the clean run, so useful places have negative effects",
+    "kl_divergence": "KL(clean run ‖ this run) over the vocabulary at the last token, in nats; 0 for the clean run, "
+    "so useful places have negative effects",
     "log_probability": "log of the summed probability of the correct answers at the last token, in nats",
 }
 ABLATION_WORDS = {
@@ -32,10 +34,12 @@ WORDS = {
     "denoising": "Putting a clean value into the corrupt run: shows what is enough to bring the answer back.",
     "effect": "What the clean value at a place changes in the metric, everything else as in the run that is patched.",
     "edge": "What one component writes, as read by one input of a later component.",
-    "faithfulness": "The share of the model's metric that the circuit keeps: 0 for the empty circuit, 1 for the whole model.",
+    "faithfulness": "The share of the model's metric that the circuit keeps: 0 for the empty circuit, 1 for the whole "
+    "model.",
     "head": "One attention head: it chooses positions to read (queries and keys) and what to copy (values).",
     "interval": "Where the number would fall for 95 of 100 resamples of the pairs.",
-    "lens": "What the model would say if its state at some place went straight to the output; a tuned lens first corrects for the layers between.",
+    "lens": "What the model would say if its state at some place went straight to the output; a tuned lens first "
+    "corrects for the layers between.",
     "logit difference": "How much more the model favours the correct over the incorrect answer, in logits.",
     "metric": "The number by which the behaviour is measured, one per pair of prompts.",
     "noising": "Putting a corrupt value into the clean run: shows what is necessary for the answer.",
@@ -45,11 +49,16 @@ WORDS = {
     "residual stream": "The running sum that every component reads from and writes to.",
 }
 """Short explanations, one line each: where a word is first used it links here."""
-SPAN_WORDS = "named groups of words of the prompt; S2+ are the words after S2 up to the next named group (and so for every name with +); END is the last token"
+SPAN_WORDS = (
+    "named groups of words of the prompt; S2+ are the words after S2 up to the next named group (and so for "
+    "every name with +); END is the last token"
+)
 
 
 def summary_sentences(findings: Findings) -> list[tuple[str, str]]:
-    """What was found, as (certainty, sentence): behaviour, circuit, robustness, heads, agreement; then what rules call the heads."""
+    """What was found, as (certainty, sentence): behaviour, circuit, robustness, heads, agreement; then what rules call
+    the heads.
+    """
     told = (
         ("measured", _behaviour), ("measured", _circuit), ("measured", _other_faithfulness), ("estimated", _stability),
         ("measured", _heads), ("measured", _agreement), ("interpretation", _roles),
@@ -94,22 +103,26 @@ def limits(findings: Findings) -> list[str]:
             f"edge scores ({s.rules})" for s in findings.scores
         ]
         said.append(
-            f"Estimated, not measured: {'; '.join(what)}. Estimates are first-order along one path of coefficients; where they saturate or cancel they can be wrong in size and sign."
+            f"Estimated, not measured: {'; '.join(what)}. Estimates are first-order along one path of coefficients; "
+            "where they saturate or cancel they can be wrong in size and sign."
         )
     if any(_frozen(findings)):
         said.append(
-            "The propagation rules treat the scale of every norm as a constant of the run (and, where the rules say so, attention patterns): what a place does through a change of scale is not counted."
+            "The propagation rules treat the scale of every norm as a constant of the run (and, where the rules say "
+            "so, attention patterns): what a place does through a change of scale is not counted."
         )
     directions = {e.direction for group in (*findings.measured, *findings.estimated) for e in group.values()} | {
         s.direction for s in findings.scores
     }
     if directions == {"denoise"}:
         said.append(
-            "Effects are denoising (clean value into the corrupt run): they show what suffices. What is necessary (noising) was not tested here, and backup components may be missed."
+            "Effects are denoising (clean value into the corrupt run): they show what suffices. What is necessary "
+            "(noising) was not tested here, and backup components may be missed."
         )
     elif directions == {"noise"}:
         said.append(
-            "Effects are noising (corrupt value into the clean run): they show what is necessary. What suffices (denoising) was not tested here."
+            "Effects are noising (corrupt value into the clean run): they show what is necessary. What suffices "
+            "(denoising) was not tested here."
         )
     ablations = sorted({e.ablation for e in findings.evaluations} | {c.ablation for c in findings.curves})
     if ablations:
@@ -124,24 +137,29 @@ def limits(findings: Findings) -> list[str]:
             dropped = circuit.n_requested - circuit.n_edges
             verb = "was" if dropped == 1 else "were"
             said.append(
-                f"Of the {count(circuit.n_requested)} edges of largest score, {count(dropped)} {verb} dropped because they lie on no path from the input to the logits."
+                f"Of the {count(circuit.n_requested)} edges of largest score, {count(dropped)} {verb} dropped because "
+                "they lie on no path from the input to the logits."
             )
     if any(findings.pairs_word(e.provenance) != "test pair" for e in findings.evaluations):
         said.append(
-            "The circuit was not tested on the task's held-out pairs; its faithfulness may be flattered by the pairs it was found on."
+            "The circuit was not tested on the task's held-out pairs; its faithfulness may be flattered by the pairs "
+            "it was found on."
         )
     if findings.studies:
         said.append(
-            "Roles of heads are words chosen by rules from their attention and effects. They are interpretation; the numbers beside them are measured."
+            "Roles of heads are words chosen by rules from their attention and effects. They are interpretation; the "
+            "numbers beside them are measured."
         )
     if any(isinstance(result, LensTable) for result in findings.others):
         said.append(
-            "A lens reads a place as if the later layers did nothing, or what they do on average: that a token stands first there does not say that the model uses it."
+            "A lens reads a place as if the later layers did nothing, or what they do on average: that a token stands "
+            "first there does not say that the model uses it."
         )
     said.append(_model_limit(findings))
     n_pairs = len(findings.task)
     said.append(
-        f"The task has {plural(n_pairs, 'pair')} from templates; other wordings of the same behaviour may use other parts of the model."
+        f"The task has {plural(n_pairs, 'pair')} from templates; other wordings of the same behaviour may use other "
+        "parts of the model."
     )
     return said
 
@@ -155,9 +173,15 @@ def _other_ablations(findings: Findings) -> list[str]:
         return []
     what = ", ".join(f"{fixed(e.faithfulness, 2)} under {e.ablation} ablation" for e in lost)
     first = same[0]
-    said = f"The circuit is much less faithful when the other edges carry something else: {what}, against {fixed(first.faithfulness, 2)} under {first.ablation} ablation."
+    said = (
+        f"The circuit is much less faithful when the other edges carry something else: {what}, against "
+        f"{fixed(first.faithfulness, 2)} under {first.ablation} ablation."
+    )
     if first.ablation == "corrupt":
-        said += " It holds what differs between the two prompts of a pair; what they have in common it leaves to the rest of the model."
+        said += (
+            " It holds what differs between the two prompts of a pair; what they have in common it leaves to the "
+            "rest of the model."
+        )
     return [said]
 
 
@@ -175,7 +199,10 @@ def _behaviour(findings: Findings) -> str:
         return f"Task {findings.task.name}: {plural(len(findings.task), 'pair')}, metric {name}.{accuracy}"
     n = len(ends.clean_per_example)
     first = groups[0].provenance if groups else findings.scores[0].provenance
-    return f"On {plural(n, findings.pairs_word(first))} of the task {findings.task.name}, {who} has a mean {name} of {signed(ends.clean)} on clean and {signed(ends.corrupt)} on corrupt prompts.{accuracy}"
+    return (
+        f"On {plural(n, findings.pairs_word(first))} of the task {findings.task.name}, {who} has a mean {name} of "
+        f"{signed(ends.clean)} on clean and {signed(ends.corrupt)} on corrupt prompts.{accuracy}"
+    )
 
 
 def _circuit(findings: Findings) -> str:
@@ -190,7 +217,11 @@ def _circuit(findings: Findings) -> str:
     where = plural(len(evaluation.per_example), findings.pairs_word(evaluation.provenance))
     controls = evaluation.random
     beside = f"; random circuits of that size reach {fixed(sum(controls) / len(controls), 2)}" if controls else ""
-    return f"A circuit of {size} has a faithfulness of {fixed(evaluation.faithfulness, 2)} (95 % interval {fixed(low, 2)} to {fixed(high, 2)}), measured on {where} under {evaluation.ablation} ablation{beside}. The empty circuit is 0 and the whole model 1."
+    return (
+        f"A circuit of {size} has a faithfulness of {fixed(evaluation.faithfulness, 2)} (95 % interval "
+        f"{fixed(low, 2)} to {fixed(high, 2)}), measured on {where} under {evaluation.ablation} ablation{beside}. "
+        "The empty circuit is 0 and the whole model 1."
+    )
 
 
 def _heads(findings: Findings) -> str:
@@ -266,5 +297,8 @@ def _model_limit(findings: Findings) -> str:
     if isinstance(anatomy, dict) and "n_layers" in anatomy and "n_heads" in anatomy:
         size = f" ({anatomy['n_layers']} layers of {anatomy['n_heads']} heads)"
     if findings.model_name == "gpt2-6l":
-        return f"{findings.model_name}{size} is a small model trained for this package on generated text; what it does need not hold for larger language models."
+        return (
+            f"{findings.model_name}{size} is a small model trained for this package on generated text; what it "
+            "does need not hold for larger language models."
+        )
     return f"All of this is about one model, {findings.model_name}{size}."

@@ -37,7 +37,8 @@ class AttentionPatterns(Result):
         """One row per head, query and key."""
         n = len(self.tokens)
         return [
-            {"head": name, "query": i, "query_token": self.tokens[i], "key": j, "key_token": self.tokens[j], "attention": float(p[i, j])}
+            {"head": name, "query": i, "query_token": self.tokens[i], "key": j, "key_token": self.tokens[j],
+            "attention": float(p[i, j])}
             for name, p in zip(self.heads, self.patterns, strict=True)
             for i in range(n)
             for j in range(i + 1)
@@ -50,7 +51,8 @@ class AttentionPatterns(Result):
 def record_attention(
     model: TransformerBridge, task: Task | str, heads: Sequence[str] = (), *, row: int = 0
 ) -> AttentionPatterns:
-    """Attention of `heads` (default: all) on the clean prompt of pair `row`, or on one prompt given as text. Cost: 1 forward of one prompt.
+    """Attention of `heads` (default: all) on the clean prompt of pair `row`, or on one prompt given as text. Cost: 1
+    forward of one prompt.
 
     Raises `InputError` for heads that the model does not have or that are not written like ``"a3.h1"``.
     """
@@ -82,7 +84,8 @@ def parse_head(anatomy: ModelAnatomy, name: str) -> tuple[int, int]:
     layer, head = names.parse_head(name)
     if not (0 <= layer < anatomy.n_layers and 0 <= head < anatomy.n_heads):
         raise InputError(
-            f"heads are written 'a<layer>.h<head>', here a0.h0 to a{anatomy.n_layers - 1}.h{anatomy.n_heads - 1}; got {name!r}"
+            f"heads are written 'a<layer>.h<head>', here a0.h0 to a{anatomy.n_layers - 1}.h{anatomy.n_heads - 1}; got "
+            f"{name!r}"
         )
     return layer, head
 
@@ -90,7 +93,8 @@ def parse_head(anatomy: ModelAnatomy, name: str) -> tuple[int, int]:
 def attention_between(
     model: TransformerBridge, task: Task, spans: Sequence[tuple[str, str]]
 ) -> dict[tuple[str, str], Float[Tensor, "layer head"]]:
-    """Mean attention from the positions of one span to those of another, on clean prompts, for every head. Cost: 1 forward.
+    """Mean attention from the positions of one span to those of another, on clean prompts, for every head. Cost: 1
+    forward.
 
     A value is the probability mass that a query of the first span puts on all keys of the second, averaged over queries
     and over the pairs that have both spans; NaN when none has. Raises `InputError` for a span the task does not have.

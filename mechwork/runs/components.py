@@ -1,11 +1,16 @@
-"""What single components are like, for a card about each: what they write, where they look, and which prompts move them most.
+"""What single components are like, for a card about each: what they write, where they look, and which prompts move them
+most.
 
-    activation   = |write - mean write| at a token, in the Euclidean norm; the mean is over all tokens of the prompts but the first
-    promotes     = direct effect of the write at the last token on every logit, through the final norm at its live scale, minus
+    activation   = |write - mean write| at a token, in the Euclidean norm; the mean is over all tokens of the prompts
+    but the first promotes     = direct effect of the write at the last token on every logit, through the final norm at
+    its live scale, minus
                    the mean over the vocabulary (which no probability depends on)
-    looks        = mean attention of a head to the previous token, the first, itself, an earlier copy of the query's token, and
-                   the token after such a copy, over the queries that have one: what its QK circuit does on these prompts
-    OV copying   = sum of Re(l) / sum of |l| over the eigenvalues l of W_E W_V W_O W_U with the gains of the norms folded in
+    looks        = mean attention of a head to the previous token, the first, itself, an earlier copy of the query's
+    token, and
+                   the token after such a copy, over the queries that have one: what its QK circuit does on these
+                   prompts
+    OV copying   = sum of Re(l) / sum of |l| over the eigenvalues l of W_E W_V W_O W_U with the gains of the norms
+    folded in
                    (Elhage et al. 2021): +1 for a head that raises the tokens it reads, -1 for one that lowers them
 
 All of it is measured on the prompts, or a property of the weights; nothing here is interpretation.
@@ -247,8 +252,8 @@ def _looks(
 def _token_product(model: TransformerBridge) -> Float[Tensor, "d_model d_model2"]:
     """W_U W_E: the sum over all tokens of (how the stream raises it) x (what it is embedded as).
 
-    The one part of a copying score that is as large as the vocabulary; the same for every head. Half precision is summed in
-    float32, a piece of the vocabulary at a time.
+    The one part of a copying score that is as large as the vocabulary; the same for every head. Half precision is
+    summed in float32, a piece of the vocabulary at a time.
     """
     W_U, W_E = model.W_U.detach(), model.W_E.detach()
     dtype = torch.promote_types(W_U.dtype, torch.float32)

@@ -53,7 +53,9 @@ class AttentionCall:
     values: Float[Tensor, "batch kv_head pos d_head"]
 
     def at(self, start: int, stop: int, rows: int) -> dict[str, Any]:
-        """The arguments for queries at columns ``start .. stop`` of `rows` rows, over the host's keys before `start`."""
+        """The arguments for queries at columns ``start .. stop`` of `rows` rows, over the host's keys before
+        `start`.
+        """
         sliced: dict[str, Any] = {}
         for name, value in self.arguments.items():
             if name == "attention_mask" and value is not None:
@@ -132,7 +134,9 @@ def _one_row(value: Any) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """A recorded host run, ready for stepping. `resid_pre` has one entry per layer and the final residual stream last."""
+    """A recorded host run, ready for stepping. `resid_pre` has one entry per layer and the final residual
+    stream last.
+    """
 
     model: TransformerBridge
     anatomy: ModelAnatomy
@@ -163,7 +167,9 @@ class Frame:
     def feed(
         self, layer: int, mid: Float[Tensor, "row column d_model"], hooks: Hooks = ()
     ) -> Float[Tensor, "row column d_model"]:
-        """What the MLP of `layer` adds to the stream; `mid` is the stream it reads (``resid_pre`` in parallel blocks)."""
+        """What the MLP of `layer` adds to the stream; `mid` is the stream it reads (``resid_pre`` in parallel
+        blocks).
+        """
         mlp: Any = self.model.blocks[layer].mlp
         with hooked(self.model, list(hooks)):
             output = mlp(self.norm(layer, mlp_norm_name(self.model, layer), mid))
@@ -176,7 +182,9 @@ class Frame:
         start: int,
         only: Int[Tensor, " row"] | None = None,
     ) -> Float[Tensor, "row column2 d_model"]:
-        """One block on columns ``start ..``. `only`: one column per row (counted from `start`) whose output is needed."""
+        """One block on columns ``start ..``. `only`: one column per row (counted from `start`) whose output is
+        needed.
+        """
         attn_out = self.attend(layer, x, start)
         if only is not None:
             x, attn_out = take_columns(x, only), take_columns(attn_out, only)
@@ -199,7 +207,8 @@ class Frame:
         difference = float((x - expected).abs().max())
         if not difference <= tolerance:
             raise UnsupportedModelError(
-                f"blocks of {self.anatomy.architecture} cannot be run one by one: the stream comes out wrong by {difference:.2g}. "
+                f"blocks of {self.anatomy.architecture} cannot be run one by one: the stream comes out wrong by "
+                f"{difference:.2g}. "
                 "Patch with tricks=Tricks(suffix=False), which runs whole forwards."
             )
 

@@ -1,8 +1,9 @@
 """The columns that all runs of some pairs share: computed once, as the keys and values that later columns attend to.
 
-Prompts of a pair are often equal up to the first name or number that differs. In a causal model no run of either prompt, no
-circuit whose cut edges carry the other prompt's writes, and no point between the two inputs differs there, so those columns
-run once and everything else runs on the columns after them: exact, and the cost of a pass falls by their share.
+Prompts of a pair are often equal up to the first name or number that differs. In a causal model no run of either
+prompt, no circuit whose cut edges carry the other prompt's writes, and no point between the two inputs differs there,
+so those columns run once and everything else runs on the columns after them: exact, and the cost of a pass falls by
+their share.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ def count_shared(model: TransformerBridge, task: Task, pairs: PromptPairs) -> in
 
 
 def record_prefix(model: TransformerBridge, task: Task, pairs: PromptPairs) -> Prefix | None:
-    """The columns that the two prompts of every pair share; None when there are none. Cost: a forward of those columns."""
+    """The columns that the two prompts of every pair share; None when there are none. Cost: a forward of those
+    columns.
+    """
     n = count_shared(model, task, pairs)
     if n == 0:
         return None

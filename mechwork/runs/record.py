@@ -63,11 +63,13 @@ def record_run(
     n_tail: int | None = None,
     prefix: Prefix | None = None,
 ) -> Run:
-    """Run the clean (or corrupt) prompts of pairs or a task, or one text, once and keep the activations of `kinds` at every layer. Cost: 1 forward.
+    """Run the clean (or corrupt) prompts of pairs or a task, or one text, once and keep the activations of `kinds` at
+    every layer. Cost: 1 forward.
 
-    A `Site` among `kinds` is recorded at its layer alone. With `grad`, run inside whatever composite of rules is active;
-    gradients start at the embedding. `n_tail`: unembed the last columns only (for metrics that read no others). `prefix`:
-    columns that have run already; only those after them run and are kept.
+    A `Site` among `kinds` is recorded at its layer alone. With `grad`, run inside whatever composite of rules is
+    active;
+    gradients start at the embedding. `n_tail`: unembed the last columns only (for metrics that read no others).
+    `prefix`: columns that have run already; only those after them run and are kept.
     """
     anatomy = check_ready(model)
     if isinstance(kinds, str | Site):
@@ -138,7 +140,9 @@ def read_columns(task: Task, pairs: PromptPairs) -> int | None:
 
 
 def metric_of(model: TransformerBridge, task: Task, pairs: PromptPairs | None = None) -> PerExample:
-    """The task's metric of the clean prompts as the model now runs, on its device. Cost: 1 forward, see `run_to_metric`."""
+    """The task's metric of the clean prompts as the model now runs, on its device. Cost: 1 forward, see
+    `run_to_metric`.
+    """
     pairs = (task.pairs if pairs is None else pairs).to(device_of(model))
     return task.measure(run_to_metric(model, task, pairs), pairs)
 
@@ -183,11 +187,13 @@ def check_task(model: TransformerBridge, task: Task) -> ModelAnatomy:
         tokens = getattr(pairs, name)
         if int(tokens.max()) >= anatomy.d_vocab:
             raise InputError(
-                f"token ids of this model are below {anatomy.d_vocab}; {name} of task {task.name!r} has {int(tokens.max())}. Was the task made for another model?"
+                f"token ids of this model are below {anatomy.d_vocab}; {name} of task {task.name!r} has "
+                f"{int(tokens.max())}. Was the task made for another model?"
             )
     if not anatomy.causal and not pairs.one_length:
         raise InputError(
-            "in this model every position attends to all others, so padding would change results: prompts need one length"
+            "in this model every position attends to all others, so padding would change results: prompts need one "
+            "length"
         )
     if pairs.clean_tokens.shape[1] > anatomy.n_ctx:
         raise InputError(
@@ -223,7 +229,8 @@ class Baseline:
         spread = max(abs(self.clean), abs(self.corrupt), 1e-12)
         if abs(self.gap) <= 1e-6 * spread:
             raise MetricError(
-                f"the clean and corrupt runs have the same metric ({self.clean:.6g} and {self.corrupt:.6g}), so effects cannot be "
+                f"the clean and corrupt runs have the same metric ({self.clean:.6g} and {self.corrupt:.6g}), so "
+                "effects cannot be "
                 "expressed as a share of the gap. Choose corrupt prompts that change the answer."
             )
         return self.gap

@@ -1,7 +1,8 @@
 """Restart a forward pass at a block: the blocks below do not run.
 
 TransformerLens' own `start_at_layer` runs the lower blocks and throws their output away; here they pass their input
-through, and the residual stream is put in where block `layer` begins. Exact: the same operations run on the same numbers.
+through, and the residual stream is put in where block `layer` begins. Exact: the same operations run on the same
+numbers.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 
 @contextmanager
 def restart_at(model: TransformerBridge, layer: int, resid_pre: Float[Tensor, "batch pos d_model"]) -> Iterator[None]:
-    """Inside, forwards begin at block `layer` with `resid_pre` as its input, whatever the tokens (of the same shape)."""
+    """Inside, forwards begin at block `layer` with `resid_pre` as its input, whatever the tokens (of the same
+    shape).
+    """
 
     def start(activation: Tensor, hook: Any) -> Tensor:
         return resid_pre

@@ -1,7 +1,7 @@
 """What each head adds to the residual stream, and what a write is worth to the logits through the final norm.
 
-Post-norm models (Gemma-2, OLMo-2) normalise the *sum* of the heads before it is added. A head's write is then its share of
-that sum at the scale of its own run, so that head writes always add up to `attn_out` (less its bias).
+Post-norm models (Gemma-2, OLMo-2) normalise the *sum* of the heads before it is added. A head's write is then its share
+of that sum at the scale of its own run, so that head writes always add up to `attn_out` (less its bias).
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ def head_writes(
 
 
 def answer_directions(model: TransformerBridge, pairs: PromptPairs) -> Float[Tensor, "batch d_model"]:
-    """Mean unembedding of the correct answers less that of the incorrect ones: what the logit difference reads of the normed stream."""
+    """Mean unembedding of the correct answers less that of the incorrect ones: what the logit difference reads of the
+    normed stream.
+    """
     W_U = model.W_U.detach()
     return _mean_columns(W_U, pairs.correct) - _mean_columns(W_U, pairs.incorrect)
 
@@ -44,7 +46,9 @@ def answer_directions(model: TransformerBridge, pairs: PromptPairs) -> Float[Ten
 def through_final_norm(
     model: TransformerBridge, writes: Float[Tensor, "*write d_model"], readout: Float[Tensor, "*#write d_model"]
 ) -> Float[Tensor, "*write"]:
-    """What writes are worth to `readout` through the final norm's linear part at scale 1: divide by the norm's live scale."""
+    """What writes are worth to `readout` through the final norm's linear part at scale 1: divide by the norm's live
+    scale.
+    """
     norm = final_norm(model)
     shares = writes if norm is None else norm.linear(writes, torch.ones_like(writes[..., :1]))
     return (shares * readout.to(shares)).sum(dim=-1)

@@ -64,7 +64,8 @@ def keep_single_tokens(model: TransformerBridge, words: Iterable[str], needed: i
     if len(kept) < needed:
         raise InputError(
             f"this task needs at least {needed} {what} that are single tokens of the model's tokenizer; "
-            f"{len(kept)} of the {len(words)} known ones are ({', '.join(kept[:8]) or 'none'}). Use another model, or your own pairs."
+            f"{len(kept)} of the {len(words)} known ones are ({', '.join(kept[:8]) or 'none'}). Use another model, or "
+            "your own pairs."
         )
     return kept
 
@@ -78,7 +79,9 @@ def build_task(
     description: str = "",
     citation: str = "",
 ) -> Task:
-    """A task from text pairs: tokenised, answers checked to be single tokens, character spans turned into token spans."""
+    """A task from text pairs: tokenised, answers checked to be single tokens, character spans turned into
+    token spans.
+    """
     if not pairs:
         raise InputError(f"task {name!r} needs at least one pair; got none")
     tokenizer = require_tokenizer(model)
@@ -88,7 +91,8 @@ def build_task(
     for row, ids in enumerate((*clean, *corrupt)):
         if len(ids) > n_ctx:
             raise InputError(
-                f"prompts must fit the model's context of {n_ctx} tokens; that of pair {row % len(pairs)} has {len(ids)}"
+                f"prompts must fit the model's context of {n_ctx} tokens; that of pair {row % len(pairs)} has "
+                f"{len(ids)}"
             )
     has_spans = any(pair.spans for pair in pairs)
     built = PromptPairs.from_tokens(
@@ -126,11 +130,13 @@ def from_file(
     metric: str | Metric | MetricFunction = "logit_difference",
     name: str | None = None,
 ) -> Task:
-    """A task from a user's CSV or JSONL file with the columns ``clean, corrupt, correct, incorrect`` (and, if wanted, ``split``).
+    """A task from a user's CSV or JSONL file with the columns ``clean, corrupt, correct, incorrect`` (and, if wanted,
+    ``split``).
 
-    Answers are the text that follows the prompt, leading space included where the tokenizer wants one; in JSONL they may
-    be lists. Raises `NotFoundError` for a missing file and `InputError`, naming the row, for a file that is not UTF-8, a
-    missing, doubled or surplus column, a split that is neither train nor test, an answer of several tokens, prompts of unequal length or an identical pair.
+    Answers are the text that follows the prompt, leading space included where the tokenizer wants one; in JSONL they
+    may be lists. Raises `NotFoundError` for a missing file and `InputError`, naming the row, for a file that is not
+    UTF-8, a missing, doubled or surplus column, a split that is neither train nor test, an answer of several tokens,
+    prompts of unequal length or an identical pair.
     """
     path = Path(path)
     rows = [row for _, row in read_rows(path)]

@@ -19,7 +19,9 @@ MENTIONS = {
     "train": ("Yesterday {NAME} came back from {COUNTRY},", "After the trip {NAME} talked about {COUNTRY}."),
     "test": ("In the morning everyone talked about {COUNTRY}.", "Last week {NAME} sent a {object} to {COUNTRY},"),
 }
-"""Split -> prompts that name a country and ask nothing about it; something follows the name, so that it has a span of its own."""
+"""Split -> prompts that name a country and ask nothing about it; something follows the name, so that it has a span of
+its own.
+"""
 
 
 def capitals(
@@ -32,21 +34,22 @@ def capitals(
 ) -> Task:
     """Prompts like "The capital of Peru, which is near Chile, is" -> " Lima".
 
-    Most templates name another country too, before or after the one asked about. The corrupt prompt asks about a country
-    that the clean one does not name; its capital is the incorrect answer. With ``corruption="mention"`` it names the same
-    country and asks nothing about it ("Yesterday Anna came back from Peru,"): what is taken away is the relation, for which
-    a direction can be fitted. Metric: logit of the right capital minus logit of the other. Spans: ``COUNTRY``, ``OTHER``
-    where there is one, and ``END``; ``COUNTRY`` and ``END`` alone with ``"mention"``, whose prompts differ in length.
-    `template` replaces the shipped templates of the clean prompts; it mentions ``{COUNTRY}`` and, if wanted,
-    ``{OTHER} {OTHER2} {NAME} {NAME2} {object}``.
+    Most templates name another country too, before or after the one asked about. The corrupt prompt asks about a
+    country that the clean one does not name; its capital is the incorrect answer. With ``corruption="mention"`` it
+    names the same country and asks nothing about it ("Yesterday Anna came back from Peru,"): what is taken away is the
+    relation, for which a direction can be fitted. Metric: logit of the right capital minus logit of the other. Spans:
+    ``COUNTRY``, ``OTHER`` where there is one, and ``END``; ``COUNTRY`` and ``END`` alone with ``"mention"``, whose
+    prompts differ in length. `template` replaces the shipped templates of the clean prompts; it mentions ``{COUNTRY}``
+    and, if wanted, ``{OTHER} {OTHER2} {NAME} {NAME2} {object}``.
 
-    The countries of ``task.test`` occur in the bundled models' training in statements of the fact and in prompts that name
-    no other country, never in a prompt that names two; its templates do not occur at all.
+    The countries of ``task.test`` occur in the bundled models' training in statements of the fact and in prompts that
+    name no other country, never in a prompt that names two; its templates do not occur at all.
 
     Citation: Merullo et al. 2023, Language Models Implement Simple Word2Vec-style Vector Arithmetic, arXiv:2305.16130.
 
     Raises:
-        InputError: fewer than 4 countries of a split are single tokens together with their capitals, or an unknown corruption.
+        InputError: fewer than 4 countries of a split are single tokens together with their capitals, or an unknown
+            corruption.
     """
     if corruption not in ("country", "mention"):
         raise InputError(f"corruption of capitals is 'country' or 'mention'; got {corruption!r}")

@@ -1,7 +1,8 @@
 """What the classic tasks share: drawing examples whose words the given model has as single tokens.
 
 Half of the pairs (the larger half of an odd number) come from the task's training words and templates, the other half
-from its held-out ones; ``task.train`` and ``task.test`` are disjoint in both. Pairs are a pure function of the arguments and of the tokenizer.
+from its held-out ones; ``task.train`` and ``task.test`` are disjoint in both. Pairs are a pure function of the
+arguments and of the tokenizer.
 """
 
 from __future__ import annotations
@@ -42,8 +43,9 @@ def classic_task(
 ) -> Task:
     """`n` pairs of the task called `name`.
 
-    `spans` are the slots to keep as named spans (the last token of a prompt is always ``END``); `needs` says how many words of which `Lexicon` list the sampler draws
-    from at least; `slots_needed` is what a user's `template` must mention.
+    `spans` are the slots to keep as named spans (the last token of a prompt is always ``END``); `needs` says how many
+    words of which `Lexicon` list the sampler draws from at least; `slots_needed` is what a user's `template` must
+    mention.
 
     Raises:
         InputError: `n` is not positive, the template lacks a slot, or the tokenizer breaks up too many words.

@@ -27,7 +27,8 @@ def colored_objects(
 
     The task is the one that Merullo et al. found to reuse most of the IOI circuit of GPT-2 medium.
 
-    Citation: Merullo et al. 2024, Circuit Component Reuse Across Tasks in Transformer Language Models, arXiv:2310.08744.
+    Citation: Merullo et al. 2024, Circuit Component Reuse Across Tasks in Transformer Language Models,
+    arXiv:2310.08744.
 
     Raises:
         InputError: too few things of a split or colors are single tokens, or `n_objects` is less than 2.

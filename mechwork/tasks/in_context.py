@@ -32,11 +32,11 @@ def in_context(
     default any of them). The corrupt prompt shows another relation on the same words, so that it differs from the clean
     one in every example's second word and in nothing else; the incorrect answer is what that relation gives. Metric:
     logit difference of the two. Spans: ``X1 Y1 X2 Y2 ...``, the examples, ``QUERY``, the last word, and ``END``.
-    `template` replaces the shipped templates: it mentions ``{X}`` and ``{Y}`` once each, and what goes from ``{X}`` on is
-    repeated for every example, like ``"Words: {X} - {Y},"``.
+    `template` replaces the shipped templates: it mentions ``{X}`` and ``{Y}`` once each, and what goes from ``{X}`` on
+    is repeated for every example, like ``"Words: {X} - {Y},"``.
 
-    The words of ``task.test`` occur in the bundled models' training in statements ("The opposite of hot is cold.") and as
-    the first example of a list, never where an answer is wanted.
+    The words of ``task.test`` occur in the bundled models' training in statements ("The opposite of hot is cold.") and
+    as the first example of a list, never where an answer is wanted.
 
     Citation: Todd et al. 2024, Function Vectors in Large Language Models, arXiv:2310.15213.
 

@@ -26,10 +26,11 @@ def induction(
 ) -> Task:
     """Prompts like "Words: lamp river boat coin lamp river" -> " boat": random words said again.
 
-    A list of `length` words (by default 5 to 12 at random) is followed by its first `again` words once more; the
-    answer is the word that came after the last one the first time. The corrupt prompt ends in another word of the list;
-    its successor is the incorrect answer. Metric: logit difference of the two successors. Spans: ``FIRST`` (first mention of the
-    last word), ``ANSWER`` (the word after it) and ``END``, the last word. `template` replaces the shipped templates; it mentions ``{WORDS}{AGAIN}``.
+    A list of `length` words (by default 5 to 12 at random) is followed by its first `again` words once more; the answer
+    is the word that came after the last one the first time. The corrupt prompt ends in another word of the list; its
+    successor is the incorrect answer. Metric: logit difference of the two successors. Spans: ``FIRST`` (first mention
+    of the last word), ``ANSWER`` (the word after it) and ``END``, the last word. `template` replaces the shipped
+    templates; it mentions ``{WORDS}{AGAIN}``.
 
     Citation: Olsson et al. 2022, In-context Learning and Induction Heads, arXiv:2209.11895.
 
@@ -39,7 +40,8 @@ def induction(
     longest = 12 if length is None else length
     if longest < 3 or (again is not None and not 1 <= again < (5 if length is None else length)):
         raise InputError(
-            f"induction needs lists of at least 3 words of which 1 to length - 1 are said again; got length={length}, again={again}"
+            f"induction needs lists of at least 3 words of which 1 to length - 1 are said again; got length={length}, "
+            f"again={again}"
         )
 
     def draw(rng: random.Random, lexicon: Lexicon, template: str | None = None) -> Example:

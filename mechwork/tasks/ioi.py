@@ -29,7 +29,8 @@ def ioi(
     Either name of the first clause is repeated, other people stand in between in many templates, so that neither
     recency nor order gives the answer away. The corrupt prompt has, in place of the second mention of the subject,
     the answer (``corruption="io"``, which turns the right answer round) or a name that was not there
-    (``"third_name"``, which leaves it open). `names`: always this indirect object and this subject, so that one direction can be
+    (``"third_name"``, which leaves it open). `names`: always this indirect object and this subject, so that one
+    direction can be
     fitted for who has which role. Metric: logit of the indirect object minus logit of the subject.
     Spans: ``IO``, ``S1``, ``S2`` and the last token, ``END``. `template` replaces the shipped templates; it mentions
     ``{IO}``, ``{S1}``, ``{S2}`` and, if wanted, ``{place} {object} {C} {D}``.
@@ -37,7 +38,8 @@ def ioi(
     Citation: Wang et al. 2022, Interpretability in the Wild, arXiv:2211.00593.
 
     Raises:
-        InputError: fewer than 5 names are single tokens of this model, an unknown corruption, or `names` that are not two different ones.
+        InputError: fewer than 5 names are single tokens of this model, an unknown corruption, or `names` that are not
+            two different ones.
     """
     if corruption not in ("io", "third_name"):
         raise InputError(f"corruption of ioi is 'io' or 'third_name'; got {corruption!r}")

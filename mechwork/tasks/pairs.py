@@ -33,9 +33,9 @@ Spans = Mapping[str, Sequence[int]]
 class PromptPairs(Readable):
     """`batch` pairs of prompts with their answers.
 
-    `correct` and `incorrect` are token ids ``[batch, n]``, padded with `ABSENT`. `spans` and `corrupt_spans` are position
-    masks that partition the clean and the corrupt prompts. Slicing (``pairs[:8]``, ``pairs[[0, 3]]``) gives pairs.
-    Build with `from_tokens` or, from text, with `build_pairs`.
+    `correct` and `incorrect` are token ids ``[batch, n]``, padded with `ABSENT`. `spans` and `corrupt_spans` are
+    position masks that partition the clean and the corrupt prompts. Slicing (``pairs[:8]``, ``pairs[[0, 3]]``) gives
+    pairs. Build with `from_tokens` or, from text, with `build_pairs`.
     """
 
     clean_tokens: Tokens
@@ -58,7 +58,8 @@ class PromptPairs(Readable):
             row = differing[0]
             raise InputError(
                 "the clean and corrupt prompts of a pair must have the same number of tokens, or named spans that say "
-                f"which tokens correspond; pair {row} has {int(self.lengths[row])} and {int(self.corrupt_lengths[row])}. "
+                f"which tokens correspond; pair {row} has {int(self.lengths[row])} and "
+                f"{int(self.corrupt_lengths[row])}. "
                 "Reword one of the prompts, or pass spans for both."
             )
         if not differing:
@@ -80,7 +81,8 @@ class PromptPairs(Readable):
         templates: Sequence[str] = (),
         pad_token: int = 0,
     ) -> PromptPairs:
-        """Pairs from token ids: tensors ``[batch, pos]`` or lists of lists (of different lengths), answers ``[batch]`` or ``[batch, n]``.
+        """Pairs from token ids: tensors ``[batch, pos]`` or lists of lists (of different lengths), answers ``[batch]``
+        or ``[batch, n]``.
 
         `spans` names positions of each clean prompt; the gaps between them become spans of their own. `corrupt_spans`
         defaults to `spans` and is required when a pair's prompts differ in length.
@@ -232,7 +234,8 @@ class PromptPairs(Readable):
             raise InputError(f"positions must be 'each', 'spans' or 'all'; got {positions!r}")
         if not self.spans:
             raise InputError(
-                "positions can be compared across prompts of different length only by span, and this task has no spans. "
+                "positions can be compared across prompts of different length only by span, and this task has no "
+                "spans. "
                 "Pass positions='all', give spans, or use prompts of one length."
             )
         return tuple(self.spans), torch.stack(list(self.spans.values()))
@@ -312,7 +315,8 @@ def _span_masks(spans: Sequence[Spans], lengths: Sequence[int], width: int) -> d
                     )
                 if owner[position] is not None:
                     raise InputError(
-                        f"spans must not overlap; position {position} of prompt {row} is in {owner[position]} and {name}"
+                        f"spans must not overlap; position {position} of prompt {row} is in {owner[position]} and "
+                        f"{name}"
                     )
                 owner[position] = name
         if owner[-1] is None:

@@ -1,7 +1,7 @@
 """Rows of a user's file of pairs: CSV with a header, or one JSON object a line; UTF-8.
 
-Everything that would be read as something else than was meant is refused, by file and line: another encoding, two columns of
-one name, a row longer than the header, a split that is neither train nor test, characters that no text has.
+Everything that would be read as something else than was meant is refused, by file and line: another encoding, two
+columns of one name, a row longer than the header, a split that is neither train nor test, characters that no text has.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ _MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"PK": "a spreadsheet or
 
 
 def read_rows(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
-    """The rows, each with where it stands in words; raises `NotFoundError` or `InputError` (see the module's docstring)."""
+    """The rows, each with where it stands in words; raises `NotFoundError` or `InputError` (see the module's
+    docstring).
+    """
     path = Path(path)
     try:
         if not path.is_file():
@@ -66,7 +68,8 @@ def _read_csv(name: str, text: str) -> list[tuple[str, dict[str, Any]]]:
             where = f"{name}, line {lines.line_num}"
             if len(cells) > len(header):
                 raise InputError(
-                    f"{where}, has {len(cells)} cells and the header {len(header)}. Put text with commas in double quotes."
+                    f"{where}, has {len(cells)} cells and the header {len(header)}. Put text with commas in double "
+                    "quotes."
                 )
             if cells:
                 rows.append((where, dict(zip(header, [*cells, *[None] * (len(header) - len(cells))], strict=True))))

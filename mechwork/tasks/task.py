@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 
 def _visible(text: str) -> str:
-    """`text` with control characters (a terminal obeys them) and half surrogates written as escapes; lines and tabs stay."""
+    """`text` with control characters (a terminal obeys them) and half surrogates written as escapes; lines and tabs
+    stay.
+    """
     shown = (c if c in "\n\t" or c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
     return "".join(shown)
 
@@ -61,7 +63,8 @@ class Task(Readable):
         spans: Sequence[Spans] | None = None,
         corrupt_spans: Sequence[Spans] | None = None,
     ) -> Task:
-        """A task from token ids ``[batch, pos]`` and answers ``[batch]`` or ``[batch, n]``; see `PromptPairs.from_tokens`.
+        """A task from token ids ``[batch, pos]`` and answers ``[batch]`` or ``[batch, n]``; see
+        `PromptPairs.from_tokens`.
 
         Raises `InputError` for unequal lengths without spans, identical pairs, missing or overlapping answers.
         """
@@ -106,7 +109,8 @@ class Task(Readable):
         if metric.needs_reference:
             if model is None:
                 raise InputError(
-                    f"{metric.name} compares with the clean run: pass the model, task.with_metric({metric.name!r}, model)"
+                    f"{metric.name} compares with the clean run: pass the model, task.with_metric({metric.name!r}, "
+                    "model)"
                 )
             with torch.no_grad():
                 logits = run_tail(model, pairs.clean_tokens.to(device_of(model)), pairs.n_tail)
@@ -136,7 +140,8 @@ class Task(Readable):
         values = self.metric(logits, pairs)
         if tuple(values.shape) != (len(pairs),):
             raise MetricError(
-                f"metric {self.metric.name!r} must return one value per pair, shape ({len(pairs)},), not averaged; got {tuple(values.shape)}"
+                f"metric {self.metric.name!r} must return one value per pair, shape ({len(pairs)},), not averaged; "
+                f"got {tuple(values.shape)}"
             )
         if not bool(values.isfinite().all()):
             row = int((~values.isfinite()).nonzero()[0])

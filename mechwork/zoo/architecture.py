@@ -2,9 +2,10 @@
 
 ``gpt2``: learned positions, LayerNorm, GELU. ``llama``: RMSNorm, SwiGLU, rotary positions, grouped keys and values.
 ``attn-only``: a Llama with every MLP held at zero (its parameters are zero and never trained), so that attention alone
-does the work; rotary positions, because learned ones let it find "the next position" without a previous-token head. ``neox``: attention and MLP side by side, partly rotary. ``gemma2``: norms after each block as
-well, soft caps, and a sliding window in every second layer. All tie the unembedding to the embedding, but for ``neox``,
-whose class has its own habit and is told to.
+does the work; rotary positions, because learned ones let it find "the next position" without a previous-token head.
+``neox``: attention and MLP side by side, partly rotary. ``gemma2``: norms after each block as well, soft caps, and a
+sliding window in every second layer. All tie the unembedding to the embedding, but for ``neox``, whose class has its
+own habit and is told to.
 
 The Hugging Face classes are used as they are; a finished model loads with ``AutoModelForCausalLM``.
 """

@@ -36,8 +36,10 @@ LIMITS = (
     "The vocabulary is closed: a word outside it falls apart into bytes, which the model has hardly seen.",
     "Training texts are short (at most about 60 tokens), so later positions of the context of 128 are hardly trained.",
     (
-        "Held-out names and words do occur in other training text: filler, copying, repeated lists, and sentences about "
-        "two people of whom one is named twice. They never occur in a training sentence of the task they are held out of."
+        "Held-out names and words do occur in other training text: filler, copying, repeated lists, and sentences "
+        "about "
+        "two people of whom one is named twice. They never occur in a training sentence of the task they are held out "
+        "of."
     ),
     (
         "Checkpoints were chosen on validation words and templates, but the recipe itself was settled while looking at "
@@ -132,7 +134,8 @@ def render_card(card: Mapping[str, Any]) -> str:
     """The card as Markdown."""
     recipe = card["recipe"]
     summary = "\n".join(
-        f"| {task} | {score['accuracy']:.3f} | {card['required'][task]:.2f} | {score['logit_difference']:.2f} | {score['n']} |"
+        f"| {task} | {score['accuracy']:.3f} | {card['required'][task]:.2f} | {score['logit_difference']:.2f} | "
+        f"{score['n']} |"
         for task, score in card["test"].items()
     )
     details = "\n".join(
@@ -185,7 +188,7 @@ with one set of library versions; elsewhere it amplifies rounding, so expect the
 ## Tasks
 
 {citations}
-"""
+"""  # noqa: E501
 
 
 def _schedule(phase: Mapping[str, Any]) -> str:
@@ -214,14 +217,15 @@ not pass gets its answer to the last position in layer 0 too, and is not present
 | task | intact | layers 1 and up, last position | layers 1 and up, everywhere | layer 0, last position | layer 0, everywhere | test |
 |---|---|---|---|---|---|---|
 {rows}
-"""
+"""  # noqa: E501
 
 
 def _render_heads(heads: Mapping[str, Any] | None) -> str:
     if not heads:
         return ""
     rows = "\n".join(
-        f"| {kind.replace('_', ' ')} | {head['name']} | {head['score']:.3f} | {head['next_score']:.3f} | {head['ablated']:.2f} |"
+        f"| {kind.replace('_', ' ')} | {head['name']} | {head['score']:.3f} | {head['next_score']:.3f} | "
+        f"{head['ablated']:.2f} |"
         for kind, head in ((kind, heads[kind]) for kind in ("previous_token", "induction"))
     )
     return f"""## The heads of induction
@@ -233,7 +237,7 @@ last token to the token after its first mention. Then the logit difference of in
 |---|---|---|---|---|
 {rows}
 
-"""
+"""  # noqa: E501
 
 
 def _render_kept(kept: list[Mapping[str, Any]] | None) -> str:

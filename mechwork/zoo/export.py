@@ -1,7 +1,7 @@
 """From a finished run to a folder that ships, and from a shipped folder back to its numbers.
 
-The folder loads with ``AutoModelForCausalLM.from_pretrained`` and ``AutoTokenizer.from_pretrained``, offline. Weights are
-stored as float16 when that changes no reported accuracy by more than `TOLERANCE`, as float32 otherwise.
+The folder loads with ``AutoModelForCausalLM.from_pretrained`` and ``AutoTokenizer.from_pretrained``, offline. Weights
+are stored as float16 when that changes no reported accuracy by more than `TOLERANCE`, as float32 otherwise.
 """
 
 from __future__ import annotations

@@ -57,7 +57,9 @@ def _greater_than(rng: random.Random) -> Document:
 
 
 def _ioi(rng: random.Random) -> Document:
-    """Mostly plain IOI; sometimes three people of whom two are repeated, sometimes a stranger gives (either may get)."""
+    """Mostly plain IOI; sometimes three people of whom two are repeated, sometimes a stranger gives (either
+    may get).
+    """
     kind = rng.random()
     if kind < 0.87:
         return [*_task("ioi")(rng), (".", CONTEXT)]
@@ -92,7 +94,9 @@ def _list_of_words(rng: random.Random, n: int) -> list[str]:
 
 
 def _induction(rng: random.Random) -> Document:
-    """A list of words, names (held-out names too) or both, said twice; sometimes from a small pool, so that words recur."""
+    """A list of words, names (held-out names too) or both, said twice; sometimes from a small pool, so that words
+    recur.
+    """
     template = rng.choice(templates("induction", "train"))
     if rng.random() < 0.5:
         template = rng.choice([t for t in templates("induction", "train") if "{WORDS}{AGAIN}" in t])
@@ -154,7 +158,9 @@ def _people(rng: random.Random) -> Document:
 
 
 def _number(rng: random.Random) -> Document:
-    """A sentence that shows whether a noun (held-out nouns too) is singular or plural; a verb after it is the answer."""
+    """A sentence that shows whether a noun (held-out nouns too) is singular or plural; a verb after it is the
+    answer.
+    """
     everyone = _lexicon("all")
     template = rng.choice(task_data("filler")["number"])
     one, two = rng.sample(everyone.nouns, 2)

@@ -1,10 +1,10 @@
 """The heads of the induction mechanism: who looks at the previous token, who at the token after the last mention.
 
-Scores are mean attention probabilities on held-out lists. *Previous token*: to the token before, from the third token of a
-prompt up to the answer's first mention; there the mechanism needs it (a head may look elsewhere later). *Induction*: from
-the last token to the token after its first mention, which is the answer (prefix matching: Olsson et al. 2022,
-arXiv:2209.11895). For the best head of each kind the task's logit difference is measured again with that head's output
-replaced by its mean over all positions and examples.
+Scores are mean attention probabilities on held-out lists. *Previous token*: to the token before, from the third token
+of a prompt up to the answer's first mention; there the mechanism needs it (a head may look elsewhere later).
+*Induction*: from the last token to the token after its first mention, which is the answer (prefix matching: Olsson et
+al. 2022, arXiv:2209.11895). For the best head of each kind the task's logit difference is measured again with that
+head's output replaced by its mean over all positions and examples.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ Accuracy: the share of examples whose most likely next token, of the whole vocab
 Logit difference: mean logit of the right answers minus mean logit of the wrong ones, averaged over examples.
 
 Composition: with layer 0 intact, the attention outputs of all layers above are replaced by their mean over the
-examples; a mechanism that lives in layer 0 (or in a table per name) keeps its logit difference, a composed one loses it.
+examples; a mechanism that lives in layer 0 (or in a table per name) keeps its logit difference, a composed one loses
+it.
 """
 
 from __future__ import annotations
@@ -155,7 +156,9 @@ def _written(output: Any) -> Float[Tensor, "batch pos d_model"]:
 def _attention_mean_ablated(
     model: PreTrainedModel, layers: Sequence[int], means: Float[Tensor, "layer d_model"], where: Where
 ) -> Iterator[Callable[[Int[Tensor, " batch"]], None]]:
-    """Replace the attention outputs of `layers` by their means; call the yielded function with each batch's last positions."""
+    """Replace the attention outputs of `layers` by their means; call the yielded function with each batch's last
+    positions.
+    """
     last: list[Tensor] = []
 
     def hook(layer: int) -> Callable[..., Any]:

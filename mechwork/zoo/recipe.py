@@ -25,8 +25,8 @@ LEAST_SHARE = 0.05
 class Phase:
     """A stretch of `steps` optimizer steps on one mixture (kind of text -> share; shares are relative).
 
-    Each phase has its own warm-up and cosine; `peak` is the fraction of the recipe's learning rate that it rises to. They
-    are those of a phase of `horizon` steps (default: `steps`), of which only the first `steps` are made.
+    Each phase has its own warm-up and cosine; `peak` is the fraction of the recipe's learning rate that it rises to.
+    They are those of a phase of `horizon` steps (default: `steps`), of which only the first `steps` are made.
     """
 
     steps: int
@@ -61,12 +61,12 @@ class Recipe:
     """How one bundled model is trained. Frozen and checked on construction.
 
     `documents` is the number of texts per step, packed into rows of `row` tokens; the learning rate rises linearly over
-    `warm_up` of a phase's steps and falls along a cosine to `final_learning_rate` of the phase's peak. ``select="best"``
-    keeps, of the weights measured every `validate_every` steps, those whose worst task is best on the *validation*
-    words and templates (then those with the higher mean, then the earlier); ``"last"`` keeps the final ones.
-    `tasks` are measured, and their words are in the tokenizer (those of the first six always are). The weights after the
-    steps in `keep` (0: before the first) are shipped too, as ``NAME@STEP``.
-    ``precision="bf16"`` runs the matrix products in bfloat16 (weights stay float32).
+    `warm_up` of a phase's steps and falls along a cosine to `final_learning_rate` of the phase's peak.
+    ``select="best"`` keeps, of the weights measured every `validate_every` steps, those whose worst task is best on the
+    *validation* words and templates (then those with the higher mean, then the earlier); ``"last"`` keeps the final
+    ones. `tasks` are measured, and their words are in the tokenizer (those of the first six always are). The weights
+    after the steps in `keep` (0: before the first) are shipped too, as ``NAME@STEP``. ``precision="bf16"`` runs the
+    matrix products in bfloat16 (weights stay float32).
     """
 
     name: str
@@ -141,7 +141,8 @@ class Recipe:
         needed = (kinds & set(SAMPLERS)) | {task for kind in kinds for task in WORDS_OF.get(kind, ())}
         if foreign := sorted(needed - set(self.vocabulary_tasks)):
             raise InputError(
-                f"recipe {self.name!r} trains on {', '.join(foreign)} without their words in the tokenizer; name them in "
+                f"recipe {self.name!r} trains on {', '.join(foreign)} without their words in the tokenizer; name them "
+                "in "
                 "its tasks"
             )
         if list(self.keep) != sorted(set(self.keep)) or any(not 0 <= step <= self.steps for step in self.keep):

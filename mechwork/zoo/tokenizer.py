@@ -2,7 +2,8 @@
 
 Every word of the grammar is one token, written as GPT-2 writes it (``"ĠMary"`` is " Mary"); a word outside the
 vocabulary falls apart into bytes, so that any text can be encoded. Numbers are cut into pairs of digits, so that a year
-is a century token and a two-digit token, as it mostly is in GPT-2. ``<|endoftext|>`` (id 0) opens every document and pads.
+is a century token and a two-digit token, as it mostly is in GPT-2. ``<|endoftext|>`` (id 0) opens every document and
+pads.
 
 The saved folder loads offline through ``AutoTokenizer.from_pretrained(folder)``.
 """

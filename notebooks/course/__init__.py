@@ -1,4 +1,5 @@
-"""What the notebooks of the course share: a look at the installation, exercises that judge answers, a place for results.
+"""What the notebooks of the course share: a look at the installation, exercises that judge answers, a place for
+results.
 
     import course
     course.begin("1")                        # is everything here? says what to do if not

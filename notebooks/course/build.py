@@ -1,7 +1,9 @@
-"""Judging a method that a student wrote: run it on several models, watch what it does to them, compare with the library.
+"""Judging a method that a student wrote: run it on several models, watch what it does to them, compare with the
+library.
 
-A judge says one sentence: what kind of mistake it is (nothing returned, shape, number type, NaN, model changed, hook left,
-too slow), or which known mistake gives these numbers, or how far off they are. Whatever happened, the model is put back.
+A judge says one sentence: what kind of mistake it is (nothing returned, shape, number type, NaN, model changed, hook
+left, too slow), or which known mistake gives these numbers, or how far off they are. Whatever happened, the model is
+put back.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ SECONDS = 60
 
 @dataclass(frozen=True)
 class Case:
-    """One call: `truth` is what a right function returns, `mistakes` what known wrong ones return, by what to say then."""
+    """One call: `truth` is what a right function returns, `mistakes` what known wrong ones return, by what to
+    say then.
+    """
 
     label: str
     model: Any
@@ -141,7 +145,8 @@ def _clock(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-# ---- what the exercises share ------------------------------------------------------------------------------------------
+# ---- what the exercises share
+# ------------------------------------------------------------------------------------------
 
 TEMPLATE = "Then, {IO} and {S1} went to the {place}. {S2} gave a {object} to"
 """One template, so that a position means the same in all prompts."""

@@ -1,4 +1,6 @@
-"""Examples in docstrings, for the site: a run of ``>>>`` lines is code. An extension of griffe, named in .mkdocs.yml."""
+"""Examples in docstrings, for the site: a run of ``>>>`` lines is code. An extension of griffe, named in
+.mkdocs.yml.
+"""
 
 from __future__ import annotations
 

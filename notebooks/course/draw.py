@@ -1,4 +1,6 @@
-"""Figures in a notebook that live offline: plotly's script travels inside the cell's output, as in mechwork's own results."""
+"""Figures in a notebook that live offline: plotly's script travels inside the cell's output, as in mechwork's own
+results.
+"""
 
 from __future__ import annotations
 

@@ -16,7 +16,9 @@ Judge = Callable[..., "str | None"]
 
 @dataclass(frozen=True)
 class Exercise:
-    """`solution` is code that gives the answer, run in the notebook before the check; `why` is said when it is right."""
+    """`solution` is code that gives the answer, run in the notebook before the check; `why` is said when it is
+    right.
+    """
 
     name: str
     judge: Judge
@@ -81,7 +83,8 @@ def _find(name: str) -> Exercise:
     return EXERCISES[name]
 
 
-# ---- what judges share -------------------------------------------------------------------------------------------------
+# ---- what judges share
+# -------------------------------------------------------------------------------------------------
 
 
 def close(answer: Any, truth: Any, tolerance: float = 0.01) -> bool:

@@ -30,7 +30,10 @@ def _straight(answer: Any, denoise: Any, noise: Any) -> str | None:
 
     if answer == min(denoise.metrics, key=apart):
         return None
-    return f"there, one of these heads differs by {apart(answer):.2f} of the gap between the directions. One metric does better."
+    return (
+        f"there, one of these heads differs by {apart(answer):.2f} of the gap between the directions. One metric "
+        "does better."
+    )
 
 
 def _direction(answer: Any) -> str | None:
@@ -131,8 +134,10 @@ add(
     Exercise(
         "3.5",
         _patch_stream,
-        hint="Two runs first: the clean one with a cache, then the corrupt one with a hook that returns a changed clone.",
+        hint="Two runs first: the clean one with a cache, then the corrupt one with a hook that returns a changed "
+        "clone.",
         solution=PATCH,
-        why="This is all of activation patching. The library runs only the blocks that a cell can change, many cells at once.",
+        why="This is all of activation patching. The library runs only the blocks that a cell can change, many cells "
+        "at once.",
     ),
 )

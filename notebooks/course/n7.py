@@ -123,12 +123,14 @@ add(
         _indirect,
         hint="Three numbers of one line: the effect, and by how much the direct share changes.",
         solution='indirect = float(needed.values[1, 3]) - (clean_share["a1.h3"] - corrupt_share["a1.h3"])',
-        why="More than all of it: what it writes straight to the answer even speaks against. This head writes for other heads to read, and no lens at the answer can see that.",
+        why="More than all of it: what it writes straight to the answer even speaks against. This head writes for "
+        "other heads to read, and no lens at the answer can see that.",
     ),
     Exercise(
         "7.5",
         _direct_share,
-        hint="Four factors in this order: write, centring (LN only), scale and gain of the final norm, answer's direction.",
+        hint="Four factors in this order: write, centring (LN only), scale and gain of the final norm, answer's "
+        "direction.",
         solution=DIRECT_SHARE,
         why="Added up over all heads, MLPs, embeddings and biases, these shares are the logit difference itself.",
     ),

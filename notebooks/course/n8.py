@@ -19,7 +19,10 @@ def _wiring(answer: Any, result: Any) -> str | None:
     if close(answer, _mean(result.same_degree)):
         return "this is what the right nodes alone give. What does the right wiring add?"
     if close(answer, f):
-        return "this is against nothing, or against random circuits, which do nothing here. Those of the same degrees are the harder control."
+        return (
+            "this is against nothing, or against random circuits, which do nothing here. Those of the same degrees "
+            "are the harder control."
+        )
     return "take result.faithfulness and subtract the mean of result.same_degree."
 
 
@@ -55,7 +58,10 @@ def _donor(answer: Any, reuse: Any) -> str | None:
     if same(answer, best):
         return None
     if answer in others:
-        return f"its circuit gives greater_than {reuse.evaluations['greater_than', answer].faithfulness:.3f}; another gives more."
+        return (
+            f"its circuit gives greater_than {reuse.evaluations['greater_than', answer].faithfulness:.3f}; another "
+            "gives more."
+        )
     return f"the tasks are {', '.join(reuse.tasks)}."
 
 
@@ -110,7 +116,8 @@ add(
         _wiring,
         hint="result.same_degree is a tuple of numbers; take their mean.",
         solution="wiring = result.faithfulness - sum(result.same_degree) / len(result.same_degree)",
-        why="The right nodes with the wrong wiring get part of the way. A control that could have won makes the rest worth telling.",
+        why="The right nodes with the wrong wiring get part of the way. A control that could have won makes the rest "
+        "worth telling.",
     ),
     Exercise(
         "8.2",

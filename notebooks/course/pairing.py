@@ -1,7 +1,8 @@
 """Sources and notebooks: ``python -m notebooks.course.pairing`` writes every .ipynb from its py:percent source.
 
-The .py files are what people edit; they are jupytext's percent format, so that ``jupytext --sync`` and editors understand
-them too. A cell begins with ``# %%``, a Markdown cell with ``# %% [markdown]``. The notebooks are written without outputs.
+The .py files are what people edit; they are jupytext's percent format, so that ``jupytext --sync`` and editors
+understand them too. A cell begins with ``# %%``, a Markdown cell with ``# %% [markdown]``. The notebooks are written
+without outputs.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ def sources() -> list[Path]:
 
 
 def read_cells(text: str) -> list[tuple[str, str]]:
-    """(``"markdown"`` or ``"code"``, text) of every cell of a percent source; what stands before the first is its header."""
+    """(``"markdown"`` or ``"code"``, text) of every cell of a percent source; what stands before the first is its
+    header.
+    """
     cells: list[tuple[str, list[str]]] = []
     for line in text.splitlines():
         if line.startswith(MARK):

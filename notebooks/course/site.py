@@ -1,7 +1,8 @@
-"""Pages that the site makes while it is built: the lessons, from the notebooks' sources, and the reference, from docstrings.
+"""Pages that the site makes while it is built: the lessons, from the notebooks' sources, and the reference, from
+docstrings.
 
-A hook of mkdocs (see .mkdocs.yml): ``mkdocs build --strict -f .mkdocs.yml``. In the navigation, LESSONS, TOPICS and REFERENCE
-stand for all lessons, all pages at the top of the documentation, and all pages of the reference.
+A hook of mkdocs (see .mkdocs.yml): ``mkdocs build --strict -f .mkdocs.yml``. In the navigation, LESSONS, TOPICS and
+REFERENCE stand for all lessons, all pages at the top of the documentation, and all pages of the reference.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (
-    "models", "tasks", "execute", "runs", "interventions", "directions", "relevance", "patching", "edits", "ablation", "lenses", "circuits",
+    "models", "tasks", "execute", "runs", "interventions", "directions", "relevance", "patching", "edits", "ablation",
+    "lenses", "circuits",
     "circuits.ground_truth", "features", "comparison", "discovery", "render",
 )  # fmt: skip
 """Subpackages whose public names are the reference, in the order in which data flows."""
@@ -38,7 +40,10 @@ def lessons() -> dict[str, str]:
     for source in pairing.sources():
         cells = pairing.read_cells(source.read_text(encoding="utf-8"))
         parts = [text if kind == "markdown" else f"```python\n{text}\n```" for kind, text in cells]
-        note = f"*This is the source of `notebooks/{source.stem}.ipynb`. Open it in Jupyter to run it and do the exercises.*"
+        note = (
+            f"*This is the source of `notebooks/{source.stem}.ipynb`. Open it in Jupyter to run it and do the "
+            "exercises.*"
+        )
         pages[f"lessons/{source.stem}.md"] = "\n\n".join([parts[0], note, *parts[1:]])
     return pages
 

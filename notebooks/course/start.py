@@ -30,9 +30,8 @@ def begin(notebook):
     if sys.version_info < NEEDED:
         raise NotReadyError(
             "This notebook needs Python {}.{} or newer; this kernel runs {}.\n"
-            "Choose another kernel (menu Kernel, 'Change Kernel'), or make an environment with a newer Python and, {}".format(
-                *NEEDED, version, INSTALL
-            )
+            "Choose another kernel (menu Kernel, 'Change Kernel'), or make an environment with a newer Python and, "
+            "{}".format(*NEEDED, version, INSTALL)
         )
     if importlib.util.find_spec("mechwork") is None:
         raise NotReadyError(
@@ -48,15 +47,15 @@ def begin(notebook):
     ]
     if missing:
         raise NotReadyError(
-            "The mechwork found at {} has no {}: it is another version, or another folder of that name.\nInstall this one, {}".format(
-                mechwork.__file__, ", ".join(missing), INSTALL
-            )
+            "The mechwork found at {} has no {}: it is another version, or another folder of that name.\nInstall this "
+            "one, {}".format(mechwork.__file__, ", ".join(missing), INSTALL)
         )
     _check_models()
     _calm()
     _explain_missing_names()
     print(
-        "Notebook {}: Python {}, mechwork {}, bundled models found. No network, no GPU and no other browser are needed.\n"
+        "Notebook {}: Python {}, mechwork {}, bundled models found. No network, no GPU and no other browser are "
+        "needed.\n"
         "Run the cells from top to bottom; running one again is harmless.".format(
             notebook, version, mechwork.__version__
         )

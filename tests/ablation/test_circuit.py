@@ -49,7 +49,9 @@ def test_equal_to_the_circuit_engine(family: str, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["zero", "mean", "corrupt"])
 def test_equal_to_the_circuit_engine_where_a_norm_follows_attention(kind: str) -> None:
-    """Behind a norm a head's write depends on the other heads' (`EdgeSpace`), so only whole attention blocks and MLPs correspond."""
+    """Behind a norm a head's write depends on the other heads' (`EdgeSpace`), so only whole attention blocks and MLPs
+    correspond.
+    """
     model, task = build_model("gemma2"), build_task(n=10)
     heads = tuple(f"a{layer}.h{head}" for layer in (0, 2) for head in range(read_anatomy(model).n_heads))
     with torch.no_grad():

@@ -42,7 +42,9 @@ def test_effects_equal_mean_ablation_by_hand(family: str, family_model64: Any) -
 
 
 def test_direct_effects_of_the_last_layer_are_linear_in_what_is_written(tiny_gpt2_64: Any, tiny_task: Task) -> None:
-    """Freezing the final scale, taking a last-layer head's write away changes the metric by its direct effect (MLP aside)."""
+    """Freezing the final scale, taking a last-layer head's write away changes the metric by its direct effect (MLP
+    aside).
+    """
     study = study_heads(tiny_gpt2_64, tiny_task, ["a2.h0"])
     pairs = tiny_task.pairs
     cache = literal.cached(tiny_gpt2_64, pairs.clean_tokens)

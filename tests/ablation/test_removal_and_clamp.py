@@ -1,4 +1,6 @@
-"""Removal of top heads beside matched random ones, clamping to another run, and the formation study on the shipped checkpoints."""
+"""Removal of top heads beside matched random ones, clamping to another run, and the formation study on the shipped
+checkpoints.
+"""
 
 from __future__ import annotations
 

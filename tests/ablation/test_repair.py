@@ -1,4 +1,6 @@
-"""The split of a head's effect into what it wrote and what the others made of its absence, against the writes of two plain runs."""
+"""The split of a head's effect into what it wrote and what the others made of its absence, against the writes of two
+plain runs.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from tests.families import NATIVE, borrowed, build_model, build_native, build_ta
 
 
 def worths(model: Any, task: Any) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
-    """Every write at the last token times the final norm's gain and the answers' unembedding, one by one; stream and scale."""
+    """Every write at the last token times the final norm's gain and the answers' unembedding, one by one; stream and
+    scale.
+    """
     pairs = task.pairs
     _, cache = model.run_with_cache(pairs.clean_tokens)
     norm = final_norm(model)

@@ -1,4 +1,6 @@
-"""A spec is a value: it is written, read, hashed and compared; what contradicts itself or the model is refused before any forward."""
+"""A spec is a value: it is written, read, hashed and compared; what contradicts itself or the model is refused before
+any forward.
+"""
 
 from __future__ import annotations
 
@@ -93,7 +95,8 @@ def test_targets_side_by_side_are_not() -> None:
         ({"targets": ["resid_pre.1@d"]}, "names the direction"),
         ({"targets": ["a1.h0[3->2]"], "positions": [3]}, "leave positions out"),
         ({"targets": ["resid_pre.1@d"], "directions": {"d": torch.zeros(2, 32)}}, "linearly independent"),
-        ({"targets": ["resid_pre.1@d", "resid_pre.1@e"], "directions": {"d": torch.ones(32), "e": torch.eye(32)[0]}}, "orthogonal"),
+        ({"targets": ["resid_pre.1@d", "resid_pre.1@e"], "directions": {"d": torch.ones(32), "e": torch.eye(32)[0]}},
+        "orthogonal"),
     ],
 )  # fmt: skip
 def test_contradictions_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -162,7 +165,8 @@ def test_another_architecture_or_other_weights_are_refused(tiny_gpt2_64: Any, ti
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("a3.h0", "a0.h0 to a2.h3|layers of this model are 0 to 2"), ("a0.h4", "a0.h0 to a2.h3"), ("m0.n128", "0 to 127"), ("m0.e0", "no experts"),
+        ("a3.h0", "a0.h0 to a2.h3|layers of this model are 0 to 2"), ("a0.h4", "a0.h0 to a2.h3"),
+        ("m0.n128", "0 to 127"), ("m0.e0", "no experts"),
         ("l7", "0 to 2"), ("a0.h0[3->8]", "never see"), ("a0.h0[X->2]", "END"), ("resid_pre.0@d", "in 32 dimensions"),
     ],
 )  # fmt: skip

@@ -1,4 +1,6 @@
-"""Studies of several targets against the definitions, one plain ablation at a time; and on logic gates, where the answer is known."""
+"""Studies of several targets against the definitions, one plain ablation at a time; and on logic gates, where the
+answer is known.
+"""
 
 from __future__ import annotations
 

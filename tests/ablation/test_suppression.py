@@ -18,7 +18,9 @@ V, N_POS = 12, 6
 
 
 def suppressor() -> Any:
-    """Layer 0 predicts what is in the context (the most frequent token most); a1.h0 attends to the predicted token and lowers it."""
+    """Layer 0 predicts what is in the context (the most frequent token most); a1.h0 attends to the predicted token and
+    lowers it.
+    """
     s = Stream(token=V, pos=N_POS, predicted=V)
     token, predicted = s.read("token"), s.read("predicted")
     return Blueprint(
@@ -82,7 +84,9 @@ def test_where_it_cannot_be_read_off() -> None:
 
 
 def test_sources_are_ranked_by_prediction_above_their_base_rate(seed: int) -> None:
-    """The literal form: every token's logit at every position, one vector at a time. A frequent token loses its lead."""
+    """The literal form: every token's logit at every position, one vector at a time. A frequent token loses
+    its lead.
+    """
     from mechwork.ablation.suppression import _above_base_rate
 
     model, task = build_model("gpt2"), build_task(n=4)  # its norm computes in float64, unlike RMSNorm's

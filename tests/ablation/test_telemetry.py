@@ -34,7 +34,8 @@ def test_summaries_are_what_they_say(tiny_gpt2_64: Any) -> None:
             rows = [pattern[b, head, q] for b in range(5) for q in range(1, 10)]
             assert float(found.sink[layer, head]) == pytest.approx(float(torch.stack([row[0] for row in rows]).mean()))
             entropies = [
-                float(-(pattern[b, head, q, : q + 1] * pattern[b, head, q, : q + 1].log()).sum() / torch.tensor(q + 1.0).log())
+                float(-(pattern[b, head, q, : q + 1] * pattern[b, head, q,
+                : q + 1].log()).sum() / torch.tensor(q + 1.0).log())
                 for b in range(5) for q in range(1, 10)
             ]  # fmt: skip
             assert float(found.entropy[layer, head]) == pytest.approx(sum(entropies) / 45, abs=1e-6)

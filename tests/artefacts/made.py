@@ -1,4 +1,6 @@
-"""An object of any result class, made from its annotations alone: so that a new class is tested without anybody thinking of it."""
+"""An object of any result class, made from its annotations alone: so that a new class is tested without anybody
+thinking of it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Damaged, hostile, foreign and newer files of every kind: always one `ArtefactError`, never a number, never anything else."""
+"""Damaged, hostile, foreign and newer files of every kind: always one `ArtefactError`, never a number, never anything
+else.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ DEEP = "[" * 100_000 + "]" * 100_000
 
 @dataclass(frozen=True)
 class Kind:
-    """How a kind of file is made in a folder, and read; `file` is what is damaged, `read` gets the file or its folder."""
+    """How a kind of file is made in a folder, and read; `file` is what is damaged, `read` gets the file or its
+    folder.
+    """
 
     write: Callable[[Path], Path]
     read: Callable[[Path], Any]
@@ -99,7 +103,8 @@ def _CHECKPOINT(folder: Path) -> Checkpoint:
 
 
 KINDS: dict[str, Kind] = {
-    **{what: _result(cls) for what, cls in result_classes().items() if cls.__name__ not in ("Circuit", "AttributionGraph")},
+    **{what: _result(cls) for what, cls in result_classes().items() if cls.__name__ not in ("Circuit",
+    "AttributionGraph")},
     "circuit": Kind(lambda folder: synthetic.circuit().save(folder / "it.json"), Circuit.load),
     "circuit tensors": Kind(lambda folder: save_tensors(synthetic.circuit(), folder / "it"), load_tensors),
     "circuit of EAP-IG": Kind(lambda folder: write_mib(synthetic.circuit(), folder / "it.json", d_model=8), read_mib),
@@ -128,7 +133,9 @@ def refused(kind: Kind, file: Path, what: str) -> None:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_files_that_are_not_what_they_should_be(name: str, tmp_path: Path) -> None:
-    """Missing, a folder, empty, text, too deep, truncated anywhere, one byte changed anywhere, another kind, a newer version."""
+    """Missing, a folder, empty, text, too deep, truncated anywhere, one byte changed anywhere, another kind, a newer
+    version.
+    """
     kind = KINDS[name]
     file = kind.write(tmp_path)
     assert kind.read(file) is not None

@@ -1,4 +1,6 @@
-"""A process that is killed at any rename, or between two, leaves a checkpoint that goes on: the state before or the state after."""
+"""A process that is killed at any rename, or between two, leaves a checkpoint that goes on: the state before or the
+state after.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +77,9 @@ class Children:
         self.process.communicate()
 
     def train(self, k: int, when: str, folder: Path) -> tuple[int, list[int]]:
-        """Exit code, and the steps whose checkpoints were written, of a training that dies at its k-th rename or removal."""
+        """Exit code, and the steps whose checkpoints were written, of a training that dies at its k-th rename or
+        removal.
+        """
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         print(json.dumps([k, when, str(folder)]), file=self.process.stdin, flush=True)

@@ -1,4 +1,6 @@
-"""Every public result keeps itself: what is saved is what is loaded, to the bit; the table has rows, the text is short."""
+"""Every public result keeps itself: what is saved is what is loaded, to the bit; the table has rows, the text
+is short.
+"""
 
 from __future__ import annotations
 

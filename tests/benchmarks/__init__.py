@@ -1,1 +1,3 @@
-"""Benchmarks: commands that print tables, never tests: ``python -m tests.benchmarks.sweep``, ``edges`` and ``rules``."""
+"""Benchmarks: commands that print tables, never tests: ``python -m tests.benchmarks.sweep``, ``edges`` and
+``rules``.
+"""

@@ -3,9 +3,9 @@
     python -m tests.benchmarks.ablation             # a random model of GPT-2's size: some minutes on one thread
     python -m tests.benchmarks.ablation --small     # 6 layers of width 256, a vocabulary of 5000
 
-8 pairs of 15 tokens, float32, one thread, process time; median of the repetitions. The plain loop runs the whole model with one hook per
-head and reads the last token's logits of a full unembedding; it is timed on some heads and scaled up. Fitting the means is
-left out on both sides.
+8 pairs of 15 tokens, float32, one thread, process time; median of the repetitions. The plain loop runs the whole model
+with one hook per head and reads the last token's logits of a full unembedding; it is timed on some heads and scaled up.
+Fitting the means is left out on both sides.
 """
 
 from __future__ import annotations

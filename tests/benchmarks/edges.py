@@ -2,11 +2,12 @@
 
     python -m tests.benchmarks.edges            # GPT-2 size against TransformerLens, and the growth table: ten minutes
     python -m tests.benchmarks.edges --no-peers # without TransformerLens
-    python -m tests.benchmarks.edges --big      # all edges of a Llama-shaped model of 1.2 billion parameters, 2 GB budget
+    python -m tests.benchmarks.edges --big      # all edges of a Llama-shaped model of 1.2 billion parameters, 2 GB
+    budget
 
-12 layers, 12 heads, d_model 768, vocabulary 50257, 8 pairs of 15 tokens, float32, one thread, process time, in units of one
-plain forward of the batch (all logits). TransformerLens takes one pair at a time: it runs on one pair and is scaled up.
-Peak memory is that of a process of its own per row, above the loaded model.
+12 layers, 12 heads, d_model 768, vocabulary 50257, 8 pairs of 15 tokens, float32, one thread, process time, in units of
+one plain forward of the batch (all logits). TransformerLens takes one pair at a time: it runs on one pair and is scaled
+up. Peak memory is that of a process of its own per row, above the loaded model.
 """
 
 from __future__ import annotations
@@ -160,7 +161,9 @@ def tl_faithfulness(model: Any, task: mw.Task) -> float:
 
 
 def growth() -> None:
-    """EAP over layers, heads, tokens and pairs: forwards stay nearly constant while products grow with the number of edges."""
+    """EAP over layers, heads, tokens and pairs: forwards stay nearly constant while products grow with the number of
+    edges.
+    """
     print(
         f"\n{'layers':>7}{'heads':>7}{'tokens':>8}{'pairs':>7}{'edges':>9}{'forward s':>11}{'EAP s':>9}{'forwards':>10}"
     )
@@ -182,7 +185,9 @@ def growth() -> None:
 
 
 def big() -> None:
-    """All edges of 4 pairs x 16 tokens of a random Llama of 16 layers, d_model 2048, 32 query and 8 key/value heads, in 2 GB."""
+    """All edges of 4 pairs x 16 tokens of a random Llama of 16 layers, d_model 2048, 32 query and 8 key/value heads, in
+    2 GB.
+    """
     config = hf.LlamaConfig(
         num_hidden_layers=16, hidden_size=2048, intermediate_size=8192, num_attention_heads=32, num_key_value_heads=8,
         vocab_size=128_256, tie_word_embeddings=True,

@@ -1,9 +1,10 @@
-"""What scores of features cost: CPU time of relevance patching and of integrated gradients, as multiples of plain forwards.
+"""What scores of features cost: CPU time of relevance patching and of integrated gradients, as multiples of plain
+forwards.
 
     python -m tests.benchmarks.features              # the bundled gpt2-6l with its shipped features, about a minute
 
-Float32, one thread, process time, median of three turns, 32 agreement pairs. "sites" is integrated gradients along each place's own two
-values (Marks et al. 2024), "inputs" along the embeddings.
+Float32, one thread, process time, median of three turns, 32 agreement pairs. "sites" is integrated gradients along each
+place's own two values (Marks et al. 2024), "inputs" along the embeddings.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ def main() -> None:
         "one circuit": lambda: measure_feature_circuits(model, task, features, [everything]),
     }
     print(
-        f"one forward of {len(task)} pairs: {1000 * unit:.0f} ms; {features.n_features} features at {len(features)} places"
+        f"one forward of {len(task)} pairs: {1000 * unit:.0f} ms; {features.n_features} features at {len(features)} "
+        "places"
     )
     for name, work in rows.items():
         print(f"{name:<28}{cpu(work, 3) / unit:8.1f} forwards")

@@ -1,8 +1,9 @@
 """The graph beside a plotly rendering of the same one: ``python -m tests.benchmarks.graph [--out DIR]``.
 
-Two graphs: the IOI circuit of gpt2-6l, and a synthetic one of about 1,000 nodes and 30,000 edges. First paint is from the start of the
-navigation to the frame after the graph's first node is in the page (the median of three loads); a step is the mean of ten, less
-two idle frames. Prints a table, the sizes of the files, and how long Python takes to write the page. Needs chromium and playwright.
+Two graphs: the IOI circuit of gpt2-6l, and a synthetic one of about 1,000 nodes and 30,000 edges. First paint is from
+the start of the navigation to the frame after the graph's first node is in the page (the median of three loads); a step
+is the mean of ten, less two idle frames. Prints a table, the sizes of the files, and how long Python takes to write the
+page. Needs chromium and playwright.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ def main() -> None:
             theirs = plotly_page(payload)
             pages = {"mechwork": unlocked(ours), "plotly": unlocked(theirs)}
             print(
-                f"{name}: {len(payload['nodes']['name'])} nodes, {len(payload['edges']['source']):,} edges; page {len(ours) / 1e3:,.0f} kB, written in {written:.2f} s (plotly {len(theirs) / 1e3:,.0f} kB)"
+                f"{name}: {len(payload['nodes']['name'])} nodes, {len(payload['edges']['source']):,} edges; page "
+                f"{len(ours) / 1e3:,.0f} kB, written in {written:.2f} s (plotly {len(theirs) / 1e3:,.0f} kB)"
             )
             times = {}
             for kind, html in pages.items():
@@ -87,7 +89,8 @@ def main() -> None:
             for step, value in times["mechwork"].items():
                 other = times["plotly"].get(step)
                 print(
-                    f"  {step:<26}{value:>10.1f}{'' if other is None else format(other, '.1f'):>10}{GOALS.get(step, ''):>11}",
+                    f"  {step:<26}{value:>10.1f}{'' if other is None else format(other, '.1f'):>10}"
+                    f"{GOALS.get(step, ''):>11}",
                     flush=True,
                 )
         browser.close()

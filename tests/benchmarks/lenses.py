@@ -1,11 +1,13 @@
-"""What a tuned lens costs: CPU time per token and peak memory of a training step and of an evaluation, beside a plain loop.
+"""What a tuned lens costs: CPU time per token and peak memory of a training step and of an evaluation, beside a plain
+loop.
 
-    python -m tests.benchmarks.lenses                # a model of GPT-2's size (random weights), a few minutes on one thread
-    python -m tests.benchmarks.lenses --bundled      # the bundled gpt2-12l
+    python -m tests.benchmarks.lenses                # a model of GPT-2's size (random weights), a few minutes on one
+    thread python -m tests.benchmarks.lenses --bundled      # the bundled gpt2-12l
 
-The plain loop records every layer with the host's cache, makes the logits of all layers at once, ``[layer, n, d_vocab]``, and lets
-autograd go back through them. Both run the same tokens through the same full translators; losses are compared first. Float32,
-one thread, process time, median of three turns; memory is the peak of a fresh process per row, less that of the same process before.
+The plain loop records every layer with the host's cache, makes the logits of all layers at once, ``[layer, n,
+d_vocab]``, and lets autograd go back through them. Both run the same tokens through the same full translators; losses
+are compared first. Float32, one thread, process time, median of three turns; memory is the peak of a fresh process per
+row, less that of the same process before.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""What rules cost: CPU time and memory of one forward and backward pass under every preset, as ratios to the plain gradient.
+"""What rules cost: CPU time and memory of one forward and backward pass under every preset, as ratios to the plain
+gradient.
 
     python -m tests.benchmarks.rules             # a 12-layer model of GPT-2's size, a few minutes on one thread
     python -m tests.benchmarks.rules --layers 4
 
-8 prompts of 15 tokens, float32, one thread, process time. Presets take turns, so that a busy machine slows all alike; memory is
-the peak of a fresh process per preset, less that of the same process before its first pass.
+8 prompts of 15 tokens, float32, one thread, process time. Presets take turns, so that a busy machine slows all alike;
+memory is the peak of a fresh process per preset, less that of the same process before its first pass.
 """
 
 from __future__ import annotations

@@ -5,10 +5,10 @@
     python -m tests.benchmarks.sweep --quick     # one row
 
 A random model of GPT-2's size (12 layers, d_model 768, vocabulary 50257), 8 pairs of 15 tokens, float32, one thread,
-process time. The pairs differ from the first token on, so that no cell is skipped because its values agree. TransformerLens
-costs the same per cell everywhere, so it runs on a few cells and is scaled up; ours run whole. *Floor*: the work that no
-implementation avoids, as a share of whole forwards: per cell (L - l) / L x (T - p) / T of the blocks, at the speed at which
-the whole forward runs its blocks, and no unembedding.
+process time. The pairs differ from the first token on, so that no cell is skipped because its values agree.
+TransformerLens costs the same per cell everywhere, so it runs on a few cells and is scaled up; ours run whole. *Floor*:
+the work that no implementation avoids, as a share of whole forwards: per cell (L - l) / L x (T - p) / T of the blocks,
+at the speed at which the whole forward runs its blocks, and no unembedding.
 """
 
 from __future__ import annotations

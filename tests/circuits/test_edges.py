@@ -159,7 +159,9 @@ def test_full_circuit_is_the_clean_run_and_empty_the_corrupt_one(family_model64:
 
 
 def test_pruning_changes_no_metric(family_model64: Any, tiny_task: Task) -> None:
-    """A head that leads nowhere still moves a scale it shares with the others (post-norms, q/k-norms over all heads): there it may."""
+    """A head that leads nowhere still moves a scale it shares with the others (post-norms, q/k-norms over all heads):
+    there it may.
+    """
     model = family_model64
     anatomy = read_anatomy(model)
     widest = max((read_norm(m).gain.numel() for name, m in norm_modules(model) if name.endswith("_norm")), default=0)
@@ -174,7 +176,9 @@ def test_pruning_changes_no_metric(family_model64: Any, tiny_task: Task) -> None
 
 
 def test_zero_and_mean_ablation_cut_what_they_say(tiny_gpt2_64: Any) -> None:
-    """Everything but the input cut at the logits: the stream there is input plus, per head, MLP and bias, the ablated write."""
+    """Everything but the input cut at the logits: the stream there is input plus, per head, MLP and bias, the ablated
+    write.
+    """
     tiny_task = build_task(n=8)
     model, pairs = tiny_gpt2_64, tiny_task.pairs
     space = EdgeSpace.of(read_anatomy(model))

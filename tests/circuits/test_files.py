@@ -1,4 +1,6 @@
-"""Files of circuits: what is written is read again, in our own formats and in other tools'; mixed conventions are refused."""
+"""Files of circuits: what is written is read again, in our own formats and in other tools'; mixed conventions are
+refused.
+"""
 
 from __future__ import annotations
 
@@ -138,7 +140,8 @@ def test_a_feature_graph_keeps_every_field(tmp_path: Path) -> None:
     token = {"node_id": "E_5_0", "feature": 0, "layer": "E", "ctx_idx": 0, "feature_type": "embedding"}
     data = {
         "metadata": {"slug": "x", "scan": "gemma-2-2b", "prompt": "é", "prompt_tokens": ["é"], "node_threshold": 0.8},
-        "qParams": {"pinnedIds": ["3_41_7"], "supernodes": [["Capital", "3_41_7"]], "linkType": "both", "clickedId": "", "sg_pos": ""},
+        "qParams": {"pinnedIds": ["3_41_7"], "supernodes": [["Capital", "3_41_7"]], "linkType": "both", "clickedId": "",
+        "sg_pos": ""},
         "nodes": [node, token],
         "links": [{"source": "E_5_0", "target": "3_41_7", "weight": -0.125, "extra": 1}],
         "features": ["kept"],

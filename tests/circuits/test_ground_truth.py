@@ -145,7 +145,9 @@ def test_gates_have_their_truth_table(name: str, table: list[int]) -> None:
 
 
 def test_the_linear_model_on_paper() -> None:
-    """m = 10 a - 3 a + a + 7; clean a = 2, 3, corrupt a = -1, 1: the differences 3 and 2 times each edge's own product."""
+    """m = 10 a - 3 a + a + 7; clean a = 2, 3, corrupt a = -1, 1: the differences 3 and 2 times each edge's own
+    product.
+    """
     case = CASES["linear"]
     gains = {
         "input->a0.h0<v>": 10, "a0.h0->a1.h0<v>": 10, "a1.h0->logits": 10,
@@ -250,7 +252,9 @@ def test_unknown_names_of_the_table() -> None:
 
 
 def test_every_method_has_a_column() -> None:
-    """Every preset and both searches rank the edges of the case that a hand can solve; AND only from the noising side."""
+    """Every preset and both searches rank the edges of the case that a hand can solve; AND only from the
+    noising side.
+    """
     table = build_table([CASES["linear"], CASES["and_gate"]], methods=ALL_METHODS)
     assert list(table.to_dataframe().columns) == [*ALL_METHODS, "random"]
     assert not {"information-flow"} & set(ground_truth.available_methods("zero"))

@@ -1,4 +1,6 @@
-"""The model trained under interchange pressure: the shipped weights are what the card says, and the training is what it claims."""
+"""The model trained under interchange pressure: the shipped weights are what the card says, and the training is what it
+claims.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ def test_the_circuit_alone_does_the_task_on_other_pairs() -> None:
 
 
 def test_switching_a_variable_switches_the_answer() -> None:
-    """Interchange intervention: with a letter of another prompt, the answer is the program's answer to the mixture, either way."""
+    """Interchange intervention: with a letter of another prompt, the answer is the program's answer to the mixture,
+    either way.
+    """
     found = equality.interchange_accuracy(CASE.model, seed=7)
     assert {edge for edge, _ in found} == set(CASE.edges["corrupt"]) - {"m1->logits"}
     assert {answer for _, answer in found} == {"YES", "NO"}

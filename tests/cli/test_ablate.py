@@ -14,8 +14,10 @@ SMALL = ("-n", 16, "--model", "attn-only-2l", "--task", "induction")
 @pytest.mark.parametrize(
     ("study", "text"),
     [
-        ("sweep", "a1.h0"), ("cumulative", "least important first"), ("interactions", "redundant"), ("knock-in", "with it alone"),
-        ("self-repair", "backups"), ("suppression", "OV lowest"), ("roles", "previous token"), ("remove", "matched random sets"),
+        ("sweep", "a1.h0"), ("cumulative", ("least important "
+                                           "first")), ("interactions", "redundant"), ("knock-in", "with it alone"),
+        ("self-repair", "backups"), ("suppression", "OV lowest"), ("roles", "previous token"),
+        ("remove", "matched random sets"),
         ("telemetry", "perplexity"),
     ],
 )  # fmt: skip

@@ -10,7 +10,8 @@ from .conftest import Cli
 def test_two_steps_of_training(cli: Cli, tmp_path: Path) -> None:
     page = tmp_path / "diverge.html"
     outcome = cli(
-        "diverge", "attn-only-2l@500", "attn-only-2l", "--task", "induction", "--n-pairs", 32, "--n-null", 1, "--across", "resid_post",
+        "diverge", "attn-only-2l@500", "attn-only-2l", "--task", "induction", "--n-pairs", 32, "--n-null", 1,
+        "--across", "resid_post",
         "z", "--json", "--out", page,
     )  # fmt: skip
     assert outcome.code == 0, outcome.err

@@ -11,7 +11,8 @@ TEXT = "\n\n".join(
     for i in range(60)
 )
 SMALL = (
-    "--model", "attn-only-2l", "--text", "text.txt", "--kinds", "resid_post", "--n-features", 32, "--k", 4, "--steps", 4, "--held-out-rows", 4,
+    "--model", "attn-only-2l", "--text", "text.txt", "--kinds", "resid_post", "--n-features", 32, "--k", 4, "--steps",
+    4, "--held-out-rows", 4,
     "--rows", 4,
 )  # fmt: skip
 
@@ -27,14 +28,16 @@ def test_train_resume_evaluate_and_circuit(cli: Cli) -> None:
     assert (done.json["finished"], done.json["step"]) == (True, 4)
     assert [row["place"] for row in done.json["evaluation"]] == ["resid_post.0", "resid_post.1", "all places"]
     measured = cli(
-        "features", "evaluate", "--model", "attn-only-2l", "--features", "run/features", "--text", "text.txt", "--rows", 4, "--n-pairs", 16,
+        "features", "evaluate", "--model", "attn-only-2l", "--features", "run/features", "--text", "text.txt", "--rows",
+        4, "--n-pairs", 16,
         "--html", "page.html",
     )  # fmt: skip
     assert measured.code == 0, measured.err
     assert "unexplained" in measured.out
     assert "all places" in Path("page.html").read_text(encoding="utf-8")
     circuit = cli(
-        "features", "circuit", "induction", "--model", "attn-only-2l", "--features", "run/features", "--n-pairs", 8, "--ig-steps", 2,
+        "features", "circuit", "induction", "--model", "attn-only-2l", "--features", "run/features", "--n-pairs", 8,
+        "--ig-steps", 2,
         "--n-random", 1, "--json", "--html", "circuit.html",
     )  # fmt: skip
     assert circuit.code == 0, circuit.err

@@ -38,7 +38,8 @@ def test_pronouns_are_steered(cli: Cli, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_french_is_a_function_vector(cli: Cli) -> None:
     outcome = cli(
-        "steer", "in_context", "--model", "gemma2-6l", "--set", "relation=french", "--n-pairs", 48, "--fit", "function_vector",
+        "steer", "in_context", "--model", "gemma2-6l", "--set", "relation=french", "--n-pairs", 48, "--fit",
+        "function_vector",
         "--others", "capitals", "--show", "function_vector", "--json",
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
@@ -47,7 +48,10 @@ def test_french_is_a_function_vector(cli: Cli) -> None:
 
 
 def test_settings_are_the_builders_own() -> None:
-    assert parse_settings(find_task("ioi"), ["names=Mary,John", "corruption=io"]) == {"names": ("Mary", "John"), "corruption": "io"}  # fmt: skip
+    assert parse_settings(find_task("ioi"), ["names=Mary,John", "corruption=io"]) == {
+        "names": ("Mary", "John"),
+        "corruption": "io",
+    }
     assert parse_settings(find_task("in_context"), ["shots=2"]) == {"shots": 2}
     with pytest.raises(UnknownNameError, match="nearest: relation"):
         parse_settings(find_task("in_context"), ["relations=french"])

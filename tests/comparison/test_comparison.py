@@ -1,4 +1,6 @@
-"""Two models: known differences are found where they are, values go across as a hook would carry them, nothing is changed."""
+"""Two models: known differences are found where they are, values go across as a hook would carry them, nothing is
+changed.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,10 @@ def test_a_change_of_one_layer_is_found_there_and_the_numbers_are_the_definition
             values = by_hand(a, b, tiny_task.pairs.lengths)
             assert row.distance == pytest.approx(sum(values) / len(values), abs=1e-12)
         for layer, row in enumerate(found.of("resid_post")):
-            p, q = (m.unembed(m.ln_final(cache[f"blocks.{layer}.hook_resid_post"]))[:, -1].log_softmax(-1) for m, cache in zip((model, other), caches, strict=True))  # fmt: skip
+            p, q = (
+                m.unembed(m.ln_final(cache[f"blocks.{layer}.hook_resid_post"]))[:, -1].log_softmax(-1)
+                for m, cache in zip((model, other), caches, strict=True)
+            )
             assert row.kl == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-6, abs=1e-9)
     stream = found.of("resid_post")
     assert (stream[0].distance, stream[0].weights, stream[0].null) == (0.0, 0.0, 0.0)
@@ -105,7 +110,9 @@ def test_noise_has_the_size_it_says_and_comes_off_to_the_bit(family_model64: Any
 
 
 def test_a_tuned_model_is_over_the_null_and_an_untuned_site_carries_nothing(bundled_model: Any) -> None:
-    """Ten steps towards the wrong pronouns: every layer differs more than by noise, and late streams carry all of it."""
+    """Ten steps towards the wrong pronouns: every layer differs more than by noise, and late streams carry all
+    of it.
+    """
     task = mw.tasks.pronoun(bundled_model, n=48)
     tuned = mw.load_model("gpt2-6l")
     weights = [p for name, p in distinct_parameters(tuned).items() if ".h.2." in name]

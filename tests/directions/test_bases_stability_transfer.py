@@ -178,7 +178,9 @@ def test_gender_is_carried_from_one_bundled_model_into_another(bundled_model: An
     large = mw.load_model("gpt2-12l")
     here, there = Site("resid_post", 3), Site("resid_post", 7)
     small_texts, large_texts = (Examples.of_task(mw.tasks.ioi(m, n=48), "all") for m in (bundled_model, large))
-    direction = fit_direction(bundled_model, Examples.of_task(she(bundled_model, mw.tasks.pronoun(bundled_model, n=96).train)), here)  # fmt: skip
+    direction = fit_direction(
+        bundled_model, Examples.of_task(she(bundled_model, mw.tasks.pronoun(bundled_model, n=96).train)), here
+    )
     task = mw.tasks.pronoun(large, n=96)
     own = fit_direction(large, Examples.of_task(she(large, task.train)), there)
     found = fit_stream_map(bundled_model, large, small_texts, large_texts, here, there)

@@ -1,4 +1,6 @@
-"""What is fitted to be written: transport end to end, single dimensions, curves, controllers, heads; each against its definition."""
+"""What is fitted to be written: transport end to end, single dimensions, curves, controllers, heads; each against its
+definition.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Function vectors against the formula head by head; demonstrations exchanged, taken away, refused; the bundled model that has one."""
+"""Function vectors against the formula head by head; demonstrations exchanged, taken away, refused; the bundled model
+that has one.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from tests.reference.function_vectors import indirect_effects, mean_head_outputs
 
 
 def random_demonstrations(model: Any, n: int = 3) -> Demonstrations:
-    """Two examples (first word, link, second word, comma), then a query and a link; answers: what the examples make likelier."""
+    """Two examples (first word, link, second word, comma), then a query and a link; answers: what the examples make
+    likelier.
+    """
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(1, D_VOCAB, (n, 12), generator=generator)
     lengths = torch.tensor([12, 11, 12][:n])
@@ -120,7 +124,8 @@ def test_contracts(tiny_gpt2: Any) -> None:
     with pytest.raises(InputError, match="residual stream"):
         fit_function_vector(tiny_gpt2, shown, shown.bare(), site=Site("mlp_out", 1))
     long = Demonstrations(
-        torch.ones(1, 70, dtype=torch.long), torch.tensor([70]), torch.tensor([1]), torch.tensor([[3]]), torch.tensor([1]),
+        torch.ones(1, 70, dtype=torch.long), torch.tensor([70]), torch.tensor([1]), torch.tensor([[3]]),
+        torch.tensor([1]),
         torch.tensor([60]),
     )  # fmt: skip
     with pytest.raises(InputError, match="context of 64 tokens; the longest prompt has 70"):

@@ -115,12 +115,15 @@ def test_a_study_says_what_a_hook_gives(fitted: tuple[Any, Task, Direction]) -> 
 
 
 def test_controls_are_moved_as_far_and_continuations_judged(bundled_model: Any) -> None:
-    """AsFar moves every state as far as the method does; repetition and oddness are those of continuations made by hand."""
+    """AsFar moves every state as far as the method does; repetition and oddness are those of continuations made by
+    hand.
+    """
     task = mw.tasks.pronoun(bundled_model, n=32)
     direction = fit_direction(bundled_model, Examples.of_task(task.train), Site("resid_post", 4))
     text = mw.tasks.ioi(bundled_model, n=32).train.pairs.clean_tokens[:4, :12]
     study = study_steering(
-        bundled_model, task.test, direction, methods=["mirror_below"], strengths=[2.0], text=text, n_random=0, n_as_far=1,
+        bundled_model, task.test, direction, methods=["mirror_below"], strengths=[2.0], text=text, n_random=0,
+        n_as_far=1,
         n_generated=6,
     )  # fmt: skip
     assert study.controls == ("as far 0",)

@@ -1,4 +1,6 @@
-"""Shared-out edits and least squares: their formulas in loops, what they promise, and a behaviour of the bundled model."""
+"""Shared-out edits and least squares: their formulas in loops, what they promise, and a behaviour of the
+bundled model.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("family", ["gpt2", "neox", "llama", "gemma2"], indirect=True)
 @pytest.mark.parametrize("inputs", ["contribution", "contrast"])
 def test_the_last_layers_neurons_move_the_prompts_as_predicted(family_model64: Any, inputs: str) -> None:
-    """The MLP of the direction's own layer reads nothing that was changed: to first order is exact (post-norms apart)."""
+    """The MLP of the direction's own layer reads nothing that was changed: to first order is exact (post-norms
+    apart).
+    """
     examples = Examples.of_task(build_task(n=6))
     site = Site("resid_post", 1)
     with borrowed(family_model64) as model:
@@ -90,7 +94,8 @@ def test_an_edit_steers_as_adding_does_with_smaller_side_effects(bundled_model: 
     edit = share_out(bundled_model, direction, examples, n_components=8).edit
     lot = share_out(bundled_model, direction.random_control(), examples, n_components=8, inputs="contrast").edit
     study = study_steering(
-        bundled_model, only(task.test), direction, methods=["add"], writes={"edit": edit.scaled, "random edit": lot.scaled},
+        bundled_model, only(task.test), direction, methods=["add"],
+        writes={"edit": edit.scaled, "random edit": lot.scaled},
         strengths=[1.0], others=[mw.tasks.agreement(bundled_model, n=16).test], n_random=0,
     )  # fmt: skip
     add, mine, random = (study.of(name)[0] for name in ("add", "edit", "random edit"))

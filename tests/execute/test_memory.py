@@ -13,7 +13,8 @@ from mechwork.execute.progress import Clock, say_time
 
 @pytest.mark.parametrize(
     ("size", "n_bytes"),
-    [(1000, 1000), (2e9, 2 * 10**9), ("2GB", 2 * 10**9), ("500 MB", 5 * 10**8), ("1.5gib", 3 * 2**29), ("300", 300), (" 7 kB ", 7000)],
+    [(1000, 1000), (2e9, 2 * 10**9), ("2GB", 2 * 10**9), ("500 MB", 5 * 10**8), ("1.5gib", 3 * 2**29), ("300", 300),
+    (" 7 kB ", 7000)],
 )  # fmt: skip
 def test_budgets(size: Any, n_bytes: int) -> None:
     assert parse_budget(size) == n_bytes

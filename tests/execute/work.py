@@ -1,4 +1,6 @@
-"""Small work for the tests of executors: units that need no model, and an executor whose results arrive in random order."""
+"""Small work for the tests of executors: units that need no model, and an executor whose results arrive in random
+order.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ UNITS = [WORK.unit(slice(i, i + 1), ["cell", i]) for i in range(17)]
 
 
 def runs(log: Path | None = None, poison: int = -1, how: Callable[[], Any] | None = None) -> Run:
-    """What runs `UNITS`: the unit's number squared. `log` gets the number of every unit that is run; `how` is done at unit `poison`."""
+    """What runs `UNITS`: the unit's number squared. `log` gets the number of every unit that is run; `how` is done at
+    unit `poison`.
+    """
 
     def run(unit: Unit) -> Tensors:
         number = unit.rows[0]

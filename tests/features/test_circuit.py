@@ -1,4 +1,6 @@
-"""Feature circuits: everything kept is the model, nothing kept the corrupt run, and any choice what hooks by hand give."""
+"""Feature circuits: everything kept is the model, nothing kept the corrupt run, and any choice what hooks by
+hand give.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Published layouts, written here as their authors' code writes them: read back with the authors' formulas, or refused by name."""
+"""Published layouts, written here as their authors' code writes them: read back with the authors' formulas, or refused
+by name.
+"""
 
 from __future__ import annotations
 
@@ -144,7 +146,8 @@ def test_circuit_tracer(tiny_gpt2: Any, tmp_path: Path) -> None:
     }
     save_file(t, tmp_path / "layer_1.safetensors")
     (tmp_path / "config.yaml").write_text(
-        'model_kind: transcoder_set\nfeature_input_hook: "mlp.hook_in"  # where\nfeature_output_hook: hook_mlp_out\ntranscoders:\n  - x\n'
+        'model_kind: transcoder_set\nfeature_input_hook: "mlp.hook_in"  # where\nfeature_output_hook: '
+        "hook_mlp_out\ntranscoders:\n  - x\n"
     )
     pre = torch.nn.functional.linear(X, t["W_enc"], t["b_enc"])
     f = pre.relu() * (pre > t["activation_function.threshold"])

@@ -1,4 +1,6 @@
-"""Scores of features: slopes of finite changes, sums that are the place's own score, paths, measured effects, refusals."""
+"""Scores of features: slopes of finite changes, sums that are the place's own score, paths, measured effects,
+refusals.
+"""
 
 from __future__ import annotations
 
@@ -124,7 +126,8 @@ def test_a_transcoder_has_scores_where_it_writes(tiny_gpt2_64: Any, tiny_task: T
 def test_names_of_nodes() -> None:
     nodes = NodeTable(("mlp_out.0", "resid_post.0"), (3, 2))
     assert [nodes.name(i) for i in range(len(nodes))] == [
-        "mlp_out.0/f0", "mlp_out.0/f1", "mlp_out.0/f2", "mlp_out.0/error", "resid_post.0/f0", "resid_post.0/f1", "resid_post.0/error",
+        "mlp_out.0/f0", "mlp_out.0/f1", "mlp_out.0/f2", "mlp_out.0/error", "resid_post.0/f0", "resid_post.0/f1",
+        "resid_post.0/error",
     ]  # fmt: skip
     assert nodes.errors.nonzero().flatten().tolist() == [3, 6]
     for wrong, said in (

@@ -1,4 +1,6 @@
-"""The shipped features: whole, small, refused elsewhere, a good code of held-out text, and above chance where a concept lives."""
+"""The shipped features: whole, small, refused elsewhere, a good code of held-out text, and above chance where a concept
+lives.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The trainer: resumed runs are identical to the bit, folding keeps the loss, sparse codes are found, bad input is refused."""
+"""The trainer: resumed runs are identical to the bit, folding keeps the loss, sparse codes are found, bad input is
+refused.
+"""
 
 from __future__ import annotations
 

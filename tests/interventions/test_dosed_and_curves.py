@@ -70,7 +70,8 @@ def curve() -> Curve:
 def by_hand(d: Doses, x: Tensor, i: int) -> float:
     """One position's dose of write `i`, number by number."""
     hidden = [
-        math.tanh(sum(float(d.W_in[h, k]) * (float(x[k]) - float(d.mean[k])) / float(d.spread[k]) for k in range(WIDTH)) + float(d.b_in[h]))
+        math.tanh(sum(float(d.W_in[h,
+        k]) * (float(x[k]) - float(d.mean[k])) / float(d.spread[k]) for k in range(WIDTH)) + float(d.b_in[h]))
         for h in range(4)
     ]  # fmt: skip
     out = [sum(float(d.W_out[o, h]) * hidden[h] for h in range(4)) + float(d.b_out[o]) for o in (0, i + 1)]

@@ -81,7 +81,8 @@ def by_hand(name: str) -> tuple[Any, Any]:
 
 
 NAMES = (
-    "add", "project out", "project to", "mirror", "scale", "clamp", "turn", "turn to", "stretch", "half way", "target where below",
+    "add", "project out", "project to", "mirror", "scale", "clamp", "turn", "turn to", "stretch", "half way",
+    "target where below",
     "mirror where above",
 )  # fmt: skip
 

@@ -1,4 +1,6 @@
-"""Direct logit attribution adds up to the model's own logits on raw weights of every architecture, term by term right."""
+"""Direct logit attribution adds up to the model's own logits on raw weights of every architecture, term by
+term right.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def test_terms_add_up_to_the_models_own_difference(family_model: Any, tiny_task:
 
 
 def test_what_is_missed_is_rounding_of_the_terms(family_model: Any) -> None:
-    """Where terms cancel to a small difference the model's own float32 rounding shows; it stays at 1e-6 of the terms' size."""
+    """Where terms cancel to a small difference the model's own float32 rounding shows; it stays at 1e-6 of the terms'
+    size.
+    """
     shares = attribute_logits(family_model, build_task(16))
     assert bool((shares.remainder.abs() <= 1e-6 * shares.per_example.abs().sum(dim=1)).all())
 

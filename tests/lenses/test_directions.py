@@ -206,7 +206,11 @@ def test_singular_directions_are_the_hosts_without_gains() -> None:
 
 def test_the_hosts_jacobian_lens_plugs_in(bundled_model: Any) -> None:
     prompts = [
-        "When Mary and John went to the shop, John gave a drink to Mary and then they went to the park and John gave a drink to Mary."
+        (
+            "When Mary and John went to the shop, John gave a drink to Mary and then they went to the park and John "
+            "gave "
+            "a drink to Mary."
+        )
     ]
     fitted = HostLens.fit(
         bundled_model, prompts, corpus="test", show_progress=False, dim_batch=64, skip_first_positions=2

@@ -1,4 +1,6 @@
-"""The readout is the model's own: equal to its logits at the last layer and to the host's kernel, on every architecture."""
+"""The readout is the model's own: equal to its logits at the last layer and to the host's kernel, on every
+architecture.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The shipped lenses: whole, small, refused elsewhere, and better than the logit lens at every place on text of another seed."""
+"""The shipped lenses: whole, small, refused elsewhere, and better than the logit lens at every place on text of another
+seed.
+"""
 
 from __future__ import annotations
 

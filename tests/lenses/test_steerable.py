@@ -1,4 +1,6 @@
-"""Steerable against decodable: outcomes by the limits, lenses' accuracies by hand, a direction that steers where no lens reads it."""
+"""Steerable against decodable: outcomes by the limits, lenses' accuracies by hand, a direction that steers where no
+lens reads it.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """GGUF files made by the tests: a Hugging Face module written the way llama.cpp's converter lays it out.
 
 The layout is written down here a second time, independently of the reader: rotary halves of Llama's queries and keys
-interleaved, GPT-2's matrices transposed, Gemma's gains stored as 1 + w. `dequantised` puts what quantisation leaves of the
-weights back into the module, which makes it the literal form of the loaded file.
+interleaved, GPT-2's matrices transposed, Gemma's gains stored as 1 + w. `dequantised` puts what quantisation leaves of
+the weights back into the module, which makes it the literal form of the loaded file.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ def architecture_of(module: Any) -> str:
 
 
 def write(
-    module: Any, path: Path, quantisation: str = "F16", *, tokens: int | None = D_VOCAB, metadata: dict[str, Any] | None = None
+    module: Any, path: Path, quantisation: str = "F16", *, tokens: int | None = D_VOCAB,
+    metadata: dict[str, Any] | None = None
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """Writes the file and returns, by Hugging Face name, the numbers that the stored weights stand for."""
     architecture, config = architecture_of(module), module.config

@@ -1,6 +1,8 @@
-"""Loads one model after the other in a process of its own, as the endpoint and the cache are read when a library is imported.
+"""Loads one model after the other in a process of its own, as the endpoint and the cache are read when a library is
+imported.
 
-Reads a JSON list of {"name", "revision"} or {"tell"} on stdin, and writes for each {"logits", "origin"} or {"error", "message"}.
+Reads a JSON list of {"name", "revision"} or {"tell"} on stdin, and writes for each {"logits", "origin"} or {"error",
+"message"}.
 """
 
 from __future__ import annotations

@@ -38,7 +38,9 @@ def elsewhere(work: Callable[[], Any]) -> Any:
 
 @pytest.mark.parametrize("way", ["write", "hooks", "rules", "restart"])
 def test_a_second_thread_is_refused_while_the_first_has_hooks_on(tiny_gpt2: Any, tiny_task: Task, way: str) -> None:
-    """Without the loan the second thread would run with the first one's write, and report its numbers as the model's own."""
+    """Without the loan the second thread would run with the first one's write, and report its numbers as the model's
+    own.
+    """
     pairs = tiny_task.pairs
     plain = record_run(tiny_gpt2, pairs, ["resid_post"]).logits
     zero = Write(Site("mlp_out", 0), Value(torch.tensor(0.0)))

@@ -1,4 +1,6 @@
-"""GGUF files: the same logits as transformers' own reader and as the literal form, and what is refused before the tensors."""
+"""GGUF files: the same logits as transformers' own reader and as the literal form, and what is refused before the
+tensors.
+"""
 
 from __future__ import annotations
 
@@ -145,7 +147,9 @@ def test_every_truncation_is_one_clear_error(whole: Path) -> None:
 
 
 def test_flipped_bytes_of_the_header_never_crash(whole: Path) -> None:
-    """A hostile header is refused by one of our errors, or leaves a model of the same shape: no hang, no huge memory."""
+    """A hostile header is refused by one of our errors, or leaves a model of the same shape: no hang, no huge
+    memory.
+    """
     data = bytearray(whole.read_bytes())
     generator = np.random.default_rng(0)
     refused = 0

@@ -85,16 +85,19 @@ def test_sites_are_checked_against_the_anatomy(tiny_gpt2: Any) -> None:
 OTHERS = {
     "bloom": lambda: hf.BloomForCausalLM(hf.BloomConfig(n_layer=1, n_head=2, hidden_size=8, vocab_size=20)),
     "deepseek": lambda: hf.DeepseekV3ForCausalLM(
-        hf.DeepseekV3Config(num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, hidden_size=8, intermediate_size=8, vocab_size=20, n_routed_experts=2, num_experts_per_tok=1, n_group=1, topk_group=1)
+        hf.DeepseekV3Config(num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, hidden_size=8,
+        intermediate_size=8, vocab_size=20, n_routed_experts=2, num_experts_per_tok=1, n_group=1, topk_group=1)
     ),
     "gpt-oss": lambda: hf.GptOssForCausalLM(
-        hf.GptOssConfig(num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, hidden_size=8, intermediate_size=8, vocab_size=20, num_local_experts=2, head_dim=4)
+        hf.GptOssConfig(num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, hidden_size=8,
+        intermediate_size=8, vocab_size=20, num_local_experts=2, head_dim=4)
     ),
     "falcon, other blocks": lambda: hf.FalconForCausalLM(
         hf.FalconConfig(num_hidden_layers=1, num_attention_heads=2, hidden_size=8, vocab_size=20, alibi=True)
     ),
     "opt, norms after": lambda: hf.OPTForCausalLM(
-        hf.OPTConfig(num_hidden_layers=1, num_attention_heads=2, hidden_size=8, word_embed_proj_dim=8, ffn_dim=8, vocab_size=20, max_position_embeddings=16, do_layer_norm_before=False)
+        hf.OPTConfig(num_hidden_layers=1, num_attention_heads=2, hidden_size=8, word_embed_proj_dim=8, ffn_dim=8,
+        vocab_size=20, max_position_embeddings=16, do_layer_norm_before=False)
     ),
 }  # fmt: skip
 

@@ -1,4 +1,6 @@
-"""TransformerLens' own small models, with and without norms and MLPs: the comparisons that hold on every family hold here."""
+"""TransformerLens' own small models, with and without norms and MLPs: the comparisons that hold on every family hold
+here.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,8 @@ def native(request: pytest.FixtureRequest) -> Any:
 def test_anatomy_tells_them_apart() -> None:
     facts = {name: read_anatomy(_build(name)) for name in NATIVE}
     assert {name: f.norm_kind for name, f in facts.items()} == {
-        "no norms": "none", "attention only": "none", "attention only, norms": "layer", "bidirectional": "none", "gated": "rms",
+        "no norms": "none", "attention only": "none", "attention only, "
+                                                      "norms": "layer", "bidirectional": "none", "gated": "rms",
     }  # fmt: skip
     assert [name for name, f in facts.items() if f.attn_only] == ["attention only", "attention only, norms"]
     assert [name for name, f in facts.items() if not f.causal] == ["bidirectional"]

@@ -1,4 +1,6 @@
-"""On a real pretrained model: what a user does first. `MECHWORK_REAL_MODEL` is the path of a GGUF file; skipped without it."""
+"""On a real pretrained model: what a user does first. `MECHWORK_REAL_MODEL` is the path of a GGUF file; skipped without
+it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Lists of checkpoints: what they may be, that they run one after the other, and what is refused before the first is loaded."""
+"""Lists of checkpoints: what they may be, that they run one after the other, and what is refused before the first is
+loaded.
+"""
 
 from __future__ import annotations
 

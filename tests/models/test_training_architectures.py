@@ -1,4 +1,6 @@
-"""Every architecture that a recipe can ask for: training resumes exactly, packing changes nothing, ablation finds its place."""
+"""Every architecture that a recipe can ask for: training resumes exactly, packing changes nothing, ablation finds its
+place.
+"""
 
 from __future__ import annotations
 

@@ -142,21 +142,30 @@ CLAIMS: dict[str, tuple[str, ...]] = {
         "int((task.measure(run.logits) > 0).sum()) == 23",
     ),
     "03": (
-        "0.14 < share(denoise, 'logit_difference', 5, 1) < 0.20 and 0.14 < share(noise, 'logit_difference', 5, 1) < 0.20",
+        (
+            "0.14 < share(denoise, 'logit_difference', 5, 1) < 0.20 and 0.14 < share(noise, 'logit_difference', 5, 1) "
+            "< "
+            "0.20"
+        ),
         "share(denoise, 'log_probability', 5, 1) > 0.3 and abs(share(noise, 'log_probability', 5, 1)) < 0.02",
         "float(denoise['z'].normalized().values.sum()) > 1.5",
         "aligned['resid_pre'].normalized().values[0, list(aligned['resid_pre'].labels['pos']).index('S2')] > 0.9",
     ),
     "04": (
-        "difference[1] < difference[0] and (difference[-1] - difference[-2]) * 20 < 5",  # flat at both ends, down at first
+        # flat at both ends, down at first
+        "difference[1] < difference[0] and (difference[-1] - difference[-2]) * 20 < 5",
         "plain.agreement(exact)['resid_pre'].pearson < 0 and plain.agreement(exact)['z'].pearson < 0",
         (
-            "(lambda e, p: (p[e.abs() > 0.5 * e.abs().max()] * e[e.abs() > 0.5 * e.abs().max()] < 0).double().mean() > 0.5)"
+            "(lambda e, p: (p[e.abs() > 0.5 * e.abs().max()] * e[e.abs() > 0.5 * e.abs().max()] < 0).double().mean() "
+            "> 0.5)"
             "(exact['resid_pre'].values, plain['resid_pre'].values)"
         ),  # most of the largest have the wrong sign
         "five.agreement(exact)['resid_pre'].pearson > 0.95 and relp.agreement(exact)['resid_pre'].pearson > 0.95",
         "float(plain_bent['resid_pre'].values.flatten()[largest]) < 0.05 * float(exact_bent['resid_pre'].values.max())",
-        "exact['mlp_out'].values.numel() == 48 and abs(float(torch.corrcoef(torch.stack([values[rest], guesses[rest]]))[0, 1])) < 0.5",
+        (
+            "exact['mlp_out'].values.numel() == 48 and abs(float(torch.corrcoef(torch.stack([values[rest], "
+            "guesses[rest]]))[0, 1])) < 0.5"
+        ),
         "integrated(1) > 2.9 and abs(integrated(5) / true_effect - 1) < 0.05",
     ),
     "05": (
@@ -188,14 +197,20 @@ CLAIMS: dict[str, tuple[str, ...]] = {
     ),
     "08": (
         "result.faithfulness > 0.85 and 0.3 < sum(result.same_degree) / len(result.same_degree) < 0.7",
-        "all(mw.evaluate(model, task.test, circuit, ablation=a, source=task.train).faithfulness < 0.1 for a in ('zero', 'mean'))",
+        (
+            "all(mw.evaluate(model, task.test, circuit, ablation=a, source=task.train).faithfulness < 0.1 for a in "
+            "('zero', 'mean'))"
+        ),
         "45 < int((inclusion == 1).sum()) < 56 and 0.3 < result.faithfulness - sum(result.same_degree) / 5 < 0.5",
         "all(o.edges > 4 * o.edges_by_chance for o in reuse.comparison.overlaps)",
         (
             "all(abs(reuse.evaluations[a, b].faithfulness) < 0.1 for a, b in "
             "(('ioi', 'pronoun'), ('ioi', 'greater_than'), ('pronoun', 'ioi'), ('greater_than', 'ioi')))"
         ),
-        "all(reuse.evaluations[a, b].faithfulness > 0.6 for a, b in (('pronoun', 'greater_than'), ('greater_than', 'pronoun')))",
+        (
+            "all(reuse.evaluations[a, b].faithfulness > 0.6 for a, b in (('pronoun', 'greater_than'), ('greater_than', "
+            "'pronoun')))"
+        ),
     ),
 }
 """What the notebooks' prose says about their numbers, by the notebook's number: true at the end of the run."""

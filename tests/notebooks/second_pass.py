@@ -26,7 +26,9 @@ def exercises_in(source: Path) -> list[str]:
 
 
 def with_answers(notebook: Any) -> list[Any]:
-    """The notebook's cells, and behind every exercise's cell: each wrong answer and its check, then the solution and its check."""
+    """The notebook's cells, and behind every exercise's cell: each wrong answer and its check, then the solution and
+    its check.
+    """
     cells = []
     for cell in notebook.cells:
         cells.append(cell)
@@ -96,7 +98,9 @@ def execute(source: Path, folder: Path, *, answers: bool = True, timeout: int = 
 
 
 def to_page(notebook: Any) -> str:
-    """The notebook as nbconvert's page, which otherwise asks a server for scripts that no cell needs. Skips without nbconvert."""
+    """The notebook as nbconvert's page, which otherwise asks a server for scripts that no cell needs. Skips without
+    nbconvert.
+    """
     nbconvert = pytest.importorskip("nbconvert", reason="exercises and claims passed; nbconvert is not installed")
     nothing = "data:text/javascript,"
     exporter = nbconvert.HTMLExporter(

@@ -1,4 +1,6 @@
-"""The package beside the notebooks: the first cell's messages, and exercises that judge anything without falling over."""
+"""The package beside the notebooks: the first cell's messages, and exercises that judge anything without
+falling over.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The optional last cell of every notebook, which asks a hub for GPT-2: it runs, with the bundled model of as many layers in GPT-2's place."""
+"""The optional last cell of every notebook, which asks a hub for GPT-2: it runs, with the bundled model of as many
+layers in GPT-2's place.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The pages in the folders of the documentation: their Python runs in order, their commands parse, their links lead somewhere."""
+"""The pages in the folders of the documentation: their Python runs in order, their commands parse, their links lead
+somewhere.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""The second pass: every exercise judged, every claim checked, and the page that nbconvert makes, looked at in a browser.
+"""The second pass: every exercise judged, every claim checked, and the page that nbconvert makes, looked at in a
+browser.
 
-The first pass is nbmake's. Screenshots go to the folder named by MECHWORK_ARTEFACTS, else to the test's temporary folder.
+The first pass is nbmake's. Screenshots go to the folder named by MECHWORK_ARTEFACTS, else to the test's temporary
+folder.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""The site: its reference has every public name, every function has an example that runs, and it builds without a warning."""
+"""The site: its reference has every public name, every function has an example that runs, and it builds without a
+warning.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""How many passes an attribution takes, what of them is unembedded, what it holds in memory, and what it says meanwhile."""
+"""How many passes an attribution takes, what of them is unembedded, what it holds in memory, and what it says
+meanwhile.
+"""
 
 from __future__ import annotations
 

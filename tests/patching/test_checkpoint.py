@@ -33,7 +33,8 @@ def slowly(done, total, what):
     time.sleep(0.2)
 
 patch(build_model("llama", torch.float32), build_task(n=6), ["resid_pre", "z"], positions="each",
-      metrics=["logit_difference", "log_probability"], memory_budget=int(sys.argv[2]), checkpoint=sys.argv[1], progress=slowly)
+      metrics=["logit_difference", "log_probability"], memory_budget=int(sys.argv[2]), checkpoint=sys.argv[1],
+      progress=slowly)
 """
 
 

@@ -64,7 +64,8 @@ def deep_model() -> Any:
     """32 layers, as a plan for a large model has."""
     torch.manual_seed(0)
     config = hf.LlamaConfig(
-        num_hidden_layers=32, num_attention_heads=4, num_key_value_heads=2, hidden_size=64, intermediate_size=192, vocab_size=997,
+        num_hidden_layers=32, num_attention_heads=4, num_key_value_heads=2, hidden_size=64, intermediate_size=192,
+        vocab_size=997,
         max_position_embeddings=64,
     )  # fmt: skip
     return load_model(hf.LlamaForCausalLM(config).eval())

@@ -1,4 +1,6 @@
-"""Path patching against its literal form on every family, against TransformerLens where that works, and what must hold."""
+"""Path patching against its literal form on every family, against TransformerLens where that works, and what
+must hold.
+"""
 
 from __future__ import annotations
 
@@ -86,7 +88,9 @@ def test_equals_transformer_lens_where_it_works(family_model64: Any, tiny_task: 
 
 
 def test_all_direct_paths_at_once_are_the_whole_effect(tiny_gpt2_64: Any, tiny_task: Task) -> None:
-    """Through the logits alone the last MLP's path is its whole effect; input to everything at layer 0 is not more than that."""
+    """Through the logits alone the last MLP's path is its whole effect; input to everything at layer 0 is not more than
+    that.
+    """
     path = patch_paths(tiny_gpt2_64, tiny_task, ["m2"], ["logits"])["path"].per_example[:, 0, 0]
     whole = patch(tiny_gpt2_64, tiny_task, ["mlp_out"], positions="all")["mlp_out"].per_example[:, 2]
     torch.testing.assert_close(path, whole, rtol=0, atol=1e-9)

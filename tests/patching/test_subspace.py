@@ -71,7 +71,9 @@ def test_the_whole_space_is_the_whole_patch(tiny_gpt2_64: Any, tiny_task: Task) 
 
 
 def test_the_papers_two_layer_example() -> None:
-    """h = x (1, 0, 1), y = h . (0, 2, 1): one unit is disconnected, one dormant, one mediates; (1, 1, 0) works as the third does."""
+    """h = x (1, 0, 1), y = h . (0, 2, 1): one unit is disconnected, one dormant, one mediates; (1, 1, 0) works as the
+    third does.
+    """
     into, out = torch.tensor([1.0, 0.0, 1.0]), torch.tensor([0.0, 2.0, 1.0])
     host, donor = 2.0 * into, 5.0 * into
     disconnected, dormant, mediating = torch.eye(3)
@@ -138,7 +140,9 @@ def test_the_check_sees_through_the_illusion() -> None:
 
 
 def test_a_steering_direction_is_checked_for_idle_parts() -> None:
-    """The pair of neurons again: patched, it is an illusion; added, it steers by its row part alone, and half of it is idle."""
+    """The pair of neurons again: patched, it is an illusion; added, it steers by its row part alone, and half of it is
+    idle.
+    """
     model, task = illusion_model()
     site = Site("mlp_post", 0)
     vector = torch.zeros(16).double()

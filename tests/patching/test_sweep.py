@@ -57,7 +57,9 @@ def kinds_of(model: Any) -> list[str]:
 def test_every_site_equals_one_forward_per_cell(
     family_model64: Any, family: str, tiny_task: Task, tricks: Tricks, direction: str
 ) -> None:
-    """By position; a few cells of each kind, the ends among them. Fewer tricks on three families, all of them on every one."""
+    """By position; a few cells of each kind, the ends among them. Fewer tricks on three families, all of them on every
+    one.
+    """
     if tricks != Tricks() and family not in THREE:
         return
     model = family_model64
@@ -147,7 +149,9 @@ def test_equals_transformer_lens(family: str) -> None:
 
 @pytest.mark.parametrize(("family", "tricks"), crossed([Tricks(), NONE], [Tricks()]), ids=str)
 def test_spans_of_prompts_of_different_length(family_model64: Any, family: str, tricks: Tricks) -> None:
-    """Every row's effects are those of the row alone, whatever the others' lengths. Both directions in families that differ most."""
+    """Every row's effects are those of the row alone, whatever the others' lengths. Both directions in families that
+    differ most.
+    """
     model = family_model64
     directions = ("denoise", "noise") if family in UNLIKE and tricks == Tricks() else ("denoise",)
     tricks = fitting(model, tricks)

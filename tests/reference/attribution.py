@@ -1,4 +1,6 @@
-"""Direct logit attribution as it is defined: every write is made as a vector and read through the norm at a fixed scale."""
+"""Direct logit attribution as it is defined: every write is made as a vector and read through the norm at a fixed
+scale.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ from torch import Tensor
 
 
 def literal_attribution(model: Any, tokens: Tensor, u: Tensor, pos: int) -> dict[str, Tensor]:
-    """Term -> share per prompt, of the logits' inner product with `u` ``[d_vocab]``, with explicit vectors of every write."""
+    """Term -> share per prompt, of the logits' inner product with `u` ``[d_vocab]``, with explicit vectors of every
+    write.
+    """
     with torch.no_grad():
         _, cache = model.run_with_cache(tokens)
     cfg = model.cfg

@@ -1,4 +1,6 @@
-"""Component studies the slow way: every write formed, every attention weight looked at, the whole token-to-token matrix."""
+"""Component studies the slow way: every write formed, every attention weight looked at, the whole token-to-token
+matrix.
+"""
 
 from __future__ import annotations
 

@@ -11,7 +11,9 @@ from .literal import LiteralGraph, Metric, cached, hook
 
 
 def exact_effects(model: Any, host: Tensor, donor: Tensor, metric: Metric, edges: list[tuple[str, str]]) -> Tensor:
-    """``[edge, batch]``: m(host run in which one reader sees one writer's donor value) - m(host run), one whole forward each."""
+    """``[edge, batch]``: m(host run in which one reader sees one writer's donor value) - m(host run), one whole forward
+    each.
+    """
     graph = LiteralGraph(model)
     other = graph.writes_of(donor)
     with torch.no_grad():
@@ -79,8 +81,9 @@ def activation_path_scores(
 
 
 def _moved(graph: LiteralGraph, place: str, amount: Tensor) -> LiteralGraph:
-    """The graph of a model whose component at `place` writes `amount` more. Its sums use the host's recorded head writes, so
-    the extra amount is handed to every later reader through the bias."""
+    """The graph of a model whose component at `place` writes `amount` more. Its sums use the host's recorded head
+    writes, so the extra amount is handed to every later reader through the bias.
+    """
 
     class Moved(LiteralGraph):
         def run(self, tokens: Tensor, other: Any, keep: Any, nudge: Any = None) -> Tensor:

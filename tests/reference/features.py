@@ -1,4 +1,6 @@
-"""Features by their definitions: kinds entry by entry, circuits by hand-written hooks, scores as slopes of finite changes."""
+"""Features by their definitions: kinds entry by entry, circuits by hand-written hooks, scores as slopes of finite
+changes.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def encode(coder: Any, x: Tensor) -> Tensor:
 def run_circuit(
     model: Any, clean: Tensor, corrupt: Tensor, coders: Sequence[Any], kept: Sequence[set[int]], metric: Metric
 ) -> Tensor:
-    """Autoencoders only: at every place decode(live or corrupt features) plus live or corrupt error; ``n_features`` stands for the error."""
+    """Autoencoders only: at every place decode(live or corrupt features) plus live or corrupt error; ``n_features``
+    stands for the error.
+    """
     cache = model.run_with_cache(corrupt)[1]
     hooks = []
     for coder, own in zip(coders, kept, strict=True):

@@ -66,7 +66,8 @@ def gradient_at(model: Any, tokens: Tensor, site: str, layer: int, metric: Metri
 
 
 class LiteralGraph:
-    """The model as an explicit graph: every reader's input is summed up writer by writer, every head projected on its own.
+    """The model as an explicit graph: every reader's input is summed up writer by writer, every head projected on its
+    own.
 
     `write[u]` is what writer u adds to the stream; a reader sees constant biases plus, for each writer before it, the
     live write when the edge is in the circuit and the other run's write when it is not. No differences, no einsum over
@@ -125,7 +126,9 @@ class LiteralGraph:
         keep: Callable[[str, str], bool],
         nudge: dict[str, Tensor] | None = None,
     ) -> Tensor:
-        """Logits of the circuit of edges for which `keep(writer, reader)`; `nudge` is added to readers' inputs by name."""
+        """Logits of the circuit of edges for which `keep(writer, reader)`; `nudge` is added to readers' inputs
+        by name.
+        """
         live: dict[str, Tensor] = {}
         bias = torch.zeros((), dtype=next(self.model.parameters()).dtype)
         constant: list[Tensor] = [bias]

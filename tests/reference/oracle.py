@@ -1,8 +1,8 @@
 """Rules a second time, at the level of torch's own functions: the model's forward pass with its operations overridden.
 
-Independent of `mechwork.relevance`: no hooks, no module names, no surrogate tensors. A `TorchFunctionMode` sees every call
-the forward pass makes and detaches, halves or re-weights what the definitions say, recognising an operation by the function
-and by the width of its last axis (which is unique for vocabulary, MLP, experts and keys in the tiny models).
+Independent of `mechwork.relevance`: no hooks, no module names, no surrogate tensors. A `TorchFunctionMode` sees every
+call the forward pass makes and detaches, halves or re-weights what the definitions say, recognising an operation by the
+function and by the width of its last axis (which is unique for vocabulary, MLP, experts and keys in the tiny models).
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from torch.overrides import TorchFunctionMode
 
 
 class Oracle(TorchFunctionMode):
-    """Forward passes inside have gradients according to the switched-on rules; `widths` are those of the model at hand."""
+    """Forward passes inside have gradients according to the switched-on rules; `widths` are those of the model
+    at hand.
+    """
 
     def __init__(
         self, *, d_vocab: int, d_mlp: int, n_experts: int | None, gated: bool, rules: set[str], cap: bool

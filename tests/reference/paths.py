@@ -1,4 +1,6 @@
-"""Path patching as it is defined, by whole forwards of the model: freeze, read, set. Shares nothing with `patching.path`."""
+"""Path patching as it is defined, by whole forwards of the model: freeze, read, set. Shares nothing with
+`patching.path`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Activation patching as it is defined: one whole forward per cell, hooks written by hand, nothing shared with `patching`."""
+"""Activation patching as it is defined: one whole forward per cell, hooks written by hand, nothing shared with
+`patching`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The tuned lens as the paper defines it (Belrose et al. 2023, equations 5 to 7), on Hugging Face modules, in plain loops."""
+"""The tuned lens as the paper defines it (Belrose et al. 2023, equations 5 to 7), on Hugging Face modules, in plain
+loops.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ def literal_ridge(x: Tensor, last: Tensor, scale: Tensor, ridge: float) -> tuple
 
 
 def literal_losses(model: Any, tokens: Tensor, maps: list[Any]) -> list[Tensor]:
-    """Mean D(model || reading) in nats of every place, from the logits of all places at once, with autograd all the way."""
+    """Mean D(model || reading) in nats of every place, from the logits of all places at once, with autograd all the
+    way.
+    """
     _, cache = model.run_with_cache(tokens)
     p = model(tokens).log_softmax(-1)
     found = []

@@ -67,7 +67,8 @@ def test_selectors_name_modules_or_kinds_of_modules(tiny_gpt2: Any) -> None:
         tiny_gpt2
     )
     assert sorted(name for name, _ in binding.rules) == [
-        "blocks.0.ln1", "blocks.0.ln2", "blocks.0.mlp.in", "blocks.1.ln1", "blocks.1.ln2", "blocks.1.mlp.in", "blocks.2.ln2", "blocks.2.mlp.in",
+        "blocks.0.ln1", "blocks.0.ln2", "blocks.0.mlp.in", "blocks.1.ln1", "blocks.1.ln2", "blocks.1.mlp.in",
+        "blocks.2.ln2", "blocks.2.mlp.in",
     ]  # fmt: skip
     report = RELP.bind(tiny_gpt2).report()
     assert "HalfRule matched nothing" in report
@@ -93,7 +94,9 @@ def test_split_queries_bypass_norms_and_are_refused(tiny_gpt2: Any) -> None:
 
 
 def test_coefficients_inside_the_mlp_are_seen_under_rules(family_model64: Any, family: str, tiny_task: Task) -> None:
-    """What a rule reads is the recorded tensor, so that pre-activations and scores have coefficients under every preset."""
+    """What a rule reads is the recorded tensor, so that pre-activations and scores have coefficients under every
+    preset.
+    """
     moe = "mix" in family or "moe" in family
     kinds = ["attn_scores", *([] if moe else ["mlp_pre", "mlp_post"])]
     if family in ("opt", "gptj"):
@@ -105,7 +108,9 @@ def test_coefficients_inside_the_mlp_are_seen_under_rules(family_model64: Any, f
 
 
 def test_rules_follow_interventions(family_model64: Any, family: str, tiny_task: Task) -> None:
-    """A rule reads what an intervention has written, whenever that was installed: relevance is then that of the changed run."""
+    """A rule reads what an intervention has written, whenever that was installed: relevance is then that of the changed
+    run.
+    """
     if family in ("mixtral", "olmoe"):
         return
     model, tokens = family_model64, tiny_task.pairs.clean_tokens
@@ -181,7 +186,9 @@ print(float((found - expected).abs().max() / expected.abs().max()))
 
 
 def test_rules_hold_in_a_compiled_model() -> None:
-    """With torch.compile's `eager` backend, in a process of its own, since the shape checks of this suite cannot be compiled."""
+    """With torch.compile's `eager` backend, in a process of its own, since the shape checks of this suite cannot be
+    compiled.
+    """
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", COMPILED], capture_output=True, text=True, check=False,
         cwd=Path(__file__).parents[2],

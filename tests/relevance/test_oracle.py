@@ -15,7 +15,9 @@ from tests.reference.oracle import coefficient
 
 D_MLP = {"gpt2": 128, "gptj": 128, "falcon": 128}
 EXACT = {"gpt2", "neox", "opt", "gptj", "falcon"}
-"""Families whose norms compute in the model's dtype. The others' RMSNorm computes in float32 inside, whatever the model's."""
+"""Families whose norms compute in the model's dtype. The others' RMSNorm computes in float32 inside, whatever the
+model's.
+"""
 
 
 @pytest.mark.parametrize("name", [name for name, preset in PRESETS.items() if not preset.grad_drop])

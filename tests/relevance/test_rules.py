@@ -95,7 +95,9 @@ CONSERVING = {"llama", "mistral", "qwen3", "gemma2", "gemma3", "olmo2", "mixtral
 
 
 def test_relevance_is_conserved_without_biases(family_model64: Any, family: str, tiny_task: Task) -> None:
-    """With constant scales, patterns, gates and routers the metric is linear in the stream: R is the same at every layer."""
+    """With constant scales, patterns, gates and routers the metric is linear in the stream: R is the same at every
+    layer.
+    """
     run, found, value = coefficients(family_model64, tiny_task, RELP_AH, ["resid_pre", "resid_post"])
     relevance = [
         float((run.layers[k][layer] * found[k][layer]).sum().detach())
@@ -176,7 +178,9 @@ def test_innermost_context_alone_is_active(tiny_gpt2_64: Any, tiny_task: Task) -
 
 
 def test_an_interrupted_forward_leaves_no_softmax_rule() -> None:
-    """Attention inside the wrapped module gets its rule from a mode of the thread; Ctrl-C in it must not leave the mode on."""
+    """Attention inside the wrapped module gets its rule from a mode of the thread; Ctrl-C in it must not leave the mode
+    on.
+    """
     model, task = build_model("opt"), build_task()
 
     def stop(*_: Any) -> None:

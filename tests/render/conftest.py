@@ -1,4 +1,6 @@
-"""axe-core for the browser tests; the browser itself is in `tests.browser`, one for every folder that looks at pages."""
+"""axe-core for the browser tests; the browser itself is in `tests.browser`, one for every folder that looks at
+pages.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """What a notebook's reader sees, host by host: ``python -m tests.render.notebook_hosts --jupyter DIR [--out DIR]``.
 
-DIR is the ``bin`` folder of an environment with jupyterlab and nbconvert (they are no part of mechwork's own). Opens the same
-notebook, made once with a kernel, in JupyterLab trusted and untrusted and as nbconvert's HTML, in headless chromium with every request
-but those to the local server aborted. Prints one line per host and keeps screenshots.
+DIR is the ``bin`` folder of an environment with jupyterlab and nbconvert (they are no part of mechwork's own). Opens
+the same notebook, made once with a kernel, in JupyterLab trusted and untrusted and as nbconvert's HTML, in headless
+chromium with every request but those to the local server aborted. Prints one line per host and keeps screenshots.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from tests.render import synthetic
 
 PORT = 8917
 REACHED = """(i) => { const row = [...i.closest('.jp-OutputArea-output, body').querySelectorAll('tbody tr')].at(-1);
-row.scrollIntoView(); const r = row.getBoundingClientRect(); return row.contains(document.elementFromPoint(r.left + 20, r.top + 8)) }"""
+row.scrollIntoView(); const r = row.getBoundingClientRect();
+    return row.contains(document.elementFromPoint(r.left + 20, r.top + 8)) }"""
 """Whether the last row of the table can be scrolled to."""
 
 
@@ -42,7 +43,9 @@ def notebook(*, trusted: bool) -> nbformat.NotebookNode:
 
 
 def look(browser: Any, url: str, out: Path, *, wait: int = 6000) -> dict[str, Any]:
-    """Whether the interactive graph answers, whether the picture and the table can be seen, and what was asked for outside."""
+    """Whether the interactive graph answers, whether the picture and the table can be seen, and what was asked for
+    outside.
+    """
     context = browser.new_context(viewport={"width": 1280, "height": 1000})
     tab, outside = context.new_page(), []
     local = ("file:", "data:", "blob:", "about:", f"http://127.0.0.1:{PORT}", f"ws://127.0.0.1:{PORT}")
@@ -102,7 +105,8 @@ def main() -> None:
             capture_output=True,
         )
         server = subprocess.Popen(
-            [jupyter / "jupyter-lab", "--no-browser", "--allow-root", f"--port={PORT}", "--ServerApp.token=", "--ServerApp.password=", f"--ServerApp.root_dir={place}"],
+            [jupyter / "jupyter-lab", "--no-browser", "--allow-root", f"--port={PORT}", "--ServerApp.token=",
+            "--ServerApp.password=", f"--ServerApp.root_dir={place}"],
             env=home, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         try:

@@ -1,8 +1,9 @@
-"""The README's pictures: ``python -m tests.render.picture`` finds the IOI circuit of gpt2-6l and photographs what is made of it.
+"""The README's pictures: ``python -m tests.render.picture`` finds the IOI circuit of gpt2-6l and photographs what is
+made of it.
 
-Needs chromium and playwright, as the browser tests do, and about a minute of CPU. Writes graph.png (the strongest connected
-edges as the interactive graph shows them), places.png (the same over the prompt's spans), report.png (the report's first
-screen) and slide.svg (what `mechwork.figure` makes) into .github. ``--out DIR`` writes them elsewhere.
+Needs chromium and playwright, as the browser tests do, and about a minute of CPU. Writes graph.png (the strongest
+connected edges as the interactive graph shows them), places.png (the same over the prompt's spans), report.png (the
+report's first screen) and slide.svg (what `mechwork.figure` makes) into .github. ``--out DIR`` writes them elsewhere.
 """
 
 from __future__ import annotations

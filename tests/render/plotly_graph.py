@@ -11,26 +11,34 @@ from mechwork.render.graph.layout import Layout, sample_curves
 from mechwork.render.page.figure import figure_fragment, titled
 from mechwork.render.page.page import assemble
 
-PAINT = """(() => { const watch = new MutationObserver(() => { if (!document.querySelector('%s')) return; watch.disconnect();
+PAINT = """(() => { const watch = new MutationObserver(() => { if (!document.querySelector('%s')) return;
+    watch.disconnect();
 requestAnimationFrame(() => requestAnimationFrame(() => { window.firstPaint = performance.now() })) });
 watch.observe(document, { childList: true, subtree: true }) })()"""
-STEP = """async (source) => { const step = eval(source), frame = () => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+STEP = """async (source) => { const step = eval(source), frame = () => new Promise((done) =>
+    requestAnimationFrame(() => requestAnimationFrame(done)));
 await frame(); const n = 10, start = performance.now(); for (let i = 0; i < n; i++) { await step(i); await frame() }
 return (performance.now() - start) / n - window.idle }"""
-IDLE = """async () => { const frame = () => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
-await frame(); const start = performance.now(); for (let i = 0; i < 10; i++) await frame(); window.idle = (performance.now() - start) / 10 }"""
+IDLE = """async () => { const frame = () => new Promise((done) => requestAnimationFrame(() =>
+    requestAnimationFrame(done)));
+await frame(); const start = performance.now(); for (let i = 0; i < 10; i++) await frame();
+    window.idle = (performance.now() - start) / 10 }"""
 
 OURS = {
-    "threshold": "(i) => { const a = mechwork.graphs[0], n = Math.min(2000, a.graph().m); a.store.set({ shown: Math.round(n * (i % 2 ? 0.75 : 0.45)) }) }",
+    "threshold": "(i) => { const a = mechwork.graphs[0], n = Math.min(2000, a.graph().m); a.store.set({ shown: "
+    "Math.round(n * (i % 2 ? 0.75 : 0.45)) }) }",
     "pan": "(i) => mechwork.graphs[0].view.pan(i % 2 ? 30 : -30, 10 * (i % 3 - 1))",
     "zoom": "(i) => mechwork.graphs[0].view.zoom(i % 2 ? 1.2 : 1 / 1.2)",
-    "focus": "(i) => { const a = mechwork.graphs[0], g = a.graph(); a.actions.focus(g.names[Math.round(g.n * (i % 2 ? 0.4 : 0.6))]) }",
+    "focus": "(i) => { const a = mechwork.graphs[0], g = a.graph(); a.actions.focus(g.names[Math.round(g.n * (i % 2 ? "
+    "0.4 : 0.6))]) }",
 }
 ABOVE = {"threshold above the cap": "(i) => { mechwork.graphs[0].store.set({ shown: i % 2 ? 30000 : 20000 }) }"}
 """Of graphs with more than 2,000 edges, when the reader asks for all of them."""
 PLOTLY = {
-    "threshold": "(i) => Plotly.restyle(document.querySelector('.js-plotly-plot'), { visible: i % 2 ? true : false }, [0, 1, 2])",
-    "pan": "(i) => Plotly.relayout(document.querySelector('.js-plotly-plot'), { 'xaxis.range': [i * 10, 3000 + i * 10] })",
+    "threshold": "(i) => Plotly.restyle(document.querySelector('.js-plotly-plot'), { visible: i % 2 ? true : false }, "
+    "[0, 1, 2])",
+    "pan": "(i) => Plotly.relayout(document.querySelector('.js-plotly-plot'), { 'xaxis.range': [i * 10, 3000 + i * "
+    "10] })",
 }
 
 

@@ -1,4 +1,5 @@
-"""Results of realistic size and shape, made from seeds: an IOI-like circuit of 6 layers x 4 heads, and a very large graph.
+"""Results of realistic size and shape, made from seeds: an IOI-like circuit of 6 layers x 4 heads, and a very large
+graph.
 
 No model runs here. Numbers are invented and say so nowhere else than in this file; drawings must not depend on them.
 """
@@ -44,11 +45,15 @@ TOKENS = (
     " to",
 )
 HOSTILE = (
-    "</script><script>window.pwned=1</script>", "<img src=x onerror=window.pwned=1>", '" onload="window.pwned=1', "'&amp;<b>",
-    "مرحبا", "\u202eevil\u202c", "🙂👩‍👩‍👧", "a\nb\tc", "x" * 200, "${window.pwned=1}", "%{x}", "\u2028", "\x00\x07", "", "  ",
+    "</script><script>window.pwned=1</script>", "<img src=x onerror=window.pwned=1>", '" onload="window.pwned=1',
+    "'&amp;<b>",
+    "مرحبا", "\u202eevil\u202c", "🙂👩‍👩‍👧", "a\nb\tc", "x" * 200, "${window.pwned=1}", "%{x}", "\u2028", "\x00\x07",
+    "",
+    "  ",
 )  # fmt: skip
 ROLES = {
-    "a0.h1": "duplicate token", "a0.h3": "previous token", "a1.h2": "induction", "a2.h0": "S-inhibition", "a3.h3": "S-inhibition",
+    "a0.h1": "duplicate token", "a0.h3": "previous token", "a1.h2": "induction", "a2.h0": "S-inhibition",
+    "a3.h3": "S-inhibition",
     "a4.h1": "name mover", "a4.h2": "name mover", "a5.h0": "negative name mover",
 }  # fmt: skip
 STRONG = (
@@ -56,8 +61,10 @@ STRONG = (
     ("a0.h1", "a2.h0<v>", 0.52), ("a1.h2", "a2.h0<v>", 0.36), ("a0.h1", "a3.h3<v>", 0.29),
     ("a2.h0", "a4.h1<q>", 0.66), ("a3.h3", "a4.h1<q>", 0.41), ("a2.h0", "a4.h2<q>", 0.38), ("a3.h3", "a5.h0<q>", -0.30),
     ("input", "m0", 0.60), ("m0", "a4.h1<v>", 0.57), ("m0", "a4.h2<v>", 0.33), ("m0", "a5.h0<v>", -0.26),
-    ("a4.h1", "logits", 1.42), ("a4.h2", "logits", 0.71), ("a5.h0", "logits", -0.63), ("m5", "logits", 0.24), ("a4.h1", "m5", 0.19),
-    ("a4.h1", "a5.h0<q>", -0.14), ("input", "a4.h1<k>", 0.12), ("m0", "m1", 0.15), ("m1", "m3", -0.08), ("m3", "logits", -0.11),
+    ("a4.h1", "logits", 1.42), ("a4.h2", "logits", 0.71), ("a5.h0", "logits", -0.63), ("m5", "logits", 0.24),
+    ("a4.h1", "m5", 0.19),
+    ("a4.h1", "a5.h0<q>", -0.14), ("input", "a4.h1<k>", 0.12), ("m0", "m1", 0.15), ("m1", "m3", -0.08),
+    ("m3", "logits", -0.11),
 )  # fmt: skip
 
 
@@ -67,8 +74,11 @@ def space() -> EdgeSpace:
 
 def provenance(**facts: object) -> dict:
     return {
-        "model": {"name": "gpt2-6l", "weights_sha256": "0" * 64}, "task": {"name": "ioi", "n": 32, "metric": "logit_difference", "sha256": "1" * 64},
-        "versions": {"mechwork": "0.1.0", "torch": "2.13.0"}, "command": "mechwork discover ioi", "seed": 0, "time": "2026-11-20T14:00:00+00:00", **facts,
+        "model": {"name": "gpt2-6l", "weights_sha256": "0" * 64},
+        "task": {"name": "ioi", "n": 32, "metric": "logit_difference", "sha256": "1" * 64},
+        "versions": {"mechwork": "0.1.0", "torch": "2.13.0"}, "command": "mechwork discover "
+                                                                         "ioi", "seed": 0,
+                                                                         "time": "2026-11-20T14:00:00+00:00", **facts,
     }  # fmt: skip
 
 
@@ -126,7 +136,8 @@ def task(texts: tuple[str, ...] = TOKENS, n: int = 12) -> Task:
     made = Task.from_tokens(clean, corrupt, torch.full((n,), length + 2), torch.full((n,), length + 3), name="ioi")
     other = tuple(" Mary" if i == changed else t for i, t in enumerate(texts))
     return replace(
-        made, texts=((texts, other),) * n, answer_texts=((" Mary", " John"),) * n, splits=("train",) * (n // 2) + ("test",) * (n - n // 2),
+        made, texts=((texts, other),) * n, answer_texts=((" Mary", " John"),) * n,
+        splits=("train",) * (n // 2) + ("test",) * (n - n // 2),
         description="When A and B went to the store, B gave a drink to -> A", citation="Wang et al. 2022",
     )  # fmt: skip
 
@@ -364,8 +375,10 @@ def lens_table(texts: tuple[str, ...] = TOKENS, lens: str = "logit lens", n: int
     shares = torch.rand(*shape, 5, generator=generator).sort(dim=-1, descending=True).values / 5
     tokens = torch.arange(len(texts)).repeat(n, 1)
     return LensTable(
-        lens, places, tokens, torch.ones_like(tokens, dtype=torch.bool), order, shares, values["entropy"], values["kl"], torch.full_like(tokens, len(texts)),
-        torch.randint(40, shape, generator=generator), values["surprisal"], dict(enumerate(known)), provenance(method="lens table"),
+        lens, places, tokens, torch.ones_like(tokens, dtype=torch.bool), order, shares, values["entropy"], values["kl"],
+        torch.full_like(tokens, len(texts)),
+        torch.randint(40, shape, generator=generator), values["surprisal"], dict(enumerate(known)),
+        provenance(method="lens table"),
     )  # fmt: skip
 
 

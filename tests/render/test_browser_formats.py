@@ -1,4 +1,6 @@
-"""What leaves the page and what comes into it: files for Python and other tools, places, notebooks that strip frames, very many edges."""
+"""What leaves the page and what comes into it: files for Python and other tools, places, notebooks that strip frames,
+very many edges.
+"""
 
 import json
 import re
@@ -137,11 +139,13 @@ def test_two_models_over_each_other_tell_both_scores(open_page: OpenPage) -> Non
     tab = open_page(render_graph(first, GraphOptions(names=("gpt2", "llama"), title="Two models"), other=second))
     assert "the two models' edges" in tab.page.locator(".mw-panel").text_content()
     both = tab.page.evaluate(
-        "() => { const g = mechwork.graphs[0].graph(); return [...Array(g.m).keys()].filter((e) => g.member[e] === 3).length }"
+        "() => { const g = mechwork.graphs[0].graph(); return [...Array(g.m).keys()].filter((e) => g.member[e] === "
+        "3).length }"
     )
     assert both > 0
     title = tab.page.evaluate(
-        """() => { const a = mechwork.graphs[0], g = a.graph(), e = [...Array(g.m).keys()].find((e) => g.member[e] === 3); a.actions.focus(g.names[g.source[e]]);
+        """() => { const a = mechwork.graphs[0], g = a.graph(), e = [...Array(g.m).keys()].find((e) =>
+        g.member[e] === 3); a.actions.focus(g.names[g.source[e]]);
         a.flush(); return [...document.querySelectorAll('.mw-number')].map((n) => n.title).join() }"""
     )
     assert "in the second circuit" in title

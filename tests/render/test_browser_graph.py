@@ -152,7 +152,8 @@ def test_the_widest_path_is_the_best_of_all(tab: Tab) -> None:
     tab.click_node("input")
     tab.click_node("logits", modifiers=["Shift"])
     found = tab.page.evaluate(
-        "() => { const a = mechwork.graphs[0]; return Math.min(...a.focus().path.widest.map((e) => Math.abs(a.graph().score[e]))) }"
+        "() => { const a = mechwork.graphs[0]; return Math.min(...a.focus().path.widest.map((e) => "
+        "Math.abs(a.graph().score[e]))) }"
     )
     assert found == pytest.approx(best("input", "logits"), rel=1e-4)
 
@@ -267,8 +268,11 @@ def test_every_control_can_be_reached_with_tab_and_shows_its_focus(tab: Tab) -> 
     for _ in range(60):
         page.keyboard.press("Tab")
         here = page.evaluate(
-            """() => { const e = document.activeElement; if (e === document.body) return null; const s = getComputedStyle(e);
-            const ring = e.querySelector?.('.mw-ring'); const shown = ring ? getComputedStyle(ring).stroke !== 'none' : s.outlineStyle !== 'none' && parseFloat(s.outlineWidth) > 0;
+            """() => { const e = document.activeElement; if (e === document.body) return null;
+            const s = getComputedStyle(e);
+            const ring = e.querySelector?.('.mw-ring');
+            const shown = ring ? getComputedStyle(ring).stroke !== 'none' : s.outlineStyle !== 'none' &&
+            parseFloat(s.outlineWidth) > 0;
             return [e.getAttribute('aria-label') || e.textContent.trim().slice(0, 40) || e.tagName, shown] }"""
         )
         if here is None or (seen and here[0] == seen[0][0]):
@@ -340,7 +344,8 @@ def test_hovering_says_what_a_node_and_an_edge_are(tab: Tab) -> None:
     page.mouse.move(box["x"] + 20, box["y"] + 8)
     assert "a4.h1 – name mover" in page.locator(".mw-tip").text_content()
     x, y = page.evaluate(
-        """() => { const a = mechwork.graphs[0], g = a.graph(), e = 0, s = g.source[e], v = a.view.view, r = a.stage.getBoundingClientRect();
+        """() => { const a = mechwork.graphs[0], g = a.graph(), e = 0, s = g.source[e], v = a.view.view,
+        r = a.stage.getBoundingClientRect();
         return [g.x[s] * v.k + v.x + r.left, (g.y[s] - g.height[s] / 2 - 6) * v.k + v.y + r.top] }"""
     )
     page.mouse.move(x, y)

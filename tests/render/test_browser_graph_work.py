@@ -1,4 +1,6 @@
-"""What a reader makes of the graph and takes away: groups, notes, exports, comparisons; and every kind of page around it."""
+"""What a reader makes of the graph and takes away: groups, notes, exports, comparisons; and every kind of page around
+it.
+"""
 
 import csv
 import io
@@ -35,7 +37,9 @@ def test_pins_become_a_named_supernode_and_back(tab: Tab) -> None:
     assert tab.state()["groups"] == [{"name": "name movers </script>", "members": ["a4.h1", "a4.h2"]}]
     assert tab.page.evaluate("() => mechwork.graphs[0].graph().index.has('a4.h1')") is False
     merged = tab.page.evaluate(
-        "() => { const g = mechwork.graphs[0].graph(), i = g.index.get('name movers </script>'); return [...Array(g.m).keys()].filter((e) => g.source[e] === i && g.names[g.target[e]] === 'logits').map((e) => g.score[e]) }"
+        "() => { const g = mechwork.graphs[0].graph(), i = g.index.get('name movers </script>'); return "
+        "[...Array(g.m).keys()].filter((e) => g.source[e] === i && g.names[g.target[e]] === 'logits').map((e) => "
+        "g.score[e]) }"
     )
     circuit = synthetic.circuit()
     assert circuit.scores is not None

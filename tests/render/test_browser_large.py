@@ -86,7 +86,8 @@ def test_the_large_graph_says_what_it_shows_and_draws_the_rest_beneath(open_page
     tab.page.wait_for_function("() => document.querySelector('.mw-canvas').width > 100")
     assert tab.page.locator(".mw-edges path").count() == 2000
     drawn = tab.page.evaluate(
-        "() => { const c = document.querySelector('.mw-canvas'); return c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some((v) => v > 0) }"
+        "() => { const c = document.querySelector('.mw-canvas'); return c.getContext('2d').getImageData(0, 0, "
+        "c.width, c.height).data.some((v) => v > 0) }"
     )
     assert drawn
     tab.picture("large-all")
@@ -98,7 +99,8 @@ def test_the_large_graph_says_what_it_shows_and_draws_the_rest_beneath(open_page
     tab.page.locator(".mw-search").press("Enter")
     tab.settle()
     n_own = tab.page.evaluate(
-        "() => { const a = mechwork.graphs[0], g = a.graph(), i = a.focus().node; return g.incoming.of(i).length + g.outgoing.of(i).length }"
+        "() => { const a = mechwork.graphs[0], g = a.graph(), i = a.focus().node; return g.incoming.of(i).length + "
+        "g.outgoing.of(i).length }"
     )
     lit = tab.page.locator(".mw-lit .is-direct").count()
     assert lit == min(n_own, 2000)

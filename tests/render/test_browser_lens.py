@@ -1,4 +1,6 @@
-"""The lens table in a real browser: hover, keyboard, equal tokens apart, hostile tokens, without scripts; and the other pictures."""
+"""The lens table in a real browser: hover, keyboard, equal tokens apart, hostile tokens, without scripts; and the other
+pictures.
+"""
 
 from __future__ import annotations
 
@@ -33,9 +35,12 @@ def hostile_table() -> LensTable:
     top = torch.stack([torch.randperm(5, generator=generator)[:3] for _ in range(24)]).reshape(*shape, 3)
     values = {name: torch.rand(shape, generator=generator) for name in ("entropy", "kl", "surprisal")}
     return LensTable(
-        "logit lens", ("resid_pre.0", "resid_pre.1", "resid_post.1"), torch.tensor([[0, 1, 2, 1], [0, 3, 4, 0]]), torch.tensor([[True] * 4, [True] * 3 + [False]]),
-        top, torch.rand(*shape, 3, generator=generator).sort(dim=-1, descending=True).values / 3, values["entropy"], values["kl"],
-        torch.tensor([[1, 2, 1, 0], [3, 4, 0, 0]]), torch.randint(5, shape, generator=generator), values["surprisal"], HOSTILE, {},
+        "logit lens", ("resid_pre.0", "resid_pre.1", "resid_post.1"), torch.tensor([[0, 1, 2, 1], [0, 3, 4, 0]]),
+        torch.tensor([[True] * 4, [True] * 3 + [False]]),
+        top, torch.rand(*shape, 3, generator=generator).sort(dim=-1, descending=True).values / 3, values["entropy"],
+        values["kl"],
+        torch.tensor([[1, 2, 1, 0], [3, 4, 0, 0]]), torch.randint(5, shape, generator=generator), values["surprisal"],
+        HOSTILE, {},
     )  # fmt: skip
 
 

@@ -24,7 +24,8 @@ def open_all(tab: Tab) -> None:
 def wait_for_figures(tab: Tab) -> None:
     open_all(tab)
     tab.page.wait_for_function(
-        "() => [...document.querySelectorAll('[data-mw-figure]')].every((f) => f.querySelector('.main-svg')) && document.querySelector('.mw-paper canvas')"
+        "() => [...document.querySelectorAll('[data-mw-figure]')].every((f) => f.querySelector('.main-svg')) && "
+        "document.querySelector('.mw-paper canvas')"
     )
     tab.settle()
 
@@ -36,7 +37,8 @@ def selected(tab: Tab) -> dict[str, object]:
         """() => ({ bus: mechwork.selection, graph: mechwork.graphs[0].store.get().focus,
         row: document.querySelector('tr.is-selected')?.dataset.mwRow ?? null,
         head: document.querySelector('.mw-large h3').textContent,
-        frames: [...document.querySelectorAll('.js-plotly-plot')].map((p) => (p.layout.shapes ?? []).length).reduce((a, b) => a + b) })"""
+        frames: [...document.querySelectorAll('.js-plotly-plot')].map((p) =>
+        (p.layout.shapes ?? []).length).reduce((a, b) => a + b) })"""
     )
 
 

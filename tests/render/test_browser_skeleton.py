@@ -73,7 +73,8 @@ def test_the_state_is_in_the_address_and_comes_back(tab: Tab) -> None:
 
 def test_a_click_on_an_edge_tells_it_and_a_node_under_the_pointer_shows_its_edges(tab: Tab) -> None:
     x, y = tab.page.evaluate(
-        """() => { const path = document.querySelector('.mw-edges path:last-child'), at = path.getPointAtLength(path.getTotalLength() / 2);
+        """() => { const path = document.querySelector('.mw-edges path:last-child'),
+        at = path.getPointAtLength(path.getTotalLength() / 2);
         const p = at.matrixTransform(path.getScreenCTM()); return [p.x, p.y] }"""
     )
     tab.page.mouse.click(x, y)

@@ -1,4 +1,6 @@
-"""The relevance of tokens in a real browser: drawn by circuitsvis, with hostile tokens, and its table without scripts."""
+"""The relevance of tokens in a real browser: drawn by circuitsvis, with hostile tokens, and its table without
+scripts.
+"""
 
 from __future__ import annotations
 

@@ -162,5 +162,8 @@ def test_every_result_has_a_page_and_a_frame_for_notebooks() -> None:
 
 
 def test_importing_the_drawings_imports_neither_plotly_nor_circuitsvis() -> None:
-    code = "import sys, mechwork.render.report; sys.exit(any(name in sys.modules for name in ('circuitsvis', 'plotly.graph_objects')))"
+    code = (
+        "import sys, mechwork.render.report; sys.exit(any(name in sys.modules for name in ('circuitsvis', "
+        "'plotly.graph_objects')))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

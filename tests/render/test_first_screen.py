@@ -1,4 +1,6 @@
-"""The first screen: a reader who has only its text must find what the model did, how much of it, and what to beware of."""
+"""The first screen: a reader who has only its text must find what the model did, how much of it, and what to
+beware of.
+"""
 
 import re
 from dataclasses import replace
@@ -152,7 +154,8 @@ def test_the_first_screen_fits_and_the_report_is_short(
         return
     assert tab.page.evaluate("() => document.querySelector('.mw-first').getBoundingClientRect().bottom") <= height
     smallest = tab.page.evaluate(
-        "() => Math.min(...[...document.querySelectorAll('.mw-first-graph text')].map((t) => t.getBoundingClientRect().height))"
+        "() => Math.min(...[...document.querySelectorAll('.mw-first-graph text')].map((t) => "
+        "t.getBoundingClientRect().height))"
     )
     assert smallest >= 11
     tab.page.wait_for_timeout(500)

@@ -86,7 +86,8 @@ def test_features_and_errors_of_other_tools_are_drawn() -> None:
         return {"node_id": name, "layer": layer, "feature_type": kind, "ctx_idx": place, "clerp": clerp, "feature": 7}
 
     nodes = [
-        node("e", "E", "embedding", 0), node("f", "3", "cross layer transcoder", 1, "</script> a long label of a feature"),
+        node("e", "E", "embedding", 0), node("f", "3", "cross layer "
+                                                       "transcoder", 1, "</script> a long label of a feature"),
         node("x", "4", "mlp reconstruction error", 1), node("l", "27", "logit", 2, "Output \"Paris\" (p=0.4)"),
     ]  # fmt: skip
     links = [

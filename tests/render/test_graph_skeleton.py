@@ -1,4 +1,6 @@
-"""The graph at first sight: its strongest connected edges, every node named and free, no edge through a foreign node."""
+"""The graph at first sight: its strongest connected edges, every node named and free, no edge through a
+foreign node.
+"""
 
 from dataclasses import replace
 

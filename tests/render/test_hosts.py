@@ -1,6 +1,8 @@
-"""Results in the pages of notebook hosts: what nbconvert writes, and what is left where a host does not trust the notebook.
+"""Results in the pages of notebook hosts: what nbconvert writes, and what is left where a host does not trust the
+notebook.
 
-`tests.render.notebook_hosts` looks into a real JupyterLab, which is no part of mechwork's own environment. Here its sanitiser is
+`tests.render.notebook_hosts` looks into a real JupyterLab, which is no part of mechwork's own environment. Here its
+sanitiser is
 played by one of the same rules: no frames, scripts, styles, forms and handlers; pictures only as data.
 """
 
@@ -54,7 +56,9 @@ VOID = {"img", "br", "hr", "col"}
 
 
 class Sanitiser(HTMLParser):
-    """Markup as a host leaves it that does not trust the notebook; with `styled=False` also without style attributes."""
+    """Markup as a host leaves it that does not trust the notebook; with `styled=False` also without style
+    attributes.
+    """
 
     def __init__(self, *, styled: bool) -> None:
         super().__init__(convert_charrefs=True)
@@ -97,7 +101,8 @@ def notebook(*results: Any) -> nbformat.NotebookNode:
     cells = [
         nbformat.v4.new_code_cell(
             type(result).__name__, execution_count=i,
-            outputs=[nbformat.v4.new_output("execute_result", {"text/html": result._repr_html_(), "text/plain": repr(result)}, execution_count=i)],
+            outputs=[nbformat.v4.new_output("execute_result",
+            {"text/html": result._repr_html_(), "text/plain": repr(result)}, execution_count=i)],
         )
         for i, result in enumerate(results, start=1)
     ]  # fmt: skip

@@ -32,7 +32,8 @@ def test_a_card_is_what_the_readout_says_of_the_stream_that_the_node_reads(bundl
     second = int(task.test.pairs.spans["S2"][0].nonzero()[-1])
     readout = Readout.of(bundled_model)
     for node, kind, layer, pos in (
-        ("input", "resid_pre", 0, end), ("a4.h1", "resid_pre", 4, end), ("m4", "resid_mid", 4, end), ("a4.h1@S2", "resid_pre", 4, second),
+        ("input", "resid_pre", 0, end), ("a4.h1", "resid_pre", 4, end), ("m4", "resid_mid", 4, end),
+        ("a4.h1@S2", "resid_pre", 4, second),
     ):  # fmt: skip
         said = readout.read(run[kind][layer][0, pos][None], top_k=3)
         assert said.top_ids is not None
@@ -66,7 +67,8 @@ def test_a_task_brings_its_prompts_and_answers(bundled_model: Any) -> None:
     task = tasks.ioi(bundled_model, n=8)
     by_task = read_lens(bundled_model, task)
     by_hand = read_lens(
-        bundled_model, [row[:n].tolist() for row, n in zip(task.pairs.clean_tokens, task.pairs.lengths.tolist(), strict=True)], target=task.pairs.correct[:, 0]
+        bundled_model, [row[:n].tolist() for row,
+        n in zip(task.pairs.clean_tokens, task.pairs.lengths.tolist(), strict=True)], target=task.pairs.correct[:, 0]
     )  # fmt: skip
     assert torch.equal(by_task.rank, by_hand.rank)
     assert torch.equal(by_task.surprisal, by_hand.surprisal)

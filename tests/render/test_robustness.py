@@ -15,7 +15,8 @@ def section(*results: object) -> str:
 def test_ablations_stability_completeness_and_minimality() -> None:
     text = section(synthetic.circuit(), synthetic.evaluation(), *synthetic.robustness())
     for wanted in (
-        "<th scope=\"row\">corrupt</th>", "<th scope=\"row\">zero</th>", "bootstrap resamples", "each template", "When A and B &lt;/p&gt;",
+        "<th scope=\"row\">corrupt</th>", "<th scope=\"row\">zero</th>", "bootstrap resamples", "each template",
+        "When A and B &lt;/p&gt;",
         "faithfulness of its complement", "1 node below 0.01",
     ):  # fmt: skip
         assert wanted in text, wanted

@@ -1,4 +1,6 @@
-"""Stepping through a recorded run gives the run itself, from any block and any position on, for several copies at once."""
+"""Stepping through a recorded run gives the run itself, from any block and any position on, for several copies
+at once.
+"""
 
 from __future__ import annotations
 

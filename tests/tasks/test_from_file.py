@@ -14,8 +14,12 @@ from mechwork.tasks import from_file
 from mechwork.tasks.read import read_rows
 
 ROWS = [
-    {"clean": "When Mary and John went to the store, John gave a drink to", "corrupt": "When Mary and John went to the store, Mary gave a drink to", "correct": " Mary", "incorrect": " John"},
-    {"clean": "When Tom and Anna went to the store, Anna gave a drink to", "corrupt": "When Tom and Anna went to the store, Tom gave a drink to", "correct": " Tom", "incorrect": " Anna"},
+    {"clean": "When Mary and John went to the store, John gave a drink "
+              "to", "corrupt": "When Mary and John went to the store, Mary gave a drink "
+                               "to", "correct": " Mary", "incorrect": " John"},
+    {"clean": "When Tom and Anna went to the store, Anna gave a drink "
+              "to", "corrupt": "When Tom and Anna went to the store, Tom gave a drink "
+                               "to", "correct": " Tom", "incorrect": " Anna"},
 ]  # fmt: skip
 
 
@@ -105,7 +109,8 @@ def test_byte_order_marks_blank_lines_and_quotes_are_read(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (r'{"clean": "\ud800"}', "surrogate"), (r'{"correct": ["a", "\udfff"]}', "surrogate"), ("[" * 100_000, "is not JSON"),
+        (r'{"clean": "\ud800"}', "surrogate"), ((r'{"correct": ["a", '
+                                                r'"\udfff"]}'), "surrogate"), ("[" * 100_000, "is not JSON"),
         ("[1]", "must be an object"), ('{"split": 3}', "split is"),
     ],
 )  # fmt: skip

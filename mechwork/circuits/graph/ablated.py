@@ -52,8 +52,8 @@ BATCH = 16
 class Ablation:
     """Gives the ablated writes of the pairs in rows `start` to `start + n` of a task.
 
-    `shares_prefix`: whether first columns that both prompts share are the same under every circuit; `after` gives the writes at the
-    columns after them.
+    `shares_prefix`: whether first columns that both prompts share are the same under every circuit; `after` gives the
+    writes at the columns after them.
     """
 
     kind: str
@@ -73,7 +73,8 @@ class Ablation:
 def find_ablation(
     model: TransformerBridge, task: Task, space: EdgeSpace, kind: str, *, seed: int = 0, source: Task | None = None
 ) -> Ablation:
-    """The ablation of that name for a task; means and constants come from the prompts of `source` (default: the task's own).
+    """The ablation of that name for a task; means and constants come from the prompts of `source` (default: the task's
+    own).
 
     Cost: nothing for zero, 1 forward per batch of pairs for corrupt and resample, 1 forward per batch once for means,
     about 60 (forward + backward) once for optimal. Raises `InputError` for a mean over fewer than 8 prompts.
@@ -103,7 +104,9 @@ def find_ablation(
 def mean_writes(
     model: TransformerBridge, task: Task, space: EdgeSpace, *, by_position: bool
 ) -> Float[Tensor, "writer 1 #pos d_model"]:
-    """Mean write of every writer over the clean prompts' real tokens, at all positions together or at each. 1 forward per batch."""
+    """Mean write of every writer over the clean prompts' real tokens, at all positions together or at each. 1 forward
+    per batch.
+    """
     require_examples(task, by_position=by_position)
     moments = Moments(task.pairs.clean_tokens.shape[1] if by_position else 1)
     for pairs in task.pairs.batches(BATCH):
@@ -115,9 +118,11 @@ def mean_writes(
 def learn_constants(
     model: TransformerBridge, task: Task, space: EdgeSpace, *, n_steps: int = 60, rate: float = 0.1, seed: int = 0
 ) -> Float[Tensor, "writer 1 1 d_model"]:
-    """Constants that make cutting edges hurt least: minimise KL(model ‖ random circuit) at the answers over random circuits.
+    """Constants that make cutting edges hurt least: minimise KL(model ‖ random circuit) at the answers over random
+    circuits.
 
-    Starts from the means; Adam with steps relative to each writer's spread. Circuits keep between 20 % and 98 % of the edges.
+    Starts from the means; Adam with steps relative to each writer's spread. Circuits keep between 20 % and 98 % of the
+    edges.
     """
     start = mean_writes(model, task, space, by_position=False)
     generator = torch.Generator().manual_seed(seed)

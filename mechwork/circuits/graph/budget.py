@@ -19,14 +19,16 @@ _MANY = 2**62
 
 
 FLOPS_PER_BYTE = 8
-"""Multiplications and additions that a core does while one byte comes from memory: where a product stops being bound by memory."""
+"""Multiplications and additions that a core does while one byte comes from memory: where a product stops being bound by
+memory.
+"""
 
 
 def layers_per_product(space: EdgeSpace) -> int:
     """How many layers' readers share one product with the writes.
 
-    Reading the writes costs (layers / g) x writers / 2 x 4 bytes a number, and g layers at once multiply about
-    layers x readers x g x writers of a layer / 2 x 2 cells that are no edges; the sum is least at the g below. The readers'
+    Reading the writes costs (layers / g) x writers / 2 x 4 bytes a number, and g layers at once multiply about layers x
+    readers x g x writers of a layer / 2 x 2 cells that are no edges; the sum is least at the g below. The readers'
     coefficients then stay under a quarter of the writes.
     """
     wasted = space.readers_per_layer * space.writers_per_layer / FLOPS_PER_BYTE
@@ -57,8 +59,8 @@ def fit(
     """Pairs and positions for a budget in bytes; always at least one of each.
 
     Half of the budget is for the pass (activations that the backward pass needs, and what is recorded), half for the
-    writes ``[writer, batch, pos, d_model]`` in `n_copies`, the coefficients of the layers of one product (of all readers when they
-    are `averaged` over a path), and the scores of `n_cells` spans.
+    writes ``[writer, batch, pos, d_model]`` in `n_copies`, the coefficients of the layers of one product (of all
+    readers when they are `averaged` over a path), and the scores of `n_cells` spans.
     """
     d, layers = anatomy.d_model, anatomy.n_layers
     graph = layers * n_pos * (40 * d + 4 * anatomy.n_heads * n_pos) + 3 * n_tail * anatomy.d_vocab

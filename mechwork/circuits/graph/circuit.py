@@ -35,9 +35,9 @@ WHAT = "mechwork circuit"
 class Circuit(Result):
     """The edges where `mask` is True. `scores`, if known, are the signed scores the circuit was selected by.
 
-    `n_requested` is the nominal size before pruning. Circuits of one space support ``&``, ``|``, ``-`` and `complement`.
-    `roles` and `notes` say things about nodes; `supernodes` are named groups of nodes. `extras` holds what another tool's
-    file said that mechwork has no field for.
+    `n_requested` is the nominal size before pruning. Circuits of one space support ``&``, ``|``, ``-`` and
+    `complement`. `roles` and `notes` say things about nodes; `supernodes` are named groups of nodes. `extras` holds
+    what another tool's file said that mechwork has no field for.
     """
 
     space: EdgeSpace
@@ -53,7 +53,8 @@ class Circuit(Result):
     def __post_init__(self) -> None:
         if tuple(self.mask.shape) != (self.space.n_writers, self.space.n_readers):
             raise InputError(
-                f"a circuit's mask is [writer, reader] = {(self.space.n_writers, self.space.n_readers)}; got {tuple(self.mask.shape)}"
+                f"a circuit's mask is [writer, reader] = {(self.space.n_writers, self.space.n_readers)}; got "
+                f"{tuple(self.mask.shape)}"
             )
         if bool((self.mask & ~self.space.mask).any()):
             row, column = (self.mask & ~self.space.mask).nonzero()[0].tolist()
@@ -96,7 +97,8 @@ class Circuit(Result):
     def nodes(self) -> tuple[str, ...]:
         """Names of the nodes that have an edge in the circuit, in the order they run, ``logits`` last.
 
-        A key/value reader shared by several heads counts for those that are in the circuit otherwise, or, if none is, for all.
+        A key/value reader shared by several heads counts for those that are in the circuit otherwise, or, if none is,
+        for all.
         """
         feeds, read = self.space.feeds, self.mask.any(dim=0)
         shared = feeds.sum(dim=0) > 1
@@ -141,7 +143,8 @@ class Circuit(Result):
         notes: Mapping[str, str] | None = None,
         supernodes: Mapping[str, Sequence[str]] | None = None,
     ) -> Circuit:
-        """With more labels: what nodes do (`roles`), remarks on them (`notes`), and named groups of them (`supernodes`).
+        """With more labels: what nodes do (`roles`), remarks on them (`notes`), and named groups of them
+        (`supernodes`).
 
         Raises `UnknownNameError` for a node that the graph does not have.
 
@@ -161,9 +164,10 @@ class Circuit(Result):
     ) -> Iterator[TransformerBridge]:
         """Inside, `model` behaves as this circuit, so that any lens, patch, plot or ``model.generate`` applies to it.
 
-        With a constant `ablation` (``"mean"`` over the task's clean prompts, ``"zero"``, ``"optimal"``) it does so for any prompt of
-        any length; with ``"corrupt"``, ``"resample"`` or ``"mean_by_position"`` for the task's own clean prompts, all at once.
-        On exit the model is itself again, also after an exception. Cost of each forward: about 1.5.
+        With a constant `ablation` (``"mean"`` over the task's clean prompts, ``"zero"``, ``"optimal"``) it does so for
+        any prompt of any length; with ``"corrupt"``, ``"resample"`` or ``"mean_by_position"`` for the task's own clean
+        prompts, all at once. On exit the model is itself again, also after an exception. Cost of each forward: about
+        1.5.
 
         >>> with circuit.run(model, task) as bridge:
         ...     logits = bridge(tokens)
@@ -185,7 +189,9 @@ class Circuit(Result):
         return int((self.mask & other.mask).sum()) / union if union else 1.0
 
     def expected_overlap(self, other: Circuit) -> float:
-        """The Jaccard index that two random circuits of these sizes would have: their expected intersection over union."""
+        """The Jaccard index that two random circuits of these sizes would have: their expected intersection
+        over union.
+        """
         both = self.n_edges * other.n_edges / self.space.n_edges
         union = self.n_edges + other.n_edges - both
         return both / union if union else 1.0
@@ -227,7 +233,8 @@ class Circuit(Result):
                 raise ArtefactError(f"{path} is a {data['what']!r}, not a {WHAT!r}. Give another file")
             if Decoder({}).decode(int, data["format"], "format") > FORMAT:
                 raise ArtefactError(
-                    f"{path} is a circuit of format {data['format']}; this version reads up to format {FORMAT}. Upgrade mechwork."
+                    f"{path} is a circuit of format {data['format']}; this version reads up to format {FORMAT}. "
+                    "Upgrade mechwork."
                 )
             space = EdgeSpace(**data["space"])
             circuit = cls.from_edges(space, (edge["edge"] for edge in data["edges"]))

@@ -1,7 +1,8 @@
 """Circuits of one graph side by side: do two tasks, or two models of one shape, use the same nodes and edges?
 
-Overlap is the Jaccard index; chance is what two random sets of those sizes would have. Reuse of components across tasks:
-Merullo et al. 2024. For models of different shape only shares of a kind of node could be compared, which is not done here.
+Overlap is the Jaccard index; chance is what two random sets of those sizes would have. Reuse of components across
+tasks: Merullo et al. 2024. For models of different shape only shares of a kind of node could be compared, which is not
+done here.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class CircuitComparison(Result):
         for o in self.overlaps:
             names = f"{o.first} / {o.second}"
             lines.append(
-                f"{names:<38}{o.edges:7.3f}{o.edges_by_chance:8.3f}{o.nodes:8.3f}{o.nodes_by_chance:8.3f}   {' '.join(o.shared_nodes[:8])}"
+                f"{names:<38}{o.edges:7.3f}{o.edges_by_chance:8.3f}{o.nodes:8.3f}{o.nodes_by_chance:8.3f}   "
+                f"{' '.join(o.shared_nodes[:8])}"
             )
         return "\n".join(lines)
 

@@ -1,13 +1,14 @@
 """Circuits and scores in other tools' files. The only place where signs are converted.
 
-*MIB / EAP-IG JSON* (`write_mib`, `read_mib`): ``{"cfg": ..., "nodes": {name: {"in_graph"}}, "edges": {name: {"score", "in_graph"}}}``. Their
-code computes (corrupt - clean) . gradient of what it is given. Given the *loss* (minus the metric), as in the benchmark, a
-positive score helps the metric, as ours does; given the *metric* itself, the sign is the opposite. A file does not say which,
-so `read_mib` must be told, unless mechwork wrote it. Edges that are not listed have score 0 there, so files are sparse.
-Under grouped-query attention they have one k and v reader per query head: a score is shared out equally and summed up again.
+*MIB / EAP-IG JSON* (`write_mib`, `read_mib`):
+``{"cfg": ..., "nodes": {name: {"in_graph"}}, "edges": {name: {"score", "in_graph"}}}``. Their code computes (corrupt -
+clean) . gradient of what it is given. Given the *loss* (minus the metric), as in the benchmark, a positive score helps
+the metric, as ours does; given the *metric* itself, the sign is the opposite. A file does not say which, so `read_mib`
+must be told, unless mechwork wrote it. Edges that are not listed have score 0 there, so files are sparse. Under
+grouped-query attention they have one k and v reader per query head: a score is shared out equally and summed up again.
 
-*Anthropic / Neuronpedia attribution graph* (`AttributionGraph`): nodes, weighted links, labels and supernodes of one prompt,
-kept as they are, so that reading and writing lose nothing: see `graph_file`.
+*Anthropic / Neuronpedia attribution graph* (`AttributionGraph`): nodes, weighted links, labels and supernodes of one
+prompt, kept as they are, so that reading and writing lose nothing: see `graph_file`.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ FORMAT = 1
 
 
 def save_tensors(circuit: Circuit, path: str | Path) -> Path:
-    """Write a circuit as one safetensors file: indices ``[edge, 2]`` and scores ``[edge]``, everything else in its header."""
+    """Write a circuit as one safetensors file: indices ``[edge, 2]`` and scores ``[edge]``, everything else in its
+    header.
+    """
     facts = circuit.to_json()
     tensors = {"index": circuit.mask.nonzero().to(torch.int32)}
     if circuit.scores is not None:
@@ -66,7 +69,9 @@ def load_tensors(path: str | Path) -> Circuit:
 
 
 def cells_of(space: EdgeSpace, index: Tensor) -> Int[Tensor, "edge 2"]:
-    """Cells ``[edge, 2]`` of a file, as numbers of writers and readers; raises `ArtefactError` for one that is no edge."""
+    """Cells ``[edge, 2]`` of a file, as numbers of writers and readers; raises `ArtefactError` for one that is
+    no edge.
+    """
     whole = index.ndim == 2 and index.shape[1] == 2 and index.dtype in (torch.int32, torch.int64)
     cells = index.long() if whole else torch.zeros(0, 2, dtype=torch.long)
     ends = torch.tensor([space.n_writers, space.n_readers])
@@ -82,7 +87,8 @@ def cells_of(space: EdgeSpace, index: Tensor) -> Int[Tensor, "edge 2"]:
 
 
 def write_mib(circuit: Circuit, path: str | Path, *, d_model: int, convention: str = "loss") -> Path:
-    """Write a circuit with its scores for the EAP-IG package and the MIB leaderboard; see the module for signs and groups.
+    """Write a circuit with its scores for the EAP-IG package and the MIB leaderboard; see the module for signs and
+    groups.
 
     Scores of all edges are written when the circuit has them, so that the benchmark can choose its own sizes.
     """
@@ -124,7 +130,8 @@ def write_mib(circuit: Circuit, path: str | Path, *, d_model: int, convention: s
 
 
 def read_mib(path: str | Path, *, convention: str | None = None, n_kv_heads: int | None = None) -> Circuit:
-    """Read a circuit in EAP-IG's JSON. `convention` says what its scores are gradients of; files that mechwork wrote know.
+    """Read a circuit in EAP-IG's JSON. `convention` says what its scores are gradients of; files that mechwork wrote
+    know.
 
     `n_kv_heads`: of a model with grouped-query attention, whose query heads' k and v edges are then summed by group.
     Node scores and neurons are kept in `extras` and written again by `write_mib`.
@@ -139,7 +146,8 @@ def read_mib(path: str | Path, *, convention: str | None = None, n_kv_heads: int
     said = own.get("convention")
     if convention is None and said is None:
         raise InputError(
-            f"{path} does not say what its scores are gradients of: pass convention='loss' (positive helps; the MIB benchmark) "
+            f"{path} does not say what its scores are gradients of: pass convention='loss' (positive helps; the MIB "
+            "benchmark) "
             "or convention='metric' (positive hurts)"
         )
     if convention is not None and said is not None and convention != said:

@@ -1,11 +1,13 @@
-"""Attribution graphs in the JSON of Anthropic's circuit tracing and Neuronpedia: read, written and converted losslessly.
+"""Attribution graphs in the JSON of Anthropic's circuit tracing and Neuronpedia: read, written and converted
+losslessly.
 
-A graph has ``metadata`` (slug, scan, prompt, tokens), ``qParams`` (what a viewer shows: pinned nodes, supernodes, selection), ``nodes``
-(``node_id``, ``layer``, ``ctx_idx``, ``feature_type``, ``clerp`` = label, ...) and ``links`` (``source``, ``target``, ``weight``). Weights are the writer's direct effects:
-positive raises the target, which is the sign of our scores; nothing is converted.
+A graph has ``metadata`` (slug, scan, prompt, tokens), ``qParams`` (what a viewer shows: pinned nodes, supernodes,
+selection), ``nodes`` (``node_id``, ``layer``, ``ctx_idx``, ``feature_type``, ``clerp`` = label, ...) and ``links``
+(``source``, ``target``, ``weight``). Weights are the writer's direct effects: positive raises the target, which is the
+sign of our scores; nothing is converted.
 
-Circuits have no positions and several edges (q, k, v) between two heads: `graph_of` puts every node at the last token and
-says the kind on each link; what the format has no field for travels in ``metadata.mechwork``.
+Circuits have no positions and several edges (q, k, v) between two heads: `graph_of` puts every node at the last token
+and says the kind on each link; what the format has no field for travels in ``metadata.mechwork``.
 """
 
 from __future__ import annotations
@@ -36,8 +38,8 @@ KEYS = ("metadata", "qParams", "nodes", "links")
 class AttributionGraph(Result):
     """One attribution graph, field by field as in its file; unknown fields are kept in place.
 
-    Raises `ArtefactError` for a link to a node that is not there or two nodes of one id, `MetricError` for weights that are
-    not finite.
+    Raises `ArtefactError` for a link to a node that is not there or two nodes of one id, `MetricError` for weights that
+    are not finite.
     """
 
     metadata: Json
@@ -92,7 +94,10 @@ class AttributionGraph(Result):
         return self.links
 
     def __repr__(self) -> str:
-        return f"AttributionGraph({self.metadata.get('slug')!r}: {len(self.nodes)} nodes, {len(self.links)} links, {len(self.supernodes)} supernodes)"
+        return (
+            f"AttributionGraph({self.metadata.get('slug')!r}: {len(self.nodes)} nodes, {len(self.links)} links, "
+            f"{len(self.supernodes)} supernodes)"
+        )
 
 
 def graph_of(circuit: Circuit, task: Task, *, row: int = 0, slug: str = "", scan: str = "") -> AttributionGraph:

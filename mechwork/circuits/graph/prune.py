@@ -1,4 +1,6 @@
-"""Which edges of a circuit can matter: those on a path from the input to the logits, and those whose outcome is not known anyway."""
+"""Which edges of a circuit can matter: those on a path from the input to the logits, and those whose outcome is not
+known anyway.
+"""
 
 from __future__ import annotations
 
@@ -57,8 +59,8 @@ def useful(space: EdgeSpace, mask: EdgeMask, coupled: tuple[bool, ...] | None = 
 def effective(space: EdgeSpace, mask: EdgeMask, coupled: tuple[bool, ...], *, paired: bool) -> EdgeMask:
     """The edges of `mask` that can change the logits: circuits that agree in them compute the same.
 
-    Edges into readers that lead nowhere never do. When cut edges carry the writes of one other run (`paired`), a component
-    that no path reaches from the input computes its write in that run, so that edges from it do not either.
+    Edges into readers that lead nowhere never do. When cut edges carry the writes of one other run (`paired`), a
+    component that no path reaches from the input computes its write in that run, so that edges from it do not either.
     """
     kept = mask & useful(space, mask, coupled)[None, :]
     return kept & living(space, kept, coupled)[:, None] if paired else kept

@@ -1,11 +1,11 @@
 """Run the model as a circuit: edges outside it carry the ablated value instead of the live one.
 
 Every reader's input is the live residual stream plus, for each edge that is cut, (ablated write - live write) of its
-source. The differences are kept for the writers that have already run, so any number of edges costs one forward pass and
-one product per layer for all of its readers. Where few edges of a layer are kept, its readers are built the other way round, as
-the wholly ablated stream less (ablated - live) of what is kept: the same sum, over fewer writers. Readers whose edges are all kept
-are left untouched, so the full circuit is the model to the bit; readers of components that write to nothing in the circuit are
-left alone too, since nobody sees the outcome.
+source. The differences are kept for the writers that have already run, so any number of edges costs one forward pass
+and one product per layer for all of its readers. Where few edges of a layer are kept, its readers are built the other
+way round, as the wholly ablated stream less (ablated - live) of what is kept: the same sum, over fewer writers. Readers
+whose edges are all kept are left untouched, so the full circuit is the model to the bit; readers of components that
+write to nothing in the circuit are left alone too, since nobody sees the outcome.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ def as_circuit(
 ) -> Iterator[None]:
     """Inside, forwards compute the circuit `mask`; `ablated` are the writes that cut edges carry.
 
-    A `mask` of numbers keeps each edge by that share. A mask per copy runs several circuits at once, over prompts stacked
-    copy after copy (and `ablated` likewise, or shared by having one prompt or being a task's, repeated). With `grad`,
-    gradients flow to `mask` and `ablated`. `resume` is for forwards that begin at a later block.
+    A `mask` of numbers keeps each edge by that share. A mask per copy runs several circuits at once, over prompts
+    stacked copy after copy (and `ablated` likewise, or shared by having one prompt or being a task's, repeated). With
+    `grad`, gradients flow to `mask` and `ablated`. `resume` is for forwards that begin at a later block.
     """
     soft = mask.is_floating_point()
     cut = space.mask.to(ablated) * (1 - mask.to(ablated)) if soft else (space.mask & ~mask).to(ablated)
@@ -140,8 +140,10 @@ class _Runner:
         ablated = self.ablated[rows]
         if ablated.shape[1] not in (1, live.shape[1]) or ablated.shape[2] not in (1, live.shape[2]):
             raise InputError(
-                f"cut edges carry the writes of {ablated.shape[1]} prompts of {ablated.shape[2]} tokens; this forward has "
-                f"{live.shape[1]} of {live.shape[2]}. For other prompts, and to generate, run the circuit with ablation='mean'."
+                f"cut edges carry the writes of {ablated.shape[1]} prompts of {ablated.shape[2]} tokens; this forward "
+                "has "
+                f"{live.shape[1]} of {live.shape[2]}. For other prompts, and to generate, run the circuit with "
+                "ablation='mean'."
             )
         if self.grad:
             self.blocks.append(ablated - live)
@@ -201,7 +203,9 @@ class _Runner:
         return hook
 
     def _read(self, layer: int) -> None:
-        """What every wanted reader of the layer sees of the writers before it; the heads' q, k and v follow from it at once."""
+        """What every wanted reader of the layer sees of the writers before it; the heads' q, k and v follow from it at
+        once.
+        """
         columns, first = self.columns[layer], layer * self.space.readers_per_layer
         self.read = self._change(slice(0, self.space.n_seen_by_attention(layer)), columns, self.plans[layer])
         heads = columns - first

@@ -1,10 +1,11 @@
 """From scores to a set of edges.
 
-| by | what is kept |
-|---|---|
-| ``"absolute"`` | the n edges of largest absolute score: what matters |
-| ``"signed"`` | the n edges of largest score: what helps |
-| ``"greedy"``, ``"greedy_signed"`` | grown from the logits: always the best edge into a reader that is already useful (Hanna et al. 2024) |
+by | what is kept:
+
+- ``"absolute"`` | the n edges of largest absolute score: what matters
+- ``"signed"`` | the n edges of largest score: what helps
+- ``"greedy"``, ``"greedy_signed"`` | grown from the logits: always the best edge into a reader that is already useful
+  (Hanna et al. 2024)
 
 `select_above` keeps everything beyond a threshold; `select_nodes` keeps nodes and every edge between them.
 """
@@ -83,7 +84,9 @@ def select_above(space: EdgeSpace, values: EdgeMatrix, threshold: float, *, by: 
 
 
 def select_nodes(space: EdgeSpace, nodes: Bool[Tensor, " writer"]) -> EdgeMask:
-    """All edges between the kept writers (the input and the logits are always kept): a circuit of nodes as one of edges."""
+    """All edges between the kept writers (the input and the logits are always kept): a circuit of nodes as one of
+    edges.
+    """
     kept = nodes.clone()
     kept[: space.n_inputs] = True
     reads = (space.feeds & kept[:, None]).any(dim=0)

@@ -1,7 +1,7 @@
 """Circuits that come with the package: what was found in the bundled models, with the numbers it was tested by.
 
-``data/circuits/MODEL/TASK.json`` is what `Circuit.save` wrote, ``card.json`` holds the figures, ``README.md`` is the page to
-read, ``manifest.json`` the hashes. ``mechwork circuits build`` makes them again.
+``data/circuits/MODEL/TASK.json`` is what `Circuit.save` wrote, ``card.json`` holds the figures, ``README.md`` is the
+page to read, ``manifest.json`` the hashes. ``mechwork circuits build`` makes them again.
 """
 
 from __future__ import annotations

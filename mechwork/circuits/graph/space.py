@@ -1,7 +1,7 @@
 """The computational graph as tables: writers, readers, and which writer each reader can see.
 
-Writers write to the residual stream: ``input`` (the stream entering block 0; with `split_input` in its two parts, ``embed`` of
-the tokens and ``pos_embed`` of the positions), heads ``a3.h1``, MLPs ``m3``. Readers
+Writers write to the residual stream: ``input`` (the stream entering block 0; with `split_input` in its two parts,
+``embed`` of the tokens and ``pos_embed`` of the positions), heads ``a3.h1``, MLPs ``m3``. Readers
 read from it: ``a3.h1<q>``, ``a3.h0<k>``, ``a3.h0<v>`` (under grouped-query attention k and v have one reader per
 key/value head), ``m3``, ``logits``. Writers are ordered as they run, so what a reader sees is a prefix of the writers,
 and the whole edge set is one boolean ``[writer, reader]`` mask. Names are made only when somebody asks.
@@ -35,7 +35,8 @@ INPUT_PARTS = ("embed", "pos_embed")
 
 @dataclass(frozen=True)
 class EdgeSpace:
-    """The edge space of a decoder-only transformer with `n_layers` blocks; `parallel` blocks feed attention and MLP alike; `attn_only` blocks have no MLP.
+    """The edge space of a decoder-only transformer with `n_layers` blocks; `parallel` blocks feed attention and MLP
+    alike; `attn_only` blocks have no MLP.
 
     `split_input`: tokens and positions are writers apart, in models that add an embedding of positions to the stream.
     """
@@ -171,7 +172,9 @@ class EdgeSpace:
 
     @cached_property
     def feeds(self) -> EdgeMask:
-        """``[writer, reader]``: whether the reader is an input of the component that writes (its q, k, v or MLP input)."""
+        """``[writer, reader]``: whether the reader is an input of the component that writes (its q, k, v or
+        MLP input).
+        """
         feeds = torch.zeros(self.n_writers, self.n_readers, dtype=torch.bool)
         group = self.n_heads // self.n_kv_heads
         for layer in range(self.n_layers):
@@ -193,7 +196,9 @@ class EdgeSpace:
         return edge_name(self.writers[row], self.readers[column])
 
     def edge_index(self, name: str) -> tuple[int, int]:
-        """Row and column of a named edge; raises `UnknownNameError` or, for two nodes that are not connected, `InputError`."""
+        """Row and column of a named edge; raises `UnknownNameError` or, for two nodes that are not connected,
+        `InputError`.
+        """
         source, target = split_edge(name)
         if source not in self.writers:
             raise UnknownNameError("writer", source, self.writers)

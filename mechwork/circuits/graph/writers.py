@@ -3,8 +3,9 @@
 Writes come from the cached `z` (times W_O), `mlp_out` and the stream entering block 0: no split-QKV flags, no hook per
 head. They are laid out ``[writer, batch, pos, d_model]``, so that a layer's heads are filled by one batched product.
 
-Post-norm models (Gemma-2, OLMo-2) normalise the *sum* of the heads before it is added. A head's write is then its share of
-that sum at the scale of its own run, so that head writes always add up to `attn_out` exactly. Heads of a layer are thereby
+Post-norm models (Gemma-2, OLMo-2) normalise the *sum* of the heads before it is added. A head's write is then its share
+of that sum at the scale of its own run, so that head writes always add up to `attn_out` exactly. Heads of a layer are
+thereby
 coupled: one that leads nowhere still moves the scale of the others.
 """
 
@@ -49,20 +50,23 @@ def require_aligned(task: Task) -> None:
     """Raises `InputError` unless the prompts of every pair have one length."""
     if not task.pairs.aligned:
         raise InputError(
-            "edges compare writes position by position, so the two prompts of a pair need the same length. Reword the longer one."
+            "edges compare writes position by position, so the two prompts of a pair need the same length. Reword the "
+            "longer one."
         )
 
 
 def edge_space(model: TransformerBridge, task: Task, *, split_input: bool = False, aligned: bool = True) -> EdgeSpace:
     """The graph of a model, after the checks that every method on edges makes.
 
-    Raises `UnsupportedModelError` for models whose attention output is not a sum over heads; `InputError` for a task of another
-    model, for pairs of unequal length (unless `aligned` is False), and for a split input where no positions are added to it.
+    Raises `UnsupportedModelError` for models whose attention output is not a sum over heads; `InputError` for a task of
+    another model, for pairs of unequal length (unless `aligned` is False), and for a split input where no positions are
+    added to it.
     """
     anatomy = check_task(model, task)
     if split_input and getattr(model, "pos_embed", None) is None:
         raise InputError(
-            f"{anatomy.architecture} adds no embedding of positions to the stream, so its input has one part. Leave split_input out."
+            f"{anatomy.architecture} adds no embedding of positions to the stream, so its input has one part. Leave "
+            "split_input out."
         )
     if aligned:
         require_aligned(task)
@@ -103,7 +107,9 @@ def record_writers(model: TransformerBridge, space: EdgeSpace, run: Run, positio
 def write_differences(
     model: TransformerBridge, space: EdgeSpace, donor: Run, host: Run, positions: slice = slice(None)
 ) -> Writes:
-    """Writes of `donor` minus those of `host`, in at least float32. One projection per layer where heads are not normalised."""
+    """Writes of `donor` minus those of `host`, in at least float32. One projection per layer where heads are not
+    normalised.
+    """
 
     def difference(kind: str, layer: int) -> Tensor:
         a, b = (run.layers[kind][layer][:, positions].detach() for run in (donor, host))

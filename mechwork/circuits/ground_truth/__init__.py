@@ -1,7 +1,7 @@
 """Known circuits: small models whose circuit is known, so that a method can be tried where the answer is known.
 
-Linear and logic gates, induction by hand, three compiled RASP programs, and a model trained so that its circuit is known.
-Owns the cases and the comparison of scores with them. Imports the rest of `circuits` and below.
+Linear and logic gates, induction by hand, three compiled RASP programs, and a model trained so that its circuit is
+known. Owns the cases and the comparison of scores with them. Imports the rest of `circuits` and below.
 
     for model, task, circuit in all():
         print(compare(score_edges(model, task, rules="relp", direction="noise"), circuit))

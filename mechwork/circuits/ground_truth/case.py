@@ -1,10 +1,10 @@
 """A known circuit: a model, a task, and the edges that do the work, each with the reason why.
 
-What counts as *true* is a fact about single edges: under an ablation, an edge belongs to the circuit when replacing what
-it carries changes the metric of some pair. The lists are written down from the construction and verified edge by edge in
-the tests. They depend on the ablation: what carries the same value in both prompts is invisible to ``"corrupt"``, and
-what carries the same value everywhere is invisible to ``"mean"``. They also depend on the direction: an AND gate hides
-its inputs from denoising, an OR gate from noising (Heimersheim & Nanda 2024).
+What counts as *true* is a fact about single edges: under an ablation, an edge belongs to the circuit when replacing
+what it carries changes the metric of some pair. The lists are written down from the construction and verified edge by
+edge in the tests. They depend on the ablation: what carries the same value in both prompts is invisible to
+``"corrupt"``, and what carries the same value everywhere is invisible to ``"mean"``. They also depend on the direction:
+an AND gate hides its inputs from denoising, an OR gate from noising (Heimersheim & Nanda 2024).
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ METHODS = ("exact", "gradient", "relp", "eap-ig", "random")
 class KnownCircuit(Readable):
     """A model whose circuit is known. `model` and `task` are built on first use.
 
-    `reasons`: every true edge under any ablation -> why it is one. `edges`: ablation -> the true edges. `direction` is the
-    direction of patching in which the edges show; `blind` are the true edges that the *other* direction misses under
-    ``"corrupt"``. `explanations`: a method of `METHODS` whose ranking is not perfect -> why.
+    `reasons`: every true edge under any ablation -> why it is one. `edges`: ablation -> the true edges. `direction` is
+    the direction of patching in which the edges show; `blind` are the true edges that the *other* direction misses
+    under ``"corrupt"``. `explanations`: a method of `METHODS` whose ranking is not perfect -> why.
     """
 
     name: str

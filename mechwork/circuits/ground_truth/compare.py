@@ -32,10 +32,11 @@ EQUAL = 1e-9
 
 @dataclass(frozen=True)
 class TruthComparison:
-    """How well a ranking of edges finds a known circuit. 1 is perfect; a random ranking has AUROC 0.5 and AUPRC about |T| / edges.
+    """How well a ranking of edges finds a known circuit. 1 is perfect; a random ranking has AUROC 0.5 and AUPRC about
+    |T| / edges.
 
-    `false_edges` do not belong and reach the value of the |T|-th best edge; `missed_edges` belong and stay below it, or are
-    zero. Both strongest first.
+    `false_edges` do not belong and reach the value of the |T|-th best edge; `missed_edges` belong and stay below it, or
+    are zero. Both strongest first.
     """
 
     auroc: float
@@ -49,7 +50,10 @@ class TruthComparison:
     def __str__(self) -> str:
         errors = [f"not in the circuit: {', '.join(self.false_edges)}"] if self.false_edges else []
         errors += [f"missed: {', '.join(self.missed_edges)}"] if self.missed_edges else []
-        numbers = f"AUROC {self.auroc:.3f}, AUPRC {self.auprc:.3f}, precision at {self.n_true} of {self.n_edges} edges {self.precision:.3f}"
+        numbers = (
+            f"AUROC {self.auroc:.3f}, AUPRC {self.auprc:.3f}, precision at {self.n_true} of {self.n_edges} "
+            f"edges {self.precision:.3f}"
+        )
         return "; ".join([numbers, *errors])
 
 
@@ -71,7 +75,8 @@ def compare(
         not isinstance(scores, Tensor) and scores.space != space
     ):
         raise InputError(
-            f"scores and truth must be of one graph; got scores {tuple(values.shape)} for a graph of {(space.n_writers, space.n_readers)}"
+            f"scores and truth must be of one graph; got scores {tuple(values.shape)} for a graph of "
+            f"{(space.n_writers, space.n_readers)}"
         )
     if not 0 < truth.n_edges < space.n_edges:
         raise InputError(

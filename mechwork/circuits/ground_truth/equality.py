@@ -1,12 +1,12 @@
 """A trained model whose circuit is known: are the first and the third letter equal?
 
-Prompts ``x y z END``; the answer is YES or NO. The model was trained under interchange pressure (see `training`) to fetch
-x with a0.h0 and z with a0.h1, to compare them in m1, and to carry nothing along any other edge; y, the first MLP and the
-second layer's heads are there to be ignored.
+Prompts ``x y z END``; the answer is YES or NO. The model was trained under interchange pressure (see `training`) to
+fetch x with a0.h0 and z with a0.h1, to compare them in m1, and to carry nothing along any other edge; y, the first MLP
+and the second layer's heads are there to be ignored.
 
-A ranking can be right where sizes are not: equality is a step, so slopes at one prompt say little about what another letter
-would do. Gradients rank the five edges first, with scores of the inputs at a tenth of the measured effects or less, two of them
-negative (tests).
+A ranking can be right where sizes are not: equality is a step, so slopes at one prompt say little about what another
+letter would do. Gradients rank the five edges first, with scores of the inputs at a tenth of the measured effects or
+less, two of them negative (tests).
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ def _draw(generator: torch.Generator, n: int) -> Int[Tensor, "batch pos"]:
 
 
 def _draw_both(generator: torch.Generator, n: int) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
-    """Prompts and sources. In a third of the sources each, the first letter is the prompt's third, or the third its first.
+    """Prompts and sources. In a third of the sources each, the first letter is the prompt's third, or the third its
+    first.
 
     Otherwise a switched letter would hardly ever equal the other one, and the model need not learn that it may.
     """
@@ -114,7 +115,9 @@ def equality_task(n: int = 64, seed: int = 0) -> Task:
 def train_equality(
     folder: Path, recipe: Recipe | None = None, progress: Callable[[int, int, str], None] | None = None
 ) -> dict[str, Any]:
-    """Train again and write weights, card and manifest into `folder`. Returns the card. About two minutes on one thread."""
+    """Train again and write weights, card and manifest into `folder`. Returns the card. About two minutes on one
+    thread.
+    """
     recipe = recipe or RECIPE
     weights = train(PROGRAM, recipe, progress)
     card = measure(build_from(weights, recipe), recipe)
@@ -153,7 +156,7 @@ is that of the program with this letter in at least {100 * card["interchange acc
 `mechwork truth --retrain DIR` trains it again from its seed; other processors and versions of torch may round differently.
 
 {recipe}
-"""
+"""  # noqa: E501
 
 
 def interchange_accuracy(model: TransformerBridge, n: int = 1000, seed: int = 0) -> dict[tuple[str, str], float]:

@@ -1,9 +1,10 @@
-"""Induction by hand: a previous-token head writes what the induction head's keys read (Elhage et al. 2021; Olsson et al. 2022).
+"""Induction by hand: a previous-token head writes what the induction head's keys read (Elhage et al. 2021; Olsson et
+al. 2022).
 
-Prompts ``BOS A B C D A`` -> B. In the corrupt prompt A and C are exchanged, ``BOS C B A D A`` -> D: queries and values at
-what is attended to are the same, only *which token came before* B and D differs. So the difference travels from the
-embeddings through the previous-token head's values into the induction head's keys, and nowhere else.
-The second head of each layer writes real differences into a subspace that nobody reads.
+Prompts ``BOS A B C D A`` -> B. In the corrupt prompt A and C are exchanged, ``BOS C B A D A`` -> D: queries and values
+at what is attended to are the same, only *which token came before* B and D differs. So the difference travels from the
+embeddings through the previous-token head's values into the induction head's keys, and nowhere else. The second head of
+each layer writes real differences into a subspace that nobody reads.
 """
 
 from __future__ import annotations
@@ -74,14 +75,16 @@ _CONSTANT = {
 }
 
 _CERTAIN = (
-    "the induction head attends with certainty, so at either prompt its softmax has derivative 0 and nothing before it gets a "
+    "the induction head attends with certainty, so at either prompt its softmax has derivative 0 and nothing before "
+    "it gets a "
     "score; only between the prompts, where attention is divided and the path of EAP-IG has points, is there a gradient"
 )
 
 INDUCTION = KnownCircuit(
     name="induction",
     description="previous-token head -> keys of the induction head -> logits, in two attention-only layers",
-    citation="Elhage et al. 2021, A Mathematical Framework for Transformer Circuits; Olsson et al. 2022, arXiv:2209.11895",
+    citation="Elhage et al. 2021, A Mathematical Framework for Transformer Circuits; Olsson et al. 2022, "
+    "arXiv:2209.11895",
     build_model=build_induction,
     build_task=induction_task,
     edges={"corrupt": tuple(_MOVED), "zero": (*_MOVED, *_CONSTANT), "mean": (*_MOVED, *_CONSTANT)},

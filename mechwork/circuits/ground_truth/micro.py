@@ -3,7 +3,8 @@
 **linear**: one token, one position, no non-linearity. With the token's value a and the metric 10 a - 3 a + a + 7, every
 edge has the effect of its own term, so every estimate is exact.
 
-**gates**: the prompt ``A B END`` holds two switches; one head carries each to END, where the MLP joins them. Clean: both
+**gates**: the prompt ``A B END`` holds two switches; one head carries each to END, where the MLP joins them. Clean:
+both
 on, corrupt: both off. AND(1, 1): switching one input off already breaks it, so noising finds all edges, but one clean
 input put into the corrupt run changes nothing. OR: one clean input is enough, so denoising finds all edges, but taking
 one of two away changes nothing.
@@ -150,7 +151,8 @@ LINEAR = KnownCircuit(
 AND = KnownCircuit(
     name="and_gate",
     description="AND of two switches: noising finds the inputs, denoising does not",
-    citation="after the logic gates of ACDC (Conmy et al. 2023, arXiv:2304.14997); Heimersheim & Nanda 2024, arXiv:2404.15255",
+    citation="after the logic gates of ACDC (Conmy et al. 2023, arXiv:2304.14997); Heimersheim & Nanda 2024, "
+    "arXiv:2404.15255",
     build_model=build_and,
     build_task=gate_task,
     edges={"corrupt": tuple(_SWITCHES), "zero": (*_SWITCHES, *_THRESHOLD, *_LOOKING)},
@@ -162,7 +164,8 @@ AND = KnownCircuit(
 OR = KnownCircuit(
     name="or_gate",
     description="OR of two switches: denoising finds the inputs, noising (and zero ablation) does not",
-    citation="after the logic gates of ACDC (Conmy et al. 2023, arXiv:2304.14997); Heimersheim & Nanda 2024, arXiv:2404.15255",
+    citation="after the logic gates of ACDC (Conmy et al. 2023, arXiv:2304.14997); Heimersheim & Nanda 2024, "
+    "arXiv:2404.15255",
     build_model=build_or,
     build_task=gate_task,
     edges={"corrupt": tuple(_SWITCHES), "zero": ("m0->logits", *_THRESHOLD)},

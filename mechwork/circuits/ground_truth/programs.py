@@ -1,14 +1,17 @@
 """Three RASP programs as transformers, compiled by hand (Weiss et al. 2021; Lindner et al. 2023).
 
-| program | at position i of the word w | how |
-|---|---|---|
-| reverse | ``w[n - 1 - i]`` | a0.h0 averages the flag of BOS: 1 / (n + 1); m0 turns it into the length n; m1 n - i; m2 n - i - 1; a3.h0 fetches |
-| frac_prevs | share of ``x`` among ``w[0..i]`` | m0 says whether a token is x; a1.h0 averages over the positions up to i |
-| hist | how often ``w[i]`` occurs in w | a0.h0 attends to equal tokens and to BOS, averages the flag of BOS: 1 / (count + 1); m0 turns it into the count |
+program | at position i of the word w | how:
 
-Prompts are ``BOS w``, words of one to six letters of ``x y z``; attention is bidirectional. Constants come from a direction
-that the embedding sets to 1, as in tracr, so zero ablation of an edge from the input takes them away. For every input, at
-every position, the models equal the Python functions below (tests).
+- reverse | ``w[n - 1 - i]`` | a0.h0 averages the flag of BOS: 1 / (n + 1); m0 turns it into the length n; m1 n - i; m2
+  n - i - 1; a3.h0 fetches
+- frac_prevs | share of ``x`` among ``w[0..i]`` | m0 says whether a token is x; a1.h0 averages over the positions up to
+  i
+- hist | how often ``w[i]`` occurs in w | a0.h0 attends to equal tokens and to BOS, averages the flag of BOS: 1 / (count
+  + 1); m0 turns it into the count
+
+Prompts are ``BOS w``, words of one to six letters of ``x y z``; attention is bidirectional. Constants come from a
+direction that the embedding sets to 1, as in tracr, so zero ablation of an edge from the input takes them away. For
+every input, at every position, the models equal the Python functions below (tests).
 """
 
 from __future__ import annotations
@@ -71,7 +74,8 @@ def _embed(s: Stream, d_vocab: int) -> Float[Tensor, "d_vocab d_model"]:
 def _count_from_inverse(s: Stream, source: str, target: str) -> Mlp:
     """Turns x = 1 / (n + 1) into a one-hot n in 1..6, by ramps half as wide as the gaps between neighbouring values.
 
-    ramp_n rises from 0 to 1 between 1 / (n + 2) and 1 / (n + 1): it says that the count is at most n; one-hot n is ramp_n - ramp_(n - 1).
+    ramp_n rises from 0 to 1 between 1 / (n + 2) and 1 / (n + 1): it says that the count is at most n; one-hot n is
+    ramp_n - ramp_(n - 1).
     """
     columns, rows = [], []
     for n in range(1, MAX_LENGTH + 1):
@@ -136,7 +140,9 @@ def build_frac_prevs() -> TransformerBridge:
 
 
 def build_hist() -> TransformerBridge:
-    """One head and one MLP: attend to equal tokens and BOS, count. The heads beside and after write what nobody reads."""
+    """One head and one MLP: attend to equal tokens and BOS, count. The heads beside and after write what
+    nobody reads.
+    """
     s = Stream(letter=len(LETTERS), bos=1, one=1, pos=N_POS, inverse=1, count=MAX_LENGTH, junk=MAX_LENGTH)
     return Blueprint(
         name="hist",
@@ -213,7 +219,8 @@ _SATURATED = (
 )
 
 _SHORT_STEPS = (
-    "between the two words attention and counts change in short intervals of the path and are flat elsewhere; 5 points step "
+    "between the two words attention and counts change in short intervals of the path and are flat elsewhere; 5 "
+    "points step "
     "over them (100 points find every edge: AUROC 1.000)"
 )
 
@@ -226,7 +233,8 @@ REVERSE = KnownCircuit(
     edges={
         "corrupt": ("input->a3.h0<v>", "a3.h0->logits"),
         "zero": (
-            "input->a3.h0<v>", "a3.h0->logits", "input->a0.h0<v>", "a0.h0->m0", "input->m0", "m0->m1", "input->m1", "m1->m2",
+            "input->a3.h0<v>", "a3.h0->logits", "input->a0.h0<v>", "a0.h0->m0", "input->m0", "m0->m1", "input->m1",
+            "m1->m2",
             "m2->a3.h0<q>", "input->a3.h0<k>",
         ),
         "mean": (
@@ -237,7 +245,8 @@ REVERSE = KnownCircuit(
         "input->a3.h0<v>": "the letter that is fetched",
         "a3.h0->logits": "the fetched letter is the answer",
         "input->a0.h0<v>": "the flag of BOS, whose average is 1 / (n + 1); all prompts have one length",
-        "a0.h0->m0": "1 / (n + 1) becomes n; the same in all prompts and at all positions, so only zero ablation sees it",
+        "a0.h0->m0": "1 / (n + 1) becomes n; the same in all prompts and at all positions, so only zero ablation sees "
+                     "it",
         "input->m0": "the constant 1 that places m0's thresholds; the same everywhere",
         "m0->m1": "the length n; the same everywhere",
         "input->m1": "the index i of n - i: differs between positions, not between prompts",

@@ -1,12 +1,13 @@
 """How a method ranks the edges of a known circuit: one number per edge, larger in absolute value = more important.
 
-| method | what ranks the edges |
-|---|---|
-| exact | the measured effect of every single edge: mean over pairs of its absolute value |
-| gradient, relp, eap-ig | estimates of `score_edges` (``"gradient"`` is EAP: gradients at the run that is patched) |
-| any other preset of `score_edges` | that preset |
-| acdc | how many of `THRESHOLDS` leave the edge in the circuit of `find_acdc` (Conmy et al. 2023 sweep the threshold, too) |
-| learned | probability that the edge's gate is open after `learn_circuit`, which is told the true number of edges |
+method | what ranks the edges:
+
+- exact | the measured effect of every single edge: mean over pairs of its absolute value
+- gradient, relp, eap-ig | estimates of `score_edges` (``"gradient"`` is EAP: gradients at the run that is patched)
+- any other preset of `score_edges` | that preset
+- acdc | how many of `THRESHOLDS` leave the edge in the circuit of `find_acdc` (Conmy et al. 2023 sweep the threshold,
+  too)
+- learned | probability that the edge's gate is open after `learn_circuit`, which is told the true number of edges
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ ALL_METHODS = ("exact", "gradient", "relp", "eap-ig", *sorted(set(PRESETS) - _SA
 
 
 def available_methods(ablation: str = "corrupt") -> tuple[str, ...]:
-    """Those of `ALL_METHODS` that exist under an ablation: information flow looks at the clean run beside the corrupt one."""
+    """Those of `ALL_METHODS` that exist under an ablation: information flow looks at the clean run beside the corrupt
+    one.
+    """
     return tuple(m for m in ALL_METHODS if ablation == "corrupt" or m != "information-flow")
 
 

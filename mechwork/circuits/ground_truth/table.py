@@ -1,8 +1,8 @@
 """How well each way of ranking edges finds the known circuits: one row per case, AUROC per method.
 
-The methods are those of `rank`; ``random``, uniform noise averaged over 100 seeds, stands beside them. Each case is ranked
-in the direction in which its truth is stated. Truths under zero and mean ablation are compared with exact effects and
-noise unless methods are named.
+The methods are those of `rank`; ``random``, uniform noise averaged over 100 seeds, stands beside them. Each case is
+ranked in the direction in which its truth is stated. Truths under zero and mean ablation are compared with exact
+effects and noise unless methods are named.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ COLUMNS = {"corrupt": ("exact", "gradient", "relp", "eap-ig"), "zero": ("exact",
 
 @dataclass(frozen=True, eq=False)
 class TruthTable(Result):
-    """AUROC per case and method, with the whole comparisons, and why an estimate is below 1. `random` has no errors by name.
+    """AUROC per case and method, with the whole comparisons, and why an estimate is below 1. `random` has no errors by
+    name.
 
     `hidden`: for the gates, what exact effects find in the other direction: (direction, comparison).
     """
@@ -94,9 +95,9 @@ def build_table(
 ) -> TruthTable:
     """Rank every case's edges by every method (default: `COLUMNS`; `ALL_METHODS` has every name).
 
-    Cost per case: exact effects one forward per edge, an estimate a few forwards and backwards, ``acdc`` up to a forward per
-    edge and threshold, ``learned`` 200 steps. Cases without a truth under `ablation` are left out. Raises `UnknownNameError`
-    for an unknown ablation or method.
+    Cost per case: exact effects one forward per edge, an estimate a few forwards and backwards, ``acdc`` up to a
+    forward per edge and threshold, ``learned`` 200 steps. Cases without a truth under `ablation` are left out. Raises
+    `UnknownNameError` for an unknown ablation or method.
     """
     if ablation not in ABLATIONS:
         raise UnknownNameError("ablation", ablation, ABLATIONS)

@@ -1,10 +1,11 @@
 """Train a small transformer under interchange pressure, so that its circuit is known although its weights look natural.
 
-Strict interchange intervention training (Geiger et al. 2022; Gupta et al. 2024, InterpBench), at the level of edges. A plan
-says which edges carry which variable of a high-level program; every other edge must carry nothing. In each step a batch
-runs once more with random edges taking their write from another prompt (the *source*):
+Strict interchange intervention training (Geiger et al. 2022; Gupta et al. 2024, InterpBench), at the level of edges. A
+plan says which edges carry which variable of a high-level program; every other edge must carry nothing. In each step a
+batch runs once more with random edges taking their write from another prompt (the *source*):
 
-- edges of a variable are switched together with the variable: the answer must be the program's answer with the source's value;
+- edges of a variable are switched together with the variable: the answer must be the program's answer with the source's
+  value;
 - edges outside the circuit are switched at random: the answer must not change, and the logits hardly.
 
     loss = CE(plain run, answer) + CE(switched run, answer of the program with switched variables)
@@ -35,7 +36,9 @@ Weights = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Recipe:
-    """Sizes and schedule; a pure function of these and the seed gives the weights, to the bit on one thread of one machine."""
+    """Sizes and schedule; a pure function of these and the seed gives the weights, to the bit on one thread of one
+    machine.
+    """
 
     n_layers: int = 2
     n_heads: int = 2
@@ -65,10 +68,10 @@ class Recipe:
 class Program:
     """What the model must compute and where.
 
-    `draw(generator, n)` gives prompts and their sources, so drawn that switching a variable often changes the answer either
-    way; `values(tokens)` the variables read from them, `answer` the answer from the
-    variables' values (at the last position). `carriers` says for every variable its edges, one group per stage: switching
-    any stage switches the variable. `output` are the edges that carry the answer itself.
+    `draw(generator, n)` gives prompts and their sources, so drawn that switching a variable often changes the answer
+    either way; `values(tokens)` the variables read from them, `answer` the answer from the variables' values (at the
+    last position). `carriers` says for every variable its edges, one group per stage: switching any stage switches the
+    variable. `output` are the edges that carry the answer itself.
     """
 
     d_vocab: int
@@ -86,7 +89,9 @@ class Program:
 
 
 def train(program: Program, recipe: Recipe, progress: Callable[[int, int, str], None] | None = None) -> Weights:
-    """The weights, in the host's spelling. About `recipe.steps` x 3 forwards and a backward of `recipe.batch_size` prompts."""
+    """The weights, in the host's spelling. About `recipe.steps` x 3 forwards and a backward of `recipe.batch_size`
+    prompts.
+    """
     generator = torch.Generator().manual_seed(recipe.seed)
     weights = _initialise(program, recipe, generator)
     trained = [weight for name, weight in weights.items() if not name.endswith("o.bias")]

@@ -1,4 +1,5 @@
-"""Transformers whose weights are written by hand: named subspaces of the residual stream, and parts that read and write them.
+"""Transformers whose weights are written by hand: named subspaces of the residual stream, and parts that read and write
+them.
 
 As in RASP compilers (Weiss et al. 2021; Lindner et al. 2023) every variable has a subspace of its own, so that who
 writes and who reads it can be seen in the weights. Models have no norms, float64 weights and unscaled attention scores.
@@ -46,7 +47,9 @@ class Stream:
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """An attention head: scores ``(x q) . (y k)``, value ``y v``, which ``o`` writes to the stream. Without `q`, attention is uniform."""
+    """An attention head: scores ``(x q) . (y k)``, value ``y v``, which ``o`` writes to the stream. Without `q`,
+    attention is uniform.
+    """
 
     v: Float[Tensor, "d_model size"]
     o: Float[Tensor, "size d_model"]
@@ -82,7 +85,9 @@ class Blueprint:
     causal: bool = True
 
     def build(self) -> TransformerBridge:
-        """The model, in float64 and ready to be analysed; blocks are filled up with heads and MLPs that write nothing."""
+        """The model, in float64 and ready to be analysed; blocks are filled up with heads and MLPs that write
+        nothing.
+        """
         from transformer_lens.config import TransformerBridgeConfig
         from transformer_lens.model_bridge.sources import boot_native
 

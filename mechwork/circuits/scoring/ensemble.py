@@ -1,7 +1,8 @@
 """Several scores of one graph made into one: the idea that won the 2025 shared task on circuit localisation.
 
-``"mean"``: each score divided by its root mean square over edges, then averaged (per pair, so intervals stay). ``"rank"``: the
-mean of each edge's rank by absolute score, scaled to (0, 1], with the sign of the mean score; no per-pair form.
+``"mean"``: each score divided by its root mean square over edges, then averaged (per pair, so intervals stay).
+``"rank"``: the mean of each edge's rank by absolute score, scaled to (0, 1], with the sign of the mean score; no
+per-pair form.
 """
 
 from __future__ import annotations

@@ -56,7 +56,9 @@ class Coefficients:
         return Rows(rows.values.squeeze(1), rows.baseline)
 
     def by_cell(self, task: Task, cells: Cells | None, fractions: Sequence[float] | None = None) -> Rows:
-        """Scores ``[batch, cell, writer, reader]``, a cell being a set of positions of each prompt (None: all in one)."""
+        """Scores ``[batch, cell, writer, reader]``, a cell being a set of positions of each prompt (None: all
+        in one).
+        """
         passes = Passes.of(
             self.model, task, self.method.rules, self.method.direction, share_prefix=self.ablated is None
         )
@@ -80,7 +82,8 @@ class Coefficients:
         return Rows(total if self.method.direction == "denoise" else -total, baseline)
 
     def _dropping(self, passes: Passes, cells: Cells | None, fractions: Sequence[float] | None) -> Rows:
-        """GradDrop (Kramár et al. 2024): mean magnitude over backward passes that skip a layer each, with the sign of the sum.
+        """GradDrop (Kramár et al. 2024): mean magnitude over backward passes that skip a layer each, with the sign of
+        the sum.
 
         A reader inside a layer is not judged without that layer.
         """

@@ -1,7 +1,7 @@
 """Exact effects of edges as scores: one edge at a time takes the other run's value, everything else runs live.
 
-The estimator behind the preset ``exact``: see `exact_edges` for the definition. Cost: half a forward per edge on average,
-so 16,000 forwards per batch for GPT-2's 32,491 edges.
+The estimator behind the preset ``exact``: see `exact_edges` for the definition. Cost: half a forward per edge on
+average, so 16,000 forwards per batch for GPT-2's 32,491 edges.
 """
 
 from __future__ import annotations

@@ -8,7 +8,8 @@ and its relatives estimate (Syed et al. 2023, eq. 1; the sum over positions is i
 nothing before its reader differs from the unpatched run, so the reader simply sees the stream plus (other write - own
 write) of the source.
 
-Cost: 2 forwards, and for every edge the blocks from its reader's layer on, for all pairs: exact, and slow on large graphs.
+Cost: 2 forwards, and for every edge the blocks from its reader's layer on, for all pairs: exact, and slow on large
+graphs.
 """
 
 from __future__ import annotations
@@ -95,12 +96,13 @@ def measure_edges(
     split_input: bool = False,
     progress: Progress | None = None,
 ) -> EdgeEffects:
-    """The effect of every single edge, measured. `ablation` is ``"corrupt"``, ``"zero"`` or ``"mean"``; `split_input` as in `score_edges`.
+    """The effect of every single edge, measured. `ablation` is ``"corrupt"``, ``"zero"`` or ``"mean"``; `split_input`
+    as in `score_edges`.
 
     Zero and mean ablations have no denoising direction: there is no run in which everything is ablated to begin with.
 
-    Raises `InputError` for prompts of unequal length within a pair, `UnknownNameError` for another ablation; both before
-    any forward pass.
+    Raises `InputError` for prompts of unequal length within a pair, `UnknownNameError` for another ablation; both
+    before any forward pass.
 
     >>> effects = measure_edges(model, task, direction="denoise")
     >>> effects.top(3)
@@ -153,7 +155,9 @@ class EdgeSweep:
     delta: Float[Tensor, "writer batch pos d_model"]
 
     def measure(self, column: int, n_seen: int) -> Float[Tensor, "batch writer"]:
-        """The metric with the edge from each of the first `n_seen` writers to reader `column` changed, one at a time."""
+        """The metric with the edge from each of the first `n_seen` writers to reader `column` changed, one at
+        a time.
+        """
         step = max(1, ROWS_PER_RUN // len(self.pairs))
         metrics = []
         for start in range(0, n_seen, step):

@@ -1,6 +1,7 @@
 """Information flow routes: how much of what a reader sees a write makes up, on the clean run alone.
 
-    s(u -> v) = mean over positions of  max(0, |x_v|_1 - |x_v - write_u|_1) / sum over u' of the same,   x_v = the stream at v
+    s(u -> v) = mean over positions of  max(0, |x_v|_1 - |x_v - write_u|_1) / sum over u' of the same,   x_v = the
+    stream at v
 
 Ferrando & Voita 2024, eq. 3, for component edges at equal positions (as in the EAP-IG package; their edges between
 positions through attention are `score_attention_edges`' subject). Unsigned, blind to the metric and to the corrupt run;

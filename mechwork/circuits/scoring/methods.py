@@ -1,17 +1,21 @@
-"""Ways to score edges, as points of one grid: rules of the backward pass x path x steps; and familiar names for some of them.
+"""Ways to score edges, as points of one grid: rules of the backward pass x path x steps; and familiar names for some of
+them.
 
-| preset | what it is | source |
-|---|---|---|
-| ``atp``, ``eap`` | gradients at one end | Nanda 2023; Syed et al. 2023 |
-| ``eap-ig`` | gradients at 5 midpoints between the inputs | Hanna et al. 2024 |
-| ``eap-ig-activations`` | for each component, gradients at midpoints between its own writes | Hanna et al. 2024; Marks et al. 2024 |
-| ``clean-corrupt`` | gradients at both ends, averaged | Hanna et al. 2024 (code) |
-| ``relp``, ``gim``, ``attnlrp`` | one end, under other rules | see `mechwork.relevance` |
-| ``atp_star`` | GradDrop: gradients that skip a layer each; its query-key fix is for sites and not for edges | Kramár et al. 2024 |
-| ``relp-ig`` | `relp` at 5 midpoints | |
-| ``information-flow`` | how much of the stream at the reader the write makes up; unsigned, clean run only | Ferrando & Voita 2024 |
-| ``exact`` | measured: the edge alone takes the other run's value | Wang et al. 2022 (path patching) |
-| ``random`` | uniform noise: the control | |
+preset | what it is | source:
+
+- ``atp``, ``eap`` | gradients at one end | Nanda 2023; Syed et al. 2023
+- ``eap-ig`` | gradients at 5 midpoints between the inputs | Hanna et al. 2024
+- ``eap-ig-activations`` | for each component, gradients at midpoints between its own writes | Hanna et al. 2024; Marks
+  et al. 2024
+- ``clean-corrupt`` | gradients at both ends, averaged | Hanna et al. 2024 (code)
+- ``relp``, ``gim``, ``attnlrp`` | one end, under other rules | see `mechwork.relevance`
+- ``atp_star`` | GradDrop: gradients that skip a layer each; its query-key fix is for sites and not for edges | Kramár
+  et al. 2024
+- ``relp-ig`` | `relp` at 5 midpoints
+- ``information-flow`` | how much of the stream at the reader the write makes up; unsigned, clean run only | Ferrando &
+  Voita 2024
+- ``exact`` | measured: the edge alone takes the other run's value | Wang et al. 2022 (path patching)
+- ``random`` | uniform noise: the control
 """
 
 from __future__ import annotations
@@ -31,7 +35,9 @@ SCORE_ABLATIONS = ("corrupt", "zero", "mean", "mean_by_position")
 
 @dataclass(frozen=True)
 class Method:
-    """How edges are scored. `ig_steps` points on the `path`; `ablation` says what a score compares the clean write with."""
+    """How edges are scored. `ig_steps` points on the `path`; `ablation` says what a score compares the clean write
+    with.
+    """
 
     rules: Composite
     ig_steps: int = 1
@@ -51,7 +57,8 @@ class Method:
             raise InputError("path='clean-corrupt' takes the two ends and no other points; leave ig_steps out")
         if self.ablation != "corrupt" and self.direction == "denoise" and self.estimator == "coefficients":
             raise InputError(
-                f"coefficients at an ablated run exist only for ablation='corrupt'; with {self.ablation!r} use direction='noise' "
+                f"coefficients at an ablated run exist only for ablation='corrupt'; with {self.ablation!r} use "
+                "direction='noise' "
                 "(coefficients at the clean run, or between the ablated and the clean input with ig_steps)"
             )
         if self.ablation != "corrupt" and self.estimator in ("exact", "information-flow"):
@@ -66,7 +73,9 @@ class Method:
 
     @property
     def averages(self) -> bool:
-        """Whether coefficients of several points are averaged before they meet the writes, which are the same at all of them."""
+        """Whether coefficients of several points are averaged before they meet the writes, which are the same at all of
+        them.
+        """
         return self.estimator == "coefficients" and self.path != "activations" and len(self.fractions) > 1
 
     def to_json(self) -> dict[str, Any]:
@@ -100,8 +109,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 """Name -> the settings it stands for."""
 
 DEFAULT = "eap-ig"
-"""The preset used when nothing is said: over the six tasks of ``gpt2-6l`` it has the best mean rank by CPR and by CMD on held-out
-pairs (``mechwork leaderboard``)."""
+"""The preset used when nothing is said: over the six tasks of ``gpt2-6l`` it has the best mean rank by CPR and by CMD
+on held-out pairs (``mechwork leaderboard``).
+"""
 
 
 def find_method(
@@ -113,7 +123,8 @@ def find_method(
     direction: str | None = None,
     ablation: str = "corrupt",
 ) -> Method:
-    """A method from a preset's name, or from rules (default: gradient), steps (1) and path (inputs); not from both. Nothing said: `DEFAULT`.
+    """A method from a preset's name, or from rules (default: gradient), steps (1) and path (inputs); not from both.
+    Nothing said: `DEFAULT`.
 
     `direction` defaults to denoise, and to noise for ablations other than corrupt, where nothing else exists.
     """

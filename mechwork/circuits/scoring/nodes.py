@@ -1,7 +1,7 @@
 """Scores of nodes (heads, MLPs) and of MLP neurons: the same estimators at coarser and finer grain than edges.
 
-A node's score is the sum of its outgoing edges' scores: the estimated effect of its whole write. A neuron's is
-(clean - other run's activation) . coefficient at `mlp_post`. Selecting nodes gives a `Circuit` with every edge between them;
+A node's score is the sum of its outgoing edges' scores: the estimated effect of its whole write. A neuron's is (clean -
+other run's activation) . coefficient at `mlp_post`. Selecting nodes gives a `Circuit` with every edge between them;
 selecting neurons a mask that `measure_neurons` tests. Cost as for edges; neurons need no products with the weights.
 """
 
@@ -154,7 +154,8 @@ def score_neurons(
 ) -> NeuronScores:
     """Scores of all MLP neurons, ``[batch, layer, neuron]``, along the path between the two inputs.
 
-    Raises `InputError` for mixtures of experts, whose insides have no sites. Cost: 2 forwards + `ig_steps` (forward + backward).
+    Raises `InputError` for mixtures of experts, whose insides have no sites. Cost: 2 forwards + `ig_steps` (forward +
+    backward).
     """
     method = find_method(rules=rules, ig_steps=ig_steps, direction=direction)
     edge_space(model, task)

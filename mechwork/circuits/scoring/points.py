@@ -48,8 +48,8 @@ class Point:
 class Passes:
     """Runs the model on one micro-batch of pairs: `pairs` has the host as its clean side.
 
-    `drop` is a layer whose writes backward passes go around (GradDrop). With `prefix` only the columns after it run: those before
-    are the same in both runs and at every point between them.
+    `drop` is a layer whose writes backward passes go around (GradDrop). With `prefix` only the columns after it run:
+    those before are the same in both runs and at every point between them.
     """
 
     model: TransformerBridge
@@ -89,7 +89,9 @@ class Passes:
     def point(
         self, kinds: Sequence[str | Site], also_record: Sequence[str | Site] = (), put: Sequence[Put] = ()
     ) -> Point:
-        """Coefficients at a run of the host's prompts in which `put` replaces activations. Cost: 1 forward, 1 backward."""
+        """Coefficients at a run of the host's prompts in which `put` replaces activations. Cost: 1 forward, 1
+        backward.
+        """
         wanted = list(dict.fromkeys([*kinds, *also_record]))
         with ExitStack() as stack:
             binding = stack.enter_context(self.composite.context(self.model))

@@ -1,16 +1,19 @@
 """Edge scores resolved by position, and edges between positions through attention (Haklay et al. 2025, PEAP).
 
-`score_positions`: the scores of `score_edges` before they are summed over positions, ``[span, writer, reader]``; their sum over spans
-is the position-blind score, in which opposite contributions cancel.
+`score_positions`: the scores of `score_edges` before they are summed over positions, ``[span, writer, reader]``; their
+sum over spans is the position-blind score, in which opposite contributions cancel.
 
-`score_attention_edges`: how a head moves information from a key position i to a query position j, ``[layer, head, kind, query, key]``:
+`score_attention_edges`: how a head moves information from a key position i to a query position j,
+``[layer, head, kind, query, key]``:
 
     v: pattern[j, i] (v_i donor - v_i host) . coefficient at z_j            exact split of v's score over queries
-    k: coefficient at score[j, i] x (score with the donor's keys - score)   exact split of k's score where scores are linear in k
+    k: coefficient at score[j, i] x (score with the donor's keys - score)   exact split of k's score where scores are
+    linear in k
     q: coefficient at score[j, i] x (score with the donor's queries - score)
 
-with donor and host exchanged and the sign turned for direction="noise", so that positive = the clean value raises the metric.
-With q/k-norms or soft caps the k and q parts are secants: labelled estimates of another point than the gradient's.
+with donor and host exchanged and the sign turned for direction="noise", so that positive = the clean value raises the
+metric. With q/k-norms or soft caps the k and q parts are secants: labelled estimates of another point than the
+gradient's.
 """
 
 from __future__ import annotations
@@ -59,7 +62,9 @@ KINDS = ("q", "k", "v")
 
 @dataclass(frozen=True, eq=False)
 class PositionScores(Result, strongest="score"):
-    """Edge scores per span or position: `values` is ``[span, writer, reader]``, mean over pairs; zero where there is no edge."""
+    """Edge scores per span or position: `values` is ``[span, writer, reader]``, mean over pairs; zero where there is no
+    edge.
+    """
 
     space: EdgeSpace
     labels: tuple[str, ...]
@@ -88,7 +93,9 @@ class PositionScores(Result, strongest="score"):
         return self.values.sum(dim=0)
 
     def cancelled(self) -> EdgeMatrix:
-        """Share of each edge's positional contributions that cancels in the sum: 1 - |sum| / sum of |.|, 0 where none."""
+        """Share of each edge's positional contributions that cancels in the sum: 1 - |sum| / sum of |.|, 0
+        where none.
+        """
         total = self.values.abs().sum(dim=0)
         return torch.where(total > 0, 1 - self.summed().abs() / total.clamp(min=torch.finfo(total.dtype).tiny), 0.0)
 
@@ -163,10 +170,12 @@ def score_positions(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> PositionScores:
-    """Edge scores by token position (``"each"``; spans when prompts differ in length) or by ``"spans"``; otherwise as `score_edges`.
+    """Edge scores by token position (``"each"``; spans when prompts differ in length) or by ``"spans"``; otherwise as
+    `score_edges`.
 
-    Raises `InputError` for methods without positions (exact, information-flow, random) and for tasks whose prompts cannot be
-    aligned; and what `score_edges` raises. Cost: that of `score_edges`; products are formed position by position.
+    Raises `InputError` for methods without positions (exact, information-flow, random) and for tasks whose prompts
+    cannot be aligned; and what `score_edges` raises. Cost: that of `score_edges`; products are formed position by
+    position.
 
     >>> score_positions(model, task.train, positions="spans", rules="gradient").top(5)
     """
@@ -206,9 +215,9 @@ def score_attention_edges(
 ) -> AttentionEdges:
     """Edges between positions through every head; see the module for what q, k and v parts are.
 
-    Cost per batch: 1 forward, 1 forward + 1 backward, and about 1 forward in all for the scores under exchanged keys and queries
-    of each layer (each stops at its layer). Raises as `score_positions`. Under rules that hold the pattern constant the q
-    and k parts are zero.
+    Cost per batch: 1 forward, 1 forward + 1 backward, and about 1 forward in all for the scores under exchanged keys
+    and queries of each layer (each stops at its layer). Raises as `score_positions`. Under rules that hold the pattern
+    constant the q and k parts are zero.
     """
     method = find_method(rules=rules, direction=direction)
     edge_space(model, task)

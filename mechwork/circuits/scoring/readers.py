@@ -1,8 +1,9 @@
 """How coefficients come back to every reader: from q, k, v and the MLP input, through the weights and the norm.
 
 For a head the coefficient at its q input is W_Q^T g / scale, minus the part along the normalised stream when the norm's
-scale is not held constant; gain and centring are folded into W_Q once per layer. Where a linear rule is bound to queries,
-keys or values, the rule's own pull-back takes the place of W_Q^T, head by head. Laid out ``[reader, batch, pos, d_model]``.
+scale is not held constant; gain and centring are folded into W_Q once per layer. Where a linear rule is bound to
+queries, keys or values, the rule's own pull-back takes the place of W_Q^T, head by head. Laid out ``[reader, batch,
+pos, d_model]``.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ def fill_coefficients(
     out: Float[Tensor, "reader batch chunk d_model"],
     positions: slice = slice(None),
 ) -> None:
-    """Writes the coefficients at the residual stream as each reader of a layer reads it into `out`; q, k and v in one product."""
+    """Writes the coefficients at the residual stream as each reader of a layer reads it into `out`; q, k and v in one
+    product.
+    """
     attn, first = model.blocks[layer].attn, layer * space.readers_per_layer
     stream = point.run.layers["resid_pre"][layer][:, positions].detach()
     rule, norm = point.binding.rule(block_module(layer, "ln1"), "norm"), block_norm(model, layer, "ln1")

@@ -12,7 +12,9 @@ from ...runs.record import Baseline
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Scores of some pairs, ``[batch, writer, reader]`` or with cells of positions after the batch, and their baseline."""
+    """Scores of some pairs, ``[batch, writer, reader]`` or with cells of positions after the batch, and their
+    baseline.
+    """
 
     values: Float[Tensor, "batch *cell writer reader"]
     baseline: Baseline

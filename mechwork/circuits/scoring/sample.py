@@ -17,7 +17,8 @@ from ...statistics import bootstrap_weights
 
 @dataclass(frozen=True, eq=False)
 class Streamed:
-    """What is left of `n` pairs: per edge (packed, in the order of the space's mask) mean, unbiased variance, bootstrap means.
+    """What is left of `n` pairs: per edge (packed, in the order of the space's mask) mean, unbiased variance, bootstrap
+    means.
 
     `seed` is that of the draws. `resampled` has no rows for scores that are not means over pairs (ensembles of ranks).
     """

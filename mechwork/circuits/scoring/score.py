@@ -2,13 +2,14 @@
 
     s(u -> v) = sum over positions of (write_u clean - write_u ablated) . coefficient at v's input
 
-Edge attribution patching (Syed et al. 2023), EAP-IG (Hanna et al. 2024), relevance patching and others are points of one
-grid (see `methods`). Positive = the clean value along the edge raises the metric. Note the sign and the run: EAP-IG's own
-code takes (corrupt - clean) and gradients at the clean run; that is minus `direction="noise"` here.
+Edge attribution patching (Syed et al. 2023), EAP-IG (Hanna et al. 2024), relevance patching and others are points of
+one grid (see `methods`). Positive = the clean value along the edge raises the metric. Note the sign and the run:
+EAP-IG's own code takes (corrupt - clean) and gradients at the clean run; that is minus `direction="noise"` here.
 
 Cost per batch of pairs: 1 forward, and 1 forward + 1 backward at one end; n points between the ends cost 2 forwards and
-n (forward + backward); activation paths (2 layers + 1) n (forward + backward). First columns that are the same in both prompts
-of every pair run once, as keys and values (see `runs.prefix`). Products of writes and coefficients add 2 x batch x pos x d_model
+n (forward + backward); activation paths (2 layers + 1) n (forward + backward). First columns that are the same in both
+prompts of every pair run once, as keys and values (see `runs.prefix`). Products of writes and coefficients add 2 x
+batch x pos x d_model
 x edges operations: once, since coefficients are averaged over the path first (activation paths: once per point).
 Memory stays within `memory_budget` beside the weights.
 """
@@ -70,21 +71,23 @@ def score_edges(
 ) -> EdgeScores:
     """Scores of all edges, per pair or streamed to mean, variance and bootstrap.
 
-    Say how with a `preset` (``"eap-ig"``, see `mechwork.circuits.scoring.methods`), or with `rules` (a composite or its name), `ig_steps`
-    and `path` (``"inputs"``, ``"activations"``, ``"clean-corrupt"``); nothing said means ``preset="eap-ig"``. `ablation` is what the clean write is compared with: the
-    paired ``"corrupt"`` run, ``"zero"``, the data's ``"mean"`` or ``"mean_by_position"`` (all but the first at the clean run).
+    Say how with a `preset` (``"eap-ig"``, see `mechwork.circuits.scoring.methods`), or with `rules` (a composite or its
+    name), `ig_steps` and `path` (``"inputs"``, ``"activations"``, ``"clean-corrupt"``); nothing said means
+    ``preset="eap-ig"``. `ablation` is what the clean write is compared with: the paired ``"corrupt"`` run, ``"zero"``,
+    the data's ``"mean"`` or ``"mean_by_position"`` (all but the first at the clean run).
 
-    With `split_input` the input counts as two writers, ``embed`` of the tokens and ``pos_embed`` of the positions. Under ``corrupt``
-    ablation the edges of ``pos_embed`` are zero, since both runs have the same positions.
+    With `split_input` the input counts as two writers, ``embed`` of the tokens and ``pos_embed`` of the positions.
+    Under ``corrupt`` ablation the edges of ``pos_embed`` are zero, since both runs have the same positions.
 
-    Pairs run in micro-batches that fit `memory_budget` (bytes or ``"2GB"``; `batch_size` overrides). ``keep="pairs"`` keeps a
-    score per pair, ``"moments"`` mean, variance and 200 bootstrap means; ``"auto"`` keeps pairs while they fit a quarter of the budget.
+    Pairs run in micro-batches that fit `memory_budget` (bytes or ``"2GB"``; `batch_size` overrides). ``keep="pairs"``
+    keeps a score per pair, ``"moments"`` mean, variance and 200 bootstrap means; ``"auto"`` keeps pairs while they fit
+    a quarter of the budget.
 
     Works for grouped-query attention (k and v have one reader per key/value head, whose score is the sum over its query
     heads), parallel blocks, post-norms (linear at the live scale) and mixtures of experts (an MLP as one node).
 
-    Raises `InputError` for prompts of unequal length within a pair, an unknown preset, or settings that exclude each other;
-    `MetricError` when clean and corrupt metrics coincide; all before or at the first passes.
+    Raises `InputError` for prompts of unequal length within a pair, an unknown preset, or settings that exclude each
+    other; `MetricError` when clean and corrupt metrics coincide; all before or at the first passes.
 
     >>> scores = score_edges(model, task.train, preset="eap-ig")
     >>> circuit = scores.circuit(n_edges=80)

@@ -1,4 +1,6 @@
-"""Edge scores: one number per (writer, reader) cell and pair, with what they mean, how sure they are, where they came from."""
+"""Edge scores: one number per (writer, reader) cell and pair, with what they mean, how sure they are, where they came
+from.
+"""
 
 from __future__ import annotations
 
@@ -32,9 +34,10 @@ if TYPE_CHECKING:
 class EdgeScores(Result, version=3, strongest="score"):
     """Estimated effects of edges: positive = the clean value along the edge raises the metric.
 
-    `per_example` is ``[batch, writer, reader]``, zero where there is no edge, or None when the pairs were `streamed` and only
-    mean, variance and bootstrap means are left. `rules` names the composite, `direction` the run at which coefficients were
-    taken (denoise: corrupt, noise: clean), `path` and `ablation` as in `score_edges`. `templates` names each pair's template.
+    `per_example` is ``[batch, writer, reader]``, zero where there is no edge, or None when the pairs were `streamed`
+    and only mean, variance and bootstrap means are left. `rules` names the composite, `direction` the run at which
+    coefficients were taken (denoise: corrupt, noise: clean), `path` and `ablation` as in `score_edges`. `templates`
+    names each pair's template.
     """
 
     space: EdgeSpace
@@ -71,7 +74,8 @@ class EdgeScores(Result, version=3, strongest="score"):
         """Scores per pair; raises `InputError` for scores that were streamed."""
         if self.per_example is None:
             raise InputError(
-                "these scores were streamed and keep no score per pair; score with keep='pairs' or a larger memory budget"
+                "these scores were streamed and keep no score per pair; score with keep='pairs' or a larger memory "
+                "budget"
             )
         return self.per_example
 
@@ -94,8 +98,8 @@ class EdgeScores(Result, version=3, strongest="score"):
     def circuit(self, n_edges: int, *, by: Ranking = "absolute", prune: bool = True) -> Circuit:
         """The `n_edges` edges of largest absolute (or signed) score; edges on no path from input to logits are dropped.
 
-        ``by="greedy"`` and ``"greedy_signed"`` grow the circuit from the logits instead; see `mechwork.circuits.graph.select`.
-        Raises `InputError` when `n_edges` is not between 1 and the size of the graph.
+        ``by="greedy"`` and ``"greedy_signed"`` grow the circuit from the logits instead; see
+        `mechwork.circuits.graph.select`. Raises `InputError` when `n_edges` is not between 1 and the size of the graph.
         """
         mask = select(self.space, self.values, n_edges, by=by)
         circuit = Circuit(
@@ -114,21 +118,27 @@ class EdgeScores(Result, version=3, strongest="score"):
         return [(self.space.edge_name(*divmod(i, self.space.n_readers)), float(flat[i])) for i in order]
 
     def interval(self, level: float = 0.95, n_resamples: int = 1000, seed: int = 0) -> tuple[EdgeMatrix, EdgeMatrix]:
-        """Percentile bootstrap interval of every score over pairs: (low, high). Streamed scores use their own resamples."""
+        """Percentile bootstrap interval of every score over pairs: (low, high). Streamed scores use their own
+        resamples.
+        """
         low, high = percentile_interval(self.resampled_means(n_resamples, seed), level)
         return self.unpack(low), self.unpack(high)
 
     def inclusion(self, n_edges: int, n_resamples: int = 200, seed: int = 0) -> EdgeMatrix:
-        """How often each edge is among the `n_edges` of largest absolute score when the pairs are resampled, in [0, 1]."""
+        """How often each edge is among the `n_edges` of largest absolute score when the pairs are resampled,
+        in [0, 1].
+        """
         means = self.resampled_means(n_resamples, seed).abs()
         chosen = torch.zeros_like(means).scatter_(1, means.topk(n_edges, dim=1).indices, 1.0)
         return self.unpack(chosen.mean(dim=0))
 
     def stability(self, n_edges: int, *, over: str = "resamples", n_resamples: int = 200, seed: int = 0) -> Stability:
-        """How much the circuit of the `n_edges` strongest edges depends on the pairs: Jaccard indices to the whole data's circuit.
+        """How much the circuit of the `n_edges` strongest edges depends on the pairs: Jaccard indices to the whole
+        data's circuit.
 
-        ``over="resamples"``: circuits of bootstrap resamples; ``"templates"``: of each template's pairs alone (needs per-pair
-        scores and a task with templates); for seeds or other settings compare several scores with `compare_selections`.
+        ``over="resamples"``: circuits of bootstrap resamples; ``"templates"``: of each template's pairs alone (needs
+        per-pair scores and a task with templates); for seeds or other settings compare several scores with
+        `compare_selections`.
         """
         if over == "resamples":
             means, labels = self.resampled_means(n_resamples, seed), ()
@@ -197,7 +207,8 @@ class EdgeScores(Result, version=3, strongest="score"):
         mine = self.provenance.get("model", {}).get("weights_sha256")
         if mine is not None and mine != weights_sha256:
             raise InputError(
-                f"these scores belong to another model: weights sha256 {mine[:12]}..., this model has {weights_sha256[:12]}.... Score this model's edges first."
+                f"these scores belong to another model: weights sha256 {mine[:12]}..., this model has "
+                f"{weights_sha256[:12]}.... Score this model's edges first."
             )
 
     def require_task(self, name: str, metric_name: str) -> None:
@@ -205,7 +216,8 @@ class EdgeScores(Result, version=3, strongest="score"):
         mine = self.provenance.get("task", {}).get("name")
         if (mine is not None and mine != name) or self.metric_name != metric_name:
             raise InputError(
-                f"these scores belong to task {mine!r} with metric {self.metric_name!r}; got task {name!r} with {metric_name!r}. "
+                f"these scores belong to task {mine!r} with metric {self.metric_name!r}; got task {name!r} with "
+                f"{metric_name!r}. "
                 "Score this task's edges first, or pass across_tasks=True to test how scores carry over."
             )
 

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 class Stability(Result):
     """Jaccard indices of the circuits of parts of the data to the circuit of all of it.
 
-    `over` says which parts (``"resamples"``, ``"templates"``, ``"selections"``: all pairs of several circuits), `expected` is the
-    index of two random circuits of that size, `labels` names the parts where they have names.
+    `over` says which parts (``"resamples"``, ``"templates"``, ``"selections"``: all pairs of several circuits),
+    `expected` is the index of two random circuits of that size, `labels` names the parts where they have names.
     """
 
     over: str

@@ -1,6 +1,7 @@
 """Edge scores as units: one per micro-batch of pairs.
 
-What an estimator learns from the whole task (means, under ``ablation="mean"``) every process computes for itself, from the same prompts.
+What an estimator learns from the whole task (means, under ``ablation="mean"``) every process computes for itself, from
+the same prompts.
 """
 
 from __future__ import annotations

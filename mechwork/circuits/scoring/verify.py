@@ -1,4 +1,6 @@
-"""Do the scores hold? Exact effects of the strongest edges, and of some that the scores call weak, beside their estimates."""
+"""Do the scores hold? Exact effects of the strongest edges, and of some that the scores call weak, beside their
+estimates.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Verification(Result):
-    """Estimates beside measured effects: of the `n_top` strongest edges, then of random others (what the scores may have missed)."""
+    """Estimates beside measured effects: of the `n_top` strongest edges, then of random others (what the scores may
+    have missed).
+    """
 
     edges: tuple[str, ...]
     estimated: Float[Tensor, " edge"]
@@ -68,8 +72,8 @@ def verify_edges(
 ) -> Verification:
     """Measure the `n_top` strongest edges and `n_others` random ones, each alone, in the scores' own direction.
 
-    Cost: 2 forwards, and half a forward per edge on average. Raises `InputError` for fewer than two edges, more than the graph
-    has, or scores of another model.
+    Cost: 2 forwards, and half a forward per edge on average. Raises `InputError` for fewer than two edges, more than
+    the graph has, or scores of another model.
 
     >>> verify_edges(model, task.test, scores)
     """

@@ -1,10 +1,12 @@
 """Automatic circuit discovery (Conmy et al. 2023): cut every edge that the output can do without, from the logits back.
 
-    an edge goes when  D(circuit without it) - D(circuit) < threshold,   D = mean KL(model ‖ circuit), or |metric change|
+    an edge goes when  D(circuit without it) - D(circuit) < threshold,   D = mean KL(model ‖ circuit), or |metric
+    change|
 
-Edges are tried reader by reader, last reader first, and last writer first. What runs before the reader is still the whole
-model, so every trial begins at the reader's block with the clean stream. Trials are stacked on the guess that all will go:
-copy k lacks the first k of the next edges; everything up to the first that must stay is settled by one pass. The outcome
+Edges are tried reader by reader, last reader first, and last writer first. What runs before the reader is still the
+whole model, so every trial begins at the reader's block with the clean stream. Trials are stacked on the guess that all
+will go: copy k lacks the first k of the next edges; everything up to the first that must stay is settled by one pass.
+The outcome
 is that of one trial after another. Cost: at most one part of a forward per edge; per pass, one edge that stays.
 """
 
@@ -55,9 +57,9 @@ def find_acdc(
 ) -> Circuit:
     """The circuit that is left when every edge whose loss costs less than `threshold` is cut, pruned.
 
-    `measure`: ``"kl"`` in nats, or ``"metric"``: the absolute change of the mean metric. All pairs run in one batch, `n_copies` trials at a
-    time. With `checkpoint` (a file), progress is saved after every reader, and a run that was interrupted goes on there;
-    raises `InputError` for a checkpoint of another model, task or setting.
+    `measure`: ``"kl"`` in nats, or ``"metric"``: the absolute change of the mean metric. All pairs run in one batch,
+    `n_copies` trials at a time. With `checkpoint` (a file), progress is saved after every reader, and a run that was
+    interrupted goes on there; raises `InputError` for a checkpoint of another model, task or setting.
 
     >>> find_acdc(model, task.train[:16], threshold=0.01)
     """
@@ -171,7 +173,8 @@ def _load(path: str | Path | None, key: str) -> _State | None:
     found = read_artefact(path, "acdc")
     if found.facts.get("key") != key:
         raise InputError(
-            f"{path} is not a checkpoint of this search (another model, task, threshold or ablation). Name another file, or delete it."
+            f"{path} is not a checkpoint of this search (another model, task, threshold or ablation). Name another "
+            "file, or delete it."
         )
     with reading(path, "acdc"):
         return _State(found.tensors["mask"], int(found.facts["next_reader"]), float(found.facts["distance"]))

@@ -1,10 +1,12 @@
-"""Learned masks: edge pruning with hard-concrete gates and a target sparsity (Louizos et al. 2018; Bhaskar et al. 2024).
+"""Learned masks: edge pruning with hard-concrete gates and a target sparsity (Louizos et al. 2018; Bhaskar et al.
+2024).
 
     z = clamp(sigmoid((log u - log(1 - u) + a) / beta) (zeta - gamma) + gamma, 0, 1),   u uniform,  one gate a per edge
     loss = KL(model ‖ circuit(z)) + l1 (s - t) + l2 (s - t)^2,   s = 1 - mean P(z > 0),   t = target sparsity, ramped up
 
-The multipliers l1, l2 ascend while the gates descend, so that the sparsity is met. At the end the n edges of largest gate are
-kept. Gates may start from any scores. Cost: one (forward + backward) of a circuit per step, about 4 of the plain model's.
+The multipliers l1, l2 ascend while the gates descend, so that the sparsity is met. At the end the n edges of largest
+gate are kept. Gates may start from any scores. Cost: one (forward + backward) of a circuit per step, about 4 of the
+plain model's.
 """
 
 from __future__ import annotations
@@ -70,7 +72,8 @@ def learn_circuit(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Circuit:
-    """The circuit of `n_edges` edges whose gates end up largest; `scores` of the circuit are the probabilities P(z > 0).
+    """The circuit of `n_edges` edges whose gates end up largest; `scores` of the circuit are the probabilities P(z >
+    0).
 
     `start`: scores of the same graph from whose ranks the gates begin (else all open). With `checkpoint` (a file), an
     interrupted run goes on where it was saved and gives the circuit of an uninterrupted one; raises `InputError` for a
@@ -93,7 +96,8 @@ def learn_circuit(
             )
         start.require_model(identity["weights_sha256"])
     settings = {
-        "n_edges": n_edges, "ablation": ablation, "n_steps": n_steps, "batch_size": batch_size, "rate": rate, "seed": seed,
+        "n_edges": n_edges, "ablation": ablation, "n_steps": n_steps, "batch_size": batch_size, "rate": rate,
+        "seed": seed,
         "warm_start": None if start is None else str(start.provenance.get("preset") or start.rules),
         "warm_start_sha256": None if start is None else hash_tensors({"values": start.values}),
     }  # fmt: skip
@@ -197,7 +201,8 @@ def _load(path: str | Path | None, key: str) -> _Training | None:
     found = read_artefact(path, WHAT)
     if found.facts.get("key") != key:
         raise InputError(
-            f"{path} is not a checkpoint of this run (another model, task, size or setting). Name another file, or delete it."
+            f"{path} is not a checkpoint of this run (another model, task, size or setting). Name another file, or "
+            "delete it."
         )
     with reading(path, WHAT):
         gates, multipliers, *moments = (found.tensors[name] for name in _NAMES)

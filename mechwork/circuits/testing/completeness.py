@@ -1,4 +1,5 @@
-"""Is anything missing from a circuit, and is anything in it superfluous? Completeness and minimality (Wang et al. 2022, sec. 4).
+"""Is anything missing from a circuit, and is anything in it superfluous? Completeness and minimality (Wang et al. 2022,
+sec. 4).
 
 Complete: knocking out the same edges K of the circuit C changes circuit and model alike,
     incompleteness(K) = |m(C - K) - m(M - K)| / |m(M) - m(empty)|,
@@ -43,8 +44,9 @@ GRAPH_COPIES = 20
 class Completeness(Result):
     """How differently circuit and model react to knock-outs of parts of the circuit, in shares of m(M) - m(empty).
 
-    `random` are the incompleteness scores of random knock-outs, `learned` that of the knock-out found by gradient ascent
-    (a lower bound on the worst), `knocked_out` its edges. `complement` is the faithfulness of everything but the circuit.
+    `random` are the incompleteness scores of random knock-outs, `learned` that of the knock-out found by gradient
+    ascent (a lower bound on the worst), `knocked_out` its edges. `complement` is the faithfulness of everything but the
+    circuit.
     """
 
     circuit: Circuit
@@ -63,8 +65,10 @@ class Completeness(Result):
     def __repr__(self) -> str:
         mean = sum(self.random) / len(self.random)
         return (
-            f"complement faithfulness {self.complement:.3f}; incompleteness {mean:.3f} (mean) and {max(self.random):.3f} (worst) over "
-            f"{len(self.random)} random knock-outs, {self.learned:.3f} for a learned one of {len(self.knocked_out)} of {self.circuit.n_edges} edges"
+            f"complement faithfulness {self.complement:.3f}; incompleteness {mean:.3f} (mean) and "
+            f"{max(self.random):.3f} (worst) over "
+            f"{len(self.random)} random knock-outs, {self.learned:.3f} for a learned one of {len(self.knocked_out)} "
+            f"of {self.circuit.n_edges} edges"
         )
 
 
@@ -102,8 +106,10 @@ def measure_completeness(
 ) -> Completeness:
     """Completeness of a circuit on a task's pairs.
 
-    Random knock-outs remove a random half of the circuit's nodes or a random fifth to four fifths of its edges, in turn.
-    Cost per batch: 1 + 2 `n_knockouts` + 5 forwards, and 2 `n_steps` (forward + backward) on the first batch of 16 pairs.
+    Random knock-outs remove a random half of the circuit's nodes or a random fifth to four fifths of its edges, in
+    turn.
+    Cost per batch: 1 + 2 `n_knockouts` + 5 forwards, and 2 `n_steps` (forward + backward) on the first batch of 16
+    pairs.
 
     Raises `InputError` for an empty circuit or one of another graph.
     """

@@ -67,8 +67,8 @@ def resampled_faithfulness(
 class CircuitEvaluation(Result):
     """How a circuit does on some pairs, beside the empty and random circuits. Metrics are per pair.
 
-    `random` and `same_degree` are the faithfulness of random circuits of that size, and of those that also keep how many
-    edges every node has. `empty_kl` is the mean KL of the empty circuit.
+    `random` and `same_degree` are the faithfulness of random circuits of that size, and of those that also keep how
+    many edges every node has. `empty_kl` is the mean KL of the empty circuit.
     """
 
     circuit: Circuit
@@ -131,17 +131,20 @@ class CircuitEvaluation(Result):
         if self.same_degree:
             controls += "; of its degrees " + ", ".join(f"{r:.3f}" for r in self.same_degree)
         return (
-            f"faithfulness {self.faithfulness:.3f} [{low:.3f}, {high:.3f}] with {self.circuit.n_edges} of {self.circuit.space.n_edges} edges "
-            f"({self.ablation} ablation); random circuits of that size {controls}; accuracy {self.accuracy:.3f} (model {self.model_accuracy:.3f})"
+            f"faithfulness {self.faithfulness:.3f} [{low:.3f}, {high:.3f}] with {self.circuit.n_edges} of "
+            f"{self.circuit.space.n_edges} edges "
+            f"({self.ablation} ablation); random circuits of that size {controls}; accuracy {self.accuracy:.3f} "
+            f"(model {self.model_accuracy:.3f})"
         )
 
 
 @dataclass(frozen=True, eq=False)
 class FaithfulnessCurve(Result):
-    """Faithfulness over circuit sizes. `fractions` are nominal, `sizes` the nominal numbers of edges, `n_kept` after pruning.
+    """Faithfulness over circuit sizes. `fractions` are nominal, `sizes` the nominal numbers of edges, `n_kept` after
+    pruning.
 
-    `per_example` and `signed_per_example` are metrics ``[size, batch]`` of circuits ranked by absolute and signed score;
-    `accuracy` and `kl` (mean KL(model ‖ circuit) in nats) are of the former.
+    `per_example` and `signed_per_example` are metrics ``[size, batch]`` of circuits ranked by absolute and signed
+    score; `accuracy` and `kl` (mean KL(model ‖ circuit) in nats) are of the former.
     """
 
     fractions: tuple[float, ...]
@@ -260,7 +263,10 @@ class FaithfulnessCurve(Result):
         return "\n".join(
             [
                 *lines,
-                f"CPR {self.cpr:.3f} (random {self.random_cpr:.3f})   CMD {self.cmd:.3f} (random {self.random_cmd:.3f})",
+                (
+                    f"CPR {self.cpr:.3f} (random {self.random_cpr:.3f})   CMD {self.cmd:.3f} (random "
+                    f"{self.random_cmd:.3f})"
+                ),
             ]
         )
 

@@ -1,8 +1,8 @@
 """Test circuits: faithfulness on pairs that were not used to find them, beside random and empty circuits.
 
-Ablation says what a cut edge carries (see `ablated`): with ``"corrupt"``, the source's write in the paired corrupt run, the
-empty circuit computes the corrupt logits. The ablated run is shared by all circuits and sizes; each circuit then costs
-one forward (about 1.5 times a plain one), whatever the number of its edges.
+Ablation says what a cut edge carries (see `ablated`): with ``"corrupt"``, the source's write in the paired corrupt run,
+the empty circuit computes the corrupt logits. The ablated run is shared by all circuits and sizes; each circuit then
+costs one forward (about 1.5 times a plain one), whatever the number of its edges.
 """
 
 from __future__ import annotations
@@ -96,10 +96,10 @@ def evaluate(
 ) -> FaithfulnessCurve | CircuitEvaluation:
     """Faithfulness of one circuit, or of the circuits that scores select over `fractions` of the graph's edges.
 
-    Beside each: the whole model, the empty circuit, `n_random` random circuits of the same size and `n_same_degree` that also
-    keep every node's number of edges; accuracy and KL beside the metric. `selection` is ``"top"`` or ``"greedy"``; `source` is the
-    task whose prompts means and learned constants come from (default: the tested one). Cost per batch of pairs: 1 forward,
-    and 1 per circuit.
+    Beside each: the whole model, the empty circuit, `n_random` random circuits of the same size and `n_same_degree`
+    that also keep every node's number of edges; accuracy and KL beside the metric. `selection` is ``"top"`` or
+    ``"greedy"``; `source` is the task whose prompts means and learned constants come from (default: the tested one).
+    Cost per batch of pairs: 1 forward, and 1 per circuit.
 
     Raises:
         InputError: scores or a circuit of another graph or model, or (unless `across_tasks`) scores of another task or
@@ -270,9 +270,9 @@ def measure_circuits(
 ) -> Measured:
     """Every circuit on every pair; the ablated run is shared by all.
 
-    Circuits that differ only in edges that cannot matter (see `prune.effective`) are run once; the full circuit is the model, and
-    the empty one, where cut edges carry one other run, that run. Under ``corrupt`` first columns that both prompts of every pair
-    share run once. Cost per batch of pairs: 2 forwards, and at most 1 per circuit.
+    Circuits that differ only in edges that cannot matter (see `prune.effective`) are run once; the full circuit is the
+    model, and the empty one, where cut edges carry one other run, that run. Under ``corrupt`` first columns that both
+    prompts of every pair share run once. Cost per batch of pairs: 2 forwards, and at most 1 per circuit.
     """
     settings = settings or Settings()
     size = settings.n_pairs(space, task, int(model.cfg.d_model))

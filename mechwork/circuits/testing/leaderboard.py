@@ -1,7 +1,9 @@
-"""Which way to score edges finds the best circuits? Every preset and two ensembles, on one task, on pairs they were not found on.
+"""Which way to score edges finds the best circuits? Every preset and two ensembles, on one task, on pairs they were not
+found on.
 
-Edges are scored on ``task.train``; circuits of every size are tested on ``task.test`` under one ablation. CPR (higher is better) and
-CMD (0 is best) as in the MIB benchmark, with bootstrap intervals over the held-out pairs; random circuits beside them.
+Edges are scored on ``task.train``; circuits of every size are tested on ``task.test`` under one ablation. CPR (higher
+is better) and CMD (0 is best) as in the MIB benchmark, with bootstrap intervals over the held-out pairs; random
+circuits beside them.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ MEMBERS = ("relp", "eap-ig", "clean-corrupt")
 
 @dataclass(frozen=True)
 class Standing:
-    """One method on one task: areas with 95 % intervals over held-out pairs, and CPU-seconds of scoring the training pairs."""
+    """One method on one task: areas with 95 % intervals over held-out pairs, and CPU-seconds of scoring the training
+    pairs.
+    """
 
     method: str
     cpr: float
@@ -49,7 +53,9 @@ class Standing:
 
 @dataclass(frozen=True, eq=False)
 class Leaderboard(Result):
-    """Methods on one task, best CMD first. `random` is over random circuits of the same sizes; `curves` are by method."""
+    """Methods on one task, best CMD first. `random` is over random circuits of the same sizes; `curves` are by
+    method.
+    """
 
     model_name: str
     task_name: str
@@ -73,13 +79,20 @@ class Leaderboard(Result):
 
     def __str__(self) -> str:
         lines = [
-            f"{self.model_name}, {self.task_name}: found on {self.n_train} pairs, tested on {self.n_test} others ({self.ablation} ablation)",
-            f"{'method':<22}{'CMD':>7}  {'95 % interval':<17}{'CPR':>6}  {'95 % interval':<17}{'CMD log':>8}{'CPR log':>8}{'CPU-s':>8}",
+            (
+                f"{self.model_name}, {self.task_name}: found on {self.n_train} pairs, tested on {self.n_test} others "
+                f"({self.ablation} ablation)"
+            ),
+            (
+                f"{'method':<22}{'CMD':>7}  {'95 % interval':<17}{'CPR':>6}  "
+                f"{'95 % interval':<17}{'CMD log':>8}{'CPR log':>8}{'CPU-s':>8}"
+            ),
         ]
         for s in self.standings:
             cmd, cpr = (f"[{low:.3f}, {high:.3f}]" for low, high in (s.cmd_interval, s.cpr_interval))
             lines.append(
-                f"{s.method:<22}{s.cmd:7.3f}  {cmd:<17}{s.cpr:6.3f}  {cpr:<17}{s.cmd_log:8.3f}{s.cpr_log:8.3f}{s.seconds:8.1f}"
+                f"{s.method:<22}{s.cmd:7.3f}  {cmd:<17}{s.cpr:6.3f}  "
+                f"{cpr:<17}{s.cmd_log:8.3f}{s.cpr_log:8.3f}{s.seconds:8.1f}"
             )
         lines.append(f"{'random circuits':<22}{self.random_cmd:7.3f}  {'':<17}{self.random_cpr:6.3f}")
         return "\n".join(lines)
@@ -105,8 +118,8 @@ def run_leaderboard(
 ) -> Leaderboard:
     """Scores, selects and tests every preset and, when their members are among them, two ensembles.
 
-    Raises `InputError` for a task without held-out pairs, `UnknownNameError` for an unknown preset, `MetricError` when the
-    clean and corrupt metrics coincide. Cost: that of the scores, and 20 circuits per method on the held-out pairs.
+    Raises `InputError` for a task without held-out pairs, `UnknownNameError` for an unknown preset, `MetricError` when
+    the clean and corrupt metrics coincide. Cost: that of the scores, and 20 circuits per method on the held-out pairs.
     """
     if not task.splits:
         raise InputError("a leaderboard tests on pairs that were not scored; this task has no train and test pairs")
@@ -140,7 +153,8 @@ def run_leaderboard(
         method="leaderboard", ablation=ablation, seed=seed, model=identify_model(model), task=task.provenance()
     )
     return Leaderboard(
-        str(model.cfg.model_name), task.name, tuple(standings), first.random_cpr, first.random_cmd, len(train), len(test),
+        str(model.cfg.model_name), task.name, tuple(standings), first.random_cpr, first.random_cmd, len(train),
+        len(test),
         ablation, curves, provenance,
     )  # fmt: skip
 
@@ -152,7 +166,9 @@ def _standing(name: str, curve: FaithfulnessCurve, seconds: float) -> Standing:
 
 
 def mean_ranks(boards: Sequence[Leaderboard]) -> dict[str, tuple[float, float, float, float]]:
-    """Method -> (mean rank by CMD, mean rank by CPR, mean CMD, mean CPR) over leaderboards; only methods that are on all of them."""
+    """Method -> (mean rank by CMD, mean rank by CPR, mean CMD, mean CPR) over leaderboards; only methods that are on
+    all of them.
+    """
     common = set.intersection(*({s.method for s in board.standings} for board in boards))
     ranks: dict[str, list[tuple[float, float, float, float]]] = {name: [] for name in common}
     for board in boards:

@@ -1,7 +1,9 @@
-"""Do two tasks use the same circuit? Overlap beside chance, and every task run by every task's circuit (Merullo et al. 2024).
+"""Do two tasks use the same circuit? Overlap beside chance, and every task run by every task's circuit (Merullo et al.
+2024).
 
-Overlap alone says little: two circuits may share nodes that do nothing for the other task. So each circuit also has to run
-the held-out pairs of every task, beside random circuits of its size. A task's own circuit is the measure of what is possible.
+Overlap alone says little: two circuits may share nodes that do nothing for the other task. So each circuit also has to
+run the held-out pairs of every task, beside random circuits of its size. A task's own circuit is the measure of what is
+possible.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class CircuitReuse(Result):
-    """Circuits of several tasks in one model. `evaluations`: (task, task whose circuit runs it) -> how it does on held-out pairs."""
+    """Circuits of several tasks in one model. `evaluations`: (task, task whose circuit runs it) -> how it does on
+    held-out pairs.
+    """
 
     comparison: CircuitComparison
     evaluations: dict[tuple[str, str], CircuitEvaluation]
@@ -75,12 +79,15 @@ def study_reuse(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> CircuitReuse:
-    """Find a circuit of `n_edges` edges per task on its training pairs; compare them, and run every task by each of them.
+    """Find a circuit of `n_edges` edges per task on its training pairs; compare them, and run every task by each of
+    them.
 
-    Cost: `score_edges` per task, and per pair of tasks a forward for the circuit and one for each random one, on held-out pairs.
+    Cost: `score_edges` per task, and per pair of tasks a forward for the circuit and one for each random one, on
+    held-out pairs.
 
     Raises:
-        InputError: fewer than two tasks, two of one name, or a task without held-out pairs; and what `score_edges` raises.
+        InputError: fewer than two tasks, two of one name, or a task without held-out pairs; and what `score_edges`
+            raises.
 
     >>> study_reuse(model, [ioi, colored_objects, greater_than], n_edges=100)
     """

@@ -1,8 +1,8 @@
 """Metadata of a GGUF file -> the Hugging Face config of the same model, for architectures on which this is exact.
 
 llama.cpp names architectures in its own way: Llama and Mistral are both "llama". What the metadata leave to the reader
-(scale of Gemma's attention, which of its layers are local) is llama.cpp's own rule, stated where it is used. What cannot
-be told exactly (experts, other rotary scalings) is refused by name. Cost: the header only.
+(scale of Gemma's attention, which of its layers are local) is llama.cpp's own rule, stated where it is used. What
+cannot be told exactly (experts, other rotary scalings) is refused by name. Cost: the header only.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def check_claimed_gguf(header: GgufHeader) -> None:
         )
     if header.get("expert_count"):
         raise UnsupportedModelError(
-            f"{header.path.name} holds a {name} model with {header.get('expert_count')} experts, which mechwork does not "
+            f"{header.path.name} holds a {name} model with {header.get('expert_count')} experts, which mechwork does "
+            "not "
             "read from GGUF. Load it as a folder in Hugging Face format or by its hub name."
         )
 
@@ -106,7 +107,9 @@ LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_positio
 
 
 def llama3_divisors(theta: float, head_dim: int, factor: float) -> list[float]:
-    """What Llama 3's scaling divides each rotary frequency by: 1 for fast ones, `factor` for slow ones, between them smooth."""
+    """What Llama 3's scaling divides each rotary frequency by: 1 for fast ones, `factor` for slow ones, between them
+    smooth.
+    """
     low, high, length = (
         LLAMA3["low_freq_factor"],
         LLAMA3["high_freq_factor"],
@@ -165,7 +168,9 @@ def _qwen3(header: GgufHeader) -> Settings:
 
 
 def _attention_scale(header: GgufHeader, sizes: Settings, layers_27b: int) -> int:
-    """Gemma divides queries by the root of the head's width, its 27B models by that of width over heads (llama.cpp's rule)."""
+    """Gemma divides queries by the root of the head's width, its 27B models by that of width over heads (llama.cpp's
+    rule).
+    """
     if sizes["num_hidden_layers"] == layers_27b:
         return sizes["hidden_size"] // sizes["num_attention_heads"]
     return sizes["head_dim"]

@@ -1,6 +1,7 @@
 """The header of a GGUF file: metadata and the table of tensors, read with every bound checked.
 
-A file is: magic, version, two counts, key/value pairs, tensor table, padding, data (little-endian). Version 2 and 3 differ
+A file is: magic, version, two counts, key/value pairs, tensor table, padding, data (little-endian). Version 2 and 3
+differ
 in nothing that is read here. Source: the format's specification in the ggml repository (``docs/gguf.md``).
 Lengths come from the file, so none is believed: strings and arrays must lie inside the file, counts are bounded by what
 the rest of the file could hold, and a tensor's bytes must be there. Cost: one pass over the header, no tensor data.
@@ -179,13 +180,15 @@ class _Parser:
     def header(self) -> GgufHeader:
         if self.size < 24 or self.take(4) != MAGIC:
             raise ArtefactError(
-                f"{self.path.name} is not a GGUF file: it does not begin with the letters GGUF. mechwork reads GGUF files, "
+                f"{self.path.name} is not a GGUF file: it does not begin with the letters GGUF. mechwork reads GGUF "
+                "files, "
                 "and folders in Hugging Face format with safetensors."
             )
         version = self.number("<I")
         if version not in VERSIONS:
             raise UnsupportedModelError(
-                f"{self.path.name} is GGUF version {version}; versions {VERSIONS[0]} and {VERSIONS[1]} (little-endian) are "
+                f"{self.path.name} is GGUF version {version}; versions {VERSIONS[0]} and {VERSIONS[1]} "
+                "(little-endian) are "
                 "read. Convert the model with a current llama.cpp."
             )
         n_tensors, n_values = self.count(24, "tensors"), self.count(12, "metadata values")
@@ -234,7 +237,8 @@ def find_quantisation(kind: int, where: str) -> tuple[str, tuple[int, int]]:
     if known.name not in readable_quantisations():
         raise UnsupportedModelError(
             f"{where} is stored as {known.name}, which cannot be dequantised. "
-            f"Readable: {', '.join(readable_quantisations())}. Download or convert the model in one of these, e.g. Q8_0."
+            f"Readable: {', '.join(readable_quantisations())}. Download or convert the model in one of these, e.g. "
+            "Q8_0."
         )
     return known.name, package.GGML_QUANT_SIZES[known]
 

@@ -2,9 +2,9 @@
 
     load_gguf(path, dtype)    the module and its tokenizer; no `quantization_config`, so the module can be saved
 
-A piece of rows is read, dequantised to float32 by the `gguf` package and rounded into its place; beside the weights only
-one piece and at most one tensor exist. llama.cpp's own layout is undone: it interleaves the rotary halves of Llama's queries
-and keys, stores GPT-2's matrices transposed, and Gemma's gains as 1 + w. Cost: one pass over the file.
+A piece of rows is read, dequantised to float32 by the `gguf` package and rounded into its place; beside the weights
+only one piece and at most one tensor exist. llama.cpp's own layout is undone: it interleaves the rotary halves of
+Llama's queries and keys, stores GPT-2's matrices transposed, and Gemma's gains as 1 + w. Cost: one pass over the file.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ def load_gguf_tokenizer(header: GgufHeader) -> Any:
     except (ValueError, KeyError, TypeError, IndexError, NotImplementedError) as error:
         kind = header.metadata.get("tokenizer.ggml.model")
         raise NotFoundError(
-            f"{header.path.name} has a tokenizer of kind {kind!r} that transformers cannot rebuild ({error}). Load the module "
+            f"{header.path.name} has a tokenizer of kind {kind!r} that transformers cannot rebuild ({error}). Load "
+            "the module "
             "and hand the tokenizer over: load_model(module, tokenizer=AutoTokenizer.from_pretrained(...))."
         ) from error
 

@@ -1,11 +1,12 @@
-"""The figure for a slide, a paper or a notebook: the strongest connected edges of a circuit with all that explains them.
+"""The figure for a slide, a paper or a notebook: the strongest connected edges of a circuit with all that explains
+them.
 
     picture = figure(circuit, evaluation, curve, lens_table, task=task, n_edges=12)
     picture.save("circuit.svg")
     picture.save("circuit.png")          # needs chromium, which draws it; an SVG needs nothing
 
-Prompt below, predicted word above, a key, and a caption with faithfulness and the random control as far as the results say
-them. Plain SVG: no plotting library, no script, the same bytes for the same inputs.
+Prompt below, predicted word above, a key, and a caption with faithfulness and the random control as far as the results
+say them. Plain SVG: no plotting library, no script, the same bytes for the same inputs.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ class StaticFigure:
         return f"{self.caption} ({self.width:.0f} x {self.height:.0f} px; save(path) writes SVG or PNG)"
 
     def save(self, path: str | Path, *, scale: float = 2.0) -> Path:
-        """Write ``.svg`` or ``.png`` (`scale` pixels per unit). Raises `InputError` for other endings, `NotFoundError` without chromium."""
+        """Write ``.svg`` or ``.png`` (`scale` pixels per unit). Raises `InputError` for other endings, `NotFoundError`
+        without chromium.
+        """
         path = Path(path)
         if path.suffix == ".svg":
             path.write_text(self.svg, encoding="utf-8")
@@ -62,8 +65,8 @@ class StaticFigure:
 def figure(circuit: Circuit, *results: object, task: Task | None = None, n_edges: int = 12) -> StaticFigure:
     """The `n_edges` strongest connected edges of `circuit` (fewer where whole paths end sooner, more for a first path).
 
-    `results` are what a report takes: an evaluation and a curve give the caption its numbers, effects colour the prompt of
-    `task`, a lens table says what the model predicts, a head study names roles.
+    `results` are what a report takes: an evaluation and a curve give the caption its numbers, effects colour the prompt
+    of `task`, a lens table says what the model predicts, a head study names roles.
 
     Raises:
         InputError: `n_edges` is below 1, or a result is none that a report shows.
@@ -111,7 +114,10 @@ def whole_paths(circuit: Circuit, n_edges: int) -> int:
 
 def caption_of(circuit: Circuit, findings: Any, n: int, payload: dict[str, Any]) -> str:
     """What is drawn, how faithful the whole circuit is, what random circuits keep."""
-    said = f"The {plural(n, 'strongest connected edge')} of a circuit of {count(circuit.n_edges)} among {count(circuit.space.n_edges)} edges ({percent(circuit.fraction)})."
+    said = (
+        f"The {plural(n, 'strongest connected edge')} of a circuit of {count(circuit.n_edges)} among "
+        f"{count(circuit.space.n_edges)} edges ({percent(circuit.fraction)})."
+    )
     part = interpolate(payload["faithfulness"], n)
     if part is not None and n < circuit.n_edges:
         said += f" Alone they carry about {fixed(part, 2)} of the faithfulness (interpolated)."
@@ -119,7 +125,10 @@ def caption_of(circuit: Circuit, findings: Any, n: int, payload: dict[str, Any])
     if findings is not None and evaluation is not None:
         low, high = evaluation.interval()
         where = findings.pairs_word(evaluation.provenance)
-        said += f" Whole circuit: faithfulness {fixed(evaluation.faithfulness, 2)} [{fixed(low, 2)}, {fixed(high, 2)}] on {plural(len(evaluation.per_example), where)}, {evaluation.ablation} ablation"
+        said += (
+            f" Whole circuit: faithfulness {fixed(evaluation.faithfulness, 2)} [{fixed(low, 2)}, "
+            f"{fixed(high, 2)}] on {plural(len(evaluation.per_example), where)}, {evaluation.ablation} ablation"
+        )
         if evaluation.random:
             said += f"; random circuits of its size {fixed(sum(evaluation.random) / len(evaluation.random), 2)}"
         said += "."
@@ -149,7 +158,8 @@ def _prompt(example: Any) -> tuple[str, float, float]:
         colour = LIGHT["pos" if (value or 0) >= 0 else "neg"]
         if share > 0.02:
             parts.append(
-                f'<rect x="{x:g}" y="{y:g}" width="{wide:g}" height="22" rx="3" fill="{colour}" fill-opacity="{share:.2f}"/>'
+                f'<rect x="{x:g}" y="{y:g}" width="{wide:g}" height="22" rx="3" fill="{colour}" '
+                f'fill-opacity="{share:.2f}"/>'
             )
         parts.append(_text(x + wide / 2, y + 16, text, 14, anchor="middle"))
         x += wide + 2
@@ -178,7 +188,8 @@ def _key(payload: dict[str, Any], n: int, full: float, y: float) -> tuple[str, f
             x, y = 14.0, y + 22
         dash = ' stroke-dasharray="6 4"' if kind == "dash" else ""
         parts.append(
-            f'<rect x="{x:g}" y="{y - 11:g}" width="20" height="13" rx="6" fill="{colour}" fill-opacity=".24" stroke="{colour}" stroke-width="1.6"/>'
+            f'<rect x="{x:g}" y="{y - 11:g}" width="20" height="13" rx="6" fill="{colour}" fill-opacity=".24" '
+            f'stroke="{colour}" stroke-width="1.6"/>'
             if kind == "box"
             else f'<path d="M{x:g} {y - 4:g}h20" stroke="{colour}" stroke-width="3"{dash}/>'
         )
@@ -198,7 +209,10 @@ def _text(
 ) -> str:
     weight = ' font-weight="600"' if bold else ""
     fill = colour or LIGHT["ink"]
-    return f'<text x="{x:g}" y="{y:g}" font-size="{size}" fill="{fill}" text-anchor="{anchor}"{weight}>{escape(said)}</text>'
+    return (
+        f'<text x="{x:g}" y="{y:g}" font-size="{size}" fill="{fill}" '
+        f'text-anchor="{anchor}"{weight}>{escape(said)}</text>'
+    )
 
 
 def _photograph(picture: StaticFigure, path: Path, scale: float) -> None:

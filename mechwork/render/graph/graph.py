@@ -36,8 +36,8 @@ def render_graph(
 ) -> str:
     """One self-contained HTML page with the interactive graph of `circuit`.
 
-    `scores` adds standard errors and confidence to the edges; `other` is a second circuit, laid over the first: of another
-    task, method or model (then nodes are matched by name).
+    `scores` adds standard errors and confidence to the edges; `other` is a second circuit, laid over the first: of
+    another task, method or model (then nodes are matched by name).
     """
     options = _with_defaults(options, circuit)
     if other is not None:

@@ -102,7 +102,9 @@ def lay_out_places(
     n_layers: int,
     n_places: int,
 ) -> Layout:
-    """Positions of nodes that have a place: one column per token or span, as wide as its fullest layer; empty ones are narrow."""
+    """Positions of nodes that have a place: one column per token or span, as wide as its fullest layer; empty ones are
+    narrow.
+    """
     y, bands, height = _rows(types, layers, n_layers, parallel=False, kv_rise=0.0)
     cells = {
         (layer, place): np.flatnonzero((layers == layer) & (places == place))
@@ -191,8 +193,8 @@ def control_points(
     port: Float[ndarray, " edge"],
     bend: Float[ndarray, " edge"],
 ) -> tuple[Float[ndarray, "edge 4"], Float[ndarray, "edge 4"]]:
-    """The four points of every edge's cubic curve: out of the top of its source, into the bottom of its target; between two
-    places of one layer an arch from side to side.
+    """The four points of every edge's cubic curve: out of the top of its source, into the bottom of its target; between
+    two places of one layer an arch from side to side.
 
     `assets/graph/geometry.js` draws by the same formula; a test compares the two.
     """

@@ -1,8 +1,8 @@
 """The layouts of one graph by how many of its edges are shown: few edges need few rows, and stand close together.
 
-A level is a layout of the nodes of the first `edges` edges. The script takes the first level that has as many edges as are
-shown; beyond the last level the layout of the whole graph holds. Ghosts are edges of the circuit between nodes of the level
-that are not among its first edges, where a plain curve can be drawn without running over a node.
+A level is a layout of the nodes of the first `edges` edges. The script takes the first level that has as many edges as
+are shown; beyond the last level the layout of the whole graph holds. Ghosts are edges of the circuit between nodes of
+the level that are not among its first edges, where a plain curve can be drawn without running over a node.
 """
 
 from __future__ import annotations

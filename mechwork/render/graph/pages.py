@@ -1,4 +1,6 @@
-"""Pages of a circuit with all that is known about its nodes, of graphs with positions and from files, and of two circuits."""
+"""Pages of a circuit with all that is known about its nodes, of graphs with positions and from files, and of two
+circuits.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,8 @@ from .positions import N_EDGES, attribution_table, positions_table
 def render_circuit(circuit: Circuit, task: Task, *results: object, title: str = "") -> str:
     """The page of a circuit, its side panel filled with all that `results` say about each node.
 
-    `results` are what a report takes. With attention patterns each head's is drawn large by circuitsvis below the graph and,
-    from the panel, over the page (this adds 500 kB). Raises `InputError` for what a report cannot show.
+    `results` are what a report takes. With attention patterns each head's is drawn large by circuitsvis below the graph
+    and, from the panel, over the page (this adds 500 kB). Raises `InputError` for what a report cannot show.
 
     >>> table = read_lens(model, task.test)
     >>> page = render_circuit(

@@ -1,7 +1,8 @@
 """What the script of the graph is given: nodes, edges and layout as plain JSON, extracted without one object per edge.
 
-Edges are ordered so that every prefix is the strongest connected part (see `skeleton`): a threshold is the length of a prefix. A node's score is
-the sum of the scores of its outgoing edges that are drawn. What the nodes and edges are is decided in `graph_table`.
+Edges are ordered so that every prefix is the strongest connected part (see `skeleton`): a threshold is the length of a
+prefix. A node's score is the sum of the scores of its outgoing edges that are drawn. What the nodes and edges are is
+decided in `graph_table`.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ FORMAT = 1
 class GraphOptions:
     """What can be said about a graph beyond its edges; all of it optional.
 
-    `facts`, `notes` are by node name; facts are any cards (see `cards`), shown in the side panel. `names` are the names of the
-    circuit and of the one it is compared with. `shown` is how many edges are drawn at first (default: the strongest connected 12 to
-    25). `prompt` holds the tokens that an export to an attribution graph names. From `curve`, which must be of the circuit's
-    own scores, the slider reads how faithful the edges shown are.
+    `facts`, `notes` are by node name; facts are any cards (see `cards`), shown in the side panel. `names` are the names
+    of the circuit and of the one it is compared with. `shown` is how many edges are drawn at first (default: the
+    strongest connected 12 to 25). `prompt` holds the tokens that an export to an attribution graph names. From `curve`,
+    which must be of the circuit's own scores, the slider reads how faithful the edges shown are.
     """
 
     title: str = ""

@@ -1,7 +1,9 @@
-"""Graphs with positions: layers up, tokens or spans across; from edge scores by position, and from attribution-graph files.
+"""Graphs with positions: layers up, tokens or spans across; from edge scores by position, and from attribution-graph
+files.
 
-The residual stream is a column: an edge of `PositionScores` leads from a writer to a reader at one position. A head moves
-between columns; those movements (`AttentionEdges`) are edges from the head at the key's position to the head at the query's.
+The residual stream is a column: an edge of `PositionScores` leads from a writer to a reader at one position. A head
+moves between columns; those movements (`AttentionEdges`) are edges from the head at the key's position to the head at
+the query's.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ N_EDGES = 300
 def positions_table(
     scores: PositionScores, attention: AttentionEdges | None = None, n_edges: int = N_EDGES
 ) -> GraphTable:
-    """The `n_edges` strongest (position, edge), and with `attention` the strongest movements between positions among them.
+    """The `n_edges` strongest (position, edge), and with `attention` the strongest movements between positions among
+    them.
 
     Raises `InputError` when the two have other positions.
     """

@@ -1,6 +1,7 @@
 """The layout of a small graph: one row per layer that is drawn, and edges that run between nodes, never through them.
 
-After Sugiyama, Tagawa and Toda (1981). An edge that passes a row gets a slot of its own in that row, so slots and nodes are
+After Sugiyama, Tagawa and Toda (1981). An edge that passes a row gets a slot of its own in that row, so slots and nodes
+are
 ordered and spaced together: rows are sorted by the barycentre of what their members are connected with (the order with
 fewest crossings is kept), then moved as near to their neighbours as the spacing allows. Edges bend only in the gaps
 between rows. Deterministic. Units are pixels at zoom 1, y downwards.

@@ -1,9 +1,10 @@
 """The order in which edges are shown: every prefix is the strongest connected part of the graph.
 
 An edge's *strength* is the smallest |score| on the best path from an input to the logits through it: the largest t such
-that the edge survives when only edges with |score| >= t are kept and what then lies on no path is dropped. Sorted by it,
-a prefix that ends between two strengths is exactly such a pruned circuit; that is how the faithfulness curve's circuits
-are made, so its sizes after pruning can be read off the same axis. Edges on no path have strength 0 and come last, by
+that the edge survives when only edges with |score| >= t are kept and what then lies on no path is dropped. Sorted by
+it, a prefix that ends between two strengths is exactly such a pruned circuit; that is how the faithfulness curve's
+circuits are made, so its sizes after pruning can be read off the same axis. Edges on no path have strength 0 and come
+last, by
 |score|.
 """
 
@@ -30,7 +31,9 @@ def strengths(
     starts: Int[ndarray, " start"],
     ends: Int[ndarray, " end"],
 ) -> Float[ndarray, " edge"]:
-    """The strength of every edge; `weight` is |score| (infinite for links that carry none), nodes are in running order."""
+    """The strength of every edge; `weight` is |score| (infinite for links that carry none), nodes are in
+    running order.
+    """
     up, down = [0.0] * n_nodes, [0.0] * n_nodes
     for node in starts.tolist():
         up[node] = math.inf
@@ -38,7 +41,8 @@ def strengths(
         down[node] = math.inf
     sources, targets, weights = source.tolist(), target.tolist(), weight.tolist()
     rising, falling = np.argsort(source, kind="stable").tolist(), np.argsort(-target, kind="stable").tolist()
-    # Nodes run in order, so one pass from below and one from above reach every path; across one layer by place may need more.
+    # Nodes run in order, so one pass from below and one from above reach every path; across one layer by place may need
+    # more.
     for _ in range(3):
         before = (up.copy(), down.copy())
         for e in rising:
@@ -65,9 +69,9 @@ def connected_order(
 ) -> tuple[Int[ndarray, " scored"], Float[ndarray, " scored"], Int[ndarray, " scored"]]:
     """Edges by strength, their strengths, and the step each belongs to: a prefix of whole steps is connected.
 
-    The first `n_scored` edges are ordered, the others are links. One weak edge can close hundreds of paths at once; such a
-    lump at the beginning, where the first view ends, is divided: with its weakest edge counted as free, and what is weaker
-    as absent, the strengths within it differ again.
+    The first `n_scored` edges are ordered, the others are links. One weak edge can close hundreds of paths at once;
+    such a lump at the beginning, where the first view ends, is divided: with its weakest edge counted as free, and what
+    is weaker as absent, the strengths within it differ again.
     """
     found = strengths(n_nodes, source, target, weight, starts, ends)
     keys = [-weight[:n_scored], -found[:n_scored]]

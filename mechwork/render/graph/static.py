@@ -1,6 +1,7 @@
 """The graph as static SVG: the picture where no script runs, on paper, in a notebook and on a slide.
 
-Same geometry as the script; only presentation attributes and plain shapes, which every program reads. Colours are those of
+Same geometry as the script; only presentation attributes and plain shapes, which every program reads. Colours are those
+of
 a `Palette`: fixed ones for a file that stands alone, the page's variables (light or dark) for a picture inside a page.
 """
 
@@ -43,8 +44,10 @@ def static_svg(payload: dict[str, Any], limit: int | None = None) -> str:
 def standalone(body: str, width: float, height: float, said: str) -> str:
     """An SVG file with a white ground."""
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}" '
-        f'font-family="Helvetica, Arial, sans-serif"><title>{escape(said)}</title><rect width="100%" height="100%" fill="#ffffff"/>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}" '
+        f'height="{height:g}" '
+        f'font-family="Helvetica, Arial, sans-serif"><title>{escape(said)}</title><rect width="100%" height="100%" '
+        'fill="#ffffff"/>'
         f"{body}</svg>"
     )
 
@@ -84,7 +87,15 @@ def geometry(payload: dict[str, Any], n: int) -> dict[str, Any]:
         if n <= level["edges"]:
             return level
     nodes = payload["nodes"]
-    return {"x": nodes["x"], "y": nodes["y"], "routes": [], "ghosts": [], "links": [], "size": payload["size"], "layers": payload["layers"]}  # fmt: skip
+    return {
+        "x": nodes["x"],
+        "y": nodes["y"],
+        "routes": [],
+        "ghosts": [],
+        "links": [],
+        "size": payload["size"],
+        "layers": payload["layers"],
+    }
 
 
 def curve_of(payload: dict[str, Any], place: dict[str, Any], e: int, bend: float | None = None) -> list[float]:
@@ -127,7 +138,10 @@ def _band(band: dict[str, Any], width: float, palette: Palette) -> str:
 
 def _place(place: dict[str, Any], height: float, palette: Palette) -> str:
     x = (place["left"] + place["right"]) / 2
-    text = f'<text x="{x:g}" y="{height + 14:g}" font-size="12" text-anchor="middle" fill="{palette["muted"]}">{escape(shorten(place["label"], 12))}</text>'
+    text = (
+        f'<text x="{x:g}" y="{height + 14:g}" font-size="12" text-anchor="middle" '
+        f'fill="{palette["muted"]}">{escape(shorten(place["label"], 12))}</text>'
+    )
     return (
         f'<line x1="{place["left"]:g}" x2="{place["left"]:g}" y1="0" y2="{height:g}" stroke="{palette["line"]}"/>{text}'
     )
@@ -168,7 +182,10 @@ def _node(payload: dict[str, Any], i: int, x: float, y: float, palette: Palette)
     ground = f'<path d="{_outline(kind, w, h)}" fill="{palette["paper"]}"/>'
     tint = f' fill="{colour}" fill-opacity="{0.24 if role >= 0 else 0.07}"'
     text = escape(shorten(nodes["label"][i], 12))
-    label = f'<text y="4.5" font-size="{13.5 if kind != "kv" else 10:g}" font-weight="600" fill="{palette["ink"]}">{text}</text>'
+    label = (
+        f'<text y="4.5" font-size="{13.5 if kind != "kv" else 10:g}" font-weight="600" '
+        f'fill="{palette["ink"]}">{text}</text>'
+    )
     said = f"<title>{escape(nodes['role'][i])}</title>" if nodes["role"][i] else ""
     outline = f'<path d="{_outline(kind, w, h)}"{tint} stroke="{colour}" stroke-width="1.8"/>'
     return f'<g transform="translate({x:g} {y:g})" text-anchor="middle">{said}{ground}{outline}{label}</g>'

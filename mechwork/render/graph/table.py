@@ -1,9 +1,10 @@
 """What a graph is drawn from: nodes and edges as columns, whatever they come from, without one object per edge.
 
-A circuit has one node per component. Under grouped-query attention a key/value reader serves several heads; it is a small
-node of its own (``a3.kv0``), linked to its heads by lines that carry no score. Graphs with positions (`graph_positions`)
-have a node per component and place. Two circuits are laid over each other by the names of their nodes, so they may be of
-models of different shape; what is called alike then stands at the same place, and nothing more is claimed.
+A circuit has one node per component. Under grouped-query attention a key/value reader serves several heads; it is a
+small node of its own (``a3.kv0``), linked to its heads by lines that carry no score. Graphs with positions
+(`graph_positions`) have a node per component and place. Two circuits are laid over each other by the names of their
+nodes, so they may be of models of different shape; what is called alike then stands at the same place, and nothing more
+is claimed.
 """
 
 from __future__ import annotations
@@ -30,9 +31,11 @@ MAX_EDGES = 50_000
 class GraphTable:
     """Columns of nodes (in the order in which they run) and of edges (every prefix is the strongest connected part).
 
-    `labels` are written in the nodes, `names` are unique; `places` is the column of each node, -1 where it has none. `member`
-    says which circuit holds an edge: 1, 2, or 3 for both, `other_score` its score in the second. `cells` are an edge's row
-    and column in the scores of its circuit, where it has them; `strength` is what the edges are ordered by, in `steps` (see `skeleton`).
+    `labels` are written in the nodes, `names` are unique; `places` is the column of each node, -1 where it has none.
+    `member`
+    says which circuit holds an edge: 1, 2, or 3 for both, `other_score` its score in the second. `cells` are an edge's
+    row and column in the scores of its circuit, where it has them; `strength` is what the edges are ordered by, in
+    `steps` (see `skeleton`).
     """
 
     names: list[str]
@@ -82,14 +85,17 @@ def circuit_table(circuit: Circuit) -> GraphTable:
     new[ids] = np.arange(len(ids))
     names = [_name(space, i) for i in ids.tolist()]
     found = GraphTable(
-        names, names, types[ids], layers[ids], np.full(len(ids), -1), new[source], new[target], reader_kind[cells[:, 1]],
+        names, names, types[ids], layers[ids], np.full(len(ids), -1), new[source], new[target],
+        reader_kind[cells[:, 1]],
         values, new[links], space.n_layers, space.n_edges, circuit.n_edges, scored, space.parallel, cells=cells,
     )  # fmt: skip
     return strongest_first(found)
 
 
 def overlay(first: Circuit, second: Circuit) -> GraphTable:
-    """Two circuits over each other, joined by the names of their nodes. An edge's score is the first circuit's where that has it."""
+    """Two circuits over each other, joined by the names of their nodes. An edge's score is the first circuit's where
+    that has it.
+    """
     a, b = circuit_table(first), circuit_table(second)
     n_layers = max(a.n_layers, b.n_layers)
     layer = {**_layers_of(b, n_layers), **_layers_of(a, n_layers)}
@@ -113,9 +119,11 @@ def overlay(first: Circuit, second: Circuit) -> GraphTable:
     links = {(index[t.names[i]], index[t.names[j]]) for t in (a, b) for i, j in t.links.tolist()}
     same = first.space == second.space
     found = GraphTable(
-        names, names, np.array([kind_of[name] for name in names]), np.array([layer[name] for name in names]), np.full(len(names), -1),
+        names, names, np.array([kind_of[name] for name in names]), np.array([layer[name] for name in names]),
+        np.full(len(names), -1),
         keys[:, 0], keys[:, 1], keys[:, 2], np.where(member == 2, ends[:, 1], ends[:, 0]),
-        np.array(sorted(links), dtype=np.int64).reshape(-1, 2), n_layers, max(a.n_of_graph, b.n_of_graph), len(keys), a.scored or b.scored,
+        np.array(sorted(links), dtype=np.int64).reshape(-1, 2), n_layers, max(a.n_of_graph, b.n_of_graph), len(keys),
+        a.scored or b.scored,
         a.parallel and b.parallel, member=member, other_score=ends[:, 1] if b.scored else None,
         cells=np.array([cells[key] for key in rows]).reshape(-1, 2) if same else None,
     )  # fmt: skip

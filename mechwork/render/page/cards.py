@@ -1,9 +1,11 @@
-r"""What can be said about one node, as data that any caller may hand in: facts, token lists, excerpts, patterns, pictures.
+r"""What can be said about one node, as data that any caller may hand in: facts, token lists, excerpts, patterns,
+pictures.
 
     GraphOptions(facts={"a4.h1": [Fact("Effect", "+1.4"), TokenList("Promotes", [(" Mary", 3.1), (" John", 2.2)])]})
 
-Each says how sure it is: ``measured`` (runs or weights), ``estimated`` (a first-order score), ``interpretation`` (words). The same
-markup stands in the side panel of the graph and in the report's component cards; nothing in it needs a script.
+Each says how sure it is: ``measured`` (runs or weights), ``estimated`` (a first-order score), ``interpretation``
+(words). The same markup stands in the side panel of the graph and in the report's component cards; nothing in it needs
+a script.
 """
 
 from __future__ import annotations
@@ -65,7 +67,8 @@ class TokenList:
         """One line of tokens, each with its number."""
         say = percent if self.shares else signed
         items = "".join(
-            f'<li><bdi class="mw-token">{escape(show_token(token))}</bdi> <span class="mw-muted">{escape(say(value))}</span></li>'
+            f'<li><bdi class="mw-token">{escape(show_token(token))}</bdi> <span '
+            f'class="mw-muted">{escape(say(value))}</span></li>'
             for token, value in self.rows
         )
         return f'{certainty_badge(self.certainty)}<span>{escape(self.label)}:</span><ul class="mw-tokens">{items}</ul>'
@@ -84,7 +87,8 @@ class Excerpts:
         for tokens, values in self.rows:
             if len(tokens) != len(values) or not tokens:
                 raise InputError(
-                    f"an excerpt has one value per token and at least one; got {len(tokens)} tokens, {len(values)} values"
+                    f"an excerpt has one value per token and at least one; got {len(tokens)} tokens, {len(values)} "
+                    "values"
                 )
 
     def markup(self) -> str:
@@ -135,7 +139,8 @@ class Pattern:
         said = f"{self.label}; the last token looks most at {show_token(self.tokens[most])} ({fixed(last[most], 2)})"
         return (
             f"{certainty_badge(self.certainty)}<span>{escape(self.label + cut)} (query down, key across)</span>"
-            f'<img class="mw-pattern" width="150" height="150" alt="{escape(said)}" src="data:image/png;base64,{picture}">'
+            f'<img class="mw-pattern" width="150" height="150" alt="{escape(said)}" '
+            f'src="data:image/png;base64,{picture}">'
         )
 
 
@@ -156,7 +161,10 @@ class Picture:
     def markup(self) -> str:
         """The figure as an image."""
         data = base64.b64encode(self.svg.encode("utf-8", "replace")).decode()
-        return f'{certainty_badge(self.certainty)}<span>{escape(self.label)}</span><img class="mw-drawn" alt="{escape(self.alternative)}" src="data:image/svg+xml;base64,{data}">'
+        return (
+            f'{certainty_badge(self.certainty)}<span>{escape(self.label)}</span><img class="mw-drawn" '
+            f'alt="{escape(self.alternative)}" src="data:image/svg+xml;base64,{data}">'
+        )
 
 
 Card = Fact | TokenList | Excerpts | Pattern | Picture

@@ -32,7 +32,8 @@ def titled(figure: Figure, title: str, subtitle: str, *, width: int, height: int
     """Gives a figure its title, size and typography; colours of text and grid are the page's."""
     figure.update_layout(
         title={
-            "text": f"{html.escape(title, quote=False)}<br><span style='font-size:12px;color:{MUTED}'>{html.escape(subtitle, quote=False)}</span>",
+            "text": f"{html.escape(title, quote=False)}<br><span "
+            f"style='font-size:12px;color:{MUTED}'>{html.escape(subtitle, quote=False)}</span>",
             "x": 0,
             "xref": "container",
             "xanchor": "left",
@@ -63,7 +64,8 @@ def figure_fragment(figure: Figure, alternative: str, *, follow: str = "") -> Fr
     wide = " wide" if spec["layout"].get("width", 0) > PAPER else ""
     kind = f' data-mw-follow="{escape(follow)}"' if follow else ""
     body = (
-        f'<div class="mw-figure{wide}" data-mw-figure{kind} role="figure" aria-label="{escape(alternative)}" style="{size}">{embed_json(spec)}'
+        f'<div class="mw-figure{wide}" data-mw-figure{kind} role="figure" aria-label="{escape(alternative)}" '
+        f'style="{size}">{embed_json(spec)}'
         f"<noscript><p>{escape(alternative)}</p></noscript></div>"
     )
     return Fragment(body, needs=("figures",))

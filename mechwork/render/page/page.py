@@ -155,7 +155,9 @@ def _as_script(source: str) -> str:
 
 @cache
 def _packed(vendor: str) -> str:
-    """A third-party script, gzipped: the page unpacks it when a figure needs it, and a notebook stays a third as large."""
+    """A third-party script, gzipped: the page unpacks it when a figure needs it, and a notebook stays a third
+    as large.
+    """
     packed = base64.b64encode(gzip.compress(_VENDORS[vendor]().encode(), compresslevel=9, mtime=0)).decode()
     return f'<script type="text/plain" data-vendor="{vendor}" data-licence="{_LICENCES[vendor]}">{packed}</script>'
 

@@ -33,7 +33,11 @@ def table(columns: Sequence[Column], *, caption: str = "", links: RowLinks | Non
     rows = "".join(_row(columns, i, links) for i in range(n_rows))
     label = f"<caption>{escape(caption)}</caption>" if caption else ""
     kind = f' class="{escape(css)}"' if css else ""
-    return f'<div class="mw-scroll" tabindex="0" role="region" aria-label="{escape(caption or "table")}"><table{kind}>{label}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    return (
+        '<div class="mw-scroll" tabindex="0" role="region" '
+        f'aria-label="{escape(caption or "table")}"><table{kind}>{label}<thead><tr>{head}</tr></thead><tbody>'
+        f"{rows}</tbody></table></div>"
+    )
 
 
 def _row(columns: Sequence[Column], i: int, links: RowLinks | None) -> str:

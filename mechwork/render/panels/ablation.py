@@ -1,4 +1,6 @@
-"""Pictures of ablation studies: cumulative curves, task x component maps, direct against total effects, interactions, training."""
+"""Pictures of ablation studies: cumulative curves, task x component maps, direct against total effects, interactions,
+training.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ MORE = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
 def cumulative_figure(study: CumulativeAblation) -> Figure:
-    """The metric over the number of ablated targets: most and least important first with 95 % bands, random orders as one."""
+    """The metric over the number of ablated targets: most and least important first with 95 % bands, random orders as
+    one.
+    """
     import plotly.graph_objects as go
 
     figure = go.Figure()
@@ -35,7 +39,8 @@ def cumulative_figure(study: CumulativeAblation) -> Figure:
         low, high = study.interval(name).tolist()
         rgb = ",".join(str(int(colour[i : i + 2], 16)) for i in (1, 3, 5))
         figure.add_trace(
-            go.Scatter(x=x + x[::-1], y=high + low[::-1], fill="toself", fillcolor=f"rgba({rgb},0.18)", line={"width": 0}, hoverinfo="skip", showlegend=False)
+            go.Scatter(x=x + x[::-1], y=high + low[::-1], fill="toself", fillcolor=f"rgba({rgb},0.18)",
+            line={"width": 0}, hoverinfo="skip", showlegend=False)
         )  # fmt: skip
         figure.add_trace(_line(x, study.mean(name).tolist(), name, colour))
     randoms = [name for name in study.curves if name not in ORDERS]
@@ -67,10 +72,15 @@ def impairment_figure(study: Impairment) -> Figure:
     """Task x component: what share of each task's metric is lost with each component."""
     values = study.drops.tolist()
     text = [
-        [f"{task}, {name}: {percent(v)}, accuracy {signed(-float(study.accuracy_drops[i, j]))}, others of its kind and layer {percent(float(study.controls[i, j]))}" for j, (name, v) in enumerate(zip(study.components, row, strict=True))]
+        [f"{task}, {name}: {percent(v)}, accuracy {signed(-float(study.accuracy_drops[i, j]))}, others of its kind "
+         f"and layer {percent(float(study.controls[i, j]))}" for j,
+         (name, v) in enumerate(zip(study.components, row, strict=True))]
         for i, (task, row) in enumerate(zip(study.tasks, values, strict=True))
     ]  # fmt: skip
-    subtitle = f"share of each task's own {words(study.metric_name)} lost when a component is {study.kind}-ablated; measured on held-out pairs"
+    subtitle = (
+        f"share of each task's own {words(study.metric_name)} lost when a component is {study.kind}-ablated; "
+        "measured on held-out pairs"
+    )
     return _map(values, study.tasks, study.components, text, "Selective impairment", subtitle, limit=1.0)
 
 
@@ -90,7 +100,10 @@ def interactions_figure(study: Interactions) -> Figure:
         [f"{a} and {b}: {signed(v)}" for b, v in zip(study.targets, row, strict=True)]
         for a, row in zip(study.targets, values, strict=True)
     ]
-    subtitle = f"effect of both less the effects of each, {study.kind} ablation, {words(study.metric_name)}; blue: redundant, red: synergistic"
+    subtitle = (
+        f"effect of both less the effects of each, {study.kind} ablation, {words(study.metric_name)}; blue: "
+        "redundant, red: synergistic"
+    )
     return _map(values, study.targets, study.targets, text, "Pairwise interactions", subtitle)
 
 
@@ -113,7 +126,9 @@ def _free_labels(names: Sequence[str], x: list[float], y: list[float], wide: flo
 
 
 def repair_figure(study: SelfRepair) -> Figure:
-    """Direct against total effect of every head; on the line nothing is repaired, below it the rest of the model makes up."""
+    """Direct against total effect of every head; on the line nothing is repaired, below it the rest of the model makes
+    up.
+    """
     import plotly.graph_objects as go
 
     direct, total = study.direct.mean(dim=1).tolist(), study.total.mean(dim=1).tolist()
@@ -127,9 +142,11 @@ def repair_figure(study: SelfRepair) -> Figure:
     ]
     figure = go.Figure(
         [
-            go.Scatter(x=[-wide, wide], y=[-wide, wide], mode="lines", line={"color": MUTED, "width": 1, "dash": "dot"}, hoverinfo="skip", name="no repair"),
+            go.Scatter(x=[-wide, wide], y=[-wide, wide], mode="lines", line={"color": MUTED, "width": 1, "dash": "dot"},
+            hoverinfo="skip", name="no repair"),
             go.Scatter(
-                x=direct, y=total, mode="markers+text", text=labels, textposition="top center", textfont={"size": 11}, name="heads",
+                x=direct, y=total, mode="markers+text", text=labels, textposition="top center", textfont={"size": 11},
+                name="heads",
                 customdata=said, hovertemplate="%{customdata}<extra></extra>", marker={"color": POSITIVE, "size": 8},
                 error_y={"type": "data", "array": error, "color": MUTED, "thickness": 1},
             ),
@@ -138,7 +155,10 @@ def repair_figure(study: SelfRepair) -> Figure:
     figure.update_xaxes(title={"text": "direct effect"}, range=[-wide, wide], zeroline=True, showgrid=True)
     figure.update_yaxes(title={"text": "total effect of ablating"}, range=[-wide, wide], zeroline=True, showgrid=True)
     figure.update_layout(margin={"l": 64, "r": 24, "t": 66, "b": 60}, showlegend=False)
-    subtitle = f"{study.kind} ablation, logit difference {number(study.clean)}; below the line: repaired, above: others lose with it; bars: SE"
+    subtitle = (
+        f"{study.kind} ablation, logit difference {number(study.clean)}; below the line: repaired, above: "
+        "others lose with it; bars: SE"
+    )
     return titled(figure, "Direct against total effect", subtitle, width=620, height=560)
 
 
@@ -184,7 +204,10 @@ def formation_figure(study: Formation) -> Figure:
 def render_formation(study: Formation) -> str:
     """One page: the curves and their numbers."""
     first, last = study.rows[0], study.rows[-1]
-    words_ = f"Induction score from {number(first.induction)} to {number(last.induction)}, loss from {number(first.loss)} to {number(last.loss)}."
+    words_ = (
+        f"Induction score from {number(first.induction)} to {number(last.induction)}, loss from "
+        f"{number(first.loss)} to {number(last.loss)}."
+    )
     return figures_page(
         "Formation of induction", [figure_fragment(formation_figure(study), words_), Fragment(formation_table(study))]
     )
@@ -239,7 +262,8 @@ def _line(
     import plotly.graph_objects as go
 
     return go.Scatter(
-        x=list(x), y=list(y), name=name, mode="lines+markers", showlegend=shown, hovertemplate=f"{name}: %{{y:.3g}}<br>at %{{x}}<extra></extra>",
+        x=list(x), y=list(y), name=name, mode="lines+markers", showlegend=shown,
+        hovertemplate=f"{name}: %{{y:.3g}}<br>at %{{x}}<extra></extra>",
         line={"color": colour, "width": 2, "dash": dash}, marker={"color": colour, "size": 5},
     )  # fmt: skip
 
@@ -259,7 +283,8 @@ def _map(
 
     bound = limit or max((abs(v) for row in values for v in row), default=1.0) or 1.0
     trace = go.Heatmap(
-        z=[list(row) for row in values], x=list(range(len(columns))), y=list(range(len(rows))), customdata=[list(row) for row in text],
+        z=[list(row) for row in values], x=list(range(len(columns))), y=list(range(len(rows))),
+        customdata=[list(row) for row in text],
         hovertemplate="%{customdata}<extra></extra>", colorscale=SCALE, zmid=0, zmin=-bound, zmax=bound, xgap=1, ygap=1,
         colorbar={"thickness": 12, "outlinewidth": 0},
     )  # fmt: skip

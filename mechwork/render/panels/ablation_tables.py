@@ -1,4 +1,6 @@
-"""Tables of ablation studies: one ablation, sets beside random sets, repair, roles, copy suppression, training, telemetry."""
+"""Tables of ablation studies: one ablation, sets beside random sets, repair, roles, copy suppression, training,
+telemetry.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,10 @@ def render_knock(study: KnockOutIn) -> str:
         _effects("lost without it", [out[i] for i in order]),
         _effects("gained with it alone", [alone[i] for i in order]),
     ]
-    caption = f"{study.kind} ablation; {words(study.metric_name)} {number(study.clean)} intact, {number(study.empty)} with everything ablated"
+    caption = (
+        f"{study.kind} ablation; {words(study.metric_name)} {number(study.clean)} intact, {number(study.empty)} "
+        "with everything ablated"
+    )
     return figures_page("Knock-out and knock-in", [Fragment(table(columns, caption=caption, links=RowLinks(names)))])
 
 
@@ -94,7 +99,8 @@ def impairment_table(study: Impairment) -> str:
     ]
     return table(
         columns,
-        caption="The most selective components together, on held-out pairs, beside random sets matched in kind and layer",
+        caption="The most selective components together, on held-out pairs, beside random sets matched in kind and "
+        "layer",
     )
 
 
@@ -146,12 +152,15 @@ def render_suppression(study: CopySuppression) -> str:
     """One page: the evidence per head."""
     rows = study.rows
     columns = [
-        Column("head", [r.head for r in rows]), _effects("direct effect", [r.direct_effect for r in rows]), _numbers("p", [r.p for r in rows], 3),
-        _numbers("OV: own token among the lowest", [r.ov_among_lowest for r in rows], 2, f"chance {number(study.chance_lowest)}"),
+        Column("head", [r.head for r in rows]), _effects("direct effect", [r.direct_effect for r in rows]),
+        _numbers("p", [r.p for r in rows], 3),
+        _numbers("OV: own token among the "
+                 "lowest", [r.ov_among_lowest for r in rows], 2, f"chance {number(study.chance_lowest)}"),
         _numbers("OV percentile", [r.ov_percentile for r in rows], 2, "0: always lowered most; chance 0.5"),
         _numbers("QK: own token first", [r.qk_first for r in rows], 2, f"chance {number(study.chance_first)}"),
         _numbers("QK percentile", [r.qk_percentile for r in rows], 2, "1: always attended most; chance 0.5"),
-        _numbers("KL when ablated", [r.kl_ablated for r in rows], 4), _numbers("share explained", [r.share_explained for r in rows], 2),
+        _numbers("KL when ablated", [r.kl_ablated for r in rows], 4),
+        _numbers("share explained", [r.share_explained for r in rows], 2),
     ]  # fmt: skip
     return figures_page(
         "Copy suppression",
@@ -164,13 +173,19 @@ def render_removal(study: Removal) -> str:
     """One page: the removed heads beside matched random ones, task by task."""
     rows = study.rows
     columns = [
-        Column("task", [r.task for r in rows]), Column("metric", [words(r.metric_name) for r in rows]), _numbers("intact", [r.intact for r in rows]),
-        _numbers("removed", [r.removed for r in rows]), _numbers("random, mean", [_mean(r.random) for r in rows]), _numbers("random, worst", [min(r.random) for r in rows]),
-        _numbers("p", [r.p for r in rows], 3), _numbers("accuracy", [r.accuracy for r in rows]), _numbers("removed", [r.accuracy_removed for r in rows]),
+        Column("task", [r.task for r in rows]), Column("metric", [words(r.metric_name) for r in rows]),
+        _numbers("intact", [r.intact for r in rows]),
+        _numbers("removed", [r.removed for r in rows]), _numbers("random, mean", [_mean(r.random) for r in rows]),
+        _numbers("random, worst", [min(r.random) for r in rows]),
+        _numbers("p", [r.p for r in rows], 3), _numbers("accuracy", [r.accuracy for r in rows]),
+        _numbers("removed", [r.accuracy_removed for r in rows]),
         _numbers("random", [_mean(r.accuracy_random) for r in rows]),
     ]  # fmt: skip
     named = ", ".join(f"{head} ({number(score, 2)})" for head, score in zip(study.heads, study.scores, strict=True))
-    caption = f"{study.kind} ablation of the top {study.role} heads {named}, beside {len(study.random_sets)} random sets matched in number and layer"
+    caption = (
+        f"{study.kind} ablation of the top {study.role} heads {named}, beside {len(study.random_sets)} random "
+        "sets matched in number and layer"
+    )
     return figures_page(f"Removal of {study.role} heads", [Fragment(table(columns, caption=caption))])
 
 
@@ -186,7 +201,8 @@ def formation_table(study: Formation) -> str:
     columns += [_numbers(name, [r.clamped[name] for r in rows], 2, "loss") for name in rows[0].clamped]
     return table(
         columns,
-        caption="Scores of the best head; loss at the repetition in nats, intact and with activations clamped to the last checkpoint's",
+        caption="Scores of the best head; loss at the repetition in nats, intact and with activations clamped to the "
+        "last checkpoint's",
     )
 
 

@@ -28,7 +28,8 @@ def agreement_figure(estimate: Effects, truth: Effects) -> Figure:
     rows = estimate.agreement(truth)
     kinds = list(rows)
     titles = [
-        f"{kind}<br><span style='font-size:11px'>Pearson {number(rows[kind].pearson)}, Spearman {number(rows[kind].spearman)}</span>"
+        f"{kind}<br><span style='font-size:11px'>Pearson {number(rows[kind].pearson)}, Spearman "
+        f"{number(rows[kind].spearman)}</span>"
         for kind in kinds
     ]
     figure = make_subplots(1, len(kinds), subplot_titles=titles, horizontal_spacing=min(0.09, 0.5 / len(kinds)))
@@ -50,8 +51,10 @@ def agreement_figure(estimate: Effects, truth: Effects) -> Figure:
             col=column,
         )
         points = go.Scatter(
-            x=x, y=y, mode="markers", marker={"color": POSITIVE, "size": 6, "opacity": 0.65}, customdata=_points(truth[kind], x, y),
-            hovertemplate="%{customdata[0]}<br>measured %{customdata[1]}, estimated %{customdata[2]}<extra></extra>", showlegend=False,
+            x=x, y=y, mode="markers", marker={"color": POSITIVE, "size": 6, "opacity": 0.65},
+            customdata=_points(truth[kind], x, y),
+            hovertemplate="%{customdata[0]}<br>measured %{customdata[1]}, estimated "
+                          "%{customdata[2]}<extra></extra>", showlegend=False,
         )  # fmt: skip
         figure.add_trace(points, row=1, col=column)
         figure.update_xaxes(
@@ -67,7 +70,10 @@ def agreement_figure(estimate: Effects, truth: Effects) -> Figure:
         )
     first = estimate[kinds[0]]
     figure.update_layout(margin={"l": 64, "r": 20, "t": 108, "b": 56})
-    subtitle = f"{words(first.metric_name)}, {'denoising' if first.direction == 'denoise' else 'noising'}; each point is one place, the dashed line is perfect agreement"
+    subtitle = (
+        f"{words(first.metric_name)}, {'denoising' if first.direction == 'denoise' else 'noising'}; each point "
+        "is one place, the dashed line is perfect agreement"
+    )
     return titled(
         figure, "Estimated against measured effects", subtitle, width=min(1060, 90 + 310 * len(kinds)), height=430
     )

@@ -1,7 +1,8 @@
 """Attention patterns: a selector with a small picture per head, and the selected head drawn large by circuitsvis.
 
 circuitsvis' script is inlined once per page and its renderer called with escaped props; its Python helpers are not
-used, since they probe the network on display and leave token text unescaped. Long prompts are cut, and the page says so.
+used, since they probe the network on display and leave token text unescaped. Long prompts are cut, and the page says
+so.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ MAX_TOKENS = 64
 """Longer prompts are shown up to here: a larger picture has no readable cells, and a file of many megabytes."""
 DIGITS = 3
 WHOLE, ENDS, AROUND = 80, 16, 10
-"""Prompts up to `WHOLE` tokens are written in full; of longer ones, `ENDS` tokens at each end and `AROUND` around differences."""
+"""Prompts up to `WHOLE` tokens are written in full; of longer ones, `ENDS` tokens at each end and `AROUND` around
+differences.
+"""
 
 
 @draws(AttentionPatterns)
@@ -39,7 +42,8 @@ def attention_fragment(patterns: AttentionPatterns) -> Fragment:
         raise InputError("attention needs at least one head and one token to be drawn; got none")
     if tuple(patterns.patterns.shape) != (n_heads, n_tokens, n_tokens):
         raise InputError(
-            f"patterns are [head, query_pos, key_pos] = {(n_heads, n_tokens, n_tokens)}; got {tuple(patterns.patterns.shape)}"
+            f"patterns are [head, query_pos, key_pos] = {(n_heads, n_tokens, n_tokens)}; got "
+            f"{tuple(patterns.patterns.shape)}"
         )
     kept = min(n_tokens, MAX_TOKENS)
     values = patterns.patterns[:, :kept, :kept].float()
@@ -51,9 +55,11 @@ def attention_fragment(patterns: AttentionPatterns) -> Fragment:
     cut = f" Only the first {kept} of {n_tokens} tokens are drawn." if kept < n_tokens else ""
     body = (
         f'<div class="mw-attention" data-mw-attention>{embed_json(data)}'
-        f'<p class="mw-muted">Prompt: {prompt_markup(patterns.tokens)}.{escape(cut)} Rows are queries, columns keys; each row sums to 1.</p>'
+        f'<p class="mw-muted">Prompt: {prompt_markup(patterns.tokens)}.{escape(cut)} Rows are queries, columns keys; '
+        "each row sums to 1.</p>"
         f'<div class="mw-attention-view"></div></div>\n'
-        f'<details class="mw-fallback"><summary>Where each head looks most, as a table ({escape(plural(n_heads, "head"))})</summary>{_table(patterns)}</details>'
+        '<details class="mw-fallback"><summary>Where each head looks most, as a table '
+        f"({escape(plural(n_heads, 'head'))})</summary>{_table(patterns)}</details>"
     )
     return Fragment(body, needs=("attention",))
 

@@ -55,7 +55,10 @@ def render_neuron_scores(scores: NeuronScores) -> str:
     """The strongest neurons."""
     top = scores.top(N_ROWS)
     columns = _scored([name for name, _ in top], [v for _, v in top], "neuron")
-    caption = f"The {len(top)} strongest of {count(scores.values.numel())} neurons: estimated effects on {words(scores.metric_name)}"
+    caption = (
+        f"The {len(top)} strongest of {count(scores.values.numel())} neurons: estimated effects on "
+        f"{words(scores.metric_name)}"
+    )
     return _page("Neuron scores", table(columns, caption=caption))
 
 
@@ -112,7 +115,10 @@ def render_reuse(found: CircuitReuse) -> str:
     chance = [[value for owner in found.tasks for value in cells[task, owner].random] for task in found.tasks]
     columns.append(Column("random circuits", [fixed(sum(row) / len(row)) for row in chance], numeric=True))
     first = next(iter(cells.values()))
-    caption = f"Faithfulness on held-out pairs with 95 % interval, {first.ablation} ablation: a row's task run by a column's circuit"
+    caption = (
+        f"Faithfulness on held-out pairs with 95 % interval, {first.ablation} ablation: a row's task run by a "
+        "column's circuit"
+    )
     return _page("Circuits of several tasks", _overlaps(found.comparison), table(columns, caption=caption))
 
 
@@ -148,7 +154,10 @@ def completeness_table(found: Completeness) -> str:
         (f"incompleteness, learned knock-out of {plural(len(found.knocked_out), 'edge')}", fixed(found.learned)),
     ]
     columns = [Column("quantity", [name for name, _ in rows]), Column("value", [v for _, v in rows], numeric=True)]
-    caption = "Measured: completeness. 0 means that circuit and model react alike; shares of the gap between model and empty circuit"
+    caption = (
+        "Measured: completeness. 0 means that circuit and model react alike; shares of the gap between model "
+        "and empty circuit"
+    )
     return table(columns, caption=caption)
 
 
@@ -183,7 +192,10 @@ def render_leaderboard(board: Leaderboard) -> str:
         ),
         Column("CPU-seconds", [*(fixed(s.seconds, 1) for s in rows), ""], numeric=True),
     ]
-    caption = f"{board.model_name}, {board.task_name}: circuits found on {plural(board.n_train, 'pair')}, tested on {count(board.n_test)} others"
+    caption = (
+        f"{board.model_name}, {board.task_name}: circuits found on {plural(board.n_train, 'pair')}, tested on "
+        f"{count(board.n_test)} others"
+    )
     return _page("Ways to score edges", table(columns, caption=caption))
 
 

@@ -1,4 +1,6 @@
-"""Two models drawn: how far apart they are layer by layer beside noise of the same size, and what patching one into the other carries."""
+"""Two models drawn: how far apart they are layer by layer beside noise of the same size, and what patching one into the
+other carries.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross")
 
 
 def divergence_figure(found: Divergence) -> Figure:
-    """Distance by layer, one line per kind of site with its null dashed below, and KL of the stream's readings beside it."""
+    """Distance by layer, one line per kind of site with its null dashed below, and KL of the stream's readings beside
+    it.
+    """
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
@@ -31,10 +35,12 @@ def divergence_figure(found: Divergence) -> Figure:
         layers = [row.layer for row in rows]
         line = go.Scatter(
             x=layers, y=[row.distance for row in rows], name=words(kind), mode="lines+markers",
-            line={"color": colour, "width": 2}, marker={"symbol": SYMBOLS[i % len(SYMBOLS)], "size": 8, "color": colour},
+            line={"color": colour, "width": 2}, marker={"symbol": SYMBOLS[i % len(SYMBOLS)], "size": 8,
+            "color": colour},
             error_y={
                 "type": "data", "array": [row.interval[1] - row.distance for row in rows],
-                "arrayminus": [row.distance - row.interval[0] for row in rows], "thickness": 1, "width": 2, "color": colour,
+                "arrayminus": [row.distance - row.interval[0] for row in rows], "thickness": 1, "width": 2,
+                "color": colour,
             },
             hovertemplate=f"{words(kind)}, layer %{{x}}: %{{y:.4f}}<extra></extra>",
         )  # fmt: skip
@@ -52,7 +58,8 @@ def divergence_figure(found: Divergence) -> Figure:
     ):
         trace = go.Scatter(
             x=[row.layer for row in stream], y=values, mode="lines+markers", name=name, showlegend=False,
-            line={"color": COLOURS[0], "width": 2 if dash == "solid" else 1, "dash": dash}, marker={"color": COLOURS[0], "size": 6},
+            line={"color": COLOURS[0], "width": 2 if dash == "solid" else 1, "dash": dash},
+            marker={"color": COLOURS[0], "size": 6},
             hovertemplate=f"{name}, layer %{{x}}: %{{y:.4f}} nats<extra></extra>",
         )  # fmt: skip
         figure.add_trace(trace, row=1, col=2)
@@ -64,12 +71,17 @@ def divergence_figure(found: Divergence) -> Figure:
         margin={"l": 64, "r": 24, "t": 72, "b": 96},
     )
     a, b = found.names
-    subtitle = f"{a} and {b} on {found.task_name}, {plural(found.n_pairs, 'prompt')}; dashed: weights with noise of the same size"
+    subtitle = (
+        f"{a} and {b} on {found.task_name}, {plural(found.n_pairs, 'prompt')}; dashed: weights with noise of "
+        "the same size"
+    )
     return titled(figure, "Where two models come apart", subtitle, width=860, height=440)
 
 
 def across_figure(found: AcrossModels) -> Figure:
-    """Share of the difference between the models that each site carries, by layer, one line per kind (heads as points)."""
+    """Share of the difference between the models that each site carries, by layer, one line per kind (heads as
+    points).
+    """
     import plotly.graph_objects as go
 
     figure = go.Figure()
@@ -84,7 +96,8 @@ def across_figure(found: AcrossModels) -> Figure:
             marker={"symbol": SYMBOLS[i % len(SYMBOLS)], "size": 8, "color": colour},
             error_y={
                 "type": "data", "array": [max(0.0, row.interval[1] - row.share) for row in rows],
-                "arrayminus": [max(0.0, row.share - row.interval[0]) for row in rows], "thickness": 1, "width": 2, "color": colour,
+                "arrayminus": [max(0.0, row.share - row.interval[0]) for row in rows], "thickness": 1, "width": 2,
+                "color": colour,
             },
             text=[str(row.site) for row in rows], hovertemplate="%{text}: %{y:.3f}<extra></extra>",
         )  # fmt: skip
@@ -113,7 +126,9 @@ def across_figure(found: AcrossModels) -> Figure:
 
 @draws(Divergence)
 def render_divergence(found: Divergence, across: AcrossModels | None = None) -> str:
-    """One self-contained HTML page: the plot, and every number in a table; with `across`, what patching carries below it."""
+    """One self-contained HTML page: the plot, and every number in a table; with `across`, what patching carries below
+    it.
+    """
     return figures_page("Two models", [*_divergence_parts(found), *([] if across is None else _across_parts(across))])
 
 
@@ -177,5 +192,6 @@ def _said(found: Divergence) -> str:
     return (
         "The control is noise in one model's weights, as large as the two models' difference. "
         f"The residual streams differ more than under noise {first}; the words read from them {read}. "
-        f"The outputs differ by {number(found.output_kl)} nats; the metric is {fixed(found.metric[0])} and {fixed(found.metric[1])}."
+        f"The outputs differ by {number(found.output_kl)} nats; the metric is {fixed(found.metric[0])} and "
+        f"{fixed(found.metric[1])}."
     )

@@ -28,7 +28,9 @@ def render_components(study: ComponentStudy) -> str:
 
 
 def card_fragments(findings: Findings) -> list[Fragment]:
-    """A row per node of the circuit (without a circuit: per node that something is known about), strongest first; each unfolds."""
+    """A row per node of the circuit (without a circuit: per node that something is known about), strongest first; each
+    unfolds.
+    """
     known = findings.node_facts()
     circuit = findings.circuit
     roles, notes = (circuit.roles, circuit.notes) if circuit is not None else ({}, {})
@@ -39,10 +41,16 @@ def card_fragments(findings: Findings) -> list[Fragment]:
         return []
     cards = [_row(node, known[node], roles.get(node, ""), notes.get(node, ""), rows.get(node)) for node in wanted]
     where = findings.pairs_word(findings.studies[0].provenance) + "s" if findings.studies else "pairs"
-    lead = f"Effect: what the metric loses when the head is mean-ablated, with its standard error over {where}. A row unfolds; roles are words chosen by rule."
+    lead = (
+        f"Effect: what the metric loses when the head is mean-ablated, with its standard error over {where}. A row "
+        "unfolds; roles are words chosen by rule."
+    )
     body = f'<p class="mw-muted">{escape(lead)}</p><div class="mw-rows">{"".join(cards[:N_CARDS])}</div>'
     if rest := cards[N_CARDS:]:
-        body += f'<details class="mw-fallback"><summary>The other {escape(plural(len(rest), "component"))} of the circuit</summary><div class="mw-rows">{"".join(rest)}</div></details>'
+        body += (
+            f'<details class="mw-fallback"><summary>The other {escape(plural(len(rest), "component"))} of the '
+            f'circuit</summary><div class="mw-rows">{"".join(rest)}</div></details>'
+        )
     return [Fragment(body, needs=("heads",))]
 
 
@@ -70,12 +78,17 @@ def _sides(node: str, known: list[Card], role: str, note: str) -> str:
     found = [card for card in known if card.certainty != "interpretation"]
     words = cards_markup(said) or '<p class="mw-muted">nothing yet</p>'
     return (
-        f'<div class="mw-card-sides"><div role="group" aria-label="{name}: measured and estimated">{cards_markup(found)}</div>'
-        f'<div role="group" aria-label="{name}: interpretation"><p class="mw-side-title">Interpretation</p>{words}</div></div>'
+        f'<div class="mw-card-sides"><div role="group" aria-label="{name}: measured and '
+        f'estimated">{cards_markup(found)}</div>'
+        f'<div role="group" aria-label="{name}: interpretation"><p '
+        f'class="mw-side-title">Interpretation</p>{words}</div></div>'
     )
 
 
 def _card(node: str, known: list[Card]) -> str:
     name = escape(node)
     head = f'<h4><button type="button" class="mw-select" data-mw-select="{name}">{name}</button></h4>'
-    return f'<article class="mw-card" data-mw-row="{name}" aria-label="{name}">{head}{_sides(node, known, "", "")}</article>'
+    return (
+        f'<article class="mw-card" data-mw-row="{name}" '
+        f'aria-label="{name}">{head}{_sides(node, known, "", "")}</article>'
+    )

@@ -1,4 +1,6 @@
-"""Faithfulness over the share of edges, with its interval, beside random circuits of the same sizes and the empty one."""
+"""Faithfulness over the share of edges, with its interval, beside random circuits of the same sizes and the
+empty one.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ if TYPE_CHECKING:
 
 
 def curve_figure(curve: FaithfulnessCurve, *, chosen: CircuitEvaluation | None = None, pairs: str = "pair") -> Figure:
-    """The curve as a plotly figure; `chosen` marks one circuit that was evaluated on its own, `pairs` says which pairs."""
+    """The curve as a plotly figure; `chosen` marks one circuit that was evaluated on its own, `pairs` says
+    which pairs.
+    """
     import plotly.graph_objects as go
 
     low, high = (list(side) for side in zip(*curve.intervals(), strict=True))
@@ -31,7 +35,8 @@ def curve_figure(curve: FaithfulnessCurve, *, chosen: CircuitEvaluation | None =
         )  # fmt: skip
 
     band = go.Scatter(
-        x=x + x[::-1], y=high + low[::-1], fill="toself", fillcolor="rgba(0,114,178,0.18)", line={"width": 0}, hoverinfo="skip",
+        x=x + x[::-1], y=high + low[::-1], fill="toself", fillcolor="rgba(0,114,178,0.18)", line={"width": 0},
+        hoverinfo="skip",
         name="95 % interval over pairs", mode="lines",
     )  # fmt: skip
     figure = go.Figure(
@@ -132,7 +137,9 @@ def evaluation_table(evaluations: list[CircuitEvaluation], pairs: str = "pair") 
     n_pairs = len(evaluations[0].per_example) if evaluations else 0
     columns = [
         Column("edges kept", names), Column("edges", edges, numeric=True), Column("faithfulness", faith, numeric=True),
-        Column("95 % interval", interval, numeric=True), Column(f"mean {words(evaluations[0].metric_name) if evaluations else 'metric'}", metric, numeric=True), Column("accuracy", accuracy, numeric=True),
+        Column("95 % interval", interval, numeric=True),
+        Column(f"mean {words(evaluations[0].metric_name) if evaluations else 'metric'}", metric, numeric=True),
+        Column("accuracy", accuracy, numeric=True),
     ]  # fmt: skip
     return table(columns, caption=f"The circuit beside its controls, measured on the same {plural(n_pairs, pairs)}")
 
@@ -155,9 +162,13 @@ def _chosen_mark(chosen: CircuitEvaluation) -> object:
     low, high = chosen.interval()
     value = chosen.faithfulness
     return go.Scatter(
-        x=[chosen.circuit.fraction], y=[value], mode="markers", name=f"the circuit of this report ({plural(chosen.circuit.n_edges, 'edge')})",
-        error_y={"type": "data", "symmetric": False, "array": [high - value], "arrayminus": [value - low], "color": INK, "thickness": 1.5},
-        marker={"symbol": "star", "size": 13, "color": INK}, text=[f"faithfulness {number(value)}<br>{plural(chosen.circuit.n_edges, 'edge')}"],
+        x=[chosen.circuit.fraction], y=[value], mode="markers", name="the circuit of this report "
+                                                                     f"({plural(chosen.circuit.n_edges, 'edge')})",
+        error_y={"type": "data", "symmetric": False, "array": [high - value], "arrayminus": [value - low], "color": INK,
+        "thickness": 1.5},
+        marker={"symbol": "star", "size": 13, "color": INK}, text=[("faithfulness "
+                                                                   f"{number(value)}<br>"
+                                                                   f"{plural(chosen.circuit.n_edges, 'edge')}")],
         hovertemplate="%{text}<extra></extra>",
     )  # fmt: skip
 

@@ -1,4 +1,6 @@
-"""Features drawn: faithfulness of their circuits over size, how good they are as a code, how well they tell concepts apart."""
+"""Features drawn: faithfulness of their circuits over size, how good they are as a code, how well they tell concepts
+apart.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ ROWS = 40
 
 
 def feature_curves_figure(curves: FeatureCurves) -> Figure:
-    """Faithfulness over the number of nodes (log scale), one line per method with its interval, random circuits beside."""
+    """Faithfulness over the number of nodes (log scale), one line per method with its interval, random
+    circuits beside.
+    """
     import plotly.graph_objects as go
 
     x = list(curves.sizes)
@@ -36,7 +40,8 @@ def feature_curves_figure(curves: FeatureCurves) -> Figure:
         figure.add_trace(
             go.Scatter(
                 x=x, y=y, mode="lines+markers", name=f"{method} (area {number(curves.area(method))})",
-                line={"color": colour, "width": 2}, marker={"color": colour, "size": 8, "symbol": SYMBOLS[i % len(SYMBOLS)]},
+                line={"color": colour, "width": 2},
+                marker={"color": colour, "size": 8, "symbol": SYMBOLS[i % len(SYMBOLS)]},
                 error_y={"type": "data", **bars, "thickness": 1, "width": 3, "color": colour},
                 hovertemplate=f"{method}: %{{y:.3f}} with %{{x}} nodes<extra></extra>",
             )
@@ -44,15 +49,18 @@ def feature_curves_figure(curves: FeatureCurves) -> Figure:
     if len(curves.random_per_example):
         figure.add_trace(
             go.Scatter(
-                x=x, y=curves.random.tolist(), mode="lines+markers", name=f"random circuits (area {number(curves.random_area)})",
-                line={"color": NEUTRAL, "dash": "dot", "width": 2}, marker={"color": NEUTRAL, "size": 6, "symbol": "diamond-open"},
+                x=x, y=curves.random.tolist(), mode="lines+markers", name="random circuits (area "
+                                                                          f"{number(curves.random_area)})",
+                line={"color": NEUTRAL, "dash": "dot", "width": 2},
+                marker={"color": NEUTRAL, "size": 6, "symbol": "diamond-open"},
                 hovertemplate="random: %{y:.3f} with %{x} nodes<extra></extra>",
             )
         )  # fmt: skip
     for height, name in ((0.0, "nothing kept"), (1.0, "whole model")):
         figure.add_hline(
             y=height, line={"color": MUTED, "width": 1, "dash": "4px 3px"},
-            annotation={"text": name, "font": {"size": 11, "color": MUTED}, "xanchor": "left", "x": 0.004, "yanchor": "bottom"},
+            annotation={"text": name, "font": {"size": 11, "color": MUTED}, "xanchor": "left", "x": 0.004,
+            "yanchor": "bottom"},
         )  # fmt: skip
     errors = "features and errors" if curves.errors == "ranked" else "features, errors cut"
     figure.update_xaxes(
@@ -63,7 +71,10 @@ def feature_curves_figure(curves: FeatureCurves) -> Figure:
         legend={"orientation": "h", "y": -0.22, "x": 0, "xanchor": "left", "yanchor": "top"},
         margin={"l": 64, "r": 24, "t": 66, "b": 130},
     )
-    subtitle = f"{curves.task_name}, {words(curves.ablation)} ablation of all other nodes, {plural(len(curves.model_per_example), 'pair')}; bars: 95 %"
+    subtitle = (
+        f"{curves.task_name}, {words(curves.ablation)} ablation of all other nodes, "
+        f"{plural(len(curves.model_per_example), 'pair')}; bars: 95 %"
+    )
     return titled(figure, "Faithfulness of feature circuits", subtitle, width=760, height=500)
 
 
@@ -121,7 +132,9 @@ def reconstruction_figure(measured: FeatureEvaluation) -> Figure:
 
 
 def suppression_figure(study: SuppressionStudy) -> Figure:
-    """What is left of the concept against what is left of the other class: good is left and up; open marks are random features."""
+    """What is left of the concept against what is left of the other class: good is left and up; open marks are random
+    features.
+    """
     import plotly.graph_objects as go
 
     figure = go.Figure()
@@ -131,9 +144,11 @@ def suppression_figure(study: SuppressionStudy) -> Figure:
             symbol = SYMBOLS[i % len(SYMBOLS)] + ("-open" if control else "")
             figure.add_trace(
                 go.Scatter(
-                    x=[r.concept for r in rows], y=[r.other_class for r in rows], mode="markers", name=f"{method}{', random features' if control else ''}",
+                    x=[r.concept for r in rows], y=[r.other_class for r in rows], mode="markers",
+                    name=f"{method}{', random features' if control else ''}",
                     marker={"color": COLOURS[i % len(COLOURS)], "size": 10, "symbol": symbol},
-                    text=[f"{method}, share {number(r.share)}{', random features' if control else ''}, KL on others {r.kl:.4f}" for r in rows],
+                    text=[f"{method}, share {number(r.share)}{', random features' if control else ''}, KL on others "
+                          f"{r.kl:.4f}" for r in rows],
                     hovertemplate="%{text}<br>concept %{x:.3f}, other class %{y:.3f}<extra></extra>",
                 )
             )  # fmt: skip
@@ -175,7 +190,8 @@ def render_feature_curves(curves: FeatureCurves) -> str:
     """One page: the curves, and every number."""
     best = max(curves.methods, key=curves.area)
     said = (
-        f"Mean faithfulness over log size: {', '.join(f'{m} {number(curves.area(m))}' for m in curves.methods)}, random {number(curves.random_area)}. "
+        f"Mean faithfulness over log size: {', '.join(f'{m} {number(curves.area(m))}' for m in curves.methods)}, "
+        f"random {number(curves.random_area)}. "
         f"Largest: {best}."
     )
     if len(curves.methods) > 1:
@@ -189,7 +205,10 @@ def render_feature_curves(curves: FeatureCurves) -> str:
         ]
         columns.append(Column(method, cells, numeric=True))
     columns.append(Column("random", [fixed(v) for v in curves.random.tolist()], numeric=True))
-    caption = f"Faithfulness of the strongest of {count(curves.n_varying)} nodes that vary, 95 % interval over pairs; 0 = nothing kept, 1 = whole model"
+    caption = (
+        f"Faithfulness of the strongest of {count(curves.n_varying)} nodes that vary, 95 % interval over pairs; "
+        "0 = nothing kept, 1 = whole model"
+    )
     figure = figure_fragment(feature_curves_figure(curves), said)
     return figures_page(
         "Feature circuits", [Fragment(f"<p>{said}</p>"), figure, Fragment(table(columns, caption=caption))]
@@ -215,7 +234,10 @@ def render_suppression(study: SuppressionStudy) -> str:
         Column("accuracy on other tasks", [fixed(r.other_tasks) for r in rows], numeric=True),
         Column("KL on other tasks", [f"{r.kl:.4f}" for r in rows], numeric=True),
     ]
-    said = f"Metric as a share of the unsuppressed model's: {number(study.plain['concept'])} on prompts of the concept, {number(study.plain['other_class'])} on the others."
+    said = (
+        f"Metric as a share of the unsuppressed model's: {number(study.plain['concept'])} on prompts of the "
+        f"concept, {number(study.plain['other_class'])} on the others."
+    )
     figure = figure_fragment(suppression_figure(study), said)
     caption = f"{study.concept}: {', '.join(f'f{i}' for i in study.chosen)} of {study.place}"
     return figures_page("Suppression", [Fragment(f"<p>{said}</p>"), figure, Fragment(table(columns, caption=caption))])
@@ -229,7 +251,10 @@ def render_feature_scores(scores: FeatureScores) -> str:
         Column("node", [name for name, _ in top]),
         Column("score", [signed(v) for _, v in top], numeric=True, signs=[v for _, v in top]),
     ]
-    caption = f"{scores.method}, estimated effects on {words(scores.metric_name)}; {count(int(scores.varies.sum()))} of {count(len(scores.nodes))} nodes vary"
+    caption = (
+        f"{scores.method}, estimated effects on {words(scores.metric_name)}; {count(int(scores.varies.sum()))} "
+        f"of {count(len(scores.nodes))} nodes vary"
+    )
     return figures_page("Scores of features", [Fragment(table(columns, caption=caption))])
 
 
@@ -256,14 +281,20 @@ def _evaluation(measured: FeatureEvaluation) -> list[Fragment]:
         Column("variance missed", [*(fixed(v) for v in measured.unexplained), ""], numeric=True),
         Column("random directions", [*(fixed(v) for v in measured.random_unexplained), ""], numeric=True),
         Column("L0", [*(fixed(v, 1) for v in measured.l0), ""], numeric=True, title="features above 0 per position"),
-        Column("dead", [*(percent(v) for v in measured.dead), ""], numeric=True, title="features that are 0 everywhere"),
+        Column("dead", [*(percent(v) for v in measured.dead), ""], numeric=True, title="features that are 0 "
+                                                                                       "everywhere"),
         Column(
-            "loss recovered", [f"{fixed(v)} [{fixed(a)}, {fixed(b)}]" for v, (a, b) in zip(measured.recovered, intervals, strict=True)], numeric=True
+            "loss recovered", [f"{fixed(v)} [{fixed(a)}, "
+                               f"{fixed(b)}]" for v, (a, b) in zip(measured.recovered, intervals, strict=True)],
+                               numeric=True
         ),
         Column("with random directions", [fixed(v) for v in measured.random_recovered], numeric=True),
         Column("loss, bits", [fixed(v) for v in measured.loss("spliced")], numeric=True),
     ]  # fmt: skip
-    said = f"The model's loss is {number(measured.loss('plain')[0])} bits per token; with every reconstruction in place {number(measured.loss('spliced')[n])}."
+    said = (
+        f"The model's loss is {number(measured.loss('plain')[0])} bits per token; with every reconstruction in "
+        f"place {number(measured.loss('spliced')[n])}."
+    )
     caption = (
         "Loss recovered: 0 = each position has the place's mean, 1 = nothing is lost; 95 % interval over rows of text"
     )
@@ -283,7 +314,10 @@ def _separability(found: Separability) -> list[Fragment]:
         Column("passes", ["yes" if r.passes else "no" for r in rows]),
     ]
     best = found.best
-    said = f"{found.concept} is told apart best by f{best.feature} of {best.place}, at a distance of {fixed(best.distance)}."
+    said = (
+        f"{found.concept} is told apart best by f{best.feature} of {best.place}, at a distance of "
+        f"{fixed(best.distance)}."
+    )
     caption = "Jensen-Shannon distance on held-out prompts; passes: above chance and at least the best dimension"
     return [
         Fragment(f"<p>{said}</p>"),

@@ -21,13 +21,21 @@ def render_heads(study: HeadStudy) -> str:
 
 
 def heads_fragment(study: HeadStudy, *, limit: int = 16) -> Fragment:
-    """The table as part of a page; a row and the node of the graph are the same selection. Heads beyond `limit` are folded."""
+    """The table as part of a page; a row and the node of the graph are the same selection. Heads beyond `limit` are
+    folded.
+    """
     rows = sorted(study.rows, key=lambda row: -abs(row.effect))
-    key = "Positive: the head raises the metric, and ablating it lowers it. The attention columns give mean attention from one span to another."
+    key = (
+        "Positive: the head raises the metric, and ablating it lowers it. The attention columns give mean attention "
+        "from one span to another."
+    )
     body = f'<div class="mw-heads-table">{_head_table(study, rows[:limit])}<p class="mw-muted">{escape(key)}</p></div>'
     if len(rows) > limit:
         rest = rows[limit:]
-        body += f'<details class="mw-fallback"><summary>The other {escape(plural(len(rest), "head"))}, of smaller effect</summary>{_head_table(study, rest)}</details>'
+        body += (
+            f'<details class="mw-fallback"><summary>The other {escape(plural(len(rest), "head"))}, of smaller '
+            f"effect</summary>{_head_table(study, rest)}</details>"
+        )
     return Fragment(body, needs=("heads",))
 
 
@@ -67,7 +75,8 @@ def _head_table(study: HeadStudy, rows: Sequence[HeadRow]) -> str:
             )
         )
     caption = (
-        f"{plural(len(rows), 'head')}, largest effect first, in units of the {words(study.metric_name)}. Measured: everything but the role"
+        f"{plural(len(rows), 'head')}, largest effect first, in units of the {words(study.metric_name)}. Measured: "
+        "everything but the role"
         if rows
         else "No heads were studied"
     )

@@ -1,8 +1,8 @@
 """Heat maps of effects: layer x position, layer x head, and layer x position x head as one panel per head.
 
-Colours are those of the circuit graph: blue for positive effects, orange for negative, centred at zero and symmetric, one
-scale for all panels of a figure. Small maps carry their numbers. Layers run upwards, as in the circuit graph. Positions stand at integers with the tokens as tick labels, so
-that equal tokens stay apart.
+Colours are those of the circuit graph: blue for positive effects, orange for negative, centred at zero and symmetric,
+one scale for all panels of a figure. Small maps carry their numbers. Layers run upwards, as in the circuit graph.
+Positions stand at integers with the tokens as tick labels, so that equal tokens stay apart.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 DIVERGING = (
-    "#8f3e00", "#b84f00", "#D55E00", "#e8985c", "#f6d3ba", "#f7f7f7", "#c3dcec", "#7fb6d8", "#0072B2", "#005c90", "#00436a",
+    "#8f3e00", "#b84f00", "#D55E00", "#e8985c", "#f6d3ba", "#f7f7f7", "#c3dcec", "#7fb6d8", "#0072B2", "#005c90",
+    "#00436a",
 )  # fmt: skip
 SCALE = [[i / (len(DIVERGING) - 1), colour] for i, colour in enumerate(DIVERGING)]
 COLUMNS = 4
@@ -34,9 +35,12 @@ AXIS_WORDS = {
 }  # fmt: skip
 SITE_WORDS = {
     "resid_pre": "residual stream entering the block", "resid_mid": "residual stream between attention and MLP",
-    "resid_post": "residual stream leaving the block", "attn_out": "attention output", "mlp_out": "MLP output", "z": "heads",
-    "path": "direct paths", "embed": "token embeddings", "attn_scores": "attention before the softmax", "mlp_post": "neurons",
-    "q": "queries of heads", "k": "keys of heads", "v": "values of heads", "pattern": "attention patterns", "result": "heads",
+    "resid_post": "residual stream leaving the "
+                  "block", "attn_out": "attention output", "mlp_out": "MLP output", "z": "heads",
+    "path": "direct paths", "embed": "token embeddings", "attn_scores": "attention before the "
+                                                                        "softmax", "mlp_post": "neurons",
+    "q": "queries of heads", "k": "keys of heads", "v": "values of heads", "pattern": "attention patterns",
+    "result": "heads",
 }  # fmt: skip
 
 
@@ -140,7 +144,10 @@ def heading(effect: Effect) -> str:
     if effect.provenance.get("method") == "ablation sweep":
         kind = effect.provenance["ablation"][effect.kind]["spec"]["kind"]
         return f"{effect.kind}: effect of {words(kind)} ablation on {words(effect.metric_name)}, {how}"
-    return f"{effect.kind}: {'denoising' if effect.direction == 'denoise' else 'noising'} effect on {words(effect.metric_name)}, {how}"
+    return (
+        f"{effect.kind}: {'denoising' if effect.direction == 'denoise' else 'noising'} effect on "
+        f"{words(effect.metric_name)}, {how}"
+    )
 
 
 def node_of(kind: str, layer: str, head: str | None) -> str:
@@ -163,7 +170,9 @@ def _subtitle(effect: Effect) -> str:
 
 
 def _panels(effect: Effect) -> list[tuple[str, Tensor, Tensor]]:
-    """(panel title, values, standard errors), each ``[first axis, x]``, one per head when layers, positions and heads vary."""
+    """(panel title, values, standard errors), each ``[first axis, x]``, one per head when layers, positions and heads
+    vary.
+    """
     values, errors = effect.values, effect.standard_error() if len(effect.per_example) > 1 else effect.values * math.nan
     if len(effect.axes) == 2:
         return [("", values, errors)]
@@ -210,8 +219,12 @@ def _bars(effect: Effect) -> Figure:
     axis = effect.axes[0]
     bars = go.Bar(
         x=list(range(len(layers))), y=values, marker={"color": [POSITIVE if v >= 0 else NEGATIVE for v in values]},
-        error_y={"type": "data", "array": errors, "color": MUTED, "thickness": 1.2}, hovertemplate="%{customdata[0]}<br>effect %{customdata[1]}<extra></extra>",
-        customdata=[[f"{AXIS_WORDS[axis]} {plotly_text(layer, 60)}", signed(v), node_of(effect.kind, layer, None) if axis == "layer" else ""] for layer, v in zip(layers, values, strict=True)],
+        error_y={"type": "data", "array": errors, "color": MUTED, "thickness": 1.2},
+        hovertemplate="%{customdata[0]}<br>effect %{customdata[1]}<extra></extra>",
+        customdata=[[(f"{AXIS_WORDS[axis]} "
+                     f"{plotly_text(layer, 60)}"), signed(v),
+                     node_of(effect.kind, layer, None) if axis == "layer" else ""] for layer,
+                     v in zip(layers, values, strict=True)],
     )  # fmt: skip
     figure = go.Figure([bars])
     figure.update_xaxes(

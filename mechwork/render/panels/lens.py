@@ -1,7 +1,8 @@
 """Pictures of lenses: the token x layer table with the top-k on hover, trajectories, and bits per layer.
 
-The table's columns are positions, never token strings, so equal tokens stay apart. Cells and their numbers stand in the page as
-HTML and JSON; scripts only colour and answer the pointer. Settled cells (from the prediction depth on) are underlined.
+The table's columns are positions, never token strings, so equal tokens stay apart. Cells and their numbers stand in the
+page as HTML and JSON; scripts only colour and answer the pointer. Settled cells (from the prediction depth on) are
+underlined.
 """
 
 from __future__ import annotations
@@ -62,14 +63,18 @@ def lens_fragment(lens_table: LensTable) -> Fragment:
         choose = f"<label>prompt <select data-lens-row>{rows}</select></label>"
     more = f" The first {n} of {len(lens_table.tokens)} prompts." if n < len(lens_table.tokens) else ""
     says = (
-        "Rows are places of the residual stream, the model's own output on top; each cell shows the most probable token there. Underlined: from here up "
-        f"the first choice is already the model's. Hover or move with the arrow keys for the {plural(lens_table.top_ids.shape[-1], 'most probable token')}.{more}"
+        "Rows are places of the residual stream, the model's own output on top; each cell shows the most probable "
+        "token there. Underlined: from here up "
+        "the first choice is already the model's. Hover or move with the arrow keys for the "
+        f"{plural(lens_table.top_ids.shape[-1], 'most probable token')}.{more}"
     )
     tables = "".join(_grid(lens_table, row, prompt, hidden=row > 0) for row, prompt in enumerate(prompts))
     body = (
         f'<div class="mw-lens" data-mw-lens>{embed_json(data)}<p class="mw-muted">{escape(says)}</p>'
-        f'<div class="mw-lens-controls" data-lens-controls hidden><label>colour <select data-lens-measure>{options}</select></label>{choose}'
-        f'<span class="mw-muted"><span class="mw-lens-key" style="background:linear-gradient(90deg,#ffffff,#054880)"></span><span data-lens-range></span></span></div>'
+        '<div class="mw-lens-controls" data-lens-controls hidden><label>colour <select '
+        f"data-lens-measure>{options}</select></label>{choose}"
+        '<span class="mw-muted"><span class="mw-lens-key" '
+        'style="background:linear-gradient(90deg,#ffffff,#054880)"></span><span data-lens-range></span></span></div>'
         f"{tables}</div>"
     )
     return Fragment(body, needs=("lens",))
@@ -88,9 +93,11 @@ def _prompt(t: LensTable, row: int) -> dict[str, Any]:
     return {
         "tokens": [shown(i) for i in t.tokens[row, :n].tolist()],
         "targets": [shown(i) for i in t.targets[row, :n].tolist()],
-        "words": [[[[show_token(text, 24), round(p, 4)] for text, p in t.words(k, row, pos)] for pos in range(n)] for k in range(len(t.places))],
+        "words": [[[[show_token(text, 24), round(p, 4)] for text,
+        p in t.words(k, row, pos)] for pos in range(n)] for k in range(len(t.places))],
         "rank": [[int(v) for v in place] for place in t.rank[:, row, :n].tolist()],
-        "probability": short(t.probability), "top": short(t.top_probabilities[..., 0]), "entropy": short(t.entropy), "kl": short(t.kl),
+        "probability": short(t.probability), "top": short(t.top_probabilities[..., 0]), "entropy": short(t.entropy),
+        "kl": short(t.kl),
     }  # fmt: skip
 
 
@@ -111,13 +118,15 @@ def _grid(t: LensTable, row: int, prompt: dict[str, Any], *, hidden: bool) -> st
             first = 0 if k == len(t.places) - 1 and pos == last else -1
             label = f"{text}, probability {probability:.2f}"
             cells.append(
-                f'<td data-place="{k}" data-pos="{pos}" tabindex="{first}"{settled} aria-label="{escape(label)}"><bdi>{escape(text)}</bdi></td>'
+                f'<td data-place="{k}" data-pos="{pos}" tabindex="{first}"{settled} '
+                f'aria-label="{escape(label)}"><bdi>{escape(text)}</bdi></td>'
             )
         lines.append(f"<tr><th scope=row>{escape(t.places[k])}</th>{''.join(cells)}</tr>")
     off = " hidden" if hidden else ""
     caption = f"prompt {row + 1}"
     return (
-        f'<div class="mw-scroll" tabindex="0" role="region" aria-label="{caption}"{off}><table class="mw-lens-grid" data-lens-table="{row}">'
+        f'<div class="mw-scroll" tabindex="0" role="region" aria-label="{caption}"{off}><table class="mw-lens-grid" '
+        f'data-lens-table="{row}">'
         f"<thead><tr><th scope=col>place</th>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
     )
 
@@ -139,8 +148,10 @@ def trajectory_figure(paths: list[Trajectory]) -> Figure:
             mean = path.mean(name).tolist()
             figure.add_trace(
                 go.Scatter(
-                    x=path.share.tolist(), y=[v + 1 for v in mean] if name == "rank" else mean, mode="lines+markers", name=plotly_text(path.label), showlegend=i == 0,
-                    text=[f"{place}: {number(v)}" for place, v in zip(path.places, mean, strict=True)], hovertemplate="%{text}<extra></extra>",
+                    x=path.share.tolist(), y=[v + 1 for v in mean] if name == "rank" else mean, mode="lines+markers",
+                    name=plotly_text(path.label), showlegend=i == 0,
+                    text=[f"{place}: {number(v)}" for place, v in zip(path.places, mean, strict=True)],
+                    hovertemplate="%{text}<extra></extra>",
                     line={"color": colour, "dash": dash, "width": 2}, marker={"color": colour, "size": 6},
                 ),
                 row=i // 2 + 1, col=i % 2 + 1,
@@ -167,7 +178,10 @@ def trajectory_fragment(paths: list[Trajectory]) -> Fragment:
             Column(TITLES[name], [number(v) for v in path.mean(name).tolist()], numeric=True) for name in MEASURES
         ]
         parts.append(table(columns, caption=f"{path.label}: mean over prompts"))
-    alternative = f"Trajectories over depth of {', '.join(path.label for path in paths)}; the folded tables below have the numbers."
+    alternative = (
+        f"Trajectories over depth of {', '.join(path.label for path in paths)}; the folded tables below "
+        "have the numbers."
+    )
     figure = figure_fragment(trajectory_figure(paths), alternative)
     numbers = f'<details class="mw-fallback"><summary>The numbers by place</summary>{"".join(parts)}</details>'
     return Fragment(figure.body + numbers, needs=figure.needs)
@@ -209,8 +223,11 @@ def bits_figure(measured: LensEvaluation) -> Figure:
         figure.add_trace(
             go.Scatter(
                 x=list(range(len(measured.places))), y=mean.tolist(), mode="lines+markers", name=plotly_text(name, 40),
-                error_y={"type": "data", "symmetric": False, "array": (high - mean).tolist(), "arrayminus": (mean - low).tolist(), "color": colour, "thickness": 1.2},
-                text=[f"{place}: {number(v)} bits" for place, v in zip(measured.places, mean.tolist(), strict=True)], hovertemplate="%{text}<extra></extra>",
+                error_y={"type": "data", "symmetric": False, "array": (high - mean).tolist(),
+                "arrayminus": (mean - low).tolist(), "color": colour, "thickness": 1.2},
+                text=[f"{place}: {number(v)} "
+                      "bits" for place, v in zip(measured.places, mean.tolist(), strict=True)],
+                      hovertemplate="%{text}<extra></extra>",
                 line={"color": colour, "dash": dash, "width": 2}, marker={"color": colour, "size": 6, "symbol": symbol},
             )
         )  # fmt: skip
@@ -220,7 +237,8 @@ def bits_figure(measured: LensEvaluation) -> Figure:
     return titled(
         figure,
         "Bits per layer",
-        f"{plural(len(measured.n), 'row')} of text, {int(measured.n.sum()):,} positions; 95 % intervals over rows; measured",
+        f"{plural(len(measured.n), 'row')} of text, {int(measured.n.sum()):,} positions; 95 % intervals over rows; "
+        "measured",
         width=820,
         height=460,
     )
@@ -271,10 +289,15 @@ def render_evaluated_lens(measured: LensEvaluation) -> str:
     mean = {name: measured.mean(name).tolist() for name in (*measured.sums, "gain")}
     columns = [
         Column("place", measured.places), Column("KL, bits", [fixed(v) for v in mean["kl"]], numeric=True),
-        Column("95 % interval", [f"[{fixed(a)}, {fixed(b)}]" for a, b in zip(low.tolist(), high.tolist(), strict=True)], numeric=True),
-        Column("logit lens", [fixed(v) for v in mean["logit_kl"]], numeric=True), Column("gain", [fixed(v) for v in mean["gain"]], numeric=True),
-        Column("CE, bits", [fixed(v) for v in mean["ce"]], numeric=True), Column("logit lens", [fixed(v) for v in mean["logit_ce"]], numeric=True),
-        Column("top-1", [percent(v) for v in mean["top1"]], numeric=True), Column("logit lens", [percent(v) for v in mean["logit_top1"]], numeric=True),
+        Column("95 % interval", [f"[{fixed(a)}, "
+                                 f"{fixed(b)}]" for a, b in zip(low.tolist(), high.tolist(), strict=True)],
+                                 numeric=True),
+        Column("logit lens", [fixed(v) for v in mean["logit_kl"]], numeric=True),
+        Column("gain", [fixed(v) for v in mean["gain"]], numeric=True),
+        Column("CE, bits", [fixed(v) for v in mean["ce"]], numeric=True),
+        Column("logit lens", [fixed(v) for v in mean["logit_ce"]], numeric=True),
+        Column("top-1", [percent(v) for v in mean["top1"]], numeric=True),
+        Column("logit lens", [percent(v) for v in mean["logit_top1"]], numeric=True),
     ]  # fmt: skip
     alternative = "; ".join(
         f"{place} {number(a)} bits (logit lens {number(b)})"

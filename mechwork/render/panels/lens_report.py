@@ -1,8 +1,9 @@
-"""What lenses and direct logit attribution add to a report: their part of "Where the answer is made", and cards about nodes.
+"""What lenses and direct logit attribution add to a report: their part of "Where the answer is made", and cards about
+nodes.
 
-A node's cards give what the stream says where the node reads it, and at the next place that the lens can read: behind an MLP
-what it has changed, behind a head what all heads of its layer have. They are of the table's first prompt, at its last token or,
-for a node at a span, at the span's last token there.
+A node's cards give what the stream says where the node reads it, and at the next place that the lens can read: behind
+an MLP what it has changed, behind a head what all heads of its layer have. They are of the table's first prompt, at its
+last token or, for a node at a span, at the span's last token there.
 """
 
 from __future__ import annotations

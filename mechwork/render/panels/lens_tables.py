@@ -28,8 +28,10 @@ def attribution_figure(shares: LogitAttribution) -> Figure:
     top = shares.top(BARS)[::-1]
     values = [value for _, value in top]
     bars = go.Bar(
-        x=values, y=[*range(len(top))], orientation="h", marker={"color": [POSITIVE if v > 0 else NEGATIVE for v in values]},
-        text=[f"{plotly_text(term)}: {signed(value)}" for term, value in top], textposition="none", hovertemplate="%{text}<extra></extra>",
+        x=values, y=[*range(len(top))], orientation="h",
+        marker={"color": [POSITIVE if v > 0 else NEGATIVE for v in values]},
+        text=[f"{plotly_text(term)}: "
+              f"{signed(value)}" for term, value in top], textposition="none", hovertemplate="%{text}<extra></extra>",
     )  # fmt: skip
     figure = go.Figure(bars)
     figure.update_yaxes(tickvals=[*range(len(top))], ticktext=[plotly_text(term) for term, _ in top])
@@ -39,7 +41,8 @@ def attribution_figure(shares: LogitAttribution) -> Figure:
     return titled(
         figure,
         f"What makes the {shares.quantity}",
-        f"{signed(float(shares.total.mean()))}{cap}; mean of {plural(len(shares.total), 'prompt')}; exact shares of this run",
+        f"{signed(float(shares.total.mean()))}{cap}; mean of {plural(len(shares.total), 'prompt')}; exact shares of "
+        "this run",
         width=700,
         height=90 + 20 * len(top),
     )
@@ -79,7 +82,10 @@ def render_directions(reading: DirectionReading) -> str:
         Column("raises", [cell(i, lowered=False) for i in range(n)]),
         Column("lowers", [cell(i, lowered=True) for i in range(n)]),
     ]
-    caption = f"Effects in logits per unit over the final norm's scale, through the {reading.lens}; {n} of {plural(len(reading.names), 'direction')}"
+    caption = (
+        f"Effects in logits per unit over the final norm's scale, through the {reading.lens}; {n} of "
+        f"{plural(len(reading.names), 'direction')}"
+    )
     return figures_page("What directions say", [Fragment(table(columns, caption=caption))])
 
 

@@ -1,7 +1,8 @@
-"""Would another choice have given another circuit? Other ablations, resamples, templates, seeds; completeness, minimality.
+"""Would another choice have given another circuit? Other ablations, resamples, templates, seeds; completeness,
+minimality.
 
-Every number of this section is measured (faithfulness, completeness, minimality) or is the overlap of selections by estimated
-scores (stability), and its table says which.
+Every number of this section is measured (faithfulness, completeness, minimality) or is the overlap of selections by
+estimated scores (stability), and its table says which.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ def ablation_table(evaluations: Sequence[CircuitEvaluation]) -> str:
     ]
     return table(
         columns,
-        caption="Measured: the circuit under other ablations, on the same pairs. Each has its own empty circuit, so a value is comparable with those beside it, not with another row's",
+        caption="Measured: the circuit under other ablations, on the same pairs. Each has its own empty circuit, so a "
+        "value is comparable with those beside it, not with another row's",
     )
 
 
@@ -83,7 +85,10 @@ def template_table(stability: Stability) -> str:
         Column("Jaccard index", [fixed(stability.jaccards[i], 2) for i in order], numeric=True),
     ]
     found = table(columns, caption="Overlap with the circuit of all pairs, least alike first")
-    return f'<details class="mw-fallback"><summary>By {escape(stability.over.removesuffix("s"))} ({len(order)})</summary>{found}</details>'
+    return (
+        f'<details class="mw-fallback"><summary>By {escape(stability.over.removesuffix("s"))} '
+        f"({len(order)})</summary>{found}</details>"
+    )
 
 
 def minimality_table(found: Minimality) -> str:
@@ -95,7 +100,10 @@ def minimality_table(found: Minimality) -> str:
     ]
     spare = found.superfluous()
     said = f"{plural(len(spare), 'node')} below 0.01" + (f": {', '.join(spare[:12])}" if spare else "")
-    lead = f"Minimality, measured: what removing a node changes at most, as a share of the gap between model and empty circuit; {said}."
+    lead = (
+        "Minimality, measured: what removing a node changes at most, as a share of the gap between model and "
+        f"empty circuit; {said}."
+    )
     rows = table(columns, caption="Least first", links=RowLinks(list(found.nodes[:n])))
     return f'<p>{escape(lead)}</p><details class="mw-fallback"><summary>By node ({n})</summary>{rows}</details>'
 

@@ -12,7 +12,9 @@ from ..page.text import fixed, plural
 
 @draws(SteerableTable)
 def render_steerable(found: SteerableTable) -> str:
-    """One self-contained HTML page: every place with what steers and what can be read there, and how many places have each outcome."""
+    """One self-contained HTML page: every place with what steers and what can be read there, and how many places have
+    each outcome.
+    """
     rows = found.rows
     columns = [
         Column("task", [row.task for row in rows]),
@@ -32,7 +34,8 @@ def render_steerable(found: SteerableTable) -> str:
         ),
     ]
     said = (
-        f"{plural(len(rows), 'place')}: success of steering with a KL of at most {found.max_kl:g} elsewhere, beside the balanced accuracy "
+        f"{plural(len(rows), 'place')}: success of steering with a KL of at most {found.max_kl:g} elsewhere, beside "
+        "the balanced accuracy "
         "with which each decoder tells clean from corrupt held-out prompts (0.5 is chance)."
     )
     places = table(columns, caption="Every place")

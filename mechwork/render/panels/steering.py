@@ -1,4 +1,6 @@
-"""Steering drawn: success against side effects, one line per method over its strengths, random directions beside them."""
+"""Steering drawn: success against side effects, one line per method over its strengths, random directions
+beside them.
+"""
 
 from __future__ import annotations
 
@@ -51,11 +53,13 @@ def steering_figure(study: SteeringStudy) -> Figure:
         colour = COLOURS[i % len(COLOURS)]
         figure.add_trace(
             go.Scatter(
-                x=[max(row.kl, FLOOR) for row in rows], y=[row.success for row in rows], mode="lines+markers", name=words(method),
+                x=[max(row.kl, FLOOR) for row in rows], y=[row.success for row in rows], mode="lines+markers",
+                name=words(method),
                 line={"color": colour, "width": 2},
                 marker={"color": colour, "size": 8, "symbol": SYMBOLS[i % len(SYMBOLS)]},
                 error_y={"type": "data", "array": high, "arrayminus": low, "thickness": 1, "width": 2, "color": colour},
-                text=[f"{words(method)}, strength {number(row.strength)}, accuracy {number(row.accuracy)}" for row in rows],
+                text=[f"{words(method)}, strength {number(row.strength)}, accuracy "
+                      f"{number(row.accuracy)}" for row in rows],
                 hovertemplate="%{text}<br>success %{y:.3f}, KL %{x:.4f}<extra></extra>",
             )
         )  # fmt: skip
@@ -112,14 +116,16 @@ def render_steering(study: SteeringStudy) -> str:
         columns.append(Column("oddness", [number(row.oddness or 0.0) for row in rows], numeric=True))
     best = max(study.methods, key=lambda method: study.best(method, max_kl=0.1))
     said = (
-        f"{plural(len(study.methods), 'method')} over {plural(len({row.strength for row in rows}), 'strength')}. With a KL of at most 0.1 nats on "
+        f"{plural(len(study.methods), 'method')} over {plural(len({row.strength for row in rows}), 'strength')}. With "
+        "a KL of at most 0.1 nats on "
         f"other prompts, {words(best)} reaches the largest success, {study.best(best, max_kl=0.1):.3f}."
     )
     figure = figure_fragment(steering_figure(study), said)
     plain = {"perplexity": study.plain_perplexity, "repetition": study.plain_repetition, "oddness": study.plain_oddness}
     unsteered = "".join(f", {name} {value:.2f}" for name, value in plain.items() if value is not None)
     caption = (
-        f"Measured on held-out pairs where there are any; unsteered accuracy on other tasks {study.plain_accuracy:.3f}{unsteered}. "
+        "Measured on held-out pairs where there are any; unsteered accuracy on other tasks "
+        f"{study.plain_accuracy:.3f}{unsteered}. "
         "Repetition: share of repeated trigrams in continuations; oddness: their perplexity for the unsteered model"
     )
     return figures_page("Steering", [Fragment(f"<p>{said}</p>"), figure, Fragment(table(columns, caption=caption))])

@@ -1,4 +1,6 @@
-"""Relevance of tokens: the prompt coloured by circuitsvis, blue raises the metric and vermillion lowers it, and a table."""
+"""Relevance of tokens: the prompt coloured by circuitsvis, blue raises the metric and vermillion lowers it, and a
+table.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ def tokens_fragment(relevance: TokenRelevance) -> Fragment:
         "extent": max(map(abs, values), default=0.0) or 1.0,
     }
     says = (
-        f"{relevance.metric_name} is {signed(relevance.value)}. Each token's relevance under {relevance.rules} is its share, in the same "
+        f"{relevance.metric_name} is {signed(relevance.value)}. Each token's relevance under {relevance.rules} is its "
+        "share, in the same "
         f"units: blue raises it, vermillion lowers it. Tokens and the last row add up to it."
     )
     columns = [
@@ -46,7 +49,8 @@ def tokens_fragment(relevance: TokenRelevance) -> Fragment:
     ]
     body = (
         f'<div class="mw-tokens" data-mw-tokens>{embed_json(data)}<p class="mw-muted">{escape(says)}</p>'
-        f'<div class="mw-paper" role="img" aria-label="The prompt with every token coloured by its relevance; the table below has the numbers"></div></div>'
+        '<div class="mw-paper" role="img" aria-label="The prompt with every token coloured by its relevance; the '
+        'table below has the numbers"></div></div>'
         f"{table(columns, caption='Relevance of each token')}"
     )
     return Fragment(body, needs=("tokens",))

@@ -21,7 +21,9 @@ N_SHOWN = 20
 
 @draws(ScreenedEffects)
 def render_screened(screened: ScreenedEffects) -> str:
-    """One page: what was measured and what that says about the rest, the verified places, heat maps of the estimates."""
+    """One page: what was measured and what that says about the rest, the verified places, heat maps of the
+    estimates.
+    """
     rows = screened.strongest(N_SHOWN)
     columns = [
         Column("verified place", [place for place, _, _ in rows]),

@@ -72,7 +72,9 @@ def ioi_example(
     corruption: str = "io",
     people: tuple[str, str] | None = None,
 ) -> Example:
-    """The corrupt prompt repeats the answer (``"io"``) or a third name (``"third_name"``) in place of S2; `people`: always this IO and S."""
+    """The corrupt prompt repeats the answer (``"io"``) or a third name (``"third_name"``) in place of S2; `people`:
+    always this IO and S.
+    """
     given = template is not None
     template = template or rng.choice(templates("ioi", lexicon.split))
     if not given and lexicon.split == "train" and rng.random() < task_data("ioi")["templates"]["train"]["leads_share"]:

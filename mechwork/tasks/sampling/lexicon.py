@@ -33,7 +33,9 @@ WORDS = frozenset(
         "Will",
     ]
 )
-"""Names that are also common English words. Our own tokenizers, which learned the invented names too, keep them as names."""
+"""Names that are also common English words. Our own tokenizers, which learned the invented names too, keep them as
+names.
+"""
 
 Split = Literal["train", "validation", "test", "all"]
 SPLITS: tuple[str, ...] = ("train", "validation", "test")
@@ -76,8 +78,8 @@ class Lexicon:
     def names(self) -> list[str]:
         """Real and invented first names.
 
-        A tokenizer that was not made for the invented ones keeps whole only those that are words ("Note", "Five"): where
-        it breaks up most of them, none is used, nor any real name that is a common word.
+        A tokenizer that was not made for the invented ones keeps whole only those that are words ("Note", "Five"):
+        where it breaks up most of them, none is used, nor any real name that is a common word.
         """
         real = self.female + self.male
         invented = self._cut(bundled.load_json("tasks", "names.json")["invented"])

@@ -1,7 +1,7 @@
 """Templates: sentences with named slots, and the place each slot takes in the finished text.
 
-A template is a string like ``"When {IO} and {S1} went to the {place}, {S2} gave a {object} to"``. Filling it gives a text
-and, for every slot, the half-open range of characters its value takes, from which a task derives token spans.
+A template is a string like ``"When {IO} and {S1} went to the {place}, {S2} gave a {object} to"``. Filling it gives a
+text and, for every slot, the half-open range of characters its value takes, from which a task derives token spans.
 """
 
 from __future__ import annotations
