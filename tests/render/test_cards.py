@@ -110,7 +110,7 @@ def test_a_report_keeps_what_is_measured_and_what_is_said_apart() -> None:
     page = render_report(synthetic.task(), *synthetic.everything())
     start = page.index('<details class="mw-card" data-mw-row="a4.h1"')
     card = page[page.index("</summary>", start) : page.index("</details>", start)]
-    measured, said = card.split("<h5>Interpretation</h5>")
+    measured, said = card.split('<p class="mw-side-title">Interpretation</p>')
     assert "name mover" in said
     assert "name mover" not in measured
     assert "interpretation" not in measured.split(": interpretation")[0]
