@@ -11,6 +11,18 @@ def _wrong(name: str, part: str, instead: str) -> str:
 
 
 WRONG: dict[str, tuple[str, ...]] = {
+    "0.1": ("rank = 128", "rank = 2476", "rank = 'full'"),
+    "0.2": ("looks_at = 5", "looks_at = 16", "looks_at = 7"),
+    "0.3": (
+        _wrong("0.3", " + 1]", "]"),
+        _wrong("0.3", ".mean()", ".sum()"),
+        _wrong("0.3", "pattern[here, here - period + 1]", "pattern.T[here, here - period + 1]"),
+    ),
+    "0.4": (
+        _wrong("0.4", "W_V", "W_K"),
+        _wrong("0.4", "[layer, head]", "[layer, 0]"),
+        _wrong("0.4", " @ model.W_U", ""),
+    ),
     "1.1": ('where = "END"', 'where = "S2"', 'where = "IO"', 'where = "the end"'),
     "1.2": (
         "left_over = mw.evaluate(model, task.test, circuit).faithfulness",
