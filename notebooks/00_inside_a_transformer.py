@@ -24,8 +24,6 @@ import course
 course.begin("0")
 
 # %%
-import torch
-
 import mechwork as mw
 
 model = mw.load_model("attn-only-2l")  # two layers of two heads; trained on lists of words that are said again
@@ -110,25 +108,19 @@ course.check("0.3", induction_score)
 # over the 2,500 steps, or suddenly? And which of the two kinds of head comes first?
 
 # %%
-period = 12
-once = torch.randint(100, 2000, (16, period), generator=torch.Generator().manual_seed(0))
-twice = torch.cat([once, once], dim=1)
-here = torch.arange(period, 2 * period)
 print("step   previous token   induction   (the best head of each)")
 steps, previous, induction = (0, 300, 400, 500, 600, 800, 1000, 2500), [], []
 for step in steps:
     then = mw.load_model(f"attn-only-2l@{step}")
-    with torch.no_grad():
-        _, cache = then.run_with_cache(twice)
-    patterns = torch.stack([cache[f"blocks.{layer}.attn.hook_pattern"].mean(0) for layer in range(2)])
-    previous.append(float(patterns[:, :, here, here - 1].mean(-1).max()))
-    induction.append(float(patterns[:, :, here, here - period + 1].mean(-1).max()))
+    roles = mw.ablation.measure_roles(then)  # on random tokens, said twice
+    previous.append(roles.top("previous token", 1)[0][1])
+    induction.append(roles.top("induction", 1)[0][1])
     print(f"{step:>4} {previous[-1]:>16.2f} {induction[-1]:>11.2f}")
 
 # %% [markdown]
 # Induction hardly exists at step 300 and is strong by step 800. A weak
-# previous-token head is there first, then both rise together. The numbers fall again towards the end: on *random*
-# tokens, which the model was not trained on. On its own task it keeps getting better (see the model's card).
+# previous-token head is there first, then both rise together. Both fall a little towards the end. These are random
+# tokens; on the words of its own task the model keeps getting better (see its card).
 #
 # As a picture:
 
