@@ -141,6 +141,12 @@ WRONG: dict[str, tuple[str, ...]] = {
 }
 
 CLAIMS: dict[str, tuple[str, ...]] = {
+    "00": (
+        "induction[steps.index(300)] < 0.1",
+        "induction[steps.index(800)] > 0.6",
+        "previous[steps.index(300)] > 2 * induction[steps.index(300)]",
+        "induction[-1] < induction[-2] and previous[-1] < previous[-2]",
+    ),
     "01": (
         "approx.agreement(exact)['resid_pre'].pearson > 0.95",
         "approx.agreement(exact)['resid_pre'].relative_error > 0.2",  # "sizes are off"
