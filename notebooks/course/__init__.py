@@ -5,6 +5,7 @@ results.
     course.begin("1")                        # is everything here? says what to do if not
     course.check("1.1", answer, effects)     # right, or what is wrong with it
     course.hint("1.1"); course.solution("1.1")
+    course.export("grades.csv", "A. Student")  # what was answered, in how many attempts
     course.place("first_circuit.html")       # where a notebook saves
 
 The first lines must run on any Python 3, because saying that a Python is too old is their work.
@@ -13,11 +14,11 @@ The first lines must run on any Python 3, because saying that a Python is too ol
 from .start import begin, place
 
 try:
-    from . import n1, n2, n3, n4, n5, n6, n7, n8  # noqa: F401 - each adds its exercises
+    from . import n0, n1, n2, n3, n4, n5, n6, n7, n8  # noqa: F401 - each adds its exercises
     from .draw import lines, show
-    from .exercise import EXERCISES, check, hint, passed, solution
+    from .exercise import EXERCISES, check, export, hint, passed, solution
 except (ImportError, SyntaxError) as problem:  # an older Python, or no mechwork: begin() says which
     _PROBLEM = problem
     EXERCISES = {}
 
-__all__ = ["EXERCISES", "begin", "check", "hint", "lines", "passed", "place", "show", "solution"]
+__all__ = ["EXERCISES", "begin", "check", "export", "hint", "lines", "passed", "place", "show", "solution"]

@@ -6,9 +6,12 @@ about what is wrong with it: the misconception if it is a known one, never the a
 
 from __future__ import annotations
 
+import csv
+import json
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 Judge = Callable[..., "str | None"]
@@ -38,6 +41,27 @@ EXERCISES: dict[str, Exercise] = {}
 _PASSED: dict[str, bool] = {}
 
 
+@dataclass
+class Record:
+    """What a student did with one exercise since the kernel started.
+
+    `passed`: some answer was right. `attempts`: answers judged up to and with the first right one.
+    """
+
+    exercise: str
+    passed: bool = False
+    attempts: int = 0
+    hint_read: bool = False
+    solution_read_before: bool = False
+
+
+_RECORDS: dict[str, Record] = {}
+
+
+def _record(name: str) -> Record:
+    return _RECORDS.setdefault(name, Record(name))
+
+
 def add(*exercises: Exercise) -> None:
     """Puts exercises on the list."""
     EXERCISES.update({exercise.name: exercise for exercise in exercises})
@@ -50,6 +74,8 @@ def check(name: str, answer: Any, *evidence: Any) -> None:
     if answer is Ellipsis or answer is None:
         print(f"{name}  not answered yet: put your answer in place of the dots and run this cell again.")
         return
+    record = _record(name)
+    record.attempts += not record.passed
     try:
         wrong = exercise.judge(answer, *evidence)
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError) as error:
@@ -57,7 +83,7 @@ def check(name: str, answer: Any, *evidence: Any) -> None:
     if wrong is not None:
         print(f"{name}  not yet: {wrong}\n     A hint: course.hint({name!r})")
         return
-    _PASSED[name] = True
+    _PASSED[name] = record.passed = True
     print(f"{name}  right. {exercise.why}")
 
 
@@ -69,12 +95,38 @@ def passed(name: str) -> bool:
 def hint(name: str) -> None:
     """Prints the hint."""
     print(f"{name}  hint: {_find(name).hint}")
+    _record(name).hint_read = True
 
 
 def solution(name: str) -> None:
     """Prints the solution, as code."""
     exercise = _find(name)
+    record = _record(name)
+    record.solution_read_before |= not record.passed
     print(f"{name}  one solution:\n\n{exercise.solution.strip()}\n\nWhy: {exercise.why}")
+
+
+def export(path: str | Path, student: str = "") -> Path:
+    """Writes the grades of this kernel, one row for each exercise of every lesson that was worked on.
+
+    A ``.csv`` or a ``.json`` file, by the ending of `path`; the columns are `student` and the fields of `Record`. An
+    exercise that was never answered has 0 attempts. Each notebook has its own kernel, so each writes its own file; the
+    rows of several files may be put under one another.
+    """
+    path = Path(path)
+    if path.suffix not in {".csv", ".json"}:
+        raise ValueError(f"grades are written as .csv or .json; {path.name!r} ends otherwise: choose one of the two.")
+    lessons = {name.partition(".")[0] for name in _RECORDS}
+    names = [name for name in EXERCISES if name.partition(".")[0] in lessons]
+    rows = [{"student": student} | asdict(_RECORDS.get(name, Record(name))) for name in names]
+    if path.suffix == ".json":
+        path.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        return path
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["student", *asdict(Record(""))])
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
 
 
 def _find(name: str) -> Exercise:

@@ -11,6 +11,18 @@ def _wrong(name: str, part: str, instead: str) -> str:
 
 
 WRONG: dict[str, tuple[str, ...]] = {
+    "0.1": ("rank = 128", "rank = 2476", "rank = 'full'"),
+    "0.2": ("looks_at = 5", "looks_at = 16", "looks_at = 7"),
+    "0.3": (
+        _wrong("0.3", " + 1]", "]"),
+        _wrong("0.3", ".mean()", ".sum()"),
+        _wrong("0.3", "pattern[here, here - period + 1]", "pattern.T[here, here - period + 1]"),
+    ),
+    "0.4": (
+        _wrong("0.4", "W_V", "W_K"),
+        _wrong("0.4", "[layer, head]", "[layer, 0]"),
+        _wrong("0.4", " @ model.W_U", ""),
+    ),
     "1.1": ('where = "END"', 'where = "S2"', 'where = "IO"', 'where = "the end"'),
     "1.2": (
         "left_over = mw.evaluate(model, task.test, circuit).faithfulness",
@@ -129,6 +141,12 @@ WRONG: dict[str, tuple[str, ...]] = {
 }
 
 CLAIMS: dict[str, tuple[str, ...]] = {
+    "00": (
+        "induction[steps.index(300)] < 0.1",
+        "induction[steps.index(800)] > 0.6",
+        "previous[steps.index(300)] > 2 * induction[steps.index(300)]",
+        "induction[-1] < induction[-2] and previous[-1] < previous[-2]",
+    ),
     "01": (
         "approx.agreement(exact)['resid_pre'].pearson > 0.95",
         "approx.agreement(exact)['resid_pre'].relative_error > 0.2",  # "sizes are off"

@@ -1,0 +1,100 @@
+"""The judge of students' functions: each kind of bad function gets its own message and leaves the model as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import mechwork as mw
+from notebooks.course import EXERCISES, build, exercise
+from notebooks.course.build import Case, judge_function
+from notebooks.course.exercise import Exercise
+
+TRUTH = torch.tensor([1.0, 2.0])
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return mw.load_model("attn-only-2l")
+
+
+def _changes_weights(model: Any) -> torch.Tensor:
+    next(model.original_model.parameters()).data.add_(1.0)
+    return TRUTH
+
+
+def _leaves_hook(model: Any) -> torch.Tensor:
+    model.add_hook("blocks.0.hook_resid_pre", lambda stream, hook: stream * 0)
+    return TRUTH
+
+
+def _trains(model: Any) -> torch.Tensor:
+    model.train()
+    return TRUTH
+
+
+def _runs_forever(model: Any) -> torch.Tensor:
+    while True:
+        with contextlib.suppress(Exception):  # a student's `except Exception` does not keep it alive
+            sum(range(1000))
+
+
+BAD = {
+    "shape": (lambda model: torch.ones(3), r"returned the shape \(3,\); the shape \(2,\) is asked for"),
+    "dtype": (lambda model: torch.tensor([1, 2]), r"returned torch.int64; real numbers are asked for"),
+    "words": (lambda model: "two", r"returned a str; a number or a tensor"),
+    "nan": (lambda model: TRUTH / 0 * 0, r"NaN or infinity"),
+    "nothing": (lambda model: None, r"returns nothing yet"),
+    "raises": (lambda model: {}["x"], r"raised KeyError"),
+    "weights": (_changes_weights, r"weights are changed afterwards"),
+    "hook": (_leaves_hook, r"a hook is still on the model"),
+    "mode": (_trains, r"another mode afterwards"),
+    "forever": (_runs_forever, r"ran for more than 1 seconds"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_function_is_named_and_the_model_put_back(kind: str, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "SECONDS", 1)
+    function, message = BAD[kind]
+    tokens = torch.arange(6)[None]
+    before, mode = model(tokens).detach(), model.training
+    said = judge_function(function, [Case("the case", model, (model,), TRUTH)])
+    assert said is not None
+    with pytest.raises(AssertionError, match=message):
+        raise AssertionError(said)
+    assert torch.equal(model(tokens), before)
+    assert model.training == mode
+    assert not build._n_hooks(model)
+    assert judge_function(lambda model: TRUTH, [Case("the case", model, (model,), TRUTH)]) is None
+
+
+def test_grades_are_exported_with_attempts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exercise, "_RECORDS", {})
+    monkeypatch.setattr(exercise, "_PASSED", {})
+    asked = Exercise("3.2", lambda answer: None if answer == "logit_difference" else "no.", "hint", "x = 1", "so")
+    monkeypatch.setitem(EXERCISES, "3.2", asked)
+    for answer in (..., 1, "log_probability", "logit_difference", "accuracy"):
+        exercise.check("3.2", answer)
+    exercise.hint("3.3")
+    exercise.solution("3.3")
+    rows = json.loads(exercise.export(tmp_path / "grades.json", "Ada").read_text(encoding="utf-8"))
+    assert [row["exercise"] for row in rows] == [name for name in EXERCISES if name.startswith("3.")]
+    by_name = {row["exercise"]: row for row in rows}
+    assert by_name["3.2"] == {
+        "student": "Ada", "exercise": "3.2", "passed": True, "attempts": 3, "hint_read": False,
+        "solution_read_before": False,
+    }  # fmt: skip
+    assert by_name["3.3"]["hint_read"]
+    assert by_name["3.3"]["solution_read_before"]
+    assert not by_name["3.1"]["attempts"]
+    with exercise.export(tmp_path / "grades.csv").open(encoding="utf-8") as file:
+        assert [row["attempts"] for row in csv.DictReader(file)] == [str(row["attempts"]) for row in rows]
+    with pytest.raises(ValueError, match=r"\.csv or \.json"):
+        exercise.export(tmp_path / "grades.xlsx")
