@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import InputError, MetricError
@@ -33,11 +33,12 @@ from ..runs.ticks import tell_blocks
 from ..sites import Site, hook_name
 from ..tasks.pairs import PromptPairs
 from ..tasks.task import Task
+from .grids import Masks, build_grid, check_patchable, effect_of
 from .memory import tail_of
 from .passes import pairs_per_pass
-from .plan import Plan, build_plan, check_patchable, host_pairs
 from .queries_keys import QUERY_KEY, check_open, fixed_cells, patched_scores
 from .result import Direction, Effects, check_direction
+from .sides import host_pairs
 from .words import find_named, narrow_effects
 
 if TYPE_CHECKING:
@@ -92,7 +93,8 @@ def attribute(
     if exactly:
         check_open(model)
     pairs = host_pairs(task.pairs, direction).to(device_of(model))
-    plans = {kind: build_plan(anatomy, task, pairs, kind, named.positions(kind, positions)) for kind in sites}
+    grids = {kind: build_grid(anatomy, task, pairs, kind, named.positions(kind, positions)) for kind in sites}
+    masks = {kind: mask for kind, (_, mask) in grids.items()}
     size = pairs_per_pass(model, task, sites, memory_budget, through_softmax=bool(exactly))
     n_drops = anatomy.n_layers if composite.grad_drop else 1
     n_passes = (1 + (1 + n_drops) * ig_steps + (ig_steps > 1)) * -(-len(task) // size)
@@ -101,7 +103,7 @@ def attribute(
     with tell_blocks(model, progress, n_passes, "attributing"):
         for first in range(0, len(task), size):
             rows = slice(first, first + size)
-            batch = Batch(model, task[rows], composite, direction, plans, rows, exactly)
+            batch = Batch(model, task[rows], composite, direction, masks, rows, exactly)
             ends.append(batch.run(ig_steps, estimates))
     provenance = build_provenance(
         method="attribution",
@@ -114,21 +116,26 @@ def attribute(
     baseline = join_baselines(ends)
     sign = 1.0 if direction == "denoise" else -1.0
     effects = {
-        kind: plan.effect(sign * torch.cat(estimates[kind]), task, baseline, direction, provenance, estimated=True)
-        for kind, plan in plans.items()
+        kind: effect_of(
+            grid, sign * torch.cat(estimates[kind]), baseline, direction, task.metric.name, provenance, estimated=True
+        )
+        for kind, (grid, _) in grids.items()
     }
     return narrow_effects(Effects(effects), named)
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """One micro-batch of pairs, `rows` of the task. `exactly`: kinds whose cells go through the softmax exactly."""
+    """One micro-batch of pairs, `rows` of the task; `masks` of positions by kind.
+
+    `exactly`: kinds whose cells go through the softmax exactly.
+    """
 
     model: TransformerBridge
     task: Task
     composite: Composite
     direction: Direction
-    plans: dict[str, Plan]
+    masks: Masks
     rows: slice
     exactly: tuple[str, ...]
 
@@ -136,7 +143,7 @@ class Batch:
         """Adds the estimates ``[batch, layer, cell]`` of every kind. Cost: 2 forwards + 1 backward; see the module."""
         pairs = host_pairs(self.task.pairs, self.direction).to(device_of(self.model))
         n_tail = tail_of(pairs, [self.task.metric], sparing=True)
-        kinds = list(self.plans)
+        kinds = list(self.masks)
         also = ["attn_scores"] if self.exactly else []
         embeds = ["resid_pre"] if ig_steps > 1 or self.exactly else []
         wanted = list(dict.fromkeys([*kinds, *embeds, *also]))
@@ -172,7 +179,7 @@ class Cells:
     host: Run
     changes: dict[str, list[Tensor]]
     scores: dict[str, list[Tensor]]
-    masks: dict[str, Bool[Tensor, "cell batch pos"]]
+    masks: Masks
 
     @classmethod
     def of(cls, batch: Batch, pairs: PromptPairs, donor: Run, host: Run) -> Cells:
@@ -183,7 +190,7 @@ class Cells:
                 align_donor(value, own, index) - own
                 for value, own in zip(donor.layers[kind], host.layers[kind], strict=True)
             ]
-            for kind in batch.plans
+            for kind in batch.masks
         }
         scores = {
             kind: [
@@ -192,7 +199,7 @@ class Cells:
             ]
             for kind in batch.exactly
         }
-        masks = {kind: plan.masks[:, batch.rows, :width] for kind, plan in batch.plans.items()}
+        masks = {kind: mask[:, batch.rows, :width] for kind, mask in batch.masks.items()}
         return cls(read_anatomy(batch.model).group_size, host, changes, scores, masks)
 
     def estimate(self, kind: str, coefficients: dict[str, list[Tensor]]) -> Float[Tensor, "batch layer cell"]:

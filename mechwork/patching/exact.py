@@ -36,12 +36,11 @@ from ..sites import Site
 from ..tasks.metrics import Metric, MetricFunction
 from ..tasks.task import Task
 from .execute import Baselines, Chunk, Done, GivenRows, can_step
-from .grids import Neurons
+from .grids import PATCHABLE, Neurons, effect_of
 from .memory import d_mlp_of, fit, sizes_of, tail_of
-from .plan import PATCHABLE, host_pairs
 from .result import Direction, Effect, Effects, check_direction
 from .screen import ScreenedEffects, check_shares, run_screen
-from .sides import Share
+from .sides import Share, host_pairs
 from .sweep import Grid, Sweep, Tricks
 from .units import OPERATION, Blocks
 from .words import build_named, find_named
@@ -283,16 +282,14 @@ class Tables:
         denoise = self.job.direction == "denoise"
         clean, corrupt = (self.donor[m], self.host[m]) if denoise else (self.host[m], self.donor[m])
         change = self.values[number][m] - self.host[m][:, None]
-        return Effect(
-            kind=grid.kind,
-            per_example=(change if denoise else -change).reshape(len(change), *grid.shape),
-            axes=grid.axes,
-            labels=dict(grid.labels),
-            baseline=Baseline(clean, corrupt),
-            direction=self.job.direction,
+        return effect_of(
+            grid,
+            change if denoise else -change,
+            Baseline(clean, corrupt),
+            self.job.direction,
+            self.job.metrics[m].name,
+            provenance,
             estimated=False,
-            metric_name=self.job.metrics[m].name,
-            provenance=provenance,
         )
 
 

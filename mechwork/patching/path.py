@@ -34,10 +34,9 @@ from ..sites import Site, hook_name
 from ..tasks.task import Task
 from .memory import d_mlp_of, fit, sizes_of, tail_of
 from .nodes import Group, Reader, Writer, as_groups, parse_reader, parse_writer
-from .plan import host_pairs
 from .readout import Readout, build_readout
 from .result import Effect, Effects, check_direction
-from .sides import Sides, record_sides
+from .sides import Sides, host_pairs, record_sides
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

@@ -18,6 +18,7 @@ from ..runs.record import Run, align_donor, record_run
 from ..sites import SQUARE_KINDS
 from ..tasks.pairs import PromptPairs
 from ..tasks.task import Task
+from .result import Direction
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -35,6 +36,11 @@ swept.
 
 SQUARE = SQUARE_KINDS
 """Kinds with a query and a key axis; a cell's positions are the queries'."""
+
+
+def host_pairs(pairs: PromptPairs, direction: Direction) -> PromptPairs:
+    """Pairs whose `clean` side is the run that is patched."""
+    return pairs.corrupt_as_host() if direction == "denoise" else pairs
 
 
 @dataclass(frozen=True, eq=False)

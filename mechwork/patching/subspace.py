@@ -25,7 +25,7 @@ from ..models.anatomy import ModelAnatomy, device_of, dtype_of
 from ..runs.record import check_task
 from ..sites import SITE_KINDS, Site, hook_name, site_kind
 from ..tasks.task import Task
-from .exact import Job, plan_sweep
+from .exact import plan_sweep
 from .memory import d_mlp_of
 from .result import Effect
 from .sides import SQUARE, Share
@@ -149,21 +149,8 @@ def measure_share(
 ) -> Effect:
     """The effect of putting in a `share` of the donor at one site. Cost: 2 forwards and the patched cells."""
     check_subspace(model, check_task(model, task), site, subspace)
-    job = plan_sweep(model, task, [site.kind], direction=direction, positions=positions, memory_budget=memory_budget)
-    return _narrow(replace(job, share=share), site).run()[site.kind]
-
-
-def _narrow(job: Job, site: Site) -> Job:
-    """The job at one layer and head alone."""
-    grid = job.sweep.grids[0]
-    labels = {"layer": (str(site.layer),), "head": (str(site.head),)}
-    one = replace(
-        grid,
-        layers=(int(site.layer or 0),),
-        heads=() if site.head is None else (site.head,),
-        labels=tuple((axis, labels.get(axis, names)) for axis, names in grid.labels),
-    )
-    return replace(job, sweep=replace(job.sweep, grids=(one,)))
+    job = plan_sweep(model, task, [site], direction=direction, positions=positions, memory_budget=memory_budget)
+    return replace(job, share=share).run()[site.kind]
 
 
 def check_subspace(model: TransformerBridge, anatomy: ModelAnatomy, site: Site, subspace: Subspace) -> None:

@@ -21,11 +21,9 @@ from ..names import Place, by_kind
 from ..sites import Site
 from ..tasks.pairs import PromptPairs
 from ..tasks.task import Task
-from .grids import Neurons, build_grids
+from .grids import Masks, Neurons, build_grids
 from .result import Effect, Effects
 from .sweep import Grid
-
-Masks = dict[str, Bool[Tensor, "_place batch pos"]]
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ from ...execute.progress import Progress
 from ...models.anatomy import block_norm, device_of, mlp_norm_name
 from ...models.borrow import hooked
 from ...models.identity import identify_model
-from ...patching.plan import host_pairs
 from ...patching.result import Direction, check_direction
+from ...patching.sides import host_pairs
 from ...provenance import Provenance, build_provenance
 from ...result import Result, Table
 from ...runs.record import Run, record_run, run_to_metric
