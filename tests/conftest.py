@@ -50,12 +50,11 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Of a shard of the gate (see `tests.gate`) only its own tests."""
     wanted, root = os.environ.get(gate.SHARD, ""), config.rootpath
-    chosen = {
-        item.nodeid: gate.kept(
-            gate.shard_of(item.path.relative_to(root).as_posix(), set(getattr(item, "fixturenames", ()))), wanted
-        )
-        for item in items
-    }
+    chosen = {}
+    for item in items:
+        path = item.path.relative_to(root).as_posix()
+        shard = gate.shard_of(path, set(getattr(item, "fixturenames", ())))
+        chosen[item.nodeid] = gate.kept(shard, wanted, f"{path}::{getattr(item, 'originalname', item.name)}")
     if dropped := [item for item in items if not chosen[item.nodeid]]:
         config.hook.pytest_deselected(items=dropped)
         items[:] = [item for item in items if chosen[item.nodeid]]

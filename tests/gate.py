@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,6 +37,9 @@ FAMILIES = "MECHWORK_FAMILIES"
 QUICK_FAMILIES = "gpt2,llama,gemma2"
 """Learned positions and LayerNorm; rotary, grouped heads and gates; soft caps, sliding windows and norms behind blocks.
 """
+
+SLOW = ROOT / "tests" / "slow.txt"
+"""One ``file::function`` a line. To renew it: the whole gate with ``--junitxml``, then keep what takes long."""
 
 SHARDS = ("unit", "families", "browser", "pages")
 
@@ -88,9 +92,19 @@ def shard_of(path: str, fixtures: frozenset[str] | set[str]) -> str:
     return "families" if "family" in fixtures else "unit"
 
 
-def kept(shard: str, wanted: str) -> bool:
-    """Whether a test of `shard` runs when `wanted` is asked for; ``quick`` leaves out browser and pages."""
-    return not wanted or shard == wanted or (wanted == "quick" and shard in ("unit", "families"))
+@cache
+def measured_slow() -> frozenset[str]:
+    """Tests (``file::function``) that took more than .4 s each when the whole gate was last measured: `SLOW`."""
+    return frozenset(SLOW.read_text(encoding="utf-8").split())
+
+
+def kept(shard: str, wanted: str, name: str = "") -> bool:
+    """Whether the test `name` of `shard` runs when `wanted` is asked for.
+
+    ``quick`` leaves out browser, pages and what was measured to be slow.
+    """
+    quick = wanted == "quick" and shard in ("unit", "families") and name not in measured_slow()
+    return not wanted or shard == wanted or quick
 
 
 def plan(wanted: list[str]) -> list[str]:

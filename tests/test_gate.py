@@ -48,3 +48,14 @@ def test_workflows_run_the_gate() -> None:
     listed = re.search(r"shard: \[(.*)\]", whole)
     assert listed
     assert tuple(listed[1].split(", ")) == ("checks", *gate.SHARDS)
+
+
+def test_what_is_measured_as_slow_exists_and_is_left_out_of_quick_alone() -> None:
+    names = gate.measured_slow()
+    assert len(names) > 100
+    for name in names:
+        path, _, function = name.partition("::")
+        assert f"def {function}(" in (gate.ROOT / path).read_text(encoding="utf-8"), name
+        assert not gate.kept("unit", "quick", name)
+        assert gate.kept("unit", "unit", name)
+        assert gate.kept("unit", "", name)
