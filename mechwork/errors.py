@@ -17,6 +17,7 @@ MechworkError
 from __future__ import annotations
 
 import difflib
+import operator
 from collections.abc import Iterable
 
 
@@ -76,3 +77,15 @@ def nearest(name: str, options: Iterable[str], n: int = 3) -> str:
     """``"; nearest: a, b"`` for the options closest to `name`, or an empty string when none is close."""
     close = difflib.get_close_matches(name, list(options), n=n, cutoff=0.5)
     return f"; nearest: {', '.join(close)}" if close else ""
+
+
+def check_whole(what: str, value: object, *, least: int | None = None) -> int:
+    """`value` as an int. Raises `InputError`, naming `what`, for one that is no whole number or is below `least`."""
+    wanted = "a whole number" + ("" if least is None else f", at least {least}")
+    try:
+        number = operator.index(value)  # type: ignore[arg-type] - numpy's and torch's whole numbers pass too
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool) or (least is not None and number < least):
+        raise InputError(f"{what} is {wanted}; got {value!r}")
+    return number

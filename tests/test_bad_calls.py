@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,7 +15,7 @@ import torch
 import mechwork as mw
 from mechwork.circuits import learn_circuit
 from mechwork.directions import Examples
-from mechwork.errors import InputError, MetricError, UnknownNameError
+from mechwork.errors import InputError, MetricError, UnknownNameError, check_whole
 from mechwork.tasks.task import Task
 
 
@@ -51,6 +53,10 @@ def test_what_now_works(bundled_model: Any) -> None:
         (lambda m, t: unchecked(mw.record_attention)(m, t, "a0.h1"), "heads is a list"),
         (lambda m, t: mw.attribute(m, t, ["z"]).top(0), "at least 1"),
         (lambda m, t: t.describe(0), "pairs to show"),
+        (lambda m, t: unchecked(mw.record_attention)(m, t, []), "got an empty one"),
+        (lambda m, t: unchecked(check_whole)("n_edges", 3.5, least=1), "n_edges is a whole number, at least 1"),
+        (lambda m, t: unchecked(check_whole)("n", True), "n is a whole number; got True"),
+        (lambda m, t: unchecked(check_whole)("seed", "x"), "seed is a whole number; got 'x'"),
     ],
 )  # fmt: skip
 def test_what_is_refused(tiny_gpt2: Any, tiny_task: Task, call: Callable[[Any, Task], object], message: str) -> None:
@@ -79,3 +85,32 @@ def test_nothing_agrees_with_nan(tiny_gpt2: Any, tiny_task: Task) -> None:
     broken[0, 0, 0] = torch.nan
     with pytest.raises(MetricError, match="NaN for some pairs"):
         mw.Effects({"z": replace(effect, per_example=broken)}).agreement(mw.Effects({"z": effect}))
+
+
+PLAIN = """
+import mechwork as mw
+model = mw.load_model("gpt2-6l")
+task = mw.tasks.ioi(model, n=4, seed=0)
+scores = mw.score_edges(model, task)
+calls = [
+    lambda: mw.tasks.ioi(model, n=1.5),
+    lambda: mw.tasks.ioi(model, n=4, seed="x"),
+    lambda: scores.circuit(n_edges=3.5),
+    lambda: scores.top(1.5),
+    lambda: mw.evaluate(model, task, scores, n_random=1.5),
+    lambda: mw.evaluate(model, task, scores, seed="x"),
+    lambda: mw.score_edges(model, task, ig_steps=2.5),
+    lambda: mw.attribute(model, task, ["z"], ig_steps=2.5),
+]
+for call in calls:
+    try:
+        call()
+    except mw.errors.InputError as error:
+        print("is a whole number" in str(error))
+"""
+
+
+def test_counts_and_seeds_are_whole_numbers() -> None:
+    """In a process of its own, without the type checks that the tests add inside the package too."""
+    done = subprocess.run([sys.executable, "-c", PLAIN], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True"] * 8

@@ -11,9 +11,6 @@ PACKAGE = Path(mechwork.__file__).parent
 ALLOWED = {("display", "render")}
 """Showing a result brings in the drawings by name, which register themselves: no code of `display` knows them."""
 
-PENDING = {("discovery", "cli")}
-"""Circles that are being taken apart; nothing may be added."""
-
 
 def folder_of(parts: tuple[str, ...]) -> str:
     return parts[0] if parts else ""
@@ -78,7 +75,7 @@ def test_the_search_finds_a_circle() -> None:
 def test_no_circle_between_folders() -> None:
     found = edges()
     assert len(found) > 50
-    groups = circles(set(found) - ALLOWED - PENDING)
+    groups = circles(set(found) - ALLOWED)
     assert not groups, {
         pair: files for pair, files in found.items() for group in groups if set(pair) <= group
     }  # fmt: skip

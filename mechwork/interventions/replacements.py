@@ -54,6 +54,11 @@ class Constant:
 
     value: float
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.value, int | float):
+            kind = type(self.value).__name__
+            raise InputError(f"Constant takes one number; got a {kind}. Value(tensor) puts a tensor in place")
+
     def __call__(self, activation: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         return torch.full_like(activation, self.value)
 

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import InputError, MetricError
+from ..errors import InputError, MetricError, check_whole
 from ..execute import MemoryBudget, Progress
 from ..models.anatomy import device_of, read_anatomy
 from ..models.borrow import borrows, hooked
@@ -246,7 +246,7 @@ def path_fractions(ig_steps: int) -> tuple[float, ...]:
 
 def check_points(pairs: PromptPairs, ig_steps: int) -> None:
     """Raises `InputError` for no point at all, and for paths between prompts of different length."""
-    if ig_steps < 1:
+    if check_whole("ig_steps", ig_steps) < 1:
         raise InputError(f"ig_steps counts points on the path and is at least 1; got {ig_steps}")
     if ig_steps > 1 and not pairs.aligned:
         raise InputError(

@@ -49,7 +49,7 @@ class AttentionPatterns(Result):
 
 
 def record_attention(
-    model: TransformerBridge, task: Task | str, heads: Sequence[str] = (), *, row: int = 0
+    model: TransformerBridge, task: Task | str, heads: Sequence[str] | None = None, *, row: int = 0
 ) -> AttentionPatterns:
     """Attention of `heads` (default: all) on the clean prompt of pair `row`, or on one prompt given as text. Cost: 1
     forward of one prompt.
@@ -59,7 +59,9 @@ def record_attention(
     anatomy = read_anatomy(model) if isinstance(task, str) else check_task(model, task)
     if isinstance(heads, str):
         raise InputError(f"heads is a list, e.g. ['a3.h1']; got {heads!r}")
-    heads = tuple(heads) or tuple(
+    if heads is not None and not len(heads):
+        raise InputError("heads is a list of heads, e.g. ['a3.h1'], or None for all; got an empty one")
+    heads = tuple(heads or ()) or tuple(
         names.head_name(i, j) for i in range(anatomy.n_layers) for j in range(anatomy.n_heads)
     )
     places = [parse_head(anatomy, head) for head in heads]

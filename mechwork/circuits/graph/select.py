@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ...errors import InputError
+from ...errors import InputError, check_whole
 from ...shapes import EdgeMask, EdgeMatrix
 from .space import EdgeSpace
 
@@ -139,5 +139,5 @@ def select_random_same_degree(space: EdgeSpace, mask: EdgeMask, seed: int, *, n_
 
 
 def _check_size(space: EdgeSpace, n_edges: int) -> None:
-    if not 0 < n_edges <= space.n_edges:
+    if not 0 < check_whole("n_edges", n_edges) <= space.n_edges:
         raise InputError(f"the size of a circuit is 1 to {space.n_edges} edges for this graph; got {n_edges}")

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from ...errors import InputError, UnknownNameError
+from ...errors import InputError, UnknownNameError, check_whole
 from ...patching.result import Direction, check_direction
 from ...relevance import Composite, Rule, find_composite
 
@@ -48,7 +48,7 @@ class Method:
     name: str = ""
 
     def __post_init__(self) -> None:
-        if self.ig_steps < 1:
+        if check_whole("ig_steps", self.ig_steps) < 1:
             raise InputError(f"ig_steps counts points on the path and is at least 1; got {self.ig_steps}")
         check_direction(self.direction)
         if self.ablation not in SCORE_ABLATIONS:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...artefact import Artefact
-from ...errors import InputError, MetricError
+from ...errors import InputError, MetricError, check_whole
 from ...patching.result import Direction
 from ...provenance import Provenance
 from ...result import Result, Table
@@ -113,6 +113,7 @@ class EdgeScores(Result, version=3, strongest="score"):
 
     def top(self, n: int = 10) -> list[tuple[str, float]]:
         """The `n` edges of largest absolute score, strongest first."""
+        check_whole("n", n, least=1)
         flat = self.values.flatten()
         order = flat.abs().argsort(descending=True, stable=True)[:n].tolist()
         return [(self.space.edge_name(*divmod(i, self.space.n_readers)), float(flat[i])) for i in order]
