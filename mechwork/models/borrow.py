@@ -108,7 +108,8 @@ def hooked(model: TransformerBridge, hooks: Sequence[Hook]) -> Iterator[None]:
     then what was not there before is taken off here.
     """
     with borrow(model):
-        points = [model.hook_dict[name] for name, _ in hooks if name in model.hook_dict]
+        table = model.hook_dict  # made anew each time it is asked for
+        points = [table[name] for name, _ in hooks if name in table]
         before = [(point, tuple(point.fwd_hooks)) for point in points]
         try:
             with model.hooks(fwd_hooks=list(hooks)):

@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import cached_property, wraps
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -58,8 +58,13 @@ class Bench:
         """While probing, notes that a backward pass went through the rule."""
         return (lambda: self.acted.add((name, family))) if self.probing else None
 
+    @cached_property
+    def points(self) -> dict[str, HookPoint]:
+        """The host makes this table anew each time it is asked for."""
+        return self.model.hook_dict
+
     def point(self, kind: str, layer: int | None = None) -> HookPoint:
-        return self.model.hook_dict[hook_name(Site(kind, layer))]
+        return self.points[hook_name(Site(kind, layer))]
 
     def make(self, point: HookPoint, function: Callable[[Tensor], Tensor | None]) -> None:
         """A hook before all others on the point."""

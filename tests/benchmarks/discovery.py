@@ -1,4 +1,6 @@
-"""Predicted against real cost of every stage: ``python -m tests.benchmarks.discovery [MODEL] [TASK] [PAIRS] [MODE]``.
+"""Predicted against real cost of every stage: ``python -m tests.benchmarks.discovery [MODEL] [TASK] [PAIRS] [DEPTH]``.
+
+DEPTH is a mode (default, quick, thorough) or a budget (5min).
 
 F is the CPU time of one batched forward of the train pairs in this process, measured before and after. One line
 per stage: the plan's
@@ -43,16 +45,17 @@ def forward(model: Any, task: Task) -> float:
     return min(spent)
 
 
-def main(name: str = "gpt2-6l", task_name: str = "ioi", n: int = 32, mode: Any = "default") -> None:
+def main(name: str = "gpt2-6l", task_name: str = "ioi", n: int = 32, depth: str = "default") -> None:
     """Run once, print the table."""
     from mechwork.discovery.stages import STAGES
 
+    how: Any = {"mode": depth} if depth in ("default", "quick", "thorough") else {"budget": depth}
     torch.set_num_threads(1)
     model = mw.load_model(name)
     build, clock = mw.tasks.TASKS[task_name], Clock()
     task = build(model, n=n, seed=0)
     before = forward(model, task.train)
-    found = mw.discover(model, task, mode=mode, again=lambda seed: build(model, n=n, seed=seed), observer=clock)
+    found = mw.discover(model, task, again=lambda seed: build(model, n=n, seed=seed), observer=clock, **how)
     unit = min(before, forward(model, task.train)) * found.plan.n_train / len(task.train)
     print(f"{name}, {task_name}, {found.plan.n_train} train pairs, F = {unit:.3f} s of CPU")
     print(f"{'stage':<13}{'planned F':>11}{'real F':>9}{'real / planned':>16}")
