@@ -87,7 +87,7 @@ def _curve_data(found: Discovery) -> dict[str, Any]:
             "fractions": list(curve.fractions),
             "sizes": list(curve.sizes),
             "faithfulness": curve.faithfulness.tolist(),
-            "random": curve.random.tolist(),
+            "random": [None if value != value else value for value in curve.random.tolist()],
             "cpr": curve.cpr,
             "cmd": curve.cmd,
             "random_cpr": curve.random_cpr,

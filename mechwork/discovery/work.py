@@ -135,7 +135,7 @@ def short_curve(fractions: Sequence[float]) -> Callable[[Work], Found]:
     def run(work: Work) -> Found:
         scores: EdgeScores = work.results["scores"]
         sizes = [f for f in fractions if f * scores.space.n_edges >= 1]
-        return {"curve": _evaluate(work, scores, fractions=sizes, n_random=1)}
+        return {"curve": _evaluate(work, scores, fractions=sizes, n_random=1, random_every=1)}
 
     return run
 

@@ -113,6 +113,23 @@ def test_learned_constants_hurt_less_than_means(tiny_gpt2: Any) -> None:
     assert kl["optimal"] < 0.9 * kl["mean"]
 
 
+def test_random_controls_stand_at_the_sizes_where_they_were_run(tiny_gpt2: Any) -> None:
+    task = build_task(n=8)
+    scores = score_edges(tiny_gpt2, task, rules="gradient")
+    everywhere = evaluate(tiny_gpt2, task, scores, n_random=2, random_every=1)
+    some = evaluate(tiny_gpt2, task, scores, n_random=2)
+    assert some.random_at == (0, 3, 6, 9)
+    assert [i for i, value in enumerate(some.random.tolist()) if value == value] == [0, 3, 6, 9]
+    at = list(some.random_at)
+    torch.testing.assert_close(some.random[at], everywhere.random[at])
+    x = torch.tensor(some.fractions, dtype=torch.float64)[at]
+    assert some.random_cpr == pytest.approx(float(torch.trapezoid(everywhere.random[at], x)))
+    torch.testing.assert_close(some.faithfulness, everywhere.faithfulness)
+    assert "nan" not in str(some)
+    with pytest.raises(InputError, match="random_every"):
+        evaluate(tiny_gpt2, task, scores, random_every=0)
+
+
 def test_every_number_of_an_evaluation(tiny_gpt2: Any) -> None:
     task = build_task(n=8)
     scores = score_edges(tiny_gpt2, task, rules="gradient")

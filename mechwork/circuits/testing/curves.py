@@ -144,7 +144,8 @@ class FaithfulnessCurve(Result):
     pruning.
 
     `per_example` and `signed_per_example` are metrics ``[size, batch]`` of circuits ranked by absolute and signed
-    score; `accuracy` and `kl` (mean KL(model ‖ circuit) in nats) are of the former.
+    score; `accuracy` and `kl` (mean KL(model ‖ circuit) in nats) are of the former. `random_at` says at which of the
+    sizes random circuits were run (empty: at all of them).
     """
 
     fractions: tuple[float, ...]
@@ -152,7 +153,7 @@ class FaithfulnessCurve(Result):
     n_kept: tuple[int, ...]
     per_example: Float[Tensor, "size batch"]
     signed_per_example: Float[Tensor, "size batch"]
-    random_per_example: Float[Tensor, "repeat size batch"]
+    random_per_example: Float[Tensor, "repeat measured batch"]
     empty_per_example: PerExample
     model_per_example: PerExample
     ablation: str
@@ -161,6 +162,7 @@ class FaithfulnessCurve(Result):
     same_degree_per_example: Float[Tensor, "repeat size batch"] | None = None
     accuracy: Float[Tensor, " size"] | None = None
     kl: Float[Tensor, " size"] | None = None
+    random_at: tuple[int, ...] = ()
 
     @property
     def faithfulness(self) -> Float[Tensor, " size"]:
@@ -174,10 +176,16 @@ class FaithfulnessCurve(Result):
 
     @property
     def random(self) -> Float[Tensor, " size"]:
-        """Of random circuits of the same sizes, averaged over repeats (NaN when none were run)."""
-        if not len(self.random_per_example):
-            return torch.full((len(self.sizes),), torch.nan, dtype=torch.float64)
-        return torch.stack([self._faithfulness(repeat) for repeat in self.random_per_example]).mean(dim=0)
+        """Of random circuits of the same sizes, averaged over repeats (NaN where none were run)."""
+        found = torch.full((len(self.sizes),), torch.nan, dtype=torch.float64)
+        if len(self.random_per_example):
+            rows = [self._faithfulness(repeat) for repeat in self.random_per_example]
+            found[list(self._random_at)] = torch.stack(rows).mean(dim=0)
+        return found
+
+    @property
+    def _random_at(self) -> tuple[int, ...]:
+        return self.random_at or tuple(range(len(self.sizes)))
 
     @property
     def same_degree(self) -> Float[Tensor, " size"] | None:
@@ -221,11 +229,13 @@ class FaithfulnessCurve(Result):
 
     @property
     def random_cpr(self) -> float:
-        return self._area(self.random)
+        """Area under `random`, between the sizes at which it was measured."""
+        return self._random_area(self.random)
 
     @property
     def random_cmd(self) -> float:
-        return self._area((1 - self.random).abs())
+        """Area of |1 - `random`|, between the sizes at which it was measured."""
+        return self._random_area((1 - self.random).abs())
 
     def intervals(self, level: float = 0.95) -> tuple[tuple[float, float], ...]:
         """Bootstrap interval over pairs at every size."""
@@ -257,7 +267,7 @@ class FaithfulnessCurve(Result):
             self.sizes, self.fractions, self.faithfulness.tolist(), self.intervals(), self.random.tolist(), strict=True
         )
         lines += [
-            f"{n:8d}  {share:6.1%}  {f:12.3f}   [{low:6.3f}, {high:6.3f}]  {r:7.3f}"
+            f"{n:8d}  {share:6.1%}  {f:12.3f}   [{low:6.3f}, {high:6.3f}]  {'' if r != r else f'{r:7.3f}'}".rstrip()
             for n, share, f, (low, high), r in rows
         ]
         return "\n".join(
@@ -295,6 +305,10 @@ class FaithfulnessCurve(Result):
     def _log_area(self, heights: Float[Tensor, " size"]) -> float:
         x = torch.tensor(self.fractions, dtype=torch.float64).log10()
         return float(torch.trapezoid(heights.double(), x) / (x[-1] - x[0]))
+
+    def _random_area(self, heights: Float[Tensor, " size"]) -> float:
+        at = list(self._random_at)
+        return float(torch.trapezoid(heights[at].double(), torch.tensor(self.fractions, dtype=torch.float64)[at]))
 
     def _area(self, heights: Float[Tensor, " size"]) -> float:
         return float(torch.trapezoid(heights.double(), torch.tensor(self.fractions, dtype=torch.float64)))

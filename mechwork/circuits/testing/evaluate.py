@@ -42,6 +42,10 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 
+RANDOM_EVERY = 3
+"""Of ten sizes four then have random circuits beside them: one in a decade."""
+
+
 @overload
 def evaluate(
     model: TransformerBridge,
@@ -52,6 +56,7 @@ def evaluate(
     fractions: Sequence[float] = ...,
     selection: str = ...,
     n_random: int = ...,
+    random_every: int = ...,
     n_same_degree: int = ...,
     seed: int = ...,
     batch_size: int | None = ...,
@@ -86,6 +91,7 @@ def evaluate(
     fractions: Sequence[float] = MIB_FRACTIONS,
     selection: str = "top",
     n_random: int = 3,
+    random_every: int = RANDOM_EVERY,
     n_same_degree: int = 0,
     seed: int = 0,
     batch_size: int | None = None,
@@ -96,8 +102,9 @@ def evaluate(
 ) -> FaithfulnessCurve | CircuitEvaluation:
     """Faithfulness of one circuit, or of the circuits that scores select over `fractions` of the graph's edges.
 
-    Beside each: the whole model, the empty circuit, `n_random` random circuits of the same size and `n_same_degree`
-    that also keep every node's number of edges; accuracy and KL beside the metric. `selection` is ``"top"`` or
+    Beside each: the whole model, the empty circuit, `n_random` random circuits of the same size (on a curve at every
+    `random_every`-th size, counted from the largest) and `n_same_degree` that also keep every node's number of edges;
+    accuracy and KL beside the metric. `selection` is ``"top"`` or
     ``"greedy"``; `source` is the task whose prompts means and learned constants come from (default: the tested one).
     Cost per batch of pairs: 1 forward, and 1 per circuit.
 
@@ -113,6 +120,8 @@ def evaluate(
         said = f"{type(task).__name__}, {type(subject).__name__}"
         raise InputError(f"evaluate takes (model, task, scores or circuit), in this order; got (model, {said})")
     check_whole("seed", seed)
+    if check_whole("random_every", random_every) < 1:
+        raise InputError(f"random circuits run at every random_every-th size, from 1; got {random_every}")
     if check_whole("n_random", n_random) < 0 or check_whole("n_same_degree", n_same_degree) < 0:
         raise InputError(f"n_random and n_same_degree count circuits, from 0; got {n_random} and {n_same_degree}")
     if ablation not in ABLATIONS:
@@ -137,7 +146,7 @@ def evaluate(
         subject=subject.provenance,
     )
     settings = Settings(ablation, batch_size, parse_bytes(memory_budget), seed, source, progress)
-    bench = _Bench(model, task, settings, n_random, n_same_degree, provenance)
+    bench = _Bench(model, task, settings, n_random, random_every, n_same_degree, provenance)
     if isinstance(subject, Circuit):
         return bench.evaluate_circuit(subject)
     return bench.evaluate_scores(subject, tuple(fractions), _sizes(space, fractions), _rankings(selection))
@@ -192,6 +201,7 @@ class _Bench:
     task: Task
     settings: Settings
     n_random: int
+    random_every: int
     n_same_degree: int
     provenance: Provenance
 
@@ -239,7 +249,9 @@ class _Bench:
     ) -> FaithfulnessCurve:
         space, values, n = scores.space, scores.values, len(sizes)
         chosen, signed = ([prune(space, select(space, values, size, by=by)) for size in sizes] for by in rankings)
-        randoms, shuffled = self.randoms(space, sizes), self.same_degrees(space, chosen)
+        random_at = tuple(range(n - 1, -1, -self.random_every))[::-1]
+        randoms = self.randoms(space, [sizes[i] for i in random_at])
+        shuffled = self.same_degrees(space, chosen)
         found = self.measure(space, [*chosen, *signed, *randoms, *shuffled])
         metrics = found.metric
         faithfulness(metrics[0], metrics[1], metrics[0])  # refuses when undefined
@@ -250,7 +262,7 @@ class _Bench:
             n_kept=tuple(int(mask.sum()) for mask in chosen),
             per_example=metrics[2 : 2 + n],
             signed_per_example=metrics[2 + n : 2 + 2 * n],
-            random_per_example=metrics[2 + 2 * n : end].unflatten(0, (-1, n)),
+            random_per_example=metrics[2 + 2 * n : end].unflatten(0, (-1, len(random_at))),
             empty_per_example=metrics[1],
             model_per_example=metrics[0],
             ablation=self.settings.ablation,
@@ -259,6 +271,7 @@ class _Bench:
             same_degree_per_example=metrics[end:].unflatten(0, (-1, n)) if shuffled else None,
             accuracy=found.correct[2 : 2 + n].mean(dim=1),
             kl=found.kl[2 : 2 + n].mean(dim=1),
+            random_at=random_at,
         )
 
 

@@ -4,6 +4,7 @@ empty one.
 
 from __future__ import annotations
 
+from math import isnan
 from typing import TYPE_CHECKING
 
 from ...circuits.testing.curves import CircuitEvaluation, FaithfulnessCurve
@@ -28,9 +29,11 @@ def curve_figure(curve: FaithfulnessCurve, *, chosen: CircuitEvaluation | None =
     hover = [f"{count(n)} edges ({percent(f)})" for n, f in zip(curve.sizes, curve.fractions, strict=True)]
 
     def line(y: list[float], name: str, colour: str, dash: str, symbol: str) -> go.Scatter:
-        said = [f"{name.split(' (', maxsplit=1)[0]}: {number(v)}<br>{where}" for v, where in zip(y, hover, strict=True)]
+        shown = [i for i, v in enumerate(y) if not isnan(v)]
+        said = [f"{name.split(' (', maxsplit=1)[0]}: {number(y[i])}<br>{hover[i]}" for i in shown]
         return go.Scatter(
-            x=x, y=y, name=name, mode="lines+markers", text=said, hovertemplate="%{text}<extra></extra>",
+            x=[x[i] for i in shown], y=[y[i] for i in shown], name=name,
+            mode="lines+markers", text=said, hovertemplate="%{text}<extra></extra>",
             line={"color": colour, "dash": dash, "width": 2}, marker={"color": colour, "size": 6, "symbol": symbol},
         )  # fmt: skip
 
@@ -108,7 +111,7 @@ def curve_table(curve: FaithfulnessCurve) -> str:
         Column("faithfulness", [fixed(v) for v in curve.faithfulness.tolist()], numeric=True),
         Column("95 % interval", [f"[{fixed(a)}, {fixed(b)}]" for a, b in zip(low, high, strict=True)], numeric=True),
         Column("by signed score", [fixed(v) for v in curve.signed.tolist()], numeric=True),
-        Column("random", [fixed(v) for v in curve.random.tolist()], numeric=True),
+        Column("random", ["" if isnan(v) else fixed(v) for v in curve.random.tolist()], numeric=True),
     ]
     return table(columns, caption="Faithfulness by circuit size; 0 = empty circuit, 1 = whole model")
 
