@@ -1,15 +1,11 @@
-"""A plan: which stages run, on how many pairs, and what each costs in forwards, seconds and bytes. Made before any
-of them.
+"""A plan: which stages run, on how many pairs, and what each costs in forwards, seconds and bytes. Made before any.
 
-Depth: the least plan (`LEAST`) always; then stages are added in the order `MORE`, `MOST` while the sum stays
-within the budget.
-Where the short plan does not fit, the number of pairs is halved first, down to `FEWEST` per half.
+Depth: the least plan (`LEAST`) always; then stages are added in the order `MORE`, `MOST` while the sum stays within the
+budget. Where the short plan does not fit, the number of pairs is halved first, down to `FEWEST` per half.
 
-Seconds = forwards x seconds of one forward. A budget that the user gives is compared with the timed forward of
-this machine.
-Without one the depth is chosen by counted work, `DEFAULT` seconds at a nominal `SPEED`, so that the same command
-gives the
-same bytes on any machine.
+Seconds = forwards x seconds of one forward. A budget that the user gives is compared with the timed forward of this
+machine. Without one the depth is chosen by counted work, `DEFAULT` seconds at a nominal `SPEED`, so that the same
+command gives the same bytes on any machine.
 """
 
 from __future__ import annotations
@@ -32,8 +28,8 @@ from .stages import GLANCE, LEAST, MORE, MOST, STAGES
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-DEFAULT = 300.0
-SPEED = 2.5e10
+DEFAULT = 225.0
+SPEED = 6e10
 """Multiplications and additions per second of a small machine, for plans without a budget."""
 FEWEST = 8
 

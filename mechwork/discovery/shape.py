@@ -19,7 +19,9 @@ SITES = ("resid_pre", "attn_out", "mlp_out", "z")
 
 @dataclass(frozen=True)
 class Shape:
-    """Of a model, a task and settings. `flops` is what one forward of the train pairs multiplies and adds, roughly."""
+    """Of a model, a task and settings. `flops` is what one forward of the train pairs multiplies and adds, roughly,
+    and `unembedding` the share of it that turns states into logits.
+    """
 
     n_layers: int
     n_heads: int
@@ -33,6 +35,7 @@ class Shape:
     again: bool
     scored: bool
     flops: float
+    unembedding: float
     pair_bytes: int
     memory: int
 
@@ -61,9 +64,14 @@ class Shape:
             again=again,
             scored=settings.n_edges is None and settings.fraction is None,
             flops=2.0 * weights * n_pos * n_train,
+            unembedding=float(model.cfg.d_model) * float(model.cfg.d_vocab) / weights,
             pair_bytes=int(4 * n_pos * anatomy.d_model * space.n_writers * 3.2 * anatomy.n_layers),
             memory=settings.memory,
         )
+
+    def share(self, n_pairs: int) -> float:
+        """What a forward of so many pairs costs, in F: weights are read once, for one pair as for many."""
+        return (n_pairs + 1) / (self.n_train + 1)
 
     def n_tested(self, at_most: int = 32) -> int:
         """Test pairs on which completeness and minimality fit the memory budget; 0 when not even one does."""

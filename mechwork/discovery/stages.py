@@ -1,9 +1,7 @@
 """The stages of a discovery as values: what each needs, what it gives, what it costs, how it is run.
 
 Costs are in F, CPU seconds of one batched forward of the train pairs, as measured on a 135-million-parameter Llama
-(8 pairs
-of 24 tokens) and on `gpt2-6l`; ``tests/benchmarks/discovery.py`` lays them beside what is measured now. Effects
-and edges
+(8 pairs) and on `gpt2-6l`; ``tests/benchmarks/discovery.py`` lays them beside what is measured now. Effects and edges
 are found on ``task.train``; the circuit and its heads are tested on ``task.test``.
 """
 
@@ -17,10 +15,12 @@ from . import work
 from .shape import Shape
 from .work import Work
 
-EVALUATED = 2.7
-"""F per circuit that is run."""
-CELL = 0.25
+EVALUATED = 1.2
+"""F per circuit that is run; what circuits share (the model, the ablated run) costs two more."""
+CELL = 0.2
 """F per patched cell: the blocks from the patched one on, at the positions from the patched one on."""
+HEAD = 0.2
+"""F per head that is studied."""
 TOP, CONTROL = 0.05, 0.01
 """Shares of the cells that a screen measures: the most promising, and a random control."""
 SIZES = (0.002, 0.01, 0.05, 0.2, 1.0)
@@ -43,7 +43,12 @@ class Stage:
 
 
 def _score(shape: Shape) -> float:
-    return 5.2 * shape.n_steps + 1
+    return 1.9 * shape.n_steps + 1.5
+
+
+def _circuits(shape: Shape, n: float, n_pairs: int) -> float:
+    """`n` circuits on so many pairs."""
+    return (2 + n * EVALUATED) * shape.share(n_pairs)
 
 
 def _few(shape: Shape) -> int:
@@ -55,22 +60,22 @@ STAGES: dict[str, Stage] = {
     for stage in (
         Stage("check", "checking the data", ("check",), work.check, lambda _: 4.0),
         Stage("scores", "scoring edges", ("scores",), work.score, _score),
-        Stage("estimates", "estimating effects", ("estimated",), work.estimate, lambda s: 3.1 * s.n_steps + 1),
+        Stage("estimates", "estimating effects", ("estimated",), work.estimate, lambda s: 2.2 * s.n_steps + 1),
         Stage(
             "size", "choosing a size", ("sizing",), work.choose_size,
-            lambda s: 10 * EVALUATED * min(32, s.n_train) / s.n_train if s.scored else 0.0, needs=("scores",),
+            lambda s: _circuits(s, 10, min(32, s.n_train)) if s.scored else 0.0, needs=("scores",),
         ),
         Stage(
-            "test", "testing the circuit", ("evaluation",), work.test, lambda s: 4 * EVALUATED * s.n_test / s.n_train,
+            "test", "testing the circuit", ("evaluation",), work.test, lambda s: _circuits(s, 4, s.n_test),
             needs=("scores", "sizing"),
         ),
         Stage(
             "curve", "testing sizes", ("curve",), work.short_curve(SIZES),
-            lambda s: (2 + 3 * len(SIZES)) * EVALUATED * s.n_test / s.n_train, needs=("scores",),
+            lambda s: _circuits(s, 3 * len(SIZES), s.n_test), needs=("scores",),
         ),
         Stage(
-            "curve-all", "testing all sizes", ("curve",), work.full_curve,
-            lambda s: 52 * EVALUATED * s.n_test / s.n_train, needs=("scores",), instead="curve",
+            "curve-all", "testing all sizes", ("curve",), work.full_curve, lambda s: _circuits(s, 28, s.n_test),
+            needs=("scores",), instead="curve",
         ),
         Stage(
             "screen", "measuring the most promising effects", ("screened",), work.screen(TOP, CONTROL),
@@ -82,46 +87,45 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "heads", "studying the circuit's heads", ("study",), work.study_some,
-            lambda s: (4 + min(work.N_HEADS, s.n_layers * s.n_heads)) * s.n_test / s.n_train,
+            lambda s: (4 + HEAD * min(work.N_HEADS, s.n_layers * s.n_heads)) * s.share(s.n_test),
             needs=("scores", "sizing", "estimated"),
         ),
         Stage(
             "heads-all", "studying all heads", ("study",), work.study_all,
-            lambda s: (4 + s.n_layers * s.n_heads) * s.n_test / s.n_train, needs=("scores", "sizing"), instead="heads",
+            lambda s: (4 + HEAD * s.n_layers * s.n_heads) * s.share(s.n_test), needs=("scores", "sizing"),
+            instead="heads",
         ),
         Stage(
             "components", "looking at components", ("attention", "components"), work.look,
-            lambda s: (2 + 0.26 * min(work.N_COMPONENTS, s.n_layers * (s.n_heads + 1))) * min(64, s.n_test) / s.n_train,
+            lambda s: (2 + 0.01 * min(work.N_COMPONENTS, s.n_layers * (s.n_heads + 1))) * s.share(min(64, s.n_test)),
             needs=("scores", "sizing", "study"),
         ),
         Stage(
             "stream", "reading the stream", ("lens", "lens-tuned", "direct"), work.read,
-            lambda s: 2.9 * min(work.N_READ, s.n_test) * 8 / s.n_train,
+            lambda s: (4 + 2 * s.n_layers * s.unembedding) * s.share(min(work.N_READ, s.n_test)),
         ),
         Stage(
             "positions", "scoring edges by position", ("positions", "movements"), work.by_position,
-            lambda s: 12.0 if s.n_steps == 1 else _score(s) + 6, possible=lambda s: s.spans,
+            lambda s: _score(s) + 5, possible=lambda s: s.spans,
         ),
         Stage(
             "ablations", "testing under other ablations", ("under-zero", "under-mean", "under-resample"),
-            work.under_others,
-            lambda s: 6 * EVALUATED * s.n_test / s.n_train, needs=("scores", "sizing"),
+            work.under_others, lambda s: 3 * _circuits(s, 2, s.n_test), needs=("scores", "sizing"),
         ),
         Stage(
             "stability", "choosing again from other data",
             ("stability-pairs", "stability-templates", "stability-seeds"),
-            work.stability, lambda s: 2 * _score(s) + 1 if s.again else 1.0, needs=("scores", "sizing"),
+            work.stability, lambda s: 2 * _score(s) + 4 if s.again else 1.0, needs=("scores", "sizing"),
         ),
         Stage(
             "completeness", "testing completeness", ("completeness",), work.completeness,
-            lambda s: (16 * EVALUATED + 12 * 4) * _few(s) / s.n_train, needs=("scores", "sizing"),
+            lambda s: _circuits(s, 14, _few(s)) + 6 * 18 * s.share(_few(s)), needs=("scores", "sizing"),
             possible=lambda s: s.n_tested() > 0, bytes=lambda s: s.pair_bytes * _few(s),
         ),
         Stage(
             "minimality", "testing minimality", ("minimality",), work.minimality,
-            lambda s: (2 + min(200, s.n_layers * (s.n_heads + 1))) * EVALUATED * _few(s) / s.n_train,
-            needs=("scores", "sizing"),
-            possible=lambda s: s.n_tested() > 0,
+            lambda s: _circuits(s, min(200, s.n_layers * (s.n_heads + 1)), _few(s)),
+            needs=("scores", "sizing"), possible=lambda s: s.n_tested() > 0,
         ),
     )
 }  # fmt: skip
