@@ -206,7 +206,7 @@ def _curve(data: dict[str, Any]) -> list[str]:
     rows = {
         "edges": [f"{n:d}" for n in curve["sizes"]],
         "found": [_number(value, 2) for value in curve["faithfulness"]],
-        "random": [_number(value, 2) for value in curve["random"]],
+        "random": ["" if value is None else _number(value, 2) for value in curve["random"]],
     }
     lines = [f"  {name:<8}" + "".join(f"{cell:>7}" for cell in cells) for name, cells in rows.items()]
     area = f"area {curve['cpr']:.3f} (CPR; random {curve['random_cpr']:.3f}), distance from 1 {curve['cmd']:.3f} (CMD)"

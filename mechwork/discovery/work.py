@@ -243,7 +243,9 @@ def by_position(work: Work) -> Found:
     """Scores by span and what heads move between spans, where the task has spans and attention is open."""
     s, train, found = work.settings, work.task.train, Found()
     with contextlib.suppress(InputError):  # a model or a task without them; the rest stands without
-        found["positions"] = score_positions(work.model, train, positions="spans", rules=s.rules, ig_steps=s.ig_steps)
+        found["positions"] = score_positions(
+            work.model, train, positions="spans", rules=s.rules, ig_steps=s.ig_steps, intervals=False
+        )
         found["movements"] = score_attention_edges(work.model, train, positions="spans", rules=s.rules)
     return found
 

@@ -46,6 +46,11 @@ def test_position_chunks_change_nothing_and_intervals_hold_the_mean(tiny_gpt2_64
     assert float(whole.cancelled().max()) <= 1
     assert float(whole.cancelled().max()) > 0.5
     assert len(whole.top(3)) == 3
+    bare = score_positions(tiny_gpt2_64, task, rules="relp", ig_steps=2, intervals=False)
+    torch.testing.assert_close(bare.values, whole.values, rtol=0, atol=0)
+    torch.testing.assert_close(bare.standard_error(), whole.standard_error(), rtol=0, atol=0)
+    with pytest.raises(InputError, match="without intervals"):
+        bare.interval()
 
 
 @pytest.mark.parametrize("direction", ["denoise", "noise"])

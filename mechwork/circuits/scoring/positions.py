@@ -84,7 +84,14 @@ class PositionScores(Result, strongest="score"):
         return self._unpack((self.streamed.variance / self.streamed.n).sqrt())
 
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
-        """Bootstrap interval of every score over pairs: (low, high), each ``[span, writer, reader]``."""
+        """Bootstrap interval of every score over pairs: (low, high), each ``[span, writer, reader]``.
+
+        Raises `InputError` for scores made with ``intervals=False``.
+        """
+        if not len(self.streamed.resampled):
+            raise InputError(
+                "these scores were made without intervals; score_positions(..., intervals=True) keeps them"
+            )
         low, high = percentile_interval(self.streamed.resampled, level)
         return self._unpack(low), self._unpack(high)
 
@@ -167,11 +174,12 @@ def score_positions(
     direction: str | None = None,
     ablation: str = "corrupt",
     memory_budget: int | str = DEFAULT_BUDGET,
+    intervals: bool = True,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> PositionScores:
     """Edge scores by token position (``"each"``; spans when prompts differ in length) or by ``"spans"``; otherwise as
-    `score_edges`.
+    `score_edges`. `intervals` keeps 200 bootstrap means of every score, which are most of the memory and of the file.
 
     Raises `InputError` for methods without positions (exact, information-flow, random) and for tasks whose prompts
     cannot be aligned; and what `score_edges` raises. Cost: that of `score_edges`; products are formed position by
@@ -185,7 +193,8 @@ def score_positions(
     space = edge_space(model, task)
     names, cells = task.pairs.cells(positions)
     plan = plan_batches(model, task, space, method, memory_budget, None, n_cells=len(names))
-    stream = Stream(len(task), len(names) * space.n_edges, keep=False, n_resamples=N_RESAMPLES, seed=seed)
+    n_resamples = N_RESAMPLES if intervals else 0
+    stream = Stream(len(task), len(names) * space.n_edges, keep=False, n_resamples=n_resamples, seed=seed)
     estimate = Coefficients(model, task, space, method, plan.n_positions, seed)
     ends: list[Baseline] = []
     for start in range(0, len(task), plan.n_pairs):
