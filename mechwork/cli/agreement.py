@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..files import write_text
+from ..harmless import table_text
 from .console import Console
 from .options import add_executor, add_model, at_least, default_tasks, load
 
@@ -190,4 +192,4 @@ def _keep(folder: Path, texts: list[str], study: Any) -> None:
     """The tables as text, the rows as CSV: the same bytes for the same inputs."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tables.txt").write_text("\n\n".join(texts) + "\n", encoding="utf-8")
-    study.to_dataframe().to_csv(folder / "agreement.csv", index=False, float_format="%.6g")
+    write_text(folder / "agreement.csv", table_text(study.to_dataframe(), float_format="%.6g"))

@@ -20,6 +20,7 @@ import traceback
 from collections.abc import Sequence
 
 from ..errors import ArtefactError, InputError, MechworkError, MetricError, NotFoundError, VerificationError, nearest
+from ..harmless import visible
 from .console import Console
 from .options import add_common, apply_common, workers
 
@@ -54,7 +55,7 @@ class _Parser(argparse.ArgumentParser):
         if "invalid choice: '" in message:
             wrong = message.split("invalid choice: '", 1)[1].split("'", 1)[0]
             message += nearest(wrong, VERBS)
-        super().error(message)
+        super().error(visible(message))
 
 
 def build_parser(only: str | None = None) -> argparse.ArgumentParser:
@@ -117,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _explain(error: Exception, console: Console) -> int:
     if console.verbosity > 0:
-        traceback.print_exception(error, file=console.err)
+        console.say("".join(traceback.format_exception(error)).rstrip())
     if isinstance(error, MetricError):
         code = FAILED
     elif isinstance(error, InputError):

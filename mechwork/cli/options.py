@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from ..harmless import visible
 
 if TYPE_CHECKING:
     import torch
@@ -193,6 +194,11 @@ def workers(args: argparse.Namespace) -> Iterator[None]:
         yield
 
 
+class _Visible(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
+
+
 def apply_common(args: argparse.Namespace) -> None:
     """Put the options into effect for this process; to be called before anything heavy is imported."""
     if getattr(args, "offline", False):
@@ -202,7 +208,7 @@ def apply_common(args: argparse.Namespace) -> None:
     if "torch" not in sys.modules:  # threads that wait by spinning make a busy machine many times slower
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     log, handler = logging.getLogger("mechwork"), logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_Visible("%(levelname)s %(name)s: %(message)s"))
     log.handlers = [handler]
     log.setLevel(
         logging.ERROR if args.quiet else {0: logging.WARNING, 1: logging.INFO}.get(args.verbose, logging.DEBUG)
