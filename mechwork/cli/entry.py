@@ -22,7 +22,8 @@ from collections.abc import Sequence
 from ..errors import ArtefactError, InputError, MechworkError, MetricError, NotFoundError, VerificationError, nearest
 from ..harmless import visible
 from .console import Console
-from .options import add_common, apply_common, workers
+from .options import add_shared, apply_common, workers
+from .output import check_files
 
 OK, FAILED, USAGE, MISSING, MISMATCH, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
@@ -79,7 +80,7 @@ def build_parser(only: str | None = None) -> argparse.ArgumentParser:
             name, help=what, description=verb.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         verb.add_arguments(sub)
-        add_common(sub)
+        add_shared(sub, name)
         sub.set_defaults(run=verb.run)
     return parser
 
@@ -103,6 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(json=args.json, verbosity=-1 if args.quiet else args.verbose)
     try:
         apply_common(args)
+        check_files(args)
         with console.reserved(), workers(args):
             args.run(args, console)
     except KeyboardInterrupt as stop:
