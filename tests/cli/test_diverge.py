@@ -33,7 +33,9 @@ def test_contracts_come_first(cli: Cli) -> None:
     assert cli("diverge", "attn-only-2l", "attn-only-2l").code == 2  # no task
     assert cli("diverge", "attn-only-2l", "attn-only-2l", "--task", "inductoin").code == 2
     assert cli("diverge", "attn-only-2l", "attn-only-2l", "--task", "induction", "--kinds", "resid").code == 2
-    assert cli("diverge", "attn-only-2l", "attn-only-2l", "--task", "induction", "--html", "nowhere/page.html").code == 2
+    assert (
+        cli("diverge", "attn-only-2l", "attn-only-2l", "--task", "induction", "--html", "nowhere/page.html").code == 2
+    )
     assert cli("diverge", "attn-only-2l@7", "attn-only-2l", "--task", "induction").code == 2
     outcome = cli("diverge", "attn-only-2l", "gpt2-6l", "--task", "induction")
     assert outcome.code == 2
