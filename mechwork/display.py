@@ -8,6 +8,7 @@ imports plotly.
 
 from __future__ import annotations
 
+import functools
 import html
 import importlib
 import tempfile
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .errors import MechworkError
+from .harmless import visible
 
 _DRAWINGS: dict[type, Callable[[Any], str]] = {}
 _STILLS: dict[type, Callable[[Any], str]] = {}
@@ -85,21 +87,33 @@ def _load_drawings() -> None:
     importlib.import_module(f"{__package__}.render")
 
 
+def _harmless(say: Callable[[Any], str]) -> Callable[[Any], str]:
+    """A ``__str__`` or ``__repr__`` whose text acts on no terminal."""
+
+    @functools.wraps(say)
+    def said(self: Any) -> str:
+        return visible(say(self))
+
+    return said
+
+
 class Readable:
     """Mixin for what holds tensors: `repr` and `print` give a few lines, never the numbers.
 
-    A class that writes its own ``__str__`` has it as its ``repr`` too; any other is outlined, field by field.
+    A class that writes its own ``__str__`` has it as its ``repr`` too; any other is outlined, field by field. Control
+    characters of prompts, tokens and names are escaped in both.
     """
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if "__repr__" not in vars(
-            cls
-        ):  # set here, because a dataclass without one is given one that prints every tensor
+        for name in ("__str__", "__repr__"):
+            if name in vars(cls):
+                setattr(cls, name, _harmless(vars(cls)[name]))
+        if "__repr__" not in vars(cls):  # set here: a dataclass without one is given one that prints every tensor
             cls.__repr__ = cls.__str__ if "__str__" in vars(cls) else cls.__repr__
 
     def __repr__(self) -> str:
-        return outline(self)
+        return visible(outline(self))
 
 
 def outline(value: Any) -> str:

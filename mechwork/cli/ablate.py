@@ -1,9 +1,9 @@
 """Ablate components and say what breaks, what repairs itself, and what each head does.
 
-  mechwork ablate sweep --task ioi
-  mechwork ablate roles --task ioi --words induction
-  mechwork ablate self-repair --task ioi --heads a4.h1,a5.h1
-  mechwork ablate impairment --task ioi,induction --model llama-6l
+  mechwork ablate sweep ioi
+  mechwork ablate roles ioi --words induction
+  mechwork ablate self-repair ioi --heads a4.h1,a5.h1
+  mechwork ablate impairment ioi induction --model llama-6l
   mechwork ablate formation --model attn-only-2l
 
 STUDY is one of
@@ -27,7 +27,8 @@ from typing import Any
 
 from ..errors import InputError, UnknownNameError
 from .console import Console
-from .options import add_executor, add_model, add_page, add_pairs, check_page, fraction, load, write_page
+from .options import add_executor, add_pairs, add_tasks, fraction, load, task_builder, task_names
+from .output import deliver
 
 STUDIES = (
     "sweep", "cumulative", "interactions", "knock-in", "impairment", "self-repair", "suppression", "roles", "remove",
@@ -44,8 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "study", metavar="STUDY", help="sweep, cumulative, interactions, knock-in, impairment, self-repair, ..."
     )
-    parser.add_argument("task", metavar="TASK", nargs="*", help="a task's name; for impairment several (default: ioi)")
-    parser.add_argument("--task", metavar="TASKS", dest="tasks", help="the same, with commas")
+    add_tasks(parser, "a task's name, or a file of pairs; for impairment several (default: ioi)")
     parser.add_argument(
         "--kind",
         default="mean",
@@ -74,8 +74,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoints", action="store_true", help="of telemetry: on every checkpoint of a bundled model"
     )
     add_pairs(parser, 64, least=16, what="pairs per task")
-    add_page(parser, "also write the drawing, one page that opens offline")
-    add_model(parser)
     add_executor(parser)
 
 
@@ -83,17 +81,12 @@ def run(args: argparse.Namespace, console: Console) -> None:
     """Run the study, print it, and draw it when asked."""
     if args.study not in STUDIES:
         raise UnknownNameError("study", args.study, STUDIES)
-    check_page(args)
     from ..ablation.spec import KINDS
-    from ..tasks import find_task
 
     if args.kind not in KINDS:
         raise UnknownNameError("ablation", args.kind, KINDS)
-    if args.task and args.tasks:
-        raise InputError(f"tasks are named behind the study or by --task, not both; got {args.task} and {args.tasks}")
-    names = [name for word in args.task or [args.tasks or "ioi"] for name in word.split(",")]
-    for name in names:
-        find_task(name)
+    names = task_names(args, ("ioi",))
+    builders = [task_builder(name) for name in names]
     if (args.study == "impairment") != (len(names) > 1):
         raise InputError(
             f"impairment compares two or more tasks, the other studies take one; got {args.study} of {', '.join(names)}"
@@ -110,15 +103,14 @@ def run(args: argparse.Namespace, console: Console) -> None:
     elif args.study == "telemetry" and args.checkpoints:
         from ..ablation import telemetry_over_training
 
-        build = find_task(names[0])
         with console.step(f"following {args.model}") as progress:
             result = telemetry_over_training(
-                args.model, lambda model: build(model, n=args.n_pairs, seed=args.seed), progress=progress
+                args.model, lambda model: builders[0](model, n=args.n_pairs, seed=args.seed), progress=progress
             )
     else:
         with console.step(f"loading {args.model}"):
             model = load(args)
-            tasks = [find_task(name)(model, n=args.n_pairs, seed=args.seed) for name in names]
+            tasks = [build(model, n=args.n_pairs, seed=args.seed) for build in builders]
         with console.step(f"{args.study} on {args.model}") as progress:
             result = _study(args, model, tasks, progress)
     rows = result.to_dataframe().to_dict(orient="records")
@@ -131,10 +123,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
         "provenance": result.provenance,
     }
     text = _effects(result) if args.study == "sweep" else str(result)
-    if args.html is not None:
-        write_page(args, result.to_html())
-        text += f"\n\nThe drawing: {args.html}"
-    console.result(text, data)
+    deliver(args, console, result, text, data)
 
 
 def _study(args: argparse.Namespace, model: Any, tasks: list[Any], progress: Any) -> Any:

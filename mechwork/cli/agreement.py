@@ -2,10 +2,10 @@
 knows.
 
 mechwork agreement
-mechwork agreement --model gpt2-6l --task ioi,induction --presets gradient,relp,gim --ig-steps 5
+mechwork agreement ioi induction --model gpt2-6l --presets gradient,relp,gim --ig-steps 5
 mechwork agreement --model all --presets gradient,relp
-mechwork agreement --model SmolLM2.gguf --task ioi --seeds 0,1,2 --spans --ig-steps 5 --out agreement
-mechwork agreement --model SmolLM2.gguf --task ioi --presets relp --edges eap,eap-ig,relp
+mechwork agreement ioi --model SmolLM2.gguf --seeds 0,1,2 --spans --ig-steps 5 --out agreement
+mechwork agreement ioi --model SmolLM2.gguf --presets relp --edges eap,eap-ig,relp
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..files import write_text
+from ..harmless import table_text
 from .console import Console
-from .options import add_executor, add_model, at_least, default_tasks, load
+from .options import add_executor, add_pairs, add_tasks, at_least, default_tasks, load, path, task_builder, task_names
+from .output import deliver
 
 EDGE_FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 """Shares of the edges that are printed; CMD is over all of MIB's."""
@@ -27,12 +30,7 @@ EDGE_FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's own arguments."""
-    parser.add_argument(
-        "--task",
-        metavar="TASKS",
-        default="all",
-        help="names of tasks, with commas (default: all that the model was made for)",
-    )
+    add_tasks(parser, "names of tasks, or files of pairs (default: all that the model was made for)")
     parser.add_argument(
         "--presets", "--rules", dest="rules", metavar="NAMES", default="all",
         help="presets of rules, with commas; ig5 and relp-ig5 are paths of five points (default: all presets)",
@@ -40,8 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ig-steps", type=at_least(2), metavar="K", help="also compare gradients and RelP with K points on the path"
     )
-    parser.add_argument("-n", type=at_least(1), default=32, metavar="N", help="pairs per task (default: %(default)s)")
-    parser.add_argument("--seed", type=at_least(0), default=0, help="of the pairs (default: 0)")
+    add_pairs(parser, 32, least=1, what="pairs per task")
     parser.add_argument("--seeds", metavar="SEEDS", help="several seeds, with commas: each its own pairs and rows")
     parser.add_argument("--direction", choices=("denoise", "noise"), default="denoise", help="(default: denoise)")
     parser.add_argument("--spans", action="store_true", help="measure the task's spans rather than every position")
@@ -49,8 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--screen", metavar="RULES", help="measure only the 5 %% of places with the largest estimates, and random ones"
     )
     parser.add_argument("--edges", metavar="PRESETS", help="also judge circuits of these edge presets, with commas")
-    parser.add_argument("--out", metavar="DIR", help="keep rows and tables there; run again, it goes on")
-    add_model(parser)
+    parser.add_argument("--out", type=path, metavar="DIR", help="keep rows and tables there; run again, it goes on")
+    parser.set_defaults(keeps=False)
     add_executor(parser)
 
 
@@ -60,11 +57,9 @@ def run(args: argparse.Namespace, console: Console) -> None:
     from ..circuits.scoring.methods import find_method
     from ..patching.study import find_estimator
     from ..relevance import PRESETS
-    from ..tasks import find_task
 
-    if args.task != "all":
-        for name in args.task.split(","):
-            find_task(name)
+    for name in task_names(args, ()):
+        task_builder(name)
     names = list(PRESETS) if args.rules == "all" else args.rules.split(",")
     if args.ig_steps:
         names += [name for name in (f"ig{args.ig_steps}", f"relp-ig{args.ig_steps}") if name not in names]
@@ -72,14 +67,15 @@ def run(args: argparse.Namespace, console: Console) -> None:
     for preset in _edge_presets(args):
         find_method(preset)
     _seeds(args)
-    texts, data = [], []
+    texts, data, studies = [], [], []
     for name in bundled.model_names() if args.model == "all" else [args.model]:
         own = argparse.Namespace(**{**vars(args), "model": name})
         model = load(own)
         study = _study(own, model, estimators, console)
+        studies.append(study)
         where = ", at the tasks' spans" if args.spans else ""
         title = (
-            f"{name}, {args.n} pairs per task, {args.direction}{where}: Pearson / relative error of the estimate "
+            f"{name}, {args.n_pairs} pairs per task, {args.direction}{where}: Pearson / relative error of the estimate "
             "against "
             "the measured effect"
         )
@@ -87,11 +83,12 @@ def run(args: argparse.Namespace, console: Console) -> None:
         texts += [f"{title}\n\n{study.table()}", *([_edge_table(edges)] if edges else [])]
         data.append({"model": name, **study.to_json(), **({"edges": edges} if edges else {})})
         if args.out:
-            _keep(Path(args.out).expanduser(), texts, study)
+            _keep(args.out, texts, study)
     note = (
         "Over layer x position for the stream and the writes, layer x head for z; * marks the smallest error of a row."
     )
-    console.result("\n\n".join([*texts, note]), {"models": data})
+    kept = argparse.Namespace(html=args.html, force=args.force)  # --out is the folder, written above
+    deliver(kept, console, studies, "\n\n".join([*texts, note]), {"models": data})
 
 
 def _seeds(args: argparse.Namespace) -> list[int]:
@@ -109,16 +106,15 @@ def _edge_presets(args: argparse.Namespace) -> list[str]:
 
 def _tasks(args: argparse.Namespace, model: Any, console: Console) -> Iterator[Any]:
     """Each task with each seed; those that the model's tokens cannot express are left out of ``all``, with a word."""
-    from ..tasks import find_task
-
-    names = default_tasks(args.model) if args.task == "all" else args.task.split(",")
+    given = task_names(args, ())
+    names = given or default_tasks(args.model)
     seeds = _seeds(args)
     for name in names:
         for seed in seeds:
             try:
-                task = find_task(name)(model, n=args.n, seed=seed)
+                task = task_builder(name)(model, n=args.n_pairs, seed=seed)
             except InputError as error:
-                if args.task != "all" or len(names) == 1:
+                if given or len(names) == 1:
                     raise
                 console.say(f"{name}: left out: {error}")
                 break
@@ -190,4 +186,4 @@ def _keep(folder: Path, texts: list[str], study: Any) -> None:
     """The tables as text, the rows as CSV: the same bytes for the same inputs."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tables.txt").write_text("\n\n".join(texts) + "\n", encoding="utf-8")
-    study.to_dataframe().to_csv(folder / "agreement.csv", index=False, float_format="%.6g")
+    write_text(folder / "agreement.csv", table_text(study.to_dataframe(), float_format="%.6g"))

@@ -11,37 +11,30 @@ yellow or red, with a remedy. Exit code 2 when one is red.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from ..errors import InputError, NotFoundError
+from ..errors import InputError
 from .console import Console
-from .options import PAIR_FILES, add_model, at_least, load
+from .options import add_pairs, load, task_builder
+from .output import deliver
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's own arguments."""
     parser.add_argument("pairs", metavar="PAIRS", help="a file of pairs, or a task's name")
-    parser.add_argument("--n-pairs", type=at_least(1), default=64, metavar="N", help="of a named task (default: 64)")
-    parser.add_argument("--seed", type=at_least(0), default=0, help="of a named task's pairs (default: 0)")
-    add_model(parser)
+    add_pairs(parser, 64, least=1, what="of a named task")
 
 
 def run(args: argparse.Namespace, console: Console) -> None:
     """Check, print, and fail where something is red."""
-    from_file = args.pairs.endswith(PAIR_FILES)
-    if from_file and not Path(args.pairs).is_file():
-        raise NotFoundError(f"no file of pairs at {args.pairs}")
+    build = task_builder(args.pairs)
     from ..discovery.check import check_data
-    from ..tasks import find_task
-    from ..tasks import from_file as read_task
 
-    build = None if from_file else find_task(args.pairs)
     with console.step(f"loading {args.model}"):
         model = load(args)
-        task = build(model, n=args.n_pairs, seed=args.seed) if build else read_task(model, args.pairs)
+        task = build(model, n=args.n_pairs, seed=args.seed)
     check = check_data(model, task)
     rows = [vars(row) for row in check.rows]
     data = {"level": check.level, "accuracy": check.accuracy, "chance": check.chance, "findings": rows}
-    console.result(f"{task.name} on {args.model}: {check.level}\n{check!r}", data)
+    deliver(args, console, check, f"{task.name} on {args.model}: {check.level}\n{check!r}", data)
     if check.problems:
         raise InputError(f"{task.name} is not fit: {', '.join(row.what for row in check.problems)} (see above)")

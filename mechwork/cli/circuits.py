@@ -8,14 +8,13 @@ mechwork circuits build --out data/circuits
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import bundled
 from ..errors import ArtefactError, InputError
 from .console import Console, dump_json
 from .discover import Lines
-from .options import load_named
+from .options import load_named, path
 
 if TYPE_CHECKING:
     from ..ablation import RoleTable
@@ -40,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "action", nargs="?", default="list", choices=("list", "verify", "build"), help="(default: list)"
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where build writes, e.g. data/circuits")
+    parser.add_argument("--out", type=path, metavar="DIR", help="where build writes, e.g. data/circuits")
+    parser.set_defaults(keeps=False)
 
 
 def run(args: argparse.Namespace, console: Console) -> None:
@@ -48,9 +48,9 @@ def run(args: argparse.Namespace, console: Console) -> None:
     if args.action == "build":
         if args.out is None:
             raise InputError("build writes into --out DIR; name the folder, e.g. data/circuits")
-        _build(args.out, console)
+        _build(args, console)
     elif args.action == "verify":
-        _verify(console)
+        _verify(args, console)
     else:
         _list(console)
 
@@ -79,14 +79,14 @@ def _list(console: Console) -> None:
     console.result("\n".join(lines), {"circuits": cards})
 
 
-def _verify(console: Console) -> None:
+def _verify(args: argparse.Namespace, console: Console) -> None:
     from ..circuits import evaluate
     from ..circuits.graph.shipped import load_circuit
     from ..tasks import find_task
 
     found: dict[str, float] = {}
     for name, tasks in _cards().items():
-        model = load_named(name)
+        model = load_named(name, device=args.device, dtype=args.dtype, threads=args.threads)
         for task_name, row in tasks.items():
             task = find_task(task_name)(model, n=row["n_pairs"], seed=row["seed"])
             with console.step(f"testing {name}/{task_name}"):
@@ -100,7 +100,7 @@ def _verify(console: Console) -> None:
     console.result(f"verified: {', '.join(found)}", {"faithfulness": found})
 
 
-def _build(out: Path, console: Console) -> None:
+def _build(args: argparse.Namespace, console: Console) -> None:
     """Discover every shipped circuit, and write circuits, cards and pages."""
     from ..ablation import measure_roles, measure_span_roles, repeated_tokens
     from ..circuits.graph.shipped import CARD
@@ -109,7 +109,7 @@ def _build(out: Path, console: Console) -> None:
     from ..tasks import find_task
 
     for name, tasks in SHIPPED.items():
-        model = load_named(name)
+        model = load_named(name, device=args.device, dtype=args.dtype, threads=args.threads)
         settings, observer = Settings(fraction=FRACTION, seed=SEED), Lines(console)
         found = {
             task: discover(model, find_task(task)(model, n=N_PAIRS, seed=SEED), settings=settings, observer=observer)
@@ -120,7 +120,7 @@ def _build(out: Path, console: Console) -> None:
             roles = measure_roles(model, repeated_tokens(model, 64, like=words, seed=SEED), seed=SEED)
             if "ioi" in found:
                 roles = roles.with_roles(measure_span_roles(model, found["ioi"].task.test))
-        folder = out / name
+        folder = args.out / name
         folder.mkdir(parents=True, exist_ok=True)
         for task, discovery in found.items():
             discovery.circuit.save(folder / f"{task}.json")
@@ -128,7 +128,7 @@ def _build(out: Path, console: Console) -> None:
         (folder / CARD).write_text(dump_json(card) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(_page(name, found, roles), encoding="utf-8")
         bundled.write_manifest(folder)
-    console.result(f"circuits of {', '.join(SHIPPED)}: {out}", {"out": str(out)})
+    console.result(f"circuits of {', '.join(SHIPPED)}: {args.out}", {"out": str(args.out)})
 
 
 def _figures(found: Discovery) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 Two tasks, two methods or two models; nothing is computed but the overlap. A and B are a report or its folder, a
 circuit.json, or the name of a bundled circuit ('mechwork circuits' lists them).
 
-  mechwork compare gpt2-6l/ioi gpt2-6l/induction --out compare.html
+  mechwork compare gpt2-6l/ioi gpt2-6l/induction --html compare.html
   mechwork compare reports/ioi reports/ioi-relp --names eap-ig relp
 """
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ArtefactError, InputError
 from .console import Console
-from .options import add_page, check_page, write_page
+from .output import write_page
 
 if TYPE_CHECKING:
     from ..circuits import Circuit
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's own arguments."""
     parser.add_argument("first", metavar="A", help="a report or its folder, a circuit.json, or a bundled circuit")
     parser.add_argument("second", metavar="B", help="the same")
-    add_page(parser, "the page", default=Path("compare.html"))
+    parser.set_defaults(html=Path("compare.html"))
     parser.add_argument("--names", nargs=2, metavar=("A", "B"), help="what to call them (default: where they lie)")
 
 
@@ -38,7 +38,6 @@ def run(args: argparse.Namespace, console: Console) -> None:
         raise InputError(
             f"two circuits are compared, under two names; got {first!r} twice. Name them with --names A B."
         )
-    check_page(args)
     a, b = _read(args.first), _read(args.second)
     text, data, page = _compared({first: a, second: b})
     write_page(args, page)

@@ -1,7 +1,8 @@
 """Who may write where: the result goes to stdout, everything else to stderr.
 
 The result is one readable text, or with ``--json`` exactly one JSON object. Progress is a line that redraws itself on a
-terminal and a few plain lines elsewhere. Whatever libraries print while a verb runs is kept off stdout.
+terminal and a few plain lines elsewhere. Whatever libraries print while a verb runs is kept off stdout. Characters that
+do not print are escaped: no prompt or name acts on the terminal.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, cast, runtime_checkable
 
 from ..discovery.plain import dump_json
+from ..harmless import visible
 
 
 @runtime_checkable
@@ -37,12 +39,12 @@ class Console:
 
     def result(self, text: str, data: dict[str, Any]) -> None:
         """The one thing that goes to stdout."""
-        print(dump_json(data) if self.json else text, file=self.out, flush=True)
+        print(dump_json(data) if self.json else visible(text), file=self.out, flush=True)
 
     def say(self, text: str) -> None:
         """A line about what is going on."""
         if self.verbosity >= 0:
-            print(text, file=self.err, flush=True)
+            print(visible(text), file=self.err, flush=True)
 
     def detail(self, text: str) -> None:
         """A line that only ``-v`` shows."""
@@ -51,7 +53,7 @@ class Console:
 
     def error(self, text: str) -> None:
         """What went wrong; shown also with ``-q``."""
-        print(f"mechwork: {text}", file=self.err, flush=True)
+        print(f"mechwork: {visible(text)}", file=self.err, flush=True)
 
     @contextlib.contextmanager
     def step(self, what: str) -> Iterator[Progress]:
@@ -94,7 +96,7 @@ class Progress:
         if self._console.verbosity < 0 or (early and not (self._told and done >= total)):
             return
         self._last, self._told = now, done < total
-        line = f"{self._what}: {what or 'step'} {done} of {total}"
+        line = visible(f"{self._what}: {what or 'step'} {done} of {total}")
         if not self.redraws:
             self._console.say(line)
             return

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import MechworkError, NotFoundError
 from .console import Console, Progress
-from .options import PAIR_FILES, add_executor, add_model, at_least, fraction, load
+from .options import PAIR_FILES, add_executor, add_pairs, at_least, fraction, load, path
 
 if TYPE_CHECKING:
     from ..discovery.found import Discovery
@@ -38,11 +38,7 @@ DEFAULT_RULES, DEFAULT_STEPS = "gradient", 5
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's own arguments."""
     parser.add_argument("task", metavar="TASK", help="a task's name, or a file of pairs")
-    parser.add_argument(
-        "--n-pairs", type=at_least(4), default=128, metavar="N",
-        help="pairs at most, half of them held out; a plan may use fewer (default: 128)",
-    )  # fmt: skip
-    parser.add_argument("--seed", type=at_least(0), default=0, help="of the pairs and of the controls (default: 0)")
+    add_pairs(parser, 128, what="pairs at most, half of them held out; a plan may use fewer")
     depth = parser.add_argument_group("depth")
     which = depth.add_mutually_exclusive_group()
     which.add_argument("--quick", action="store_true", help="a glance: scores, the circuit, its test")
@@ -75,9 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--audience", choices=("research", "class"), default="research",
         help="class: questions before each result, words explained (default: research)",
     )  # fmt: skip
-    files.add_argument("--out", type=Path, metavar="DIR", help="folder of the report (default: reports/TASK)")
+    files.add_argument("--out", type=path, metavar="DIR", help="folder of the report (default: reports/TASK)")
     files.add_argument("--force", action="store_true", help="replace what mechwork wrote in that folder")
-    add_model(parser)
+    parser.set_defaults(keeps=False)
     add_executor(parser)
 
 

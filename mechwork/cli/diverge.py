@@ -1,7 +1,7 @@
 """Find where two models of one anatomy come apart on a task, and what the second's activations carry into the first.
 
-mechwork diverge attn-only-2l@500 attn-only-2l --task induction
-mechwork diverge gpt2-6l ./my-tuned-gpt2-6l --task pronoun --across resid_post mlp_out --out diverge.html
+mechwork diverge attn-only-2l@500 attn-only-2l induction
+mechwork diverge gpt2-6l ./my-tuned-gpt2-6l pronoun --across resid_post mlp_out --html diverge.html
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from ..errors import InputError
 from .console import Console
-from .options import MOST_PAIRS, add_model, add_page, at_least, check_page, load_named, write_page
+from .options import add_pairs, add_tasks, at_least, load_named, task_builder, task_names
+from .output import deliver
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,9 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model_a", metavar="MODEL_A", help="the base: a bundled name (NAME@STEP: in training), folder or hub name"
     )
     parser.add_argument("model_b", metavar="MODEL_B", help="the model that is compared with it")
-    parser.add_argument(
-        "--task", required=True, metavar="TASK", help="a task's name: its prompts are run in both models"
-    )
+    add_tasks(parser, "a task's name, or a file of pairs: its prompts are run in both models")
     parser.add_argument(
         "--kinds", nargs="+", metavar="KIND", help="sites to compare (default: resid_post, attn_out, mlp_out)"
     )
@@ -30,34 +30,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also patch MODEL_B's activations into MODEL_A, at these kinds of site (default: resid_post, attn_out, "
              "mlp_out)",
     )  # fmt: skip
-    parser.add_argument(
-        "--n-pairs",
-        type=at_least(2, MOST_PAIRS),
-        default=128,
-        metavar="N",
-        help="pairs, half of them held out and used (default: 128)",
-    )
+    add_pairs(parser, 128, least=2, what="pairs, half of them held out and used")
     parser.add_argument(
         "--n-null", type=at_least(1), default=5, metavar="N", help="draws of noise in the weights (default: 5)"
     )
-    add_page(parser, "also write the plots and the tables as one HTML page")
-    add_model(parser, name=False)
 
 
 def run(args: argparse.Namespace, console: Console) -> None:
     """Check names; run both models; print."""
     from ..comparison import find_divergence, patch_across
     from ..sites import site_kind
-    from ..tasks import find_task
 
-    build = find_task(args.task)
+    names = task_names(args, ())
+    if len(names) != 1:
+        raise InputError(f"two models are compared on one task; got {', '.join(names) or 'none'}. See: mechwork tasks")
+    build = task_builder(names[0])
     for kind in (*(args.kinds or ()), *(args.across or ())):
         site_kind(kind)
-    check_page(args)
     models: list[Any] = []
     for name in (args.model_a, args.model_b):
         with console.step(f"loading {name}"):
-            models.append(load_named(name, device=args.device, dtype=args.dtype, threads=args.threads))
+            models.append(load_named(name, device=args.device, dtype=args.dtype, threads=args.threads, bos=args.bos))
     task = build(models[0], n=args.n_pairs, seed=args.seed).test
     with console.step("comparing"):
         found = find_divergence(
@@ -74,7 +67,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
         "first_layer_over_null": found.first_layer, "first_reading_over_null": found.first_read,
         "rows": found.to_dataframe().to_dict("records"),
     }  # fmt: skip
-    text, across = str(found), None
+    text, across, page = str(found), None, None
     if args.across is not None:
         kinds = args.across or ("resid_post", "attn_out", "mlp_out")
         with console.step("patching across"):
@@ -84,5 +77,5 @@ def run(args: argparse.Namespace, console: Console) -> None:
     if args.html is not None:
         from ..render import render_divergence
 
-        write_page(args, render_divergence(found, across))
-    console.result(text, data)
+        page = render_divergence(found, across)
+    deliver(args, console, found, text, data, page=page)

@@ -13,15 +13,20 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import importlib
 import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 from ..errors import ArtefactError, InputError, MechworkError, MetricError, NotFoundError, VerificationError, nearest
+from ..folders import module_names
+from ..harmless import visible
 from .console import Console
-from .options import add_common, apply_common, workers
+from .options import add_shared, apply_common, workers
+from .output import check_files
 
 OK, FAILED, USAGE, MISSING, MISMATCH, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
@@ -45,6 +50,21 @@ VERBS = {
     "truth": "try methods on models whose circuit is known",
     "doctor": "say what this installation has and lacks",
 }
+"""The verbs in the order of the help. A new file needs no line here; see `verbs`."""
+
+
+NO_VERBS = ("console", "entry", "options", "output", "steer_studies", "steering")
+"""Files of this folder that are no verb."""
+
+
+def verbs() -> dict[str, str]:
+    """Verb -> what it does: those of `VERBS`, then every other file of this folder, by its docstring's first line."""
+    found = dict(VERBS)
+    for name in module_names([str(Path(__file__).parent)]):
+        if name not in found and name not in NO_VERBS:
+            source = ast.parse((Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8"))
+            found[name] = (ast.get_docstring(source) or name).splitlines()[0].rstrip(".")
+    return found
 
 
 class _Parser(argparse.ArgumentParser):
@@ -53,8 +73,8 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         if "invalid choice: '" in message:
             wrong = message.split("invalid choice: '", 1)[1].split("'", 1)[0]
-            message += nearest(wrong, VERBS)
-        super().error(message)
+            message += nearest(wrong, verbs())
+        super().error(visible(message))
 
 
 def build_parser(only: str | None = None) -> argparse.ArgumentParser:
@@ -68,17 +88,17 @@ def build_parser(only: str | None = None) -> argparse.ArgumentParser:
         epilog="'mechwork VERB --help' describes a verb. Start with: mechwork discover ioi",
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB")
-    for name, what in VERBS.items():
+    subs = parser.add_subparsers(dest="verb", metavar="VERB")
+    for name, what in verbs().items():
         if only is not None and name != only:
-            verbs.add_parser(name, help=what)
+            subs.add_parser(name, help=what)
             continue
         verb = importlib.import_module(f".{name}", __package__)
-        sub = verbs.add_parser(
+        sub = subs.add_parser(
             name, help=what, description=verb.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         verb.add_arguments(sub)
-        add_common(sub)
+        add_shared(sub, name)
         sub.set_defaults(run=verb.run)
     return parser
 
@@ -102,6 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(json=args.json, verbosity=-1 if args.quiet else args.verbose)
     try:
         apply_common(args)
+        check_files(args)
         with console.reserved(), workers(args):
             args.run(args, console)
     except KeyboardInterrupt as stop:
@@ -117,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _explain(error: Exception, console: Console) -> int:
     if console.verbosity > 0:
-        traceback.print_exception(error, file=console.err)
+        console.say("".join(traceback.format_exception(error)).rstrip())
     if isinstance(error, MetricError):
         code = FAILED
     elif isinstance(error, InputError):

@@ -16,17 +16,8 @@ from typing import TYPE_CHECKING, Any
 from .. import bundled
 from .console import Console
 from .console import Progress as Line
-from .options import (
-    MOST_PAIRS,
-    add_model,
-    add_page,
-    at_least,
-    check_page,
-    check_training_folder,
-    load,
-    open_own_text,
-    write_page,
-)
+from .options import add_pairs, at_least, default_tasks, load, open_own_text, path, task_builder
+from .output import check_out, check_training_folder, deliver
 
 if TYPE_CHECKING:
     from ..features import FeatureProgress
@@ -52,9 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--out",
-        type=Path,
-        metavar="DIR",
-        help="train: folder of checkpoints and features (default: runs/features-MODEL)",
+        type=path,
+        metavar="PATH",
+        help="train: folder of checkpoints and features (default: runs/features-MODEL); evaluate, circuit: a file for "
+        "the result, .safetensors or .csv",
     )
     parser.add_argument("--resume", action="store_true", help="train: go on from the checkpoint in that folder")
     parser.add_argument(
@@ -83,13 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="train: rows of text never trained on (default: 512)",
     )
     parser.add_argument("--rows", type=at_least(2), default=128, help="evaluate: rows of text (default: 128)")
-    parser.add_argument(
-        "--n-pairs",
-        type=at_least(8, MOST_PAIRS),
-        default=256,
-        metavar="N",
-        help="circuit: pairs, half of them held out (default: 256)",
-    )
+    add_pairs(parser, 256, least=8, what="circuit: pairs, half of them held out")
     parser.add_argument(
         "--ig-steps",
         type=at_least(2),
@@ -106,13 +92,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--n-random", type=at_least(1), default=3, metavar="N", help="circuit: random circuits per size (default: 3)"
     )
-    add_page(parser, "evaluate, circuit: also write the picture")
-    add_model(parser)
+    parser.set_defaults(keeps=False)
 
 
 def run(args: argparse.Namespace, console: Console) -> None:
     """List, train, evaluate or find a circuit."""
-    check_page(args)
+    if args.action != "train":
+        check_out(args)
     {"list": _list, "train": _train, "evaluate": _evaluate, "circuit": _circuit}[args.action](args, console)
 
 
@@ -184,7 +170,6 @@ def _evaluate(args: argparse.Namespace, console: Console) -> None:
     from ..features import concept_of_answer, evaluate_features, measure_separability
     from ..render import render_features
     from ..tasks import find_task
-    from .options import default_tasks
 
     model = load(args)
     features = _features(args, model)
@@ -202,16 +187,14 @@ def _evaluate(args: argparse.Namespace, console: Console) -> None:
                 )
     text = "\n\n".join(map(str, [measured, *concepts]))
     data = {"evaluation": _records(measured), "separability": [row for one in concepts for row in _records(one)]}
-    if args.html is not None:
-        write_page(args, render_features(measured, concepts))
-    console.result(text, {**data, "html": None if args.html is None else str(args.html)})
+    page = None if args.html is None else render_features(measured, concepts)
+    deliver(args, console, measured, text, data, page=page)
 
 
 def _circuit(args: argparse.Namespace, console: Console) -> None:
     from ..features import evaluate_feature_circuits, score_features
-    from ..tasks import find_task
 
-    build = find_task(args.task or "agreement")
+    build = task_builder(args.task or "agreement")
     model = load(args)
     features = _features(args, model)
     task = build(model, n=args.n_pairs, seed=args.seed)
@@ -231,15 +214,12 @@ def _circuit(args: argparse.Namespace, console: Console) -> None:
     first, second, *_ = curves.methods
     gap, low, high = curves.difference(first, second)
     said = f"{first} less {second}, area: {gap:+.3f} [{low:+.3f}, {high:+.3f}]"
-    if args.html is not None:
-        write_page(args, curves.to_html())
     data = {
         "curves": _records(curves),
         "areas": {m: curves.area(m) for m in curves.methods} | {"random": curves.random_area},
         "difference": [gap, low, high], "top": scores[first].top(20),
-        "html": None if args.html is None else str(args.html),
     }  # fmt: skip
-    console.result(f"{scores[first]}\n\n{curves}\n{said}", data)
+    deliver(args, console, curves, f"{scores[first]}\n\n{curves}\n{said}", data)
 
 
 def _features(args: argparse.Namespace, model: Any) -> Any:

@@ -3,19 +3,19 @@ them.
 
 mechwork leaderboard
 mechwork leaderboard ioi docstring --model gpt2-6l --exact
-mechwork leaderboard ioi --presets relp eap-ig --n-pairs 64 --csv standings.csv
+mechwork leaderboard ioi --presets relp eap-ig --n-pairs 64 --out standings.csv --html standings.html
 """
 
 from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, MechworkError
 from .console import Console
-from .options import MOST_PAIRS, add_model, at_least, default_tasks, load
+from .options import add_pairs, default_tasks, load, path, task_builder
+from .output import deliver
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,16 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--presets", nargs="+", metavar="NAME", help="ways to score edges (default: all but exact)")
     parser.add_argument("--exact", action="store_true", help="also measured effects: half a forward per edge")
-    parser.add_argument(
-        "--n-pairs",
-        type=at_least(4, MOST_PAIRS),
-        default=128,
-        metavar="N",
-        help="pairs, half of them held out (default: 128)",
-    )
+    add_pairs(parser, 128)
     parser.add_argument("--ablation", default="corrupt", help="what cut edges carry (default: %(default)s)")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the standings as a table")
-    add_model(parser)
+    parser.add_argument(
+        "--out", "--csv", type=path, metavar="FILE", help="keep the standings: .csv, or .safetensors for one task"
+    )
 
 
 def run(args: argparse.Namespace, console: Console) -> None:
@@ -42,23 +37,19 @@ def run(args: argparse.Namespace, console: Console) -> None:
     from ..circuits.scoring.methods import PRESETS
     from ..circuits.testing.leaderboard import available_presets, mean_ranks, run_leaderboard
     from ..errors import UnknownNameError
-    from ..tasks import find_task
 
     names = args.tasks or default_tasks(args.model)
-    for name in names:
-        find_task(name)
+    builders = {name: task_builder(name) for name in names}
     presets = args.presets or available_presets(exact=args.exact)
     for preset in presets:
         if preset not in PRESETS:
             raise UnknownNameError("preset", preset, PRESETS)
-    if args.csv is not None and not args.csv.absolute().parent.is_dir():
-        raise InputError(f"--csv names a file in a folder that exists; got {args.csv}")
     with console.step(f"loading {args.model}"):
         model = load(args)
     boards, left_out = [], {}
-    for name in names:
+    for name, build in builders.items():
         try:
-            task = find_task(name)(model, n=args.n_pairs, seed=args.seed)
+            task = build(model, n=args.n_pairs, seed=args.seed)
             with console.step(name) as progress:
                 boards.append(
                     run_leaderboard(
@@ -73,11 +64,8 @@ def run(args: argparse.Namespace, console: Console) -> None:
     if not boards:
         raise InputError("none of the tasks could be run with this model; see the reasons above")
     ranks = mean_ranks(boards)
-    if args.csv is not None:
-        import pandas
-
-        pandas.concat([board.to_dataframe() for board in boards]).to_csv(args.csv, index=False, lineterminator="\n")
-    console.result("\n\n".join([*map(str, boards), _summary(ranks, len(boards))]), _data(boards, ranks, left_out))
+    text = "\n\n".join([*map(str, boards), _summary(ranks, len(boards))])
+    deliver(args, console, boards, text, _data(boards, ranks, left_out))
 
 
 def _summary(ranks: dict[str, tuple[float, float, float, float]], n: int) -> str:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError, NotFoundError
 from .console import Console
 from .console import Progress as Line
-from .options import add_model, add_page, at_least, check_page, check_training_folder, load, open_own_text, write_page
+from .options import at_least, load, open_own_text, path
+from .output import check_out, check_training_folder, deliver
 
 if TYPE_CHECKING:
     from ..lenses.evaluate import LensEvaluation
@@ -40,8 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="show, evaluate: 'logit', or a lens's folder (default: the one shipped with the model)",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="train: folder of checkpoints and the lens (default: runs/lens-MODEL)"
-    )
+        "--out", type=path, metavar="PATH",
+        help="train: folder of checkpoints and the lens (default: runs/lens-MODEL); show, evaluate: a file for the "
+             "result, .safetensors or .csv",
+    )  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="train: go on from the checkpoint in that folder")
     parser.add_argument(
         "--stop-after", type=at_least(1), metavar="N", help="train: stop after N further steps, with a checkpoint"
@@ -58,13 +61,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--rate", type=float, default=4e-3, help="train: highest learning rate (default: 0.004)")
     parser.add_argument("--target", help="show: a single token to follow (default: each position's next token)")
-    add_page(parser, "show, evaluate: also write the picture")
-    add_model(parser)
+    parser.set_defaults(keeps=False)
 
 
 def run(args: argparse.Namespace, console: Console) -> None:
     """Train, show or evaluate."""
-    check_page(args)
+    if args.action != "train":
+        check_out(args)
     {"train": _train, "show": _show, "evaluate": _evaluate}[args.action](args, console)
 
 
@@ -111,10 +114,8 @@ def _show(args: argparse.Namespace, console: Console) -> None:
         raise InputError('show needs a text: mechwork lens show "The cats"')
     model = load(args)
     table = read_lens(model, args.prompt, _lens(args, model), target=args.target)
-    console.result(
-        str(table),
-        {"lens": table.lens, "cells": table.to_dataframe().to_dict("records"), "html": _picture(args, table)},
-    )
+    data = {"lens": table.lens, "cells": table.to_dataframe().to_dict("records")}
+    deliver(args, console, table, str(table), data)
 
 
 def _evaluate(args: argparse.Namespace, console: Console) -> None:
@@ -129,9 +130,7 @@ def _evaluate(args: argparse.Namespace, console: Console) -> None:
             n_rows=args.rows,
             transfer=args.html is not None,
         )
-    console.result(
-        f"{measured}\n{_summary(measured)}", {"evaluation": _numbers(measured), "html": _picture(args, measured)}
-    )
+    deliver(args, console, measured, f"{measured}\n{_summary(measured)}", {"evaluation": _numbers(measured)})
 
 
 def _lens(args: argparse.Namespace, model: Any) -> Any:
@@ -145,10 +144,6 @@ def _lens(args: argparse.Namespace, model: Any) -> Any:
         if args.lens is not None or args.action != "show":
             raise
         return LOGIT_LENS  # no lens is shipped with this model; the table says which one was read
-
-
-def _picture(args: argparse.Namespace, result: Any) -> str | None:
-    return None if args.html is None else write_page(args, result.to_html())
 
 
 def _summary(measured: LensEvaluation) -> str:

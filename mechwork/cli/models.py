@@ -18,6 +18,7 @@ from .. import bundled
 from ..errors import ArtefactError
 from ..files import read_json
 from .console import Console
+from .options import set_threads
 
 POINT = 0.01
 """How far a measured accuracy may be from the card's."""
@@ -39,6 +40,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
         _list_local(console)
         return
     names = args.names or bundled.model_names()
+    set_threads(args)
     if args.action == "verify":
         _verify(names, console, measure=not args.files_only)
     else:

@@ -1,4 +1,7 @@
-"""Options that verbs share, and what they mean for the process: offline mode, logging, how the model is loaded."""
+"""Options of the command line, from one place: a verb declares what is its own, and `add_shared` gives it the rest.
+
+What they mean for the process is here too: offline mode, logging, how the model is loaded. Files are in `output`.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,19 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError
+from ..errors import InputError, NotFoundError
+from ..harmless import visible
 
 if TYPE_CHECKING:
     import torch
+
+    from ..tasks.task import Task
 
 PAIR_FILES = (".csv", ".jsonl", ".ndjson")
 """Endings by which a task on the command line is taken for a file of pairs."""
@@ -57,38 +64,122 @@ def fraction(text: str) -> float:
     return value
 
 
-def add_common(parser: argparse.ArgumentParser) -> None:
-    """``--json -q -v`` for every verb."""
-    group = parser.add_argument_group("output")
-    group.add_argument("--json", action="store_true", help="print one JSON object instead of text")
-    group.add_argument("-q", "--quiet", action="store_true", help="nothing but the result and errors")
-    group.add_argument("-v", "--verbose", action="count", default=0, help="say more; -vv for debugging")
+def path(text: str) -> Path:
+    """An argparse type: a path, `~` expanded."""
+    return Path(text).expanduser()
 
 
-def add_model(parser: argparse.ArgumentParser, *, name: bool = True) -> None:
-    """``--model --device --dtype --threads --offline --seed`` of verbs that load one; `name` False: they take its name
-    otherwise.
-    """
-    group = parser.add_argument_group("model")
-    if name:
-        group.add_argument(
-            "--model",
-            default="gpt2-6l",
-            help="bundled name, local folder, GGUF file, lmstudio:... or ollama:..., or hub name (default: "
-            "%(default)s)",
-        )
-    group.add_argument("--device", help="e.g. cpu, cuda, cuda:1, mps (default: cpu)")
-    group.add_argument("--dtype", choices=DTYPES, help="of the weights (default: float32; bfloat16 on CUDA)")
-    group.add_argument(
-        "--bos", action=argparse.BooleanOptionalAction, default=None,
-        help="begin prompts with the beginning-of-sequence token, or never (default: what the tokenizer does)",
-    )  # fmt: skip
-    group.add_argument(
-        "--threads", type=at_least(1, MOST_THREADS), metavar="N", help="torch threads (default: 1 for small models)"
+# ---- what every verb has, or has a reason not to have ---------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shared:
+    """An option that verbs share: its group in the help, its names, and argparse's settings."""
+
+    group: str
+    names: tuple[str, ...]
+    settings: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The long name, by which `LACKS` knows it."""
+        return next(name for name in self.names if name.startswith("--"))
+
+
+def _shared(group: str, *names: str, **settings: Any) -> Shared:
+    return Shared(group, names, settings)
+
+
+SHARED: Mapping[str, Shared] = {
+    option.name: option
+    for option in (
+        _shared("files", "--out", type=path, metavar="FILE",
+                help="keep the result: .safetensors (mechwork.result.load_result reads it) or .csv, a table"),
+        _shared("files", "--html", type=path, metavar="FILE",
+                help="also write the result as one page that opens offline"),
+        _shared("files", "--force", action="store_true", help="replace what --out and --html name"),
+        _shared("model", "--model", default="gpt2-6l",
+                help="bundled name, local folder, GGUF file, lmstudio:... or ollama:..., or hub name (default: "
+                     "%(default)s)"),
+        _shared("model", "--device", help="e.g. cpu, cuda, cuda:1, mps (default: cpu)"),
+        _shared("model", "--dtype", choices=DTYPES, help="of the weights (default: float32; bfloat16 on CUDA)"),
+        _shared("model", "--bos", action=argparse.BooleanOptionalAction, default=None,
+                help="begin prompts with the beginning-of-sequence token, or never (default: what the tokenizer "
+                     "does)"),
+        _shared("model", "--threads", type=at_least(1, MOST_THREADS), metavar="N",
+                help="torch threads (default: 1 for small models)"),
+        _shared("model", "--offline", action="store_true", help="never ask the hub, whatever the model's name"),
+        _shared("model", "--seed", type=at_least(0, MOST_SEED), default=0, help="of all that is drawn (default: 0)"),
+        _shared("output", "--json", action="store_true", help="print one JSON object instead of text"),
+        _shared("output", "-q", "--quiet", action="store_true", help="nothing but the result and errors"),
+        _shared("output", "-v", "--verbose", action="count", default=0, help="say more; -vv for debugging"),
     )
-    group.add_argument("--offline", action="store_true", help="never ask the hub, whatever the model's name")
-    if not _has(parser, "--seed"):
-        group.add_argument("--seed", type=at_least(0, MOST_SEED), default=0, help="of all that is drawn (default: 0)")
+}  # fmt: skip
+"""Long name -> option. Every verb has all of them, except for those that `LACKS` gives a reason for."""
+
+MODEL = tuple(option.name for option in SHARED.values() if option.group == "model")
+FILES = tuple(option.name for option in SHARED.values() if option.group == "files")
+
+
+def _all(names: Iterable[str], reason: str) -> dict[str, str]:
+    return dict.fromkeys(names, reason)
+
+
+LACKS: Mapping[str, Mapping[str, str]] = {
+    "discover": {"--html": "its page is in the folder --out"},
+    "verify": {
+        **_all(FILES, "a verdict: there is nothing to keep"),
+        **_all(("--dtype", "--bos", "--seed"), "the report says which"),
+    },
+    "compare": {**_all(MODEL, "reads circuits, runs no model"), "--out": "its one product is the page, --html"},
+    "diverge": {"--model": "two models, by position"},
+    "tasks": _all(FILES, "shows prompts, measures nothing"),
+    "models": {
+        **_all(FILES, "a list or a verdict: there is nothing to keep"),
+        **_all(("--device", "--dtype", "--bos", "--seed"), "bundled models are measured as their cards were"),
+        "--model": "models are named by position",
+        "--offline": "bundled models need no hub",
+    },
+    "circuits": {
+        "--html": "mechwork compare draws any of them",
+        "--force": "build writes its files again, all or none",
+        "--model": "works on all models with shipped circuits",
+        "--offline": "bundled models need no hub",
+        **_all(("--bos", "--seed"), "the circuits' cards say which"),
+    },
+    "train": {
+        **_all(("--html", "--force"), "writes a folder of checkpoints; --resume goes on in it"),
+        **_all(("--device", "--dtype", "--threads", "--bos", "--seed"), "the recipe says which: the same bytes"),
+        "--model": "the recipe is named by position",
+        "--offline": "everything that it needs is in the recipe",
+    },
+    "truth": {
+        **_all(("--device", "--dtype", "--bos"), "its models are built from written weights, on the CPU"),
+        "--model": "models are named by position, with their circuits",
+        "--offline": "its models are built here",
+        "--seed": "what is drawn is an average over fixed seeds",
+    },
+    "doctor": {**_all(FILES, "a list: there is nothing to keep"), **_all(MODEL, "loads no model")},
+}
+"""Verb -> option that it has not -> why. A test walks all verbs: none lacks an option without a reason here."""
+
+
+def add_shared(parser: argparse.ArgumentParser, verb: str) -> None:
+    """Every option of `SHARED` that the verb does not lack; one that it declared itself stays as it is."""
+    groups: dict[str, Any] = {}
+    for name, option in SHARED.items():
+        if name in LACKS.get(verb, ()) or _has(parser, name):
+            continue
+        if option.group not in groups:
+            groups[option.group] = parser.add_argument_group(option.group)
+        groups[option.group].add_argument(*option.names, **option.settings)
+
+
+def _has(parser: argparse.ArgumentParser, option: str) -> bool:
+    return any(option in action.option_strings for action in parser._actions)
+
+
+# ---- what verbs declare ----------------------------------------------------------------------------------------------
 
 
 def add_pairs(
@@ -96,52 +187,40 @@ def add_pairs(
 ) -> None:
     """``--n-pairs`` (short: ``-n``) of verbs that take a task by name."""
     parser.add_argument(
-        "--n-pairs",
-        "-n",
-        type=at_least(least, MOST_PAIRS),
-        default=default,
-        metavar="N",
+        "--n-pairs", "-n", type=at_least(least, MOST_PAIRS), default=default, metavar="N",
         help=f"{what} (default: {default})",
-    )
+    )  # fmt: skip
 
 
-def add_page(parser: argparse.ArgumentParser, what: str, *, default: Path | None = None) -> None:
-    """``--html FILE`` (in verbs that write nothing else also ``--out``) and ``--force`` of verbs that write a page."""
-    names = ("--html",) if _has(parser, "--out") else ("--html", "--out")
-    said = f"{what} (default: {default})" if default else what
-    parser.add_argument(*names, dest="html", type=Path, default=default, metavar="FILE", help=said)
-    parser.add_argument("--force", action="store_true", help="replace an earlier page")
+def add_tasks(parser: argparse.ArgumentParser, what: str) -> None:
+    """``TASK ...`` of verbs that take none, one or several; ``--task`` says the same with commas. See `task_names`."""
+    parser.add_argument("task", metavar="TASK", nargs="*", help=what)
+    parser.add_argument("--task", metavar="TASKS", dest="tasks", help="the same, with commas")
 
 
-def check_page(args: argparse.Namespace) -> None:
-    """Raises `InputError`, before anything is computed, for a page that could not or should not be written."""
-    page: Path | None = args.html
-    if page is None:
-        return
-    try:
-        if page.is_dir():
-            raise InputError(f"--html names a file; {page} is a folder. Name a file in it, e.g. {page / 'page.html'}")
-        if not page.absolute().parent.is_dir():
-            raise InputError(f"--html names a file in a folder that exists; got {page}")
-        if page.exists() and not args.force:
-            raise InputError(
-                f"{page} exists and is not overwritten. Pass --force to replace it, or choose another --html."
-            )
-    except OSError as error:
-        raise InputError(f"--html names a file that can be written; got {str(page)[:200]}: {error.strerror}") from error
+def task_names(args: argparse.Namespace, default: Sequence[str]) -> list[str]:
+    """The tasks that `add_tasks`'s options name, or `default`."""
+    if args.task and args.tasks:
+        raise InputError(f"tasks are named by position or by --task, not both; got {args.task} and {args.tasks}")
+    return [name for word in args.task or [args.tasks or ""] for name in word.split(",") if name] or list(default)
 
 
-def write_page(args: argparse.Namespace, html: str) -> str | None:
-    """Write the page where ``--html`` says; its path, or None."""
-    if args.html is None:
-        return None
-    check_page(args)
-    args.html.write_text(html, encoding="utf-8")
-    return str(args.html)
+def task_builder(name: str) -> Callable[..., Task]:
+    """``build(model, n=..., seed=...)`` of a task's name, or of a file of pairs (which has its own number of pairs).
 
+    Raises `UnknownNameError` or `NotFoundError`.
+    """
+    from ..tasks import find_task, from_file
 
-def _has(parser: argparse.ArgumentParser, option: str) -> bool:
-    return any(option in action.option_strings for action in parser._actions)
+    if not name.endswith(PAIR_FILES):
+        return find_task(name)
+    if not Path(name).is_file():
+        raise NotFoundError(f"no file of pairs at {name}")
+
+    def build(model: Any, n: int = 0, seed: int = 0) -> Task:
+        return from_file(model, name)
+
+    return build
 
 
 def add_executor(parser: argparse.ArgumentParser) -> None:
@@ -193,6 +272,11 @@ def workers(args: argparse.Namespace) -> Iterator[None]:
         yield
 
 
+class _Visible(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
+
+
 def apply_common(args: argparse.Namespace) -> None:
     """Put the options into effect for this process; to be called before anything heavy is imported."""
     if getattr(args, "offline", False):
@@ -202,7 +286,7 @@ def apply_common(args: argparse.Namespace) -> None:
     if "torch" not in sys.modules:  # threads that wait by spinning make a busy machine many times slower
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     log, handler = logging.getLogger("mechwork"), logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_Visible("%(levelname)s %(name)s: %(message)s"))
     log.handlers = [handler]
     log.setLevel(
         logging.ERROR if args.quiet else {0: logging.WARNING, 1: logging.INFO}.get(args.verbose, logging.DEBUG)
@@ -210,7 +294,7 @@ def apply_common(args: argparse.Namespace) -> None:
 
 
 def load(args: argparse.Namespace) -> Any:
-    """The model that `add_model`'s options describe."""
+    """The model that the shared options describe."""
     bos = getattr(args, "bos", None)
     return load_named(args.model, device=args.device, dtype=args.dtype, threads=args.threads, bos=bos)
 
@@ -236,6 +320,14 @@ def load_named(
     if threads or small:
         torch.set_num_threads(threads or 1)
     return model
+
+
+def set_threads(args: argparse.Namespace) -> None:
+    """``--threads`` of verbs that load their models otherwise than by `load`."""
+    if args.threads is not None:
+        import torch
+
+        torch.set_num_threads(args.threads)
 
 
 def default_tasks(model: str) -> list[str]:
@@ -286,17 +378,3 @@ def open_own_text(args: argparse.Namespace, model: Any, seed: int = 0) -> Any:
             f"{args.model} has no text of its own here (bundled: {', '.join(RECIPES)}). Give some: --text FILE"
         )
     return open_text(model, Path(args.text) if args.text else name, seed=seed)
-
-
-def check_training_folder(out: Path, again: str, *, resume: bool) -> None:
-    """Raises `InputError` for resuming where there is no checkpoint, or beginning where something is; `again` is how to
-    go on.
-    """
-    from ..checkpoint import has_checkpoint
-
-    resumable = has_checkpoint(out)
-    if resume and not resumable:
-        raise InputError(f"--resume goes on from a checkpoint, and {out} has none. Leave --resume out to begin.")
-    if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        remedy = f"Go on with: {again}" if resumable else "Choose another --out."
-        raise InputError(f"{out} exists and is not overwritten. {remedy}")

@@ -1,7 +1,7 @@
 """Do tasks use the same circuit? Overlap of their circuits beside chance, and every task run by every task's circuit.
 
 mechwork reuse ioi colored_objects greater_than --model gpt2-12l
-mechwork reuse ioi induction --n-edges 200 --out reuse.html
+mechwork reuse ioi induction --n-edges 200 --html reuse.html
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 
 from .console import Console
-from .options import MOST_PAIRS, add_model, add_page, at_least, check_page, load, write_page
+from .options import add_pairs, at_least, load, task_builder
+from .output import deliver
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,25 +20,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--n-edges", type=at_least(1), default=100, metavar="N", help="edges per circuit (default: 100)"
     )
     parser.add_argument("--preset", metavar="NAME", help="how edges are scored (default: eap-ig)")
-    parser.add_argument(
-        "--n-pairs",
-        type=at_least(4, MOST_PAIRS),
-        default=64,
-        metavar="N",
-        help="pairs, half of them held out (default: 64)",
-    )
+    add_pairs(parser, 64)
     parser.add_argument("--ablation", default="corrupt", help="what cut edges carry (default: %(default)s)")
-    add_page(parser, "also write the tables as one HTML page")
-    add_model(parser)
 
 
 def run(args: argparse.Namespace, console: Console) -> None:
     """Check names, score, run, print."""
     from ..circuits.testing.reuse import study_reuse
-    from ..tasks import find_task
 
-    builders = [find_task(name) for name in args.tasks]
-    check_page(args)
+    builders = [task_builder(name) for name in args.tasks]
     with console.step(f"loading {args.model}"):
         model = load(args)
     tasks = [build(model, n=args.n_pairs, seed=args.seed) for build in builders]
@@ -51,10 +42,8 @@ def run(args: argparse.Namespace, console: Console) -> None:
             seed=args.seed,
             progress=line,
         )
-    if args.html is not None:
-        write_page(args, found.to_html())
     data = {
         "overlaps": found.comparison.to_dataframe().to_dict("records"),
         "runs": found.to_dataframe().to_dict("records"),
     }
-    console.result(str(found), data)
+    deliver(args, console, found, str(found), data)

@@ -2,7 +2,7 @@
 
 mechwork steer pronoun --answer " she"
 mechwork steer ioi --set names=Mary,John --methods add mirror_below --strengths 0.5 1 2
-mechwork steer in_context --model gemma2-6l --set relation=french --out steering.html
+mechwork steer in_context --model gemma2-6l --set relation=french --html steering.html
 mechwork steer in_context --model gemma2-6l --set relation=french --fit function_vector --show function_vector decodable
 mechwork steer pronoun --answer " she" --show stability illusion --carry-to gpt2-12l
 mechwork steer capitals --model gemma2-6l --set corruption=mention
@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, UnknownNameError
 from .console import Console
-from .options import MOST_PAIRS, add_model, add_page, at_least, check_page, default_tasks, load, write_page
+from .options import add_pairs, at_least, default_tasks, load, task_builder
+from .output import deliver
 from .steer_studies import show_carried, show_decodable, show_function_vector, show_illusion, show_stability
 from .steering import FUNCTION_VECTOR, UNINFORMATIVE, Fitted, fit, held_out_text, narrow, parse_settings
 
 if TYPE_CHECKING:
+    from ..directions import SteeringStudy
     from ..tasks.task import Task
 
 SHOWN = ("curves", "decodable", "stability", "illusion", "function_vector")
@@ -37,13 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     pairs.add_argument(
         "--set", nargs="+", metavar="KEY=VALUE", dest="settings", help="settings of the task, e.g. relation=french"
     )
-    pairs.add_argument(
-        "--n-pairs",
-        type=at_least(8, MOST_PAIRS),
-        default=256,
-        metavar="N",
-        help="pairs, half of them held out (default: 256)",
-    )
+    add_pairs(parser, 256, least=8)
     fitted = parser.add_argument_group("the direction")
     fitted.add_argument("--position", default="END", metavar="SPAN", help="where it is read (default: END)")
     fitted.add_argument(
@@ -110,19 +106,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     steered.add_argument(
         "--n-as-far", type=at_least(0), default=1, metavar="N", help="controls moved as far per method (default: 1)"
     )
-    add_page(parser, "also write the plot and the table as one HTML page")
-    add_model(parser)
 
 
 def run(args: argparse.Namespace, console: Console) -> None:
     """Check names; fit on training pairs, steer held-out ones, print."""
     from ..directions import CRITERIA, FITS, METHODS
-    from ..tasks import find_task
 
-    build = find_task(args.task)
+    build = task_builder(args.task)
     settings = parse_settings(build, args.settings)
     others = args.others or [name for name in default_tasks(args.model) if name != args.task][:3]
-    builders = [find_task(name) for name in others]
+    builders = [task_builder(name) for name in others]
     fits = (*FITS, FUNCTION_VECTOR)
     for kind, name, table in (("way to fit a direction", args.fit, fits), ("criterion", args.criterion, CRITERIA)):
         if name not in table:
@@ -130,9 +123,9 @@ def run(args: argparse.Namespace, console: Console) -> None:
     for method in args.methods or ():
         if method not in METHODS:
             raise UnknownNameError("way to steer", method, METHODS)
-    if args.html is not None and "curves" not in args.show:
-        raise InputError(f"--html is the page of the curves; add them to --show. Got {args.html}")
-    check_page(args)
+    for option, file in (("--html", args.html), ("--out", args.out)):
+        if file is not None and "curves" not in args.show:
+            raise InputError(f"{option} is for the curves; add them to --show. Got {file}")
     with console.step(f"loading {args.model}"):
         model = load(args)
     task = build(model, n=args.n_pairs, seed=args.seed, **settings)
@@ -142,9 +135,10 @@ def run(args: argparse.Namespace, console: Console) -> None:
     data: dict[str, Any] = {
         "task": test.name, "direction": str(fitted.direction), "layer": fitted.direction.site.layer, "others": others,
     }  # fmt: skip
+    studies: list[SteeringStudy] = []
     texts = [str(fitted.direction if fitted.vector is None else fitted.vector)]
     shows: dict[str, Callable[[], tuple[str, Any]]] = {
-        "curves": lambda: _curves(model, test, fitted, elsewhere, args, console),
+        "curves": lambda: _curves(model, test, fitted, elsewhere, args, console, studies),
         "decodable": lambda: show_decodable(model, train, test, fitted, elsewhere, args, console),
         "stability": lambda: show_stability(model, train, fitted, args),
         "illusion": lambda: show_illusion(model, train, test, fitted, args),
@@ -157,13 +151,14 @@ def run(args: argparse.Namespace, console: Console) -> None:
             text, rows = show()
             texts.append(text)
             data |= rows if name == "curves" else {name: rows}
-    console.result("\n\n".join(texts), data)
+    deliver(args, console, studies, "\n\n".join(texts), data)
 
 
 def _curves(
-    model: Any, test: Task, fitted: Fitted, others: list[Task], args: argparse.Namespace, console: Console
-) -> tuple[str, dict[str, Any]]:
-    """Success and side effects over strengths."""
+    model: Any, test: Task, fitted: Fitted, others: list[Task], args: argparse.Namespace, console: Console,
+    studies: list[SteeringStudy],
+) -> tuple[str, dict[str, Any]]:  # fmt: skip
+    """Success and side effects over strengths; adds the study to `studies`."""
     from ..directions import STRENGTHS, study_steering, transport_write
 
     direction, text = fitted.direction, held_out_text(model, args)
@@ -174,8 +169,7 @@ def _curves(
             others=others, text=text, n_random=args.n_random, n_as_far=args.n_as_far,
             n_generated=0 if text is None else args.generate, seed=args.seed, progress=line,
         )  # fmt: skip
-    if args.html is not None:
-        write_page(args, study.to_html())
+    studies.append(study)
     plain = {
         "accuracy_on_others": study.plain_accuracy, "corrupt": study.baseline[0], "clean": study.baseline[1],
         "perplexity": study.plain_perplexity, "repetition": study.plain_repetition, "oddness": study.plain_oddness,

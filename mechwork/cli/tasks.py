@@ -8,11 +8,9 @@ mechwork tasks pairs.csv --model openai-community/gpt2
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from ..errors import NotFoundError
 from .console import Console
-from .options import PAIR_FILES, add_model, add_pairs, load
+from .options import add_pairs, load, task_builder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +19,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "task", metavar="TASK", nargs="?", help="a task's name, or a file of pairs; none lists the tasks"
     )
     add_pairs(parser, 5, least=1, what="how many pairs to show")
-    add_model(parser)
 
 
 def run(args: argparse.Namespace, console: Console) -> None:
@@ -29,15 +26,8 @@ def run(args: argparse.Namespace, console: Console) -> None:
     if args.task is None:
         _list(console)
         return
-    from_file = args.task.endswith(PAIR_FILES)
-    if from_file and not Path(args.task).is_file():
-        raise NotFoundError(f"no file of pairs at {args.task}")
-    from ..tasks import find_task
-    from ..tasks import from_file as read_task
-
-    build = None if from_file else find_task(args.task)
-    model = load(args)
-    task = build(model, n=2 * args.n_pairs, seed=args.seed) if build else read_task(model, args.task)
+    build = task_builder(args.task)
+    task = build(load(args), n=2 * args.n_pairs, seed=args.seed)
     pairs = []
     for row in range(min(args.n_pairs, len(task))):
         clean, corrupt = task.prompt_texts(row)

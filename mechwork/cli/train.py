@@ -14,10 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import InputError
 from .console import Console
 from .console import Progress as Line
-from .options import at_least
+from .options import at_least, path
+from .output import check_training_folder
 
 if TYPE_CHECKING:
     from ..zoo.train import Progress
@@ -29,17 +29,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's own arguments."""
     parser.add_argument("recipe", metavar="RECIPE", help="the name of a bundled model, e.g. gpt2-6l")
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder of the checkpoints and the model (default: runs/RECIPE)"
+        "--out", type=path, metavar="DIR", help="folder of the checkpoints and the model (default: runs/RECIPE)"
     )
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in that folder")
     parser.add_argument(
         "--stop-after", type=at_least(1), metavar="N", help="stop after N further steps, with a checkpoint"
     )
+    parser.set_defaults(keeps=False)
 
 
 def run(args: argparse.Namespace, console: Console) -> None:
     """Train, and export the model when the recipe is finished."""
-    from ..checkpoint import has_checkpoint
     from ..zoo.export import export
     from ..zoo.recipe import find_recipe
     from ..zoo.train import train
@@ -47,12 +47,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
     recipe = find_recipe(args.recipe)
     out = args.out or Path("runs") / recipe.name
     again = f"mechwork train {recipe.name} --out {out} --resume"
-    resumable = has_checkpoint(out)
-    if args.resume and not resumable:
-        raise InputError(f"--resume goes on from a checkpoint, and {out} has none. Leave --resume out to begin.")
-    if not args.resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        remedy = f"Go on with: {again}" if resumable else "Choose another --out."
-        raise InputError(f"{out} exists and is not overwritten. {remedy}")
+    check_training_folder(out, again, resume=args.resume)
     try:
         with console.step(f"training {recipe.name}") as line:
             trained = train(recipe, out, progress=_report(line), stop_after=args.stop_after)

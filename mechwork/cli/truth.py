@@ -4,17 +4,18 @@ mechwork truth
 mechwork truth hist induction
 mechwork truth --ablation zero
 mechwork truth --methods all
-mechwork truth --retrain runs/equality
+mechwork truth --retrain --out runs/equality
 """
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
 from .console import Console
+from .options import path, set_threads
+from .output import check_out, check_training_folder, deliver
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,15 +31,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="exact, a preset of edge scores, acdc, learned; or all (default: exact gradient relp eap-ig)",
     )
     parser.add_argument(
-        "--retrain", type=Path, metavar="DIR", help="train the case 'equality' again from its seed into DIR, and stop"
+        "--retrain", action="store_true", help="train the case 'equality' again from its seed into --out, and stop"
     )
+    parser.add_argument(
+        "--out", type=path, metavar="PATH",
+        help="keep the table: .safetensors (mechwork.result.load_result reads it) or .csv; with --retrain a folder",
+    )  # fmt: skip
+    parser.set_defaults(keeps=False)
 
 
 def run(args: argparse.Namespace, console: Console) -> None:
     """Print the table, or train."""
-    if args.retrain is not None:
+    if args.retrain:
         _retrain(args, console)
         return
+    check_out(args)
+    set_threads(args)
     from ..circuits.ground_truth import CASES, available_methods, build_table, find_case
 
     methods = available_methods(args.ablation) if args.methods == ["all"] else args.methods
@@ -54,7 +62,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
     }
     data: dict[str, Any] = {"ablation": table.ablation, "cases": rows, "notes": [*table.notes(), *table.hidden_notes()]}
     lines = [f"{case.name:<12} {case.description}" for case in cases if case.name in table.auroc]
-    console.result("\n".join([str(table), "", *lines]), data)
+    deliver(args, console, table, "\n".join([str(table), "", *lines]), data)
 
 
 def _direction(name: str, ablation: str) -> str:
@@ -68,13 +76,14 @@ def _retrain(args: argparse.Namespace, console: Console) -> None:
 
     from ..circuits.ground_truth import equality
 
-    if args.retrain.exists() and (not args.retrain.is_dir() or any(args.retrain.iterdir())):
-        raise InputError(f"{args.retrain} exists and is not overwritten. Choose another --retrain.")
+    if args.out is None:
+        raise InputError("--retrain writes into --out DIR; name the folder, e.g. --out runs/equality")
+    check_training_folder(args.out, "", resume=False)
     torch.set_num_threads(1)
     with console.step("training equality") as line:
-        card = equality.train_equality(args.retrain, equality.RECIPE, line)
+        card = equality.train_equality(args.out, equality.RECIPE, line)
     console.result(
         f"accuracy {card['accuracy on all prompts']:.3f}, effects inside the circuit at least "
-        f"{card['smallest effect inside']:.3f}, outside at most {card['largest effect outside']:.3f}: {args.retrain}",
+        f"{card['smallest effect inside']:.3f}, outside at most {card['largest effect outside']:.3f}: {args.out}",
         card,
     )

@@ -54,7 +54,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--files-only", action="store_true", help="hash the files; load no model")
     parser.add_argument("--model", help="the model to check against (default: the report's, if it is bundled)")
-    parser.add_argument("--device", help="for --rerun, e.g. cuda (default: cpu)")
 
 
 def run(args: argparse.Namespace, console: Console) -> None:
@@ -92,7 +91,7 @@ def _check_inputs(args: argparse.Namespace, console: Console, page: Path, record
     dtype, bos = request.get("dtype"), request.get("prepend_bos")
     try:
         with console.step(f"loading {name}"):
-            model = load(argparse.Namespace(model=name, device=args.device, dtype=dtype, threads=None, bos=bos))
+            model = load(argparse.Namespace(model=name, device=args.device, dtype=dtype, threads=args.threads, bos=bos))
     except (MechworkError, OSError, AttributeError) as error:
         return [Check(what, "not checked", str(error))]
     from ..models.identity import identify_model

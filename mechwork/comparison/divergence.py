@@ -3,7 +3,7 @@
 column | per layer and kind of site, mean over pairs:
 
 - `distance` | 2 |a - b| / (|a| + |b|), mean over the prompt's tokens: 0 the same, 2 opposite
-- `cosine` | of a and b, mean over the prompt's tokens
+- `cosine` | of a and b, mean over the prompt's tokens; 1 where both are zero, 0 where one is
 - `kl` | KL(p_A || p_B) in nats at the last token, each stream read through its own model's final norm and unembedding
   (residual stream only)
 - `null`, `null_kl` | the largest `distance` and `kl` of model A from itself with noise as large as B - A in every
@@ -142,8 +142,9 @@ def find_divergence(
     names: tuple[str, str] = ("A", "B"),
     seed: int = 0,
 ) -> Divergence:
-    """Compare two models of one anatomy at every layer of `kinds` (default: resid_post, attn_out, mlp_out) on the
-    task's clean prompts.
+    """Compare two models of one anatomy at every layer of `kinds` on the task's clean prompts.
+
+    Default: resid_post, attn_out, mlp_out, without those that are zero at every token of both models.
 
     Raises `InputError` for models that differ in anatomy, vocabulary or parameters, or kinds without one vector per
     token.
@@ -165,6 +166,8 @@ def find_divergence(
         raise InputError(f"the null needs a draw of noise or more; got n_null={n_null}")
     sizes = weight_distances(model_a, model_b)
     found = _compare(model_a, model_b, task, chosen)
+    if kinds is None:  # a block whose MLP writes nothing but zeros has none
+        chosen = [kind for kind in chosen if kind == STREAM or kind in found.heard]
     null = _null(model_a, task, chosen, sizes, n_null, seed)
     weights = _by_layer(model_a, sizes, anatomy.n_layers)
     rows = [
@@ -223,8 +226,9 @@ def _at_end(x: Float[Tensor, "layer batch pos d_model"], pairs: PromptPairs) -> 
 
 @dataclass(frozen=True, eq=False)
 class _Compared:
-    """Per layer and pair."""
+    """Per layer and pair; `heard` are the kinds that are not zero everywhere."""
 
+    heard: frozenset[str]
     distances: dict[str, Float[Tensor, "layer batch"]]
     cosines: dict[str, Float[Tensor, "layer batch"]]
     kl: Float[Tensor, "layer batch"]
@@ -236,7 +240,7 @@ class _Compared:
 def _compare(model_a: TransformerBridge, model_b: TransformerBridge, task: Task, kinds: Sequence[str]) -> _Compared:
     distances: dict[str, list[Tensor]] = {kind: [] for kind in kinds}
     cosines: dict[str, list[Tensor]] = {kind: [] for kind in kinds}
-    kl, output, metrics = [], [], ([], [])
+    kl, output, metrics, heard = [], [], ([], []), set[str]()
     readouts = [Readout.of(model) for model in (model_a, model_b)]
     for pairs in task.pairs.batches(BATCH):
         tail = read_columns(task, pairs)
@@ -245,6 +249,8 @@ def _compare(model_a: TransformerBridge, model_b: TransformerBridge, task: Task,
             distance, cosine = _distance(runs[0][kind], runs[1][kind], pairs)
             distances[kind].append(distance)
             cosines[kind].append(cosine)
+            if any(bool(run[kind].any()) for run in runs):
+                heard.add(kind)
         at_end = [_at_end(run[STREAM], pairs) for run in runs]
         log_p, log_q = (readout.log_probabilities(x).cpu() for readout, x in zip(readouts, at_end, strict=True))
         kl.append(kl_nats(log_p, log_q).clamp(min=0))
@@ -253,6 +259,7 @@ def _compare(model_a: TransformerBridge, model_b: TransformerBridge, task: Task,
         for values, run in zip(metrics, runs, strict=True):
             values.append(task.measure(run.logits, pairs.to(run.logits.device)).cpu())
     return _Compared(
+        frozenset(heard),
         {kind: torch.cat(parts, dim=1) for kind, parts in distances.items()},
         {kind: torch.cat(parts, dim=1) for kind, parts in cosines.items()},
         torch.cat(kl, dim=1),
@@ -270,7 +277,8 @@ def _distance(
     tiny = torch.finfo(a.dtype).tiny
     distance = 2 * (a - b).norm(dim=-1) / (sizes[0] + sizes[1]).clamp(min=tiny)
     product = sizes[0] * sizes[1]
-    cosine = torch.where(product > 0, (a * b).sum(dim=-1) / product.clamp(min=tiny), torch.nan)
+    alike = ((sizes[0] == 0) & (sizes[1] == 0)).double()
+    cosine = torch.where(product > 0, (a * b).sum(dim=-1) / product.clamp(min=tiny), alike)
     mask = pairs.mask.cpu().double()
     share = mask / mask.sum(dim=1, keepdim=True)
     return (distance * share).sum(dim=-1), (cosine * share).sum(dim=-1)

@@ -6,10 +6,12 @@ import json
 import math
 from typing import Any
 
+from ..harmless import visible_json
+
 
 def dump_json(data: Any) -> str:
-    """Strict JSON: numbers that JSON cannot hold become null."""
-    return json.dumps(plain(data), indent=1, ensure_ascii=False, allow_nan=False, default=str)
+    """Strict JSON: numbers that JSON cannot hold become null, letters that do not print their escapes."""
+    return visible_json(json.dumps(plain(data), indent=1, ensure_ascii=False, allow_nan=False, default=str))
 
 
 def plain(value: Any) -> Any:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..display import Displayable, page
 from ..files import sha256, write_text
+from ..harmless import table_text
 from ..provenance import hash_json
 from .found import Discovery
 from .plain import dump_json
@@ -78,4 +79,4 @@ def _edges(found: Discovery) -> pandas.DataFrame:
 
 
 def _table(file: Path, frame: pandas.DataFrame) -> None:
-    write_text(file, frame.to_csv(index=False, lineterminator="\n"))
+    write_text(file, table_text(frame))

@@ -3,13 +3,15 @@
 Owns every page, figure, script and style. Imports result classes of `features`, `circuits`, `lenses`, `patching`,
 `ablation`, `runs` and `tasks`; it never runs a model. plotly and circuitsvis are imported by the functions that need
 them, so that importing mechwork stays light. Importing this package registers the drawings, which gives every result
-`show()` and its form in Jupyter.
+`show()` and its form in Jupyter; a file in `panels` is found by being there.
 
     report("ioi.html", task, exact, approx, scores, circuit, curve)      # one offline file
     Path("graph.html").write_text(render_graph(circuit), encoding="utf-8")
     heatmap_figure(exact["resid_pre"]).update_layout(width=500)           # a plotly figure, to be changed at will
 """
 
+from ..folders import import_all as _import_all
+from . import panels as _panels
 from .findings import reports as reports
 from .graph.figure import StaticFigure as StaticFigure
 from .graph.figure import figure as figure
@@ -82,3 +84,5 @@ from .panels.verified import render_illusion as render_illusion
 from .panels.verified import render_screened as render_screened
 from .report import render_report as render_report
 from .report import report as report
+
+_import_all(_panels.__name__, _panels.__path__)

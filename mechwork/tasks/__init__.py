@@ -1,6 +1,7 @@
 """Tasks: pairs of clean and corrupt prompts, the metric that says whether a behaviour is there, and the classic ones.
 
-Owns what a behaviour is. Imports `models` (for tokenizers and word lists) and the bottom layer; runs no analysis.
+Owns what a behaviour is. Imports `models` (for tokenizers and word lists) and the bottom layer; runs no analysis. A
+file NAME.py with a function NAME, and ``data/tasks/NAME.json``, are found by being there.
 
     task = ioi(model, n=64, seed=0)             # task.train, task.test: disjoint names and templates
     print(task.describe())
@@ -10,6 +11,7 @@ Owns what a behaviour is. Imports `models` (for tokenizers and word lists) and t
 from collections.abc import Callable
 
 from ..errors import UnknownNameError
+from ..folders import import_all as _import_all
 from .agreement import agreement as agreement
 from .build import from_file as from_file
 from .capitals import capitals as capitals
@@ -40,7 +42,12 @@ TASKS: dict[str, Callable[..., Task]] = {
     "colored_objects": colored_objects,
     "in_context": in_context,
 }
-"""The classic tasks by name: ``TASKS[name](model, n=64, seed=0)``."""
+"""The classic tasks by name: ``TASKS[name](model, n=64, seed=0)``. Other files of this folder are added below."""
+
+for _name, _module in _import_all(__name__, __path__).items():
+    if callable(_builder := vars(_module).get(_name)):
+        TASKS.setdefault(_name, _builder)
+        globals()[_name] = _builder  # not the module of the same name
 
 
 def find_task(name: str) -> Callable[..., Task]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..display import Readable
 from ..errors import InputError, MetricError
+from ..harmless import visible
 from ..models.anatomy import device_of
 from ..models.borrow import run_tail
 from ..provenance import Provenance
@@ -19,14 +20,6 @@ from .pairs import PromptPairs, Spans
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
-
-
-def _visible(text: str) -> str:
-    """`text` with control characters (a terminal obeys them) and half surrogates written as escapes; lines and tabs
-    stay.
-    """
-    shown = (c if c in "\n\t" or c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-    return "".join(shown)
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +155,7 @@ class Task(Readable):
                 f"  corrupt  {marked[1]}",
                 f"           -> {correct!r} rather than {incorrect!r}",
             ]
-        return "\n".join(_visible(line) for line in lines if line)
+        return "\n".join(visible(line) for line in lines if line)
 
     def prompt(self, row: int, *, corrupt: bool = False) -> str:
         """The clean (or corrupt) prompt of pair `row` as text; token ids where no text is known."""

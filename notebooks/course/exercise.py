@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mechwork.harmless import cell
+
 Judge = Callable[..., "str | None"]
 
 
@@ -125,7 +127,7 @@ def export(path: str | Path, student: str = "") -> Path:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ["student", *asdict(Record(""))])
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({name: cell(value) for name, value in row.items()} for row in rows)
     return path
 
 

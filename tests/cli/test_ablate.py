@@ -32,8 +32,8 @@ def test_impairment_as_json_and_as_a_page(cli: Cli, tmp_path: Path) -> None:
     outcome = cli(
         "ablate",
         "impairment",
-        "--task",
-        "ioi,docstring",
+        "ioi",
+        "docstring",
         "-n",
         16,
         "--heads",

@@ -31,7 +31,7 @@ def test_two_tasks_of_one_model(cli: Cli) -> None:
 
 
 def test_two_models_of_other_shape_and_the_page(cli: Cli, open_page: OpenPage) -> None:
-    outcome = cli("compare", "gpt2-6l/ioi", "llama-6l/ioi", "--out", "models.html")
+    outcome = cli("compare", "gpt2-6l/ioi", "llama-6l/ioi", "--html", "models.html")
     assert outcome.code == 0, outcome.err
     assert "6 layers of 4 heads, 2 for keys and values" in outcome.out
     assert "says where a component" in outcome.out
@@ -45,7 +45,7 @@ def test_folders_and_files(cli: Cli) -> None:
     load_circuit("gpt2-6l/ioi").save("one/circuit.json")
     load_circuit("gpt2-6l/induction").save("two/circuit.json")
     assert "one / two" in cli("compare", "one", "two/circuit.json").out
-    assert "one / two" in cli("compare", "one/report.html", "two", "--out", "again.html").out
+    assert "one / two" in cli("compare", "one/report.html", "two", "--html", "again.html").out
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_folders_and_files(cli: Cli) -> None:
         (("gpt2-6l/ioi", "empty"), 3, "holds no circuit.json"),
         (("gpt2-6l/ioi", "broken.json"), 3, "not valid JSON"),
         (("gpt2-6l/ioi", "newer.json"), 3, "Upgrade mechwork"),
-        (("gpt2-6l/ioi", "gpt2-6l/induction", "--out", "no/such/place.html"), 2, "a folder that exists"),
+        (("gpt2-6l/ioi", "gpt2-6l/induction", "--html", "no/such/place.html"), 2, "a folder that exists"),
     ],
 )
 def test_what_is_refused(cli: Cli, arguments: tuple[str, ...], code: int, message: str) -> None:

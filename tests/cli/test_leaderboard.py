@@ -32,4 +32,4 @@ def test_names_are_checked_first(cli: Cli) -> None:
     assert outcome.code == 2
     assert "nearest: eap" in outcome.err
     assert cli("leaderboard", "iou").code == 2
-    assert cli("leaderboard", "ioi", "--csv", "nowhere/board.csv").code == 2
+    assert cli("leaderboard", "ioi", "--out", "nowhere/board.csv").code == 2

@@ -12,7 +12,7 @@ from .conftest import Cli
 @pytest.mark.slow
 def test_tasks_are_run_by_each_others_circuits(cli: Cli, tmp_path: Path) -> None:
     page = tmp_path / "reuse.html"
-    outcome = cli("reuse", "ioi", "greater_than", "--n-pairs", 16, "--preset", "eap-ig", "--json", "--out", page)
+    outcome = cli("reuse", "ioi", "greater_than", "--n-pairs", 16, "--preset", "eap-ig", "--json", "--html", page)
     assert outcome.code == 0, outcome.err
     runs = {(row["task"], row["circuit_of"]): row for row in outcome.json["runs"]}
     assert len(runs) == 4
@@ -24,7 +24,7 @@ def test_tasks_are_run_by_each_others_circuits(cli: Cli, tmp_path: Path) -> None
 
 def test_contracts_come_first(cli: Cli) -> None:
     assert cli("reuse", "ioi", "iou").code == 2
-    assert cli("reuse", "ioi", "greater_than", "--out", "nowhere/page.html").code == 2
+    assert cli("reuse", "ioi", "greater_than", "--html", "nowhere/page.html").code == 2
     outcome = cli("reuse", "ioi", "ioi")
     assert outcome.code == 2
     assert "names of their own" in outcome.err

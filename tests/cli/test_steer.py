@@ -18,7 +18,7 @@ def test_pronouns_are_steered(cli: Cli, tmp_path: Path) -> None:
     page = tmp_path / "steering.html"
     outcome = cli(
         "steer", "pronoun", "--answer", " she", "--n-pairs", 64, "--methods", "add", "mirror_below", "--strengths", 1,
-        "--others", "agreement", "--n-random", 1, "--layer", 4, "--generate", 4, "--json", "--out", page,
+        "--others", "agreement", "--n-random", 1, "--layer", 4, "--generate", 4, "--json", "--html", page,
         "--show", "curves", "stability", "illusion",
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
@@ -63,7 +63,7 @@ def test_contracts_come_first(cli: Cli) -> None:
     assert cli("steer", "pronoun", "--fit", "prob").code == 2
     assert cli("steer", "pronoun", "--methods", "ad").code == 2
     assert cli("steer", "pronoun", "--criterion", "best").code == 2
-    assert cli("steer", "pronoun", "--out", "nowhere/page.html").code == 2
+    assert cli("steer", "pronoun", "--html", "nowhere/page.html").code == 2
     outcome = cli("steer", "pronoun", "--answer", "she", "--n-pairs", 8)
     assert outcome.code == 2
     assert "leading space" in outcome.err or "no pair" in outcome.err

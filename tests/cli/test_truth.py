@@ -54,7 +54,7 @@ def test_what_is_refused(cli: Cli, arguments: list[str], message: str) -> None:
 
 def test_training_again(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(equality, "RECIPE", Recipe(steps=3, batch_size=8))
-    outcome = cli("truth", "--retrain", tmp_path / "again", "--json")
+    outcome = cli("truth", "--retrain", "--out", tmp_path / "again", "--json")
     assert outcome.code == 0
     assert outcome.json["recipe"]["steps"] == 3
     assert {f.name for f in (tmp_path / "again").iterdir()} == {
@@ -63,4 +63,4 @@ def test_training_again(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "card.md",
         "manifest.json",
     }
-    assert cli("truth", "--retrain", tmp_path / "again").code == 2
+    assert cli("truth", "--retrain", "--out", tmp_path / "again").code == 2

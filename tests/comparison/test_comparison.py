@@ -19,6 +19,7 @@ from mechwork.comparison import (
     weight_distances,
     with_noise,
 )
+from mechwork.comparison.divergence import _distance
 from mechwork.comparison.noise import distinct_parameters
 from mechwork.directions import Examples, fit_direction
 from mechwork.edits import LowRank, WeightEdit, apply_edit
@@ -226,3 +227,17 @@ def test_contracts(tiny_gpt2_64: Any, tiny_task: Task) -> None:
     opt = build_model("opt"), build_model("opt", seed=1)
     with pytest.raises(InputError, match="not written"):
         patch_across(*opt, tiny_task, ["pattern"])
+
+
+def test_an_mlp_that_writes_zeros_is_left_out_and_no_cosine_is_nan() -> None:
+    models = [mw.load_model(name) for name in ("attn-only-2l@500", "attn-only-2l")]
+    task = mw.tasks.induction(models[0], n=4).test
+    found = find_divergence(*models, task, n_null=1)
+    assert found.kinds == ("resid_post", "attn_out")
+    asked = find_divergence(*models, task, kinds=["mlp_out"], n_null=1)
+    assert [row.cosine for row in asked.of("mlp_out")] == [1.0, 1.0]
+    assert not any(row.cosine != row.cosine for row in (*found.rows, *asked.rows))
+    zeros = torch.zeros(1, *task.pairs.mask.shape, 2)
+    one = _distance(zeros, zeros + 1, task.pairs)
+    assert one[0].tolist() == [[pytest.approx(2.0, abs=1e-12)] * len(task)]
+    assert one[1].tolist() == [[0.0] * len(task)]

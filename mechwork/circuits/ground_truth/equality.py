@@ -153,7 +153,7 @@ is that of the program with this letter in at least {100 * card["interchange acc
 
 ## Recipe
 
-`mechwork truth --retrain DIR` trains it again from its seed; other processors and versions of torch may round differently.
+`mechwork truth --retrain --out DIR` trains it again from its seed; other processors and versions of torch may round differently.
 
 {recipe}
 """  # noqa: E501

@@ -102,7 +102,8 @@ async function exportPng(app) {
 function exportCsv(app) {
   const graph = app.graph(), seen = app.seen(), rows = [["source", "target", "kind", "score", "standard_error", "confidence"]];
   const quoted = (value) => {
-    const text = String(value ?? "");
+    const plain = String(value ?? ""), formula = /^[=+\-@\t\r\n]/.test(plain) && !Number.isFinite(Number(plain));
+    const text = formula ? `'${plain}` : plain; // a spreadsheet would run it
     return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   };
   for (let e = 0; e < graph.m; e++) {
