@@ -100,9 +100,12 @@ def _picture(findings: Findings) -> str:
 
 def _reading(payload: dict, n: int) -> str:
     """How to read a node's name, by one that is drawn."""
-    names = (payload["nodes"]["name"][i] for i in [*payload["edges"]["source"][:n], *payload["edges"]["target"][:n]])
+    drawn = dict.fromkeys([*payload["edges"]["source"][:n], *payload["edges"]["target"][:n]])
+    names = [payload["nodes"]["name"][i] for i in drawn]
     found = next((parts for name in names if (parts := re.fullmatch(r"a(\d+)\.h(\d+)", name))), None)
-    return "" if found is None else f"{found[0]}: head {found[2]} of layer {found[1]}."
+    said = "" if found is None else f"{found[0]}: head {found[2]} of layer {found[1]}."
+    shared = next((name for name in names if ".kv" in name), "")
+    return f"{said} {shared}: keys and values of several heads." if shared else said
 
 
 def _roles(payload: dict, n: int) -> str:

@@ -36,10 +36,11 @@ function mountFigure(root) {
   const config = { displaylogo: false, displayModeBar: "hover", responsive: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"], toImageButtonOptions: { format: "svg", filename: "mechwork-figure" } };
   const draw = () => {
     const { data, layout } = themed(spec);
+    narrowed(root, data, layout);
     layout.shapes = [...(layout.shapes ?? []), ...outlines(root, spec)];
     return Plotly.react(plot, data, layout, config);
   };
-  draw();
+  draw().then(() => (root.scrollLeft = root.scrollWidth)); // what is cut off is where the prompt begins, not where the answer is made
   for (const query of [prefersDark, onPaper]) query.addEventListener("change", draw);
   const view = { select: draw };
   plot.on("plotly_click", (event) => {
@@ -49,6 +50,29 @@ function mountFigure(root) {
     mechwork.select(mechwork.selection === name ? null : name, null);
   });
   mechwork.register(view);
+}
+
+// On a narrow screen a figure is as wide as the screen and its title and subtitle wrap; maps of many columns keep their width and scroll.
+const LETTER = { title: 8.6, subtitle: 6.6 }, MANY_COLUMNS = 16;
+
+function narrowed(root, data, layout) {
+  const room = root.clientWidth, many = data.some((trace) => trace.type === "heatmap" && trace.x?.length > MANY_COLUMNS);
+  if (onPaper.matches || room < 280 || room >= layout.width) return;
+  if (!many) layout.width = room;
+  const title = wrapped(layout.title.text, room / LETTER.title), subtitle = wrapped(layout.title.subtitle?.text ?? "", room / LETTER.subtitle), more = 20 * (title.length - 1) + 16 * (subtitle.length - 1);
+  layout.title = { ...layout.title, text: title.join("<br>"), subtitle: { ...layout.title.subtitle, text: subtitle.join("<br>") } };
+  layout.margin = { ...layout.margin, t: layout.margin.t + more };
+  layout.height += more;
+  if (layout.legend?.orientation === "h" && !many) layout.legend = { ...layout.legend, y: layout.legend.y * 1.2 };
+}
+
+function wrapped(text, letters) {
+  const lines = [""];
+  for (const word of text.split(" ")) {
+    if (lines.at(-1) && lines.at(-1).length + word.length + 1 > letters) lines.push(word);
+    else lines[lines.length - 1] += (lines.at(-1) ? " " : "") + word;
+  }
+  return lines;
 }
 
 // The frames around the cells of the selected node.

@@ -32,7 +32,10 @@ function createDrawing(svg, backdrop, id) {
     });
     for (const place of graph.payload.places) drawPlace(place, graph.payload.size[1], bands);
     ghosts = graph.ghosts.map(([e, bend]) => [e, svgElement("path", { d: pathOf(curve({ ...graph, bend: { [e]: bend }, routes: {} }, e)), class: `mw-edge is-ghost ${edgeClass(graph, e)}` }, faint)]);
-    for (let e = graph.m; e < graph.all; e++) links.push(edgePath(e, base));
+    for (let e = graph.m; e < graph.all; e++) {
+      links.push(edgePath(e, base));
+      links.at(-1).style.display = "none"; // as `on` says
+    }
     boxes = graph.names.map((_, i) => drawNode(graph, i, nodes));
     looks = [];
     showing = boxes.map(() => true);
