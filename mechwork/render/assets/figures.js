@@ -56,7 +56,7 @@ function mountFigure(root) {
 const LETTER = { title: 8.6, subtitle: 6.6 }, MANY_COLUMNS = 16;
 
 function narrowed(root, data, layout) {
-  const room = root.clientWidth, many = data.some((trace) => trace.type === "heatmap" && trace.x?.length > MANY_COLUMNS);
+  const room = root.parentElement.clientWidth, many = data.some((trace) => trace.type === "heatmap" && trace.x?.length > MANY_COLUMNS);
   if (onPaper.matches || room < 280 || room >= layout.width) return;
   if (!many) layout.width = room;
   const title = wrapped(layout.title.text, room / LETTER.title), subtitle = wrapped(layout.title.subtitle?.text ?? "", room / LETTER.subtitle), more = 20 * (title.length - 1) + 16 * (subtitle.length - 1);

@@ -44,6 +44,7 @@ GRAPH_SCRIPTS = (
     "graph/state.js",
     "graph/hash.js",
     "graph/reach.js",
+    "graph/arrange.js",
     "graph/derive.js",
     "graph/draw.js",
     "graph/canvas.js",

@@ -74,7 +74,7 @@ def lens_fragment(lens_table: LensTable) -> Fragment:
         '<div class="mw-lens-controls" data-lens-controls hidden><label>colour <select '
         f"data-lens-measure>{options}</select></label>{choose}"
         '<span class="mw-muted"><span class="mw-lens-key"></span>'
-        '<span data-lens-range></span></span></div>'
+        "<span data-lens-range></span></span></div>"
         f"{tables}</div>"
     )
     return Fragment(body, needs=("lens",))

@@ -143,7 +143,9 @@ def share_cards(shares: LogitAttribution, task: Task, nodes: Sequence[str]) -> M
 def share_section(shares: LogitAttribution) -> Fragment:
     """The largest direct shares, and the others folded."""
     strongest = "; ".join(f"{term} {signed(value)}" for term, value in shares.top(5))
-    figure = figure_fragment(attribution_figure(shares, N_SHARES), f"Largest shares of the {shares.quantity}: {strongest}")
+    figure = figure_fragment(
+        attribution_figure(shares, N_SHARES), f"Largest shares of the {shares.quantity}: {strongest}"
+    )
     body = f"<h3>What writes the answer directly</h3>{figure.body}"
     if len(shares.terms) > N_SHARES:
         every = shares.top(len(shares.terms))[N_SHARES:]

@@ -197,7 +197,7 @@ function drawNode(graph, i, parent) {
   svgElement("path", { d: outlineOf(type, w, h), class: "mw-shape" }, button);
   const marks = type === "head" ? readerMarks(graph, i) : "";
   const label = svgElement("text", { class: "mw-label", y: marks ? -0.5 : 4.5 }, button);
-  label.textContent = shorten(graph.label[i], type === "group" ? 16 : 12);
+  label.textContent = shorten(graph.label[i], type === "group" ? GROUP_LETTERS : 12);
   [..."qkv"].forEach((mark, k) => {
     if (!marks.includes(mark)) return;
     svgElement("text", { class: "mw-mark", "aria-hidden": "true", x: (k - 1) * graph.port * w, y: h / 2 - 4.5 }, box).textContent = mark;
