@@ -96,7 +96,8 @@ def _picture(findings: Findings) -> str:
         f'<svg viewBox="0 0 {width:g} {height:g}" width="{1.25 * width:.0f}" role="img" '
         f'aria-label="{escape(label)}; the interactive graph is below" font-family="inherit">{shapes}</svg></a>'
         f"<figcaption>{roles}{count(n)} of "
-        f"{escape(plural(circuit.n_edges, 'edge'))}{escape(alone)}. {escape(_reading(payload, n))}</figcaption></figure>"
+        f"{escape(plural(circuit.n_edges, 'edge'))}{escape(alone)}. {escape(_reading(payload, n))}</figcaption>"
+        "</figure>"
     )
 
 

@@ -2,8 +2,8 @@ r"""Self-contained pages: markup, styles and scripts in one file that asks the n
 
 A drawing is a `Fragment`: markup and the names of the bundles it needs. `assemble` puts fragments on one page, every
 bundle once. A content security policy forbids the browser any request, any style attribute, and every script and style
-but the page's own, named by their hashes. Data stand in the markup as JSON with every ``<`` written as ``\u003c``, so no
-text can end the element that holds it.
+but the page's own, named by their hashes. Data stand in the markup as JSON with every ``<`` written as ``\u003c``, so
+no text can end the element that holds it.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def assemble(title: str, fragments: Iterable[Fragment], *, body_class: str = "")
 
 
 def content_policy(scripts: Iterable[str], styles: Iterable[str]) -> str:
-    """The policy of a page with scripts of these hashes and these styles; plotly empties style elements and attributes."""
+    """The policy of a page with scripts of these hashes and these styles; plotly makes empty style elements."""
     empty = _hash("")
     allowed = " ".join([*map(_hash, styles), empty])
     return (

@@ -80,7 +80,7 @@ def count(n: int) -> str:
 
 
 def share_class(share: float) -> str:
-    """The class that shades a token by `share` of the full colour, in steps of 5 % up to 70 %; empty below the first."""
+    """The class that shades a token by `share` of the full colour, in steps of 5 % up to 70 %."""
     step = min(14, round(20 * share))
     return f" mw-s{step}" if step else ""
 
