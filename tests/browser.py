@@ -101,12 +101,14 @@ def open_page(browser: Any, tmp_path: Path, artefacts: Path) -> Iterator[OpenPag
         scripts: bool = True,
         wait: str = ".mw-nodes .mw-node",
         before: str = "",
+        touch: bool = False,
     ) -> Tab:
         path = tmp_path / f"page{len(tabs)}.html"
         path.write_text(html, encoding="utf-8")
         context = browser.new_context(
             viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light",
-            java_script_enabled=scripts, accept_downloads=True, reduced_motion="reduce"
+            java_script_enabled=scripts, accept_downloads=True, reduced_motion="reduce",
+            has_touch=touch, is_mobile=touch,
         )  # fmt: skip
         contexts.append(context)
         page = context.new_page()

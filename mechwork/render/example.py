@@ -14,7 +14,7 @@ from ..lenses.table import LensTable
 from ..patching.result import Effect
 from ..tasks.task import Task
 from .findings import Findings
-from .page.text import escape, percent, show_token, signed
+from .page.text import escape, percent, share_class, show_token, signed
 
 EFFECT_KINDS = ("resid_pre", "resid_post", "resid_mid", "attn_out", "mlp_out")
 
@@ -72,7 +72,7 @@ def _effects(findings: Findings, task: Task, n: int) -> tuple[tuple[float | None
         return (
             tuple(None if k is None else best[k] for k in where),
             tuple("" if k is None else labels[k] for k in where),
-            f"largest {how} effect",
+            f"the {how} effect on the answer",
         )
     return (None,) * n, ("",) * n, ""
 
@@ -109,12 +109,11 @@ def prompt_line(example: Example) -> str:
     for i, (token, value, place) in enumerate(zip(example.tokens, example.effects, example.places, strict=True)):
         if i == 0 and re.fullmatch(r"<[^ ]+>", token):
             continue
-        share = 0 if value is None else round(70 * min(1.0, abs(value) / scale))
-        style = f' style="--share:{share}%"' if share > 2 else ""
+        shade = share_class(0.0 if value is None else 0.7 * min(1.0, abs(value) / scale))
         sign = " negative" if (value or 0) < 0 else ""
         said = "" if value is None else f' title="{escape(f"{place}: effect {signed(value)}")}"'
         lead = " " if token.startswith(" ") else ""
-        parts.append(f'{lead}<bdi class="mw-lit-token{sign}"{said}{style}>{escape(show_token(token, 40))}</bdi>')
+        parts.append(f'{lead}<bdi class="mw-lit-token{sign}{shade}"{said}>{escape(show_token(token, 40))}</bdi>')
     return "".join(parts)
 
 

@@ -25,7 +25,9 @@ def first_screen(findings: Findings, heading: str, pending: Sequence[str] = ()) 
     """The section's content; `heading` is the title of the page (empty: the page has it elsewhere)."""
     example = find_example(findings)
     title = f"<h1>{escape(heading)}</h1>" if heading else ""
-    shade = f'<p class="mw-muted">Shade: {term("effect", example.said)}.</p>' if example.said else ""
+    shade = (
+        f'<p class="mw-muted">Shade: {term("effect", example.said)}, largest over layers.</p>' if example.said else ""
+    )
     tiles = "".join(_tile(*tile) for tile in three_numbers(findings))
     caveat = main_caveat(findings)
     waiting = (
@@ -91,18 +93,29 @@ def _picture(findings: Findings) -> str:
     label = f"Circuit for {findings.task.name}: its {plural(n, 'strongest connected edge')}"
     return (
         f'<figure class="mw-first-graph"><a href="#graph">'
-        f'<svg viewBox="0 0 {width:g} {height:g}" style="max-width:{1.25 * width:.0f}px" role="img" '
+        f'<svg viewBox="0 0 {width:g} {height:g}" width="{1.25 * width:.0f}" role="img" '
         f'aria-label="{escape(label)}; the interactive graph is below" font-family="inherit">{shapes}</svg></a>'
         f"<figcaption>{roles}{count(n)} of "
-        f"{escape(plural(circuit.n_edges, 'edge'))}{escape(alone)}.</figcaption></figure>"
+        f"{escape(plural(circuit.n_edges, 'edge'))}{escape(alone)}. {escape(_reading(payload, n))}</figcaption>"
+        "</figure>"
     )
+
+
+def _reading(payload: dict, n: int) -> str:
+    """How to read a node's name, by one that is drawn."""
+    drawn = dict.fromkeys([*payload["edges"]["source"][:n], *payload["edges"]["target"][:n]])
+    names = [payload["nodes"]["name"][i] for i in drawn]
+    found = next((parts for name in names if (parts := re.fullmatch(r"a(\d+)\.h(\d+)", name))), None)
+    said = "" if found is None else f"{found[0]}: head {found[2]} of layer {found[1]}."
+    shared = next((name for name in names if ".kv" in name), "")
+    return f"{said} {shared}: keys and values of several heads." if shared else said
 
 
 def _roles(payload: dict, n: int) -> str:
     drawn = {*payload["edges"]["source"][:n], *payload["edges"]["target"][:n]}
     shown = {payload["nodes"]["role"][i] for i in drawn}
     keys = [
-        f'<span class="mw-role-key" style="--role:var(--mw-role-{k})">{_spelled(role)}</span>'
+        f'<span class="mw-role-key mw-role-{k}">{_spelled(role)}</span>'
         for k, role in enumerate(payload["roles"][:8])
         if role in shown
     ]

@@ -1,7 +1,6 @@
 // Plotly figures: drawn from JSON, coloured by the page, and linked: a cell or a point that stands for a node selects it
 // everywhere, and a selection made elsewhere is outlined here.
 
-const LIGHT_MUTED = "#57606a"; // the subtitle's colour as Python writes it
 const prefersDark = matchMedia("(prefers-color-scheme: dark)"), onPaper = matchMedia("print");
 const isDark = () => prefersDark.matches && !onPaper.matches; // paper is always light
 const DARK_SCALE = ["#ffc49a", "#f9a566", "#f0833a", "#a4592a", "#4d3424", "#20252b", "#1c3a4d", "#26648a", "#4aa8e0", "#8accf2", "#bfe3f8"];
@@ -10,7 +9,7 @@ function themed(spec) {
   const style = getComputedStyle(document.documentElement), colour = (name) => style.getPropertyValue(name).trim();
   const layout = structuredClone(spec.layout), ink = colour("--mw-ink"), muted = colour("--mw-muted"), line = colour("--mw-line");
   layout.font = { ...layout.font, color: ink };
-  layout.title = { ...layout.title, text: layout.title.text.replace(`color:${LIGHT_MUTED}`, `color:${muted}`), font: { ...layout.title.font, color: ink } };
+  layout.title = { ...layout.title, subtitle: { ...layout.title.subtitle, font: { ...layout.title.subtitle?.font, color: muted } }, font: { ...layout.title.font, color: ink } };
   layout.hoverlabel = { ...layout.hoverlabel, bgcolor: colour("--mw-raised"), bordercolor: colour("--mw-control"), font: { ...layout.hoverlabel?.font, color: ink } };
   for (const key of Object.keys(layout)) {
     if (/^[xy]axis\d*$/.test(key)) layout[key] = { ...layout[key], color: muted, gridcolor: line, linecolor: line, zerolinecolor: colour("--mw-control"), tickcolor: line };
@@ -33,14 +32,15 @@ function mountFigure(root) {
   const spec = JSON.parse(root.querySelector("script[type='application/json']").textContent);
   const plot = document.createElement("div");
   root.replaceChildren(plot);
-  root.removeAttribute("style");
+  root.style.minHeight = "";
   const config = { displaylogo: false, displayModeBar: "hover", responsive: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"], toImageButtonOptions: { format: "svg", filename: "mechwork-figure" } };
   const draw = () => {
     const { data, layout } = themed(spec);
+    narrowed(root, data, layout);
     layout.shapes = [...(layout.shapes ?? []), ...outlines(root, spec)];
     return Plotly.react(plot, data, layout, config);
   };
-  draw();
+  draw().then(() => (root.scrollLeft = root.scrollWidth)); // what is cut off is where the prompt begins, not where the answer is made
   for (const query of [prefersDark, onPaper]) query.addEventListener("change", draw);
   const view = { select: draw };
   plot.on("plotly_click", (event) => {
@@ -50,6 +50,29 @@ function mountFigure(root) {
     mechwork.select(mechwork.selection === name ? null : name, null);
   });
   mechwork.register(view);
+}
+
+// On a narrow screen a figure is as wide as the screen and its title and subtitle wrap; maps of many columns keep their width and scroll.
+const LETTER = { title: 8.6, subtitle: 6.6 }, MANY_COLUMNS = 16;
+
+function narrowed(root, data, layout) {
+  const room = root.parentElement.clientWidth, many = data.some((trace) => trace.type === "heatmap" && trace.x?.length > MANY_COLUMNS);
+  if (onPaper.matches || room < 280 || room >= layout.width) return;
+  if (!many) layout.width = room;
+  const title = wrapped(layout.title.text, room / LETTER.title), subtitle = wrapped(layout.title.subtitle?.text ?? "", room / LETTER.subtitle), more = 20 * (title.length - 1) + 16 * (subtitle.length - 1);
+  layout.title = { ...layout.title, text: title.join("<br>"), subtitle: { ...layout.title.subtitle, text: subtitle.join("<br>") } };
+  layout.margin = { ...layout.margin, t: layout.margin.t + more };
+  layout.height += more;
+  if (layout.legend?.orientation === "h" && !many) layout.legend = { ...layout.legend, y: layout.legend.y * 1.2 };
+}
+
+function wrapped(text, letters) {
+  const lines = [""];
+  for (const word of text.split(" ")) {
+    if (lines.at(-1) && lines.at(-1).length + word.length + 1 > letters) lines.push(word);
+    else lines[lines.length - 1] += (lines.at(-1) ? " " : "") + word;
+  }
+  return lines;
 }
 
 // The frames around the cells of the selected node.
@@ -79,6 +102,8 @@ async function mountFigures(roots) {
     await new Promise((done) => setTimeout(done));
   }
 }
+
+for (const root of document.querySelectorAll("[data-mw-figure]")) root.style.minHeight = `${root.dataset.mwHeight}px`; // its room, until it is drawn
 
 // A figure in a closed part has no size yet: it is drawn when the part opens.
 const figures = [...document.querySelectorAll("[data-mw-figure]")], later = figures.filter((root) => root.closest("details:not([open])"));

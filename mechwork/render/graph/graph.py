@@ -13,7 +13,7 @@ from typing import Any
 from ...circuits.graph.circuit import Circuit
 from ...circuits.scoring.scores import EdgeScores
 from ...display import draws, draws_still
-from ..page.page import Fragment, assemble, embed_json
+from ..page.page import NO_SCRIPT_STYLE, Fragment, assemble, embed_json
 from ..page.table import Column, table
 from ..page.text import count, escape, plural, signed
 from .payload import GraphOptions, graph_payload
@@ -92,7 +92,7 @@ def graph_fragment(payload: dict[str, Any]) -> Fragment:
     """The graph with its fallbacks."""
     # One picture serves three readers: without scripts, on paper, and (through its text) without sight.
     image = _picture(payload, 'class="mw-static"')
-    without = "<style>.mw-graph { display: none; } .mw-static { display: block; }</style>"
+    without = f"<style>{NO_SCRIPT_STYLE}</style>"
     body = (
         f'<div class="mw-graph" data-mw-graph>{embed_json(payload)}</div>{image}<noscript>{without}'
         f"<p>Without scripts the graph is a picture; its edges are in the table below.</p></noscript>\n"

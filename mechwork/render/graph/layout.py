@@ -18,7 +18,7 @@ from numpy import ndarray
 
 INPUT, HEAD, MLP, LOGITS, KV, FEATURE, ERROR = range(7)
 TYPES = ("input", "head", "mlp", "logits", "kv", "feature", "error")
-WIDTHS = np.array([96.0, 66.0, 66.0, 96.0, 40.0, 66.0, 58.0])
+WIDTHS = np.array([96.0, 66.0, 66.0, 96.0, 58.0, 66.0, 58.0])
 HEIGHTS = np.array([32.0, 36.0, 36.0, 32.0, 22.0, 30.0, 26.0])
 """Size of a node by type. The script reads them from the payload."""
 

@@ -71,6 +71,7 @@ def draw_graph(payload: dict[str, Any], n: int, palette: Palette, *, ghosts: boo
         shapes.append(
             _edge(curve_of(payload, place, e), scores[e] if scores else None, largest, palette, _said(payload, e))
         )
+    shapes += [_link(payload, place, link, route, palette) for link, route in place["links"]]
     drawn = {*edges["source"][:n], *edges["target"][:n]}
     ends = {i for i, t in enumerate(nodes["type"]) if t in (0, 3) and not payload["places"]}
     shapes += [
@@ -166,6 +167,15 @@ def _edge(points: list[float], score: float | None, largest: float, palette: Pal
     )
 
 
+def _link(payload: dict[str, Any], place: dict[str, Any], link: int, route: list[float], palette: Palette) -> str:
+    """The line from a key/value group to one of its heads; it carries no score."""
+    s, t = payload["links"][link]
+    types, heights = payload["nodes"]["type"], payload["heights"]
+    low, high = place["y"][s] - heights[types[s]] / 2, place["y"][t] + heights[types[t]] / 2
+    path = path_of(route_points(place["x"][s], low, route, place["x"][t], high))
+    return f'<path d="{path}" fill="none" stroke="{palette["muted"]}" stroke-width="1.2" stroke-dasharray="2 3"/>'
+
+
 def role_index(payload: dict[str, Any], i: int) -> int:
     """Which colour a node's role has; -1 where it has none of its own."""
     role = payload["nodes"]["role"][i]
@@ -183,7 +193,7 @@ def _node(payload: dict[str, Any], i: int, x: float, y: float, palette: Palette)
     tint = f' fill="{colour}" fill-opacity="{0.24 if role >= 0 else 0.07}"'
     text = escape(shorten(nodes["label"][i], 12))
     label = (
-        f'<text y="4.5" font-size="{13.5 if kind != "kv" else 10:g}" font-weight="600" '
+        f'<text y="4.5" font-size="{13.5 if kind != "kv" else 11.5:g}" font-weight="600" '
         f'fill="{palette["ink"]}">{text}</text>'
     )
     said = f"<title>{escape(nodes['role'][i])}</title>" if nodes["role"][i] else ""

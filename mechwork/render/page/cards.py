@@ -20,7 +20,7 @@ from ...errors import InputError
 from ...runs.attention import AttentionPatterns
 from ...runs.components import ComponentRow, ComponentStudy
 from ..panels.attention import MAX_TOKENS
-from .text import escape, fixed, number, percent, plain, show_token, signed
+from .text import escape, fixed, number, percent, plain, share_class, show_token, signed
 
 CERTAINTIES = ("measured", "estimated", "interpretation")
 INK = (0, 114, 178)  # Okabe-Ito blue
@@ -105,11 +105,10 @@ def _excerpt(tokens: Sequence[str], values: Sequence[float], scale: float) -> st
     first = max(0, min(peak - EXCERPT // 2, len(tokens) - EXCERPT))
     parts = ["… "] if first else []
     for token, value in list(zip(tokens, values, strict=True))[first : first + EXCERPT]:
-        share = round(60 * min(1.0, abs(value) / scale) ** 1.5)
-        style = f' style="--share:{share}%"' if share > 2 else ""
+        shade = share_class(0.6 * min(1.0, abs(value) / scale) ** 1.5)
         lead = " " if token.startswith(" ") else ""
         shown = escape(show_token(token, 60))
-        parts.append(f'{lead}<bdi class="mw-lit-token" title="{escape(number(value))}"{style}>{shown}</bdi>')
+        parts.append(f'{lead}<bdi class="mw-lit-token{shade}" title="{escape(number(value))}">{shown}</bdi>')
     return "".join(parts) + (" …" if first + EXCERPT < len(tokens) else "")
 
 

@@ -32,12 +32,12 @@ def titled(figure: Figure, title: str, subtitle: str, *, width: int, height: int
     """Gives a figure its title, size and typography; colours of text and grid are the page's."""
     figure.update_layout(
         title={
-            "text": f"{html.escape(title, quote=False)}<br><span "
-            f"style='font-size:12px;color:{MUTED}'>{html.escape(subtitle, quote=False)}</span>",
+            "text": html.escape(title, quote=False),
+            "subtitle": {"text": html.escape(subtitle, quote=False), "font": {"size": 12, "color": MUTED}},
             "x": 0,
             "xref": "container",
             "xanchor": "left",
-            "pad": {"l": 8, "t": 20},
+            "pad": {"l": 8, "t": 14},
             "y": 1,
             "yref": "container",
             "yanchor": "top",
@@ -60,12 +60,11 @@ def titled(figure: Figure, title: str, subtitle: str, *, width: int, height: int
 def figure_fragment(figure: Figure, alternative: str, *, follow: str = "") -> Fragment:
     """The figure as part of a page. `alternative` describes it in words; `follow` names how it shows selections."""
     spec: dict[str, Any] = json.loads(figure.to_json() or "{}")
-    size = f"min-height:{int(spec['layout'].get('height', 400))}px"
     wide = " wide" if spec["layout"].get("width", 0) > PAPER else ""
     kind = f' data-mw-follow="{escape(follow)}"' if follow else ""
     body = (
         f'<div class="mw-figure{wide}" data-mw-figure{kind} role="figure" aria-label="{escape(alternative)}" '
-        f'style="{size}">{embed_json(spec)}'
+        f'data-mw-height="{int(spec["layout"].get("height", 400))}">{embed_json(spec)}'
         f"<noscript><p>{escape(alternative)}</p></noscript></div>"
     )
     return Fragment(body, needs=("figures",))

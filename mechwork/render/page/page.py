@@ -1,16 +1,19 @@
 r"""Self-contained pages: markup, styles and scripts in one file that asks the network for nothing.
 
 A drawing is a `Fragment`: markup and the names of the bundles it needs. `assemble` puts fragments on one page, every
-bundle once, and forbids the browser any request by a content security policy. Data stand in the markup as JSON with
-every ``<`` written as ``\u003c``, so no text can end the element that holds it.
+bundle once. A content security policy forbids the browser any request, any style attribute, and every script and style
+but the page's own, named by their hashes. Data stand in the markup as JSON with every ``<`` written as ``\u003c``, so
+no text can end the element that holds it.
 """
 
 from __future__ import annotations
 
 import base64
 import gzip
+import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -21,10 +24,8 @@ from typing import Any
 from ...errors import MechworkError, UnknownNameError
 from .text import escape
 
-POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:; "
-    "connect-src 'none'; form-action 'none'; base-uri 'none'"
-)
+NO_SCRIPT_STYLE = ".mw-graph { display: none; } .mw-static { display: block; }"
+"""Of a page whose scripts do not run; the only style outside the page's head."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ GRAPH_SCRIPTS = (
     "graph/state.js",
     "graph/hash.js",
     "graph/reach.js",
+    "graph/arrange.js",
     "graph/derive.js",
     "graph/draw.js",
     "graph/canvas.js",
@@ -87,21 +89,21 @@ def assemble(title: str, fragments: Iterable[Fragment], *, body_class: str = "")
     for name in wanted - BUNDLES.keys():
         raise UnknownNameError("bundle", name, BUNDLES)
     bundles = [bundle for name, bundle in BUNDLES.items() if name in wanted]
-    styles = "\n".join(asset(name) for name in dict.fromkeys(name for bundle in bundles for name in bundle.styles))
+    sheet = "\n".join(asset(name) for name in dict.fromkeys(name for bundle in bundles for name in bundle.styles))
     vendors = dict.fromkeys(bundle.vendor for bundle in bundles if bundle.vendor)
-    scripts = "\n".join([*map(_packed, vendors), *(_own_script(bundle) for bundle in bundles if bundle.scripts)])
+    own = [_own_script(bundle) for bundle in bundles if bundle.scripts]
+    policy = content_policy([*map(_hash, own), *(_vendor(name)[1] for name in vendors)], [sheet, NO_SCRIPT_STYLE])
+    scripts = "\n".join([*map(_packed, vendors), *(f"<script>{source}</script>" for source in own)])
     body = "\n".join(fragment.body for fragment in fragments)
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{escape(POLICY)}">
+<meta http-equiv="Content-Security-Policy" content="{escape(policy)}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="generator" content="mechwork">
 <title>{escape(title)}</title>
-<style>
-{styles}
-</style>
+<style>{sheet}</style>
 </head>
 <body class="{escape(body_class)}">
 {body}
@@ -109,6 +111,20 @@ def assemble(title: str, fragments: Iterable[Fragment], *, body_class: str = "")
 </body>
 </html>
 """
+
+
+def content_policy(scripts: Iterable[str], styles: Iterable[str]) -> str:
+    """The policy of a page with scripts of these hashes and these styles; plotly makes empty style elements."""
+    empty = _hash("")
+    allowed = " ".join([*map(_hash, styles), empty])
+    return (
+        f"default-src 'none'; script-src {' '.join(scripts)}; style-src {allowed}; style-src-attr 'unsafe-hashes' "
+        f"{empty}; img-src data: blob:; font-src data:; connect-src 'none'; form-action 'none'; base-uri 'none'"
+    )
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def embed_json(value: Any, *, name: str = "") -> str:
@@ -149,23 +165,31 @@ def _own_script(bundle: Bundle) -> str:
 
 
 def _as_script(source: str) -> str:
-    safe = source.replace("</script", "<\\/script").replace("<!--", "<\\!--")
-    return f"<script>{safe}</script>"
+    """`source` as it may stand in a script element: nothing in it ends the element."""
+    return source.replace("</script", "<\\/script").replace("<!--", "<\\!--")
+
+
+@cache
+def _vendor(name: str) -> tuple[bytes, str]:
+    """A third-party script, gzipped, and its hash."""
+    source = _VENDORS[name]()
+    return gzip.compress(source.encode(), compresslevel=9, mtime=0), _hash(source)
 
 
 @cache
 def _packed(vendor: str) -> str:
-    """A third-party script, gzipped: the page unpacks it when a figure needs it, and a notebook stays a third
+    """A third-party script, packed: the page unpacks it when a figure needs it, and a notebook stays a third
     as large.
     """
-    packed = base64.b64encode(gzip.compress(_VENDORS[vendor]().encode(), compresslevel=9, mtime=0)).decode()
+    packed = base64.b64encode(_vendor(vendor)[0]).decode()
     return f'<script type="text/plain" data-vendor="{vendor}" data-licence="{_LICENCES[vendor]}">{packed}</script>'
 
 
 def _plotly() -> str:
+    """Without the style sheet that it adds for maps, which no figure here draws and no page allows."""
     from plotly.offline import get_plotlyjs
 
-    return get_plotlyjs()
+    return re.sub(r'if\(!document\.getElementById\("[0-9a-f]{64}"\)\)', "if(false)", get_plotlyjs())
 
 
 def _circuitsvis() -> str:

@@ -79,6 +79,12 @@ def count(n: int) -> str:
     return f"{n:,}"
 
 
+def share_class(share: float) -> str:
+    """The class that shades a token by `share` of the full colour, in steps of 5 % up to 70 %."""
+    step = min(14, round(20 * share))
+    return f" mw-s{step}" if step else ""
+
+
 def plural(n: int, word: str) -> str:
     """``"1 edge"``, ``"1,108 edges"``."""
     return f"{count(n)} {word}" if n == 1 else f"{count(n)} {word}s"

@@ -28,9 +28,7 @@ def agreement_figure(estimate: Effects, truth: Effects) -> Figure:
     rows = estimate.agreement(truth)
     kinds = list(rows)
     titles = [
-        f"{kind}<br><span style='font-size:11px'>Pearson {number(rows[kind].pearson)}, Spearman "
-        f"{number(rows[kind].spearman)}</span>"
-        for kind in kinds
+        f"{kind}<br>Pearson {number(rows[kind].pearson)}, Spearman {number(rows[kind].spearman)}" for kind in kinds
     ]
     figure = make_subplots(1, len(kinds), subplot_titles=titles, horizontal_spacing=min(0.09, 0.5 / len(kinds)))
     for column, kind in enumerate(kinds, start=1):

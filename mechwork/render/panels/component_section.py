@@ -45,7 +45,14 @@ def card_fragments(findings: Findings) -> list[Fragment]:
         f"Effect: what the metric loses when the head is mean-ablated, with its standard error over {where}. A row "
         "unfolds; roles are words chosen by rule."
     )
-    body = f'<p class="mw-muted">{escape(lead)}</p><div class="mw-rows">{"".join(cards[:N_CARDS])}</div>'
+    titles = "".join(
+        f'<span class="mw-row-{kind}">{title}</span>'
+        for kind, title in (("name", "component"), ("effect", "effect"), ("looks", "looks most"), ("role", "role"))
+    )
+    body = (
+        f'<p class="mw-muted">{escape(lead)}</p><div class="mw-rows"><div class="mw-rows-head" aria-hidden="true">'
+        f"{titles}</div>{''.join(cards[:N_CARDS])}</div>"
+    )
     if rest := cards[N_CARDS:]:
         body += (
             f'<details class="mw-fallback"><summary>The other {escape(plural(len(rest), "component"))} of the '

@@ -73,8 +73,8 @@ def lens_fragment(lens_table: LensTable) -> Fragment:
         f'<div class="mw-lens" data-mw-lens>{embed_json(data)}<p class="mw-muted">{escape(says)}</p>'
         '<div class="mw-lens-controls" data-lens-controls hidden><label>colour <select '
         f"data-lens-measure>{options}</select></label>{choose}"
-        '<span class="mw-muted"><span class="mw-lens-key" '
-        'style="background:linear-gradient(90deg,#ffffff,#054880)"></span><span data-lens-range></span></span></div>'
+        '<span class="mw-muted"><span class="mw-lens-key"></span>'
+        "<span data-lens-range></span></span></div>"
         f"{tables}</div>"
     )
     return Fragment(body, needs=("lens",))

@@ -21,6 +21,7 @@ from ..findings import reports
 from ..page.cards import Card, Fact, TokenList
 from ..page.figure import figure_fragment
 from ..page.page import Fragment
+from ..page.table import Column, table
 from ..page.text import escape, show_token, signed
 from .attention import MAX_TOKENS
 from .lens import lens_fragment, trajectory_fragment
@@ -29,6 +30,7 @@ from .lens_tables import attribution_figure
 N_PROMPTS = 3
 """Prompts whose tables stand in a report."""
 N_TOKENS = 5
+N_SHARES = 12
 SECTION = "localisation"
 
 _NODE = re.compile(r"(?:([am])(\d+)(?:\.\w+)?|input|logits)$")
@@ -139,7 +141,15 @@ def share_cards(shares: LogitAttribution, task: Task, nodes: Sequence[str]) -> M
 
 @reports(LogitAttribution, section=SECTION, tells=share_cards)
 def share_section(shares: LogitAttribution) -> Fragment:
-    """The largest direct shares."""
+    """The largest direct shares, and the others folded."""
     strongest = "; ".join(f"{term} {signed(value)}" for term, value in shares.top(5))
-    figure = figure_fragment(attribution_figure(shares), f"Largest shares of the {shares.quantity}: {strongest}")
-    return replace(figure, body=f"<h3>What writes the answer directly</h3>{figure.body}")
+    figure = figure_fragment(
+        attribution_figure(shares, N_SHARES), f"Largest shares of the {shares.quantity}: {strongest}"
+    )
+    body = f"<h3>What writes the answer directly</h3>{figure.body}"
+    if len(shares.terms) > N_SHARES:
+        every = shares.top(len(shares.terms))[N_SHARES:]
+        columns = [Column("term", [term for term, _ in every])]
+        columns.append(Column("mean share", [signed(v) for _, v in every], numeric=True, signs=[v for _, v in every]))
+        body += f'<details class="mw-fallback"><summary>The smaller shares</summary>{table(columns)}</details>'
+    return replace(figure, body=body)

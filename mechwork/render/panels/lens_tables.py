@@ -9,7 +9,7 @@ from ...lenses.contributions import LogitAttribution
 from ...lenses.directions import DirectionReading
 from ...lenses.generators import DecoderComparison
 from ...lenses.heads import HeadCircuits
-from ..page.figure import NEGATIVE, POSITIVE, figure_fragment, figures_page, plotly_text, titled
+from ..page.figure import MUTED, NEGATIVE, POSITIVE, figure_fragment, figures_page, plotly_text, titled
 from ..page.page import Fragment
 from ..page.table import Column, table
 from ..page.text import fixed, number, percent, plural, show_token, signed
@@ -21,15 +21,24 @@ BARS = 30
 ROWS = 60
 
 
-def attribution_figure(shares: LogitAttribution) -> Figure:
-    """The largest terms as bars, strongest on top."""
+def attribution_figure(shares: LogitAttribution, n: int = BARS) -> Figure:
+    """The `n` largest terms as bars, strongest on top, with 95 % intervals over prompts."""
     import plotly.graph_objects as go
 
-    top = shares.top(BARS)[::-1]
+    top = shares.top(n)[::-1]
     values = [value for _, value in top]
+    error = None
+    if len(shares.total) > 1:
+        low, high = (bound.tolist() for bound in shares.interval())
+        rows = [shares.terms.index(term) for term, _ in top]
+        error = {
+            "type": "data", "symmetric": False, "color": MUTED, "thickness": 1.2,
+            "array": [high[k] - v for k, v in zip(rows, values, strict=True)],
+            "arrayminus": [v - low[k] for k, v in zip(rows, values, strict=True)],
+        }  # fmt: skip
     bars = go.Bar(
         x=values, y=[*range(len(top))], orientation="h",
-        marker={"color": [POSITIVE if v > 0 else NEGATIVE for v in values]},
+        marker={"color": [POSITIVE if v > 0 else NEGATIVE for v in values]}, error_x=error,
         text=[f"{plotly_text(term)}: "
               f"{signed(value)}" for term, value in top], textposition="none", hovertemplate="%{text}<extra></extra>",
     )  # fmt: skip
@@ -42,7 +51,7 @@ def attribution_figure(shares: LogitAttribution) -> Figure:
         figure,
         f"What makes the {shares.quantity}",
         f"{signed(float(shares.total.mean()))}{cap}; mean of {plural(len(shares.total), 'prompt')}; exact shares of "
-        "this run",
+        f"this run{'; lines: 95 % intervals' if error else ''}",
         width=700,
         height=90 + 20 * len(top),
     )

@@ -33,7 +33,13 @@ function createActions(app, said) {
     },
     pin(name) {
       const { pins } = store.get();
-      store.set({ pins: pins.includes(name) ? pins.filter((p) => p !== name) : [...pins, name] });
+      const next = pins.includes(name) ? pins.filter((p) => p !== name) : [...pins, name];
+      store.set({ pins: next, ...(next.length ? {} : { only: false }) });
+    },
+    onlyPinned() {
+      const { only, pins } = store.get();
+      if (!only && !pins.length) actions.say("Pin nodes first (P, or Pin in the panel); then they can stand alone.");
+      else store.set({ only: !only });
     },
     group(name, members) {
       const { groups, pins } = store.get(), taken = new Set([...app.base().names, ...groups.map((g) => g.name)]);

@@ -53,7 +53,7 @@ function createControls(app) {
     const least = graph.score && shown > 0 ? `, |score| ≥ ${formatNumber(leastOf(graph.score, shown))}` : "";
     counted.textContent = `showing ${seen.nEdges.toLocaleString("en")} of ${of} edges${least}`;
     const carried = carriedShare(payload, Math.min(state.shown, m));
-    share.textContent = carried === null ? "" : `alone they keep about ${formatNumber(Math.round(100 * carried) / 100)} of the faithfulness (between measured sizes, ${payload.ablation} ablation)`;
+    share.textContent = carried === null || state.only ? "" : `alone they keep about ${formatNumber(Math.round(100 * carried) / 100)} of the faithfulness (between measured sizes, ${payload.ablation} ablation)`;
     undo.disabled = !store.canUndo();
     redo.disabled = !store.canRedo();
     filters.update(state);
@@ -94,6 +94,9 @@ function createFilters(app) {
   };
   if (payload.edges.confidence) parts.push(range("confidence", "Confidence", "Least share of resamples in which an edge is chosen", { min: 0, max: 1, step: 0.05 }, (input) => Number(input.value)));
   if (graph.n > 12) parts.push(range("nodes", "Strongest nodes", "Number of nodes kept, strongest first", { min: 2, max: graph.n, step: 1 }, (input) => Number(input.value)));
+  const collapse = htmlElement("select", { "aria-label": "Collapse nodes into one", title: "Collapse nodes into one", onchange: (event) => store.set({ collapse: event.target.value, focus: null, to: null }) }, htmlElement("option", { value: "" }, "nothing"),
+    ...Object.entries(COLLAPSES).filter(([key]) => key !== "role" || payload.roles.length).map(([key, label]) => htmlElement("option", { value: key }, label)));
+  if (!payload.places.length) parts.push(set("Collapse", collapse));
   const isolated = htmlElement("input", { type: "checkbox", onchange: (event) => store.set({ isolated: event.target.checked }) });
   parts.push(htmlElement("label", { class: "mw-check" }, isolated, "unconnected nodes"));
   if (payload.compare) {
@@ -109,6 +112,7 @@ function createFilters(app) {
       else element.setAttribute("aria-pressed", String(Boolean(state[group][key])));
     }
     isolated.checked = state.isolated;
+    collapse.value = state.collapse;
   }
   const element = htmlElement("details", { class: "mw-more", open: window.innerWidth > 760 }, htmlElement("summary", {}, "Filters"), htmlElement("div", { class: "mw-filters" }, ...parts));
   return { element, update };

@@ -1,9 +1,10 @@
 // Supernodes: the graph with the members of every group replaced by one node, their edges redirected and summed.
 
-const GROUP_WIDTH = 132, GROUP_HEIGHT = 42;
+const GROUP_HEIGHT = 42, GROUP_LETTERS = 24;
+const groupWidth = (name) => Math.max(104, 9.4 * Math.min(name.length, GROUP_LETTERS) + 22);
 
 function deriveGraph(base, state) {
-  const groups = state.groups.filter((group) => group.members.some((name) => base.index.has(name)));
+  const groups = groupsOf(base, state).filter((group) => group.members.some((name) => base.index.has(name)));
   const moved = Object.entries(state.moved).filter(([name]) => base.index.has(name) || groups.some((g) => g.name === name));
   const named = Object.entries(state.roles).filter(([name]) => base.index.has(name));
   if (named.length) {
@@ -12,7 +13,9 @@ function deriveGraph(base, state) {
     base = { ...base, role };
   }
   // Never the base itself: dragging writes positions.
-  const graph = groups.length ? merge(base, groups) : { ...base, x: base.x.slice(), y: base.y.slice() };
+  let graph = groups.length ? merge(base, groups) : { ...base, x: base.x.slice(), y: base.y.slice() };
+  if (state.only) graph = pinnedOnly(graph, state.pins);
+  if (isArranged(state)) graph = arrange({ ...graph, baseLayer: base.layer }, state);
   for (const [name, [x, y]] of moved) {
     const i = graph.index.get(name);
     if (i !== undefined) {
@@ -44,7 +47,7 @@ function merge(base, groups) {
     layer: column(base.layer, (list) => Math.min(...list.map((i) => base.layer[i]))),
     x: Float64Array.from(column(base.x, (list) => mean(base.x, list))),
     y: Float64Array.from(column(base.y, (list) => mean(base.y, list))),
-    width: Float64Array.from(column(base.width, () => GROUP_WIDTH)),
+    width: Float64Array.from(column(base.width, (_, g) => groupWidth(groups[g].name))),
     height: Float64Array.from(column(base.height, () => GROUP_HEIGHT)),
     total: base.total && Float64Array.from(column(base.total, (list) => list.reduce((sum, i) => sum + base.total[i], 0))),
     role: column(base.role, (list) => `${list.length} nodes`),

@@ -32,7 +32,10 @@ function createDrawing(svg, backdrop, id) {
     });
     for (const place of graph.payload.places) drawPlace(place, graph.payload.size[1], bands);
     ghosts = graph.ghosts.map(([e, bend]) => [e, svgElement("path", { d: pathOf(curve({ ...graph, bend: { [e]: bend }, routes: {} }, e)), class: `mw-edge is-ghost ${edgeClass(graph, e)}` }, faint)]);
-    for (let e = graph.m; e < graph.all; e++) links.push(edgePath(e, base));
+    for (let e = graph.m; e < graph.all; e++) {
+      links.push(edgePath(e, base));
+      links.at(-1).style.display = "none"; // as `on` says
+    }
     boxes = graph.names.map((_, i) => drawNode(graph, i, nodes));
     looks = [];
     showing = boxes.map(() => true);
@@ -194,7 +197,7 @@ function drawNode(graph, i, parent) {
   svgElement("path", { d: outlineOf(type, w, h), class: "mw-shape" }, button);
   const marks = type === "head" ? readerMarks(graph, i) : "";
   const label = svgElement("text", { class: "mw-label", y: marks ? -0.5 : 4.5 }, button);
-  label.textContent = shorten(graph.label[i], type === "group" ? 16 : 12);
+  label.textContent = shorten(graph.label[i], type === "group" ? GROUP_LETTERS : 12);
   [..."qkv"].forEach((mark, k) => {
     if (!marks.includes(mark)) return;
     svgElement("text", { class: "mw-mark", "aria-hidden": "true", x: (k - 1) * graph.port * w, y: h / 2 - 4.5 }, box).textContent = mark;

@@ -73,7 +73,7 @@ function drawExported(graph, i, part, parent) {
   const heavy = part === "is-focus" || part === "is-end";
   svgElement("path", { d: outlineOf(graph.type[i], w, h), fill: role >= 0 ? mixed(colour, 0.24) : mixed(LIGHT[sign], tintOf(graph, i)), stroke: colour, "stroke-width": heavy ? 3 : 1.6 }, box);
   const marks = graph.type[i] === "head" ? readerMarks(graph, i) : "";
-  svgElement("text", { y: marks ? -0.5 : 4.5, "font-size": 12.5, "font-weight": 600, fill: LIGHT.ink }, box).textContent = shorten(graph.label[i], graph.type[i] === "group" ? 16 : 12);
+  svgElement("text", { y: marks ? -0.5 : 4.5, "font-size": 12.5, "font-weight": 600, fill: LIGHT.ink }, box).textContent = shorten(graph.label[i], graph.type[i] === "group" ? GROUP_LETTERS : 12);
   [..."qkv"].forEach((mark, k) => marks.includes(mark) && (svgElement("text", { x: (k - 1) * graph.port * w, y: h / 2 - 4.5, "font-size": 9, fill: LIGHT.muted }, box).textContent = mark));
   if (graph.type[i] === "group") svgElement("text", { x: 0, y: -h / 2 - 6, "font-size": 11, "font-style": "italic", fill: LIGHT.muted, stroke: LIGHT.paper, "stroke-width": 3, "paint-order": "stroke" }, box).textContent = graph.role[i];
 }

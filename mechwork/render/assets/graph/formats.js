@@ -3,9 +3,10 @@
 
 // Edges as [source, reader, score]; a group's members stay what they are.
 function shownEdges(app) {
-  const graph = app.base(), seen = visibility(graph, { ...app.store.get(), groups: [] }), list = [];
+  const graph = app.base(), state = app.store.get(), seen = visibility(graph, { ...state, groups: [], only: false }), list = [];
+  const alone = state.only && new Set(groupsOf(graph, state).filter((group) => state.pins.includes(group.name)).flatMap((group) => group.members).concat(state.pins));
   for (let e = 0; e < graph.m; e++) {
-    if (!seen.edgeOn[e]) continue;
+    if (alone ? !(alone.has(graph.names[graph.source[e]]) && alone.has(graph.names[graph.target[e]])) : !seen.edgeOn[e]) continue;
     const kind = graph.kind[e], target = graph.names[graph.target[e]].replace(".kv", ".h");
     list.push({ source: graph.names[graph.source[e]], reader: kind < 3 ? `${target}<${KIND_NAMES[kind]}>` : target, kind: KIND_NAMES[kind], node: graph.names[graph.target[e]], score: graph.score ? graph.score[e] : null });
   }

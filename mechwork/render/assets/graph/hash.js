@@ -1,6 +1,6 @@
 // The state in the page's address: a link shows what its sender saw. Only what differs from the first state is written.
 
-const HASH_KEYS = ["shown", "nodes", "kinds", "types", "signs", "members", "confidence", "isolated", "focus", "to", "pins", "groups", "notes", "roles", "moved"];
+const HASH_KEYS = ["shown", "nodes", "kinds", "types", "signs", "members", "confidence", "isolated", "collapse", "only", "focus", "to", "pins", "groups", "notes", "roles", "moved"];
 
 function readHash(id) {
   try {

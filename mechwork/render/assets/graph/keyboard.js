@@ -10,6 +10,7 @@ const KEYS = [
   ["+ − 0", "zoom in, zoom out, fit"],
   ["Alt+arrows", "move the node"],
   ["P", "pin the node"],
+  ["O", "only the pinned nodes, on a canvas of their own; again: all"],
   ["/", "search"],
   ["F", "full screen"],
   ["Ctrl+Z, Ctrl+Shift+Z", "undo, redo"],
@@ -92,11 +93,12 @@ function attachKeyboard(app, stage) {
   // Keys work on a fresh page, and after a dialog has left the keyboard with nobody: the graph used last answers.
   app.root.addEventListener("pointerdown", () => (mechwork.active = app));
   app.root.addEventListener("focusin", () => (mechwork.active = app));
-  const mine = (event) => app.root.contains(event.target) || (event.target === document.body && (mechwork.active ?? (document.body.classList.contains("mw-standalone") ? mechwork.graphs[0] : null)) === app);
+  const alone = document.body.classList.contains("mw-standalone");
+  const mine = (event) => app.root.contains(event.target) || (event.target === document.body && (mechwork.active ?? (alone ? mechwork.graphs[0] : graphInView())) === app);
 
   document.addEventListener("keydown", (event) => {
     if (app.help.open || event.defaultPrevented || !mine(event)) return;
-    if (event.target === document.body && ARROWS[event.key] && !event.altKey && !event.ctrlKey) {
+    if (event.target === document.body && ARROWS[event.key] && !event.altKey && !event.ctrlKey && (alone || mechwork.active === app)) {
       event.preventDefault();
       return stand(app.drawing.isShown(current) ? current : app.graph().names.findIndex((_, i) => app.drawing.isShown(i)));
     }
@@ -110,6 +112,7 @@ function attachKeyboard(app, stage) {
     else if (event.key === "+" || event.key === "=") actions.zoomIn();
     else if (event.key === "-" || event.key === "−") actions.zoomOut();
     else if (event.key === "0") actions.fit();
+    else if (event.key === "o" || event.key === "O") actions.onlyPinned();
     else if (event.key === "/") app.controls.search.focus();
     else if (event.key === "f" || event.key === "F") actions.fullScreen();
     else if (event.key === "?") actions.help();
@@ -117,6 +120,15 @@ function attachKeyboard(app, stage) {
     event.preventDefault();
   });
   return { stand, restore, holds };
+}
+
+// In a longer page: the graph over the middle of the window.
+function graphInView() {
+  const middle = window.innerHeight / 2;
+  return mechwork.graphs.find(({ root }) => {
+    const box = root.getBoundingClientRect();
+    return box.height > 0 && box.top < middle && box.bottom > middle;
+  });
 }
 
 function createHelp() {

@@ -53,7 +53,9 @@ function activeFilters(app, state) {
   ];
   if (off.length) found.push(`without ${off.join(", ")}`);
   if (state.confidence > 0) found.push(`confidence ≥ ${state.confidence}`);
-  if (state.groups.length) found.push(`${state.groups.length} supernode${state.groups.length > 1 ? "s" : ""}`);
+  if (state.only) found.push("pinned nodes alone");
+  if (state.collapse) found.push(`${COLLAPSES[state.collapse]} collapsed`);
+  if (state.groups.length && !state.collapse) found.push(`${state.groups.length} supernode${state.groups.length > 1 ? "s" : ""}`);
   if (payload.cut) found.push(`${payload.cut.toLocaleString("en")} weakest edges were left out of this page`);
   return found;
 }

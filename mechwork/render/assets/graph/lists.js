@@ -53,12 +53,13 @@ function groupTools(app, state) {
     name.addEventListener("keydown", (event) => event.key === "Enter" && (event.preventDefault(), name.blur(), make()));
     parts.push(htmlElement("p", { class: "mw-row" }, name, htmlElement("button", { type: "button", class: "mw-button small", onclick: make }, "Group pinned")));
   }
-  if (state.groups.length) {
+  if (state.pins.length) parts.push(htmlElement("p", {}, htmlElement("button", { type: "button", class: "mw-button small", "aria-pressed": String(state.only), onclick: actions.onlyPinned }, state.only ? "Back to the whole graph" : "Pinned nodes alone")));
+  if (state.groups.length && !state.collapse) {
     const rows = state.groups.map((group) => htmlElement("li", {}, htmlElement("button", { type: "button", class: "mw-link", onclick: () => actions.focus(group.name) }, group.name), ` (${group.members.join(", ")}) `,
       htmlElement("button", { type: "button", class: "mw-button small", onclick: () => actions.ungroup(group.name) }, "Ungroup")));
     parts.push(heading(2, "Supernodes"), htmlElement("ul", { class: "mw-plain" }, ...rows));
   }
-  if (state.focus === null && app.base().m > 1 && !state.groups.length) {
+  if (state.focus === null && app.base().m > 1 && !state.groups.length && !isArranged(state)) {
     const suggest = htmlElement("button", { type: "button", class: "mw-button small", onclick: () => showSuggestions(app, suggest) }, "Suggest supernodes");
     parts.push(htmlElement("p", {}, suggest));
   }

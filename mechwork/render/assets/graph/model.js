@@ -109,8 +109,8 @@ function formatSigned(value) {
 
 // Which colour a node's role has, -1 for none: roles in the order of the payload, then the reader's own.
 function roleColour(graph, i) {
-  const role = graph.role[i];
-  if (!role || graph.type[i] === "group") return -1;
+  const role = graph.type[i] === "group" ? graph.names[i] : graph.role[i]; // a role collapsed into one node keeps its colour
+  if (!role || (graph.type[i] === "group" && !graph.payload.roles.includes(role))) return -1;
   const known = graph.payload.roles.includes(role) ? graph.payload.roles : [...graph.payload.roles, ...new Set(graph.role.filter((r, k) => r && graph.type[k] !== "group" && !graph.payload.roles.includes(r)))];
   const k = known.indexOf(role);
   return k < 8 ? k : -1;

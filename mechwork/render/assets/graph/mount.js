@@ -34,7 +34,8 @@ function mountGraph(root, id) {
     const state = store.get(), held = keyboard.holds();
     const wanted = levelOf(payload, state.shown), relaid = wanted !== level;
     if (relaid) first = atLevel(whole, (level = wanted));
-    if (!before || relaid || before.groups !== state.groups || before.moved !== state.moved || before.roles !== state.roles) {
+    const own = isArranged(state) && before && (before.shown !== state.shown || before.pins !== state.pins), rearranged = before && (before.collapse !== state.collapse || before.only !== state.only);
+    if (!before || relaid || own || rearranged || before.groups !== state.groups || before.moved !== state.moved || before.roles !== state.roles) {
       graph = deriveGraph(first, state);
       find = createEdgeFinder(graph);
       drawing.build(graph);
@@ -53,7 +54,8 @@ function mountGraph(root, id) {
     app.controls.update(state, seen);
     panel.update(state, seen, focus);
     keyboard.restore(held);
-    if (relaid && !view.touched()) actionsFit();
+    if (rearranged) app.actions.fit();
+    else if ((relaid || own) && !view.touched()) actionsFit();
     if (before) writeHash(id, state, fresh);
   }
   const actionsFit = () => requestAnimationFrame(() => view.touched() || app.actions.fit());
@@ -74,7 +76,7 @@ function mountGraph(root, id) {
   app.flush = flush;
   // A node that another view selects may stand inside a supernode here, or not be part of this circuit.
   app.select = (name) => {
-    const group = store.get().groups.find(({ members }) => members.includes(name));
+    const group = groupsOf(first, store.get()).find(({ members }) => members.includes(name));
     const here = group ? group.name : name, alike = graph.label.indexOf(here); // with places: the first of that component
     app.actions.focus(here !== null && graph.index.has(here) ? here : alike >= 0 ? graph.names[alike] : null);
   };

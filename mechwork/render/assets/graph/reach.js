@@ -5,6 +5,7 @@ function visibility(graph, state) {
   const nodeOn = new Uint8Array(graph.n), edgeOn = new Uint8Array(graph.all), used = new Uint8Array(graph.n);
   const kept = new Set(graph.order.slice(0, Math.max(state.nodes, 2)));
   const pins = new Set(state.pins.map((name) => graph.index.get(name)));
+  if (state.only) for (let i = 0; i < graph.n; i++) pins.add(i);
   for (let i = 0; i < graph.n; i++) {
     const type = graph.type[i] === "kv" || graph.type[i] === "group" ? "head" : graph.type[i];
     nodeOn[i] = (state.types[type] && kept.has(i)) || pins.has(i) ? 1 : 0;

@@ -11,6 +11,8 @@ function initialState(graph) {
     confidence: 0,
     isolated: !graph.payload.whole && !graph.payload.levels.length && graph.payload.shown >= graph.m && graph.n <= 60, // whether nodes without a drawn edge stay
     colour: graph.payload.compare ? "member" : "sign",
+    collapse: "", // layer, attention or role: such nodes as one (arrange.js)
+    only: false, // the pinned nodes alone
     focus: null, // a node's name
     to: null, // the other end of a path
     query: "",
@@ -78,6 +80,7 @@ function adoptState(current, candidate) {
     }
   }
   const text = (value) => typeof value === "string", texts = (list) => Array.isArray(list) && list.every(text);
+  if (adopted.collapse && !(adopted.collapse in COLLAPSES)) delete adopted.collapse;
   if (adopted.pins) adopted.pins = adopted.pins.filter(text);
   if (adopted.groups) adopted.groups = adopted.groups.filter((group) => text(group?.name) && texts(group?.members) && group.members.length);
   if (adopted.moved) adopted.moved = Object.fromEntries(Object.entries(adopted.moved).filter(([, at]) => Array.isArray(at) && at.length === 2 && at.every(Number.isFinite)));
