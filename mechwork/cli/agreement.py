@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..files import make_folder, write_text
 from .console import Console
 from .options import add_executor, add_model, at_least, default_tasks, load
 
@@ -188,6 +189,7 @@ def _edge_table(rows: list[dict[str, Any]]) -> str:
 
 def _keep(folder: Path, texts: list[str], study: Any) -> None:
     """The tables as text, the rows as CSV: the same bytes for the same inputs."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tables.txt").write_text("\n\n".join(texts) + "\n", encoding="utf-8")
-    study.to_dataframe().to_csv(folder / "agreement.csv", index=False, float_format="%.6g")
+    make_folder(folder)
+    write_text(folder / "tables.txt", "\n\n".join(texts) + "\n")
+    table = study.to_dataframe().to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    write_text(folder / "agreement.csv", table)

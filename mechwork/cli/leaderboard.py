@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, MechworkError
+from ..files import write_text
 from .console import Console
 from .options import MOST_PAIRS, add_model, at_least, default_tasks, load
 
@@ -76,7 +77,8 @@ def run(args: argparse.Namespace, console: Console) -> None:
     if args.csv is not None:
         import pandas
 
-        pandas.concat([board.to_dataframe() for board in boards]).to_csv(args.csv, index=False, lineterminator="\n")
+        frame = pandas.concat([board.to_dataframe() for board in boards])
+        write_text(args.csv, frame.to_csv(index=False, lineterminator="\n"))
     console.result("\n\n".join([*map(str, boards), _summary(ranks, len(boards))]), _data(boards, ranks, left_out))
 
 

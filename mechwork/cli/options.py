@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from ..files import write_text
 
 if TYPE_CHECKING:
     import torch
@@ -136,7 +137,7 @@ def write_page(args: argparse.Namespace, html: str) -> str | None:
     if args.html is None:
         return None
     check_page(args)
-    args.html.write_text(html, encoding="utf-8")
+    write_text(args.html, html)
     return str(args.html)
 
 

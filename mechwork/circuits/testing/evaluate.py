@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...errors import InputError, UnknownNameError, check_whole
+from ...errors import InputError, UnknownNameError, check_seed, check_whole
 from ...execute.progress import Progress
 from ...models.anatomy import device_of, heads_share_scale
 from ...models.borrow import borrows
@@ -112,7 +112,7 @@ def evaluate(
     if not isinstance(task, Task) or not isinstance(subject, EdgeScores | Circuit):
         said = f"{type(task).__name__}, {type(subject).__name__}"
         raise InputError(f"evaluate takes (model, task, scores or circuit), in this order; got (model, {said})")
-    check_whole("seed", seed)
+    check_seed(seed)
     if check_whole("n_random", n_random) < 0 or check_whole("n_same_degree", n_same_degree) < 0:
         raise InputError(f"n_random and n_same_degree count circuits, from 0; got {n_random} and {n_same_degree}")
     if ablation not in ABLATIONS:
