@@ -31,13 +31,15 @@ class Tally:
     seed: int
     scale: float = 1.0
     tried: int = 0
+    draws: int = 0
     failures: list[str] = field(default_factory=list)
     begun: float = field(default_factory=time.process_time)
 
     @property
     def draw(self) -> random.Random:
-        """A generator of its own for each attempt: `--seed` repeats everything."""
-        return random.Random(f"{self.part} {self.seed} {self.tried}")
+        """A new generator each time; the same ones in every run with this seed."""
+        self.draws += 1
+        return random.Random(f"{self.part} {self.seed} {self.draws}")
 
     def times(self, n: int) -> int:
         """`n` at this scale, at least one."""

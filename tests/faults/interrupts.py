@@ -85,7 +85,9 @@ def fault(kind: str, counter: Counter) -> Iterator[None]:
         with _lines(counter):
             yield
         return
-    add = modules.register_module_forward_pre_hook if kind == "before a module" else modules.register_module_forward_hook
+    add = (
+        modules.register_module_forward_pre_hook if kind == "before a module" else modules.register_module_forward_hook
+    )
     handle = add(counter)
     try:
         yield
