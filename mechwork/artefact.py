@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +26,7 @@ from typing import Any
 from torch import Tensor
 
 from .errors import ArtefactError, MissingArtefactError
-from .files import AGAIN, existing, parse_json, read_object, reading, sha256, write_atomically, write_json
+from .files import AGAIN, existing, make_folder, parse_json, read_object, reading, sha256, write_atomically, write_json
 from .provenance import hash_json, hash_tensors
 
 OWN = "mechwork"
@@ -145,7 +147,7 @@ def write_folder(
     folder: Path, kind: Folder, facts: Mapping[str, Any], tensors: Mapping[str, Tensor], *, version: int = 1
 ) -> Path:
     """Write the two files of a folder, the facts last. Returns the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     file = write_tensors(folder / kind.tensors, tensors)
     write_json(folder / kind.facts, {"format": version, "what": kind.what, **facts, "sha256": sha256(file)})
     return folder
@@ -173,10 +175,23 @@ def read_folder(folder: Path, kind: Folder, *, version: int = 1) -> Artefact:
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> Path:
     """Write a safetensors file, atomically."""
+    stored = plain_tensors(tensors)
+    write_atomically(Path(path), lambda part: save_tensors(stored, part, metadata))
+    return Path(path)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], file: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write dense tensors to a file as it is, not atomically; what the system refuses is an `OSError`."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    write_atomically(Path(path), lambda part: save_file(plain_tensors(tensors), str(part), metadata=metadata))
-    return Path(path)
+    try:
+        save_file(dict(tensors), str(file), metadata=None if metadata is None else dict(metadata))
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(file)) from error
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:

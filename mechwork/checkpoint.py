@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .artefact import OWN, read_artefact, read_tensors, write_artefact
 from .errors import ArtefactError, InputError
-from .files import read_object, sha256
+from .files import make_folder, read_object, sha256
 from .provenance import Provenance, hash_json
 
 FILE = "checkpoint.safetensors"
@@ -41,7 +41,7 @@ class Checkpoint:
 
     def save(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """Everything from which training goes on, in place of what was there."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         write_artefact(self.folder / FILE, WHAT, {"identity": self.identity, "state": facts}, tensors)
         (self.folder / _STATE).unlink(missing_ok=True)
         clear_parts(self.folder)

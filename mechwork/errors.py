@@ -7,6 +7,7 @@ MechworkError
 ├── UnsupportedModelError            an architecture or a configuration that mechwork does not claim
 ├── ArtefactError                    a file that is damaged, altered, or belongs to another model or task
 │   └── MissingArtefactError (also NotFoundError)   a file that is not there
+├── StorageError (also OSError)      a file that cannot be written: no space, no right, no folder; nothing was changed
 ├── BusyError                        a model that another thread is using
 ├── VerificationError                what was recorded and what is found now differ
 ├── UnitError                        some pieces of distributed work failed every time they were tried
@@ -53,6 +54,10 @@ class MissingArtefactError(ArtefactError, NotFoundError):
     """A stored file that is not there."""
 
 
+class StorageError(MechworkError, OSError):
+    """A file that cannot be written; what stood under its name still does."""
+
+
 class BusyError(MechworkError, RuntimeError):
     """A model that another thread is using."""
 
@@ -88,4 +93,12 @@ def check_whole(what: str, value: object, *, least: int | None = None) -> int:
         number = None
     if number is None or isinstance(value, bool) or (least is not None and number < least):
         raise InputError(f"{what} is {wanted}; got {value!r}")
+    return number
+
+
+def check_seed(seed: object) -> int:
+    """`seed` as an int. Raises `InputError` for what no generator can be seeded with."""
+    number = check_whole("seed", seed)
+    if not 0 <= number < 2**63:
+        raise InputError(f"seed is a whole number from 0 to 2**63 - 1; got {number}")
     return number

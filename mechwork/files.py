@@ -2,7 +2,8 @@
 torch.
 
 A file is written beside its name, synced, renamed, and its folder synced, so that what is there under the name is
-whole, whenever the process was killed. What is missing, damaged, too large or too deep is an `ArtefactError` with
+whole, whenever the process was killed, and whoever writes at the same time. What cannot be written (no space, no
+right, no folder) is a `StorageError`. What is missing, damaged, too large or too deep is an `ArtefactError` with
 its name.
 
 Bottom layer: imports only `errors`.
@@ -10,15 +11,17 @@ Bottom layer: imports only `errors`.
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .errors import ArtefactError, MechworkError, MissingArtefactError
+from .errors import ArtefactError, MechworkError, MissingArtefactError, StorageError
 
 JSON_BYTES = 1 << 28
 """No JSON file or header is read beyond this size."""
@@ -113,18 +116,59 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def write_atomically(file: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a hidden neighbour of `file`, sync it, move it into place, sync the folder."""
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+_parts = itertools.count()
+_REMEDIES = {
+    errno.ENOSPC: "Free some space, or choose another place",
+    errno.EDQUOT: "Free some space, or choose another place",
+    errno.ENOENT: "Make its folder first, or choose another place",
+    errno.ENOTDIR: "Choose a place inside a folder",
+    errno.ENAMETOOLONG: "Choose a shorter name",
+}
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Inside, something is written to `path`: what the system refuses is a `StorageError` with the remedy."""
     try:
-        write(part)
-        with part.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        part.replace(file)
-    except BaseException:
-        part.unlink(missing_ok=True)
+        yield
+    except MechworkError:
         raise
-    _sync(file.parent)
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+        number = error.errno if isinstance(error, OSError) else None
+        said = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        remedy = _REMEDIES.get(number or 0, "Choose a place that may be written to")
+        raised = StorageError(
+            f"{str(path)[:200]} cannot be written: {said}. What was there before is as it was. {remedy}"
+        )
+        raised.errno = number
+        raise raised from error
+
+
+def make_folder(folder: Path) -> Path:
+    """The folder, made if need be with those above it; raises `StorageError` where that cannot be."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def write_atomically(file: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a hidden neighbour of `file`, sync it, move it into place, sync the folder.
+
+    Raises `StorageError` where the system refuses; `file` is then what it was. Every call has a neighbour of its own,
+    so that processes and threads that write one file at a time leave one of their contents, whole.
+    """
+    with writing(file):
+        part = file.with_name(f".{file.name}.{os.getpid()}.{next(_parts)}.part")
+        try:
+            write(part)
+            with part.open("rb+") as stream:
+                os.fsync(stream.fileno())
+            part.replace(file)
+        except BaseException:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+            raise
+        _sync(file.parent)
 
 
 def _sync(folder: Path) -> None:

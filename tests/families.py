@@ -148,6 +148,69 @@ def build_task(n: int = 3, n_pos: int = N_POS, seed: int = 0, **settings: Any) -
     return Task.from_tokens(clean, corrupt, answers[:, 0], answers[:, 1], **settings)
 
 
+def build_hard_task(n: int = 6, seed: int = 0, *, aligned: bool = True, **settings: Any) -> Task:
+    """Pairs at which code that is right on `build_task` goes wrong, for every family of `FAMILIES`.
+
+    Prompts of 7 to 11 tokens, the longest not first and later pairs shorter than earlier ones; spans ``S`` (two or
+    three tokens) and ``V`` (one or two) at other columns in every row; one to three right and one or two wrong answers;
+    the number of differing tokens and their columns differ from row to row. Not `aligned`: some corrupt prompts are
+    longer than their clean ones and than every clean one, some shorter, with spans of other widths.
+    """
+    draw = torch.Generator().manual_seed(seed + 1)
+
+    def pick(low: int, high: int) -> int:
+        return int(torch.randint(low, high, (), generator=draw))
+
+    rows: dict[str, list[Any]] = {"clean": [], "corrupt": [], "right": [], "wrong": [], "spans": [], "others": []}
+    for i in range(n):
+        length, s, v = 7 + (3 * i + 2) % 5, 2 + i % 2, 1 + (i + 1) % 2
+        at = 1 + i % 2
+        spans = {"S": list(range(at, at + s)), "V": list(range(length - v - 1, length - 1))}
+        clean = torch.randint(D_VOCAB, (length,), generator=draw).tolist()
+        longer = 0 if aligned else (1, -1, 2, 0)[i % 4]
+        others = {"S": list(range(at, at + s + longer)), "V": [p + longer for p in spans["V"]]}
+        fresh = torch.randint(D_VOCAB, (length + longer,), generator=draw).tolist()
+        corrupt = [*clean[:at], *fresh[at : at + s + longer], *clean[at + s :]]
+        for column in range(at, at + s + longer):
+            if column < length and corrupt[column] == clean[column]:
+                corrupt[column] = (corrupt[column] + 1) % D_VOCAB
+        answers = torch.randperm(D_VOCAB, generator=draw)[:5].tolist()
+        rows["clean"].append(clean)
+        rows["corrupt"].append(corrupt)
+        rows["right"].append(answers[: 1 + pick(0, 3)])
+        rows["wrong"].append(answers[3 : 4 + i % 2])
+        rows["spans"].append(spans)
+        rows["others"].append(others)
+    return Task.from_tokens(
+        rows["clean"], rows["corrupt"], rows["right"], rows["wrong"], spans=rows["spans"], corrupt_spans=rows["others"],
+        **settings,
+    )  # fmt: skip
+
+
+def alone(task: Task, row: int) -> Task:
+    """The pair `row` as a task of its own, without the padding and the answers of the others.
+
+    Made from its prompts and not by ``task[[row]]``, so that slicing is no part of what is compared.
+    """
+    pairs = task.pairs
+    lengths = int(pairs.lengths[row]), int(pairs.corrupt_lengths[row])
+    tables = pairs.spans, pairs.corrupt_spans
+    spans = [
+        {name: mask[row, :length].nonzero().flatten().tolist() for name, mask in table.items() if bool(mask[row].any())}
+        for table, length in zip(tables, lengths, strict=True)
+    ]
+    answers = [[int(a) for a in side[row] if int(a) >= 0] for side in (pairs.correct, pairs.incorrect)]
+    return Task.from_tokens(
+        [pairs.clean_tokens[row, : lengths[0]].tolist()],
+        [pairs.corrupt_tokens[row, : lengths[1]].tolist()],
+        [answers[0]],
+        [answers[1]],
+        spans=spans[:1] if tables[0] else None,
+        corrupt_spans=spans[1:] if tables[1] else None,
+        metric=task.metric,
+    )
+
+
 def rounding(model: Any) -> float:
     """What float64 results of other shapes may differ by.
 

@@ -216,7 +216,7 @@ class Values:
                     f"resampling needs another reference prompt of {length} tokens for row {self.first_row + row}; "
                     "there is none"
                 )
-            generator = torch.Generator().manual_seed(self.spec.seed * 1_000_003 + self.first_row + row)
+            generator = torch.Generator().manual_seed((self.spec.seed * 1_000_003 + self.first_row + row) % 2**63)
             chosen.append(int(other[torch.randint(len(other), (1,), generator=generator)]))
         return torch.tensor(chosen)
 

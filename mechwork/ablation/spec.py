@@ -18,6 +18,7 @@ A spec holds no activations: `fit_ablation` makes them from a model and a refere
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -28,7 +29,7 @@ import torch
 from torch import Tensor
 
 from ..artefact import read_artefact, write_artefact
-from ..errors import ArtefactError, InputError, UnknownNameError
+from ..errors import ArtefactError, InputError, UnknownNameError, check_seed
 from ..files import reading
 from ..provenance import hash_json, hash_tensors
 from .targets import Target, check_disjoint, parse_target
@@ -86,6 +87,11 @@ class AblationSpec:
                 raise InputError(
                     f"positions are absolute, from 0 on; got {position}. The last token is the span 'END'."
                 )
+        for name in ("value", "strength"):
+            number = getattr(self, name)
+            if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+                raise InputError(f"{name} is a finite number; got {number!r}")
+        check_seed(self.seed)
         object.__setattr__(self, "targets", tuple(str(parse_target(text)) for text in self.targets))
         object.__setattr__(self, "positions", None if self.positions is None else tuple(self.positions))
         object.__setattr__(

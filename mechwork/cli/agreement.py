@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..files import write_text
+from ..files import make_folder, write_text
 from ..harmless import table_text
 from .console import Console
 from .options import add_executor, add_pairs, add_tasks, at_least, default_tasks, load, path, task_builder, task_names
@@ -184,6 +184,6 @@ def _edge_table(rows: list[dict[str, Any]]) -> str:
 
 def _keep(folder: Path, texts: list[str], study: Any) -> None:
     """The tables as text, the rows as CSV: the same bytes for the same inputs."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tables.txt").write_text("\n\n".join(texts) + "\n", encoding="utf-8")
+    make_folder(folder)
+    write_text(folder / "tables.txt", "\n\n".join(texts) + "\n")
     write_text(folder / "agreement.csv", table_text(study.to_dataframe(), float_format="%.6g"))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import bundled
 from ..errors import ArtefactError, InputError
+from ..files import make_folder, write_text
 from .console import Console, dump_json
 from .discover import Lines
 from .options import load_named, path
@@ -121,12 +122,12 @@ def _build(args: argparse.Namespace, console: Console) -> None:
             if "ioi" in found:
                 roles = roles.with_roles(measure_span_roles(model, found["ioi"].task.test))
         folder = args.out / name
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         for task, discovery in found.items():
             discovery.circuit.save(folder / f"{task}.json")
         card = {"model": name, "circuits": {task: _figures(discovery) for task, discovery in found.items()}}
-        (folder / CARD).write_text(dump_json(card) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(_page(name, found, roles), encoding="utf-8")
+        write_text(folder / CARD, dump_json(card) + "\n")
+        write_text(folder / "README.md", _page(name, found, roles))
         bundled.write_manifest(folder)
     console.result(f"circuits of {', '.join(SHIPPED)}: {args.out}", {"out": str(args.out)})
 

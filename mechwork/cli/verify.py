@@ -3,14 +3,13 @@
   mechwork verify reports/ioi/report.html
   mechwork verify reports/ioi --rerun --tolerance 0.001
   mechwork verify reports/mine --model ./my-model
+  mechwork verify reports/ioi --sign key.pem     mechwork verify reports/ioi --key pub.pem
 
 Says "verified", "changed: WHAT" (exit code 4) or "not checked: WHAT"; never "verified" where something was not
-checked. Only
-files in the report's own folder are opened, and only a bundled model is loaded by the report's word: name any
-other with
---model. Hashes show what changed by accident or by one hand; who rewrites page, report.json and ledger alike is
-not noticed
-unless the numbers are computed again.
+checked. Only files in the report's own folder are opened, and only a bundled model is loaded by the report's word:
+name any other with --model. Hashes show what changed by accident or by one hand. Who rewrites page, report.json and
+ledger alike is noticed when the numbers are computed again, or when the folder was signed (--sign, with your own
+Ed25519 key) and the public key is given (--key).
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..discovery.signing import check_signature, sign
 from ..discovery.verification import (
     CHANGING,
     Check,
@@ -54,15 +54,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--files-only", action="store_true", help="hash the files; load no model")
     parser.add_argument("--model", help="the model to check against (default: the report's, if it is bundled)")
+    parser.add_argument(
+        "--sign", type=Path, metavar="KEY", help="sign the folder with this private key, if nothing changed"
+    )
+    parser.add_argument("--key", type=Path, metavar="PUB", help="check the folder's signature with this public key")
 
 
 def run(args: argparse.Namespace, console: Console) -> None:
     """All checks, then one table; raises `VerificationError` naming what differs."""
     if args.rerun and args.files_only:
         raise InputError("--rerun needs the model, which --files-only does not load; pass one of the two")
+    if args.sign is not None and args.key is not None:
+        raise InputError("--sign makes a signature and --key checks one; pass one of the two")
     page = args.report / "report.html" if args.report.is_dir() else args.report
     record = read_record(page)
     checks = [check_page(record), *check_files(page, record)]
+    if args.sign is None:
+        checks += check_signature(page.parent, args.key)
     if not args.files_only:
         checks += _check_inputs(args, console, page, record)
     said = conclusion(checks)
@@ -75,6 +83,8 @@ def run(args: argparse.Namespace, console: Console) -> None:
         raise VerificationError(
             f"{page} is not what was written: {', '.join(bad)} differ{'s' * (len(bad) == 1)} (see above)"
         )
+    if args.sign is not None:
+        console.say(f"signed: {sign(page.parent, args.sign)}")
 
 
 def _check_inputs(args: argparse.Namespace, console: Console, page: Path, record: dict[str, Any]) -> list[Check]:

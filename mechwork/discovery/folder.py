@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ArtefactError, InputError
-from ..files import read_json, read_object, sha256, write_json
+from ..files import make_folder, read_json, read_object, sha256, write_json
 from ..result import Result, load_result
 from .output import check_output
 from .plan import Plan, Step
@@ -119,11 +119,11 @@ class Folder:
     @contextlib.contextmanager
     def claim(self, request: Mapping[str, Any], *, force: bool) -> Iterator[None]:
         """Hold the folder, made or emptied where need be. Raises `InputError` where another run holds it."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         with self._lock():
             if force:
                 self._clear()
-            (self.path / RESULTS).mkdir(exist_ok=True)
+            make_folder(self.path / RESULTS)
             for part in (*self.path.glob(".*.part"), *(self.path / RESULTS).glob(".*.part")):
                 part.unlink()  # what a killed run was writing
             if not self.begun:
@@ -165,8 +165,7 @@ class Folder:
     def units(self, stage: str) -> Path:
         """Where the running stage keeps finished pieces."""
         place = self.path / UNITS / stage
-        place.mkdir(parents=True, exist_ok=True)
-        return place
+        return make_folder(place)
 
     def finish(self, stage: str, results: Mapping[str, Result], seconds: float) -> None:
         """Keep a stage's results, then name it in the ledger."""

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from ..errors import ArtefactError, NotFoundError
 from ..files import parse_json, sha256
 from ..provenance import hash_json
+from .folder import REQUEST
 from .publish import PAGE, SUMMARY, hash_numbers
 
 FORMAT = 1
@@ -97,15 +98,29 @@ def check_files(page: Path, record: dict[str, Any]) -> list[Check]:
             checks.append(
                 compare(name, next((text for text in known if text != found), known[0] if known else None), found)
             )
-    return [*checks, *_check_results(folder)]
+    return [*checks, *_check_request(folder, record), *_check_results(folder)]
+
+
+def _check_request(folder: Path, record: dict[str, Any]) -> list[Check]:
+    """What was asked for, which a repetition would go by: the file against the page's record of it."""
+    file, said = _inside(folder, REQUEST), record.get("request")
+    if file is None or not isinstance(said, dict):
+        return []
+    try:
+        found = parse_json(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return [Check(REQUEST, "differs", "it cannot be read any more")]
+    plain = {key: value for key, value in found.items() if key != "format"} if isinstance(found, dict) else found
+    return [compare(REQUEST, hash_json({key: said[key] for key in said if key != "format"}), hash_json(plain))]
 
 
 def _check_results(folder: Path) -> list[Check]:
     """The saved results of a discovery, by its ledger."""
     ledger = _inside(folder, "ledger.json")
     if ledger is None:
-        return []
-    bad, missing = [], []
+        there = (folder / "results").is_dir()
+        return [Check("saved results", "not checked", "ledger.json is not beside them")] * there
+    bad, missing, known = [], [], set()
     try:
         for stage, entry in parse_json(ledger.read_text(encoding="utf-8")).items():
             for name, said in entry["files"].items():
@@ -114,6 +129,10 @@ def _check_results(folder: Path) -> list[Check]:
                     missing.append(f"{stage}.{name}")
                 elif sha256(file) != said:
                     bad.append(f"{stage}.{name}")
+                known.add(f"{stage}.{name}.safetensors")
+        results = folder / "results"
+        found = [file.name for file in results.iterdir() if not file.name.startswith(".")] if results.is_dir() else []
+        bad += [f"{name} (not in the ledger)" for name in sorted(set(found) - known)]
     except (ValueError, AttributeError, TypeError, KeyError):
         return [Check("saved results", "differs", "ledger.json cannot be read any more")]
     if bad:

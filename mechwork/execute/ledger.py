@@ -19,10 +19,10 @@ from types import TracebackType
 from typing import IO, Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
+from ..artefact import save_tensors
 from ..errors import ArtefactError, InputError
-from ..files import write_atomically
+from ..files import make_folder, write_atomically, writing
 from ..provenance import hash_json
 from .lock import FolderLock
 from .unit import Tensors, Unit
@@ -44,7 +44,7 @@ class Ledger:
             raise InputError(f"a checkpoint or ledger is a folder, which is made if need be; {self.folder} is a file")
         self._sweep = hash_json(self.identity)
         self._events: IO[str] | None = None
-        (self.folder).mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         self._lock = FolderLock(self.folder)
         try:
             self._open()
@@ -66,9 +66,10 @@ class Ledger:
                 )
             content = json.dumps(self.identity, indent=1, sort_keys=True)
             write_atomically(plan, lambda part: part.write_text(content, encoding="utf-8"))
-        (self.folder / RESULTS).mkdir(exist_ok=True)
+        make_folder(self.folder / RESULTS)
         self._done = {path.stem for path in (self.folder / RESULTS).glob("*.safetensors")}
-        self._events = (self.folder / EVENTS).open("a", encoding="utf-8")
+        with writing(self.folder / EVENTS):
+            self._events = (self.folder / EVENTS).open("a", encoding="utf-8")
 
     def _check(self, plan: Path) -> None:
         try:
@@ -120,15 +121,16 @@ class Ledger:
         # One entry of metadata: several would be written in random order.
         header = {"mechwork": json.dumps({"format": FORMAT, "unit": unit.key, "work": self._sweep}, sort_keys=True)}
         stored = {name: tensor.detach().contiguous().cpu() for name, tensor in values.items()}
-        write_atomically(self.path(unit), lambda part: save_file(stored, str(part), metadata=header))
+        write_atomically(self.path(unit), lambda part: save_tensors(stored, part, header))
         self._done.add(unit.key)
 
     def note(self, event: str, unit: Unit, **facts: Any) -> None:
         """A line about something that happened."""
         line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, "unit": unit.key, **facts}
         assert self._events is not None
-        self._events.write(json.dumps(line) + "\n")
-        self._events.flush()
+        with writing(self.folder / EVENTS):
+            self._events.write(json.dumps(line) + "\n")
+            self._events.flush()
 
     def close(self) -> None:
         """Let others work in the folder."""

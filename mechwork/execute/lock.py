@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from ..errors import ArtefactError
+from ..files import writing
 
 try:
     import fcntl
@@ -27,7 +28,8 @@ class FolderLock:
         self._file: IO[bytes] | None = None
         if self.path in _held:
             raise self._refusal()
-        file = self.path.open("ab")
+        with writing(self.path):
+            file = self.path.open("ab")
         try:
             if fcntl is not None:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -274,6 +274,8 @@ def compare_effects(estimate: Effect, truth: Effect) -> Agreement:
                 f"effects at {effect.kind!r} are NaN for some pairs and not for others; nothing agrees with NaN"
             )
     both = ~(estimate.values.isnan() | truth.values.isnan())  # a screened sweep has measured some places only
+    if not bool(both.any()):
+        raise MetricError(f"no place of {estimate.kind!r} has a number on both sides, so nothing can be compared")
     return agreement_of(estimate.kind, estimate.values[both], truth.values[both])
 
 

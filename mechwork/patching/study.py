@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ArtefactError, InputError
+from ..files import make_folder, write_json
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance, hash_json, stable
 from ..relevance import PRESETS, Composite, find_composite
@@ -283,10 +284,8 @@ class KeptRows:
         """Keeps the rows, whole or not at all."""
         if self.folder is None:
             return
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.file.with_suffix(".partial")
-        partial.write_text(json.dumps({"key": self.key, "rows": rows}, indent=1) + "\n", encoding="utf-8")
-        partial.replace(self.file)
+        make_folder(self.file.parent)
+        write_json(self.file, {"key": self.key, "rows": rows})
 
 
 def _cells(values: dict[str, tuple[float, float]]) -> str:

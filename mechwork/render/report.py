@@ -9,12 +9,12 @@ half-written.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, UnknownNameError
+from ..files import write_text
 from ..tasks.task import Task
 from .findings import collect
 from .page.page import Fragment, assemble, embed_json
@@ -54,7 +54,7 @@ def report(
     path = Path(path)
     _check_target(path, force=force)
     page = render_report(task, *results, title=title, texts=texts, audience=audience, record=record, pending=pending)
-    _write(path, page)
+    write_text(path, page)
     return path
 
 
@@ -134,22 +134,3 @@ def _check_target(path: Path, *, force: bool) -> None:
         raise InputError(f"{path} exists. Pass force=True to replace it, or choose another path.")
     if not os.access(folder, os.W_OK):
         raise InputError(f"the report's folder {folder} cannot be written to. Choose another path.")
-
-
-def _write(path: Path, page: str) -> None:
-    temporary: Path | None = None
-    try:
-        with tempfile.NamedTemporaryFile(
-            "w", dir=path.parent, prefix=f".{path.name}.", suffix=".part", delete=False, encoding="utf-8"
-        ) as file:
-            temporary = Path(file.name)
-            file.write(page)
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except OSError as error:
-        raise InputError(
-            f"the report could not be written to {path}: {error.strerror}. Choose another path, or free space."
-        ) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)

@@ -182,6 +182,8 @@ def align_donor(
 def check_task(model: TransformerBridge, task: Task) -> ModelAnatomy:
     """Everything that can be refused before the first forward pass: readiness, token ids, context length."""
     anatomy = check_ready(model)
+    if not isinstance(task, Task):
+        raise InputError(f"a Task is needed; got {type(task).__name__}. See mw.tasks and Task.from_tokens.")
     pairs = task.pairs
     for name in ("clean_tokens", "corrupt_tokens", "correct", "incorrect"):
         tokens = getattr(pairs, name)

@@ -11,7 +11,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from ..errors import InputError, check_whole
+from ..errors import InputError, check_seed, check_whole
 from .build import TextPair, build_task, require_tokenizer
 from .sampling.examples import Example, task_data
 from .sampling.lexicon import Lexicon, Split
@@ -52,7 +52,7 @@ def classic_task(
     """
     if check_whole("n", n) < 1:
         raise InputError(f"n must be at least 1 pair; got {n}")
-    check_whole("seed", seed)
+    check_seed(seed)
     if template is not None and (missing := [slot for slot in slots_needed if slot not in slots(template)]):
         raise InputError(
             f"a template for {name} must mention {', '.join(f'{{{s}}}' for s in slots_needed)}; "

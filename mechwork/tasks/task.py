@@ -13,7 +13,7 @@ from ..display import Readable
 from ..errors import InputError, MetricError
 from ..harmless import visible
 from ..models.anatomy import device_of
-from ..models.borrow import run_tail
+from ..models.borrow import borrow, run_tail
 from ..provenance import Provenance
 from .metrics import Metric, MetricFunction, find_metric, logit_difference
 from .pairs import PromptPairs, Spans
@@ -116,7 +116,7 @@ class Task(Readable):
         Of several correct answers the best one counts. Cost: 1 forward.
         """
         hits = 0
-        with torch.no_grad():
+        with borrow(model), torch.no_grad():
             for pairs in self.pairs.batches(64):
                 pairs = pairs.to(next(model.parameters()).device)
                 final = pairs.final(model(pairs.clean_tokens))

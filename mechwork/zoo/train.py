@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from ..artefact import write_tensors
 from ..checkpoint import FILE, WHAT, Checkpoint
-from ..files import reading
+from ..files import make_folder, reading
 from .architecture import build_model, document_mask, unembed
 from .grammar import Document, step_documents
 from .measure import measure
@@ -222,7 +222,7 @@ def load_checkpoint(folder: Path, run: Run, optimizer: torch.optim.Optimizer) ->
 def _keep(run: Run, folder: Path) -> None:
     """Write the weights as they are now, if the recipe wants this step."""
     if run.step in run.recipe.keep:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         tensors = {name: p.detach() for name, p in run.model.named_parameters()}
         write_tensors(folder / KEPT.format(run.step), tensors)
 

@@ -249,3 +249,69 @@ def test_absolute_positions_in_cache_and_generation(model: Any, task: Task, kind
     assert torch.equal(cached, logits)
     assert torch.equal(logits[:, 5:-1].argmax(dim=-1), made[:, 6:])
     assert free.shape == made.shape
+
+
+# ---- positions, where the answer tells where the write was ----------------------------------------------------------
+
+
+def last_layer(family: str) -> list[str]:
+    """Targets of the last block whose write at a position reaches the logits at that position alone."""
+    return ["m2", "a2", "a2.h1", "resid_post.2@x", *(["m2.e0", "m2.e1"] if family == "mixtral" else ["m2.n3"])]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "mixtral"])
+def test_positions_limit_what_is_ablated(family: str) -> None:
+    """In the last block: at the end the answer moves as if all positions were ablated, elsewhere it does not move."""
+    from tests.families import build_hard_task
+
+    model, task = build_model(family), build_hard_task()
+    direction = torch.randn(32, generator=torch.Generator().manual_seed(1)).double()
+    moved = 0.0
+    for target in last_layer(family):
+        given = {"x": direction} if "@x" in target else {}
+        found = {
+            name: ablate(model, task, AblationSpec([target], "zero", positions=where, directions=given)).per_example
+            for name, where in (("all", None), ("end", ["END"]), ("S", ["S"]))
+        }
+        torch.testing.assert_close(found["end"], found["all"], rtol=0, atol=1e-5, msg=target)
+        assert float(found["S"].abs().max()) < 1e-9, target
+        moved = max(moved, float(found["all"].abs().max()))
+        assert float(found["all"].abs().max()) > 1e-4 or ".e" in target, target
+    assert moved > 1e-2
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_row_is_never_resampled_from_itself(seed: int) -> None:
+    """A reference of two prompts, run in the other order: each row gets the other's values."""
+    model, whole = build_model("gpt2"), build_task(n=2)
+    swapped = whole[[1, 0]]
+    fitted = fit_ablation(model, AblationSpec(["a1"], "resample", seed=seed), whole)
+    found = ablate(model, swapped, fitted).ablated_per_example
+    other = literal.cache_of(model, whole.pairs.clean_tokens, "attn_out", 1)  # of the other prompt, row by row
+    logits = literal.run_with(model, swapped.pairs.clean_tokens, "attn_out", 1, lambda x: x.copy_(other))
+    torch.testing.assert_close(found, swapped.metric(logits, swapped.pairs), rtol=0, atol=1e-9)
+
+
+def test_the_p_value_is_that_of_the_effect_per_pair() -> None:
+    from mechwork.statistics import sign_flip_p
+
+    model, task = build_model("gpt2"), build_task(n=8)
+    found = ablate(model, task, AblationSpec(["m1"], "zero"))
+    assert found.p_value() == pytest.approx(float(sign_flip_p(found.per_example[:, None])))
+    assert found.accuracy_drop == pytest.approx((int(found.clean_correct.sum()) - int(found.ablated_correct.sum())) / 8)
+    low, high = found.interval()
+    assert low < found.effect < high
+
+
+def test_experts_that_nothing_goes_to_are_named() -> None:
+    model, task = build_model("mixtral"), build_task(n=2)
+    with torch.no_grad():
+        model.blocks[1].mlp.original_component.gate.weight.zero_()
+        model.blocks[1].mlp.original_component.gate.weight[0] = 1  # all or nothing goes to expert 0
+    fitted = fit_ablation(model, AblationSpec([f"m1.e{i}" for i in range(4)], "zero"), task)
+    bound = fitted.bind(model, task.pairs)
+    with torch.no_grad(), bound.installed(model):
+        model(task.pairs.clean_tokens)
+    routed = {f"m1.e{expert}" for (_, expert), n in bound.experts.routed.items() if n > 0}
+    assert routed
+    assert set(bound.never_routed) == {f"m1.e{i}" for i in range(4)} - routed

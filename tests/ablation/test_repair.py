@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from mechwork.ablation import AblationSpec, ablate, fit_ablation, study_self_repair
+from mechwork.circuits.ground_truth.weights import SHARP, Block, Blueprint, Head, Stream
 from mechwork.errors import InputError
 from mechwork.models.anatomy import final_norm
+from mechwork.tasks.task import Task
 from tests.families import NATIVE, borrowed, build_model, build_native, build_task
 
 
@@ -93,18 +95,61 @@ def test_models_without_norms_or_mlps(name: str) -> None:
     check(model, "zero")
 
 
-def test_backups_are_named(bundled_model: Any) -> None:
-    import mechwork as mw
+V, N_POS, SOURCE = 16, 6, 2
+SIGNS = (1, 1, 1, -1, 1, -1, 1, 1, -1, 1, 1, -1)
 
-    found = study_self_repair(bundled_model, mw.tasks.ioi(bundled_model, n=32), ["a4.h1", "a5.h1"])
-    assert "backups" in str(found)
-    for head in found.ablated:
-        for backup in found.backups(head):
-            row = found.heads.index(backup.head)
-            assert backup.gain == pytest.approx(float(found.gains[found.ablated.index(head), row].mean()))
-            assert backup.p < 0.05
-            assert int(backup.head[1]) >= int(head[1])
-    assert 0 <= float(found.gains[:, found.heads.index("a0.h0")].abs().max()) < 1e-6
+
+def planted() -> tuple[Any, Task]:
+    """a0.h0 moves the token at column 2 to the answer. Where that is missing, the heads of layer 1 look there instead
+    of at column 0, and write it: h0 fully, h1 by .04, h2 by .06, h3 by .3 with a sign that changes from pair to pair.
+    """
+    s = Stream(token=V, pos=N_POS, said=V)
+    token, pos, said = s.read("token"), s.read("pos"), s.read("said")
+    here = torch.ones(N_POS, 1).double()
+    missing = torch.cat([said @ torch.ones(V, 1).double(), 0.5 * pos @ here], dim=1)
+    looks = SHARP * missing
+    places = torch.stack([pos[:, 0], pos[:, SOURCE]], dim=1)
+    words = torch.eye(V).double()
+    words[0] = 0  # column 0 always holds token 0, which nobody says
+    signs = words.clone()
+    for row, sign in enumerate(SIGNS):
+        signs[1 + row] *= 0.3 * sign
+    last = SHARP * pos @ here
+    model = Blueprint(
+        name="backup",
+        embed=s.write("token", torch.eye(V)),
+        pos=s.write("pos", torch.eye(N_POS)),
+        unembed=s.read("said"),
+        blocks=[
+            Block([Head(q=last, k=places[:, 1:], v=token, o=said.T)]),
+            Block([Head(q=looks, k=places, v=token, o=scale @ said.T) for scale in (words, 0.04 * words, 0.06 * words,
+                  signs)]),
+        ],
+    ).build()  # fmt: skip
+    clean = [[0, 14, 1 + row, 13, 14, 13] for row in range(len(SIGNS))]
+    corrupt = [[0, 14, 15, 13, 14, 13] for _ in SIGNS]
+    return model, Task.from_tokens(clean, corrupt, [1 + row for row in range(len(SIGNS))], [15] * len(SIGNS))
+
+
+def test_a_planted_backup_is_named_with_its_gain() -> None:
+    model, task = planted()
+    found = study_self_repair(model, task, ["a0.h0", "a1.h0"], kind="zero")
+    backups = found.backups("a0.h0")
+    assert [backup.head for backup in backups] == ["a1.h0", "a1.h2"], "h1 gains too little, h3 as often as it loses"
+    assert backups[0].gain == pytest.approx(1, abs=1e-6)
+    assert backups[1].gain == pytest.approx(0.06, abs=1e-6)
+    assert all(backup.p < 0.05 for backup in backups)
+    assert float(found.gains[0, found.heads.index("a1.h1")].mean()) == pytest.approx(0.04, abs=1e-6)
+    assert float(found.gains[0, found.heads.index("a1.h3")].mean()) == pytest.approx(0.3 / 3, abs=1e-6)
+    assert found.backups("a1.h0") == ()
+    assert float(found.direct[0].mean()) == pytest.approx(1)
+    assert float(found.repaired[0].mean()) == pytest.approx(1 + 0.04 + 0.06 + 0.1, abs=1e-6)
+    assert float(found.by_heads[0].mean()) == pytest.approx(-1.2, abs=1e-6)
+    assert found.share() == pytest.approx(1.2, abs=1e-6)
+    row = found.to_dataframe().set_index("head").loc["a0.h0"]
+    assert row["backups"] == "a1.h0 a1.h2"
+    assert row["by_heads"] == pytest.approx(1.2, abs=1e-6)
+    assert "a1.h0 +1.00" in str(found)
 
 
 def test_metrics_that_do_not_split(tiny_gpt2_64: Any) -> None:

@@ -59,6 +59,8 @@ def test_a_head_built_to_suppress_is_found() -> None:
     assert idle.qk_percentile == pytest.approx(0.5)
     assert idle.ov_among_lowest == idle.qk_first == 0.0
     assert idle.kl_ablated == pytest.approx(0, abs=1e-12)
+    assert row.direct_effect < 0
+    assert found.negative == ("a1.h0",)
     assert found.chance_first == found.chance_lowest == pytest.approx(1 / V)
     assert "explained" in str(found)
 
@@ -72,7 +74,7 @@ def test_random_heads_are_near_chance(family: str) -> None:
         mean = sum(getattr(r, name) for r in found.rows) / 12
         assert mean == pytest.approx(0.5, abs=0.1)
     assert all(r.kl_ablated > 0 for r in found.rows)
-    assert set(found.negative) <= {r.head for r in found.rows if r.direct_effect < 0}
+    assert set(found.negative) == {r.head for r in found.rows if r.direct_effect < 0 and r.p < 0.05}
 
 
 def test_where_it_cannot_be_read_off() -> None:

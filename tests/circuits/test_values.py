@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mechwork.circuits import Circuit, EdgeScores, EdgeSpace
 from mechwork.circuits.graph.circuit import prune
-from mechwork.circuits.graph.select import select_random, select_top
+from mechwork.circuits.graph.select import select, select_above, select_random, select_top
 from mechwork.circuits.testing.curves import MIB_FRACTIONS, FaithfulnessCurve, faithfulness
 from mechwork.errors import ArtefactError, InputError, MetricError, UnknownNameError
 from mechwork.runs.record import Baseline
@@ -182,3 +182,108 @@ def test_faithfulness_is_a_ratio_of_means_and_may_be_undefined() -> None:
     assert faithfulness(circuit, empty, model) == pytest.approx((2 - 0.5) / (3.5 - 0.5))
     with pytest.raises(MetricError, match="undefined"):
         faithfulness(circuit, model, model)
+
+
+def uneven_curve() -> FaithfulnessCurve:
+    """Five pairs that differ, controls that are neither the circuits nor each other, faithfulness around 1."""
+    draw = torch.Generator().manual_seed(5)
+
+    def numbers(*shape: int, around: float) -> torch.Tensor:
+        return around + 0.4 * torch.randn(*shape, generator=draw, dtype=torch.float64)
+
+    return FaithfulnessCurve(
+        fractions=(0.1, 0.3, 1.0), sizes=(2, 6, 20), n_kept=(1, 5, 20),
+        per_example=torch.stack([numbers(5, around=a) for a in (1.5, 4.5, 3.0)]),
+        signed_per_example=torch.stack([numbers(5, around=a) for a in (2.0, 2.5, 3.0)]),
+        random_per_example=torch.stack([numbers(3, 5, around=1.0), numbers(3, 5, around=1.2)]),
+        empty_per_example=numbers(5, around=1.0), model_per_example=numbers(5, around=3.0),
+        ablation="corrupt", metric_name="logit_difference", provenance={},
+        same_degree_per_example=torch.stack([numbers(3, 5, around=1.9), numbers(3, 5, around=2.1)]),
+    )  # fmt: skip
+
+
+def by_hand(rows: Any, curve: FaithfulnessCurve, pairs: list[int]) -> list[float]:
+    """Faithfulness per size as plain sums over the given pairs."""
+    e, m = (sum(float(x[i]) for i in pairs) for x in (curve.empty_per_example, curve.model_per_example))
+    return [(sum(float(row[i]) for i in pairs) - e) / (m - e) for row in rows]
+
+
+def area(heights: list[float], x: list[float]) -> float:
+    return sum((x[i + 1] - x[i]) * (heights[i] + heights[i + 1]) / 2 for i in range(len(x) - 1))
+
+
+def test_every_number_of_a_curve_by_hand() -> None:
+    import math
+
+    curve, every = uneven_curve(), list(range(5))
+    x, logs = list(curve.fractions), [math.log10(f) for f in curve.fractions]
+    chosen, signed = by_hand(curve.per_example, curve, every), by_hand(curve.signed_per_example, curve, every)
+    controls = {
+        name: [sum(pair) / 2 for pair in zip(*(by_hand(rows, curve, every) for rows in repeats), strict=True)]
+        for name, repeats in (("random", curve.random_per_example), ("same", curve.same_degree_per_example))
+    }
+    assert max(chosen) > 1 > min(chosen), "the absolute value in CMD would not show"
+    off = [abs(1 - f) for f in chosen]
+    same = curve.same_degree
+    assert same is not None
+    for found, expected in (
+        (curve.faithfulness.tolist(), chosen),
+        (curve.signed.tolist(), signed),
+        (curve.random.tolist(), controls["random"]),
+        (same.tolist(), controls["same"]),
+        (curve.cpr, area(signed, x)),
+        (curve.cmd, area(off, x)),
+        (curve.cpr_log, area(signed, logs) / (logs[-1] - logs[0])),
+        (curve.cmd_log, area(off, logs) / (logs[-1] - logs[0])),
+        (curve.random_cpr, area(controls["random"], x)),
+        (curve.random_cmd, area([abs(1 - f) for f in controls["random"]], x)),
+        (curve.empty, sum(curve.empty_per_example.tolist()) / 5),
+    ):
+        assert found == pytest.approx(expected, abs=1e-9)
+    frame = curve.to_dataframe()
+    assert frame["faithfulness_same_degree"].tolist() == pytest.approx(controls["same"])
+    assert frame["faithfulness_random"].tolist() == pytest.approx(controls["random"])
+
+
+def test_intervals_of_a_curve_are_percentiles_of_resampled_pairs() -> None:
+    """Against resamples drawn one by one; a wider level holds a narrower one."""
+    curve = uneven_curve()
+    draws = torch.randint(5, (1000, 5), generator=torch.Generator().manual_seed(0)).tolist()
+    areas = sorted(
+        area([abs(1 - f) for f in by_hand(curve.per_example, curve, pairs)], list(curve.fractions)) for pairs in draws
+    )
+    for level in (0.5, 0.95):
+        low, high = curve.cmd_interval(level)
+        assert sum(low <= a <= high for a in areas) / 1000 == pytest.approx(level, abs=0.01)
+        for row, (left, right) in zip(curve.per_example, curve.intervals(level), strict=True):
+            shares = [by_hand([row], curve, pairs)[0] for pairs in draws]
+            assert sum(left <= f <= right for f in shares) / 1000 == pytest.approx(level, abs=0.01)
+    assert curve.cpr_interval(0.5)[0] > curve.cpr_interval(0.95)[0]
+
+
+def test_greedy_growth_follows_its_ranking() -> None:
+    """By absolute score the negative edge comes first, by signed score it comes last."""
+    values = torch.zeros(SPACE.mask.shape)
+    logits = SPACE.logits_reader
+    into = SPACE.mask[:, logits].nonzero().flatten().tolist()
+    values[into[0], logits], values[into[1], logits], values[into[2], logits] = -3.0, 2.0, 1.0
+    for by, first in (("greedy", into[0]), ("greedy_signed", into[1])):
+        mask = select(SPACE, values, 1, by=by)  # pyright: ignore[reportArgumentType]
+        assert mask.nonzero().tolist() == [[first, logits]], by
+    two = select(SPACE, values, 2, by="greedy_signed")
+    assert not bool(two[into[0], logits])
+    assert select_above(SPACE, values, 2.0).sum() == 2, "at least, not above"
+    assert select_above(SPACE, values, 2.0, by="signed").sum() == 1
+
+
+def test_expected_overlap_is_that_of_random_sets_of_the_same_sizes() -> None:
+    from mechwork.circuits import Circuit
+
+    a, b = (Circuit(SPACE, select_random(SPACE, n, seed)) for n, seed in ((9, 1), (5, 2)))
+    n = SPACE.n_edges
+    shares = []
+    for seed in range(3000):
+        draw = torch.Generator().manual_seed(seed)
+        one, two = (set(torch.randperm(n, generator=draw)[:k].tolist()) for k in (9, 5))
+        shares.append(len(one & two) / len(one | two))
+    assert a.expected_overlap(b) == pytest.approx(sum(shares) / len(shares), abs=0.02)

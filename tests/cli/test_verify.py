@@ -187,3 +187,86 @@ def test_differences_are_relative_and_say_where() -> None:
     after = {"a": 1002.0, "b": [1, {"c": "y"}, 2], "d": 1, "e": False, "f": 1}
     found = list(differences(before, after, 1e-3))
     assert [place.split(":")[0] for place in found] == ["a", "b", "b[1].c", "d", "e", "f"]
+
+
+def keys(folder: Path, name: str = "key") -> tuple[Path, Path]:
+    """A private and a public Ed25519 key in PEM."""
+    from cryptography.hazmat.primitives import serialization as pem
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    private = Ed25519PrivateKey.generate()
+    raw = private.private_bytes(pem.Encoding.PEM, pem.PrivateFormat.PKCS8, pem.NoEncryption())
+    public = private.public_key().public_bytes(pem.Encoding.PEM, pem.PublicFormat.SubjectPublicKeyInfo)
+    paths = folder / f"{name}.pem", folder / f"{name}.pub"
+    paths[0].write_bytes(raw)
+    paths[1].write_bytes(public)
+    return paths
+
+
+def test_a_consistent_forgery_is_caught_by_a_signature(cli: Cli, copy: Path, tmp_path: Path) -> None:
+    from mechwork.discovery.publish import PAGE, hash_numbers
+    from mechwork.files import sha256
+    from mechwork.provenance import hash_json
+
+    private, public = keys(tmp_path)
+    assert cli("verify", copy, "--files-only", "--sign", private).code == 0
+    assert cli("verify", copy, "--files-only").out.splitlines()[-1] == "not checked: signature"
+    assert cli("verify", copy, "--files-only", "--key", public).out.splitlines()[-1] == "verified"
+    assert "not made by the owner" in cli("verify", copy, "--files-only", "--key", keys(tmp_path, "other")[1]).out
+
+    page, summary = copy / PAGE, copy / "report.json"  # a forger changes a number and every hash of it
+    data = json.loads(summary.read_text(encoding="utf-8"))
+    data["evaluation"]["faithfulness"] = 1.0
+    text = page.read_text(encoding="utf-8")
+    head, tail = text.rsplit('data-name="mechwork-report">', 1)
+    body, rest = tail.split("</script>", 1)
+    record = json.loads(body)
+    record["numbers"] = hash_numbers(data)
+    record["sha256"] = hash_json({key: value for key, value in record.items() if key != "sha256"})
+    page.write_text(f'{head}data-name="mechwork-report">{json.dumps(record)}</script>{rest}', encoding="utf-8")
+    data["sha256"][PAGE] = sha256(page)
+    summary.write_text(json.dumps(data), encoding="utf-8")
+    unsigned = {
+        check["what"]: check["outcome"] for check in cli("verify", copy, "--files-only", "--json").json["checks"]
+    }
+    assert set(unsigned.values()) == {"same", "not checked"}, "a forgery that hashes catch shows nothing"
+    done = cli("verify", copy, "--files-only", "--key", public)
+    assert done.code == 4
+    assert "changed since it was signed: report.html, report.json" in done.out
+    (copy / "report.sig").unlink()
+    assert cli("verify", copy, "--files-only", "--key", public).code == 4
+
+
+def test_a_file_that_was_added_or_removed_after_signing_is_named(cli: Cli, copy: Path, tmp_path: Path) -> None:
+    private, public = keys(tmp_path)
+    assert cli("verify", copy, "--files-only", "--sign", private).code == 0
+    (copy / "extra.csv").write_text("a\n")
+    assert "extra.csv" in cli("verify", copy, "--files-only", "--key", public).out
+    (copy / "extra.csv").unlink()
+    (copy / "curve.csv").unlink()
+    assert "changed since it was signed: curve.csv" in cli("verify", copy, "--files-only", "--key", public).out
+
+
+def test_keys_and_signatures_that_are_none(cli: Cli, copy: Path, tmp_path: Path) -> None:
+    private, public = keys(tmp_path)
+    garbage = tmp_path / "garbage"
+    garbage.write_bytes(b"\xff\x00")
+    assert cli("verify", copy, "--files-only", "--sign", public).code == 2
+    assert cli("verify", copy, "--files-only", "--sign", garbage).code == 2
+    assert cli("verify", copy, "--files-only", "--sign", tmp_path / "none").code == 3
+    assert cli("verify", copy, "--files-only", "--sign", private, "--key", public).code == 2
+    assert not (copy / "report.sig").exists()
+    assert cli("verify", copy, "--files-only", "--sign", private).code == 0
+    for content in (
+        "",
+        "[]",
+        '{"format": 1, "files": 3, "signature": "AAAA"}',
+        '{"format": 1, "files": {}, "signature": 3}',
+    ):
+        (copy / "report.sig").write_text(content)
+        done = cli("verify", copy, "--files-only", "--key", public)
+        assert (done.code, "signature" in done.out) == (4, True), content
+    (copy / "circuit.json").write_text("{}")
+    (copy / "report.sig").unlink()
+    assert cli("verify", copy, "--files-only", "--sign", private).code == 4, "a changed folder is not signed"
+    assert not (copy / "report.sig").exists()

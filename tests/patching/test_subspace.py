@@ -27,7 +27,7 @@ from mechwork.patching.memory import d_mlp_of
 from mechwork.patching.subspace import Across, Along, AsFar
 from mechwork.sites import Site, hook_name
 from mechwork.tasks.task import Task
-from tests.families import borrowed, build_model, kv_head, rounding
+from tests.families import borrowed, build_model, build_task, kv_head, rounding
 
 
 def by_hand(model: Any, task: Task, site: Site, basis: torch.Tensor, pos: int | None) -> torch.Tensor:
@@ -256,3 +256,20 @@ def test_refused(tiny_gpt2: Any, tiny_task: Task) -> None:
         fit_das(tiny_gpt2, tiny_task, Site("z", 0, 1), 3)
     with pytest.raises(InputError, match="no site 'mlp_post'"):
         patch_subspace(build_model("mixtral"), tiny_task, Site("mlp_post", 0), good)
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_leading_directions_are_those_of_largest_difference(tiny_gpt2_64: Any, rank: int) -> None:
+    """Of more pairs than asked for: the eigenvectors of the largest eigenvalues of D^T D, by another routine."""
+    task = build_task(n=6)
+    site = Site("resid_pre", 2)
+    clean, corrupt = (
+        tiny_gpt2_64.run_with_cache(side)[1]["blocks.2.hook_resid_pre"][:, 8].detach()
+        for side in (task.pairs.clean_tokens, task.pairs.corrupt_tokens)
+    )
+    differences = clean - corrupt
+    values, vectors = torch.linalg.eigh(differences.T @ differences)
+    assert float(values[-rank] / values[-rank - 1]) > 1.01
+    best = vectors[:, -rank:]
+    found = leading_differences(tiny_gpt2_64, task, site, "8", rank=rank)
+    torch.testing.assert_close(found.basis @ found.basis.T, best @ best.T, rtol=0, atol=1e-8)

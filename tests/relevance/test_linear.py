@@ -45,8 +45,11 @@ def literal(rule: Any, w: Tensor, b: Tensor, x: Tensor, relevance: Tensor) -> Te
 )
 def test_shares_follow_the_definition(rule: Any, seed: int) -> None:
     w, b, x = torch.randn(6, 4).double(), torch.randn(4).double(), torch.randn(6).double().requires_grad_(True)
+    wanted = torch.tensor([1.0, -1.0, -1.0, 1.0]).double()
+    w, b = w * wanted * (x.detach() @ w).sign(), wanted * b.abs()
     linear = Linear(w, b)
     y = linear(x)
+    assert torch.equal(y.sign(), wanted), "outputs of both signs: damping follows the sign"
     surrogate = rule.surrogate(linear, x, y)
     coefficient = torch.randn(4).double()
     (found,) = torch.autograd.grad(surrogate, x, coefficient)

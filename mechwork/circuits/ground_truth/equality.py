@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ... import bundled
 from ...artefact import read_tensors, write_tensors
-from ...files import write_json, write_text
+from ...files import make_folder, write_json, write_text
 from ...models.load import load_model
 from ...runs.record import record_run
 from ...tasks.metrics import accuracy
@@ -121,7 +121,7 @@ def train_equality(
     recipe = recipe or RECIPE
     weights = train(PROGRAM, recipe, progress)
     card = measure(build_from(weights, recipe), recipe)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_tensors(folder / WEIGHTS, weights)
     write_json(folder / CARD, card)
     write_text(folder / "card.md", describe(card))

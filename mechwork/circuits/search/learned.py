@@ -133,14 +133,14 @@ def _begin(space: EdgeSpace, start: EdgeScores | None) -> _Training:
 
 def _rows(n: int, size: int, seed: int, step: int) -> slice:
     """A run of consecutive pairs, which one drawn from (seed, step): the same in a resumed run."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
     first = int(torch.randint(max(1, n - size + 1), (), generator=generator))
     return slice(first, min(first + size, n))
 
 
 def _sample(gates: EdgeMatrix, seed: int, step: int) -> EdgeMatrix:
     """One draw of the hard-concrete gates."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + step + 7)
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + step + 7) % 2**63)
     u = torch.rand(gates.shape, generator=generator).clamp(1e-6, 1 - 1e-6)
     soft = torch.sigmoid((u.log() - (1 - u).log() + gates) / BETA)
     return (soft * (ZETA - GAMMA) + GAMMA).clamp(0, 1)

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...errors import InputError, UnknownNameError, check_whole
+from ...errors import InputError, UnknownNameError, check_seed, check_whole
 from ...execute.progress import Progress
 from ...models.anatomy import device_of, heads_share_scale
 from ...models.borrow import borrows
@@ -119,7 +119,7 @@ def evaluate(
     if not isinstance(task, Task) or not isinstance(subject, EdgeScores | Circuit):
         said = f"{type(task).__name__}, {type(subject).__name__}"
         raise InputError(f"evaluate takes (model, task, scores or circuit), in this order; got (model, {said})")
-    check_whole("seed", seed)
+    check_seed(seed)
     if check_whole("random_every", random_every) < 1:
         raise InputError(f"random circuits run at every random_every-th size, from 1; got {random_every}")
     if check_whole("n_random", n_random) < 0 or check_whole("n_same_degree", n_same_degree) < 0:

@@ -20,6 +20,7 @@ from typing import Any
 
 from ...circuits.graph.circuit import Circuit
 from ...errors import InputError, NotFoundError
+from ...files import write_text
 from ...tasks.task import Task
 from ..page.text import count, escape, fixed, percent, plural, shorten, show_token
 from .payload import GraphOptions, graph_payload
@@ -54,7 +55,7 @@ class StaticFigure:
         """
         path = Path(path)
         if path.suffix == ".svg":
-            path.write_text(self.svg, encoding="utf-8")
+            write_text(path, self.svg)
         elif path.suffix == ".png":
             _photograph(self, path, scale)
         else:
