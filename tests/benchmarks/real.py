@@ -1,9 +1,9 @@
 """What the main pieces of work cost on a real model, in forwards: ``python -m tests.benchmarks.real [MODEL] [ROW]``.
 
-MODEL is a path or a name; default: the file that MECHWORK_REAL_MODEL names, else ``gpt2-12l``. ROWs choose rows by a part of
-their names. 8 IOI pairs of one length (24 tokens on SmolLM2-135M), one thread, CPU time. F is one plain forward of the
-clean prompts with all logits; it is timed before and after each row, and the smaller counts. Each row is the faster of
-two runs.
+MODEL is a path or a name; default: the file that MECHWORK_REAL_MODEL names, else ``gpt2-12l``. ROWs choose rows by a
+part of their names. 8 IOI pairs of one length (20 tokens on SmolLM2-135M), one thread, CPU time. F is one plain forward
+of the clean prompts with all logits; it is timed before and after each row, and the smaller counts. Each row is the
+faster of two runs.
 """
 
 from __future__ import annotations
