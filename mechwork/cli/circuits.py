@@ -15,7 +15,7 @@ from .. import bundled
 from ..errors import ArtefactError, InputError
 from .console import Console, dump_json
 from .discover import Lines
-from .options import load_named
+from .options import add_executor, load_named
 
 if TYPE_CHECKING:
     from ..ablation import RoleTable
@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "action", nargs="?", default="list", choices=("list", "verify", "build"), help="(default: list)"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where build writes, e.g. data/circuits")
+    add_executor(parser)
 
 
 def run(args: argparse.Namespace, console: Console) -> None:

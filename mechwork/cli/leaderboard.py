@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import InputError, MechworkError
 from .console import Console
-from .options import MOST_PAIRS, add_model, at_least, default_tasks, load
+from .options import MOST_PAIRS, add_executor, add_model, at_least, default_tasks, load
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ablation", default="corrupt", help="what cut edges carry (default: %(default)s)")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the standings as a table")
     add_model(parser)
+    add_executor(parser)
 
 
 def run(args: argparse.Namespace, console: Console) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 
 from .console import Console
-from .options import MOST_PAIRS, add_model, add_page, at_least, check_page, load, write_page
+from .options import MOST_PAIRS, add_executor, add_model, add_page, at_least, check_page, load, write_page
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ablation", default="corrupt", help="what cut edges carry (default: %(default)s)")
     add_page(parser, "also write the tables as one HTML page")
     add_model(parser)
+    add_executor(parser)
 
 
 def run(args: argparse.Namespace, console: Console) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..errors import InputError
 from .console import Console
+from .options import add_executor
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--retrain", type=Path, metavar="DIR", help="train the case 'equality' again from its seed into DIR, and stop"
     )
+    add_executor(parser)
 
 
 def run(args: argparse.Namespace, console: Console) -> None:

@@ -37,7 +37,7 @@ from ..discovery.verification import (
 )
 from ..errors import InputError, MechworkError, VerificationError
 from .console import Console, dump_json
-from .options import PAIR_FILES, fraction, load
+from .options import PAIR_FILES, add_executor, fraction, load
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -55,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--files-only", action="store_true", help="hash the files; load no model")
     parser.add_argument("--model", help="the model to check against (default: the report's, if it is bundled)")
     parser.add_argument("--device", help="for --rerun, e.g. cuda (default: cpu)")
+    add_executor(parser)
 
 
 def run(args: argparse.Namespace, console: Console) -> None:
