@@ -70,7 +70,7 @@ def build_provenance(**facts: Any) -> Provenance:
 
     command = _command.get()
     when = {"time": datetime.now(UTC).isoformat(timespec="seconds")} if command is None else {}
-    versions = {name: _version(name) for name in ("mechwork", "transformer-lens", "torch", "transformers")}
+    versions = {name: package_version(name) for name in ("mechwork", "transformer-lens", "torch", "transformers")}
     return {
         **facts,
         "versions": {**versions, "python": platform.python_version()},
@@ -85,7 +85,8 @@ def stable(provenance: Provenance) -> Provenance:
     return {key: value for key, value in provenance.items() if key not in VOLATILE}
 
 
-def _version(package: str) -> str:
+def package_version(package: str) -> str:
+    """The installed version of a package, or ``"not installed"``."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

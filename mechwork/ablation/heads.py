@@ -24,7 +24,6 @@ from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..names import head_name
 from ..patching.exact import plan_sweep
-from ..patching.sides import Given
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
 from ..runs.attention import attention_between, parse_head
@@ -33,6 +32,7 @@ from ..runs.writes import answer_directions
 from ..sites import Site
 from ..tasks.pairs import END
 from ..tasks.task import Task
+from .units import STUDY, given_means
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -149,11 +149,13 @@ def study_heads(
     looks = _looks_for(task)
     attention = attention_between(model, task, looks) if looks else {}
 
-    def given(rows: slice) -> Given:
-        return lambda _, layer, own: means[layer][rows, : own.shape[1]]
-
     only = (tuple(sorted({layer * anatomy.n_heads + head for layer, head in places})),)
-    drops = replace(job, sweep=replace(job.sweep, only=only), given=given).run(progress=progress)["z"].per_example
+    data = {"means": {str(layer): mean for layer, mean in enumerate(means)}}
+    job = replace(
+        job, sweep=replace(job.sweep, only=only), given=given_means(means), operation=STUDY, data=data,
+        about={"ablation": "mean by span"},
+    )  # fmt: skip
+    drops = job.run(progress=progress)["z"].per_example
     rows = []
     for name, (layer, head) in zip(names, places, strict=True):
         drop = drops[:, layer, head]

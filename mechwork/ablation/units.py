@@ -5,7 +5,7 @@ The fitting sees the whole reference set, so it is done before and its tables tr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float
@@ -15,6 +15,7 @@ from ..execute.task import unpack_task
 from ..execute.unit import Run, Tensors, Work
 from ..interventions import replace_at
 from ..models.anatomy import device_of
+from ..models.identity import identify_model
 from ..patching.execute import GivenRows
 from ..patching.sides import Given
 from ..patching.units import build as build_sweep
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 OPERATION = "ablate.block"
+STUDY = "study.block"
 FITTED = "fitted."
 
 
@@ -55,6 +57,21 @@ def pack_fitted(fitted: Mapping[str, Ablation]) -> tuple[dict[str, Any], dict[st
     return {"fitted": specs}, data
 
 
+def given_means(means: Sequence[Float[Tensor, "batch pos head d_head"]]) -> GivenRows:
+    """Every layer's `means`, computed over the whole task, for some rows of it."""
+
+    def rows_given(rows: slice) -> Given:
+        return lambda _, layer, own: means[layer][rows, : own.shape[1]].to(own.device)
+
+    return rows_given
+
+
+def build_study(model: TransformerBridge, work: Work) -> Run:
+    """What runs the units of a study of heads in a process that has the work's data and the model alone."""
+    means = work.data["means"]
+    return build_sweep(model, work, given_means([means[str(layer)] for layer in range(len(means))]))
+
+
 def build(model: TransformerBridge, work: Work) -> Run:
     """What runs the sweep's units in a process that has the work's data and the model alone."""
     task = unpack_task(work.settings["task"], work.data["task"])
@@ -62,5 +79,5 @@ def build(model: TransformerBridge, work: Work) -> Run:
     for kind, spec in work.settings["fitted"].items():
         tensors = work.data[FITTED + kind]
         tables = {name.removeprefix("table."): table for name, table in tensors.items() if name.startswith("table.")}
-        fitted[kind] = Ablation(AblationSpec.from_json(spec, directions_of(tensors)), tables, {})
+        fitted[kind] = Ablation(AblationSpec.from_json(spec, directions_of(tensors)), tables, identify_model(model))
     return build_sweep(model, work, given_by(model, task, fitted))

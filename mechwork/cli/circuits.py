@@ -15,7 +15,7 @@ from ..errors import ArtefactError, InputError
 from ..files import make_folder, write_text
 from .console import Console, dump_json
 from .discover import Lines
-from .options import load_named, path
+from .options import add_executor, load_named, path
 
 if TYPE_CHECKING:
     from ..ablation import RoleTable
@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=path, metavar="DIR", help="where build writes, e.g. data/circuits")
     parser.set_defaults(keeps=False)
+    add_executor(parser)
 
 
 def run(args: argparse.Namespace, console: Console) -> None:

@@ -48,6 +48,7 @@ VERBS = {
     "lens": "train a tuned lens, show what a lens reads, or measure one",
     "features": "list features, train some, measure them, or find a circuit among them",
     "truth": "try methods on models whose circuit is known",
+    "plan": "say what work on a large model would take, and how many workers pay",
     "doctor": "say what this installation has and lacks",
 }
 """The verbs in the order of the help. A new file needs no line here; see `verbs`."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import InputError, MechworkError
 from .console import Console
-from .options import add_pairs, default_tasks, load, path, task_builder
+from .options import add_executor, add_pairs, default_tasks, load, path, task_builder
 from .output import deliver
 
 
@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", "--csv", type=path, metavar="FILE", help="keep the standings: .csv, or .safetensors for one task"
     )
+    add_executor(parser)
 
 
 def run(args: argparse.Namespace, console: Console) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 
 from .console import Console
-from .options import add_pairs, at_least, load, task_builder
+from .options import add_executor, add_pairs, at_least, load, task_builder
 from .output import deliver
 
 
@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", metavar="NAME", help="how edges are scored (default: eap-ig)")
     add_pairs(parser, 64)
     parser.add_argument("--ablation", default="corrupt", help="what cut edges carry (default: %(default)s)")
+    add_executor(parser)
 
 
 def run(args: argparse.Namespace, console: Console) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import InputError
 from .console import Console
-from .options import path, set_threads
+from .options import add_executor, path, set_threads
 from .output import check_out, check_training_folder, deliver
 
 
@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="keep the table: .safetensors (mechwork.result.load_result reads it) or .csv; with --retrain a folder",
     )  # fmt: skip
     parser.set_defaults(keeps=False)
+    add_executor(parser)
 
 
 def run(args: argparse.Namespace, console: Console) -> None:

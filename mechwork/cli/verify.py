@@ -37,7 +37,7 @@ from ..discovery.verification import (
 )
 from ..errors import InputError, MechworkError, VerificationError
 from .console import Console, dump_json
-from .options import PAIR_FILES, fraction, load
+from .options import PAIR_FILES, add_executor, fraction, load
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -58,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sign", type=Path, metavar="KEY", help="sign the folder with this private key, if nothing changed"
     )
     parser.add_argument("--key", type=Path, metavar="PUB", help="check the folder's signature with this public key")
+    add_executor(parser)
 
 
 def run(args: argparse.Namespace, console: Console) -> None:

@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 
 OPERATIONS = {
     "patch.block": "mechwork.patching.units:build",
+    "attribute.batch": "mechwork.patching.attribution:build",
     "ablate.block": "mechwork.ablation.units:build",
+    "study.block": "mechwork.ablation.units:build_study",
     "edges.batch": "mechwork.circuits.scoring.units:build",
+    "circuits.measure": "mechwork.circuits.testing.units:build",
 }
 """Name -> module and function."""
 

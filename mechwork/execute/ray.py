@@ -1,17 +1,19 @@
 """Workers on several GPUs or machines: Ray actors, each with a model that it loads itself.
 
 An actor loads the model by its reference and refuses other weights; the work's tensors go through the object store
-once. Ray's own restarts and
-retries are off: a lost actor is replaced by a new one, the unit it was at has spent an attempt, and the unit behind it
-comes back uncharged. Actors stay from one work to the next while the model is the same. The driver keeps the ledger and
-writes results.
+once. Ray's own restarts and retries are off: a lost actor is replaced by a new one, the unit it was at has spent an
+attempt, and the unit behind it comes back uncharged. Units go to actors that are ready: one that never comes (a machine
+that has left the cluster) holds nothing up while others work. Actors stay from one work to the next while the model is
+the same. The driver keeps the ledger and writes results.
 
 Start-up takes seconds (Ray, and every actor imports torch and loads the model), so Ray pays for long work only.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -20,11 +22,15 @@ from typing import Any
 import torch
 
 from ..errors import ArtefactError, InputError, MechworkError
+from ..provenance import package_version
 from .executors import Outcome
 from .forked import LOOKAHEAD, MAX_IDLE_DEATHS, QUEUE, WorkerLost
 from .operations import build_operation
 from .unit import ModelRef, Run, Tensors, Unit, Work
 from .wire import pack, pack_error, unpack, unpack_error
+
+START = 1200.0
+"""Seconds in which one worker at least must have loaded its model."""
 
 
 class RayExecutor:
@@ -40,27 +46,40 @@ class RayExecutor:
         self._made = 0
         if not self._ray.is_initialized():
             os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray warns of a change to come
+            check_answers(address)
+            here: dict[str, Any] = {
+                "num_cpus": max(n_workers, os.cpu_count() or 1),
+                "include_dashboard": False,
+                "_node_ip_address": "127.0.0.1",  # nobody else is to reach it, and no network is asked
+            }
             try:
                 self._ray.init(
-                    address=address,
-                    num_cpus=max(n_workers, os.cpu_count() or 1) if address is None else None,
-                    include_dashboard=False if address is None else None,
-                    log_to_driver=False,
-                    logging_level="error",
+                    **(here if address is None else {"address": address}), log_to_driver=False, logging_level="error"
                 )
             except (ConnectionError, ValueError, OSError, RuntimeError) as error:
                 where = "a cluster here" if address is None else f"the one at {address!r}"
-                raise InputError(
-                    f"Ray has no cluster for us: {where} cannot be used ({str(error).splitlines()[0]})."
-                ) from error
+                said = (str(error) or type(error).__name__).splitlines()[0]
+                raise InputError(f"Ray has no cluster for us: {where} cannot be used ({said}).") from error
             self._own = True
-        there = self._ray.cluster_resources().get("GPU", 0)
-        if n_workers * gpus_per_worker > there:
+        try:
+            self._check_room()
+        except BaseException:
             self.close()
+            raise
+
+    def _check_room(self) -> None:
+        """Raises `InputError` when the workers do not fit the cluster: they would be waited for without end."""
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        n, each = self.n_workers, self._gpus
+        if each and sum(int(node.get("GPU", 0) // each) for node in nodes) < n:
+            there = " + ".join(f"{node.get('GPU', 0):g}" for node in nodes)
             raise InputError(
-                f"{n_workers} workers of {gpus_per_worker} GPUs need {n_workers * gpus_per_worker}; the cluster has "
-                f"{there:.0f}"
+                f"{n} workers of {each:g} GPUs, each on one machine, need {n * each:g} GPUs; the cluster has {there}. "
+                "Ask for fewer."
             )
+        cpus = sum(node.get("CPU", 0) for node in nodes)
+        if cpus < n:
+            raise InputError(f"{n} workers need a CPU core each; the cluster has {cpus:g}. Use fewer workers.")
 
     def open(self, work: Work, here: Run) -> RayPool:
         if work.here_only is not None:
@@ -80,9 +99,10 @@ class RayExecutor:
 
     def actor(self) -> _Actor:
         """A new actor, loading its model."""
+        assert self._model is not None
         self._made += 1
         remote: Any = self._ray.remote(num_cpus=1, num_gpus=self._gpus, max_restarts=0, max_task_retries=0)(_Worker)
-        handle = remote.remote(self._model)
+        handle = remote.remote(package_version("mechwork"), vars(self._model), self._gpus)
         return _Actor(f"actor {self._made}", handle, handle.ready.remote())
 
     def stop_actors(self) -> None:
@@ -106,15 +126,25 @@ class _Actor:
     queue: deque[tuple[Any, Unit]] = field(default_factory=deque)
 
 
+def _waits(actor: _Actor) -> bool:
+    return bool(actor.queue) or not actor.alive
+
+
 class RayPool:
     """The executor's actors, at one work."""
 
     def __init__(self, executor: RayExecutor, work: Work) -> None:
         self._executor, self._ray = executor, executor._ray
         self.window = LOOKAHEAD * executor.n_workers
-        self._work = self._ray.put(
-            (work.operation, work.model, dict(work.settings), {k: pack(v) for k, v in work.data.items()})
-        )
+        content = (work.operation, work.model, dict(work.settings), {k: pack(v) for k, v in work.data.items()})
+        try:
+            self._work = self._ray.put(content)
+        except self._ray.exceptions.RayError as error:
+            n_bytes = sum(len(packed) for packed in content[3].values())
+            raise MechworkError(
+                f"Ray's object store has no room for the data of this work, {n_bytes / 1e6:.0f} MB "
+                f"({_first_line(error)}). Start Ray with a larger object_store_memory."
+            ) from error
         self._key = work.key
         self._deaths = 0
 
@@ -122,26 +152,34 @@ class RayPool:
         actors = self._executor._actors
         while len(actors) < self._executor.n_workers:
             actors.append(self._executor.actor())
-        actor = min(actors, key=lambda one: len(one.queue))
-        if len(actor.queue) >= QUEUE:
+        ready = [actor for actor in actors if actor.alive]
+        actor = min(ready, key=lambda one: len(one.queue), default=None)
+        if actor is None or len(actor.queue) >= QUEUE:
             return False
         actor.queue.append((actor.handle.run.remote(self._key, self._work, unit), unit))
         return True
 
     def wait(self) -> list[Outcome]:
-        outcomes: list[Outcome] = []
-        while not outcomes:
-            heads = {actor.queue[0][0]: actor for actor in self._executor._actors if actor.queue}
-            done, _ = self._ray.wait(list(heads), num_returns=1)
-            for reference in done:
-                outcomes += self._hear(heads[reference])
-        return outcomes
+        """What has come back; nothing when an actor has become ready instead, so that it can be given something."""
+        begun = time.monotonic()
+        while True:
+            actors = self._executor._actors
+            heads = {actor.queue[0][0] if actor.alive else actor.ready: actor for actor in actors if _waits(actor)}
+            done, _ = self._ray.wait(list(heads), num_returns=1, timeout=60)
+            if done:
+                return [outcome for reference in done for outcome in self._hear(heads[reference])]
+            if not any(actor.alive for actor in actors) and time.monotonic() - begun > START:
+                raise MechworkError(
+                    f"no worker has loaded the model in {START // 60:.0f} minutes. Are the cluster's machines alive "
+                    "and free ('ray status')?"
+                )
 
     def _hear(self, actor: _Actor) -> list[Outcome]:
-        reference, unit = actor.queue[0]
         try:
             if not actor.alive:
                 self._check_ready(actor)
+                return []
+            reference, unit = actor.queue[0]
             ok, content, seconds = self._ray.get(reference)
         except self._ray.exceptions.RayError as error:
             return self._bury(actor, error)
@@ -159,22 +197,24 @@ class RayPool:
         actor.alive = True
 
     def _bury(self, actor: _Actor, error: Exception) -> list[Outcome]:
-        """A lost actor: the unit it was at is blamed, unless it never was ready; a new one comes with the next unit."""
+        """A lost actor: the unit it was at is blamed; a new one comes with the next unit."""
         self._executor._actors.remove(actor)
+        with contextlib.suppress(Exception):  # it is dead, or at least not to be trusted any more
+            self._ray.kill(actor.handle, no_restart=True)
         if not actor.alive:
             self._deaths += 1
-            if self._deaths > MAX_IDLE_DEATHS:
-                raise MechworkError(f"{self._deaths} workers died before they had loaded the model: {error}") from error
-        lost = WorkerLost(f"{actor.name} died: {str(error).splitlines()[0]}")
-        blamed = actor.alive
-        return [
-            Outcome(unit, None, lost, actor.name, blamed=blamed and i == 0) for i, (_, unit) in enumerate(actor.queue)
-        ]
+            if self._deaths > MAX_IDLE_DEATHS or "No module named" in str(error):
+                raise MechworkError(
+                    f"{self._deaths} workers died before they had loaded the model. Is mechwork installed, and enough "
+                    f"memory free, on every machine of the cluster? The last one: {_last_line(error)}"
+                ) from error
+        lost = WorkerLost(f"{actor.name} died: {_first_line(error)}")
+        return [Outcome(unit, None, lost, actor.name, blamed=i == 0) for i, (_, unit) in enumerate(actor.queue)]
 
     @property
     def pids(self) -> list[int]:
-        """The actors' process ids, once they have loaded."""
-        return self._ray.get([actor.handle.pid.remote() for actor in self._executor._actors])
+        """The process ids of actors that have loaded their model."""
+        return self._ray.get([actor.handle.pid.remote() for actor in self._executor._actors if actor.alive])
 
     def close(self) -> None:
         if any(actor.queue for actor in self._executor._actors):
@@ -184,11 +224,12 @@ class RayPool:
 class _Worker:
     """An actor's inside: one model, and the operation of the last work."""
 
-    def __init__(self, reference: ModelRef) -> None:
+    def __init__(self, version: str, reference: dict[str, Any], n_gpus: float) -> None:
         torch.set_num_threads(1)
         self._key, self._run, self._refusal, self._model = "", None, None, None
         try:
-            self._model = reference.load()
+            check_version(version)
+            self._model = ModelRef(**reference).load(device_map="auto" if n_gpus > 1 else None)
         except Exception as error:  # noqa: BLE001 - told to the driver, which says it
             self._refusal = pack_error(error)
 
@@ -215,6 +256,40 @@ class _Worker:
 def _work(content: tuple[Any, ...]) -> Work:
     operation, model, settings, data = content
     return Work(operation, model, settings, {name: unpack(tensors) for name, tensors in data.items()})
+
+
+def check_version(other: str) -> None:
+    """Raises `ArtefactError` in a worker whose mechwork is not the driver's."""
+    here = package_version("mechwork")
+    if other != here:
+        raise ArtefactError(
+            f"a worker has mechwork {here}, and the process that sends work {other}: they may compute different "
+            "numbers. Install one version on every machine."
+        )
+
+
+def check_answers(address: str | None, seconds: float = 5.0) -> None:
+    """Raises `InputError` for an address that is none, or where nothing answers (Ray itself would wait for minutes)."""
+    if address is None or address in ("auto", "local"):
+        return
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not host or not port.isdecimal():
+        raise InputError(f"address is HOST:PORT of a running Ray cluster, or 'auto'; got {address!r}")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=seconds).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(
+            f"nothing answers at {address} ({error}). Is a Ray cluster running there ('ray start --head' says its "
+            "address), and can this machine reach it?"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]
 
 
 def _import_ray() -> Any:

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..display import Readable
 from ..errors import ArtefactError, InputError
 from ..models.anatomy import device_of, dtype_of
-from ..models.identity import source_of, weights_sha256
+from ..models.identity import revision_of, source_of, weights_sha256
 from ..provenance import hash_json, hash_tensors
 
 if TYPE_CHECKING:
@@ -31,22 +31,25 @@ Tensors = dict[str, Tensor]
 @dataclass(frozen=True)
 class ModelRef:
     """A model by identity: where it comes from (None: made in this process), dtype, kind of device, sha256 of its
-    weights.
+    weights, the hub's commit.
     """
 
     source: str | None
     dtype: str
     device: str
     weights_sha256: str
+    revision: str | None = None
 
     @classmethod
     def of(cls, model: TransformerBridge) -> ModelRef:
         """The reference of a loaded model."""
         dtype = str(dtype_of(model)).removeprefix("torch.")
-        return cls(source_of(model), dtype, device_of(model).type, weights_sha256(model))
+        return cls(source_of(model), dtype, device_of(model).type, weights_sha256(model), revision_of(model))
 
-    def load(self) -> TransformerBridge:
-        """The model, loaded here. Raises `ArtefactError` when its weights are not those that were meant."""
+    def load(self, *, device_map: Any = None) -> TransformerBridge:
+        """The model, loaded here, by `device_map` over several devices. Raises `ArtefactError` when its weights are not
+        those that were meant.
+        """
         from ..models import load_model
 
         if self.source is None:
@@ -55,9 +58,9 @@ class ModelRef:
                 "or from "
                 "a folder (load_model('gpt2-6l')), or use executor('forked'), whose workers share it."
             )
-        model = load_model(
-            self.source, device=None if self.device == "cpu" else self.device, dtype=getattr(torch, self.dtype)
-        )
+        device = None if self.device == "cpu" or device_map is not None else self.device
+        dtype = getattr(torch, self.dtype)
+        model = load_model(self.source, device, dtype, device_map=device_map, revision=self.revision)
         found = weights_sha256(model)
         if found != self.weights_sha256:
             raise ArtefactError(

@@ -58,6 +58,11 @@ def source_of(model: TransformerBridge) -> str | None:
     return _sources.get(model)
 
 
+def revision_of(model: TransformerBridge) -> str | None:
+    """The commit of a model that came from the hub."""
+    return _origins.get(model, {}).get("revision")
+
+
 def identify_model(model: TransformerBridge) -> Provenance:
     """Name, anatomy, dtype, habit about the beginning-of-sequence token, and sha256 of the weights actually used.
 

@@ -21,7 +21,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import InputError, MetricError, check_whole
-from ..execute import MemoryBudget, Progress
+from ..execute import MemoryBudget, ModelRef, Progress, Unit, Work
+from ..execute.drive import run_units
+from ..execute.executors import current_execution
+from ..execute.memory import cut
+from ..execute.task import pack_task, unpack_task, why_not_sent
+from ..execute.unit import Run as RunUnit
+from ..execute.unit import Tensors
 from ..models.anatomy import device_of, read_anatomy
 from ..models.borrow import borrows, hooked
 from ..models.identity import identify_model
@@ -44,6 +50,7 @@ from .words import find_named, narrow_effects
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
+OPERATION = "attribute.batch"
 BETWEEN_LAYERS = ("embed", "resid_pre", "resid_mid", "resid_post")
 """Kinds of the stream itself, which belong to no layer that GradDrop could leave out."""
 
@@ -98,13 +105,20 @@ def attribute(
     size = pairs_per_pass(model, task, sites, memory_budget, through_softmax=bool(exactly))
     n_drops = anatomy.n_layers if composite.grad_drop else 1
     n_passes = (1 + (1 + n_drops) * ig_steps + (ig_steps > 1)) * -(-len(task) // size)
-    estimates: dict[str, list[Tensor]] = {kind: [] for kind in sites}
-    ends: list[Baseline] = []
-    with tell_blocks(model, progress, n_passes, "attributing"):
-        for first in range(0, len(task), size):
-            rows = slice(first, first + size)
-            batch = Batch(model, task[rows], composite, direction, masks, rows, exactly)
-            ends.append(batch.run(ig_steps, estimates))
+    facts, tensors = pack_task(task)
+    settings = {
+        "task": facts, "rules": composite.to_json(), "ig_steps": ig_steps, "direction": direction,
+        "exactly": list(exactly),
+    }  # fmt: skip
+    work = Work(OPERATION, ModelRef.of(model), settings, {"task": tensors, "masks": masks}, why_not_sent([task.metric]))
+    run = Batches(model, task, composite, direction, masks, exactly, ig_steps).run
+    here = current_execution().executor.kind == "local"  # blocks that run elsewhere are not heard of
+    found: list[Tensors] = []
+    with tell_blocks(model, progress if here else None, n_passes, "attributing"):
+        for unit, values in run_units(work, (work.unit(rows) for rows in cut(len(task), size)), run):
+            found.append(values)
+            if progress is not None and not here:
+                progress(unit.rows[1], len(task), "attributing")
     provenance = build_provenance(
         method="attribution",
         rules=composite.to_json(),
@@ -113,15 +127,49 @@ def attribute(
         model=identify_model(model),
         task=task.provenance(),
     )
-    baseline = join_baselines(ends)
+    baseline = join_baselines([Baseline(values["clean"], values["corrupt"]) for values in found])
     sign = 1.0 if direction == "denoise" else -1.0
     effects = {
         kind: effect_of(
-            grid, sign * torch.cat(estimates[kind]), baseline, direction, task.metric.name, provenance, estimated=True
+            grid,
+            sign * torch.cat([values[f"of.{kind}"] for values in found]),
+            baseline,
+            direction,
+            task.metric.name,
+            provenance,
+            estimated=True,
         )
         for kind, (grid, _) in grids.items()
     }
     return narrow_effects(Effects(effects), named)
+
+
+@dataclass(frozen=True, eq=False)
+class Batches:
+    """Estimates of a task's pairs, batch by batch: what runs the units of the work."""
+
+    model: TransformerBridge
+    task: Task
+    composite: Composite
+    direction: Direction
+    masks: Masks
+    exactly: tuple[str, ...]
+    ig_steps: int
+
+    def run(self, unit: Unit) -> Tensors:
+        """Estimates ``[batch, layer, cell]`` by kind, and the metric at both ends."""
+        rows, estimates = slice(*unit.rows), {kind: list[Tensor]() for kind in self.masks}
+        batch = Batch(self.model, self.task[rows], self.composite, self.direction, self.masks, rows, self.exactly)
+        ends = batch.run(self.ig_steps, estimates)
+        found = {f"of.{kind}": torch.cat(parts) for kind, parts in estimates.items()}
+        return {**found, "clean": ends.clean_per_example, "corrupt": ends.corrupt_per_example}
+
+
+def build(model: TransformerBridge, work: Work) -> RunUnit:
+    """What runs the batches in a process that has the work's data and the model alone."""
+    says, task = work.settings, unpack_task(work.settings["task"], work.data["task"])
+    composite, masks = Composite.from_json(says["rules"]), dict(work.data["masks"])
+    return Batches(model, task, composite, says["direction"], masks, tuple(says["exactly"]), says["ig_steps"]).run
 
 
 @dataclass(frozen=True, eq=False)

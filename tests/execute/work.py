@@ -4,17 +4,21 @@ order.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mechwork.execute.executors import Outcome
+from mechwork.execute.operations import build_operation
 from mechwork.execute.unit import ModelRef, Run, Tensors, Unit, Work
+from mechwork.execute.wire import pack, unpack
 
 WORK = Work("patch.block", ModelRef(None, "float32", "cpu", "0" * 64), {"a": 1})
 UNITS = [WORK.unit(slice(i, i + 1), ["cell", i]) for i in range(17)]
@@ -82,3 +86,45 @@ class ShuffledPool:
         return [Outcome(unit, self.here(unit), None, "here")]
 
     def close(self) -> None: ...
+
+
+class Elsewhere:
+    """Units run here, in random order, by what another process would have: the work's data and the model alone."""
+
+    kind, n_workers = "elsewhere", 3
+
+    def __init__(self, model: Any, seed: int) -> None:
+        self.model, self.random, self.seen = model, random.Random(seed), list[str]()
+
+    def open(self, work: Work, here: Run) -> ShuffledPool:
+        assert work.here_only is None
+        self.seen.append(work.operation)
+        settings = json.loads(json.dumps(work.settings))
+        data = {name: unpack(pack(tensors)) for name, tensors in work.data.items()}
+        return ShuffledPool(build_operation(self.model, replace(work, settings=settings, data=data)), self.random)
+
+    def close(self) -> None: ...
+
+
+def find_numbers(result: Any) -> dict[str, torch.Tensor]:
+    """Every tensor and number of a result, by where it is; what differs from run to run (time, seconds) left out."""
+    found: dict[str, torch.Tensor] = {}
+
+    def walk(value: Any, at: str) -> None:
+        if isinstance(value, torch.Tensor):
+            found[at] = value
+        elif isinstance(value, float):
+            found[at] = torch.tensor(value, dtype=torch.float64)
+        elif isinstance(value, Mapping):
+            for name, inner in value.items():
+                walk(inner, f"{at}.{name}")
+        elif isinstance(value, list | tuple):
+            for i, inner in enumerate(value):
+                walk(inner, f"{at}[{i}]")
+        elif is_dataclass(value):
+            for one in fields(value):
+                if one.name not in ("provenance", "seconds", "space"):
+                    walk(getattr(value, one.name), f"{at}.{one.name}")
+
+    walk(result, "")
+    return found

@@ -53,12 +53,14 @@ class Ablation:
     """Gives the ablated writes of the pairs in rows `start` to `start + n` of a task.
 
     `shares_prefix`: whether first columns that both prompts share are the same under every circuit; `after` gives the
-    writes at the columns after them.
+    writes at the columns after them. `constant`: the writes that are the same for all prompts, of the kinds that have
+    such.
     """
 
     kind: str
     writes: Callable[[PromptPairs, int], AblatedWrites]
     after: Callable[[PromptPairs, Prefix | None], AblatedWrites] | None = None
+    constant: AblatedWrites | None = None
 
     @property
     def shares_prefix(self) -> bool:
@@ -81,7 +83,14 @@ def find_ablation(
     """
     if kind not in ABLATIONS:
         raise UnknownNameError("ablation", kind, ABLATIONS)
-    source = source or task
+    constant = None if kind in PAIRED else _constant(model, source or task, space, kind, seed)
+    return restore_ablation(model, task, space, kind, constant, seed=seed)
+
+
+def restore_ablation(
+    model: TransformerBridge, task: Task, space: EdgeSpace, kind: str, constant: AblatedWrites | None, *, seed: int = 0
+) -> Ablation:
+    """The ablation that `find_ablation` gave, from its constant writes (`Ablation.constant`)."""
     if kind == "corrupt":
         return Ablation(
             kind,
@@ -91,14 +100,17 @@ def find_ablation(
     if kind == "resample":
         order = other_prompts(task, seed)
         return Ablation(kind, lambda pairs, start: _resampled(model, space, task, order, start, pairs))
+    assert constant is not None
+    return Ablation(kind, lambda pairs, _start: _cut_to(constant, pairs), constant=constant)
+
+
+def _constant(model: TransformerBridge, source: Task, space: EdgeSpace, kind: str, seed: int) -> AblatedWrites:
     if kind == "zero":
         like = next(model.parameters())
-        constant = torch.zeros(space.n_writers, 1, 1, int(model.cfg.d_model), dtype=like.dtype, device=like.device)
-    elif kind == "optimal":
-        constant = learn_constants(model, source, space, seed=seed)
-    else:
-        constant = mean_writes(model, source, space, by_position=kind == "mean_by_position")
-    return Ablation(kind, lambda pairs, _start: _cut_to(constant, pairs))
+        return torch.zeros(space.n_writers, 1, 1, int(model.cfg.d_model), dtype=like.dtype, device=like.device)
+    if kind == "optimal":
+        return learn_constants(model, source, space, seed=seed)
+    return mean_writes(model, source, space, by_position=kind == "mean_by_position")
 
 
 def mean_writes(

@@ -9,34 +9,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, overload
+from typing import TYPE_CHECKING, overload
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from ...errors import InputError, UnknownNameError, check_seed, check_whole
 from ...execute.progress import Progress
-from ...models.anatomy import device_of, heads_share_scale
+from ...models.anatomy import heads_share_scale
 from ...models.borrow import borrows
 from ...models.identity import identify_model
 from ...provenance import Provenance, build_provenance
-from ...runs.prefix import record_prefix
-from ...runs.record import run_to_metric
 from ...shapes import EdgeMask
-from ...statistics import kl_nats
-from ...tasks.metrics import accuracy
 from ...tasks.task import Task
 from ..graph.ablated import ABLATIONS, find_ablation
 from ..graph.budget import DEFAULT_BUDGET, parse_bytes
 from ..graph.circuit import Circuit
 from ..graph.prune import effective, prune
-from ..graph.run import as_circuit
 from ..graph.select import Ranking, select, select_random, select_random_same_degree
 from ..graph.space import EdgeSpace
 from ..graph.writers import edge_space
 from ..scoring.scores import EdgeScores
 from .curves import MIB_FRACTIONS, CircuitEvaluation, FaithfulnessCurve, faithfulness
+from .units import Measured, run_circuits
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -168,14 +162,6 @@ def _rankings(selection: str) -> tuple[Ranking, Ranking]:
     raise InputError(f"circuits of a curve are selected by 'top' or 'greedy'; got {selection!r}")
 
 
-class Measured(NamedTuple):
-    """Per circuit and pair: the metric, whether the answer is right, and KL(model ‖ circuit) at the answer in nats."""
-
-    metric: Float[Tensor, "circuit batch"]
-    correct: Float[Tensor, "circuit batch"]
-    kl: Float[Tensor, "circuit batch"]
-
-
 @dataclass(frozen=True, eq=False)
 class Settings:
     """How circuits are run: what cut edges carry, and how many pairs at a time."""
@@ -289,36 +275,15 @@ def measure_circuits(
     prompts of every pair share run once. Cost per batch of pairs: 2 forwards, and at most 1 per circuit.
     """
     settings = settings or Settings()
-    size = settings.n_pairs(space, task, int(model.cfg.d_model))
     ablation = find_ablation(model, task, space, settings.ablation, seed=settings.seed, source=settings.source)
     coupled = tuple(heads_share_scale(model, layer) for layer in range(space.n_layers))
     reduced = [effective(space, mask, coupled, paired=ablation.paired) for mask in masks]
     keys = [mask.numpy().tobytes() for mask in reduced]
-    whole = effective(space, space.mask, coupled, paired=ablation.paired).numpy().tobytes()
     wanted = dict(zip(keys, reduced, strict=True))
-    parts: list[Measured] = []
-    n_batches = -(-len(task) // size)
-    for i, pairs in enumerate(task.pairs.batches(size)):
-        pairs = pairs.to(device_of(model))
-        prefix = record_prefix(model, task, pairs) if ablation.shares_prefix else None
-        plain = run_to_metric(model, task, pairs, pairs.clean_tokens, prefix)
-        reference = pairs.final(plain).log_softmax(dim=-1)
-        ablated = ablation.after(pairs, prefix) if ablation.after is not None else ablation.writes(pairs, i * size)
-        rows: dict[bytes, tuple[Tensor, Tensor, Tensor]] = {}
-        for j, (key, mask) in enumerate(wanted.items()):
-            if key == whole:
-                logits = plain
-            elif ablation.kind == "corrupt" and not bool(mask.any()):
-                logits = run_to_metric(model, task, pairs, pairs.corrupt_tokens, prefix)
-            else:
-                with torch.no_grad(), as_circuit(model, space, mask, ablated):
-                    logits = run_to_metric(model, task, pairs, pairs.clean_tokens, prefix)
-            found = pairs.final(logits).log_softmax(dim=-1)
-            kl = kl_nats(reference, found)
-            rows[key] = (task.measure(logits, pairs).cpu(), accuracy(logits, pairs).cpu(), kl.cpu())
-            if settings.progress is not None:
-                settings.progress(i * len(wanted) + j + 1, n_batches * len(wanted), "evaluating circuits")
-        metric, correct, kls = (torch.stack(column) for column in zip(*(rows[key] for key in keys), strict=True))
-        parts.append(Measured(metric, correct.float(), kls))
-    metric, correct, kls = (torch.cat(column, dim=1) for column in zip(*parts, strict=True))
-    return Measured(metric, correct, kls)
+    size = settings.n_pairs(space, task, int(model.cfg.d_model))
+    measured = run_circuits(
+        model, task, space, list(wanted.values()), ablation, size, settings.seed, settings.progress
+    )  # one row per circuit that differs
+    place = {key: i for i, key in enumerate(wanted)}
+    rows = [place[key] for key in keys]
+    return Measured(*(column[rows] for column in measured))

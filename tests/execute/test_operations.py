@@ -1,0 +1,142 @@
+"""Every operation gives the bits of the serial run, whoever runs its units and in whatever order they come back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import mechwork as mw
+from mechwork.ablation import study_heads
+from mechwork.ablation.sweep import sweep_ablations
+from mechwork.circuits.scoring.nodes import score_nodes
+from mechwork.circuits.testing.leaderboard import run_leaderboard
+from mechwork.execute import executor
+from mechwork.execute.executors import Execution, _current
+from mechwork.execute.operations import OPERATIONS
+from mechwork.tasks.task import Task
+from tests.execute.work import Elsewhere, find_numbers
+
+FILE = os.environ.get("MECHWORK_REAL_MODEL", "")
+
+Operation = Callable[[Any, Task], Any]
+
+
+def curve(model: Any, task: Task, **more: Any) -> Any:
+    scores = mw.score_edges(model, task, preset="relp")
+    settings = {"fractions": (0.02, 0.1, 0.5, 1.0), "n_random": 1, "n_same_degree": 1, "across_tasks": True, **more}
+    return mw.evaluate(model, task, scores, **settings)
+
+
+CALLS: dict[str, Operation] = {
+    "patch": lambda model, task: mw.patch(model, task, ["z", "mlp_out"], positions="all", memory_budget="20MB"),
+    "screened patch": lambda model, task: mw.patch(model, task, ["z"], screen="relp", verify_top=0.2).measured,
+    "attribute": lambda model, task: mw.attribute(model, task, ["resid_pre", "z"], ig_steps=2, memory_budget="5MB"),
+    "attribute, AtP*": lambda model, task: mw.attribute(model, task, ["q", "mlp_out"], rules="atp_star"),
+    "ablations": lambda model, task: sweep_ablations(model, task, ["heads"], kind="zero", memory_budget="20MB"),
+    "study": lambda model, task: study_heads(model, task, ["a0.h1", "a2.h0", "a4.h3"]),
+    "edges": lambda model, task: mw.score_edges(model, task, batch_size=2),
+    "nodes": lambda model, task: score_nodes(model, task, rules="gradient", memory_budget="5MB"),
+    "curve": lambda model, task: curve(model, task, batch_size=3),
+    "curve, mean": lambda model, task: curve(model, task, ablation="mean", n_random=0),
+    "curve, resample": lambda model, task: curve(model, task, ablation="resample", batch_size=4, n_random=0),
+}
+"""One call per operation and way of giving it its data. Each has several units."""
+
+USED = {
+    "patch": "patch.block", "screened patch": "attribute.batch", "attribute": "attribute.batch",
+    "attribute, AtP*": "attribute.batch", "ablations": "ablate.block", "study": "study.block", "edges": "edges.batch",
+    "nodes": "edges.batch", "curve": "circuits.measure", "curve, mean": "circuits.measure",
+    "curve, resample": "circuits.measure",
+}  # fmt: skip
+
+
+@cache
+def small() -> tuple[Any, Task]:
+    """A model with a name, and pairs, that the tests of this file share; none of them changes either."""
+    model = mw.load_model("gpt2-6l")
+    return model, mw.tasks.ioi(model, n=8, seed=1)
+
+
+@cache
+def twelve_layers() -> Any:
+    return mw.load_model("gpt2-12l")
+
+
+@cache
+def real_model() -> Any:
+    return mw.load_model(FILE)
+
+
+def elsewhere(model: Any, task: Task, name: str, seed: int) -> dict[str, torch.Tensor]:
+    runner = Elsewhere(model, seed)
+    token = _current.set(Execution(runner))
+    try:
+        found = find_numbers(CALLS[name](model, task))
+    finally:
+        _current.reset(token)
+    assert USED[name] in runner.seen
+    return found
+
+
+def check_equal(found: dict[str, torch.Tensor], serial: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == serial.keys()
+    assert len(serial) > 1
+    for place, values in serial.items():
+        assert torch.equal(found[place].nan_to_num(7e7), values.nan_to_num(7e7)), place
+    assert max(float(values.abs().nan_to_num().max()) for values in serial.values() if values.numel()) > 1e-3
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_bits_of_the_serial_run(name: str) -> None:
+    model, task = small()
+    serial = find_numbers(CALLS[name](model, task))
+    for seed in (0, 1):
+        check_equal(elsewhere(model, task, name, seed), serial)
+    with executor("forked", workers=2):
+        check_equal(find_numbers(CALLS[name](model, task)), serial)
+
+
+def compare(model: Any, task: Task, names: Iterable[str]) -> None:
+    for name in names:
+        call = CALLS[name]
+        serial = find_numbers(call(model, task))
+        check_equal(elsewhere(model, task, name, 2), serial)
+        for n_workers in (1, 2, 3):
+            with executor("forked", workers=n_workers):
+                check_equal(find_numbers(call(model, task)), serial)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CALLS)
+def test_twelve_layers(name: str) -> None:
+    model = twelve_layers()
+    compare(model, mw.tasks.ioi(model, n=8, seed=1), [name])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path(FILE).is_file(), reason="MECHWORK_REAL_MODEL names no GGUF file")
+@pytest.mark.parametrize("name", ["patch", "attribute", "ablations", "edges", "curve"])
+def test_a_real_model(name: str) -> None:
+    model = real_model()
+    compare(model, mw.tasks.ioi(model, n=4, seed=1), [name])
+
+
+def test_a_leaderboard() -> None:
+    model, task = small()
+
+    def run() -> dict[str, torch.Tensor]:
+        return find_numbers(run_leaderboard(model, task, presets=["gradient", "relp"], n_random=1))
+
+    serial = run()
+    with executor("forked", workers=2):
+        check_equal(run(), serial)
+
+
+def test_every_operation_is_tried() -> None:
+    assert set(USED.values()) == set(OPERATIONS)
