@@ -32,6 +32,7 @@ from ..graph.space import EdgeSpace
 from ..graph.writers import edge_space
 from .curves import faithfulness
 from .evaluate import Settings, measure_circuits
+from .units import Shared
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -161,7 +162,7 @@ def learn_knockout(
     logit = torch.zeros_like(member).add_(0.1 * torch.randn(member.shape, generator=generator).to(member) - 1.0)
     logit.requires_grad_(True)
     optimiser = torch.optim.Adam([logit], lr=rate)
-    best, best_gap = torch.zeros_like(circuit.mask), -1.0
+    best, best_gap, shared = torch.zeros_like(circuit.mask), -1.0, Shared()
     for _ in range(n_steps):
         difference, gradient = 0.0, torch.zeros_like(logit)
         for i, pairs in enumerate(pieces):
@@ -178,7 +179,7 @@ def learn_knockout(
         logit.grad = -gradient
         hard = (circuit.mask & (logit.detach() > 0).cpu()).clone()
         found = measure_circuits(
-            model, task, space, [circuit.mask & ~hard, space.mask & ~hard], Settings(ablation)
+            model, task, space, [circuit.mask & ~hard, space.mask & ~hard], Settings(ablation), shared
         ).metric
         gap = abs(float(found[0].mean() - found[1].mean()))
         if gap > best_gap:

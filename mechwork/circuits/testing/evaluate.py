@@ -30,7 +30,7 @@ from ..graph.space import EdgeSpace
 from ..graph.writers import edge_space
 from ..scoring.scores import EdgeScores
 from .curves import MIB_FRACTIONS, CircuitEvaluation, FaithfulnessCurve, faithfulness
-from .units import Measured, run_circuits
+from .units import Measured, Shared, run_circuits
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -267,12 +267,14 @@ def measure_circuits(
     space: EdgeSpace,
     masks: Sequence[EdgeMask],
     settings: Settings | None = None,
+    shared: Shared | None = None,
 ) -> Measured:
     """Every circuit on every pair; the ablated run is shared by all.
 
     Circuits that differ only in edges that cannot matter (see `prune.effective`) are run once; the full circuit is the
     model, and the empty one, where cut edges carry one other run, that run. Under ``corrupt`` first columns that both
-    prompts of every pair share run once. Cost per batch of pairs: 2 forwards, and at most 1 per circuit.
+    prompts of every pair share run once. Cost per batch of pairs: 2 forwards (none where `shared` has them from an
+    earlier call), and at most 1 per circuit.
     """
     settings = settings or Settings()
     ablation = find_ablation(model, task, space, settings.ablation, seed=settings.seed, source=settings.source)
@@ -282,7 +284,7 @@ def measure_circuits(
     wanted = dict(zip(keys, reduced, strict=True))
     size = settings.n_pairs(space, task, int(model.cfg.d_model))
     measured = run_circuits(
-        model, task, space, list(wanted.values()), ablation, size, settings.seed, settings.progress
+        model, task, space, list(wanted.values()), ablation, size, settings.seed, settings.progress, shared
     )  # one row per circuit that differs
     place = {key: i for i, key in enumerate(wanted)}
     rows = [place[key] for key in keys]

@@ -60,6 +60,7 @@ def run_circuits(
     n_pairs: int,
     seed: int,
     progress: Progress | None,
+    shared: Shared | None = None,
 ) -> Measured:
     """Every circuit on every pair, `n_pairs` at a time; `seed` is the ablation's."""
     facts, tensors = pack_task(task)
@@ -71,8 +72,8 @@ def run_circuits(
     groups = cut(len(masks), max(FEWEST, -(-len(masks) * len(batches) // UNITS)))
     units = (work.unit(rows, [group.start, group.stop]) for rows in batches for group in groups)
     found: dict[str, list[list[Tensor]]] = {name: [[] for _ in batches] for name in Measured._fields}
-    done = 0
-    for unit, values in run_units(work, units, Bench(model, task, space, masks, ablation).run):
+    done, bench = 0, Bench(model, task, space, masks, ablation, shared or Shared())
+    for unit, values in run_units(work, units, bench.run):
         for name, parts in found.items():
             parts[unit.rows[0] // n_pairs].append(values[name])
         done += len(values["metric"])
@@ -121,6 +122,15 @@ class Batch:
 
 
 @dataclass(eq=False)
+class Shared:
+    """The shared runs of the batch that was last run. Whoever measures again and again, on the same pairs under the
+    same ablation, hands the same one over, and they are not recorded again.
+    """
+
+    last: Batch | None = None
+
+
+@dataclass(eq=False)
 class Bench:
     """Runs circuits; the shared runs of the last batch are kept.
 
@@ -132,7 +142,7 @@ class Bench:
     space: EdgeSpace
     masks: Sequence[EdgeMask]
     ablation: Ablation
-    _last: Batch | None = field(default=None, init=False)
+    shared: Shared = field(default_factory=Shared)
     _whole: Tensor | None = field(default=None, init=False)
 
     def run(self, unit: Unit) -> Tensors:
@@ -150,16 +160,16 @@ class Bench:
         return {name: torch.stack(found) for name, found in rows.items()}
 
     def _batch(self, rows: tuple[int, int]) -> Batch:
-        if self._last is None or self._last.rows != rows:
-            self._last = None  # before the next is recorded: memory holds one batch
+        if self.shared.last is None or self.shared.last.rows != rows:
+            self.shared.last = None  # before the next is recorded: memory holds one batch
             pairs = self.task.pairs[slice(*rows)].to(device_of(self.model))
             prefix = record_prefix(self.model, self.task, pairs) if self.ablation.shares_prefix else None
             plain = run_to_metric(self.model, self.task, pairs, pairs.clean_tokens, prefix)
             reference = pairs.final(plain).log_softmax(dim=-1)
             after, writes = self.ablation.after, self.ablation.writes
             ablated = writes(pairs, rows[0]) if after is None else after(pairs, prefix)
-            self._last = Batch(rows, pairs, prefix, plain, reference, ablated)
-        return self._last
+            self.shared.last = Batch(rows, pairs, prefix, plain, reference, ablated)
+        return self.shared.last
 
     def _logits(self, batch: Batch, mask: EdgeMask) -> Float[Tensor, "batch tail d_vocab"]:
         if torch.equal(mask, self.whole):
