@@ -15,11 +15,12 @@ from . import work
 from .shape import Shape
 from .work import Work
 
-EVALUATED = 1.2
-"""F per circuit that is run; what circuits share (the model, the ablated run) costs two more."""
-CELL = 0.2
+EVALUATED, PREPARED = 0.95, 0.25
+"""F per circuit that is run, and what it costs however few pairs there are; what circuits share (the model, the ablated
+run) costs two more."""
+CELL = 0.12
 """F per patched cell: the blocks from the patched one on, at the positions from the patched one on."""
-HEAD = 0.2
+HEAD = 0.33
 """F per head that is studied."""
 TOP, CONTROL = 0.05, 0.01
 """Shares of the cells that a screen measures: the most promising, and a random control."""
@@ -48,7 +49,7 @@ def _score(shape: Shape) -> float:
 
 def _circuits(shape: Shape, n: float, n_pairs: int) -> float:
     """`n` circuits on so many pairs."""
-    return (2 + n * EVALUATED) * shape.share(n_pairs)
+    return (2 + n * EVALUATED) * shape.share(n_pairs) + n * PREPARED
 
 
 def _few(shape: Shape) -> int:
@@ -79,7 +80,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "screen", "measuring the most promising effects", ("screened",), work.screen(TOP, CONTROL),
-            lambda s: 5 + CELL * s.n_cells * (TOP + CONTROL), needs=("estimated",),
+            lambda s: 10 + CELL * s.n_cells * (TOP + CONTROL), needs=("estimated",),
         ),
         Stage(
             "measure", "measuring all effects", ("measured",), work.measure, lambda s: 2 + CELL * s.n_cells,
@@ -102,7 +103,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "stream", "reading the stream", ("lens", "lens-tuned", "direct"), work.read,
-            lambda s: (4 + 2 * s.n_layers * s.unembedding) * s.share(min(work.N_READ, s.n_test)),
+            lambda s: (4 + 3 * s.n_layers * s.unembedding) * s.share(min(work.N_READ, s.n_test)),
         ),
         Stage(
             "positions", "scoring edges by position", ("positions", "movements"), work.by_position,
