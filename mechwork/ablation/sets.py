@@ -16,13 +16,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..display import Readable
 from ..errors import InputError
 from ..execute.progress import Progress
 from ..interventions import Positional, Replacement, Write, intervene, replace_at
 from ..models.anatomy import device_of, dtype_of, read_anatomy
 from ..patching.memory import d_mlp_of, sizes_of
 from ..patching.sweep import CHUNK_BYTES
+from ..result import Result, Table
 from ..runs.record import check_task, read_columns, record_run, run_to_metric
 from ..runs.restart import restart_at
 from ..shapes import PerExample
@@ -44,7 +44,7 @@ PARTS = ("head", "attn", "mlp", "neurons", "layer")
 
 
 @dataclass(frozen=True, eq=False)
-class SetMetrics(Readable):
+class SetMetrics(Result, strongest="effect"):
     """Metric and correctness per set and pair, and those of the whole model."""
 
     sets: tuple[TargetSet, ...]
@@ -57,6 +57,15 @@ class SetMetrics(Readable):
     def effects(self) -> Float[Tensor, "set batch"]:
         """m(model) - m(ablated): positive = the set raises the metric."""
         return self.clean - self.metric
+
+    def _table(self) -> Table:
+        """One row per set: means over pairs."""
+        return {
+            "set": [", ".join(one) for one in self.sets],
+            "metric": self.metric.mean(dim=1).tolist(),
+            "effect": self.effects.mean(dim=1).tolist(),
+            "accuracy_drop": self.accuracy_drops.tolist(),
+        }
 
     @property
     def accuracy_drops(self) -> Float[Tensor, " set"]:

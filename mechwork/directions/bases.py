@@ -23,6 +23,7 @@ from torch import Tensor
 from ..errors import InputError, MetricError, UnknownNameError
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
+from ..result import Result, Table
 from ..sites import Site
 from .direction import Direction
 from .examples import Examples, record_examples
@@ -34,7 +35,7 @@ BASES = ("svd", "whitened")
 
 
 @dataclass(frozen=True, eq=False)
-class ActivationBasis:
+class ActivationBasis(Result):
     """`axes` ``[k, d]`` orthonormal, the most varied first; `scales` divides coordinates; `variances` along the axes;
     `total`: of all.
     """
@@ -52,6 +53,15 @@ class ActivationBasis:
     def explained(self) -> Float[Tensor, " k"]:
         """The share of all variance along the first 1, 2, ... axes."""
         return self.variances.cumsum(dim=0) / self.total
+
+    def _table(self) -> Table:
+        """One row per axis."""
+        return {
+            "axis": range(len(self.axes)),
+            "variance": self.variances.tolist(),
+            "explained": self.explained.tolist(),
+            "scale": self.scales.tolist(),
+        }
 
     def coordinates(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch k"]:
         """Of vectors; raises `InputError` for another width."""

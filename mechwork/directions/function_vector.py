@@ -31,8 +31,9 @@ from ..interventions import Add, Replacement, Value, Write, intervene
 from ..models.anatomy import check_ready, device_of
 from ..models.borrow import hooked
 from ..models.identity import identify_model
+from ..names import head_name
 from ..provenance import build_provenance
-from ..result import Result
+from ..result import Result, Table
 from ..runs.writes import head_writes
 from ..sites import Site, hook_name
 from .demonstrations import Demonstrations
@@ -47,7 +48,7 @@ ENOUGH = 0.9
 
 
 @dataclass(frozen=True, eq=False)
-class FunctionVector:
+class FunctionVector(Result, strongest="effect"):
     """`direction` holds the vector, its site and the classes' coordinates (uninformative: low, demonstrations: high).
 
     `effects`: CIE of every head; `writes`: the heads' mean writes; `heads` (layer, head): those summed. `clean` and
@@ -87,6 +88,16 @@ class FunctionVector:
             self.direction.site,
             name=f"{len(picked)} other heads, draw {seed}",
         )
+
+    def _table(self) -> Table:
+        """One row per head: its causal indirect effect, the length of its mean write, whether it is in the sum."""
+        n_layers, n_heads = self.effects.shape
+        return {
+            "head": [head_name(i, j) for i in range(n_layers) for j in range(n_heads)],
+            "effect": self.effects.flatten().tolist(),
+            "length": self.writes.norm(dim=-1).flatten().tolist(),
+            "chosen": [(i, j) in self.heads for i in range(n_layers) for j in range(n_heads)],
+        }
 
     def __str__(self) -> str:
         named = ", ".join(f"a{i}.h{j} ({float(self.effects[i, j]):+.3f})" for i, j in self.heads)

@@ -23,13 +23,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..display import Readable
 from ..errors import InputError, MetricError
 from ..interventions import Blend, Stretch, Write
 from ..models.anatomy import device_of
 from ..models.borrow import hooked
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
+from ..result import Result, Table
 from ..shapes import PositionMask, Tokens
 from ..sites import Site, hook_name
 from .examples import Examples, record_examples
@@ -41,7 +41,7 @@ MOMENTUM = 0.9
 
 
 @dataclass(frozen=True, eq=False)
-class JointTransport(Readable):
+class JointTransport(Result):
     """One map per site, and the loss at every step. `writes(strength)` blends all of them in."""
 
     sites: tuple[Site, ...]
@@ -61,6 +61,15 @@ class JointTransport(Readable):
     def active(self) -> dict[Site, int]:
         """How many dimensions of each place are changed at all."""
         return {site: changed_dimensions(stretch) for site, stretch in zip(self.sites, self.maps, strict=True)}
+
+    def _table(self) -> Table:
+        """One row per site: dimensions that its map changes, and the largest changes."""
+        return {
+            "site": [*map(str, self.sites)],
+            "changed": [changed_dimensions(one) for one in self.maps],
+            "largest_stretch": [float((one.scale - 1).abs().max()) for one in self.maps],
+            "largest_shift": [float(one.shift.abs().max()) for one in self.maps],
+        }
 
     def __str__(self) -> str:
         used = ", ".join(f"{site}: {n}" for site, n in self.active.items())

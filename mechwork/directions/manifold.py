@@ -19,11 +19,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..display import Readable
 from ..errors import InputError, MetricError
 from ..interventions import Curve
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance, hash_tensors
+from ..result import Result, Table
 from ..shapes import PositionMask, Tokens
 from ..sites import Site
 from .examples import Examples, record_examples
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class CurveFit(Readable):
+class CurveFit(Result):
     """A curve at a site, and how it does on prompts that it was not fitted on (NaN without any)."""
 
     curve: Curve
@@ -45,6 +45,11 @@ class CurveFit(Readable):
     n_fitted: int
     n_tested: int
     provenance: Provenance = field(default_factory=dict)
+
+    def _table(self) -> Table:
+        """One row per knot: its value, and its place along the axes."""
+        axes = {f"axis {i}": column.tolist() for i, column in enumerate(self.curve.points.T)}
+        return {"value": self.curve.knots.tolist(), **axes}
 
     def __str__(self) -> str:
         return (

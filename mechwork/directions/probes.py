@@ -79,7 +79,7 @@ KINDS: dict[str, tuple[Callable[[Parts, Tensor, Tensor], Tensor], Callable[[int]
 
 
 @dataclass(frozen=True, eq=False)
-class Probe:
+class Probe(Result):
     """A fitted probe: positive class where `scores` exceed `threshold`. `mean`, `spread` standardise the vectors."""
 
     kind: str
@@ -97,6 +97,14 @@ class Probe:
     def calibrated(self, scores: Float[Tensor, " n"], labels: Bool[Tensor, " n"]) -> Probe:
         """With the threshold that gives the best balanced accuracy on these (held-out) scores."""
         return replace(self, threshold=best_threshold(scores, labels))
+
+    def _table(self) -> Table:
+        """One row per part of what was fitted."""
+        return {
+            "part": list(self.parts),
+            "shape": [tuple(part.shape) for part in self.parts.values()],
+            "norm": [float(part.norm()) for part in self.parts.values()],
+        }
 
     def __repr__(self) -> str:
         return f"{self.kind} probe of {len(self.mean)} numbers, threshold {self.threshold:.3f}"

@@ -24,8 +24,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..display import Readable
 from ..errors import InputError, UnknownNameError
+from ..result import Result, Table
 from ..sites import Site
 from .examples import Examples, record_examples
 from .fit import FITS, fit_axis
@@ -63,7 +63,7 @@ CRITERIA: dict[str, Criterion] = {
 
 
 @dataclass(frozen=True)
-class LayerChoice(Readable):
+class LayerChoice(Result):
     """The criterion's value at every site; `site` is the earliest of the best."""
 
     sites: tuple[Site, ...]
@@ -73,6 +73,12 @@ class LayerChoice(Readable):
     @property
     def site(self) -> Site:
         return self.sites[self.values.index(max(self.values))]
+
+    def _table(self) -> Table:
+        """One row per site."""
+        chosen = self.site
+        return {"site": [*map(str, self.sites)], self.criterion: self.values,
+                "chosen": [site == chosen for site in self.sites]}  # fmt: skip
 
     def __str__(self) -> str:
         cells = ", ".join(f"{site} {value:.3f}" for site, value in zip(self.sites, self.values, strict=True))

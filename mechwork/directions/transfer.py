@@ -25,6 +25,7 @@ from torch import Tensor
 from ..errors import InputError, UnknownNameError
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
+from ..result import Result, Table
 from ..sites import Site
 from .direction import Direction
 from .examples import Examples, record_positions
@@ -36,7 +37,7 @@ MAPS = ("orthogonal", "least_squares")
 
 
 @dataclass(frozen=True, eq=False)
-class StreamMap:
+class StreamMap(Result):
     """f(x) = `mean_to` + (x - `mean_from`) `matrix`; `fit` is the share of the target's variance that it explains on
     its own texts.
     """
@@ -52,6 +53,16 @@ class StreamMap:
 
     def __call__(self, x: Float[Tensor, "*batch d_from"]) -> Float[Tensor, "*batch d_to"]:
         return self.mean_to.to(x) + (x - self.mean_from.to(x)) @ self.matrix.to(x)
+
+    def _table(self) -> Table:
+        """One row."""
+        return {
+            "kind": [self.kind],
+            "site_from": [str(self.site_from)],
+            "site_to": [str(self.site_to)],
+            "fit": [self.fit],
+            "norm": [float(self.matrix.norm())],
+        }
 
     def carry(self, direction: Direction) -> Direction:
         """The direction in the other model, with its boundary and class means.

@@ -19,11 +19,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..display import Readable
 from ..errors import InputError, MetricError
 from ..models.anatomy import check_ready, device_of
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
+from ..result import Result, Table
 from ..runs.record import align_donor, check_task, record_run
 from ..sites import Site
 from ..tasks.pairs import END, PromptPairs
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class LayerFit(Readable):
+class LayerFit(Result):
     """The edit, and how well it does on the pairs it was fitted on: 0 is exact, 1 is as good as nothing.
 
     `error`: |x D - y|^2 / |y|^2. `kept`: |x' D|^2 / |y|^2 per input of each (NaN without inputs to keep).
@@ -46,6 +46,17 @@ class LayerFit(Readable):
     error: float
     kept: float
     n_pairs: int
+
+    def _table(self) -> Table:
+        """One row per weight; the errors are of the edit as a whole."""
+        changes = self.edit.changes
+        return {
+            "weight": list(changes),
+            "rank": [one.rank for one in changes.values()],
+            "norm": [float(one.dense().norm()) for one in changes.values()],
+            "error": [self.error] * len(changes),
+            "kept": [self.kept] * len(changes),
+        }
 
     def __str__(self) -> str:
         return (

@@ -32,12 +32,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..directions import Direction, Examples, record_examples
-from ..display import Readable
 from ..errors import InputError, MetricError
 from ..models.anatomy import check_ready
 from ..models.identity import identify_model
 from ..names import head_name
 from ..provenance import build_provenance
+from ..result import Result, Table, table_rows
 from ..sites import Site
 from .edit import LowRank, WeightEdit
 from .weights import INPUTS, find_weight, post_norm
@@ -63,11 +63,15 @@ class ComponentShare:
 
 
 @dataclass(frozen=True, eq=False)
-class SharedEdit(Readable):
+class SharedEdit(Result):
     """The edit, and what every component that it changes contributes, largest predicted move first."""
 
     edit: WeightEdit
     shares: tuple[ComponentShare, ...]
+
+    def _table(self) -> Table:
+        """One row per component."""
+        return table_rows(self.shares)
 
     def __str__(self) -> str:
         rows = [f"  {row.node:<10} share {row.share:8.4f}  moves {row.move:8.4f}" for row in self.shares[:12]]

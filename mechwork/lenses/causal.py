@@ -24,7 +24,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..display import Readable
 from ..errors import InputError
 from ..interventions import Write, intervene
 from ..models.anatomy import ModelAnatomy, final_norm, read_anatomy
@@ -47,7 +46,7 @@ ITERATIONS = 60
 
 
 @dataclass(frozen=True, eq=False)
-class CausalBasis(Readable):
+class CausalBasis(Result):
     """Orthonormal columns ``vectors[d_model, k]`` of one place, most influential first; `influence` in bits, through
     the lens.
     """
@@ -58,6 +57,10 @@ class CausalBasis(Readable):
     mean: Float[Tensor, " d_model"]
     lens: str
     provenance: Provenance
+
+    def _table(self) -> Table:
+        """One row per direction, most influential first."""
+        return {"direction": range(len(self.influence)), "influence": self.influence.tolist()}
 
 
 @dataclass(frozen=True, eq=False)

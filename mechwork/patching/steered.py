@@ -24,6 +24,7 @@ from ..directions import Direction
 from ..errors import InputError
 from ..interventions import Add, Write, intervene
 from ..models.anatomy import device_of
+from ..result import Result, Table
 from ..runs.record import run_to_metric
 from ..tasks.task import Task
 from .illusion import IllusionCheck, check_illusion, downstream_weight, split_subspace
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class SteeringIllusion:
+class SteeringIllusion(Result):
     """`check`: the direction patched as a subspace; `added`: success of adding the whole vector, its row part, its null
     part, and random vectors as long.
     """
@@ -63,10 +64,12 @@ class SteeringIllusion:
             f"steering.\n{self.check.verdict}"
         )
 
+    def _table(self) -> Table:
+        """One row per vector that was added."""
+        return {"added": list(self.added), "success": list(self.added.values())}
+
     def __str__(self) -> str:
         return self.verdict
-
-    __repr__ = __str__
 
 
 def check_steering(

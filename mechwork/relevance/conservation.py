@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..display import Readable
 from ..errors import MetricError
 from ..models.anatomy import check_ready, device_of, dtype_of, read_anatomy
 from ..models.borrow import borrows, hooked, run_tail
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
+from ..result import Result, Table
 from ..runs.record import leaf_at_embedding
 from ..shapes import Tokens
 from ..sites import FINAL_NORM, UNEMBED, Site, hook_name
@@ -47,7 +47,7 @@ UNTREATED: dict[Family, str] = {
 
 
 @dataclass(frozen=True, eq=False)
-class Conservation(Readable):
+class Conservation(Result):
     """Where relevance is, layer by layer: before block 0, ..., before the last block, after it.
 
     `relevance`, `bias` and `residue` are in units of the metric, summed over prompts; `reasons` are empty when
@@ -74,11 +74,18 @@ class Conservation(Readable):
         """Whether every residue is at most `tolerance` times the metric (or times 1, if that is larger)."""
         return max(map(abs, self.residue)) <= tolerance * max(1.0, abs(self.value))
 
+    @property
+    def places(self) -> tuple[str, ...]:
+        return (*(f"before block {i}" for i in range(len(self.relevance) - 1)), "after the last block")
+
+    def _table(self) -> Table:
+        """One row per place, in units of the metric."""
+        return {"place": self.places, "relevance": self.relevance, "bias": self.bias, "residue": self.residue}
+
     def __str__(self) -> str:
-        places = [f"before block {i}" for i in range(len(self.relevance) - 1)] + ["after the last block"]
         rows = [
             f"{place:<22}{r:>14.6g}{b:>14.6g}{rest:>14.2e}"
-            for place, r, b, rest in zip(places, self.relevance, self.bias, self.residue, strict=True)
+            for place, r, b, rest in zip(self.places, self.relevance, self.bias, self.residue, strict=True)
         ]
         why = ["conservation is to be expected"] if self.expected else ["conservation is not to be expected:"]
         return "\n".join(

@@ -25,13 +25,17 @@ from mechwork.circuits.graph.graph_file import AttributionGraph
 from mechwork.circuits.ground_truth import TruthComparison, TruthTable
 from mechwork.circuits.scoring.verify import Verification
 from mechwork.discovery.stored_task import StoredTask
+from mechwork.edits import LowRank, WeightEdit
 from mechwork.encoding import hints_of
 from mechwork.features import FeatureEvaluation, FeatureScores
 from mechwork.features.suppress import SuppressionStudy
+from mechwork.interventions import Curve
 from mechwork.lenses.evaluate import COLUMNS, LensEvaluation
 from mechwork.lenses.heads import HeadCircuits
 from mechwork.patching import Effects
 from mechwork.patching.screen import ScreenedEffects
+from mechwork.patching.steered import SteeringIllusion
+from mechwork.relevance import Conservation
 from mechwork.result import _CLASSES, Result
 from mechwork.sites import Site
 from tests.render import synthetic
@@ -120,6 +124,12 @@ SPECIAL: dict[str, Any] = {
     "PromptPairs": lambda: synthetic.task().pairs,
     "StoredTask": lambda: StoredTask.of(synthetic.task()),
     "Site": lambda: Site("z", 1, 0),
+    "Conservation": lambda: make(Conservation, provenance={"rules": {"name": "relp"}}),
+    "SteeringIllusion": lambda: make(
+        SteeringIllusion, added={"whole": 1.0, "row part": 0.9, "null part": 0.1, "random 0": 0.2}
+    ),
+    "Curve": lambda: make(Curve, knots=torch.tensor([1.0, 2.0]), basis=torch.eye(2)),
+    "WeightEdit": lambda: make(WeightEdit, changes={"W_out.0": make(LowRank)}),
     "AblationSpec": lambda: AblationSpec(["a1.h0", "resid_pre.1@x"], directions={"x": torch.ones(4)}),
     "Circuit": synthetic.circuit,
     "EdgeScores": synthetic.scores,

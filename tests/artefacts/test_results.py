@@ -5,7 +5,10 @@ is short.
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import inspect
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +73,67 @@ def test_no_public_class_with_a_table_or_a_picture_escapes_the_mechanism() -> No
             if shows and not issubclass(value, Result) and name not in FOLDERS:
                 by_hand.append(name)
     assert by_hand == []
-    assert len(result_classes()) > 55
+    assert len(result_classes()) > 70
     overridden = {cls.__name__ for cls in result_classes().values() if {"to_dataframe"} & vars(cls).keys()}
     assert overridden == set()
+
+
+NO_RESULTS = {
+    "Ablated": "a recording of one run, ablated",
+    "Ablation": "acts on a model; has a file of its own",
+    "AttenuateByPosterior": "acts on a model; save_writes keeps it",
+    "Clamp": "acts on a model: the values of one run, as large as the run",
+    "Coded": "a recording of one run",
+    "Columns": "acts on a model, while prompts grow",
+    "Composite": "rules: a setting, kept as JSON in every provenance",
+    "Controller": "acts on a model; save_writes keeps it",
+    "Direction": "acts on a model; has a file of its own",
+    "DirectionLikeness": "a row",
+    "Discovery": "a folder of results",
+    "Examples": "data",
+    "FeatureSet": "a folder of its own, which ships",
+    "FeatureTraining": "a run of training; its checkpoint is kept",
+    "Fragment": "markup",
+    "FutureLens": "a lens that holds its model",
+    "HeadGain": "a row",
+    "KnownCircuit": "a case: how to build a model and a task",
+    "LensLikeness": "a row",
+    "LensTraining": "a run of training; its checkpoint is kept",
+    "LowRank": "a part of a WeightEdit, which has a file of its own",
+    "ModelAnatomy": "a description of a model, in every provenance",
+    "Prompts": "data",
+    "RepeatedTokens": "data",
+    "Run": "a recording of one run",
+    "Separation": "a row",
+    "StaticFigure": "a drawing",
+    "Subspace": "acts on a model; a basis, kept in what is measured with it",
+    "Target": "a place in words",
+    "Task": "data",
+    "TextStream": "data",
+    "TunedLens": "a folder of its own, which ships",
+    "Weight": "a place in a model",
+    "Write": "acts on a model; save_writes keeps it",
+}
+"""What public functions return that is no result, and why."""
+
+
+def test_what_a_public_function_finds_is_a_result_or_has_a_reason() -> None:
+    """A walk of the annotations: frozen dataclasses that a public function returns, alone or in a list."""
+    returned: dict[str, str] = {}
+    for package in PACKAGES:
+        module = importlib.import_module(f"mechwork.{package}")
+        for name in public_names(package):
+            function = inspect.unwrap(getattr(module, name))
+            if not inspect.isfunction(function):
+                continue
+            for word in re.findall(r"[A-Z]\w+", str(function.__annotations__.get("return", ""))):
+                cls = getattr(inspect.getmodule(function), word, None)
+                own = inspect.isclass(cls) and dataclasses.is_dataclass(cls) and cls.__module__.startswith("mechwork")
+                if own and not issubclass(cls, Result):
+                    returned[cls.__name__] = name
+    assert len(returned) > 20
+    assert {name: where for name, where in returned.items() if name not in NO_RESULTS} == {}
+    assert set(NO_RESULTS) - set(returned) == set()
 
 
 def test_texts_name_the_strongest_places_first() -> None:

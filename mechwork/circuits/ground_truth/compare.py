@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ...errors import InputError, MetricError
+from ...result import Result, Table, table_rows
 from ...shapes import EdgeMatrix
 from ..graph.circuit import Circuit
 from ..scoring.exact_edges import EdgeEffects
@@ -31,7 +32,7 @@ EQUAL = 1e-9
 
 
 @dataclass(frozen=True)
-class TruthComparison:
+class TruthComparison(Result):
     """How well a ranking of edges finds a known circuit. 1 is perfect; a random ranking has AUROC 0.5 and AUPRC about
     |T| / edges.
 
@@ -46,6 +47,10 @@ class TruthComparison:
     missed_edges: tuple[str, ...]
     n_true: int
     n_edges: int
+
+    def _table(self) -> Table:
+        """One row."""
+        return table_rows([self])
 
     def __str__(self) -> str:
         errors = [f"not in the circuit: {', '.join(self.false_edges)}"] if self.false_edges else []
