@@ -1,4 +1,4 @@
-"""The graph as the reader has made it, in a real browser: collapsed, or the pinned nodes alone; keys after every dialog;
+"""The graph as the reader has made it, in a real browser: collapsed, or pinned nodes alone; keys after dialogs;
 fingers.
 """
 
@@ -65,7 +65,7 @@ def test_a_collapse_sums_the_edges_between_its_groups(tab: Tab, by: str) -> None
     def group(node: str) -> str:
         if node in ("input", "logits"):
             return node
-        head, layer = node.startswith("a"), node[1:].split(".")[0]
+        head, layer = node.startswith("a"), node[1:].split(".", maxsplit=1)[0]
         if by == "role":
             return circuit.roles.get(node, node)
         return f"layer {layer}" if by == "layer" else f"attention {layer}" if head else node
