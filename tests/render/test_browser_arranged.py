@@ -1,4 +1,6 @@
-"""The graph as the reader has made it, in a real browser: collapsed, the pinned nodes alone; keys after dialogs; touch."""
+"""The graph as the reader has made it, in a real browser: collapsed, or pinned nodes alone; keys after dialogs;
+fingers.
+"""
 
 import json
 from pathlib import Path

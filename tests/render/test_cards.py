@@ -85,8 +85,8 @@ def test_the_picture_of_a_pattern_has_a_pixel_per_cell() -> None:
 
 def test_the_darkest_token_is_the_largest_of_all_prompts() -> None:
     markup = Excerpts("x", [(("a", "b"), (0.0, 4.0)), (("c", "d"), (2.0, 0.0))]).markup()
-    shares = [int(share) for share in re.findall(r"--share:(\d+)%", markup)]
-    assert shares == [60, round(60 * 0.5**1.5)]
+    shares = [int(share) for share in re.findall(r"mw-s(\d+)", markup)]
+    assert shares == [round(20 * 0.6), round(20 * 0.6 * 0.5**1.5)]
     long = Excerpts("x", [(tuple(f"t{i}" for i in range(100)), tuple(float(i == 90) for i in range(100)))]).markup()
     assert "… <bdi" in long
     assert ">t90<" in long
