@@ -161,6 +161,8 @@ def _sort(
     """The cells that change something, each with its first changed column, and those that provably change nothing."""
     changing, same = [], []
     ends = None if read.ends is None else read.ends.to(device_of(sides.model))
+    # No later than the end of the shortest prompt: what is read there must be among the columns that are run.
+    latest = read.pairs.clean_tokens.shape[1] if ends is None else int(ends.min())
     for (number, layer), cells in groupby(sweep.cells, key=lambda cell: (cell.grid, cell.layer)):
         grid, last = sweep.grids[number], layer == sides.anatomy.n_layers - 1
         changed = sides.changed(grid.kind, layer) if sweep.tricks.unchanged else None
@@ -170,7 +172,7 @@ def _sort(
                 mask = effective_mask(grid.kind, cell, mask, changed, ends, last=last)
             columns = mask.any(dim=0).nonzero()
             if len(columns):
-                changing.append((int(columns[0]) if sweep.tricks.suffix else 0, cell))
+                changing.append((min(int(columns[0]), latest) if sweep.tricks.suffix else 0, cell))
             elif sweep.tricks.unchanged:
                 same.append(cell)
             else:

@@ -173,10 +173,12 @@ class Changes:
 
     @property
     def start(self) -> int:
-        """The first column at which anything changes (0 when nothing does)."""
+        """The first column at which anything changes (0 when nothing does); no later than the shortest prompt's end,
+        which is read.
+        """
         columns = [(delta != 0).any(dim=-1).any(dim=0) for group in self.groups for _, delta in group]
         touched = torch.stack(columns).any(dim=0).nonzero()
-        return int(touched[0]) if len(touched) else 0
+        return min(int(touched[0]), int(self.sides.pairs.lengths.min()) - 1) if len(touched) else 0
 
 
 def _changes(sides: Sides, groups: list[list[Writer]]) -> Changes:

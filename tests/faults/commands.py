@@ -36,7 +36,9 @@ def arguments(verb: str, tally: Tally) -> list[str]:
     for action in actions:
         if not action.option_strings and action.nargs != 0:
             choices = [str(c) for c in action.choices] if action.choices and draw.random() < 0.5 else []
-            said += [draw.choice(choices or BAD) for _ in range(1 if action.nargs in (None, "?") else draw.randrange(3))]
+            said += [
+                draw.choice(choices or BAD) for _ in range(1 if action.nargs in (None, "?") else draw.randrange(3))
+            ]
     options = [a for a in actions if a.option_strings]
     for action in draw.sample(options, min(len(options), draw.randrange(1, 4))):
         said.append(draw.choice(action.option_strings))

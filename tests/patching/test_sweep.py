@@ -16,6 +16,7 @@ from mechwork.models.load import load_model
 from mechwork.patching import Sweep, Tricks, patch
 from mechwork.patching.exact import plan_sweep
 from mechwork.patching.execute import can_step
+from mechwork.patching.path import patch_paths
 from mechwork.sites import SQUARE_KINDS
 from mechwork.tasks.metrics import Metric
 from mechwork.tasks.task import Task
@@ -293,3 +294,30 @@ def test_patterns_need_prompts_of_equal_length(tiny_gpt2: Any) -> None:
     with pytest.raises(InputError, match="equal length"):
         patch(tiny_gpt2, task, ["pattern"])
     assert float(patch(tiny_gpt2, task, ["z"])["z"].values.abs().max()) > 0
+
+
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+def test_cells_behind_the_end_of_a_shorter_prompt_do_nothing_to_it(tiny_gpt2_64: Any, direction: str) -> None:
+    """The first column that changes lies behind the second prompt's end, which was read from another column once."""
+    model = tiny_gpt2_64
+    clean, corrupt = [[5, 6, 7, 8, 9, 11], [5, 6, 7]], [[5, 6, 7, 8, 90, 11], [5, 60, 7]]
+    task = Task.from_tokens(clean, corrupt, [1, 2], [3, 4], spans=[{"Y": [4]}, {"X": [1]}])
+    kinds = ["resid_pre", "z", "mlp_out"]
+    fast, slow = (
+        patch(model, task, kinds, positions="spans", direction=direction, tricks=tricks) for tricks in (Tricks(), NONE)
+    )
+    for kind in kinds:
+        torch.testing.assert_close(fast[kind].per_example, slow[kind].per_example, rtol=0, atol=1e-9)
+        place = fast[kind].labels["pos"].index("Y")
+        behind = fast[kind].per_example.select(fast[kind].axes.index("pos") + 1, place)
+        assert float(behind[1].abs().max()) < 1e-12
+        assert float(behind[0].abs().max()) > 1e-3
+    late = Task.from_tokens(
+        [[5, 6, 7, 8, 9, 11], [5, 6, 7]], [[5, 6, 7, 8, 90, 11], [5, 6, 70]], [1, 2], [3, 4], spans=[{}, {}]
+    )
+    for row in range(2):
+        whole, one = (
+            patch_paths(model, t, ["input", "m0"], ["m1", "logits"], direction=direction)["path"].per_example
+            for t in (late, late[[row]])
+        )
+        torch.testing.assert_close(whole[row], one[0], rtol=0, atol=1e-9)
