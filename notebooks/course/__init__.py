@@ -14,11 +14,25 @@ The first lines must run on any Python 3, because saying that a Python is too ol
 from .start import begin, place
 
 try:
-    from . import n0, n1, n2, n3, n4, n5, n6, n7, n8  # noqa: F401 - each adds its exercises
+    from . import n0, n1, n2, n3, n4, n5, n6, n7, n8, n9, n10, n11  # noqa: F401 - each adds its exercises
     from .draw import lines, show
     from .exercise import EXERCISES, check, export, hint, passed, solution
+    from .real import live, real_model
 except (ImportError, SyntaxError) as problem:  # an older Python, or no mechwork: begin() says which
     _PROBLEM = problem
     EXERCISES = {}
 
-__all__ = ["EXERCISES", "begin", "check", "export", "hint", "lines", "passed", "place", "show", "solution"]
+__all__ = [
+    "EXERCISES",
+    "begin",
+    "check",
+    "export",
+    "hint",
+    "lines",
+    "live",
+    "passed",
+    "place",
+    "real_model",
+    "show",
+    "solution",
+]

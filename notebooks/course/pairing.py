@@ -1,12 +1,13 @@
 """Sources and notebooks: ``python -m notebooks.course.pairing`` writes every .ipynb from its py:percent source.
 
 The .py files are what people edit; they are jupytext's percent format, so that ``jupytext --sync`` and editors
-understand them too. A cell begins with ``# %%``, a Markdown cell with ``# %% [markdown]``. The notebooks are written
-without outputs.
+understand them too. A cell begins with ``# %%``, a Markdown cell with ``# %% [markdown]``. Outputs that a notebook has
+(``python -m notebooks.course.outputs`` renews them) stay as long as its code is the same; else they are dropped.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,37 @@ def build(text: str) -> dict[str, Any]:
     return {"cells": cells, "metadata": METADATA, "nbformat": 4, "nbformat_minor": 5}
 
 
+def code_sha256(notebook: dict[str, Any]) -> str:
+    """Of the code cells: prose may change without outputs getting stale."""
+    code = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    return hashlib.sha256(json.dumps(code).encode()).hexdigest()
+
+
+def with_outputs(notebook: dict[str, Any], outputs: list[tuple[int | None, list[Any]]]) -> dict[str, Any]:
+    """The notebook with (count, outputs) put into its code cells, and the hash of the code that made them."""
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    for cell, (count, made) in zip(code, outputs, strict=True):
+        cell |= {"execution_count": count, "outputs": made}
+    return notebook | {"metadata": METADATA | {"mechwork": {"outputs_of": code_sha256(notebook)}}}
+
+
+def outputs_of(notebook: dict[str, Any]) -> list[tuple[int | None, list[Any]]]:
+    """(count, outputs) of every code cell."""
+    return [(c["execution_count"], c["outputs"]) for c in notebook["cells"] if c["cell_type"] == "code"]
+
+
+def pair(source: Path) -> dict[str, Any]:
+    """The notebook that belongs to a source: its cells, and the outputs of the file beside it if they are of this
+    code.
+    """
+    notebook, target = build(source.read_text(encoding="utf-8")), source.with_suffix(".ipynb")
+    if not target.exists():
+        return notebook
+    old = json.loads(target.read_text(encoding="utf-8"))
+    fresh = old["metadata"].get("mechwork", {}).get("outputs_of") == code_sha256(notebook)
+    return with_outputs(notebook, outputs_of(old)) if fresh else notebook
+
+
 def to_json(notebook: dict[str, Any]) -> str:
     """As Jupyter writes it."""
     return json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
@@ -63,8 +95,7 @@ def to_json(notebook: dict[str, Any]) -> str:
 def main() -> None:
     """Write every notebook anew."""
     for source in sources():
-        target = source.with_suffix(".ipynb")
-        target.write_text(to_json(build(source.read_text(encoding="utf-8"))), encoding="utf-8")
+        source.with_suffix(".ipynb").write_text(to_json(pair(source)), encoding="utf-8")
 
 
 if __name__ == "__main__":

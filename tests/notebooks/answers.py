@@ -138,6 +138,69 @@ WRONG: dict[str, tuple[str, ...]] = {
         _wrong("8.5", '(clean - kept["z"])', '(kept["z"] - clean)'),
     ),
     "8.4": ('donor = "ioi"', 'donor = "greater_than"', 'donor = "induction"'),
+    "9.1": ("reads = 7 % 3", "reads = 7", "reads = 0"),
+    "9.2": (
+        _wrong(
+            "9.2", "k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)", "k.repeat(1, q.shape[1] // k.shape[1], 1, 1)"
+        ),
+        _wrong("9.2", " / q.shape[-1] ** 0.5", ""),
+        _wrong("9.2", '.masked_fill(ahead, float("-inf"))', ""),
+    ),
+    "9.3": ("unfit = list(accuracy)", "unfit = []", 'unfit = "ioi"', 'unfit = ["chess"]'),
+    "9.4": ("forwards = 270", "forwards = 130.5", "forwards = 15.5", "forwards = 3"),
+    "9.5": (
+        _wrong("9.5", ".abs()", ""),
+        _wrong("9.5", "measure(i)", "estimates[i]"),
+        _wrong("9.5", "topk(k)", "topk(len(estimates))"),
+    ),
+    "10.1": (
+        _wrong("10.1", "(x - coder.b_in)", "x"),
+        _wrong("10.1", " + coder.b_dec", ""),
+        _wrong("10.1", "return f @", "return p @"),
+    ),
+    "10.2": (
+        _wrong("10.2", "x - x.mean(dim=0)", "x"),
+        _wrong("10.2", "return missed /", "return 1 - missed /"),
+        _wrong("10.2", ".mean(dim=0)", ".mean()"),
+    ),
+    "10.3": ('better = int(found.to_dataframe()["passes"].sum())', "better = 6", "better = 1"),
+    "10.4": (
+        _wrong(
+            "10.4",
+            "return x - f[..., None] * coder.W_dec[feature]",
+            "kept = coder.encode(x)\n        kept[..., feature] = 0\n        return coder.decode(kept)",
+        ),
+        _wrong("10.4", "(plain - without)", "without"),
+        _wrong("10.4", "(plain - without)", "(without - plain)"),
+        _wrong("10.4", "return x - f", "x - f"),
+    ),
+    "10.5": (
+        _wrong("10.5", ".mean(dim=0)", ".sum(dim=0)"),
+        _wrong("10.5", "task.pairs.corrupt_tokens, fwd", "task.pairs.clean_tokens, fwd"),
+        _wrong("10.5", "coder.encode(clean) - coder", "-coder.encode(clean) + coder"),
+    ),
+    "11.1": (
+        _wrong("11.1", "task.pairs.lengths - 1", "-1"),
+        _wrong("11.1", "hook_resid_post", "hook_resid_pre"),
+        _wrong("11.1", "streams[0].mean(dim=0) - streams[1].mean(dim=0)", "(streams[0] - streams[1]).sum(dim=0)"),
+    ),
+    "11.2": (
+        _wrong("11.2", "return stream + strength * vector", "stream + strength * vector"),
+        _wrong("11.2", "strength * vector", "vector"),
+        _wrong("11.2", "return (m[0] - m[1]) / (m[2] - m[1])", "return m[0] - m[1]"),
+    ),
+    "11.3": (
+        _wrong("11.3", "log_p.exp()", "log_q.exp()").replace("(log_p - log_q)", "(log_q - log_p)"),
+        _wrong("11.3", "return float(", "return 1 / 0.6931471805599453 * float("),
+        _wrong("11.3", ".sum(-1).mean()", ".sum()"),
+    ),
+    "11.4": (
+        _wrong("11.4", " * vector.norm()", ""),
+        _wrong("11.4", "randn", "rand"),
+        _wrong("11.4", "manual_seed(seed)", "manual_seed(0)"),
+        "def random_control(vector, seed):\n    return -vector",
+    ),
+    "11.5": ('good = ["add"]', 'good = ["mirror_below"]', 'good = "scale"'),
 }
 
 CLAIMS: dict[str, tuple[str, ...]] = {
@@ -229,6 +292,24 @@ CLAIMS: dict[str, tuple[str, ...]] = {
             "all(reuse.evaluations[a, b].faithfulness > 0.6 for a, b in (('pronoun', 'greater_than'), ('greater_than', "
             "'pronoun')))"
         ),
+    ),
+    "09": (
+        "accuracy['pronoun'] > 0.9 and accuracy['colored_objects'] < 0.5",
+        "mlp['top'][0][0] == 'mlp_out.0@NAME'",
+        "float(torch.corrcoef(torch.stack([truth, torch.tensor(mlp['one gradient'])]))[0, 1]) < 0.8",
+        "float(torch.corrcoef(torch.stack([truth[others], torch.tensor(mlp['one gradient'])[others]]))[0, 1]) > 0.95",
+        "'0 of 10 random control cells' in heads['words']",
+    ),
+    "10": (
+        "study.rows[0].method == 'mask' and 0.9 < study.rows[0].concept < 1",
+        "float(found['resid_post.4'].distance) > 0.99",
+        "curves['largest scores'][-1] < 0.1 * curves['largest scores'][0]",
+        "curves['by lot'][-1] > 0.9 * curves['by lot'][0]",
+    ),
+    "11": (
+        "study.of('add', 'random 0')[-1].accuracy > 0.8 and study.of('add', 'random 0')[-1].success > 0.5",
+        "study.of('add', 'random 0')[-1].other_accuracy < 0.7 and study.of('add', 'random 0')[-1].kl > 1",
+        "study.of('mirror_below')[2].success > 0.8 and study.of('mirror_below')[2].kl < 0.05",
     ),
 }
 """What the notebooks' prose says about their numbers, by the notebook's number: true at the end of the run."""

@@ -17,7 +17,7 @@ from notebooks.course.pairing import NOTEBOOKS, build, to_json
 from .answers import CLAIMS, WRONG
 
 TAG = "asked-by-the-tests"
-CHECK = re.compile(r'^course\.check\("(\d\.\d)".*\)$', re.MULTILINE)
+CHECK = re.compile(r'^course\.check\("(\d+\.\d+)".*\)$', re.MULTILINE)
 
 
 def exercises_in(source: Path) -> list[str]:

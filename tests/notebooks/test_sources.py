@@ -1,15 +1,14 @@
-"""The notebooks as files: paired with their sources, stripped, and each with the parts that a lesson has."""
+"""The notebooks as files: paired with their sources, and each with the parts that a lesson has."""
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 import pytest
 
 from notebooks.course import EXERCISES
-from notebooks.course.pairing import NOTEBOOKS, build, read_cells, sources, to_json
+from notebooks.course.pairing import NOTEBOOKS, pair, read_cells, sources, to_json
 
 from .answers import WRONG
 from .second_pass import exercises_in
@@ -27,8 +26,7 @@ def test_there_are_notebooks_and_no_others() -> None:
 def test_the_notebook_is_its_source(source: Path) -> None:
     """python -m notebooks.course.pairing writes them anew."""
     found = source.with_suffix(".ipynb").read_text(encoding="utf-8")
-    assert found == to_json(build(source.read_text(encoding="utf-8"))), "run: python -m notebooks.course.pairing"
-    assert all(not cell.get("outputs") for cell in json.loads(found)["cells"])
+    assert found == to_json(pair(source)), "run: python -m notebooks.course.pairing"
 
 
 @each
