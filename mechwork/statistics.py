@@ -130,3 +130,40 @@ def percentile_interval(
     pieces = [torch.quantile(piece, tail, dim=0) for piece in means.split(2**16, dim=1)]
     low, high = torch.cat(pieces, dim=1)
     return low, high
+
+
+def bootstrap_agreement(
+    estimate: Float[Tensor, " n"], truth: Float[Tensor, " n"], level: float = 0.95, n: int = 1000, seed: int = 0
+) -> dict[str, tuple[float, float]]:
+    """Bootstrap intervals over places of ``pearson``, ``spearman`` and ``relative_error`` (|a - b| / |b|).
+
+    Each resample draws as many places as there are; one in which a side is constant has no correlation and is left
+    out. NaN where there are fewer than three places.
+    """
+    if not 0 < level < 1:
+        raise InputError(f"the level of an interval is between 0 and 1, e.g. 0.95; got {level}")
+    if len(truth) < 3:
+        return dict.fromkeys(("pearson", "spearman", "relative_error"), (float("nan"), float("nan")))
+    drawn = torch.randint(len(truth), (n, len(truth)), generator=torch.Generator().manual_seed(seed))
+    a, b = estimate.double()[drawn], truth.double()[drawn]
+    found = {
+        "pearson": row_correlations(a, b),
+        "spearman": row_correlations(row_ranks(a), row_ranks(b)),
+        "relative_error": (a - b).norm(dim=1) / b.norm(dim=1).clamp(min=1e-30),
+    }
+    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+    return {name: tuple(values.nanquantile(ends).tolist()) for name, values in found.items()}
+
+
+def row_correlations(a: Float[Tensor, "row n"], b: Float[Tensor, "row n"]) -> Float[Tensor, " row"]:
+    """`pearson` of every row with its own; NaN where one side is constant."""
+    a, b = a - a.mean(dim=1, keepdim=True), b - b.mean(dim=1, keepdim=True)
+    norm = a.norm(dim=1) * b.norm(dim=1)
+    return torch.where(norm > 0, (a * b).sum(dim=1) / norm, torch.nan)
+
+
+def row_ranks(values: Float[Tensor, "row n"]) -> Float[Tensor, "row n"]:
+    """`average_ranks` of every row."""
+    ordered = values.sort(dim=1).values
+    below, upto = (torch.searchsorted(ordered, values.contiguous(), right=right) for right in (False, True))
+    return (below + upto + 1).double() / 2

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,6 +17,7 @@ from mechwork.errors import InputError
 from mechwork.patching import patch
 from mechwork.statistics import (
     average_ranks,
+    bootstrap_agreement,
     bootstrap_interval,
     bootstrap_weights,
     holm,
@@ -116,3 +118,24 @@ def test_resampling_weights_are_shares() -> None:
     torch.testing.assert_close(weights.sum(dim=1), torch.ones(100))
     low, high = percentile_interval(torch.arange(101.0)[:, None], 0.9)
     assert (low.item(), high.item()) == pytest.approx((5.0, 95.0))
+
+
+def test_agreement_intervals_are_those_of_single_resamples() -> None:
+    """Every number of every resample is the plain function's, ties included."""
+    generator = torch.Generator().manual_seed(2)
+    b = torch.randint(-3, 4, (12,), generator=generator).double()
+    a = b + torch.randint(-1, 2, (12,), generator=generator)
+    found = bootstrap_agreement(a, b, level=0.9, n=200, seed=7)
+    drawn = torch.randint(12, (200, 12), generator=torch.Generator().manual_seed(7))
+    literal = {
+        "pearson": [pearson(a[rows], b[rows]) for rows in drawn],
+        "spearman": [spearman(a[rows], b[rows]) for rows in drawn],
+        "relative_error": [float((a[rows] - b[rows]).norm() / b[rows].norm()) for rows in drawn],
+    }
+    for name, values in literal.items():
+        ends = np.quantile(values, [0.05, 0.95])
+        assert found[name] == pytest.approx(tuple(ends), rel=1e-9)
+        assert ends[0] < ends[1]
+    assert all(low != low for low, _ in bootstrap_agreement(a[:2], b[:2]).values())
+    with pytest.raises(InputError, match="level"):
+        bootstrap_agreement(a, b, level=1.0)

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..display import Readable
 from ..errors import InputError
 from ..models.anatomy import check_ready, device_of
-from ..models.borrow import hooked
+from ..models.borrow import hooked, run_tail
 from ..provenance import hash_tensors
 from ..shapes import PositionMask, Tokens
 from ..sites import SITE_KINDS, Site, hook_name
@@ -179,7 +179,7 @@ def record_positions(model: TransformerBridge, examples: Examples, site: Site) -
 
     with torch.no_grad(), hooked(model, [(hook_name(site), hook)]):
         for start in range(0, len(examples), BATCH):
-            model(examples.tokens[start : start + BATCH].to(device_of(model)), return_type=None)
+            run_tail(model, examples.tokens[start : start + BATCH].to(device_of(model)), 1)
     return torch.cat(rows) * examples.where[..., None]
 
 
@@ -210,7 +210,7 @@ def record_examples(
             return hook
 
         with torch.no_grad(), hooked(model, [(hook_name(site), keep(site)) for site in sites]):
-            model(tokens, return_type=None)
+            run_tail(model, tokens, 1)
         rows.append(torch.stack([found[site] for site in sites]))
     return torch.cat(rows, dim=1)
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from ..errors import InputError, MetricError
 from ..interventions import Blend, Stretch, Write
 from ..models.anatomy import device_of
-from ..models.borrow import hooked
+from ..models.borrow import hooked, run_tail
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
@@ -222,5 +222,5 @@ def _run(
 
     hooks = [(hook_name(site), put(site, stretch)) for site, stretch in zip(sites, maps, strict=True)]
     with hooked(model, hooks):
-        model(tokens, return_type=None)
+        run_tail(model, tokens, 1)
     return [found[site] for site in sites]

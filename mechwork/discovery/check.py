@@ -15,13 +15,14 @@ Pairs needed: n with 1.96 sd(gap) / (mean gap sqrt(n)) = 0.1. Cost: 2 forwards.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from ..models.anatomy import device_of
+from ..models.borrow import run_tail
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table, table_rows
@@ -102,13 +103,12 @@ def _run(
     metrics, right, best = [], [], []
     for rows in torch.arange(len(task)).split(16):
         part = task[rows.tolist()]
-        with torch.no_grad():
-            logits = model(tokens[rows].to(device_of(model)))
-        pairs = part.pairs.to(logits.device)
+        pairs = part.pairs.to(device_of(model))
         if corrupt:  # the answer is read at the end of the corrupt prompt
-            from dataclasses import replace
-
             pairs = replace(pairs, lengths=pairs.corrupt_lengths)
+        tail = pairs.n_tail if part.metric.reads_final else None
+        with torch.no_grad():
+            logits = run_tail(model, tokens[rows].to(device_of(model)), tail)
         metrics.append(part.measure(logits, pairs).cpu())
         right.append(accuracy(logits, pairs).float().cpu())
         best += pairs.final(logits).argmax(dim=-1).tolist()

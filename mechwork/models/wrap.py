@@ -56,13 +56,14 @@ def _read_once(tokenizer: Any) -> Iterator[None]:
 
     It does so unless `add_bos_token` is set. Told that it is, it keeps this tokenizer, asks what it really does with
     "a", and puts BOS before the tokens where one is wanted. A large vocabulary takes seconds to read, and a tokenizer
-    that came from a GGUF file or from the caller has no files to read again.
+    that came from a GGUF file or from the caller has no files to read again. One made in Python has no name either,
+    which TransformerLens takes for granted.
     """
     if tokenizer is None:
         yield
         return
     kept = tokenizer.init_kwargs
-    tokenizer.init_kwargs = {**kept, "add_bos_token": True}
+    tokenizer.init_kwargs = {"name_or_path": "", **kept, "add_bos_token": True}
     try:
         yield
     finally:

@@ -1,32 +1,35 @@
 """How well estimates agree with measured effects: every task, every kind of site, every estimator, in one table.
 
 The table of the RelP paper (Jafari et al. 2025): Pearson correlation over the places of a kind of site, and beside it
-what
-correlation does not see: the relative L2 error |estimate - measured| / |measured|; how many places have an effect of
-more than 1 % of the gap between clean and corrupt metric; and the correlation without the place of largest effect,
+what correlation does not see: the relative L2 error |estimate - measured| / |measured|; how many places have an effect
+of more than 1 % of the gap between clean and corrupt metric; and the correlation without the place of largest effect,
 since one place can carry a correlation alone. An estimator is a composite of rules and a number of points on the path.
+
+Intervals of one task are bootstraps over its places; those of means over tasks are bootstraps over the tasks (each with
+its seed and template), and say nothing about tasks that were not run.
 """
 
 from __future__ import annotations
 
-import json
-import re
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ArtefactError, InputError
-from ..files import make_folder, write_json
+import torch
+
+from ..errors import InputError
+from ..models.anatomy import read_anatomy
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance, hash_json, stable
-from ..relevance import PRESETS, Composite, find_composite
+from ..relevance import PRESETS, Composite
 from ..result import Result, Table
+from ..statistics import bootstrap_agreement, bootstrap_interval, pearson
 from ..tasks.task import Task
-from .attribution import attribute
-from .exact import patch
-from .result import Agreement, Effect, Effects, agreement_of, pearson
+from .estimators import Estimator, find_estimator
+from .kept import Kept
+from .result import Agreement, agreement_of
+from .sampled import MeasuredPlaces, measure_places
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -36,51 +39,41 @@ SITES = ("resid_pre", "attn_out", "mlp_out", "z")
 LARGE = 0.01
 """Share of the gap between clean and corrupt metric above which an effect counts as large."""
 
-
-@dataclass(frozen=True)
-class Estimator:
-    """A composite of rules, and the points on the path from corrupt to clean (1 = plain)."""
-
-    rules: Composite
-    ig_steps: int = 1
-
-    def __post_init__(self) -> None:
-        if self.ig_steps < 1:
-            raise InputError(f"a path has at least one point; got ig_steps={self.ig_steps}")
-
-    @property
-    def name(self) -> str:
-        """``"relp"``, ``"ig5"`` (gradients at five points), ``"relp-ig5"``."""
-        if self.ig_steps == 1:
-            return self.rules.name
-        return f"ig{self.ig_steps}" if self.rules.name == "gradient" else f"{self.rules.name}-ig{self.ig_steps}"
-
-    def to_json(self) -> dict[str, Any]:
-        return {"rules": self.rules.to_json(), "ig_steps": self.ig_steps}
-
-
-def find_estimator(text: str | Composite | Estimator) -> Estimator:
-    """The estimator of that name: a preset of rules, ``"ig5"``, or both as ``"relp-ig5"``.
-
-    >>> find_estimator("relp-ig5").ig_steps
-    5
-    """
-    if isinstance(text, Estimator):
-        return text
-    if isinstance(text, str) and (found := re.fullmatch(r"(?:(.+)-)?ig(\d+)", text)):
-        return Estimator(find_composite(found[1] or "gradient"), int(found[2]))
-    return Estimator(find_composite(text))
+NOWHERE = (float("nan"), float("nan"))
 
 
 @dataclass(frozen=True)
 class StudyRow(Agreement):
-    """An agreement, and how much it rests on: places of large effect, the correlation without the largest, seconds of
-    CPU.
+    """An agreement, and how much it rests on: places of large effect, the correlation without the largest, intervals
+    over places, `cost` of the estimate in F (one forward of the same pairs; `measured_cost`: its CPU time in them).
     """
 
     n_large: int = 0
     pearson_rest: float = float("nan")
-    seconds: float = float("nan")
+    pearson_interval: tuple[float, float] = NOWHERE
+    spearman_interval: tuple[float, float] = NOWHERE
+    error_interval: tuple[float, float] = NOWHERE
+    n_live: int = 0
+    n_all: int = 0
+    cost: int = 0
+    measured_cost: float = float("nan")
+
+
+@dataclass(frozen=True)
+class MeanAgreement:
+    """Means over tasks at one kind of site, with 95 % bootstrap intervals over the tasks (NaN for one task)."""
+
+    site: str
+    rules: str
+    n_tasks: int
+    pearson: float
+    pearson_interval: tuple[float, float]
+    spearman: float
+    spearman_interval: tuple[float, float]
+    relative_error: float
+    error_interval: tuple[float, float]
+    pearson_rest: float
+    cost: int
 
 
 @dataclass(frozen=True)
@@ -107,13 +100,35 @@ class AgreementStudy(Result):
         found = [self.rows[task, site, rules] for task in self.tasks]
         return sum(a.pearson for a in found) / len(found), sum(a.relative_error for a in found) / len(found)
 
+    def means(self, *, seed: int = 0) -> list[MeanAgreement]:
+        """Per kind of site and estimator, means over the tasks. Tasks without a number (a side is constant) are left
+        out of the mean of that number.
+        """
+        found = []
+        for site in self.sites:
+            for rules in self.rules:
+                rows = [self.rows[task, site, rules] for task in self.tasks]
+                r, rho, error, rest = (
+                    _mean([getattr(row, name) for row in rows], seed)
+                    for name in ("pearson", "spearman", "relative_error", "pearson_rest")
+                )
+                found.append(
+                    MeanAgreement(
+                        site, rules, len(rows), r[0], r[1], rho[0], rho[1], error[0], error[1], rest[0], rows[0].cost
+                    )
+                )
+        return found
+
     def _table(self) -> Table:
-        """One row per (task, site, rules)."""
+        """One row per (task, site, rules); no CPU times, which differ from run to run."""
         return [
             {
-                "task": task, "site": site, "rules": rules, "pearson": a.pearson, "spearman": a.spearman,
-                "relative_error": a.relative_error, "n_places": a.n_places, "n_large": a.n_large,
-                "pearson_rest": a.pearson_rest,
+                "task": task, "site": site, "rules": rules,
+                "pearson": a.pearson, "pearson_low": a.pearson_interval[0], "pearson_high": a.pearson_interval[1],
+                "spearman": a.spearman, "spearman_low": a.spearman_interval[0], "spearman_high": a.spearman_interval[1],
+                "relative_error": a.relative_error, "error_low": a.error_interval[0], "error_high": a.error_interval[1],
+                "pearson_rest": a.pearson_rest, "n_places": a.n_places, "n_large": a.n_large, "n_live": a.n_live,
+                "n_all": a.n_all, "cost_f": a.cost,
             }
             for (task, site, rules), a in self.rows.items()
         ]  # fmt: skip
@@ -144,17 +159,21 @@ def study_agreement(
     sites: Sequence[str] = SITES,
     direction: str = "denoise",
     positions: str | None = None,
+    n_places: int | None = None,
     screen: str | None = None,
     verify_random: float = 0.05,
+    seed: int = 0,
     checkpoint: str | Path | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> AgreementStudy:
     """Measure every place once, estimate it with every estimator, and compare.
 
     `rules` are composites, or names of estimators (``"relp"``, ``"ig5"``, ``"relp-ig5"``). `positions` ("spans") is for
-    kinds without heads; heads are patched at all positions. `screen` (rules) measures only the 5 % of places with the
-    largest estimates and a random share `verify_random` of the rest: agreement is then over these. `checkpoint`: a
-    folder that keeps each task's rows, so that an interrupted study goes on.
+    kinds without heads; heads are patched at all positions. `n_places` measures that many random places of each kind
+    (drawn with `seed` among those that can have an effect) instead of all. `screen` (rules) measures only the 5 % of
+    places with the largest estimates and a random share `verify_random` of the rest: agreement is then over these.
+    `checkpoint`: a folder that keeps each task's measured effects and estimates; called again, with these or further
+    estimators, the study goes on.
 
     Cost: that of `patch` once per task, and of `attribute` once per task and estimator.
 
@@ -172,120 +191,71 @@ def study_agreement(
             "composites"
         )
     settings = {
-        "direction": direction, "positions": positions, "screen": screen, "verify_random": verify_random,
-        "sites": list(sites), "rules": [estimator.to_json() for estimator in estimators],
-        "model": identify_model(model),
+        "direction": direction, "positions": positions, "n_places": n_places, "screen": screen,
+        "verify_random": verify_random, "sites": list(sites), "seed": seed, "model": identify_model(model),
     }  # fmt: skip
+    n_layers = read_anatomy(model).n_layers
     rows: dict[tuple[str, str, str], StudyRow] = {}
     for done, task in enumerate(tasks):
-        if progress is not None:
-            progress(done, len(tasks), f"measuring {task.name}")
-        kept = KeptRows(checkpoint, task.name, hash_json([settings, stable(task.provenance())]))
-        found = kept.read()
-        if found is None:
-            exact = _measure(model, task, sites, direction, positions, screen, verify_random)
-            compared = [row for one in estimators for row in _compare(model, task, one, exact, direction, positions)]
-            found = [{"rules": name, **asdict(row)} for name, row in compared]
-            kept.write(found)
-        for facts in found:
-            name = facts.pop("rules")
-            rows[task.name, facts["kind"], name] = StudyRow(**facts)
+
+        def tell(what: str, done: int = done, name: str = task.name) -> None:
+            if progress is not None:
+                progress(done, len(tasks), f"{what} {name}")
+
+        kept = Kept(checkpoint, task.name, hash_json([settings, stable(task.provenance())]))
+        facts = kept.read()
+        if facts is None:
+            tell("measuring")
+            measured = measure_places(
+                model, task, sites, n_places=n_places, direction=direction, positions=positions, screen=screen,
+                verify_random=verify_random, seed=seed,
+            )  # fmt: skip
+            kept.write(measured.to_json())
+        else:
+            measured = MeasuredPlaces.from_json(facts)
+        for estimator in estimators:
+            if not measured.has(estimator):
+                tell(f"{estimator.name} of")
+                measured.estimate(model, task, estimator, direction, positions)
+                kept.write(measured.to_json())
+            cost = estimator.cost(n_layers)
+            for kind in measured.kinds:
+                rows[task.name, kind, estimator.name] = judge(measured, kind, estimator.name, cost, seed)
     provenance = build_provenance(
-        method="agreement of estimates", **settings, tasks=[task.provenance() for task in tasks]
-    )
+        method="agreement of estimates", **settings, rules=[estimator.to_json() for estimator in estimators],
+        tasks=[task.provenance() for task in tasks],
+    )  # fmt: skip
     ordered = {(task, site, e.name): rows[task, site, e.name] for task in names for site in sites for e in estimators}
     return AgreementStudy(ordered, provenance)
 
 
-def _measure(
-    model: TransformerBridge, task: Task, sites: Sequence[str], direction: str, positions: str | None,
-    screen: str | None, verify_random: float,
-) -> Effects:  # fmt: skip
-    """Exact effects; NaN where a screen has measured nothing. Kinds with heads at all positions."""
-    effects: dict[str, Effect] = {}
-    for kinds, where in _by_positions(sites, positions):
-        if screen is None:
-            effects |= patch(model, task, kinds, direction=direction, positions=where)
-        else:
-            found = patch(
-                model, task, kinds, direction=direction, positions=where, screen=screen, verify_random=verify_random
-            )
-            effects |= found.measured
-    return Effects({kind: effects[kind] for kind in sites})
-
-
-def _by_positions(sites: Sequence[str], positions: str | None) -> list[tuple[list[str], str | None]]:
-    """The kinds of site that are patched at `positions`, and those that always are at all."""
-    heads = [kind for kind in sites if kind in ("q", "k", "v", "z")] if positions is not None else []
-    parts = [([kind for kind in sites if kind not in heads], positions), (heads, None)]
-    return [(kinds, where) for kinds, where in parts if kinds]
-
-
-def _compare(
-    model: TransformerBridge, task: Task, estimator: Estimator, exact: Effects, direction: str, positions: str | None
-) -> list[tuple[str, StudyRow]]:
-    """One row per kind of site."""
-    rows = []
-    for kinds, where in _by_positions(exact.sites, positions):
-        began = time.process_time()
-        estimate = attribute(
-            model, task, kinds, rules=estimator.rules, ig_steps=estimator.ig_steps, direction=direction, positions=where
-        )
-        seconds = time.process_time() - began
-        rows += [(estimator.name, judge(estimate[kind], exact[kind], seconds)) for kind in kinds]
-    return rows
-
-
-def judge(estimate: Effect, exact: Effect, seconds: float = float("nan")) -> StudyRow:
-    """The row of one kind of site, over the places that were measured."""
-    both = ~(estimate.values.isnan() | exact.values.isnan())
-    a, b = estimate.values[both].double(), exact.values[both].double()
-    baseline = exact.baseline
-    gap = float((baseline.clean_per_example.double().mean() - baseline.corrupt_per_example.double().mean()).abs())
+def judge(measured: MeasuredPlaces, kind: str, name: str, cost: int = 0, seed: int = 0) -> StudyRow:
+    """The row of one kind of site and one estimator, over the places that were measured."""
+    a, b = measured.pair(kind, name)
     rest = b.abs() < b.abs().max()
+    intervals = bootstrap_agreement(a, b, seed=seed)
+    n_all, n_live = measured.n_places[kind]
     return StudyRow(
-        **asdict(agreement_of(exact.kind, a, b)),
-        n_large=int((b.abs() > LARGE * gap).sum()),
+        **asdict(agreement_of(kind, a, b)),
+        n_large=int((b.abs() > LARGE * abs(measured.gap)).sum()),
         pearson_rest=pearson(a[rest], b[rest]) if int(rest.sum()) > 2 else float("nan"),
-        seconds=seconds,
+        pearson_interval=intervals["pearson"],
+        spearman_interval=intervals["spearman"],
+        error_interval=intervals["relative_error"],
+        n_live=n_live,
+        n_all=n_all,
+        cost=cost,
+        measured_cost=measured.estimates[name].seconds / max(measured.seconds["forward"], 1e-9),
     )
 
 
-@dataclass(frozen=True)
-class KeptRows:
-    """Rows of a study in a folder: ``NAME.json`` with the sha256 of what they were computed from. No folder keeps
-    nothing.
-    """
-
-    folder: str | Path | None
-    name: str
-    key: str
-
-    @property
-    def file(self) -> Path:
-        return Path(self.folder or ".").expanduser() / f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', self.name)}.json"
-
-    def read(self) -> list[dict[str, Any]] | None:
-        """The rows; None where there are none yet. Raises `ArtefactError` for those of another study."""
-        if self.folder is None or not self.file.is_file():
-            return None
-        try:
-            data = json.loads(self.file.read_text(encoding="utf-8"))
-            key, rows = data["key"], [dict(row) for row in data["rows"]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ArtefactError(f"{self.file} is damaged ({error}); delete it, and it is measured again") from error
-        if key != self.key:
-            raise ArtefactError(
-                f"{self.file} belongs to another model, task or settings. Choose another folder, or delete the file."
-            )
-        return rows
-
-    def write(self, rows: list[dict[str, Any]]) -> None:
-        """Keeps the rows, whole or not at all."""
-        if self.folder is None:
-            return
-        make_folder(self.file.parent)
-        write_json(self.file, {"key": self.key, "rows": rows})
+def _mean(values: Sequence[float], seed: int) -> tuple[float, tuple[float, float]]:
+    """Mean of the numbers among the values, and its bootstrap interval (NaN for fewer than two)."""
+    numbers = torch.tensor([value for value in values if value == value], dtype=torch.float64)
+    if len(numbers) < 2:
+        return (float(numbers.mean()), NOWHERE)
+    low, high = bootstrap_interval(numbers[:, None], seed=seed).flatten().tolist()
+    return float(numbers.mean()), (low, high)
 
 
 def _cells(values: dict[str, tuple[float, float]]) -> str:

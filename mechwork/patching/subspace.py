@@ -22,6 +22,7 @@ from ..display import Readable
 from ..errors import InputError
 from ..execute import MemoryBudget
 from ..models.anatomy import ModelAnatomy, device_of, dtype_of
+from ..models.borrow import run_tail
 from ..runs.record import check_task
 from ..sites import SITE_KINDS, Site, hook_name, site_kind
 from ..tasks.task import Task
@@ -244,7 +245,7 @@ def fit_das(
         pairs.corrupt_tokens.to(device),
         pairs.clean_tokens.to(device),
         pairs.correct[:, 0],
-        lambda tokens: model(tokens)[:, -1],
+        lambda tokens: run_tail(model, tokens, 1)[:, -1],
         rank=rank,
         base_positions=places,
         source_positions=places,

@@ -119,7 +119,7 @@ class Task(Readable):
         with borrow(model), torch.no_grad():
             for pairs in self.pairs.batches(64):
                 pairs = pairs.to(next(model.parameters()).device)
-                final = pairs.final(model(pairs.clean_tokens))
+                final = pairs.final(run_tail(model, pairs.clean_tokens, pairs.n_tail))
                 best, rival = (
                     torch.where(ids >= 0, final.gather(1, ids.clamp(min=0)), -torch.inf).amax(dim=1)
                     for ids in (pairs.correct, pairs.incorrect)

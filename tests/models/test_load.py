@@ -106,3 +106,25 @@ OTHERS = {
 def test_architectures_that_would_be_silently_wrong_are_refused(name: str) -> None:
     with pytest.raises(UnsupportedModelError, match="claim"):
         load_model(OTHERS[name]().eval())
+
+
+def python_tokenizer(**special: str) -> Any:
+    """A tokenizer made in Python: no files, and no name of where it came from."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["<unk>", "<s>", "a", "b"])}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    return hf.PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", **special)
+
+
+@pytest.mark.parametrize("special", [{}, {"bos_token": "<s>"}, {"bos_token": "<s>", "eos_token": "<s>"}])
+def test_a_tokenizer_made_in_python(special: dict[str, str]) -> None:
+    tokenizer = python_tokenizer(**special)
+    before = dict(tokenizer.init_kwargs)
+    assert "name_or_path" not in before
+    model = load_model(build_module("gpt2"), tokenizer=tokenizer)
+    assert model.tokenizer.init_kwargs == before
+    assert model.to_tokens("a b").tolist() == [[2, 3]]
+    if special:
+        model = load_model(build_module("gpt2"), tokenizer=python_tokenizer(**special), prepend_bos=True)
+        assert model.to_tokens("a b").tolist() == [[1, 2, 3]]

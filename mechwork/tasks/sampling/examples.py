@@ -55,6 +55,13 @@ def templates(task: str, split: Split) -> tuple[str, ...]:
     return tuple(table[split])
 
 
+def spread(task: str, n: int) -> tuple[str, ...]:
+    """`n` templates of the task, evenly spread over all of them (fewer where it has fewer)."""
+    known = templates(task, "all")
+    n = min(n, len(known))
+    return tuple(known[i * len(known) // n] for i in range(n))
+
+
 def scenery(rng: random.Random, lexicon: Lexicon) -> dict[str, str]:
     """Values for the slots that only decorate: places, objects, roles, adjectives."""
     first_place, second_place = rng.sample(lexicon.places, 2)
