@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--edge-pairs", type=at_least(4), metavar="N", help="pairs for edges, half of them held out (default: twice -n)"
     )
     parser.add_argument(
-        "--out", type=path, metavar="DIR", help="keep rows, CSV and tables there; run again, it goes on"
+        "--out", type=path, metavar="DIR", help="keep rows, CSV, tables there; run again, it goes on"
     )
     parser.set_defaults(keeps=False)
     add_executor(parser)
