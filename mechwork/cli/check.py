@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..errors import InputError, NotFoundError
 from .console import Console
-from .options import PAIR_FILES, add_model, at_least, load
+from .options import PAIR_FILES, add_model, add_pair_file, at_least, load, read_pair_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("pairs", metavar="PAIRS", help="a file of pairs, or a task's name")
     parser.add_argument("--n-pairs", type=at_least(1), default=64, metavar="N", help="of a named task (default: 64)")
     parser.add_argument("--seed", type=at_least(0), default=0, help="of a named task's pairs (default: 0)")
+    add_pair_file(parser)
     add_model(parser)
 
 
@@ -33,12 +34,11 @@ def run(args: argparse.Namespace, console: Console) -> None:
         raise NotFoundError(f"no file of pairs at {args.pairs}")
     from ..discovery.check import check_data
     from ..tasks import find_task
-    from ..tasks import from_file as read_task
 
     build = None if from_file else find_task(args.pairs)
     with console.step(f"loading {args.model}"):
         model = load(args)
-        task = build(model, n=args.n_pairs, seed=args.seed) if build else read_task(model, args.pairs)
+        task = build(model, n=args.n_pairs, seed=args.seed) if build else read_pair_file(args, model, args.pairs)
     check = check_data(model, task)
     rows = [vars(row) for row in check.rows]
     data = {"level": check.level, "accuracy": check.accuracy, "chance": check.chance, "findings": rows}

@@ -105,6 +105,23 @@ def add_pairs(
     )
 
 
+def add_pair_file(parser: argparse.ArgumentParser) -> None:
+    """``--metric --chat`` of verbs that take a file of pairs."""
+    group = parser.add_argument_group("file of pairs")
+    group.add_argument(
+        "--metric", default="logit_difference",
+        help="of its answers (default: %(default)s; of several tokens: sequence_difference, first_difference, ...)",
+    )  # fmt: skip
+    group.add_argument("--chat", action="store_true", help="prompts go through the model's chat template")
+
+
+def read_pair_file(args: argparse.Namespace, model: Any, path: str) -> Any:
+    """The task of a file of pairs, as `add_pair_file`'s options say."""
+    from ..tasks import from_file
+
+    return from_file(model, path, metric=args.metric, chat=args.chat)
+
+
 def add_page(parser: argparse.ArgumentParser, what: str, *, default: Path | None = None) -> None:
     """``--html FILE`` (in verbs that write nothing else also ``--out``) and ``--force`` of verbs that write a page."""
     names = ("--html",) if _has(parser, "--out") else ("--html", "--out")

@@ -101,6 +101,9 @@ def evaluate(
     ``"greedy"``; `source` is the task whose prompts means and learned constants come from (default: the tested one).
     Cost per batch of pairs: 1 forward, and 1 per circuit.
 
+    In pairs of unequal length a cut edge carries the corrupt run's write at the corresponding token (by spans), and at
+    tokens that only the clean prompt has the clean run's own: the empty circuit is then not the corrupt run.
+
     Raises:
         InputError: scores or a circuit of another graph or model, or (unless `across_tasks`) scores of another task or
             metric; an unknown ablation; a mean over fewer than 8 prompts.
@@ -117,11 +120,13 @@ def evaluate(
         raise InputError(f"n_random and n_same_degree count circuits, from 0; got {n_random} and {n_same_degree}")
     if ablation not in ABLATIONS:
         raise UnknownNameError("ablation", ablation, ABLATIONS)
-    space = edge_space(model, task, split_input=subject.space.split_input)
+    space = edge_space(model, task, split_input=subject.space.split_input, aligned=None)
     if subject.space != space:
         raise InputError(
             f"the {type(subject).__name__} belongs to another graph, {subject.space}; this model's is {space}"
         )
+    if ablation == "corrupt":
+        task.pairs.require_corrupt()
     identity = identify_model(model)
     if isinstance(subject, EdgeScores):
         subject.require_model(identity["weights_sha256"])
@@ -160,7 +165,9 @@ def _rankings(selection: str) -> tuple[Ranking, Ranking]:
 
 
 class Measured(NamedTuple):
-    """Per circuit and pair: the metric, whether the answer is right, and KL(model ‖ circuit) at the answer in nats."""
+    """Per circuit and pair (question, where one has several): the metric, whether the answer is right, and
+    KL(model ‖ circuit) at the answer (mean over its tokens) in nats.
+    """
 
     metric: Float[Tensor, "circuit batch"]
     correct: Float[Tensor, "circuit batch"]
@@ -276,12 +283,13 @@ def measure_circuits(
     prompts of every pair share run once. Cost per batch of pairs: 2 forwards, and at most 1 per circuit.
     """
     settings = settings or Settings()
-    size = settings.n_pairs(space, task, int(model.cfg.d_model))
+    size = task.pairs.whole(settings.n_pairs(space, task, int(model.cfg.d_model)))
     ablation = find_ablation(model, task, space, settings.ablation, seed=settings.seed, source=settings.source)
+    paired = ablation.paired and (ablation.kind != "corrupt" or task.pairs.aligned)
     coupled = tuple(heads_share_scale(model, layer) for layer in range(space.n_layers))
-    reduced = [effective(space, mask, coupled, paired=ablation.paired) for mask in masks]
+    reduced = [effective(space, mask, coupled, paired=paired) for mask in masks]
     keys = [mask.numpy().tobytes() for mask in reduced]
-    whole = effective(space, space.mask, coupled, paired=ablation.paired).numpy().tobytes()
+    whole = effective(space, space.mask, coupled, paired=paired).numpy().tobytes()
     wanted = dict(zip(keys, reduced, strict=True))
     parts: list[Measured] = []
     n_batches = -(-len(task) // size)
@@ -289,23 +297,25 @@ def measure_circuits(
         pairs = pairs.to(device_of(model))
         prefix = record_prefix(model, task, pairs) if ablation.shares_prefix else None
         plain = run_to_metric(model, task, pairs, pairs.clean_tokens, prefix)
-        reference = pairs.final(plain).log_softmax(dim=-1)
+        reference = pairs.read(plain).log_softmax(dim=-1)
         ablated = ablation.after(pairs, prefix) if ablation.after is not None else ablation.writes(pairs, i * size)
         rows: dict[bytes, tuple[Tensor, Tensor, Tensor]] = {}
         for j, (key, mask) in enumerate(wanted.items()):
             if key == whole:
                 logits = plain
-            elif ablation.kind == "corrupt" and not bool(mask.any()):
+            elif ablation.kind == "corrupt" and paired and not bool(mask.any()):
                 logits = run_to_metric(model, task, pairs, pairs.corrupt_tokens, prefix)
             else:
                 with torch.no_grad(), as_circuit(model, space, mask, ablated):
                     logits = run_to_metric(model, task, pairs, pairs.clean_tokens, prefix)
-            found = pairs.final(logits).log_softmax(dim=-1)
-            kl = kl_nats(reference, found)
+            found = pairs.read(logits).log_softmax(dim=-1)
+            kl = kl_nats(reference, found).mean(dim=1)
             rows[key] = (task.measure(logits, pairs).cpu(), accuracy(logits, pairs).cpu(), kl.cpu())
             if settings.progress is not None:
                 settings.progress(i * len(wanted) + j + 1, n_batches * len(wanted), "evaluating circuits")
         metric, correct, kls = (torch.stack(column) for column in zip(*(rows[key] for key in keys), strict=True))
         parts.append(Measured(metric, correct.float(), kls))
-    metric, correct, kls = (torch.cat(column, dim=1) for column in zip(*parts, strict=True))
+    metric, correct, kls = (
+        task.pairs.per_question(torch.cat(column, dim=1).T).T for column in zip(*parts, strict=True)
+    )
     return Measured(metric, correct, kls)
