@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..errors import InputError, NotFoundError
 from .console import Console
-from .options import PAIR_FILES, add_model, add_pair_file, at_least, load, read_pair_file
+from .options import PAIR_FILES, add_model, add_pair_file, at_least, check_pair_options, load, read_pair_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +32,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
     from_file = args.pairs.endswith(PAIR_FILES)
     if from_file and not Path(args.pairs).is_file():
         raise NotFoundError(f"no file of pairs at {args.pairs}")
+    check_pair_options(args, from_file=from_file)
     from ..discovery.check import check_data
     from ..tasks import find_task
 

@@ -32,6 +32,7 @@ from .options import (
     add_model,
     add_pair_file,
     at_least,
+    check_pair_options,
     fraction,
     load,
     read_pair_file,
@@ -98,6 +99,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
     out = args.out or Path("reports") / (Path(args.task).stem if from_file else args.task)
     if from_file and not Path(args.task).is_file():
         raise NotFoundError(f"no file of pairs at {args.task}")
+    check_pair_options(args, from_file=from_file)
     from ..discovery.discover import discover
     from ..discovery.folder import Folder
     from ..discovery.plan import make_plan

@@ -115,6 +115,14 @@ def add_pair_file(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--chat", action="store_true", help="prompts go through the model's chat template")
 
 
+def check_pair_options(args: argparse.Namespace, *, from_file: bool) -> None:
+    """Raises `InputError` for options of files of pairs beside the name of a task, which brings its own."""
+    if not from_file and (args.chat or args.metric != "logit_difference"):
+        raise InputError(
+            "--metric and --chat say how a file of pairs is read; a named task has its own metric. Leave them out."
+        )
+
+
 def read_pair_file(args: argparse.Namespace, model: Any, path: str) -> Any:
     """The task of a file of pairs, as `add_pair_file`'s options say."""
     from ..tasks import from_file

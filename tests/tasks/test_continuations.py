@@ -13,6 +13,7 @@ from mechwork.ablation import AblationSpec, ablate, sweep_ablations
 from mechwork.circuits import Circuit, evaluate, score_edges, score_positions
 from mechwork.circuits.scoring.exact_edges import measure_edges
 from mechwork.circuits.testing.evaluate import measure_circuits
+from mechwork.discovery.stored_task import StoredTask
 from mechwork.errors import InputError
 from mechwork.execute.task import pack_task, unpack_task
 from mechwork.patching import attribute, patch, patch_paths
@@ -211,12 +212,15 @@ def test_a_circuit_is_judged_by_questions(tiny_gpt2_64: Any) -> None:
     assert found.accuracy == found.model_accuracy == expected_accuracy(tiny_gpt2_64)
 
 
-def test_slices_take_whole_questions_and_a_packed_task_measures_the_same(tiny_gpt2_64: Any) -> None:
+def test_slices_take_whole_questions_and_a_packed_task_measures_the_same(tiny_gpt2_64: Any, tmp_path: Any) -> None:
     task = build()
     assert [len(task[:n]) for n in (1, 2, 3, 5, 6)] == [2, 2, 2, 4, 6]
     assert len(task[3:5]) == 2
     facts, tensors = pack_task(task)
     again = unpack_task(facts, tensors)
+    stored = StoredTask.load(StoredTask.of(task).save(tmp_path / "task")).task()
+    assert stored.pairs.fingerprint() == task.pairs.fingerprint()
+    assert stored.pairs.n_per_question == 2
     assert again.pairs.fingerprint() == task.pairs.fingerprint() != build(questions=QUESTIONS[::-1]).pairs.fingerprint()
     with torch.no_grad():
         logits = tiny_gpt2_64(task.pairs.clean_tokens)
