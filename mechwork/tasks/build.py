@@ -229,4 +229,6 @@ def _token_spans(model: TransformerBridge, text: str, spans: Mapping[str, tuple[
             for i, (a, b) in enumerate(offsets[:-1] if pair.complete else offsets)
             if text[max(a, start) : min(b, end)].strip()
         ]
+        if pair.complete and found[name]:  # white space inside a turn is the turn's
+            found[name] = list(range(found[name][0], found[name][-1] + 1))
     return found
