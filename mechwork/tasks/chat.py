@@ -87,7 +87,7 @@ def render(model: TransformerBridge, messages: Messages, answers: Sequence[str],
     given = messages[:-1] if begun else messages
     text = _apply(model, given, where, open_turn=True) + begun
     turns: dict[str, tuple[int, int]] = {}
-    counts = dict.fromkeys(ROLES, 0)
+    counts: dict[str, int] = dict.fromkeys(ROLES, 0)
     cursor = 0
     for message in messages:
         role, content = message["role"], message["content"]

@@ -53,12 +53,13 @@ def text_pairs(
     pairs = []
     for i, row in enumerate(rows):
         correct, incorrect = (_answers(row.get(column), column, i) for column in ("correct", "incorrect"))
-        common = {"correct": correct, "incorrect": incorrect, "split": str(row.get("split") or "")}
+        common: dict[str, Any] = {"correct": correct, "incorrect": incorrect, "split": str(row.get("split") or "")}
         if model is None:
             if row.get("system") or row.get("assistant"):
                 raise InputError(f"pair {i} has turns of a chat (columns system, assistant): pass chat=True")
             clean, corrupt = (_cell(row, column, i) for column in ("clean", "corrupt"))
-            pairs.append(TextPair(clean, corrupt, **common, **_spans(row, i, clean, corrupt, {}, {})))
+            spans = _spans(row, i, clean, corrupt, {}, {})
+            pairs.append(TextPair(clean, corrupt, spans=spans[0], corrupt_spans=spans[1], **common))
             continue
         sides = []
         for column in ("clean", "corrupt"):
@@ -69,7 +70,9 @@ def text_pairs(
             sides.append(render(model, messages, (*correct, *incorrect), where))
         clean, corrupt = sides
         spans = _spans(row, i, clean.text, corrupt.text, clean.turns, corrupt.turns)
-        pairs.append(TextPair(clean.text, corrupt.text, **common, **spans, complete=True))
+        pairs.append(
+            TextPair(clean.text, corrupt.text, spans=spans[0], corrupt_spans=spans[1], complete=True, **common)
+        )
     return pairs
 
 
@@ -119,11 +122,11 @@ def _json(text: str, column: str, index: int) -> Any:
 
 def _spans(
     row: Mapping[str, Any], index: int, clean: str, corrupt: str, turns: Ranges, corrupt_turns: Ranges
-) -> dict[str, Ranges]:
+) -> tuple[Ranges, Ranges]:
     named = _named(row.get("spans"), "spans", index, clean)
     other = row.get("corrupt_spans")
     others = _named(other or row.get("spans"), "corrupt_spans" if other else "spans", index, corrupt)
-    return {"spans": _around(turns, named), "corrupt_spans": _around(corrupt_turns, others)}
+    return _around(turns, named), _around(corrupt_turns, others)
 
 
 def _named(value: Any, column: str, index: int, text: str) -> dict[str, tuple[int, int]]:

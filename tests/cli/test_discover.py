@@ -231,7 +231,7 @@ BAD_PAIRS = {
     "an answer of several tokens": ({"correct": " antidisestablishmentarianism"}, "single token"),
     "a missing column": ({"incorrect": ""}, "incorrect"),
     "the same answer twice": ({"incorrect": None}, "differ"),
-    "nothing in common": ({"corrupt": "Dogs bark"}, "without one token in common"),
+    "nothing in common": ({"corrupt": " lunch"}, "without one token in common"),
 }
 
 

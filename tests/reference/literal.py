@@ -34,7 +34,7 @@ def patch_cell(
     site: str,
     layer: int,
     metric: Metric,
-    pos: int | None = None,
+    pos: int | list[int] | None = None,
     head: int | None = None,
 ) -> Tensor:
     """One whole forward with one cell replaced: activation patching as it is defined."""

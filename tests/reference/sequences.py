@@ -50,8 +50,8 @@ def value(question: Question, name: str, run: Run, *, denoise: bool) -> Tensor:
     host, donor = (question.corrupt, question.clean) if denoise else (question.clean, question.corrupt)
     total = torch.zeros((), dtype=torch.float64)
     for answer, weight in question.parts(name):
-        rows = (torch.tensor([side + answer[:-1]]) for side in (host, donor))
-        total = total + weight * FORMS[name](log_p(run(*rows), answer), len(answer))
+        rows = [torch.tensor([side + answer[:-1]]) for side in (host, donor)]
+        total = total + weight * FORMS[name](log_p(run(rows[0], rows[1]), answer), len(answer))
     return total
 
 
@@ -65,10 +65,10 @@ def sum_over_answers(
     host, donor = (question.corrupt, question.clean) if denoise else (question.clean, question.corrupt)
     total: Any = 0
     for answer, weight in question.parts(name):
-        rows = (torch.tensor([side + answer[:-1]]) for side in (host, donor))
+        rows = [torch.tensor([side + answer[:-1]]) for side in (host, donor)]
 
         def metric(logits: Tensor, answer: list[int] = answer, weight: float = weight) -> Tensor:
             return (weight * FORMS[name](log_p(logits, answer), len(answer)))[None]
 
-        total = total + score(*rows, metric)
+        total = total + score(rows[0], rows[1], metric)
     return total

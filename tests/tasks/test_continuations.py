@@ -43,7 +43,7 @@ QUESTIONS = tuple(
 
 def build(metric: str = "sequence_difference", questions: tuple[Question, ...] = QUESTIONS) -> Task:
     columns = zip(*((q.clean, q.corrupt, q.correct, q.incorrect) for q in questions), strict=True)
-    return Task.from_tokens(*map(list, columns), metric=metric)  # type: ignore[arg-type]
+    return Task.from_tokens(*map(list, columns), metric=metric)
 
 
 def literal_values(model: Any, name: str, *, denoise: bool) -> torch.Tensor:
@@ -83,7 +83,9 @@ def literal_cell(
 ) -> Any:
     def run(host: torch.Tensor, donor: torch.Tensor) -> torch.Tensor:
         cache = literal.cached(model, donor)[literal.hook(kind, layer)]
-        place = {"pos": list(range(*slice(*cell["pos"]).indices(host.shape[1])))} if "pos" in cell else cell
+        place: dict[str, Any] = cell
+        if "pos" in cell:
+            place = {"pos": list(range(*slice(*cell["pos"]).indices(host.shape[1])))}
         return literal.patch_cell(model, host, cache, kind, layer, lambda x: x, **place)
 
     return value(q, name, run, denoise=denoise)

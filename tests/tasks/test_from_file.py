@@ -49,7 +49,7 @@ def test_reads_and_runs(bundled_model: Any, tmp_path: Path, name: str) -> None:
     [
         ({"correct": " Mary Mary"}, r"single token.*pair 1"),
         ({"corrupt": ROWS[1]["clean"]}, "pair 1 are identical"),
-        ({"corrupt": "Tom said this"}, "pair 1 has prompts of"),
+        ({"corrupt": " store"}, "pair 1 has prompts of"),
         ({"clean": ""}, "pair 1 needs a text in column 'clean'"),
         ({"incorrect": None}, "pair 1 needs text"),
         ({"incorrect": " Tom"}, "must differ"),

@@ -186,7 +186,7 @@ def score_positions(
     check_correspondence(method, task)
     turned = method.direction == "denoise" and not task.pairs.aligned
     pairs = task.pairs.corrupt_as_host() if turned else task.pairs
-    names, cells = pairs.pairs.cells(positions)
+    names, cells = pairs.cells(positions)
     plan = plan_batches(model, task, space, method, memory_budget, None, n_cells=len(names))
     n = task.pairs.n_per_question
     stream = Stream(len(task) // n, len(names) * space.n_edges, keep=False, n_resamples=N_RESAMPLES, seed=seed)
