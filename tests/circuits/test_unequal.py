@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from mechwork.circuits import evaluate, score_edges, score_positions
+from mechwork.circuits import (
+    SpanCircuit,
+    evaluate,
+    evaluate_spans,
+    find_span_circuit,
+    score_edges,
+    score_positions,
+)
 from mechwork.circuits.testing.evaluate import measure_circuits
 from mechwork.errors import InputError
 from mechwork.patching import attribute, patch
@@ -120,6 +127,46 @@ def test_a_whole_circuit_is_the_model_and_spans_are_patched(tiny_gpt2_64: Any) -
     scores = score_edges(tiny_gpt2_64, task, rules="gradient")
     found = evaluate(tiny_gpt2_64, task, scores.circuit(scores.space.n_edges), n_random=1)
     assert found.faithfulness == pytest.approx(1)
+
+
+def test_circuits_by_span_equal_the_literal_graph(family_model64: Any) -> None:
+    model, task = family_model64, build()
+    graph = literal.LiteralGraph(model)
+    scores = score_positions(model, task, positions="spans", rules="gradient", direction="noise")
+    circuit = find_span_circuit(scores, n_edges=scores.space.n_edges)
+    found = evaluate_spans(model, task, circuit, n_random=1, batch_size=2)
+    space = circuit.space
+    kept = {(circuit.labels[s], space.writers[i], space.readers[j]) for s, i, j in circuit.mask.nonzero().tolist()}
+    for row in range(3):
+        host, donor, index = sides(row, denoise=False)
+        ours, theirs = graph.writes_of(host), graph.writes_of(donor)
+        other = {name: moved(ours[name], theirs[name], index) for name in ours}
+        spans = align(CLEAN[row], CORRUPT[row])[0]
+        at = {name: torch.zeros(1, len(CLEAN[row]), dtype=torch.bool) for name in spans}
+        for name, positions in spans.items():
+            at[name][0, positions] = True
+
+        def keep(writer: str, reader: str, at: Any = at) -> torch.Tensor:
+            named = [mask for name, mask in at.items() if (name, writer, reader) in kept]
+            nowhere = torch.zeros_like(next(iter(at.values())))
+            return torch.stack([nowhere, *named]).any(dim=0)
+
+        with torch.no_grad():
+            live = metric_of(row)(graph.run(host, other, keep))
+        torch.testing.assert_close(found.per_example[row], live[0], rtol=1e-4, atol=10 * tolerance(model))
+    assert 0 < circuit.share < 1
+    assert len(found.random) == 1
+
+
+def test_the_same_edges_at_all_spans_are_the_circuit_without_spans(tiny_gpt2_64: Any) -> None:
+    task = build()
+    scores = score_edges(tiny_gpt2_64, task, rules="gradient")
+    mask, labels = random_mask(scores.space, 0.6, 1), tuple(task.pairs.spans)
+    circuit = SpanCircuit(scores.space, labels, mask.expand(len(labels), -1, -1), {})
+    found = evaluate_spans(tiny_gpt2_64, task, circuit, n_random=0)
+    plain = measure_circuits(tiny_gpt2_64, task, scores.space, [mask, scores.space.mask & False, scores.space.mask])
+    both = torch.stack([found.per_example, found.empty_per_example, found.model_per_example])
+    torch.testing.assert_close(both, plain.metric)
 
 
 def test_methods_that_need_positions_refuse(tiny_gpt2_64: Any) -> None:
