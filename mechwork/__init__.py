@@ -43,6 +43,7 @@ if _TYPE_CHECKING:
     from .directions import study_steering as study_steering
     from .discovery.discover import discover as discover
     from .discovery.discover import load_discovery as load_discovery
+    from .discovery.explain import explain as explain
     from .discovery.found import Discovery as Discovery
     from .execute import executor as executor
     from .lenses import LensTable as LensTable
@@ -78,6 +79,7 @@ _HOMES = {
     "score_edges",
     "directions": "Direction fit_direction study_steering",
     "discovery.discover": "discover load_discovery",
+    "discovery.explain": "explain",
     "discovery.found": "Discovery",
     "execute": "executor",
     "lenses": "LensTable LogitAttribution TunedLens attribute_logits load_lens read_lens train_lens",

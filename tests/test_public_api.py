@@ -41,6 +41,7 @@ PUBLIC = {
     "errors",
     "evaluate",
     "executor",
+    "explain",
     "figure",
     "find_composite",
     "fit_direction",

@@ -130,19 +130,20 @@ def ablate(
     fitted = ensure_fitted(model, task, ablation, reference)
     parts: list[tuple[Tensor, ...]] = []
     routed: dict[tuple[int, int], int] = {}
-    for first in range(0, len(task), BATCH):
-        pairs = task.pairs[first : first + BATCH].to(device_of(model))
+    size, per_question = task.pairs.whole(BATCH), task.pairs.per_question
+    for first in range(0, len(task), size):
+        pairs = task.pairs[first : first + size].to(device_of(model))
         with torch.no_grad():
             plain = run_to_metric(model, task, pairs)
             with fitted.applied(model, pairs, first_row=first) as bound:
                 changed = run_to_metric(model, task, pairs)
         for place, n in bound.experts.routed.items():
             routed[place] = routed.get(place, 0) + n
-        reference_log, found = (pairs.final(logits).log_softmax(dim=-1) for logits in (plain, changed))
-        kl = kl_nats(reference_log, found)
+        reference_log, found = (pairs.read(logits).log_softmax(dim=-1) for logits in (plain, changed))
+        kl = kl_nats(reference_log, found).mean(dim=1)
         measured = (task.measure(plain, pairs), task.measure(changed, pairs))
         parts.append(tuple(t.cpu() for t in (*measured, accuracy(plain, pairs), accuracy(changed, pairs), kl)))
-    columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+    columns = [per_question(torch.cat(column)) for column in zip(*parts, strict=True)]
     facts = build_provenance(
         method="ablation", ablation=fitted.provenance(), model=identify_model(model), task=task.provenance()
     )

@@ -102,10 +102,11 @@ def run_sets(
     metric, correct = [], []
     clean: list[Tensor] = []
     right: list[Tensor] = []
-    n_batches = -(-len(task) // BATCH)
+    size, per_question = task.pairs.whole(BATCH), task.pairs.per_question
+    n_batches = -(-len(task) // size)
     with torch.no_grad():
-        for i, first in enumerate(range(0, len(task), BATCH)):
-            pairs = task.pairs[first : first + BATCH].to(device_of(model))
+        for i, first in enumerate(range(0, len(task), size)):
+            pairs = task.pairs[first : first + size].to(device_of(model))
             run = record_run(model, pairs, ["resid_pre"], n_tail=read_columns(task, pairs))
             clean.append(task.measure(run.logits, pairs).cpu())
             right.append(accuracy(run.logits, pairs).cpu())
@@ -124,7 +125,10 @@ def run_sets(
                     progress(i * len(chosen) + done, n_batches * len(chosen), what)
             metric.append(rows)
             correct.append(good)
-    return SetMetrics(chosen, torch.cat(metric, dim=1), torch.cat(correct, dim=1), torch.cat(clean), torch.cat(right))
+    return SetMetrics(
+        chosen, per_question(torch.cat(metric, dim=1).T).T, per_question(torch.cat(correct, dim=1).T).T,
+        per_question(torch.cat(clean)), per_question(torch.cat(right)),
+    )  # fmt: skip
 
 
 def _chunks(model: TransformerBridge, sets: Sequence[TargetSet], pairs: PromptPairs) -> Iterator[tuple[int, list[int]]]:

@@ -35,6 +35,8 @@ from .scoring.positions import AttentionEdges as AttentionEdges
 from .scoring.positions import PositionScores as PositionScores
 from .scoring.positions import score_attention_edges as score_attention_edges
 from .scoring.positions import score_positions as score_positions
+from .scoring.query_key import QueryKeyAttribution as QueryKeyAttribution
+from .scoring.query_key import attribute_attention as attribute_attention
 from .scoring.score import score_edges as score_edges
 from .scoring.scores import EdgeScores as EdgeScores
 from .scoring.stability import Stability as Stability
@@ -54,3 +56,7 @@ from .testing.leaderboard import Leaderboard as Leaderboard
 from .testing.leaderboard import run_leaderboard as run_leaderboard
 from .testing.reuse import CircuitReuse as CircuitReuse
 from .testing.reuse import study_reuse as study_reuse
+from .testing.spans import SpanCircuit as SpanCircuit
+from .testing.spans import SpanEvaluation as SpanEvaluation
+from .testing.spans import evaluate_spans as evaluate_spans
+from .testing.spans import find_span_circuit as find_span_circuit

@@ -59,9 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--edge-pairs", type=at_least(4), metavar="N", help="pairs for edges, half of them held out (default: twice -n)"
     )
-    parser.add_argument(
-        "--out", type=path, metavar="DIR", help="keep rows, CSV, tables there; run again, it goes on"
-    )
+    parser.add_argument("--out", type=path, metavar="DIR", help="keep rows, CSV, tables there; run again, it goes on")
     parser.set_defaults(keeps=False)
     add_executor(parser)
 

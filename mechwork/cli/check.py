@@ -14,7 +14,7 @@ import argparse
 
 from ..errors import InputError
 from .console import Console
-from .options import add_pairs, load, task_builder
+from .options import PAIR_FILES, add_pair_file, add_pairs, check_pair_options, load, task_builder
 from .output import deliver
 
 
@@ -22,11 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's own arguments."""
     parser.add_argument("pairs", metavar="PAIRS", help="a file of pairs, or a task's name")
     add_pairs(parser, 64, least=1, what="of a named task")
+    add_pair_file(parser)
 
 
 def run(args: argparse.Namespace, console: Console) -> None:
     """Check, print, and fail where something is red."""
-    build = task_builder(args.pairs)
+    check_pair_options(args, from_file=args.pairs.endswith(PAIR_FILES))
+    build = task_builder(args.pairs, args)
     from ..discovery.check import check_data
 
     with console.step(f"loading {args.model}"):

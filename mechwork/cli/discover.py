@@ -7,9 +7,10 @@ budget goes on when the same command is given again; --thorough later adds what 
   mechwork discover ioi --model openai-community/gpt2 --budget 5min
   mechwork discover ioi --plan
   mechwork discover pairs.csv --target 0.85 --out reports/mine --thorough
+  mechwork discover chat.jsonl --chat --metric sequence_difference --model SmolLM2.gguf
 
 TASK is a name ('mechwork tasks' lists them) or a .csv or .jsonl file with the columns clean, corrupt, correct,
-incorrect.
+incorrect, and if wanted split, spans, system, assistant.
 """
 
 from __future__ import annotations
@@ -25,7 +26,18 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import MechworkError, NotFoundError
 from .console import Console, Progress
-from .options import PAIR_FILES, add_executor, add_pairs, at_least, fraction, load, path
+from .options import (
+    PAIR_FILES,
+    add_executor,
+    add_pair_file,
+    add_pairs,
+    at_least,
+    check_pair_options,
+    fraction,
+    load,
+    path,
+    read_pair_file,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from ..discovery.found import Discovery
@@ -73,6 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     files.add_argument("--out", type=path, metavar="DIR", help="folder of the report (default: reports/TASK)")
     files.add_argument("--force", action="store_true", help="replace what mechwork wrote in that folder")
+    add_pair_file(parser)
     parser.set_defaults(keeps=False)
     add_executor(parser)
 
@@ -83,6 +96,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
     out = args.out or Path("reports") / (Path(args.task).stem if from_file else args.task)
     if from_file and not Path(args.task).is_file():
         raise NotFoundError(f"no file of pairs at {args.task}")
+    check_pair_options(args, from_file=from_file)
     from ..discovery.discover import discover
     from ..discovery.folder import Folder
     from ..discovery.plan import make_plan
@@ -90,7 +104,6 @@ def run(args: argparse.Namespace, console: Console) -> None:
     from ..discovery.summary import render_text, summarise
     from ..relevance import find_composite
     from ..tasks import find_task
-    from ..tasks import from_file as read_task
 
     if not args.plan:
         Folder(out).check_place(force=args.force)
@@ -105,15 +118,15 @@ def run(args: argparse.Namespace, console: Console) -> None:
     build = None if from_file else find_task(args.task)
     with console.step(f"loading {args.model}"):
         model = load(args)
-        task = build(model, n=args.n_pairs, seed=args.seed) if build else read_task(model, args.task)
+        task = build(model, n=args.n_pairs, seed=args.seed) if build else read_pair_file(args, model, args.task)
     console.detail(task.describe(2))
     again = (lambda seed: build(model, n=args.n_pairs, seed=seed)) if build else None
     if args.plan:
-        from ..circuits.graph.writers import require_aligned
+        from ..circuits.graph.writers import require_correspondence
         from ..models.anatomy import check_ready
 
         check_ready(model)
-        require_aligned(task)
+        require_correspondence(task)
         plan = make_plan(model, task, settings, mode=mode, budget=budget, again=again is not None)
         rows = [vars(row) for row in plan.rows]
         console.result(
@@ -198,11 +211,13 @@ def _command(args: argparse.Namespace, **changed: Any) -> str:
     plain = {
         "n_pairs": 128, "seed": 0, "rules": None, "ig_steps": None, "target": 0.9, "n_edges": None, "fraction": None,
         "min_accuracy": None, "memory_budget": "2GB", "audience": "research", "model": "gpt2-6l", "device": None,
-        "dtype": None, "out": None,
+        "dtype": None, "metric": "logit_difference", "out": None,
     }  # fmt: skip
     for name, usual in plain.items():
         if given[name] != usual:
             words += [f"--{name.replace('_', '-')}", str(given[name])]
+    if given["chat"]:
+        words.append("--chat")
     if given["bos"] is not None:
         words.append("--bos" if given["bos"] else "--no-bos")
     return shlex.join(words)

@@ -198,6 +198,31 @@ def add_tasks(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--task", metavar="TASKS", dest="tasks", help="the same, with commas")
 
 
+def add_pair_file(parser: argparse.ArgumentParser) -> None:
+    """``--metric --chat`` of verbs that take a file of pairs."""
+    group = parser.add_argument_group("file of pairs")
+    group.add_argument(
+        "--metric", default="logit_difference",
+        help="of its answers (default: %(default)s; of several tokens: sequence_difference, first_difference, ...)",
+    )  # fmt: skip
+    group.add_argument("--chat", action="store_true", help="prompts go through the model's chat template")
+
+
+def check_pair_options(args: argparse.Namespace, *, from_file: bool) -> None:
+    """Raises `InputError` for options of files of pairs beside the name of a task, which brings its own."""
+    if not from_file and (args.chat or args.metric != "logit_difference"):
+        raise InputError(
+            "--metric and --chat say how a file of pairs is read; a named task has its own metric. Leave them out."
+        )
+
+
+def read_pair_file(args: argparse.Namespace, model: Any, path: str) -> Any:
+    """The task of a file of pairs, as `add_pair_file`'s options say."""
+    from ..tasks import from_file
+
+    return from_file(model, path, metric=args.metric, chat=args.chat)
+
+
 def task_names(args: argparse.Namespace, default: Sequence[str]) -> list[str]:
     """The tasks that `add_tasks`'s options name, or `default`."""
     if args.task and args.tasks:
@@ -205,8 +230,9 @@ def task_names(args: argparse.Namespace, default: Sequence[str]) -> list[str]:
     return [name for word in args.task or [args.tasks or ""] for name in word.split(",") if name] or list(default)
 
 
-def task_builder(name: str) -> Callable[..., Task]:
-    """``build(model, n=..., seed=...)`` of a task's name, or of a file of pairs (which has its own number of pairs).
+def task_builder(name: str, args: argparse.Namespace | None = None) -> Callable[..., Task]:
+    """``build(model, n=..., seed=...)`` of a task's name, or of a file of pairs (which has its own number of pairs,
+    and is read as the options of `add_pair_file` in `args` say).
 
     Raises `UnknownNameError` or `NotFoundError`.
     """
@@ -218,7 +244,7 @@ def task_builder(name: str) -> Callable[..., Task]:
         raise NotFoundError(f"no file of pairs at {name}")
 
     def build(model: Any, n: int = 0, seed: int = 0) -> Task:
-        return from_file(model, name)
+        return from_file(model, name) if args is None else read_pair_file(args, model, name)
 
     return build
 

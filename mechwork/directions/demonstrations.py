@@ -25,7 +25,7 @@ from ..display import Readable
 from ..errors import InputError
 from ..provenance import hash_tensors
 from ..shapes import Tokens
-from ..tasks.build import single_token, tokenise
+from ..tasks.encode import single_token, tokenise
 from ..tasks.task import Task
 
 if TYPE_CHECKING:

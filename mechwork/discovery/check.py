@@ -99,9 +99,9 @@ def check_data(model: TransformerBridge, task: Task, *, min_accuracy: float | No
 def _run(
     model: TransformerBridge, task: Task, tokens: Tensor, *, corrupt: bool = False
 ) -> tuple[Tensor, Tensor, list[int]]:
-    """Metric, correctness and best token per pair, in batches of 16."""
+    """Metric and correctness per question, best (first) token per pair, in batches of 16."""
     metrics, right, best = [], [], []
-    for rows in torch.arange(len(task)).split(16):
+    for rows in torch.arange(len(task)).split(task.pairs.whole(16)):
         part = task[rows.tolist()]
         pairs = part.pairs.to(device_of(model))
         if corrupt:  # the answer is read at the end of the corrupt prompt
@@ -111,8 +111,9 @@ def _run(
             logits = run_tail(model, tokens[rows].to(device_of(model)), tail)
         metrics.append(part.measure(logits, pairs).cpu())
         right.append(accuracy(logits, pairs).float().cpu())
-        best += pairs.final(logits).argmax(dim=-1).tolist()
-    return torch.cat(metrics).double(), torch.cat(right), best
+        best += pairs.read(logits)[:, -1].argmax(dim=-1).tolist()  # an answer's first token
+    per_question = task.pairs.per_question
+    return per_question(torch.cat(metrics).double()), per_question(torch.cat(right)), best
 
 
 def _chance(task: Task) -> float:
@@ -137,6 +138,14 @@ def _count(task: Task) -> Finding:
 
 def _alignment(task: Task) -> Finding:
     pairs = task.pairs
+    if not pairs.aligned and pairs.spans:
+        alone = int((pairs.alignment() < 0)[pairs.mask].sum())
+        return Finding(
+            "alignment", "yellow",
+            f"the two prompts of a pair differ in length and are aligned by spans; {alone} of "
+            f"{int(pairs.mask.sum())} clean tokens correspond to none",
+            "describe() shows the alignment. Prompts of one length leave nothing out.",
+        )  # fmt: skip
     if not pairs.aligned:
         return Finding(
             "alignment", "red", "the two prompts of a pair differ in length",
@@ -155,8 +164,10 @@ def _duplicates(task: Task) -> Finding:
         (tuple(a), tuple(b))
         for a, b in zip(task.pairs.clean_tokens.tolist(), task.pairs.corrupt_tokens.tolist(), strict=True)
     ]
+    n = task.pairs.n_per_question  # a question's pairs begin alike, and may repeat
+    prompts = prompts[::n]
     twice = len(prompts) - len(set(prompts))
-    splits = task.splits or ("",) * len(task)
+    splits = task.splits[::n] or ("",) * len(prompts)
     halves = {split: {p for p, s in zip(prompts, splits, strict=True) if s == split} for split in set(splits)}
     shared = len(halves.get("train", set()) & halves.get("test", set()))
     if shared:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from ..circuits import EdgeSpace
-from ..circuits.graph.writers import require_aligned
+from ..circuits.graph.writers import require_correspondence
 from ..errors import InputError
 from ..models.anatomy import check_ready
 from ..models.identity import identify_model
@@ -94,7 +94,7 @@ def discover(
     settings, seconds = settings or Settings(), parse_seconds(budget)
     find_composite(settings.rules)
     settings.given_size(EdgeSpace.of(check_ready(model)))
-    require_aligned(task)
+    require_correspondence(task)
     asked = {
         "task": task.name, "model": str(model.cfg.model_name), "settings": asdict(settings), "audience": audience,
         **(request or {}), "data": task.pairs.fingerprint(), "weights": identify_model(model)["weights_sha256"],

@@ -72,7 +72,8 @@ class Plan(Result, what="discovery plan"):
         if not task.splits:
             return task[: self.n_train]
         rows = {split: [i for i, s in enumerate(task.splits) if s == split] for split in ("train", "test")}
-        return task[[*rows["train"][: self.n_train], *rows["test"][: self.n_test]]]
+        n_train, n_test = task.pairs.whole(self.n_train), task.pairs.whole(self.n_test)
+        return task[[*rows["train"][:n_train], *rows["test"][:n_test]]]
 
     def _table(self) -> Table:
         """One row per stage."""

@@ -23,6 +23,7 @@ class StoredTask(Result, what="task"):
     splits: tuple[str, ...]
     texts: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
     answer_texts: tuple[tuple[str, str], ...]
+    chat_template: str = ""
 
     @classmethod
     def of(cls, task: Task) -> StoredTask:
@@ -34,13 +35,13 @@ class StoredTask(Result, what="task"):
             )
         return cls(
             task.name, task.pairs, task.metric.name, task.description, task.citation, task.splits, task.texts,
-            task.answer_texts,
+            task.answer_texts, task.chat_template,
         )  # fmt: skip
 
     def task(self) -> Task:
         return Task(
             self.name, self.pairs, METRICS[self.metric], self.description, self.citation, self.splits, self.texts,
-            self.answer_texts,
+            self.answer_texts, self.chat_template,
         )  # fmt: skip
 
     def _table(self) -> Table:

@@ -168,12 +168,18 @@ def render_text(found: Discovery, data: dict[str, Any]) -> str:
     return "\n\n".join("\n".join(lines) for lines in sections)
 
 
+def _unlike(found: Discovery) -> str:
+    """How the held-out pairs of a named task differ; nothing of pairs from a file, whose texts have no template."""
+    kinds = [set(part.pairs.templates) for part in (found.task.train, found.task.test)]
+    named = all(kinds) and "" not in kinds[0] | kinds[1] and not kinds[0] & kinds[1]
+    return ", of other words and templates," if named else ""
+
+
 def _head(found: Discovery, data: dict[str, Any]) -> list[str]:
     task, train = data["task"], data["baseline"]["train"]
     which = "test " if "evaluation" in data else ""
     pairs = (
-        f"{task['n_train']} pairs to find the circuit, {task['n_test']} others, of other words and templates, to test "
-        "it"
+        f"{task['n_train']} pairs to find the circuit, {task['n_test']} others{_unlike(found)} to test it"
         if task["held_out"]
         else f"{task['n_train']} pairs, used both to find and to test the circuit: faithfulness is not held out"
     )

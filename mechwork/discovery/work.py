@@ -236,7 +236,9 @@ def read(work: Work) -> Found:
     found: Found = {"lens": read_lens(model, few, LOGIT_LENS, kinds=kinds, top_k=N_TOP)}
     with contextlib.suppress(NotFoundError):
         found["lens-tuned"] = read_lens(model, few, load_lens(model), top_k=N_TOP)
-    return {**found, "direct": attribute_logits(model, work.task.test)}
+    if work.task.pairs.continuations is None:  # of whole answers no one difference of logits is the metric
+        found["direct"] = attribute_logits(model, work.task.test)
+    return found
 
 
 def by_position(work: Work) -> Found:

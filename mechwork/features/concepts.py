@@ -29,7 +29,7 @@ from ..models.anatomy import device_of
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table, table_rows
-from ..tasks.build import answer_token
+from ..tasks.encode import answer_token
 from ..tasks.pairs import END
 from ..tasks.task import Task
 from .feature_set import FeatureSet

@@ -37,7 +37,7 @@ from ..names import head_name
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
 from ..sites import Site
-from ..tasks.build import prepends_bos
+from ..tasks.encode import prepends_bos
 from .prompts import one_token, token_text
 from .readout import Readout
 from .states import record_states

@@ -13,7 +13,7 @@ from ..display import Readable
 from ..errors import InputError
 from ..models.anatomy import check_ready
 from ..shapes import PositionMask, Tokens
-from ..tasks.build import answer_token, tokenise
+from ..tasks.encode import answer_token, tokenise
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

@@ -166,7 +166,8 @@ def read_lens(
     """What `lens` (``"logit"``: the logit lens; `load_lens` has others) reads at every place and position. `kinds`: of
     residual site (default: ``resid_pre``, or the lens's own).
 
-    A `Task` brings its clean prompts, and its (first) correct answer as the target. For other prompts without `target`,
+    A `Task` brings its clean prompts, and its (first) correct answer as the target (whole answers: each position's next
+    token). For other prompts without `target`,
     each position's target is the prompt's next token, and at the last one the model's own most probable token. Raises
     `InputError` for a target of several tokens, kinds that the lens cannot read or the model does not have, empty or
     too long prompts; `ArtefactError` for a lens of another model.
@@ -183,7 +184,8 @@ def read_lens(
     data = None
     if isinstance(prompts, Task):
         data, pairs = prompts.provenance(), prompts.pairs
-        target = pairs.correct[:, 0] if target is None else target
+        if target is None and pairs.continuations is None:
+            target = pairs.correct[:, 0]
         prompts = Prompts(pairs.clean_tokens.cpu(), pairs.mask.cpu())
     given = as_prompts(model, prompts)
     chosen = _kinds(lens, kinds)

@@ -31,7 +31,7 @@ from ..display import Readable
 from ..errors import InputError, NotFoundError, UnknownNameError
 from ..models.anatomy import read_anatomy
 from ..provenance import Provenance, hash_json, hash_tensors
-from ..tasks.build import prepends_bos, require_tokenizer
+from ..tasks.encode import prepends_bos, require_tokenizer
 from .prompts import Prompts
 
 if TYPE_CHECKING:

@@ -80,14 +80,16 @@ def attribute(
     Pairs run in micro-batches that fit `memory_budget` beside the weights (bytes or ``"2GB"``; default: 1 GiB, and one
     pair where that is too little). `progress` is called after every block, forward and backward.
 
-    Raises `InputError` for an unknown site or rule, rules that do not fit the model, pairs of unequal length with
-    `ig_steps` > 1 and a budget too small for one pair; `MetricError` for a metric without gradient, or coefficients
-    that overflow.
+    In pairs of unequal length the path of `ig_steps` ends at the donor's embeddings at the corresponding tokens.
+
+    Raises `InputError` for an unknown site or rule, rules that do not fit the model and a budget too small for one
+    pair; `MetricError` for a metric without gradient, or coefficients that overflow.
 
     >>> approx = attribute(model, task, sites=exact.sites, rules="relp")
     >>> print(approx.agreement(exact))
     """
     direction = check_direction(direction)
+    task.pairs.require_corrupt()
     composite = find_composite(rules)
     anatomy = check_task(model, task)
     named = find_named(sites)
@@ -95,14 +97,14 @@ def attribute(
         raise InputError("neurons are measured, not estimated; use mechwork.patch, or 'mlp_post' for a layer's neurons")
     sites = named.kinds
     check_patchable(anatomy, sites)
-    check_points(host_pairs(task.pairs, direction), ig_steps)
+    check_points(ig_steps)
     exactly = tuple(kind for kind in sites if composite.query_key_fix and kind in QUERY_KEY)
     if exactly:
         check_open(model)
     pairs = host_pairs(task.pairs, direction).to(device_of(model))
     grids = {kind: build_grid(anatomy, task, pairs, kind, named.positions(kind, positions)) for kind in sites}
     masks = {kind: mask for kind, (_, mask) in grids.items()}
-    size = pairs_per_pass(model, task, sites, memory_budget, through_softmax=bool(exactly))
+    size = task.pairs.whole(pairs_per_pass(model, task, sites, memory_budget, through_softmax=bool(exactly)))
     n_drops = anatomy.n_layers if composite.grad_drop else 1
     n_passes = (1 + (1 + n_drops) * ig_steps + (ig_steps > 1)) * -(-len(task) // size)
     facts, tensors = pack_task(task)
@@ -128,11 +130,12 @@ def attribute(
         task=task.provenance(),
     )
     baseline = join_baselines([Baseline(values["clean"], values["corrupt"]) for values in found])
+    baseline = baseline.by(pairs.per_question)
     sign = 1.0 if direction == "denoise" else -1.0
     effects = {
         kind: effect_of(
             grid,
-            sign * torch.cat([values[f"of.{kind}"] for values in found]),
+            sign * pairs.per_question(torch.cat([values[f"of.{kind}"] for values in found])),
             baseline,
             direction,
             task.metric.name,
@@ -198,6 +201,8 @@ class Batch:
         donor = record_run(self.model, pairs, wanted, corrupt=True, n_tail=n_tail)
         host = record_run(self.model, pairs, wanted, n_tail=n_tail) if ig_steps > 1 else None
         ends = None if host is None else (host.layers["resid_pre"][0], donor.layers["resid_pre"][0])
+        if ends is not None and not pairs.aligned:
+            ends = ends[0], align_donor(ends[1], ends[0], pairs.alignment())
         donor_value = self.task.measure(donor.logits, pairs.corrupt_as_host())
         terms: dict[str, list[Tensor]] = {kind: [] for kind in kinds}
         cells: Cells | None = None
@@ -292,14 +297,10 @@ def path_fractions(ig_steps: int) -> tuple[float, ...]:
     return (0.0,) if ig_steps == 1 else tuple((k + 0.5) / ig_steps for k in range(ig_steps))
 
 
-def check_points(pairs: PromptPairs, ig_steps: int) -> None:
-    """Raises `InputError` for no point at all, and for paths between prompts of different length."""
+def check_points(ig_steps: int) -> None:
+    """Raises `InputError` for no point at all."""
     if check_whole("ig_steps", ig_steps) < 1:
         raise InputError(f"ig_steps counts points on the path and is at least 1; got {ig_steps}")
-    if ig_steps > 1 and not pairs.aligned:
-        raise InputError(
-            "integrated gradients need prompts of equal length in every pair; use ig_steps=1, or reword the prompts"
-        )
 
 
 def coefficient_points(

@@ -47,7 +47,7 @@ def effective_mask(
     """The positions at which the cell changes anything that the metric can read.
 
     `changed`: where donor and host differ at the cell's kind and layer (`Sides.changed`); `last`: the last layer.
-    `ends`: the column of each row that the metrics read (None: all of them); a write to the stream of the last layer
+    `ends`: the columns of each row that the metrics read (None: all of them); a write to the stream of the last layer
     matters there alone.
     """
     if cell.head is not None:
@@ -56,7 +56,7 @@ def effective_mask(
         changed = (changed[:, :, list(cell.neurons)] if cell.neurons else changed).any(dim=-1)
     mask = place & changed
     if ends is not None and last and kind not in ("resid_pre", "embed", *READS_LATER):
-        mask = mask & (torch.arange(mask.shape[1], device=mask.device) == ends[:, None])
+        mask = mask & (torch.arange(mask.shape[1], device=mask.device) == ends[..., None]).any(dim=1)
     return mask
 
 

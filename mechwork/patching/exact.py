@@ -128,6 +128,7 @@ def patch(
             raise InputError(
                 f"whole kinds can be screened: {', '.join(PATCHABLE)}; leave screen out for {list(sites)} or neurons"
             )
+    task.pairs.require_corrupt()
     job = plan_sweep(
         model,
         task,
@@ -281,11 +282,12 @@ class Tables:
     def _effect(self, number: int, grid: Grid, m: int, provenance: Provenance) -> Effect:
         denoise = self.job.direction == "denoise"
         clean, corrupt = (self.donor[m], self.host[m]) if denoise else (self.host[m], self.donor[m])
-        change = self.values[number][m] - self.host[m][:, None]
+        per_question = self.job.task.pairs.per_question
+        change = per_question(self.values[number][m] - self.host[m][:, None])
         return effect_of(
             grid,
             change if denoise else -change,
-            Baseline(clean, corrupt),
+            Baseline(clean, corrupt).by(per_question),
             self.job.direction,
             self.job.metrics[m].name,
             provenance,

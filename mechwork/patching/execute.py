@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Cells run together on one block of pairs: they change nothing before column `start`."""
+    """Cells run together on one block of pairs: before column `start` they change nothing, and nothing is read."""
 
     start: int
     cells: tuple[Cell, ...]
@@ -158,10 +158,11 @@ def record_block(
 def _sort(
     sweep: Sweep, sides: Sides, masks: Mapping[str, Tensor], read: Readout
 ) -> tuple[list[tuple[int, Cell]], list[Cell]]:
-    """The cells that change something, each with its first changed column, and those that provably change nothing."""
+    """The cells that change something, each with the column from which it runs (the first one that it changes or that
+    is read), and those that provably change nothing.
+    """
     changing, same = [], []
     ends = None if read.ends is None else read.ends.to(device_of(sides.model))
-    # No later than the end of the shortest prompt: what is read there must be among the columns that are run.
     latest = read.pairs.clean_tokens.shape[1] if ends is None else int(ends.min())
     for (number, layer), cells in groupby(sweep.cells, key=lambda cell: (cell.grid, cell.layer)):
         grid, last = sweep.grids[number], layer == sides.anatomy.n_layers - 1
@@ -195,7 +196,7 @@ def _chunks(sweep: Sweep, changing: list[tuple[int, Cell]], read: Readout, sizes
         items = list(group)
         start = items[0][0]
         columns = read.pairs.clean_tokens.shape[1]
-        logits = 0 if read.narrow else columns if read.ends is None else 1
+        logits = 0 if read.narrow else columns if read.ends is None else read.ends.shape[1]
         per_cell = len(read.pairs) * sizes.run(columns - start, logits)
         step = max(1, sweep.chunk_bytes // per_cell)
         for first in range(0, len(items), step):
@@ -223,7 +224,7 @@ def _step_through(
             where = torch.stack([masks[grid.positions][cell.place] for cell in cells])
             rows = stream_rows(sides, grid.kind, layer, cells, where, chunk.start, ends)
             if at == frame.n_layers and ends is not None:
-                rows = take_columns(rows, ends.repeat(len(cells)) - chunk.start)
+                rows = take_columns(rows, ends.repeat(len(cells), 1) - chunk.start)
             entering.append(rows)
         stream = torch.cat(entering) if len(entering) > 1 else entering[0]
     assert stream is not None
@@ -233,7 +234,7 @@ def _step_through(
 def _advance(frame: Any, layer: int, stream: Tensor, start: int, ends: Tensor | None) -> Tensor:
     if ends is None or layer < frame.n_layers - 1:
         return frame.step(layer, stream, start)
-    return frame.step(layer, stream, start, ends.repeat(len(stream) // len(ends)) - start)
+    return frame.step(layer, stream, start, ends.repeat(len(stream) // len(ends), 1) - start)
 
 
 def _restart(
@@ -255,7 +256,7 @@ def _restart(
         if read.narrow:
             final = _final_stream(model, sides.anatomy, tokens)
             assert read.ends is not None
-            ends = read.ends.to(final.device).repeat(n)
+            ends = read.ends.to(final.device).repeat(n, 1)
             return read.measure_stream(take_columns(final, ends), 0)
         logits = model(tokens) if read.ends is None else model(tokens, logits_to_keep=read.pairs.n_tail)
     return torch.stack([read.measure(one) for one in logits.split(len(pairs))], dim=-1)

@@ -94,6 +94,7 @@ def patch_paths(
     sizes = sizes_of(anatomy, d_mlp_of(model), host_pairs(task.pairs, checked), n_tail, dtype_of(model).itemsize)
     logits = 0 if task.metric.reads_answers else sizes.n_tail
     block, chunk_bytes = fit(sizes, kinds, len(task), memory_budget, logits, device_of(model).type)
+    block = task.pairs.whole(block)
     values, base = [], []
     with torch.no_grad():
         for first in range(0, len(task), block):
@@ -104,7 +105,7 @@ def patch_paths(
                 model, anatomy, part, [task.metric], sides.pairs.corrupt_as_host(), sides.donor.logits, sparing=True
             )
             host_metric, donor_metric = read.measure(sides.host.logits)[0], donor.measure(sides.donor.logits)[0]
-            changes = _changes(sides, sources)
+            changes = _changes(sides, sources, read)
             paths = [
                 Path(index, index // len(targets), reached)
                 for index in range(len(sources) * len(targets))
@@ -122,8 +123,8 @@ def patch_paths(
                     progress(done, len(paths), "patching paths")
             values.append((metric - host_metric[:, None]).cpu())
             base.append((host_metric.cpu(), donor_metric.cpu()))
-    host, given = (torch.cat(side) for side in zip(*base, strict=True))
-    change = torch.cat(values).reshape(-1, len(sources), len(targets))
+    host, given = (task.pairs.per_question(torch.cat(side)) for side in zip(*base, strict=True))
+    change = task.pairs.per_question(torch.cat(values)).reshape(-1, len(sources), len(targets))
     effect = Effect(
         kind="path",
         per_example=change if checked == "denoise" else -change,
@@ -165,6 +166,7 @@ class Changes:
 
     sides: Sides
     groups: list[list[tuple[Writer, Float[Tensor, "batch pos d_model"]]]]
+    ends: Tensor | None
 
     def at(self, group: int, reader: Reader) -> Float[Tensor, "batch pos d_model"]:
         """Delta in the stream that `reader` reads."""
@@ -173,15 +175,14 @@ class Changes:
 
     @property
     def start(self) -> int:
-        """The first column at which anything changes (0 when nothing does); no later than the shortest prompt's end,
-        which is read.
-        """
+        """The first column at which anything changes (0 when nothing does), or which is read."""
         columns = [(delta != 0).any(dim=-1).any(dim=0) for group in self.groups for _, delta in group]
         touched = torch.stack(columns).any(dim=0).nonzero()
-        return min(int(touched[0]), int(self.sides.pairs.lengths.min()) - 1) if len(touched) else 0
+        first = int(touched[0]) if len(touched) else 0
+        return first if self.ends is None else min(first, int(self.ends.min()))
 
 
-def _changes(sides: Sides, groups: list[list[Writer]]) -> Changes:
+def _changes(sides: Sides, groups: list[list[Writer]], read: Readout) -> Changes:
     found = []
     for group in groups:
         members = []
@@ -195,7 +196,7 @@ def _changes(sides: Sides, groups: list[list[Writer]]) -> Changes:
                 old = _head_write(sides, writer.layer, writer.head, sides.own("z", writer.layer))
             members.append((writer, new - old))
         found.append(members)
-    return Changes(sides, found)
+    return Changes(sides, found, read.ends)
 
 
 def _head_write(
@@ -229,7 +230,7 @@ def _run(sides: Sides, chunk: list[Path], changes: Changes, read: Readout) -> Fl
             if reader.kind == "logits":
                 x[_rows(row, read)] += changes.at(path.change, reader)[:, start:]
     if read.ends is not None:
-        x = take_columns(x, read.ends.to(x.device).repeat(n) - start)
+        x = take_columns(x, read.ends.to(x.device).repeat(n, 1) - start)
     return read.measure_stream(x, start)[0]
 
 

@@ -4,6 +4,7 @@
 |---|---|
 | the answers' logits at the last token | the answers' columns, at that token |
 | logits at the last token | all columns, at that token |
+| whole answers | all columns, at the tokens before the answers' |
 | anything | all columns, at every changed position |
 
 Logits that were not computed are NaN, so that a metric which reads them after all is refused, never wrong.
@@ -17,7 +18,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import UnsupportedModelError
@@ -46,9 +47,9 @@ class Readout:
     sparing: bool
 
     @property
-    def ends(self) -> Tensor | None:
-        """The column each row is read at; None when all logits are wanted."""
-        return self.pairs.lengths - 1 if self.sparing and all(m.reads_final for m in self.metrics) else None
+    def ends(self) -> Int[Tensor, "batch n_columns"] | None:
+        """The columns each row is read at; None when all logits are wanted."""
+        return self.pairs.read_columns if self.sparing and all(m.reads_final for m in self.metrics) else None
 
     @property
     def narrow(self) -> bool:
@@ -94,12 +95,12 @@ class Readout:
             full[:, start:] = logits
             return full
         full = self._blank
-        full[self._rows, self._tail] = logits[:, 0]
+        full[self._rows[:, None], self._tail] = logits
         return full
 
     def _scattered(self, answers: Float[Tensor, "batch column"]) -> Tensor:
         logits = self._blank
-        logits[self._rows[:, None], self._tail[:, None], self._answers] = answers.to(logits.dtype)
+        logits[self._rows[:, None], self._tail, self._answers] = answers.to(logits.dtype)
         return logits
 
     @cached_property
@@ -113,7 +114,8 @@ class Readout:
 
     @cached_property
     def _tail(self) -> Tensor:
-        return (self.pairs.lengths - 1 - (self.pairs.clean_tokens.shape[1] - self.pairs.n_tail)).to(self._rows.device)
+        columns = self.pairs.read_columns - (self.pairs.clean_tokens.shape[1] - self.pairs.n_tail)
+        return columns.to(self._rows.device)
 
     @cached_property
     def _answers(self) -> Tensor:

@@ -89,6 +89,8 @@ class Effect(Result):
 
     def standard_error(self) -> Float[Tensor, "..."]:
         """Standard error of `values` over pairs (NaN for a single pair)."""
+        if len(self.per_example) == 1:
+            return torch.full_like(self.per_example[0], torch.nan)
         return self.per_example.std(dim=0) / len(self.per_example) ** 0.5
 
     def interval(self, level: float = 0.95, *, n: int = 2000, seed: int = 0) -> Float[Tensor, "2 ..."]:

@@ -24,7 +24,7 @@ from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
 from ..runs.record import leaf_at_embedding
 from ..sites import Site, hook_name
-from ..tasks.build import answer_token, tokenise
+from ..tasks.encode import answer_token, tokenise
 from .composite import Composite
 from .presets import find_composite
 

@@ -45,6 +45,7 @@ from .panels.curve import render_curve as render_curve
 from .panels.curve import render_evaluation as render_evaluation
 from .panels.discovery import render_check as render_check
 from .panels.discovery import render_discovery as render_discovery
+from .panels.explain import render_explanation as render_explanation
 from .panels.features import feature_curves_figure as feature_curves_figure
 from .panels.features import reconstruction_figure as reconstruction_figure
 from .panels.features import render_feature_curves as render_feature_curves

@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..models.anatomy import ModelAnatomy, read_anatomy
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
-from ..tasks.build import tokenise
+from ..tasks.encode import tokenise
 from ..tasks.task import Task
 from .record import check_task, record_run
 

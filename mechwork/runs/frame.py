@@ -180,9 +180,9 @@ class Frame:
         layer: int,
         x: Float[Tensor, "row column d_model"],
         start: int,
-        only: Int[Tensor, " row"] | None = None,
+        only: Int[Tensor, "row n_columns"] | None = None,
     ) -> Float[Tensor, "row column2 d_model"]:
-        """One block on columns ``start ..``. `only`: one column per row (counted from `start`) whose output is
+        """One block on columns ``start ..``. `only`: the columns of each row (counted from `start`) whose output is
         needed.
         """
         attn_out = self.attend(layer, x, start)
@@ -226,9 +226,11 @@ def _first_row(call: AttentionCall) -> AttentionCall:
     return AttentionCall(arguments, call.cache_argument, call.by_name, call.keys[:1], call.values[:1])
 
 
-def take_columns(x: Float[Tensor, "row column d"], columns: Int[Tensor, " row"]) -> Float[Tensor, "row 1 d"]:
-    """One column of each row."""
-    return x[torch.arange(len(x), device=x.device), columns][:, None]
+def take_columns(
+    x: Float[Tensor, "row column d"], columns: Int[Tensor, "row n_columns"]
+) -> Float[Tensor, "row n_columns d"]:
+    """Some columns of each row."""
+    return x[torch.arange(len(x), device=x.device)[:, None], columns]
 
 
 def build_frame(

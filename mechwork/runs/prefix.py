@@ -47,7 +47,7 @@ class Prefix:
 def count_shared(model: TransformerBridge, task: Task, pairs: PromptPairs) -> int:
     """How many first columns are the same in both prompts of every pair, and are not read by the metric."""
     anatomy = check_ready(model)
-    if not task.metric.reads_final or anatomy.architecture == NATIVE or not anatomy.causal:
+    if not pairs.aligned or not task.metric.reads_final or anatomy.architecture == NATIVE or not anatomy.causal:
         return 0
     differing = (pairs.clean_tokens != pairs.corrupt_tokens).any(dim=0).nonzero()
     first = int(differing[0]) if len(differing) else 0

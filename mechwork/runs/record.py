@@ -7,7 +7,7 @@ coefficient through that place alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from ..models.anatomy import ModelAnatomy, check_ready, device_of
 from ..models.borrow import hooked, run_tail
 from ..shapes import Logits, PerExample, Tokens
 from ..sites import SITE_KINDS, Site, hook_name, site_kind
-from ..tasks.build import tokenise
+from ..tasks.encode import tokenise
 from ..tasks.pairs import ABSENT, PromptPairs
 from ..tasks.task import Task
 from .prefix import Prefix
@@ -225,6 +225,10 @@ class Baseline:
     def gap(self) -> float:
         """m(clean) - m(corrupt)."""
         return self.clean - self.corrupt
+
+    def by(self, function: Callable[[PerExample], PerExample]) -> Baseline:
+        """Both runs' values through `function` (`PromptPairs.per_question`)."""
+        return Baseline(function(self.clean_per_example), function(self.corrupt_per_example))
 
     def require_gap(self) -> float:
         """The gap; raises `MetricError` when clean and corrupt coincide, since nothing can be normalised by it."""

@@ -13,7 +13,9 @@ from collections.abc import Callable
 from ..errors import UnknownNameError
 from ..folders import import_all as _import_all
 from .agreement import agreement as agreement
+from .build import from_chat as from_chat
 from .build import from_file as from_file
+from .build import from_prompt as from_prompt
 from .capitals import capitals as capitals
 from .colored_objects import colored_objects as colored_objects
 from .docstring import docstring as docstring
@@ -23,10 +25,16 @@ from .induction import induction as induction
 from .ioi import ioi as ioi
 from .metrics import METRICS as METRICS
 from .metrics import Metric as Metric
+from .metrics import first_difference as first_difference
+from .metrics import first_token as first_token
 from .metrics import kl_divergence as kl_divergence
 from .metrics import log_probability as log_probability
 from .metrics import logit_difference as logit_difference
 from .metrics import probability_difference as probability_difference
+from .metrics import sequence_difference as sequence_difference
+from .metrics import sequence_difference_per_token as sequence_difference_per_token
+from .metrics import sequence_probability as sequence_probability
+from .metrics import sequence_probability_difference as sequence_probability_difference
 from .pairs import PromptPairs as PromptPairs
 from .pronoun import pronoun as pronoun
 from .task import Task as Task

@@ -3,58 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from ..errors import InputError
+from ..models.anatomy import device_of
+from ..models.borrow import run_tail
+from .align import align
+from .answers import Asked, answer_ids, arrange
+from .chat import chat_template, read_messages, render
+from .encode import answer_token, prepends_bos, require_tokenizer, single_token, tokenise
 from .metrics import Metric, MetricFunction, find_metric, logit_difference
 from .pairs import PromptPairs, Spans
 from .read import read_rows
+from .rows import TextPair, draw_split, text_pairs
 from .task import Task
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
-
-
-@dataclass(frozen=True)
-class TextPair:
-    """One pair as text. Spans are character ranges ``(start, end)`` of the clean / corrupt prompt."""
-
-    clean: str
-    corrupt: str
-    correct: tuple[str, ...]
-    incorrect: tuple[str, ...]
-    spans: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    corrupt_spans: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    template: str = ""
-    split: str = ""
-
-
-def require_tokenizer(model: TransformerBridge) -> Any:
-    """The model's tokenizer; raises `InputError` for a model without one."""
-    if model.tokenizer is None:
-        raise InputError(
-            "this model has no tokenizer, so text cannot become tokens. Use Task.from_tokens with token ids."
-        )
-    return model.tokenizer
-
-
-def prepends_bos(model: TransformerBridge) -> bool:
-    """Whether prompts of this model start with a beginning-of-sequence token."""
-    return bool(model.cfg.default_prepend_bos) and require_tokenizer(model).bos_token_id is not None
-
-
-def tokenise(model: TransformerBridge, text: str) -> list[int]:
-    """Token ids of a prompt, with the model's own habit about the beginning-of-sequence token."""
-    ids = require_tokenizer(model)(text, add_special_tokens=False)["input_ids"]
-    return [model.tokenizer.bos_token_id, *ids] if prepends_bos(model) else list(ids)
-
-
-def single_token(model: TransformerBridge, word: str) -> int | None:
-    """The id of `word` (with its leading space, if it has one) when the tokenizer knows it as one token."""
-    ids = require_tokenizer(model)(word, add_special_tokens=False)["input_ids"]
-    return ids[0] if len(ids) == 1 else None
 
 
 def keep_single_tokens(model: TransformerBridge, words: Iterable[str], needed: int, what: str) -> list[str]:
@@ -79,14 +48,15 @@ def build_task(
     description: str = "",
     citation: str = "",
 ) -> Task:
-    """A task from text pairs: tokenised, answers checked to be single tokens, character spans turned into
-    token spans.
+    """A task from text pairs: tokenised, character spans turned into token spans (found, where prompts of a pair differ
+    in length and none are named: `mechwork.tasks.align`), of each answer the tokens that the metric reads (see
+    `mechwork.tasks.answers`).
     """
     if not pairs:
         raise InputError(f"task {name!r} needs at least one pair; got none")
     tokenizer = require_tokenizer(model)
-    clean = [tokenise(model, pair.clean) for pair in pairs]
-    corrupt = [tokenise(model, pair.corrupt) for pair in pairs]
+    clean = [tokenise(model, pair.clean, complete=pair.complete) for pair in pairs]
+    corrupt = [tokenise(model, pair.corrupt, complete=pair.complete) for pair in pairs]
     n_ctx = int(model.cfg.n_ctx)
     for row, ids in enumerate((*clean, *corrupt)):
         if len(ids) > n_ctx:
@@ -94,18 +64,38 @@ def build_task(
                 f"prompts must fit the model's context of {n_ctx} tokens; that of pair {row % len(pairs)} has "
                 f"{len(ids)}"
             )
+    measure = find_metric(metric)
     has_spans = any(pair.spans for pair in pairs)
+    spans = [_token_spans(model, p.clean, p.spans, p) for p in pairs] if has_spans else None
+    corrupt_spans = (
+        [_token_spans(model, p.corrupt, p.corrupt_spans or p.spans, p) for p in pairs] if has_spans else None
+    )
+    if not has_spans and any(len(a) != len(b) for a, b in zip(clean, corrupt, strict=True)):
+        n_begun = int(prepends_bos(model))
+        found = [
+            align(a, b, f"pair {row}", n_begun=n_begun) for row, (a, b) in enumerate(zip(clean, corrupt, strict=True))
+        ]
+        spans, corrupt_spans = [a for a, _ in found], [b for _, b in found]
+    asked = Asked(clean, corrupt, spans, corrupt_spans)
+    texts = [(pair.correct, pair.incorrect) for pair in pairs]
+    ids = [answer_ids(model, one, measure, row) for row, one in enumerate(texts)]
+    asked, origin, answers = arrange(asked, ids, measure, texts)
+    for row, ids in enumerate((*asked.clean, *asked.corrupt)):
+        if len(ids) > n_ctx:
+            raise InputError(
+                f"prompts with their answers must fit the model's context of {n_ctx} tokens; that of pair "
+                f"{origin[row % len(origin)]} has {len(ids)}"
+            )
     built = PromptPairs.from_tokens(
-        clean,
-        corrupt,
-        [[answer_token(model, text, f" of pair {row}") for text in pair.correct] for row, pair in enumerate(pairs)],
-        [[answer_token(model, text, f" of pair {row}") for text in pair.incorrect] for row, pair in enumerate(pairs)],
-        spans=[_token_spans(model, pair.clean, pair.spans) for pair in pairs] if has_spans else None,
-        corrupt_spans=[_token_spans(model, p.corrupt, p.corrupt_spans or p.spans) for p in pairs]
-        if has_spans
-        else None,
-        templates=[pair.template for pair in pairs],
+        asked.clean,
+        asked.corrupt,
+        answers.correct,
+        answers.incorrect,
+        spans=asked.spans,
+        corrupt_spans=asked.corrupt_spans,
+        templates=[pairs[i].template for i in origin],
         pad_token=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
+        continuations=answers.continuations,
     )
 
     def strings(ids: list[int]) -> tuple[str, ...]:
@@ -114,12 +104,12 @@ def build_task(
     return Task(
         name,
         built,
-        find_metric(metric),
+        measure,
         description,
         citation,
-        splits=tuple(pair.split for pair in pairs) if any(pair.split for pair in pairs) else (),
-        texts=tuple((strings(a), strings(b)) for a, b in zip(clean, corrupt, strict=True)),
-        answer_texts=tuple((", ".join(pair.correct), ", ".join(pair.incorrect)) for pair in pairs),
+        splits=tuple(pairs[i].split for i in origin) if any(pair.split for pair in pairs) else (),
+        texts=tuple((strings(a), strings(b)) for a, b in zip(asked.clean, asked.corrupt, strict=True)),
+        answer_texts=tuple((", ".join(pairs[i].correct), ", ".join(pairs[i].incorrect)) for i in origin),
     )
 
 
@@ -129,63 +119,116 @@ def from_file(
     *,
     metric: str | Metric | MetricFunction = "logit_difference",
     name: str | None = None,
+    chat: bool = False,
 ) -> Task:
-    """A task from a user's CSV or JSONL file with the columns ``clean, corrupt, correct, incorrect`` (and, if wanted,
-    ``split``).
+    """A task from a user's CSV or JSONL file with the columns ``clean, corrupt, correct, incorrect`` and, if wanted,
+    ``split``, ``spans`` and others (see `mechwork.tasks.rows`). Without ``split`` one is drawn, and the task's
+    description says so.
 
-    Answers are the text that follows the prompt, leading space included where the tokenizer wants one; in JSONL they
-    may be lists. Raises `NotFoundError` for a missing file and `InputError`, naming the row, for a file that is not
-    UTF-8, a missing, doubled or surplus column, a split that is neither train nor test, an answer of several tokens,
-    prompts of unequal length or an identical pair.
+    Answers are the text that follows the prompt, leading space included where the tokenizer wants one. With `chat`
+    prompts go through the tokenizer's chat template (see `mechwork.tasks.chat`). Raises `NotFoundError` for a missing
+    file and `InputError`, naming the row, for a file that is not UTF-8, a missing, doubled or surplus column, a split
+    that is neither train nor test, answers of several tokens under a metric of one
+    (``metric="sequence_difference"`` and others read them whole), spans that are not in the prompt, prompts that cannot
+    be aligned, an identical pair.
     """
     path = Path(path)
     rows = [row for _, row in read_rows(path)]
-    pairs = [
-        TextPair(
-            clean=_cell(row, "clean", i),
-            corrupt=_cell(row, "corrupt", i),
-            correct=_as_tuple(row.get("correct"), "correct", i),
-            incorrect=_as_tuple(row.get("incorrect"), "incorrect", i),
-            split=str(row.get("split") or ""),
-        )
-        for i, row in enumerate(rows)
-    ]
-    return build_task(model, name or path.stem, pairs, metric=metric, description=f"pairs from {path.name}")
+    return _from_rows(model, rows, name or path.stem, metric, f"pairs from {path.name}", chat=chat)
 
 
-def _cell(row: Mapping[str, Any], column: str, index: int) -> str:
-    value = row.get(column)
-    if not isinstance(value, str) or not value:
-        raise InputError(f"pair {index} needs a text in column {column!r}; its columns are {', '.join(map(str, row))}")
-    return value
+def from_chat(
+    model: TransformerBridge,
+    pairs: Sequence[Mapping[str, Any]],
+    *,
+    system: str | None = None,
+    metric: str | Metric | MetricFunction = "logit_difference",
+    name: str = "chat",
+) -> Task:
+    """A task of a model that is used through its chat template; `pairs` are rows as in a file (`mechwork.tasks.rows`):
+    ``clean`` and ``corrupt`` a user's turn or a list of messages, ``correct``, ``incorrect``, and if wanted
+    ``assistant`` (the beginning of the answer), ``split``, ``spans``. `system`: the system turn of pairs without one.
+
+    Raises `InputError` for a tokenizer without a template, roles out of order, and text that the template changes.
+
+    >>> rows = [{"clean": "Capital of Peru?", "corrupt": "Capital of Cuba?", "correct": "Lima", "incorrect": "Havana"}]
+    >>> task = mw.tasks.from_chat(model, rows, metric="sequence_difference")
+    """
+    return _from_rows(model, list(pairs), name, metric, "a chat", chat=True, system=system)
 
 
-def _as_tuple(value: Any, column: str, index: int) -> tuple[str, ...]:
-    values = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else ()
-    if not values or not all(isinstance(v, str) and v for v in values):
-        raise InputError(f"pair {index} needs text (or, in JSONL, a list of texts) in column {column!r}; got {value!r}")
-    return values
+def from_prompt(
+    model: TransformerBridge,
+    prompt: str,
+    answer: str | None = None,
+    rival: str | None = None,
+    *,
+    chat: bool = False,
+) -> Task:
+    """A task of one prompt without a corrupt one, for methods that need none (zero and mean ablation, lenses, edges
+    scored under those ablations). Metric: logit of `answer` minus that of `rival`, single tokens; default: the most
+    probable next token, and the most probable other one (1 forward). With `chat` the prompt is a user's turn.
+
+    >>> from_prompt(model, "The capital of Peru is").answer_texts
+    ((' Lima', ' a'),)
+    """
+    if not isinstance(prompt, str) or not prompt:
+        raise InputError(f"a prompt is a text of at least one token; got {prompt!r:.60}")
+    template = chat_template(model) if chat else ""
+    if chat:
+        prompt = render(model, read_messages(prompt, "the prompt"), (), "the prompt").text
+    ids = tokenise(model, prompt, complete=chat)
+    if len(ids) > int(model.cfg.n_ctx):
+        raise InputError(f"a prompt must fit the model's context of {model.cfg.n_ctx} tokens; it has {len(ids)}")
+    chosen = [answer_token(model, text) for text in (answer, rival) if text is not None]
+    if answer is None or rival is None:
+        with torch.no_grad():
+            best = run_tail(model, torch.tensor([ids], device=device_of(model)), 1)[0, -1].topk(3).indices.tolist()
+        best = [token for token in best if token not in chosen]
+        chosen = [best.pop(0) if text is None else answer_token(model, text) for text in (answer, rival)]
+    strings = tuple(model.tokenizer.decode([i]) for i in ids)
+    words = [str(model.tokenizer.decode([i])) for i in chosen]
+    return Task(
+        "one prompt",
+        PromptPairs.from_tokens([ids], [ids], chosen[:1], chosen[1:], alone=True),
+        description="one prompt, no corrupt one",
+        texts=((strings, strings),),
+        answer_texts=((words[0], words[1]),),
+        chat_template=template,
+    )
 
 
-def answer_token(model: TransformerBridge, text: str, where: str = "") -> int:
-    """The id of an answer; raises `InputError`, with its pieces, for text that is not a single token."""
-    token = single_token(model, text)
-    if token is None:
-        pieces = [model.tokenizer.decode([i]) for i in model.tokenizer(text, add_special_tokens=False)["input_ids"]]
-        raise InputError(
-            f"an answer must be a single token; {text!r}{where} is {len(pieces)}: {pieces}. "
-            "Use a shorter word, or check the leading space."
-        )
-    return token
+def _from_rows(
+    model: TransformerBridge,
+    rows: Sequence[Mapping[str, Any]],
+    name: str,
+    metric: str | Metric | MetricFunction,
+    description: str,
+    *,
+    chat: bool,
+    system: str | None = None,
+) -> Task:
+    require_tokenizer(model)
+    template = chat_template(model) if chat else ""
+    pairs, said = draw_split(text_pairs(rows, model if chat else None, system=system), name)
+    description = f"{description}; {said}" if said else description
+    return replace(build_task(model, name, pairs, metric=metric, description=description), chat_template=template)
 
 
-def _token_spans(model: TransformerBridge, text: str, spans: Mapping[str, tuple[int, int]]) -> Spans:
-    """Character ranges as token positions; a token belongs to a span when they overlap in anything but white space."""
+def _token_spans(model: TransformerBridge, text: str, spans: Mapping[str, tuple[int, int]], pair: TextPair) -> Spans:
+    """Character ranges as token positions; a token belongs to a span when they overlap in anything but white space. In
+    a chat the last token belongs to none: it is `END`.
+    """
     encoded = model.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    shift = 1 if prepends_bos(model) else 0
+    shift = 1 if prepends_bos(model) and not pair.complete else 0
+    offsets = encoded["offset_mapping"]
     found: dict[str, list[int]] = {}
     for name, (start, end) in spans.items():
         found[name] = [
-            i + shift for i, (a, b) in enumerate(encoded["offset_mapping"]) if text[max(a, start) : min(b, end)].strip()
+            i + shift
+            for i, (a, b) in enumerate(offsets[:-1] if pair.complete else offsets)
+            if text[max(a, start) : min(b, end)].strip()
         ]
+        if pair.complete and found[name]:  # white space inside a turn is the turn's
+            found[name] = list(range(found[name][0], found[name][-1] + 1))
     return found

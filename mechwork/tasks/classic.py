@@ -12,7 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from ..errors import InputError, check_seed, check_whole
-from .build import TextPair, build_task, require_tokenizer
+from .build import build_task
+from .encode import require_tokenizer
+from .rows import TextPair
 from .sampling.examples import Example, task_data
 from .sampling.lexicon import Lexicon, Split
 from .sampling.templates import Filled, slots

@@ -6,6 +6,16 @@
 | `probability_difference` | summed probability of the correct minus of the incorrect answers | no |
 | `kl_divergence` | KL(clean run ‖ this run) in nats over the vocabulary; 0 for the clean run itself | no |
 | `log_probability` | log of the summed probability of the correct answers, in nats | no |
+| `first_token` | `logit_difference` of the first tokens of answers of several | yes |
+| `first_difference` | `logit_difference` of the first tokens that differ, after those that all answers share | yes |
+| `sequence_difference` | mean log P(correct answer) minus mean log P(incorrect answer), in nats | no |
+| `sequence_difference_per_token` | the same with each log P divided by its answer's number of tokens | no |
+| `sequence_probability` | summed P(correct answer) | no |
+| `sequence_probability_difference` | summed P(correct answer) minus summed P(incorrect answer) | no |
+
+P(answer) is the product of the probabilities of its tokens after the prompt and the answer's earlier tokens. The four
+metrics of sequences read every column of an answer; the value of a pair is its part of the question's, times the
+question's number of pairs (see `continuations`), so that means over pairs are means over questions.
 
 Positive effects mean that the clean value raises the metric; for `kl_divergence`, where the clean run is the minimum,
 useful places therefore have negative effects.
@@ -14,7 +24,8 @@ useful places therefore have negative effects.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -25,6 +36,8 @@ from ..shapes import Logits, PerExample
 from ..statistics import kl_nats
 from .pairs import ABSENT, PromptPairs
 
+Takes = Literal["one", "first", "differing", "whole"]
+
 MetricFunction = Callable[[Logits, PromptPairs], Tensor]
 """``(logits, pairs) -> (batch,)``."""
 
@@ -33,10 +46,12 @@ MetricFunction = Callable[[Logits, PromptPairs], Tensor]
 class Metric:
     """A named metric.
 
-    `linear` in the logits; `reads_final`: reads nothing but ``pairs.final(logits)``, so that logits of other positions
-    need not be computed; `reads_answers`: reads of those nothing but the correct and incorrect tokens' logits, so that
-    other columns of the unembedding need not be computed either (a metric that claims so and reads others meets NaN
-    there, which is an error); `needs_reference`: the pairs must carry the clean run's log-probabilities.
+    `linear` in the logits; `reads_final`: reads nothing but ``pairs.final(logits)`` (of whole answers
+    ``pairs.read(logits)``), so that logits of other positions need not be computed; `reads_answers`: reads of those
+    nothing but the correct and incorrect tokens' logits, so that other columns of the unembedding need not be computed
+    either (a metric that claims so and reads others meets NaN there, which is an error); `needs_reference`: the pairs
+    must carry the clean run's log-probabilities. `takes`: what of an answer of several tokens is read: nothing
+    (``"one"``: such answers are refused), its ``"first"`` token, the first ``"differing"`` one, or the ``"whole"``.
     """
 
     name: str
@@ -45,6 +60,7 @@ class Metric:
     reads_final: bool = False
     reads_answers: bool = False
     needs_reference: bool = False
+    takes: Takes = "one"
 
     def __post_init__(self) -> None:
         if self.reads_answers and not self.reads_final:
@@ -84,14 +100,66 @@ def _kl_divergence(logits: Logits, pairs: PromptPairs) -> PerExample:
     return kl_nats(reference, pairs.final(logits).log_softmax(dim=-1))
 
 
+def log_probabilities_of_answers(logits: Logits, pairs: PromptPairs) -> Float[Tensor, "batch n_answers"]:
+    """log P of each answer that a pair reads, in nats; raises `InputError` for pairs that read single tokens."""
+    if pairs.continuations is None:
+        raise InputError(
+            "metrics of sequences need pairs that carry whole answers. Build the task with that metric, e.g. "
+            "from_file(model, path, metric='sequence_difference')."
+        )
+    return pairs.continuations.log_probabilities(pairs.read(logits)).sum(dim=-1)
+
+
+def _weighed(values: Float[Tensor, "batch n_answers"], pairs: PromptPairs, *, mean: bool, both: bool) -> PerExample:
+    """The pair's part of the question: correct answers less incorrect ones, times the pairs of a question."""
+    assert pairs.continuations is not None
+    tables = pairs.continuations.to(values.device)
+    sides = tables.sides if both else tables.sides.clamp(min=0)
+    weights = (sides / tables.counts if mean else sides).to(values)
+    return (weights * values).sum(dim=-1) * tables.n_pairs
+
+
+def _sequence_difference(logits: Logits, pairs: PromptPairs) -> PerExample:
+    return _weighed(log_probabilities_of_answers(logits, pairs), pairs, mean=True, both=True)
+
+
+def _sequence_difference_per_token(logits: Logits, pairs: PromptPairs) -> PerExample:
+    values = log_probabilities_of_answers(logits, pairs)
+    assert pairs.continuations is not None
+    n = pairs.continuations.present.sum(dim=-1).clamp(min=1).to(values)
+    return _weighed(values / n, pairs, mean=True, both=True)
+
+
+def _sequence_probability(logits: Logits, pairs: PromptPairs) -> PerExample:
+    return _weighed(log_probabilities_of_answers(logits, pairs).exp(), pairs, mean=False, both=False)
+
+
+def _sequence_probability_difference(logits: Logits, pairs: PromptPairs) -> PerExample:
+    return _weighed(log_probabilities_of_answers(logits, pairs).exp(), pairs, mean=False, both=True)
+
+
 logit_difference = Metric("logit_difference", _logit_difference, linear=True, reads_final=True, reads_answers=True)
 probability_difference = Metric("probability_difference", _probability_difference, reads_final=True)
 log_probability = Metric("log_probability", _log_probability, reads_final=True)
 kl_divergence = Metric("kl_divergence", _kl_divergence, reads_final=True, needs_reference=True)
+first_token = replace(logit_difference, name="first_token", takes="first")
+first_difference = replace(logit_difference, name="first_difference", takes="differing")
+sequence_difference = Metric("sequence_difference", _sequence_difference, reads_final=True, takes="whole")
+sequence_difference_per_token = Metric(
+    "sequence_difference_per_token", _sequence_difference_per_token, reads_final=True, takes="whole"
+)
+sequence_probability = Metric("sequence_probability", _sequence_probability, reads_final=True, takes="whole")
+sequence_probability_difference = Metric(
+    "sequence_probability_difference", _sequence_probability_difference, reads_final=True, takes="whole"
+)
 
 METRICS: dict[str, Metric] = {
-    m.name: m for m in (logit_difference, probability_difference, log_probability, kl_divergence)
-}
+    m.name: m
+    for m in (
+        logit_difference, probability_difference, log_probability, kl_divergence, first_token, first_difference,
+        sequence_difference, sequence_difference_per_token, sequence_probability, sequence_probability_difference,
+    )
+}  # fmt: skip
 
 
 def find_metric(metric: str | Metric | MetricFunction) -> Metric:
@@ -108,13 +176,26 @@ def find_metric(metric: str | Metric | MetricFunction) -> Metric:
 
 
 def accuracy(logits: Logits, pairs: PromptPairs) -> Bool[Tensor, " batch"]:
-    """Whether the best correct answer has a higher logit than every incorrect one."""
+    """Whether the best correct answer has a higher logit (of several tokens: log-probability) than every incorrect one;
+    a question's pairs say the same.
+    """
+    if pairs.continuations is not None:
+        return _questions_right(log_probabilities_of_answers(logits, pairs), pairs)
     final = pairs.final(logits)
     best = []
     for answers in (pairs.correct, pairs.incorrect):
         index, present = _index(answers, final)
         best.append(final.gather(-1, index).masked_fill(~present, -torch.inf).amax(dim=-1))
     return best[0] > best[1]
+
+
+def _questions_right(values: Float[Tensor, "batch n_answers"], pairs: PromptPairs) -> Bool[Tensor, " batch"]:
+    assert pairs.continuations is not None
+    tables = pairs.continuations.to(values.device)
+    best, rival = (
+        tables.by_question(values.masked_fill(tables.sides != side, -torch.inf)).amax(dim=(1, 2)) for side in (1, -1)
+    )
+    return (best > rival).repeat_interleave(pairs.n_per_question)
 
 
 def _index(answers: Int[Tensor, "batch n"], like: Tensor) -> tuple[Int[Tensor, "batch n"], Bool[Tensor, "batch n"]]:

@@ -13,16 +13,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from ..display import Readable
 from ..errors import InputError
 from ..provenance import hash_tensors
 from ..shapes import Logits, PositionMask, Tokens
+from .continuations import ABSENT as NO_TOKEN
+from .continuations import TENSORS, Continuations
 
 END = "END"
-ABSENT = -1
+ABSENT = NO_TOKEN
 """Pads `correct` and `incorrect` when rows have different numbers of answers."""
 
 Spans = Mapping[str, Sequence[int]]
@@ -34,8 +36,10 @@ class PromptPairs(Readable):
     """`batch` pairs of prompts with their answers.
 
     `correct` and `incorrect` are token ids ``[batch, n]``, padded with `ABSENT`. `spans` and `corrupt_spans` are
-    position masks that partition the clean and the corrupt prompts. Slicing (``pairs[:8]``, ``pairs[[0, 3]]``) gives
-    pairs. Build with `from_tokens` or, from text, with `build_pairs`.
+    position masks that partition the clean and the corrupt prompts. `continuations` says which tokens are read where
+    when answers have several; then `correct` and `incorrect` are their first tokens. `alone`: prompts without a corrupt
+    one, which then are their own. Slicing (``pairs[:8]``,
+    ``pairs[[0, 3]]``) gives pairs. Build with `from_tokens` or, from text, with `build_pairs`.
     """
 
     clean_tokens: Tokens
@@ -48,11 +52,13 @@ class PromptPairs(Readable):
     corrupt_spans: dict[str, PositionMask] = field(default_factory=dict)
     templates: tuple[str, ...] = ()
     reference_logprobs: Float[Tensor, "batch d_vocab"] | None = None
+    continuations: Continuations | None = None
+    alone: bool = False
 
     def __post_init__(self) -> None:
         if len(self) == 0:
             raise InputError("a task needs at least one pair of prompts; got none")
-        _check_answers(self.correct, self.incorrect)
+        _check_answers(self.correct, self.incorrect, may_share=self.continuations is not None)
         differing = (self.lengths != self.corrupt_lengths).nonzero().flatten().tolist()
         if differing and not (self.spans and self.corrupt_spans):
             row = differing[0]
@@ -62,7 +68,7 @@ class PromptPairs(Readable):
                 f"{int(self.corrupt_lengths[row])}. "
                 "Reword one of the prompts, or pass spans for both."
             )
-        if not differing:
+        if not differing and not self.alone:
             same = ((self.clean_tokens == self.corrupt_tokens) | ~self.mask).all(dim=-1)
             if bool(same.any()):
                 row = int(same.nonzero()[0])
@@ -80,6 +86,8 @@ class PromptPairs(Readable):
         corrupt_spans: Sequence[Spans] | None = None,
         templates: Sequence[str] = (),
         pad_token: int = 0,
+        continuations: Continuations | None = None,
+        alone: bool = False,
     ) -> PromptPairs:
         """Pairs from token ids: tensors ``[batch, pos]`` or lists of lists (of different lengths), answers ``[batch]``
         or ``[batch, n]``.
@@ -87,7 +95,7 @@ class PromptPairs(Readable):
         `spans` names positions of each clean prompt; the gaps between them become spans of their own. `corrupt_spans`
         defaults to `spans` and is required when a pair's prompts differ in length.
         """
-        clean_rows, corrupt_rows = _rows(clean), _rows(corrupt)
+        clean_rows, corrupt_rows = token_rows(clean), token_rows(corrupt)
         if len(clean_rows) != len(corrupt_rows):
             raise InputError(
                 f"as many corrupt as clean prompts are needed; got {len(corrupt_rows)} and {len(clean_rows)}"
@@ -111,6 +119,8 @@ class PromptPairs(Readable):
             if corrupt_spans is not None
             else {},
             templates=tuple(templates),
+            continuations=continuations,
+            alone=alone,
         )
 
     def __len__(self) -> int:
@@ -137,6 +147,7 @@ class PromptPairs(Readable):
             corrupt_spans={name: pick(mask)[:, :width] for name, mask in self.corrupt_spans.items()},
             templates=tuple(self.templates[i] for i in index.tolist()) if self.templates else (),
             reference_logprobs=None if self.reference_logprobs is None else pick(self.reference_logprobs),
+            continuations=None if self.continuations is None else self.continuations[index],
         )
 
     def prompt(self, row: int, *, corrupt: bool = False) -> list[int]:
@@ -147,15 +158,36 @@ class PromptPairs(Readable):
         return tokens[row, : int(lengths[row])].tolist()
 
     def batches(self, size: int) -> Iterator[PromptPairs]:
-        """Consecutive pieces of at most `size` pairs; pieces are as wide as their own longest prompt."""
+        """Consecutive pieces of at most `size` pairs, but whole questions; pieces are as wide as their own longest
+        prompt.
+        """
+        size = self.whole(size)
         for start in range(0, len(self), size):
             yield self[start : start + size]
+
+    @property
+    def n_per_question(self) -> int:
+        """Pairs per question: 1 unless answers of several tokens begin differently (see `continuations`)."""
+        return 1 if self.continuations is None else self.continuations.n_pairs
+
+    def per_question(self, values: Shaped[Tensor, "batch *rest"]) -> Shaped[Tensor, "question *rest"]:
+        """The mean over each question's pairs, which is the question's own value (of truth values: their own, which is
+        the same in all); `values` itself where questions have one pair.
+        """
+        n = self.n_per_question
+        if n == 1:
+            return values
+        return values[::n] if values.dtype == torch.bool else values.unflatten(0, (-1, n)).mean(dim=1)
+
+    def whole(self, n: int) -> int:
+        """The most pairs up to `n` that are whole questions; one question at least."""
+        return max(1, n // self.n_per_question) * self.n_per_question
 
     def to(self, device: torch.device | str) -> PromptPairs:
         """The same pairs with every tensor on `device`."""
 
         def move(value: Any) -> Any:
-            if isinstance(value, Tensor):
+            if isinstance(value, Tensor | Continuations):
                 return value.to(device)
             return {name: mask.to(device) for name, mask in value.items()} if isinstance(value, dict) else value
 
@@ -182,9 +214,20 @@ class PromptPairs(Readable):
         return logits[torch.arange(len(self), device=logits.device), end]
 
     @property
+    def read_columns(self) -> Int[Tensor, "batch n_columns"]:
+        """The columns of the clean prompts at which answers are read: the last token, or those of `continuations`."""
+        ends = self.lengths[:, None] - 1
+        return ends if self.continuations is None else ends - self.continuations.read_backs.to(ends.device)
+
+    def read(self, logits: Logits) -> Float[Tensor, "batch n_columns d_vocab"]:
+        """Logits at `read_columns`, from logits of all columns or of the last ones only."""
+        columns = (self.read_columns - (self.clean_tokens.shape[1] - logits.shape[1])).to(logits.device)
+        return logits[torch.arange(len(self), device=logits.device)[:, None], columns]
+
+    @property
     def n_tail(self) -> int:
-        """How many last columns hold every clean prompt's last token."""
-        return self.clean_tokens.shape[1] - int(self.lengths.min()) + 1
+        """How many last columns hold every column that is read."""
+        return self.clean_tokens.shape[1] - int(self.read_columns.min())
 
     def corrupt_as_host(self) -> PromptPairs:
         """The pairs with the two prompts exchanged, answers kept: for metrics of runs of the corrupt prompts."""
@@ -218,6 +261,14 @@ class PromptPairs(Readable):
                     index[row, here[-n:]] = there[-n:]
         return index
 
+    def require_corrupt(self) -> None:
+        """Raises `InputError` for prompts without a corrupt one."""
+        if self.alone:
+            raise InputError(
+                "this compares with a corrupt prompt, and there is one prompt alone. Ablate by 'zero' (or 'mean', with "
+                "other prompts as reference), or give pairs."
+            )
+
     def cells(self, positions: str) -> tuple[tuple[str, ...], Bool[Tensor, "cell batch pos"]]:
         """What an effect is resolved over: labels and, for each, the positions of every prompt that belong to it.
 
@@ -246,10 +297,13 @@ class PromptPairs(Readable):
             n: getattr(self, n)
             for n in ("clean_tokens", "corrupt_tokens", "lengths", "corrupt_lengths", "correct", "incorrect")
         }
+        if self.continuations is not None:
+            tensors |= {f"continuations.{n}": getattr(self.continuations, n) for n in TENSORS}
         return hash_tensors(tensors)
 
 
-def _rows(prompts: Tensor | Sequence[Sequence[int]]) -> list[list[int]]:
+def token_rows(prompts: Tensor | Sequence[Sequence[int]]) -> list[list[int]]:
+    """A user's prompts as lists of ids; raises `InputError` for what are no token ids."""
     if isinstance(prompts, Tensor):
         if prompts.ndim != 2 or prompts.is_floating_point():
             raise InputError(
@@ -258,10 +312,10 @@ def _rows(prompts: Tensor | Sequence[Sequence[int]]) -> list[list[int]]:
         if prompts.numel() and int(prompts.min()) < 0:
             raise InputError(f"token ids are whole numbers from 0; prompts have {int(prompts.min())}")
         return prompts.tolist()
-    return [[_token_id(token, f"prompt {number}") for token in row] for number, row in enumerate(prompts)]
+    return [[token_id(token, f"prompt {number}") for token in row] for number, row in enumerate(prompts)]
 
 
-def _token_id(token: Any, where: str, least: int = 0) -> int:
+def token_id(token: Any, where: str, least: int = 0) -> int:
     """`token` as an id; raises `InputError` for what is not a whole number from `least`."""
     try:
         value = operator.index(token)
@@ -281,19 +335,19 @@ def _answers(answers: Any, n_rows: int, name: str) -> Int[Tensor, "batch n"]:
     lists = [row if isinstance(row, list) else list(row) if isinstance(row, tuple) else [row] for row in rows]
     if len(lists) != n_rows:
         raise InputError(f"{name} answers must be one row per pair; got {len(lists)} rows for {n_rows} pairs")
-    lists = [[_token_id(token, f"{name} {i}", ABSENT) for token in row] for i, row in enumerate(lists)]
+    lists = [[token_id(token, f"{name} {i}", ABSENT) for token in row] for i, row in enumerate(lists)]
     width = max(len(row) for row in lists)
     return torch.tensor([row + [ABSENT] * (width - len(row)) for row in lists], dtype=torch.long)
 
 
-def _check_answers(correct: Tensor, incorrect: Tensor) -> None:
+def _check_answers(correct: Tensor, incorrect: Tensor, *, may_share: bool) -> None:
     for name, answers in (("correct", correct), ("incorrect", incorrect)):
         if answers.ndim != 2 or bool((answers == ABSENT).all(dim=-1).any()):
             raise InputError(
                 f"every pair needs at least one {name} token id, as [batch] or [batch, n]; got {tuple(answers.shape)}"
             )
     both = (correct[:, :, None] == incorrect[:, None, :]) & (correct[:, :, None] != ABSENT)
-    if bool(both.any()):
+    if bool(both.any()) and not may_share:
         row = int(both.any(dim=(1, 2)).nonzero()[0])
         raise InputError(
             f"correct and incorrect answers must differ; pair {row} has the token {int(correct[row][0])} in both"

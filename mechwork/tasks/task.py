@@ -15,8 +15,9 @@ from ..harmless import visible
 from ..models.anatomy import device_of
 from ..models.borrow import borrow, run_tail
 from ..provenance import Provenance
-from .metrics import Metric, MetricFunction, find_metric, logit_difference
-from .pairs import PromptPairs, Spans
+from .answers import Asked, arrange, nested_ids
+from .metrics import METRICS, Metric, MetricFunction, accuracy, find_metric, logit_difference
+from .pairs import PromptPairs, Spans, token_rows
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -27,7 +28,8 @@ class Task(Readable):
     """Clean/corrupt pairs, a metric, and which pairs are for finding (`train`) and which for testing (`test`).
 
     `splits` holds ``"train"`` or ``"test"`` per pair; without splits, `train` and `test` are the whole task.
-    `texts` holds the pairs' prompts as token strings, for people.
+    `texts` holds the pairs' prompts as token strings, for people. When answers have several tokens a question can have
+    several pairs, one after another (`tasks.continuations`): ``len`` counts pairs, slices take whole questions.
 
     >>> task = Task.from_tokens([[1, 2, 3]], [[1, 4, 3]], correct=[5], incorrect=[6])
     >>> len(task), task.metric.name
@@ -42,14 +44,26 @@ class Task(Readable):
     splits: tuple[str, ...] = ()
     texts: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = ()
     answer_texts: tuple[tuple[str, str], ...] = ()
+    chat_template: str = ""
+
+    def __post_init__(self) -> None:
+        whole = self.pairs.continuations is not None
+        if whole != (self.metric.takes == "whole") and (whole or self.metric.takes != "one"):
+            carries = "carry whole answers" if whole else "carry one token per answer"
+            fitting = [name for name, one in METRICS.items() if (one.takes == "whole") == whole]
+            raise InputError(
+                f"metric {self.metric.name!r} reads other tokens of an answer than the pairs of {self.name!r}, which "
+                f"{carries}. Use one of {', '.join(fitting)}, or build the task from text with "
+                f"metric={self.metric.name!r}."
+            )
 
     @classmethod
     def from_tokens(
         cls,
         clean: Tensor | Sequence[Sequence[int]],
         corrupt: Tensor | Sequence[Sequence[int]],
-        correct: Tensor | Sequence[int] | Sequence[Sequence[int]],
-        incorrect: Tensor | Sequence[int] | Sequence[Sequence[int]],
+        correct: Tensor | Sequence[Any],
+        incorrect: Tensor | Sequence[Any],
         *,
         metric: str | Metric | MetricFunction = "logit_difference",
         name: str = "custom",
@@ -57,18 +71,35 @@ class Task(Readable):
         corrupt_spans: Sequence[Spans] | None = None,
     ) -> Task:
         """A task from token ids ``[batch, pos]`` and answers ``[batch]`` or ``[batch, n]``; see
-        `PromptPairs.from_tokens`.
+        `PromptPairs.from_tokens`. Under metrics of answers of several tokens (``first_token``, ``first_difference``,
+        ``sequence_...``) an answer is a list of ids, and each pair has a list of answers: ``correct=[[[5, 6]]]``.
 
         Raises `InputError` for unequal lengths without spans, identical pairs, missing or overlapping answers.
         """
-        pairs = PromptPairs.from_tokens(clean, corrupt, correct, incorrect, spans=spans, corrupt_spans=corrupt_spans)
-        return cls(name, pairs, find_metric(metric))
+        measure = find_metric(metric)
+        if measure.takes == "one":
+            pairs = PromptPairs.from_tokens(
+                clean, corrupt, correct, incorrect, spans=spans, corrupt_spans=corrupt_spans
+            )
+            return cls(name, pairs, measure)
+        asked = Asked(token_rows(clean), token_rows(corrupt), spans, corrupt_spans or spans)
+        if len(asked.clean) != len(asked.corrupt):
+            raise InputError(
+                f"as many corrupt as clean prompts are needed; got {len(asked.corrupt)}, {len(asked.clean)}"
+            )
+        answers = nested_ids(correct, incorrect, len(asked.clean))
+        asked, _, found = arrange(asked, answers, measure, [(str(c), str(i)) for c, i in answers])
+        pairs = PromptPairs.from_tokens(
+            asked.clean, asked.corrupt, found.correct, found.incorrect, spans=asked.spans,
+            corrupt_spans=asked.corrupt_spans, continuations=found.continuations,
+        )  # fmt: skip
+        return cls(name, pairs, measure)
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, rows: slice | Sequence[int]) -> Task:
-        index = list(range(len(self)))[rows] if isinstance(rows, slice) else list(rows)
+        index = list(range(len(self)))[self._whole(rows)] if isinstance(rows, slice) else list(rows)
         return replace(
             self,
             pairs=self.pairs[index],
@@ -76,6 +107,14 @@ class Task(Readable):
             texts=tuple(self.texts[i] for i in index) if self.texts else (),
             answer_texts=tuple(self.answer_texts[i] for i in index) if self.answer_texts else (),
         )
+
+    def _whole(self, rows: slice) -> slice:
+        """Both ends moved down to where a question begins, so that consecutive slices stay so."""
+        n = self.pairs.n_per_question
+        start, stop, step = rows.indices(len(self))
+        if n == 1 or step != 1:
+            return rows
+        return slice(start // n * n, max(start // n + 1, stop // n) * n)
 
     @property
     def train(self) -> Task:
@@ -119,12 +158,8 @@ class Task(Readable):
         with borrow(model), torch.no_grad():
             for pairs in self.pairs.batches(64):
                 pairs = pairs.to(next(model.parameters()).device)
-                final = pairs.final(run_tail(model, pairs.clean_tokens, pairs.n_tail))
-                best, rival = (
-                    torch.where(ids >= 0, final.gather(1, ids.clamp(min=0)), -torch.inf).amax(dim=1)
-                    for ids in (pairs.correct, pairs.incorrect)
-                )
-                hits += int((best > rival).sum())
+                logits = run_tail(model, pairs.clean_tokens, pairs.n_tail)
+                hits += int(accuracy(logits, pairs).sum())
         return hits / len(self)
 
     def measure(self, logits: Tensor, pairs: PromptPairs | None = None) -> Tensor:
@@ -142,19 +177,30 @@ class Task(Readable):
         return values
 
     def describe(self, n: int = 5) -> str:
-        """The first `n` pairs side by side as text, differing tokens in [brackets], with the answers."""
+        """The first `n` pairs side by side as text, differing tokens in [brackets], with the answers and, where prompts
+        of a pair differ in length, the spans by which they correspond.
+        """
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:
             raise InputError(f"n counts pairs to show and is at least 1; got {n!r}")
         lines = [f"{self.name}: {len(self)} pairs, metric {self.metric.name}", self.description]
         for i in range(min(n, len(self))):
             clean, corrupt = self.prompt_texts(i)
             marked = [self._mark(clean, corrupt), self._mark(corrupt, clean)]
+            if not self.pairs.aligned:
+                one, there = self.pairs[[i]], (corrupt, clean)
+                sides = (one.alignment(), one.corrupt_as_host().alignment())
+                marked = [
+                    self._mark_by(a, b, index[0].tolist())
+                    for a, b, index in zip(there[::-1], there, sides, strict=True)
+                ]
             correct, incorrect = self.answer_texts[i] if self.answer_texts else self._answer_ids(i)
             lines += [
                 f"  clean    {marked[0]}",
                 f"  corrupt  {marked[1]}",
                 f"           -> {correct!r} rather than {incorrect!r}",
             ]
+        if not self.pairs.aligned:
+            lines.append(f"  aligned  {self._spans_of(i)}")
         return "\n".join(visible(line) for line in lines if line)
 
     def prompt(self, row: int, *, corrupt: bool = False) -> str:
@@ -181,8 +227,28 @@ class Task(Readable):
         )
 
     def provenance(self) -> Provenance:
-        """Name, size, metric and sha256 of the data."""
-        return {"name": self.name, "n": len(self), "metric": self.metric.name, "sha256": self.pairs.fingerprint()}
+        """Name, size, metric and sha256 of the data, and the text of a chat's template."""
+        chat = {"chat_template": self.chat_template} if self.chat_template else {}
+        facts = {"name": self.name, "n": len(self), "metric": self.metric.name, "sha256": self.pairs.fingerprint()}
+        return {**facts, **chat}
+
+    def _spans_of(self, row: int) -> str:
+        """Names of a pair's spans with their tokens on both sides: ``start 5, differs 1|2, END 1``."""
+        names = list(dict.fromkeys([*self.pairs.spans, *self.pairs.corrupt_spans]))
+        said = []
+        for name in names:
+            n, m = (
+                int(side[name][row].sum()) if name in side else 0
+                for side in (self.pairs.spans, self.pairs.corrupt_spans)
+            )
+            if n or m:
+                said.append(f"{name} {n}" if n == m else f"{name} {n}|{m}")
+        return ", ".join(said)
+
+    @staticmethod
+    def _mark_by(tokens: Sequence[str], other: Sequence[str], index: Sequence[int]) -> str:
+        same = [at >= 0 and other[at] == token for token, at in zip(tokens, index, strict=False)]
+        return "".join(token if is_same else f"[{token}]" for token, is_same in zip(tokens, same, strict=True))
 
     def _answer_ids(self, row: int) -> tuple[Any, Any]:
         return self.pairs.correct[row].tolist(), self.pairs.incorrect[row].tolist()

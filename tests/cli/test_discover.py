@@ -180,7 +180,8 @@ def test_a_file_of_pairs(cli: Cli) -> None:
     write_pairs(Path("mine.jsonl"), *some_pairs())
     outcome = cli("discover", "mine.jsonl", "--rules", "gradient", "--ig-steps", 2, "--quick")
     assert outcome.code == 0, outcome.err
-    assert "not held out" in outcome.out
+    assert "split drawn by prompt: 2 to find, 2 held out" in outcome.out
+    assert "2 pairs to find the circuit, 2 others to test it" in outcome.out
     assert Path("reports", "mine", "report.html").is_file()
 
 
@@ -230,7 +231,7 @@ BAD_PAIRS = {
     "an answer of several tokens": ({"correct": " antidisestablishmentarianism"}, "single token"),
     "a missing column": ({"incorrect": ""}, "incorrect"),
     "the same answer twice": ({"incorrect": None}, "differ"),
-    "unequal lengths": ({"corrupt": "When Anna and"}, "same"),
+    "nothing in common": ({"corrupt": " lunch"}, "without one token in common"),
 }
 
 

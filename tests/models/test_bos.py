@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from mechwork.errors import InputError
 from mechwork.models import load_model
 from mechwork.models.identity import identify_model
-from mechwork.tasks.build import tokenise
+from mechwork.tasks.encode import tokenise
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,7 @@ def patch_cell(
     site: str,
     layer: int,
     metric: Metric,
-    pos: int | None = None,
+    pos: int | list[int] | None = None,
     head: int | None = None,
 ) -> Tensor:
     """One whole forward with one cell replaced: activation patching as it is defined."""
@@ -123,7 +123,7 @@ class LiteralGraph:
         self,
         tokens: Tensor,
         other: dict[str, Tensor],
-        keep: Callable[[str, str], bool],
+        keep: Callable[[str, str], Any],
         nudge: dict[str, Tensor] | None = None,
     ) -> Tensor:
         """Logits of the circuit of edges for which `keep(writer, reader)`; `nudge` is added to readers' inputs
@@ -137,7 +137,11 @@ class LiteralGraph:
         def seen(reader: str) -> Tensor:
             total: Any = sum(constant)
             for writer in list(live):
-                total = total + (live[writer] if keep(writer, reader) else other[writer])
+                kept: Any = keep(writer, reader)  # or, for circuits by span, a mask of positions
+                if isinstance(kept, Tensor):
+                    total = total + torch.where(kept[..., None], live[writer], other[writer])
+                else:
+                    total = total + (live[writer] if kept else other[writer])
             return total + nudge[reader] if nudge and reader in nudge else total
 
         def enter(activation: Tensor, hook: Any) -> None:

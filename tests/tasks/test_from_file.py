@@ -49,10 +49,17 @@ def test_reads_and_runs(bundled_model: Any, tmp_path: Path, name: str) -> None:
     [
         ({"correct": " Mary Mary"}, r"single token.*pair 1"),
         ({"corrupt": ROWS[1]["clean"]}, "pair 1 are identical"),
-        ({"corrupt": "Tom gave a drink to"}, "pair 1 has"),
+        ({"corrupt": " store"}, "pair 1 has prompts of"),
         ({"clean": ""}, "pair 1 needs a text in column 'clean'"),
         ({"incorrect": None}, "pair 1 needs text"),
         ({"incorrect": " Tom"}, "must differ"),
+        ({"system": "Be brief."}, "pass chat=True"),
+        ({"split": "train"}, "every pair says its split"),
+        ({"spans": {"S": "Anna"}}, "stands 2 times"),
+        ({"spans": {"S": "Bob"}}, "stands 0 times"),
+        ({"spans": {"S": [5, 900]}}, "start, end"),
+        ({"spans": "S=Anna"}, "written as JSON"),
+        ({"spans": {"A": "Tom and", "B": "and Anna"}}, "overlap"),
         ({"clean": "the " * 200, "corrupt": "a " * 200}, "context of 128"),
     ],
 )

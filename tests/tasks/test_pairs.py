@@ -119,7 +119,7 @@ def test_splits_and_descriptions() -> None:
 @pytest.mark.parametrize("token", [1.5, -1, True, "a", None])
 def test_token_ids_are_whole_numbers_from_0(token: Any) -> None:
     with pytest.raises(InputError, match="whole numbers from 0"):
-        pairs_module._token_id(token, "prompt 0")
+        pairs_module.token_id(token, "prompt 0")
     with pytest.raises(InputError, match="whole numbers from 0"):
         Task.from_tokens(torch.tensor([[-3, 2]]), torch.tensor([[1, 3]]), [1], [2])
     with pytest.raises(InputError, match="whole numbers from 0"):

@@ -2,7 +2,7 @@
 
 | ablation | a cut edge carries |
 |---|---|
-| ``corrupt`` | the source's write in the paired corrupt run |
+| ``corrupt`` | the source's write in the paired corrupt run, at the corresponding token |
 | ``zero`` | nothing |
 | ``mean`` | its mean over the task's clean prompts and their real positions |
 | ``mean_by_position`` | its mean over the clean prompts at the same position |
@@ -33,7 +33,7 @@ from ...tasks.task import Task
 from .run import AblatedWrites, as_circuit
 from .select import select_random
 from .space import EdgeSpace
-from .writers import record_writers, writer_kinds
+from .writers import move_run, record_writers, writer_kinds
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -166,6 +166,8 @@ def _writes_of(
     model: TransformerBridge, space: EdgeSpace, pairs: PromptPairs, *, corrupt: bool, prefix: Prefix | None = None
 ) -> AblatedWrites:
     run = record_run(model, pairs, writer_kinds(space), corrupt=corrupt, n_tail=1, prefix=prefix)
+    if corrupt and not pairs.aligned:
+        run = move_run(run, record_run(model, pairs, writer_kinds(space), n_tail=1), pairs)
     return record_writers(model, space, run)
 
 

@@ -50,16 +50,18 @@ def as_circuit(
     *,
     grad: bool = False,
     resume: Resume | None = None,
+    cells: Bool[Tensor, "span batch pos"] | None = None,
 ) -> Iterator[None]:
     """Inside, forwards compute the circuit `mask`; `ablated` are the writes that cut edges carry.
 
     A `mask` of numbers keeps each edge by that share. A mask per copy runs several circuits at once, over prompts
     stacked copy after copy (and `ablated` likewise, or shared by having one prompt or being a task's, repeated). With
-    `grad`, gradients flow to `mask` and `ablated`. `resume` is for forwards that begin at a later block.
+    `grad`, gradients flow to `mask` and `ablated`. `resume` is for forwards that begin at a later block. With `cells`,
+    which partition the prompts' positions, a mask per cell says which edges are kept there.
     """
     soft = mask.is_floating_point()
     cut = space.mask.to(ablated) * (1 - mask.to(ablated)) if soft else (space.mask & ~mask).to(ablated)
-    runner = _Runner(model, space, cut, ablated, grad=grad, resume=resume)
+    runner = _Runner(model, space, cut, ablated, grad=grad, resume=resume, cells=cells)
     with hooked(model, runner.hooks()):
         yield
 
@@ -88,7 +90,9 @@ class _Runner:
         *,
         grad: bool,
         resume: Resume | None,
+        cells: Bool[Tensor, "span batch pos"] | None,
     ) -> None:
+        self.cells = cells
         self.model, self.space, self.cut, self.ablated, self.grad = model, space, cut, ablated, grad
         self.resume = resume
         self.blocks: list[Tensor] = []
@@ -172,6 +176,11 @@ class _Runner:
             return total
         assert self.difference is not None
         seen, cut = self.difference[rows], self.cut[..., rows, columns].to(self.stream)
+        if self.cells is not None:
+            found = seen.new_zeros(len(columns), *seen.shape[1:])
+            for here, part in zip(self.cells, cut, strict=True):
+                found += (part.T @ (seen * here[None, :, :, None]).flatten(1)).view_as(found)
+            return found
         if cut.ndim == 3:
             parts = torch.matmul(cut.mT, seen.unflatten(1, (len(cut), -1)).flatten(2).transpose(0, 1))
             return parts.transpose(0, 1).reshape(len(columns), *seen.shape[1:])

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from ...errors import InputError, UnsupportedModelError
 from ...models.anatomy import block_norm
-from ...runs.record import Run, check_task
+from ...runs.record import Run, align_donor, check_task
 from ...runs.writes import head_writes
 from ...sites import MLP_KINDS
+from ...tasks.pairs import PromptPairs
 from ...tasks.task import Task
 from .space import EdgeSpace
 
@@ -50,17 +51,25 @@ def require_aligned(task: Task) -> None:
     """Raises `InputError` unless the prompts of every pair have one length."""
     if not task.pairs.aligned:
         raise InputError(
-            "edges compare writes position by position, so the two prompts of a pair need the same length. Reword the "
-            "longer one."
+            "this compares writes position by position, so the two prompts of a pair need the same length. Reword the "
+            "longer one, or use score_edges and evaluate, which align them by spans."
         )
 
 
-def edge_space(model: TransformerBridge, task: Task, *, split_input: bool = False, aligned: bool = True) -> EdgeSpace:
+def require_correspondence(task: Task) -> None:
+    """Raises `InputError` unless the tokens of every pair correspond: by position, or by spans."""
+    if not task.pairs.aligned and not task.pairs.spans:
+        require_aligned(task)
+
+
+def edge_space(
+    model: TransformerBridge, task: Task, *, split_input: bool = False, aligned: bool | None = True
+) -> EdgeSpace:
     """The graph of a model, after the checks that every method on edges makes.
 
     Raises `UnsupportedModelError` for models whose attention output is not a sum over heads; `InputError` for a task of
-    another model, for pairs of unequal length (unless `aligned` is False), and for a split input where no positions are
-    added to it.
+    another model, for pairs of unequal length (unless `aligned` is False, or None and spans say what corresponds), and
+    for a split input where no positions are added to it.
     """
     anatomy = check_task(model, task)
     if split_input and getattr(model, "pos_embed", None) is None:
@@ -70,6 +79,8 @@ def edge_space(model: TransformerBridge, task: Task, *, split_input: bool = Fals
         )
     if aligned:
         require_aligned(task)
+    elif aligned is None:
+        require_correspondence(task)
     if anatomy.norm_place != "pre" and any(block.attn.b_O is not None for block in model.blocks):
         raise UnsupportedModelError(
             f"edges need head writes that add up; {anatomy.architecture} adds an output bias under a post-norm"
@@ -102,6 +113,22 @@ def record_writers(model: TransformerBridge, space: EdgeSpace, run: Run, positio
     for layer in space.mlps:
         writes[space.mlp_writer(layer)] = run.layers["mlp_out"][layer][:, positions].detach()
     return writes
+
+
+def move_run(donor: Run, host: Run, pairs: PromptPairs) -> Run:
+    """The donor's activations at the host's positions (`pairs` has the host as its clean side), its logits as they are.
+
+    Where a host token corresponds to nothing, the host's own activation: nothing comes from the donor there. The donor
+    itself for pairs of equal length.
+    """
+    if pairs.aligned:
+        return donor
+    index = pairs.alignment().to(donor.logits.device)
+    layers = {
+        kind: [align_donor(theirs, own, index) for theirs, own in zip(found, host.layers[kind], strict=True)]
+        for kind, found in donor.layers.items()
+    }
+    return Run(donor.logits, layers)
 
 
 def write_differences(

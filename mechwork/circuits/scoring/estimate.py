@@ -22,7 +22,7 @@ from ...tasks.task import Task
 from ..graph.ablated import mean_writes
 from ..graph.budget import layers_per_product
 from ..graph.space import EdgeSpace
-from ..graph.writers import Writes, record_writers, stream_kinds, write_differences, writer_kinds
+from ..graph.writers import Writes, move_run, record_writers, stream_kinds, write_differences, writer_kinds
 from .exact import ExactEffects
 from .flow import InformationFlow
 from .methods import Method
@@ -115,6 +115,7 @@ class Coefficients:
             at_donor = swapped.point(reading, [*writing, *streams])
         donor = at_donor.run if at_donor else passes.plain(writing if self.ablated is None else (), donor=True)
         baseline = self._baseline(passes, host, donor)
+        donor = move_run(donor, host, passes.pairs) if self.ablated is None else donor
         start = host.layers["resid_pre"][0]
         end = donor.layers["resid_pre"][0] if self.ablated is None else self._ablated_input(start)
         n_pos = start.shape[1]

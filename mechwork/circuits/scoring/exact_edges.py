@@ -140,7 +140,7 @@ def measure_edges(
         model=identify_model(model),
         task=task.provenance(),
     )
-    return EdgeEffects(space, effects, direction, ablation, task.metric.name, provenance)
+    return EdgeEffects(space, pairs.per_question(effects), direction, ablation, task.metric.name, provenance)
 
 
 @dataclass(frozen=True, eq=False)

@@ -33,7 +33,7 @@ from ..graph.space import EdgeSpace
 from ..graph.writers import edge_space, require_aligned
 from .methods import Method, find_method
 from .points import Passes, start_at
-from .score import Progress, batch_rows, join_baselines, plan_batches
+from .score import Progress, batch_rows, check_correspondence, join_baselines, plan_batches
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -127,13 +127,15 @@ def score_nodes(
     >>> score_nodes(model, task.train, rules="gradient").top(5)
     """
     method = find_method(preset, rules=rules, ig_steps=ig_steps, path=path, direction=direction, ablation=ablation)
-    space = edge_space(model, task)
+    space = edge_space(model, task, aligned=None)
+    check_correspondence(method, task)
     plan = plan_batches(model, task, space, method, memory_budget, None)
     rows = list(_summed(batch_rows(model, task, space, method, plan, 0, progress)))
-    baseline = join_baselines([baseline for _, baseline in rows])
+    per_question = task.pairs.per_question
+    baseline = join_baselines([baseline for _, baseline in rows]).by(per_question)
     baseline.require_gap()
     return NodeScores(
-        space, torch.cat([values for values, _ in rows]), method.rules.name, task.metric.name, baseline,
+        space, per_question(torch.cat([values for values, _ in rows])), method.rules.name, task.metric.name, baseline,
         _provenance("node scores", method, model, task),
     )  # fmt: skip
 
@@ -160,7 +162,7 @@ def score_neurons(
     method = find_method(rules=rules, ig_steps=ig_steps, direction=direction)
     edge_space(model, task)
     check_task(model, task).check_site(Site("mlp_post", 0))
-    scores, ends = [], []
+    scores, ends, batch_size = [], [], task.pairs.whole(batch_size)
     for start in range(0, len(task), batch_size):
         piece = task[start : start + batch_size]
         passes = Passes.of(model, piece, method.rules, method.direction)
@@ -176,10 +178,12 @@ def score_neurons(
         scores.append((total if method.direction == "denoise" else -total).transpose(0, 1).cpu())
         metrics = passes.measure(host).cpu(), passes.measure(donor, donor=True).cpu()
         ends.append(Baseline(*(metrics[::-1] if method.direction == "denoise" else metrics)))
-    baseline = join_baselines(ends)
+    baseline = join_baselines(ends).by(task.pairs.per_question)
     baseline.require_gap()
     provenance = _provenance("neuron scores", method, model, task)
-    return NeuronScores(torch.cat(scores), method.rules.name, task.metric.name, baseline, provenance)
+    return NeuronScores(
+        task.pairs.per_question(torch.cat(scores)), method.rules.name, task.metric.name, baseline, provenance
+    )
 
 
 def measure_neurons(
@@ -200,7 +204,7 @@ def measure_neurons(
             with hooked(model, hooks):
                 metrics.append(task.measure(run_to_metric(model, task, pairs, pairs.clean_tokens), pairs).cpu())
         rows.append(torch.stack(metrics))
-    return torch.cat(rows, dim=1)
+    return task.pairs.per_question(torch.cat(rows, dim=1).T).T
 
 
 def _mix(kept: Bool[Tensor, " neuron"], other: Tensor) -> Any:

@@ -76,7 +76,8 @@ class Passes:
     @property
     def n_tail(self) -> int | None:
         """How many columns the metric needs; None: all."""
-        return self.pairs.n_tail if self.task.metric.reads_final else None
+        both = max(self.pairs.n_tail, self.pairs.corrupt_as_host().n_tail)
+        return both if self.task.metric.reads_final else None
 
     def measure(self, run: Run, *, donor: bool = False) -> PerExample:
         """The metric of a run of the host's (or the donor's) prompts, per pair."""

@@ -52,7 +52,7 @@ from .estimate import Coefficients
 from .methods import Method, find_method
 from .points import Passes
 from .sample import Stream, Streamed
-from .score import N_RESAMPLES, join_baselines, plan_batches
+from .score import N_RESAMPLES, check_correspondence, join_baselines, plan_batches
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -190,18 +190,21 @@ def score_positions(
     method = find_method(preset, rules=rules, ig_steps=ig_steps, path=path, direction=direction, ablation=ablation)
     if method.estimator != "coefficients":
         raise InputError(f"{method.estimator!r} has no scores by position; use a method of coefficients, e.g. 'eap'")
-    space = edge_space(model, task)
-    names, cells = task.pairs.cells(positions)
+    space = edge_space(model, task, aligned=None)
+    check_correspondence(method, task)
+    turned = method.direction == "denoise" and not task.pairs.aligned
+    pairs = task.pairs.corrupt_as_host() if turned else task.pairs
+    names, cells = pairs.cells(positions)
     plan = plan_batches(model, task, space, method, memory_budget, None, n_cells=len(names))
-    n_resamples = N_RESAMPLES if intervals else 0
-    stream = Stream(len(task), len(names) * space.n_edges, keep=False, n_resamples=n_resamples, seed=seed)
+    n, n_resamples = task.pairs.n_per_question, N_RESAMPLES if intervals else 0
+    stream = Stream(len(task) // n, len(names) * space.n_edges, keep=False, n_resamples=n_resamples, seed=seed)
     estimate = Coefficients(model, task, space, method, plan.n_positions, seed)
     ends: list[Baseline] = []
     for start in range(0, len(task), plan.n_pairs):
         piece = task[start : start + plan.n_pairs]
         width = piece.pairs.clean_tokens.shape[1]
         rows = estimate.by_cell(piece, cells[:, start : start + len(piece), :width].to(device_of(model)))
-        stream.add(rows.values[:, :, space.mask.to(rows.values.device)].flatten(1))
+        stream.add(task.pairs.per_question(rows.values[:, :, space.mask.to(rows.values.device)].flatten(1)))
         ends.append(rows.baseline)
         if progress is not None:
             progress(start + len(piece), len(task), "scoring edges by position")
@@ -209,7 +212,8 @@ def score_positions(
     assert streamed is not None
     return PositionScores(
         space, task.position_labels(names), streamed, method.direction, method.rules.name, task.metric.name,
-        join_baselines(ends), _provenance("edge scores by position", method, model, task, positions),
+        join_baselines(ends).by(task.pairs.per_question),
+        _provenance("edge scores by position", method, model, task, positions),
     )  # fmt: skip
 
 
@@ -232,7 +236,7 @@ def score_attention_edges(
     edge_space(model, task)
     check_open(model, "scoring edges between positions")
     names, cells = task.pairs.cells(positions)
-    rows, ends = [], []
+    rows, ends, batch_size = [], [], task.pairs.whole(batch_size)
     for start in range(0, len(task), batch_size):
         piece = task[start : start + batch_size]
         width = piece.pairs.clean_tokens.shape[1]
@@ -242,8 +246,8 @@ def score_attention_edges(
         ends.append(baseline)
     provenance = _provenance("attention edges between positions", method, model, task, positions)
     return AttentionEdges(
-        torch.cat(rows), task.position_labels(names), method.direction, method.rules.name, task.metric.name,
-        join_baselines(ends), provenance,
+        task.pairs.per_question(torch.cat(rows)), task.position_labels(names), method.direction, method.rules.name,
+        task.metric.name, join_baselines(ends).by(task.pairs.per_question), provenance,
     )  # fmt: skip
 
 

@@ -67,6 +67,7 @@ def score_edges(
     batch_size: int | None = None,
     keep: str = "auto",
     seed: int = 0,
+    source: Task | None = None,
     progress: Progress | None = None,
 ) -> EdgeScores:
     """Scores of all edges, per pair or streamed to mean, variance and bootstrap.
@@ -74,7 +75,8 @@ def score_edges(
     Say how with a `preset` (``"eap-ig"``, see `mechwork.circuits.scoring.methods`), or with `rules` (a composite or its
     name), `ig_steps` and `path` (``"inputs"``, ``"activations"``, ``"clean-corrupt"``); nothing said means
     ``preset="eap-ig"``. `ablation` is what the clean write is compared with: the paired ``"corrupt"`` run, ``"zero"``,
-    the data's ``"mean"`` or ``"mean_by_position"`` (all but the first at the clean run).
+    the data's ``"mean"`` or ``"mean_by_position"`` (all but the first at the clean run), over the prompts of `source`
+    (default: the task's own). One prompt without a corrupt one is scored under the latter.
 
     With `split_input` the input counts as two writers, ``embed`` of the tokens and ``pos_embed`` of the positions.
     Under ``corrupt`` ablation the edges of ``pos_embed`` are zero, since both runs have the same positions.
@@ -86,29 +88,36 @@ def score_edges(
     Works for grouped-query attention (k and v have one reader per key/value head, whose score is the sum over its query
     heads), parallel blocks, post-norms (linear at the live scale) and mixtures of experts (an MLP as one node).
 
-    Raises `InputError` for prompts of unequal length within a pair, an unknown preset, or settings that exclude each
-    other; `MetricError` when clean and corrupt metrics coincide; all before or at the first passes.
+    Pairs of unequal length are aligned by spans: writes of the other run are moved to the host's positions. A token of
+    the host's prompt that corresponds to nothing keeps its own writes, and adds nothing to a score; a token that only
+    the other prompt has is not looked at.
+
+    Raises `InputError` for pairs of unequal length without spans (or with methods other than coefficients between the
+    inputs), an unknown preset, or settings that exclude each other; `MetricError` when clean and corrupt metrics
+    coincide; all before or at the first passes.
 
     >>> scores = score_edges(model, task.train, preset="eap-ig")
     >>> circuit = scores.circuit(n_edges=80)
     """
     method = find_method(preset, rules=rules, ig_steps=ig_steps, path=path, direction=direction, ablation=ablation)
-    space = edge_space(model, task, split_input=split_input)
+    space = edge_space(model, task, split_input=split_input, aligned=None)
+    check_correspondence(method, task)
     plan = plan_batches(model, task, space, method, memory_budget, batch_size)
     budget = parse_bytes(memory_budget)
     stream = Stream(
-        len(task),
+        len(task) // task.pairs.n_per_question,
         space.n_edges,
         keep=_keeps_pairs(keep, 4 * len(task) * space.mask.numel(), budget),
         n_resamples=N_RESAMPLES,
         seed=seed,
     )
     ends: list[Baseline] = []
-    for rows in batch_rows(model, task, space, method, plan, seed, progress):
-        stream.add(rows.values[:, space.mask.to(rows.values.device)])
+    for rows in batch_rows(model, task, space, method, plan, seed, progress, source):
+        stream.add(task.pairs.per_question(rows.values[:, space.mask.to(rows.values.device)]))
         ends.append(rows.baseline)
-    baseline = join_baselines(ends)
-    baseline.require_gap()
+    baseline = join_baselines(ends).by(task.pairs.per_question)
+    if not task.pairs.alone:
+        baseline.require_gap()
     kept = stream.kept()
     return EdgeScores(
         space,
@@ -123,7 +132,7 @@ def score_edges(
         ),
         path=method.path,
         ablation=method.ablation,
-        templates=task.pairs.templates,
+        templates=task.pairs.templates[:: task.pairs.n_per_question],
         streamed=stream.streamed(),
     )
 
@@ -164,7 +173,8 @@ def plan_batches(
         averaged=method.averages,
     )
     n_batches = -(-len(task) // size.n_pairs)
-    return BatchPlan(min(batch_size or -(-len(task) // n_batches), len(task)), size.n_positions)
+    n_pairs = task.pairs.whole(min(batch_size or -(-len(task) // n_batches), len(task)))
+    return BatchPlan(n_pairs, size.n_positions)
 
 
 def batch_rows(
@@ -175,12 +185,26 @@ def batch_rows(
     plan: BatchPlan,
     seed: int = 0,
     progress: Progress | None = None,
+    source: Task | None = None,
 ) -> Iterator[Rows]:
     """Scores and baselines of all pairs, micro-batch by micro-batch."""
-    for unit, rows in run_batches(model, task, space, method, plan.n_pairs, plan.n_positions, seed):
+    for unit, rows in run_batches(model, task, space, method, plan.n_pairs, plan.n_positions, seed, source):
         yield rows
         if progress is not None:
             progress(unit.rows[1], len(task), "scoring edges")
+
+
+def check_correspondence(method: Method, task: Task) -> None:
+    """Raises `InputError` for methods that need positions to correspond one to one, when those of the task do not."""
+    if method.ablation == "corrupt":
+        task.pairs.require_corrupt()
+    if task.pairs.aligned or method.ablation != "corrupt":
+        return
+    if method.estimator not in ("coefficients", "random") or method.path == "activations" or 1.0 in method.fractions:
+        raise InputError(
+            "pairs of unequal length are scored by coefficients at points between the inputs; this method needs equal "
+            "length. Use preset='eap' or 'eap-ig' (or rules with path='inputs'), or reword the longer prompt."
+        )
 
 
 def _keeps_pairs(keep: str, n_bytes: int, budget: int) -> bool:

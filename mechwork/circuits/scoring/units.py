@@ -31,9 +31,18 @@ SETTINGS = ("ig_steps", "path", "direction", "ablation", "estimator", "name")
 
 
 def run_batches(
-    model: TransformerBridge, task: Task, space: EdgeSpace, method: Method, n_pairs: int, n_positions: int, seed: int
+    model: TransformerBridge,
+    task: Task,
+    space: EdgeSpace,
+    method: Method,
+    n_pairs: int,
+    n_positions: int,
+    seed: int,
+    source: Task | None = None,
 ) -> Iterator[tuple[Unit, Rows]]:
-    """Scores and baselines of all pairs, `n_pairs` at a time."""
+    """Scores and baselines of all pairs, `n_pairs` at a time; means are over the prompts of `source` (default: the
+    task's).
+    """
     facts, tensors = pack_task(task)
     settings = {
         "task": facts,
@@ -43,8 +52,11 @@ def run_batches(
         "n_positions": n_positions,
         "seed": seed,
     }
-    work = Work(OPERATION, ModelRef.of(model), settings, {"task": tensors}, why_not_sent([task.metric]))
-    run = _runner(model, task, space, method, n_positions, seed)
+    data = {"task": tensors}
+    if source is not None:
+        settings["source"], data["source"] = pack_task(source)
+    work = Work(OPERATION, ModelRef.of(model), settings, data, why_not_sent([task.metric]))
+    run = _runner(model, task, space, method, n_positions, seed, source)
     for unit, values in run_units(work, (work.unit(rows) for rows in cut(len(task), n_pairs)), run):
         yield unit, Rows(values["values"], Baseline(values["clean"], values["corrupt"]))
 
@@ -54,12 +66,16 @@ def build(model: TransformerBridge, work: Work) -> Run:
     settings = work.settings
     task = unpack_task(settings["task"], work.data["task"])
     method = Method(Composite.from_json(settings["rules"]), **settings["method"])
-    space = edge_space(model, task, split_input=settings["split_input"])
-    return _runner(model, task, space, method, settings["n_positions"], settings["seed"])
+    space = edge_space(model, task, split_input=settings["split_input"], aligned=None)
+    source = unpack_task(settings["source"], work.data["source"]) if "source" in settings else None
+    return _runner(model, task, space, method, settings["n_positions"], settings["seed"], source)
 
 
-def _runner(model: TransformerBridge, task: Task, space: EdgeSpace, method: Method, n_positions: int, seed: int) -> Run:
-    estimate = ESTIMATORS[method.estimator](model, task, space, method, n_positions, seed)
+def _runner(
+    model: TransformerBridge, task: Task, space: EdgeSpace, method: Method, n_positions: int, seed: int,
+    source: Task | None,
+) -> Run:  # fmt: skip
+    estimate = ESTIMATORS[method.estimator](model, source or task, space, method, n_positions, seed)
 
     def run(unit: Unit) -> Tensors:
         rows = estimate(task[slice(*unit.rows)])

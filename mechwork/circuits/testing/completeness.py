@@ -155,7 +155,7 @@ def learn_knockout(
     ablated = find_ablation(model, task, space, ablation, seed=seed)
     n_pos, like = task.pairs.clean_tokens.shape[1], next(model.parameters())
     per_pair = GRAPH_COPIES * space.n_readers * n_pos * int(model.cfg.d_model) * like.element_size()
-    size = max(1, parse_bytes(memory_budget) // per_pair)
+    size = task.pairs.whole(parse_bytes(memory_budget) // per_pair)
     pieces = [pairs.to(device_of(model)) for pairs in task.pairs.batches(size)]
     generator = torch.Generator().manual_seed(seed)
     member = circuit.mask.to(like)

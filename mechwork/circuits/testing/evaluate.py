@@ -102,6 +102,9 @@ def evaluate(
     ``"greedy"``; `source` is the task whose prompts means and learned constants come from (default: the tested one).
     Cost per batch of pairs: 1 forward, and 1 per circuit.
 
+    In pairs of unequal length a cut edge carries the corrupt run's write at the corresponding token (by spans), and at
+    tokens that only the clean prompt has the clean run's own: the empty circuit is then not the corrupt run.
+
     Raises:
         InputError: scores or a circuit of another graph or model, or (unless `across_tasks`) scores of another task or
             metric; an unknown ablation; a mean over fewer than 8 prompts.
@@ -120,11 +123,13 @@ def evaluate(
         raise InputError(f"n_random and n_same_degree count circuits, from 0; got {n_random} and {n_same_degree}")
     if ablation not in ABLATIONS:
         raise UnknownNameError("ablation", ablation, ABLATIONS)
-    space = edge_space(model, task, split_input=subject.space.split_input)
+    space = edge_space(model, task, split_input=subject.space.split_input, aligned=None)
     if subject.space != space:
         raise InputError(
             f"the {type(subject).__name__} belongs to another graph, {subject.space}; this model's is {space}"
         )
+    if ablation == "corrupt":
+        task.pairs.require_corrupt()
     identity = identify_model(model)
     if isinstance(subject, EdgeScores):
         subject.require_model(identity["weights_sha256"])
@@ -277,15 +282,16 @@ def measure_circuits(
     earlier call), and at most 1 per circuit.
     """
     settings = settings or Settings()
+    size = task.pairs.whole(settings.n_pairs(space, task, int(model.cfg.d_model)))
     ablation = find_ablation(model, task, space, settings.ablation, seed=settings.seed, source=settings.source)
+    paired = ablation.paired and (ablation.kind != "corrupt" or task.pairs.aligned)
     coupled = tuple(heads_share_scale(model, layer) for layer in range(space.n_layers))
-    reduced = [effective(space, mask, coupled, paired=ablation.paired) for mask in masks]
+    reduced = [effective(space, mask, coupled, paired=paired) for mask in masks]
     keys = [mask.numpy().tobytes() for mask in reduced]
     wanted = dict(zip(keys, reduced, strict=True))
-    size = settings.n_pairs(space, task, int(model.cfg.d_model))
     measured = run_circuits(
         model, task, space, list(wanted.values()), ablation, size, settings.seed, settings.progress, shared
     )  # one row per circuit that differs
     place = {key: i for i, key in enumerate(wanted)}
     rows = [place[key] for key in keys]
-    return Measured(*(column[rows] for column in measured))
+    return Measured(*(task.pairs.per_question(column.T).T[rows] for column in measured))

@@ -44,7 +44,9 @@ FEWEST, UNITS = 4, 64
 
 
 class Measured(NamedTuple):
-    """Per circuit and pair: the metric, whether the answer is right, and KL(model ‖ circuit) at the answer in nats."""
+    """Per circuit and pair (question, where one has several): the metric, whether the answer is right, and
+    KL(model ‖ circuit) at the answer (mean over its tokens) in nats.
+    """
 
     metric: Float[Tensor, "circuit batch"]
     correct: Float[Tensor, "circuit batch"]
@@ -117,7 +119,7 @@ class Batch:
     pairs: PromptPairs
     prefix: Prefix | None
     plain: Float[Tensor, "batch tail d_vocab"]
-    reference: Float[Tensor, "batch d_vocab"]
+    reference: Float[Tensor, "batch column d_vocab"]
     ablated: AblatedWrites
 
 
@@ -153,10 +155,10 @@ class Bench:
         rows: dict[str, list[Tensor]] = {name: [] for name in Measured._fields}
         for mask in self.masks[first:last]:
             logits = self._logits(batch, mask)
-            found = batch.pairs.final(logits).log_softmax(dim=-1)
+            found = batch.pairs.read(logits).log_softmax(dim=-1)
             rows["metric"].append(self.task.measure(logits, batch.pairs).cpu())
             rows["correct"].append(accuracy(logits, batch.pairs).cpu().float())
-            rows["kl"].append(kl_nats(batch.reference, found).cpu())
+            rows["kl"].append(kl_nats(batch.reference, found).mean(dim=1).cpu())
         return {name: torch.stack(found) for name, found in rows.items()}
 
     def _batch(self, rows: tuple[int, int]) -> Batch:
@@ -165,7 +167,7 @@ class Bench:
             pairs = self.task.pairs[slice(*rows)].to(device_of(self.model))
             prefix = record_prefix(self.model, self.task, pairs) if self.ablation.shares_prefix else None
             plain = run_to_metric(self.model, self.task, pairs, pairs.clean_tokens, prefix)
-            reference = pairs.final(plain).log_softmax(dim=-1)
+            reference = pairs.read(plain).log_softmax(dim=-1)
             after, writes = self.ablation.after, self.ablation.writes
             ablated = writes(pairs, rows[0]) if after is None else after(pairs, prefix)
             self.shared.last = Batch(rows, pairs, prefix, plain, reference, ablated)
@@ -175,7 +177,7 @@ class Bench:
         if torch.equal(mask, self.whole):
             return batch.plain
         pairs, prefix = batch.pairs, batch.prefix
-        if self.ablation.kind == "corrupt" and not bool(mask.any()):
+        if self.ablation.kind == "corrupt" and self.paired and not bool(mask.any()):
             return run_to_metric(self.model, self.task, pairs, pairs.corrupt_tokens, prefix)
         with torch.no_grad(), as_circuit(self.model, self.space, mask, batch.ablated):
             return run_to_metric(self.model, self.task, pairs, pairs.clean_tokens, prefix)
@@ -185,5 +187,10 @@ class Bench:
         """The full circuit as `prune.effective` leaves it."""
         if self._whole is None:
             coupled = tuple(heads_share_scale(self.model, layer) for layer in range(self.space.n_layers))
-            self._whole = effective(self.space, self.space.mask, coupled, paired=self.ablation.paired)
+            self._whole = effective(self.space, self.space.mask, coupled, paired=self.paired)
         return self._whole
+
+    @property
+    def paired(self) -> bool:
+        """Whether a circuit without edges computes one other run."""
+        return self.ablation.paired and (self.ablation.kind != "corrupt" or self.task.pairs.aligned)
