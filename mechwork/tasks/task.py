@@ -199,8 +199,8 @@ class Task(Readable):
                 f"  corrupt  {marked[1]}",
                 f"           -> {correct!r} rather than {incorrect!r}",
             ]
-        if not self.pairs.aligned:
-            lines.append(f"  aligned  {self._spans_of(i)}")
+            if not self.pairs.aligned:
+                lines.append(f"  aligned  {self._spans_of(i)}")
         return "\n".join(visible(line) for line in lines if line)
 
     def prompt(self, row: int, *, corrupt: bool = False) -> str:
