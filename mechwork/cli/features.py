@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import bundled
 from .console import Console
-from .console import Progress as Line
+from .console import ProgressLine as Line
 from .options import add_pairs, at_least, default_tasks, load, open_own_text, path, task_builder
 from .output import check_out, check_training_folder, deliver
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, NotFoundError
 from .console import Console
-from .console import Progress as Line
+from .console import ProgressLine as Line
 from .options import at_least, load, open_own_text, path
 from .output import check_out, check_training_folder, deliver
 

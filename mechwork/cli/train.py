@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .console import Console
-from .console import Progress as Line
+from .console import ProgressLine as Line
 from .options import at_least, path
 from .output import check_training_folder
 
 if TYPE_CHECKING:
-    from ..zoo.train import Progress
+    from ..zoo.train import TrainingProgress
 
 MODEL = "model"
 
@@ -71,8 +71,8 @@ def run(args: argparse.Namespace, console: Console) -> None:
     console.result("\n".join(lines), {**data, "model": str(out / MODEL), "card": card})
 
 
-def _report(line: Line) -> Callable[[Progress], None]:
-    def report(progress: Progress) -> None:
+def _report(line: Line) -> Callable[[TrainingProgress], None]:
+    def report(progress: TrainingProgress) -> None:
         scores = ", ".join(f"{task} {accuracy:.2f}" for task, accuracy in progress.validation.items())
         speed = progress.tokens / max(progress.seconds, 1e-9)
         line(

@@ -39,7 +39,7 @@ from ..names import head_name
 from ..provenance import build_provenance
 from ..result import Result, Table, table_rows
 from ..sites import Site
-from .edit import LowRank, WeightEdit
+from .edit import LowRankChange, WeightEdit
 from .weights import INPUTS, find_weight, post_norm
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def share_out(
         n_components=n_components, examples={"name": examples.name, "sha256": examples.sha256()},
     )  # fmt: skip
     name = f"{direction.name} shared out over {len(shares)} components"
-    changes = {weight: LowRank(*sides) for weight, sides in edit.items()}
+    changes = {weight: LowRankChange(*sides) for weight, sides in edit.items()}
     base = identify_model(model)["weights_sha256"]
     return SharedEdit(WeightEdit(changes, base, name, provenance), shares)
 

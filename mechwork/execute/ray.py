@@ -81,7 +81,7 @@ class RayExecutor:
     def actor(self) -> _Actor:
         """A new actor, loading its model."""
         self._made += 1
-        remote: Any = self._ray.remote(num_cpus=1, num_gpus=self._gpus, max_restarts=0, max_task_retries=0)(_Worker)
+        remote: Any = self._ray.remote(num_cpus=1, num_gpus=self._gpus, max_restarts=0, max_task_retries=0)(_Inside)
         handle = remote.remote(self._model)
         return _Actor(f"actor {self._made}", handle, handle.ready.remote())
 
@@ -181,7 +181,7 @@ class RayPool:
             self._executor.stop_actors()  # what they are at is not waited for
 
 
-class _Worker:
+class _Inside:
     """An actor's inside: one model, and the operation of the last work."""
 
     def __init__(self, reference: ModelRef) -> None:

@@ -49,7 +49,7 @@ BATCH = 16
 
 
 @dataclass(frozen=True, eq=False)
-class Ablation:
+class CutWrites:
     """Gives the ablated writes of the pairs in rows `start` to `start + n` of a task.
 
     `shares_prefix`: whether first columns that both prompts share are the same under every circuit; `after` gives the
@@ -72,7 +72,7 @@ class Ablation:
 
 def find_ablation(
     model: TransformerBridge, task: Task, space: EdgeSpace, kind: str, *, seed: int = 0, source: Task | None = None
-) -> Ablation:
+) -> CutWrites:
     """The ablation of that name for a task; means and constants come from the prompts of `source` (default: the task's
     own).
 
@@ -83,14 +83,14 @@ def find_ablation(
         raise UnknownNameError("ablation", kind, ABLATIONS)
     source = source or task
     if kind == "corrupt":
-        return Ablation(
+        return CutWrites(
             kind,
             lambda pairs, _start: _writes_of(model, space, pairs, corrupt=True),
             lambda pairs, prefix: _writes_of(model, space, pairs, corrupt=True, prefix=prefix),
         )
     if kind == "resample":
         order = other_prompts(task, seed)
-        return Ablation(kind, lambda pairs, start: _resampled(model, space, task, order, start, pairs))
+        return CutWrites(kind, lambda pairs, start: _resampled(model, space, task, order, start, pairs))
     if kind == "zero":
         like = next(model.parameters())
         constant = torch.zeros(space.n_writers, 1, 1, int(model.cfg.d_model), dtype=like.dtype, device=like.device)
@@ -98,7 +98,7 @@ def find_ablation(
         constant = learn_constants(model, source, space, seed=seed)
     else:
         constant = mean_writes(model, source, space, by_position=kind == "mean_by_position")
-    return Ablation(kind, lambda pairs, _start: _cut_to(constant, pairs))
+    return CutWrites(kind, lambda pairs, _start: _cut_to(constant, pairs))
 
 
 def mean_writes(
