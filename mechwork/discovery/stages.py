@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from ..result import Result
 from . import work
 from .shape import Shape
-from .work import Work
+from .work import StageWork
 
 EVALUATED = 2.7
 """F per circuit that is run."""
@@ -34,7 +34,7 @@ class Stage:
     name: str
     says: str
     gives: tuple[str, ...]
-    run: Callable[[Work], Mapping[str, Result]]
+    run: Callable[[StageWork], Mapping[str, Result]]
     forwards: Callable[[Shape], float]
     needs: tuple[str, ...] = ()
     instead: str = ""

@@ -136,7 +136,7 @@ def evaluate(
         task=task.provenance(),
         subject=subject.provenance,
     )
-    settings = Settings(ablation, batch_size, parse_bytes(memory_budget), seed, source, progress)
+    settings = EvaluationSettings(ablation, batch_size, parse_bytes(memory_budget), seed, source, progress)
     bench = _Bench(model, task, settings, n_random, n_same_degree, provenance)
     if isinstance(subject, Circuit):
         return bench.evaluate_circuit(subject)
@@ -168,7 +168,7 @@ class Measured(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Settings:
+class EvaluationSettings:
     """How circuits are run: what cut edges carry, and how many pairs at a time."""
 
     ablation: str = "corrupt"
@@ -190,7 +190,7 @@ class _Bench:
 
     model: TransformerBridge
     task: Task
-    settings: Settings
+    settings: EvaluationSettings
     n_random: int
     n_same_degree: int
     provenance: Provenance
@@ -267,7 +267,7 @@ def measure_circuits(
     task: Task,
     space: EdgeSpace,
     masks: Sequence[EdgeMask],
-    settings: Settings | None = None,
+    settings: EvaluationSettings | None = None,
 ) -> Measured:
     """Every circuit on every pair; the ablated run is shared by all.
 
@@ -275,7 +275,7 @@ def measure_circuits(
     model, and the empty one, where cut edges carry one other run, that run. Under ``corrupt`` first columns that both
     prompts of every pair share run once. Cost per batch of pairs: 2 forwards, and at most 1 per circuit.
     """
-    settings = settings or Settings()
+    settings = settings or EvaluationSettings()
     size = settings.n_pairs(space, task, int(model.cfg.d_model))
     ablation = find_ablation(model, task, space, settings.ablation, seed=settings.seed, source=settings.source)
     coupled = tuple(heads_share_scale(model, layer) for layer in range(space.n_layers))
