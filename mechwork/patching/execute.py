@@ -32,7 +32,7 @@ from ..runs.restart import restart_at
 from ..sites import SITE_KINDS, Site, hook_name
 from ..tasks.metrics import Metric
 from ..tasks.task import Task
-from .changes import effective_mask, entrance, entries_of, stream_rows
+from .changes import effective_mask, entrance, entries_of, square_entries, stream_rows
 from .memory import Sizes, d_mlp_of, sizes_of, tail_of
 from .readout import MetricReadout, build_readout
 from .sides import RECORDED_AS, SQUARE, Given, Share, Sides, record_sides
@@ -262,7 +262,7 @@ def _restart(
 def _activation_mask(kind: str, cells: tuple[Cell, ...], where: Tensor, value: Tensor) -> Tensor:
     """Which entries of an activation (rows cells x pairs) the cells patch."""
     if kind in SQUARE:
-        return entries_of(cells, where, value.shape[1]).permute(0, 1, 3, 2).flatten(0, 1)[..., None]
+        return square_entries(cells, where, value.shape[1])
     if SITE_KINDS[kind].per_head:
         return entries_of(cells, where, value.shape[2]).flatten(0, 1)[..., None]
     if kind == "mlp_post":
