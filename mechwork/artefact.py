@@ -126,7 +126,7 @@ def _parse(metadata: Mapping[str, str], tensors: dict[str, Tensor]) -> tuple[Art
 
 
 @dataclass(frozen=True)
-class Folder:
+class FolderKind:
     """A folder of two files, ``STEM.safetensors`` and ``STEM.json``; the JSON has the sha256 of the other."""
 
     what: str
@@ -144,7 +144,7 @@ class Folder:
 
 
 def write_folder(
-    folder: Path, kind: Folder, facts: Mapping[str, Any], tensors: Mapping[str, Tensor], *, version: int = 1
+    folder: Path, kind: FolderKind, facts: Mapping[str, Any], tensors: Mapping[str, Tensor], *, version: int = 1
 ) -> Path:
     """Write the two files of a folder, the facts last. Returns the folder."""
     make_folder(folder)
@@ -153,7 +153,7 @@ def write_folder(
     return folder
 
 
-def read_folder(folder: Path, kind: Folder, *, version: int = 1) -> Artefact:
+def read_folder(folder: Path, kind: FolderKind, *, version: int = 1) -> Artefact:
     """Read what `write_folder` wrote; raises `ArtefactError` like `read_artefact`."""
     if not (folder / kind.facts).is_file():
         raise MissingArtefactError(

@@ -17,6 +17,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -64,8 +65,10 @@ def measure_span_roles(
     patterns = torch.stack([p.cpu().double()[rows, :, ends] for p in run.layers["pattern"]])  # layer batch head key
     generator = torch.Generator().manual_seed(seed)
     drawn = (torch.rand(n_null, len(pairs), generator=generator) * ends).long()
-    attention = patterns[:, rows, :, io].permute(1, 2, 0).flatten(0, 1)  # head batch
-    random = torch.stack([patterns[:, rows, :, keys].permute(1, 2, 0).flatten(0, 1).mean(dim=1) for keys in drawn])
+    attention = rearrange(patterns[:, rows, :, io], "batch layer head -> (layer head) batch")
+    random = torch.stack(
+        [rearrange(patterns[:, rows, :, keys], "batch layer head -> (layer head) batch").mean(dim=1) for keys in drawn]
+    )
     copying = torch.stack(
         [
             _copying(model, run.layers["v"], pairs.clean_tokens.cpu(), io, *divmod(i, anatomy.n_heads))

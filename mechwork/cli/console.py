@@ -20,7 +20,7 @@ from ..harmless import visible
 
 
 @runtime_checkable
-class Stream(Protocol):
+class Writable(Protocol):
     """What is written to: a file, a terminal, a string buffer."""
 
     def write(self, text: str, /) -> object: ...
@@ -34,8 +34,8 @@ class Console:
 
     json: bool = False
     verbosity: int = 0
-    out: Stream = field(default_factory=lambda: sys.stdout)
-    err: Stream = field(default_factory=lambda: sys.stderr)
+    out: Writable = field(default_factory=lambda: sys.stdout)
+    err: Writable = field(default_factory=lambda: sys.stderr)
 
     def result(self, text: str, data: dict[str, Any]) -> None:
         """The one thing that goes to stdout."""
@@ -56,9 +56,9 @@ class Console:
         print(f"mechwork: {visible(text)}", file=self.err, flush=True)
 
     @contextlib.contextmanager
-    def step(self, what: str) -> Iterator[Progress]:
+    def step(self, what: str) -> Iterator[ProgressLine]:
         """A named piece of work; yields its progress callback and, at the end, says how long it took."""
-        progress = Progress(self, what)
+        progress = ProgressLine(self, what)
         begun = time.monotonic()
         if not progress.redraws:
             self.detail(f"{what} ...")
@@ -75,7 +75,7 @@ class Console:
             yield
 
 
-class Progress:
+class ProgressLine:
     """A callback ``(done, total, what)``: a redrawn line on a terminal, otherwise a plain line every `EVERY` seconds.
 
     Whatever was begun to be counted is counted to its end.

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MechworkError, NotFoundError
-from .console import Console, Progress
+from .console import Console, ProgressLine
 from .options import (
     PAIR_FILES,
     add_executor,
@@ -195,7 +195,7 @@ class Lines:
         from ..discovery.plan import duration
 
         left = f", about {duration(seconds_left)} left" if seconds_left >= 1 else ""
-        progress = Progress(self._console, f"[{min(done + 1, n)}/{n}] {says}{left}")
+        progress = ProgressLine(self._console, f"[{min(done + 1, n)}/{n}] {says}{left}")
         begun = time.monotonic()
         try:
             yield progress if progress.redraws else None

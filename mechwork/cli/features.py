@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from .. import bundled
 from .console import Console
-from .console import Progress as Line
 from .options import add_pairs, at_least, default_tasks, load, open_own_text, path, task_builder
-from .output import check_out, check_training_folder, deliver
+from .output import check_out, check_training_folder, deliver, refuse_unused, report_training, run_training
 
 if TYPE_CHECKING:
     from ..features import FeatureProgress
@@ -97,7 +96,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> None:
     """List, train, evaluate or find a circuit."""
-    if args.action != "train":
+    if args.action in ("train", "list"):
+        refuse_unused(args, f"features {args.action}", "html", *(("out",) if args.action == "list" else ()))
+    else:
         check_out(args)
     {"list": _list, "train": _train, "evaluate": _evaluate, "circuit": _circuit}[args.action](args, console)
 
@@ -139,23 +140,15 @@ def _train(args: argparse.Namespace, console: Console) -> None:
     layers = args.layers if args.layers is not None else range(int(model.cfg.n_layers))
     places = [Site(kind, layer) for layer in layers for kind in args.kinds]
     text = open_own_text(args, model)
-    try:
-        with console.step(f"training features of {args.model}") as line:
-            training = train_features(
-                model, text, places, recipe, folder=out, progress=_report(line), stop_after=args.stop_after
-            )
-    except KeyboardInterrupt:
-        console.say(f"Its last checkpoint, if it came to one, is in {out}. Go on with: {again}")
-        raise
-    data: dict[str, Any] = {
-        "model": args.model,
-        "step": training.step,
-        "steps": recipe.steps,
-        "finished": training.finished,
-        "out": str(out),
-    }
-    if not training.finished:
-        console.result(f"Stopped at step {training.step} of {recipe.steps}. Go on with: {again}", data)
+    data: dict[str, Any] = {"model": args.model}
+    training = run_training(
+        console,
+        lambda line: train_features(
+            model, text, places, recipe, folder=out, progress=report_training(line, _said), stop_after=args.stop_after
+        ),
+        data, what=f"training features of {args.model}", steps=recipe.steps, out=out, again=again,
+    )  # fmt: skip
+    if training is None:
         return
     with console.step("measuring on held-out text"):
         measured = evaluate_features(
@@ -232,13 +225,5 @@ def _records(result: Any) -> list[dict[str, Any]]:
     return result.to_dataframe().to_dict("records")
 
 
-def _report(line: Line) -> Any:
-    def report(progress: FeatureProgress) -> None:
-        speed = progress.tokens / max(progress.seconds, 1e-9)
-        line(
-            progress.step,
-            progress.steps,
-            f"unexplained {progress.unexplained:.3f}, dead {progress.dead:.1%}, {speed:,.0f} tokens/s, step",
-        )
-
-    return report
+def _said(progress: FeatureProgress) -> str:
+    return f"unexplained {progress.unexplained:.3f}, dead {progress.dead:.1%}"

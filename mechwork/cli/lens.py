@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, NotFoundError
 from .console import Console
-from .console import Progress as Line
 from .options import at_least, load, open_own_text, path
-from .output import check_out, check_training_folder, deliver
+from .output import check_out, check_training_folder, deliver, refuse_unused, report_training, run_training
 
 if TYPE_CHECKING:
     from ..lenses.evaluate import LensEvaluation
@@ -66,7 +65,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> None:
     """Train, show or evaluate."""
-    if args.action != "train":
+    if args.action == "train":
+        refuse_unused(args, "lens train", "html")
+    else:
         check_out(args)
     {"train": _train, "show": _show, "evaluate": _evaluate}[args.action](args, console)
 
@@ -82,23 +83,17 @@ def _train(args: argparse.Namespace, console: Console) -> None:
     check_training_folder(out, again, resume=args.resume)
     model = load(args)
     text = open_own_text(args, model)
-    try:
-        with console.step(f"training a lens for {args.model}") as line:
-            training = train_lens(model, text, recipe, folder=out, progress=_report(line), stop_after=args.stop_after)
-    except KeyboardInterrupt:
-        console.say(f"The checkpoint is in {out}. Go on with: {again}")
-        raise
-    data: dict[str, Any] = {
-        "model": args.model,
-        "step": training.step,
-        "steps": recipe.steps,
-        "finished": training.finished,
-        "stopped": training.stopped,
-        "out": str(out),
-    }
-    if not training.finished:
-        console.result(f"Stopped at step {training.step} of {recipe.steps}. Go on with: {again}", data)
+    data: dict[str, Any] = {"model": args.model}
+    training = run_training(
+        console,
+        lambda line: train_lens(
+            model, text, recipe, folder=out, progress=report_training(line, _said), stop_after=args.stop_after
+        ),
+        data, what=f"training a lens for {args.model}", steps=recipe.steps, out=out, again=again,
+    )  # fmt: skip
+    if training is None:
         return
+    data["stopped"] = training.stopped
     with console.step("measuring on held-out text"):
         measured = evaluate_lens(model, training.lens, text.odd_rows(recipe.held_out_rows))
     folder = export_lens(training.lens, measured, out / LENS)
@@ -164,13 +159,5 @@ def _numbers(measured: LensEvaluation) -> dict[str, Any]:
     }
 
 
-def _report(line: Line) -> Any:
-    def report(progress: LensProgress) -> None:
-        speed = progress.tokens / max(progress.seconds, 1e-9)
-        line(
-            progress.step,
-            progress.steps,
-            f"loss {progress.loss:.3f} bits, held-out {progress.held_out:.3f}, {speed:,.0f} tokens/s, step",
-        )
-
-    return report
+def _said(progress: LensProgress) -> str:
+    return f"loss {progress.loss:.3f} bits, held-out {progress.held_out:.3f}"

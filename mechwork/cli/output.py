@@ -7,14 +7,14 @@ Folders of long work are gone on with instead: ``--resume``, or the same command
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from ..errors import InputError
 from ..files import write_text
 from ..harmless import table_text
-from .console import Console
+from .console import Console, ProgressLine
 
 if TYPE_CHECKING:
     from ..result import Result
@@ -74,6 +74,54 @@ def check_training_folder(out: Path, again: str, *, resume: bool) -> None:
     if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
         remedy = f"Go on with: {again}" if resumable else "Choose another --out."
         raise InputError(f"{out} exists and is not overwritten. {remedy}")
+
+
+@runtime_checkable
+class Training(Protocol):
+    """What a training loop returns: how far it came."""
+
+    step: int
+
+    @property
+    def finished(self) -> bool: ...
+
+
+_Training = TypeVar("_Training", bound=Training)
+
+
+def run_training(
+    console: Console, train: Callable[[ProgressLine], _Training], facts: dict[str, Any], *, what: str, steps: int,
+    out: Path, again: str,
+) -> _Training | None:  # fmt: skip
+    """Train into `out`; adds how far it came to `facts`. None, once it is said how to go on, for a run that stopped."""
+    try:
+        with console.step(what) as line:
+            training = train(line)
+    except KeyboardInterrupt:
+        console.say(f"The last checkpoint, if it came to one, is in {out}. Go on with: {again}")
+        raise
+    facts |= {"step": training.step, "steps": steps, "finished": training.finished, "out": str(out)}
+    if training.finished:
+        return training
+    console.result(f"Stopped at step {training.step} of {steps}. Go on with: {again}", facts)
+    return None
+
+
+def report_training(line: ProgressLine, say: Callable[[Any], str]) -> Callable[[Any], None]:
+    """A callback for a training loop's progress: what `say` makes of it, and the speed."""
+
+    def report(progress: Any) -> None:
+        speed = progress.tokens / max(progress.seconds, 1e-9)
+        line(progress.step, progress.steps, f"{say(progress)}, {speed:,.0f} tokens/s, step")
+
+    return report
+
+
+def refuse_unused(args: argparse.Namespace, action: str, *names: str) -> None:
+    """Raises `InputError` for files that this action of a verb does not write."""
+    for name in names:
+        if getattr(args, name) is not None:
+            raise InputError(f"{action} writes no --{name}; got {getattr(args, name)}. Leave it out.")
 
 
 def deliver(

@@ -10,17 +10,15 @@ Checkpoints go to --out; the finished model, with its card and manifest, to the 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .console import Console
-from .console import Progress as Line
 from .options import at_least, path
-from .output import check_training_folder
+from .output import check_training_folder, report_training, run_training
 
 if TYPE_CHECKING:
-    from ..zoo.train import Progress
+    from ..zoo.train import TrainingProgress
 
 MODEL = "model"
 
@@ -48,21 +46,13 @@ def run(args: argparse.Namespace, console: Console) -> None:
     out = args.out or Path("runs") / recipe.name
     again = f"mechwork train {recipe.name} --out {out} --resume"
     check_training_folder(out, again, resume=args.resume)
-    try:
-        with console.step(f"training {recipe.name}") as line:
-            trained = train(recipe, out, progress=_report(line), stop_after=args.stop_after)
-    except KeyboardInterrupt:
-        console.say(f"The checkpoint is in {out}. Go on with: {again}")
-        raise
-    data = {
-        "recipe": recipe.name,
-        "step": trained.step,
-        "steps": recipe.steps,
-        "out": str(out),
-        "finished": trained.finished,
-    }
-    if not trained.finished:
-        console.result(f"Stopped at step {trained.step} of {recipe.steps}. Go on with: {again}", data)
+    data: dict[str, Any] = {"recipe": recipe.name}
+    trained = run_training(
+        console,
+        lambda line: train(recipe, out, progress=report_training(line, _said), stop_after=args.stop_after),
+        data, what=f"training {recipe.name}", steps=recipe.steps, out=out, again=again,
+    )  # fmt: skip
+    if trained is None:
         return
     with console.step("measuring on held-out words and templates"):
         card = export(trained, out / MODEL)
@@ -71,14 +61,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
     console.result("\n".join(lines), {**data, "model": str(out / MODEL), "card": card})
 
 
-def _report(line: Line) -> Callable[[Progress], None]:
-    def report(progress: Progress) -> None:
-        scores = ", ".join(f"{task} {accuracy:.2f}" for task, accuracy in progress.validation.items())
-        speed = progress.tokens / max(progress.seconds, 1e-9)
-        line(
-            progress.step,
-            progress.steps,
-            f"loss {progress.loss:.3f}, {speed:,.0f} tokens/s{', ' + scores if scores else ''}, step",
-        )
-
-    return report
+def _said(progress: TrainingProgress) -> str:
+    return ", ".join(
+        [f"loss {progress.loss:.3f}", *(f"{task} {accuracy:.2f}" for task, accuracy in progress.validation.items())]
+    )

@@ -15,7 +15,7 @@ from typing import Any
 from ..errors import InputError
 from .console import Console
 from .options import add_executor, path, set_threads
-from .output import check_out, check_training_folder, deliver
+from .output import check_out, check_training_folder, deliver, refuse_unused
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, console: Console) -> None:
     """Print the table, or train."""
     if args.retrain:
+        refuse_unused(args, "truth --retrain", "html")
         _retrain(args, console)
         return
     check_out(args)

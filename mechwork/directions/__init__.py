@@ -48,7 +48,7 @@ from .probes import train_probe as train_probe
 from .select import CRITERIA as CRITERIA
 from .select import LayerChoice as LayerChoice
 from .select import choose_layer as choose_layer
-from .stability import Stability as Stability
+from .stability import DirectionStability as DirectionStability
 from .stability import study_stability as study_stability
 from .stability import templates_of as templates_of
 from .steer import METHODS as METHODS

@@ -50,7 +50,7 @@ class SideEffects:
 
 
 @dataclass(frozen=True, eq=False)
-class Bench:
+class SteeringBench:
     """What the unsteered model does; `clean` and `corrupt` are the metric per pair."""
 
     model: TransformerBridge
@@ -74,7 +74,7 @@ class Bench:
         others: Sequence[Task],
         text: Tokens | None,
         n_generated: int = 0,
-    ) -> Bench:
+    ) -> SteeringBench:
         """Run the unsteered model once on everything. Raises `InputError` for text too short to be continued,
         `MetricError` when clean and corrupt prompts have the same mean metric.
         """

@@ -48,7 +48,7 @@ class StabilityRow:
 
 
 @dataclass(frozen=True)
-class Stability(Result, what="direction stability"):
+class DirectionStability(Result, what="direction stability"):
     """All refits of one direction."""
 
     rows: tuple[StabilityRow, ...]
@@ -95,7 +95,7 @@ def study_stability(
     n: int = 20,
     relabelled: Sequence[float] = RELABELLED,
     seed: int = 0,
-) -> Stability:
+) -> DirectionStability:
     """Refit under resampling (`n` times), relabelling (`n` times for each share), and template by template where
     `templates` names every prompt's (see `templates_of`). Cost: 1 forward of all prompts.
 
@@ -115,7 +115,7 @@ def study_stability(
     rows += [work.relabelled(share, generator) for share in relabelled for _ in range(n)]
     rows += [work.paraphrased(template, templates) for template in dict.fromkeys(templates)]
     kept = tuple(row for row in rows if row is not None)
-    return Stability(kept, f"{how} of {examples.name}", site)
+    return DirectionStability(kept, f"{how} of {examples.name}", site)
 
 
 def templates_of(task: Task) -> list[str]:

@@ -25,7 +25,7 @@ from ..result import Result
 from ..runs.record import check_task
 from ..shapes import Tokens
 from ..tasks.task import Task
-from .bench import Bench
+from .bench import SteeringBench
 from .direction import Direction
 from .steer import METHODS, AsFar, Strengths, Ways, steering_write
 
@@ -170,7 +170,7 @@ def study_steering(
                 chosen[name, f"random {i}"] = _strengths(direction.random_control(seed + i), name)
         for i in range(n_as_far if at_the_site else 0):
             chosen[name, f"as far {i}"] = _as_far(write, direction.random_control(seed + 1000 + i))
-    bench = Bench.of(model, task, direction.site, others, text, n_generated)
+    bench = SteeringBench.of(model, task, direction.site, others, text, n_generated)
     rows: list[SteeringRow] = []
     for (name, control), write in chosen.items():
         for strength in map(float, strengths):

@@ -37,7 +37,7 @@ from .publish import publish
 from .settings import Mode, Settings, parse_seconds
 from .stages import STAGES
 from .stored_task import StoredTask
-from .work import Work, add
+from .work import StageWork, add
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -144,7 +144,7 @@ def _run(found: Discovery, folder: Folder | None, observer: Observer, budget: fl
         started = time.monotonic()
         with observer.stage(stage.says, number, len(found.plan.rows), left) as progress:
             model: Any = found.model
-            work = Work(model, found.task, found.settings, found.named, found.again, progress, units)
+            work = StageWork(model, found.task, found.settings, found.named, found.again, progress, units)
             results: Mapping[str, Any] = stage.run(work)
             if folder is not None:
                 folder.finish(stage.name, results, time.monotonic() - started)

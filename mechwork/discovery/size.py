@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from ..circuits import EdgeScores
 from ..circuits.testing.curves import MIB_FRACTIONS, faithfulness
-from ..circuits.testing.evaluate import Settings, measure_circuits
+from ..circuits.testing.evaluate import EvaluationSettings, measure_circuits
 from ..circuits.testing.units import Shared
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table, table_rows
@@ -60,7 +60,7 @@ def by_hand(scores: EdgeScores, n_edges: int, why: str) -> Sizing:
 
 
 def find_size(
-    model: TransformerBridge, task: Task, scores: EdgeScores, target: float, settings: Settings,
+    model: TransformerBridge, task: Task, scores: EdgeScores, target: float, settings: EvaluationSettings,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Sizing:  # fmt: skip
     """The size for `target` on (the first `N_CHOOSE` of) `task`'s pairs."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ..result import Result
 from . import work
 from .shape import Shape
-from .work import Work
+from .work import StageWork
 
 EVALUATED, PREPARED = 0.95, 0.25
 """F per circuit that is run, and what it costs however few pairs there are; what circuits share (the model, the ablated
@@ -35,7 +35,7 @@ class Stage:
     name: str
     says: str
     gives: tuple[str, ...]
-    run: Callable[[Work], Mapping[str, Result]]
+    run: Callable[[StageWork], Mapping[str, Result]]
     forwards: Callable[[Shape], float]
     needs: tuple[str, ...] = ()
     instead: str = ""

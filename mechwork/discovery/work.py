@@ -20,7 +20,7 @@ from ..circuits import (
     score_edges,
     score_positions,
 )  # fmt: skip
-from ..circuits.testing.evaluate import Settings as Running
+from ..circuits.testing.evaluate import EvaluationSettings
 from ..errors import InputError, MetricError, NotFoundError
 from ..execute.progress import Progress
 from ..lenses import LOGIT_LENS, attribute_logits, load_lens, read_lens
@@ -52,7 +52,7 @@ Found = dict[str, Result]
 
 
 @dataclass(frozen=True, eq=False)
-class Work:
+class StageWork:
     """What a stage may use: the model, the task (as the plan cut it), the settings, earlier results."""
 
     model: TransformerBridge
@@ -89,12 +89,12 @@ def add(named: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def check(work: Work) -> Found:
+def check(work: StageWork) -> Found:
     """Answers, gap, alignment, duplicates."""
     return {"check": check_data(work.model, work.task, min_accuracy=work.settings.min_accuracy)}
 
 
-def score(work: Work) -> Found:
+def score(work: StageWork) -> Found:
     """Every edge, on the train pairs."""
     s = work.settings
     found = score_edges(
@@ -103,7 +103,7 @@ def score(work: Work) -> Found:
     return {"scores": found}
 
 
-def estimate(work: Work) -> Found:
+def estimate(work: StageWork) -> Found:
     """Effects by site, from gradients or rules."""
     s = work.settings
     found = attribute(
@@ -112,27 +112,27 @@ def estimate(work: Work) -> Found:
     return {"estimated": found}
 
 
-def choose_size(work: Work) -> Found:
+def choose_size(work: StageWork) -> Found:
     """The size, by hand or by the target; the circuit follows from it and the scores."""
     scores, s = work.results["scores"], work.settings
     given = s.given_size(scores.space)
     if given is not None:
         sizing = by_hand(scores, *given)
     else:
-        running = Running(seed=s.seed, memory_budget=s.memory)
+        running = EvaluationSettings(seed=s.seed, memory_budget=s.memory)
         sizing = find_size(work.model, work.task.train, scores, s.target, running, work.progress)
     return {"sizing": sizing}
 
 
-def test(work: Work) -> Found:
+def test(work: StageWork) -> Found:
     """The circuit on the test pairs."""
     return {"evaluation": _evaluate(work, work.results["circuit"])}
 
 
-def short_curve(fractions: Sequence[float]) -> Callable[[Work], Found]:
+def short_curve(fractions: Sequence[float]) -> Callable[[StageWork], Found]:
     """The curve over a few sizes, one random circuit each."""
 
-    def run(work: Work) -> Found:
+    def run(work: StageWork) -> Found:
         scores: EdgeScores = work.results["scores"]
         sizes = [f for f in fractions if f * scores.space.n_edges >= 1]
         return {"curve": _evaluate(work, scores, fractions=sizes, n_random=1, random_every=1)}
@@ -140,22 +140,22 @@ def short_curve(fractions: Sequence[float]) -> Callable[[Work], Found]:
     return run
 
 
-def full_curve(work: Work) -> Found:
+def full_curve(work: StageWork) -> Found:
     """All of MIB's sizes, three random circuits each."""
     return {"curve": _evaluate(work, work.results["scores"])}
 
 
-def _evaluate(work: Work, subject: Circuit | EdgeScores, **more: Any) -> Any:
+def _evaluate(work: StageWork, subject: Circuit | EdgeScores, **more: Any) -> Any:
     s = work.settings
     return evaluate(
         work.model, work.task.test, subject, seed=s.seed, memory_budget=s.memory, progress=work.progress, **more
     )
 
 
-def screen(top: float, control: float) -> Callable[[Work], Found]:
+def screen(top: float, control: float) -> Callable[[StageWork], Found]:
     """Measure the cells that an estimate finds promising, and a random control."""
 
-    def run(work: Work) -> Found:
+    def run(work: StageWork) -> Found:
         found = patch(
             work.model, work.task.train, work.sites, screen="relp", verify_top=top, verify_random=control,
             positions=work.positions, memory_budget=work.settings.memory, checkpoint=work.units, progress=work.progress,
@@ -165,7 +165,7 @@ def screen(top: float, control: float) -> Callable[[Work], Found]:
     return run
 
 
-def measure(work: Work) -> Found:
+def measure(work: StageWork) -> Found:
     """Every cell exactly."""
     found = patch(
         work.model, work.task.train, work.sites, positions=work.positions, memory_budget=work.settings.memory,
@@ -174,7 +174,7 @@ def measure(work: Work) -> Found:
     return {"measured": found}
 
 
-def strongest_heads(work: Work) -> list[str]:
+def strongest_heads(work: StageWork) -> list[str]:
     """The circuit's heads, those of largest estimated effect first."""
     heads = [node for node in work.results["circuit"].nodes if ".h" in node]
     estimated = work.results.get("estimated")
@@ -191,7 +191,7 @@ def strongest_heads(work: Work) -> list[str]:
     return sorted(heads, key=lambda head: -place.get(head, 0.0))
 
 
-def study_some(work: Work) -> Found:
+def study_some(work: StageWork) -> Found:
     """The circuit's strongest heads."""
     heads = strongest_heads(work)[:N_HEADS]
     if not heads:
@@ -199,12 +199,12 @@ def study_some(work: Work) -> Found:
     return {"study": study_heads(work.model, work.task.test, heads, progress=work.progress)}
 
 
-def study_all(work: Work) -> Found:
+def study_all(work: StageWork) -> Found:
     """Every head."""
     return {"study": study_heads(work.model, work.task.test, progress=work.progress)}
 
 
-def look(work: Work) -> Found:
+def look(work: StageWork) -> Found:
     """Attention of the studied heads, cards of the circuit's components."""
     circuit, test_pairs = work.results["circuit"], work.task.test
     study = work.results.get("study")
@@ -228,7 +228,7 @@ def look(work: Work) -> Found:
     return found
 
 
-def read(work: Work) -> Found:
+def read(work: StageWork) -> Found:
     """What lenses say of every place, and what is written to the answer directly."""
     model, few = work.model, work.task.test[: min(N_READ, len(work.task.test))]
     anatomy = read_anatomy(model)
@@ -241,7 +241,7 @@ def read(work: Work) -> Found:
     return found
 
 
-def by_position(work: Work) -> Found:
+def by_position(work: StageWork) -> Found:
     """Scores by span and what heads move between spans, where the task has spans and attention is open."""
     s, train, found = work.settings, work.task.train, Found()
     with contextlib.suppress(InputError):  # a model or a task without them; the rest stands without
@@ -252,7 +252,7 @@ def by_position(work: Work) -> Found:
     return found
 
 
-def under_others(work: Work) -> Found:
+def under_others(work: StageWork) -> Found:
     """The circuit where cut edges carry something else."""
     found: Found = {}
     for ablation in OTHER_ABLATIONS:
@@ -266,7 +266,7 @@ def under_others(work: Work) -> Found:
     return found
 
 
-def stability(work: Work) -> Found:
+def stability(work: StageWork) -> Found:
     """The circuit that other pairs, templates and seeds would give."""
     scores, circuit, s = work.results["scores"], work.results["circuit"], work.settings
     n = circuit.n_requested or circuit.n_edges
@@ -287,7 +287,7 @@ def stability(work: Work) -> Found:
     return found
 
 
-def completeness(work: Work) -> Found:
+def completeness(work: StageWork) -> Found:
     """What is left of the behaviour without the circuit."""
     circuit = work.results["circuit"]
     if not circuit.n_edges:
@@ -296,7 +296,7 @@ def completeness(work: Work) -> Found:
     return {"completeness": measure_completeness(work.model, work.few, circuit, n_knockouts=4, n_steps=6, seed=seed)}
 
 
-def minimality(work: Work) -> Found:
+def minimality(work: StageWork) -> Found:
     """What each component adds."""
     circuit = work.results["circuit"]
     if not circuit.n_edges:

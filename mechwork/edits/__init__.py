@@ -12,7 +12,7 @@ an intervention like a write: `intervene` takes it, studies of steering measure 
     found.edit.save("she")
 """
 
-from .edit import LowRank as LowRank
+from .edit import LowRankChange as LowRankChange
 from .edit import WeightEdit as WeightEdit
 from .edit import apply_edit as apply_edit
 from .least_squares import LayerFit as LayerFit

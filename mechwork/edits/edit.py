@@ -43,7 +43,7 @@ WHAT = "mechwork weight edit"
 
 
 @dataclass(frozen=True, eq=False)
-class LowRank(Readable):
+class LowRankChange(Readable):
     """A matrix ``left @ right`` of low rank, kept as its factors."""
 
     left: Float[Tensor, "d_in rank"]
@@ -66,7 +66,7 @@ class WeightEdit(Readable):
     Raises `InputError` for an edit of nothing, names that are no weights, or numbers that are not finite.
     """
 
-    changes: Mapping[str, LowRank]
+    changes: Mapping[str, LowRankChange]
     base_sha256: str
     name: str = "edit"
     provenance: Provenance = field(default_factory=dict)
@@ -134,7 +134,7 @@ class WeightEdit(Readable):
         for name, change in other.changes.items():
             new = _scaled(change, other.strength)
             mine = changes.get(name)
-            changes[name] = new if mine is None else LowRank(
+            changes[name] = new if mine is None else LowRankChange(
                 torch.cat([mine.left, new.left], dim=1), torch.cat([mine.right, new.right])
             )  # fmt: skip
         provenance = {"method": "sum of edits", "parts": [stable(self.provenance), stable(other.provenance)]}
@@ -197,5 +197,5 @@ def _put(weights: Mapping[str, Weight], values: Mapping[str, Tensor]) -> None:
         weight.parameter.copy_(values[name])
 
 
-def _scaled(change: LowRank, strength: float) -> LowRank:
-    return LowRank(change.left * strength, change.right)
+def _scaled(change: LowRankChange, strength: float) -> LowRankChange:
+    return LowRankChange(change.left * strength, change.right)

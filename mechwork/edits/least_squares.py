@@ -28,7 +28,7 @@ from ..runs.record import align_donor, check_task, record_run
 from ..sites import Site
 from ..tasks.pairs import END, PromptPairs
 from ..tasks.task import Task
-from .edit import LowRank, WeightEdit
+from .edit import LowRankChange, WeightEdit
 from .weights import INPUTS, find_weight, parse_weight
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def least_squares(
     rank: int | None = None,
     keep: Float[Tensor, "m d_in"] | None = None,
     keep_weight: float = 1.0,
-) -> LowRank:
+) -> LowRankChange:
     """D of the module's formula, in float64, as factors of its rank. Raises `InputError` for settings out of range,
     `MetricError` for numbers that are not finite.
     """
@@ -97,7 +97,7 @@ def least_squares(
     found = torch.linalg.svd(fitted, full_matrices=False)
     n = min(len(x), *change.shape) if rank is None else rank
     right = found.Vh[:n]
-    return LowRank(change @ right.T, right)
+    return LowRankChange(change @ right.T, right)
 
 
 def fit_layer_edit(
@@ -133,7 +133,7 @@ def fit_layer_edit(
         method="least-squares edit", model=identify_model(model), ridge=ridge, rank=rank
     )
     dtype = torch.promote_types(find_weight(model, weight).parameter.dtype, torch.float32)
-    change = LowRank(change.left.to(dtype), change.right.to(dtype))
+    change = LowRankChange(change.left.to(dtype), change.right.to(dtype))
     return LayerFit(
         WeightEdit({weight: change}, identify_model(model)["weights_sha256"], name, facts), error, kept, len(x)
     )

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -39,7 +40,7 @@ from ..names import head_name
 from ..provenance import build_provenance
 from ..result import Result, Table, table_rows
 from ..sites import Site
-from .edit import LowRank, WeightEdit
+from .edit import LowRankChange, WeightEdit
 from .weights import INPUTS, find_weight, post_norm
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def share_out(
         n_components=n_components, examples={"name": examples.name, "sha256": examples.sha256()},
     )  # fmt: skip
     name = f"{direction.name} shared out over {len(shares)} components"
-    changes = {weight: LowRank(*sides) for weight, sides in edit.items()}
+    changes = {weight: LowRankChange(*sides) for weight, sides in edit.items()}
     base = identify_model(model)["weights_sha256"]
     return SharedEdit(WeightEdit(changes, base, name, provenance), shares)
 
@@ -156,7 +157,7 @@ def _candidates(
         sites = [Site("z", int(layer), head) for head in range(int(model.cfg.n_heads))]
         x = record_examples(model, examples, sites).double()
         parts = [(head_name(layer, i), slice(i * d_head, (i + 1) * d_head)) for i in range(len(sites))]
-        x = x.permute(1, 0, 2).flatten(1)
+        x = rearrange(x, "head n d_head -> n (head d_head)")
     else:
         x = record_examples(model, examples, [Site("mlp_post", int(layer))])[0].double()
         parts = [(f"m{layer}.n{i}", slice(i, i + 1)) for i in range(W.shape[0])]

@@ -101,7 +101,7 @@ class RayExecutor:
         """A new actor, loading its model."""
         assert self._model is not None
         self._made += 1
-        remote: Any = self._ray.remote(num_cpus=1, num_gpus=self._gpus, max_restarts=0, max_task_retries=0)(_Worker)
+        remote: Any = self._ray.remote(num_cpus=1, num_gpus=self._gpus, max_restarts=0, max_task_retries=0)(_Inside)
         handle = remote.remote(package_version("mechwork"), vars(self._model), self._gpus)
         return _Actor(f"actor {self._made}", handle, handle.ready.remote())
 
@@ -221,7 +221,7 @@ class RayPool:
             self._executor.stop_actors()  # what they are at is not waited for
 
 
-class _Worker:
+class _Inside:
     """An actor's inside: one model, and the operation of the last work."""
 
     def __init__(self, version: str, reference: dict[str, Any], n_gpus: float) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..artefact import Folder, read_folder, wide, write_folder
+from ..artefact import FolderKind, read_folder, wide, write_folder
 from ..display import Readable
 from ..errors import ArtefactError, InputError
 from ..files import reading
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 FORMAT = 1
-KIND = Folder("mechwork features", "features")
+KIND = FolderKind("mechwork features", "features")
 FACTS = KIND.facts
 _ORDER = (
     "embed", "resid_pre", "q", "k", "v", "z", "attn_out", "resid_mid", "mlp_in", "mlp_pre", "mlp_pre_linear",

@@ -48,7 +48,7 @@ Place = tuple[Site, Site] | None
 
 
 @dataclass(frozen=True)
-class Layout:
+class FileLayout:
     """A way to store a coder: which tensors it has, and how they become one."""
 
     name: str
@@ -142,7 +142,7 @@ def _scalars(text: str) -> Config:
     return {key: value.strip("'\"") for key, value in found}
 
 
-def _choose(tensors: Tensors, config: Config, file: Path, layout: str | None) -> Layout:
+def _choose(tensors: Tensors, config: Config, file: Path, layout: str | None) -> FileLayout:
     names = frozenset(tensors)
     if layout is not None:
         if layout not in LAYOUTS:
@@ -279,21 +279,21 @@ def _gemma_scope(tensors: Tensors, config: Config, file: Path) -> tuple[dict[str
     return {**parts, "activation": JumpRelu(threshold)}, None
 
 
-LAYOUTS: dict[str, Layout] = {
+LAYOUTS: dict[str, FileLayout] = {
     one.name: one
     for one in (
-        Layout(
+        FileLayout(
             "sparsify", frozenset({"encoder.weight", "encoder.bias", "W_dec", "b_dec"}), frozenset({"W_skip"}),
             _sparsify
         ),
-        Layout(
+        FileLayout(
             "gemma-scope", frozenset({"W_enc", "b_enc", "W_dec", "b_dec", "threshold"}), frozenset(), _gemma_scope
         ),
-        Layout(
+        FileLayout(
             "saelens", frozenset({"W_enc", "W_dec", "b_dec"}),
             frozenset({"b_enc", "threshold", "b_gate", "b_mag", "r_mag", "W_skip", "scaling_factor"}), _saelens,
         ),
-        Layout(
+        FileLayout(
             "circuit-tracer", frozenset({"W_enc", "b_enc", "W_dec", "b_dec"}),
             frozenset({"activation_function.threshold", "threshold", "k", "W_skip"}), _circuit_tracer,
         ),

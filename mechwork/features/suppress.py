@@ -106,7 +106,7 @@ def _sizes(examples: Examples) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class SuppressionRow:
+class FeatureSuppressionRow:
     """One method. `concept` and `other_class`: metric on prompts of the two classes, as a share of the unsuppressed
     model's; accuracies beside.
 
@@ -134,7 +134,7 @@ class SuppressionStudy(Result):
     concept: str
     place: str
     chosen: tuple[int, ...]
-    rows: tuple[SuppressionRow, ...]
+    rows: tuple[FeatureSuppressionRow, ...]
     plain: dict[str, float]
     others: tuple[str, ...]
     provenance: Provenance
@@ -209,7 +209,7 @@ def study_suppression(
     draw = torch.randperm(len(active), generator=torch.Generator().manual_seed(seed))[: len(chosen)].tolist()
     lot = [active[i] for i in draw]
     plain = [_measure(model, task, None) for task in tasks]
-    rows: list[SuppressionRow] = []
+    rows: list[FeatureSuppressionRow] = []
     for method in methods:
         for share in (1.0,) if method == "mask" else tuple(shares):
             for index in [list(chosen), lot] if lot else [list(chosen)]:
@@ -259,12 +259,12 @@ def _row(
     control: bool,  # noqa: FBT001
     found: list[_Found],
     plain: list[_Found],
-) -> SuppressionRow:
+) -> FeatureSuppressionRow:
     base = float(plain[0].metric.mean())
     low, high = _interval(found[0].metric, plain[0].metric)
     rest, before = found[2:], plain[2:]
     kl = [float(kl_nats(b.logp, f.logp).mean()) for f, b in zip(rest, before, strict=True)]
-    return SuppressionRow(
+    return FeatureSuppressionRow(
         method, share, control, float(found[0].metric.mean()) / base, (low, high),
         float(found[1].metric.mean()) / float(plain[1].metric.mean()), float(found[0].right.mean()),
         float(found[1].right.mean()),

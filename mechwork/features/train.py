@@ -77,7 +77,7 @@ class FeatureTraining(Readable):
 
 
 @dataclass
-class _Run:
+class _FeatureRun:
     """Everything that changes while training; weights are stacked over places, ``[place, ...]``."""
 
     weights: dict[str, Tensor]
@@ -116,7 +116,7 @@ def train_features(
         MetricError: a loss that is not finite.
     """
     recipe = recipe or FeatureRecipe()
-    work = _Work(model, text, places, recipe)
+    work = _FeatureWork(model, text, places, recipe)
     identity = {
         "recipe": recipe.to_dict(), "text": work.stream.facts, "model": fingerprint(model),
         "places": [[str(a), str(b)] for a, b in work.places],
@@ -134,7 +134,7 @@ def train_features(
     return work.result(run)
 
 
-class _Work:
+class _FeatureWork:
     """The fixed side of a run: model, recipe, text."""
 
     def __init__(
@@ -157,7 +157,7 @@ class _Work:
                 "(open_text(..., width=...)), or hold out less: FeatureRecipe(held_out_rows=...)."
             )
 
-    def begin(self) -> _Run:
+    def begin(self) -> _FeatureRun:
         """Decoder rows drawn at random with length 1, the encoder its transpose (Gao et al. 2024)."""
         recipe = self.recipe
         norms, cursor = self._norms()
@@ -178,9 +178,9 @@ class _Work:
             "W_enc": W_enc, "b_enc": torch.zeros(n, recipe.n_features), "W_dec": W_dec, "b_dec": torch.zeros(n, d_out),
         }  # fmt: skip
         silent = torch.zeros(n, recipe.n_features, dtype=torch.int64, device=self.device)
-        return _Run(*self._optimizer(weights), silent, norms, cursor)
+        return _FeatureRun(*self._optimizer(weights), silent, norms, cursor)
 
-    def step(self, run: _Run, progress: Callable[[FeatureProgress], None] | None) -> None:
+    def step(self, run: _FeatureRun, progress: Callable[[FeatureProgress], None] | None) -> None:
         begun, recipe = time.monotonic(), self.recipe
         rows, cursor = next(self.stream.batches(run.cursor, recipe.step_tokens, recipe.held_out_rows))
         x, y = self._inputs(run, rows)
@@ -213,7 +213,7 @@ class _Work:
             )
 
     def _losses(
-        self, run: _Run, x: Float[Tensor, "place token d_in"], y: Float[Tensor, "place token d_out"]
+        self, run: _FeatureRun, x: Float[Tensor, "place token d_in"], y: Float[Tensor, "place token d_out"]
     ) -> tuple[Float[Tensor, "place token feature"], Float[Tensor, ""], Float[Tensor, " place"]]:
         """Features, the loss summed over places, and the share of variance left at each."""
         recipe, weights = self.recipe, run.weights
@@ -255,7 +255,7 @@ class _Work:
         return {site: torch.cat(parts) for site, parts in found.items()}
 
     def _inputs(
-        self, run: _Run, rows: Sequence[Row]
+        self, run: _FeatureRun, rows: Sequence[Row]
     ) -> tuple[Float[Tensor, "place token d_in"], Float[Tensor, "place token d_out"]]:
         states = self._states(rows)
         scaled = {s: (v - run.norms[f"centre.{s}"]) / run.norms[f"scale.{s}"] for s, v in states.items()}
@@ -280,7 +280,7 @@ class _Work:
         live = {name: value.to(self.device).clone().requires_grad_(True) for name, value in weights.items()}
         return live, torch.optim.Adam(list(live.values()), lr=self.recipe.learning_rate)
 
-    def state(self, run: _Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def state(self, run: _FeatureRun) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The run as tensors and JSON values."""
         tensors = {f"weight.{name}": value.detach() for name, value in run.weights.items()}
         for name, value in run.weights.items():
@@ -289,7 +289,7 @@ class _Work:
         facts = {name: getattr(run, name) for name in STATE}
         return tensors, facts
 
-    def resume(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> _Run:
+    def resume(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> _FeatureRun:
         """The inverse of `state`."""
         weights, optimizer = self._optimizer({name: tensors[f"weight.{name}"] for name in WEIGHTS})
         for name, value in weights.items():
@@ -306,9 +306,9 @@ class _Work:
             key.removeprefix("norm."): part.to(self.device) for key, part in tensors.items() if key.startswith("norm.")
         }
         rest = {name: facts[name] for name in STATE}
-        return _Run(weights, optimizer, tensors["silent"].to(self.device), norms, **rest)
+        return _FeatureRun(weights, optimizer, tensors["silent"].to(self.device), norms, **rest)
 
-    def result(self, run: _Run) -> FeatureTraining:
+    def result(self, run: _FeatureRun) -> FeatureTraining:
         recipe = self.recipe
         provenance = build_provenance(
             method="sparse coders", recipe=recipe.to_dict(), text={**self.stream.facts, "rows_sha256": run.data},

@@ -25,11 +25,11 @@ from .directions import token_effects as token_effects
 from .directions import value_vectors as value_vectors
 from .evaluate import LensEvaluation as LensEvaluation
 from .evaluate import evaluate_lens as evaluate_lens
-from .generators import Decoder as Decoder
 from .generators import DecoderComparison as DecoderComparison
 from .generators import FutureLens as FutureLens
 from .generators import LensDecoder as LensDecoder
 from .generators import Patchscope as Patchscope
+from .generators import StateDecoder as StateDecoder
 from .generators import compare_decoders as compare_decoders
 from .generators import fit_future_lens as fit_future_lens
 from .generators import identity_prompt as identity_prompt

@@ -10,10 +10,10 @@ from ..checkpoint import FILE, WHAT, Checkpoint
 from ..files import reading
 
 if TYPE_CHECKING:
-    from .train import _Run, _Work
+    from .train import _LensRun, _LensWork
 
 
-def save_run(keeper: Checkpoint, run: _Run) -> None:
+def save_run(keeper: Checkpoint, run: _LensRun) -> None:
     """Everything from which training goes on."""
     tensors = {f"part.{name}": part.detach() for name, part in run.parts.items()}
     tensors |= {f"best.{name}": part for name, part in run.best_parts.items()}
@@ -32,7 +32,7 @@ def save_run(keeper: Checkpoint, run: _Run) -> None:
     keeper.save(tensors, facts)
 
 
-def load_run(keeper: Checkpoint, work: _Work) -> _Run | None:
+def load_run(keeper: Checkpoint, work: _LensWork) -> _LensRun | None:
     """The run that was saved, or None; raises `ArtefactError` for another run's checkpoint, or damaged files."""
     kept = keeper.load()
     if kept is None:
@@ -41,8 +41,8 @@ def load_run(keeper: Checkpoint, work: _Work) -> _Run | None:
         return _restore(work, kept[1], kept[0])
 
 
-def _restore(work: _Work, state: dict[str, Any], tensors: dict[str, torch.Tensor]) -> _Run:
-    from .train import _Run
+def _restore(work: _LensWork, state: dict[str, Any], tensors: dict[str, torch.Tensor]) -> _LensRun:
+    from .train import _LensRun
 
     def named(prefix: str) -> dict[str, torch.Tensor]:
         return {
@@ -65,7 +65,7 @@ def _restore(work: _Work, state: dict[str, Any], tensors: dict[str, torch.Tensor
     generator = torch.Generator()
     generator.set_state(tensors["generator"])
     facts = {key: state[key] for key in ("step", "tokens", "seconds", "stale", "stopped", "history")}
-    return _Run(
+    return _LensRun(
         parts,
         optimizer,
         generator,

@@ -38,7 +38,7 @@ from .prompts import as_prompts, token_text
 from .readout import BITS, Readout
 from .states import RESIDUAL, lens_sites, record_states, run_to_the_end
 from .text import TextStream, forward_batches, open_text
-from .translators import Full, Moments, Parts, translate
+from .translators import Full, Parts, PlaceMoments, translate
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -48,7 +48,7 @@ ROWS = 64
 
 
 @runtime_checkable
-class Decoder(Protocol):
+class StateDecoder(Protocol):
     """Anything that turns states of a place into logits of a next token."""
 
     @property
@@ -193,7 +193,7 @@ def fit_future_lens(
         raise InputError(f"ahead counts positions and is at least 1; got {ahead}")
     stream = text if isinstance(text, TextStream) else open_text(model, text)
     sites, norm = lens_sites(anatomy), final_norm(model)
-    moments = [Moments.zeros(anatomy.d_model, device_of(model)) for _ in sites]
+    moments = [PlaceMoments.zeros(anatomy.d_model, device_of(model)) for _ in sites]
     seen, cursor = 0, 0
     while seen < n_tokens and (rows := stream.rows(cursor, ROWS)):
         cursor += len(rows)
@@ -263,7 +263,7 @@ class DecoderComparison(Result):
 @torch.no_grad()
 def compare_decoders(
     model: TransformerBridge,
-    decoders: Sequence[Decoder],
+    decoders: Sequence[StateDecoder],
     text: Any,
     *,
     ahead: int = 0,

@@ -35,7 +35,7 @@ from .readout import BITS, Readout
 from .recipe import LensRecipe
 from .states import lens_sites, record_states
 from .text import Row, TextStream, forward_batches, open_text
-from .translators import Form, Moments, Parts, find_form, translate
+from .translators import Form, Parts, PlaceMoments, find_form, translate
 from .tuned import TunedLens
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class LensTraining(Readable):
 
 
 @dataclass
-class _Run:
+class _LensRun:
     """Everything that changes while training."""
 
     parts: Parts
@@ -145,7 +145,7 @@ def train_lens(
         )
     if recipe.top_k > anatomy.d_vocab:
         raise InputError(f"the teacher has {anatomy.d_vocab} tokens; got top_k={recipe.top_k}")
-    work = _Work(model, anatomy, recipe, form, sites, stream, held_out[: recipe.held_out_rows : 2])
+    work = _LensWork(model, anatomy, recipe, form, sites, stream, held_out[: recipe.held_out_rows : 2])
     keeper = (
         None
         if folder is None
@@ -167,7 +167,7 @@ def train_lens(
     return work.result(run)
 
 
-class _Work:
+class _LensWork:
     """The fixed side of a run: model, recipe, text."""
 
     def __init__(
@@ -196,10 +196,10 @@ class _Work:
             found.append([x[batch.mask.to(x.device)].to(self.dtype) for x in states])
         return found
 
-    def begin(self) -> _Run:
+    def begin(self) -> _LensRun:
         """The start of a run: the ridge regression, or where that reads worse than nothing, the identity."""
         recipe = self.recipe
-        moments = [Moments.zeros(self.anatomy.d_model, self.device) for _ in range(self.n_places)]
+        moments = [PlaceMoments.zeros(self.anatomy.d_model, self.device) for _ in range(self.n_places)]
         norm, seen, cursor = final_norm(self.model), 0, recipe.held_out_rows
         for rows, cursor in self.stream.batches(recipe.held_out_rows, FORWARD_TOKENS, recipe.held_out_rows):
             for *places, last in self.states(rows):
@@ -225,7 +225,7 @@ class _Work:
         }
         generator = torch.Generator().manual_seed(recipe.seed)
         best = torch.minimum(start, untrained)
-        run = _Run(
+        run = _LensRun(
             *self.optimizer(parts),
             generator,
             cursor,
@@ -243,7 +243,7 @@ class _Work:
         live = {name: part.clone().requires_grad_(True) for name, part in parts.items()}
         return live, torch.optim.Adam(list(live.values()), lr=self.recipe.learning_rate)
 
-    def step(self, run: _Run, progress: Callable[[LensProgress], None] | None) -> None:
+    def step(self, run: _LensRun, progress: Callable[[LensProgress], None] | None) -> None:
         begun, recipe = time.monotonic(), self.recipe
         rows, cursor = next(self.stream.batches(run.cursor, recipe.step_tokens, recipe.held_out_rows))
         batches = self.states(rows)
@@ -288,7 +288,7 @@ class _Work:
                 )
             )
 
-    def validate(self, run: _Run) -> None:
+    def validate(self, run: _LensRun) -> None:
         """Keeps the better translators place by place; stops when no place has improved often enough."""
         now = self.measure({name: part.detach() for name, part in run.parts.items()})
         improved = now < run.best
@@ -314,7 +314,7 @@ class _Work:
             n += len(states[0])
         return total / n
 
-    def result(self, run: _Run) -> LensTraining:
+    def result(self, run: _LensRun) -> LensTraining:
         places = tuple(map(str, self.sites[:-1]))
         provenance = build_provenance(
             method="tuned lens", recipe=self.recipe.to_dict(), text=self.stream.facts, steps=run.step,

@@ -34,7 +34,7 @@ Parts = dict[str, Tensor]
 
 
 @dataclass(eq=False)
-class Moments:
+class PlaceMoments:
     """Weighted first and second moments of one place's states and of the way from them to the last state, in
     float64.
     """
@@ -46,7 +46,7 @@ class Moments:
     x_change: Float[Tensor, "d_model d_model"]
 
     @classmethod
-    def zeros(cls, d: int, device: torch.device) -> Moments:
+    def zeros(cls, d: int, device: torch.device) -> PlaceMoments:
         zero = torch.zeros(d, dtype=torch.float64, device=device)
         square = torch.zeros(d, d, dtype=torch.float64, device=device)
         return cls(0.0, zero, zero.clone(), square, square.clone())
@@ -87,7 +87,7 @@ class Form(Protocol):
         """The linear part of h' - h: of a state or a direction."""
         ...
 
-    def fit(self, moments: Moments, ridge: float) -> Parts:
+    def fit(self, moments: PlaceMoments, ridge: float) -> Parts:
         """The closed-form start. `ridge`: penalty as a share of the states' mean variance per coordinate."""
         ...
 
@@ -112,7 +112,7 @@ class Full:
     def change(self, parts: Parts, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         return x @ parts["weight"].T
 
-    def fit(self, moments: Moments, ridge: float) -> Parts:
+    def fit(self, moments: PlaceMoments, ridge: float) -> Parts:
         x, change, xx, x_change = moments.centred()
         weight = torch.linalg.solve(_penalised(xx, ridge), x_change).T.contiguous()
         return {"weight": weight, "bias": change - weight @ x}
@@ -143,7 +143,7 @@ class LowRank:
     def change(self, parts: Parts, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         return (x @ parts["down"].T) @ parts["up"].T
 
-    def fit(self, moments: Moments, ridge: float) -> Parts:
+    def fit(self, moments: PlaceMoments, ridge: float) -> Parts:
         x, change, xx, x_change = moments.centred()
         values, vectors = torch.linalg.eigh(_penalised(xx, ridge))
         root, inverse = (vectors * values.clamp(min=1e-300) ** power @ vectors.T for power in (0.5, -0.5))
@@ -169,7 +169,7 @@ class Diagonal:
     def change(self, parts: Parts, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         return x * parts["scale"]
 
-    def fit(self, moments: Moments, ridge: float) -> Parts:
+    def fit(self, moments: PlaceMoments, ridge: float) -> Parts:
         x, change, xx, x_change = moments.centred()
         scale = x_change.diagonal() / _penalised(xx, ridge).diagonal()
         return {"scale": scale, "bias": change - scale * x}
@@ -190,7 +190,7 @@ class BiasOnly:
     def change(self, parts: Parts, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         return torch.zeros_like(x)
 
-    def fit(self, moments: Moments, ridge: float) -> Parts:
+    def fit(self, moments: PlaceMoments, ridge: float) -> Parts:
         return {"bias": moments.centred()[1]}
 
     def still(self, parts: Parts) -> Parts:

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .. import bundled
-from ..artefact import Folder, read_folder, wide, write_folder
+from ..artefact import FolderKind, read_folder, wide, write_folder
 from ..display import Readable
 from ..errors import InputError, NotFoundError
 from ..files import reading
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 FORMAT = 1
-WHAT = Folder("tuned lens", "lens")
+WHAT = FolderKind("tuned lens", "lens")
 
 
 @dataclass(frozen=True, eq=False)

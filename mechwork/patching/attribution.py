@@ -284,7 +284,7 @@ def _combine_drops(terms: Float[Tensor, "drop batch layer cell"], kind: str) -> 
 
 
 @dataclass(frozen=True, eq=False)
-class Point:
+class PathPoint:
     """One point of the path: the run there (in the graph), the coefficients per kind and layer, the bound rules."""
 
     run: Run
@@ -315,7 +315,7 @@ def coefficient_points(
     also_record: Sequence[str] = (),
     grad_drop: bool = False,
     n_tail: int | None = None,
-) -> Iterator[Point]:
+) -> Iterator[PathPoint]:
     """Coefficients at each point of the path between `ends`, the host's and the donor's embeddings.
 
     A fraction of 0 is the host run itself and needs no `ends`. `pairs` has the host as its clean side; `n_tail`: the
@@ -331,12 +331,12 @@ def coefficient_points(
             run = record_run(model, pairs, list(dict.fromkeys([*kinds, *also_record])), grad=True, n_tail=n_tail)
             value = task.measure(run.logits, pairs).sum()
         if drop is None:
-            yield Point(run, find_coefficients(run, value, kinds), binding)
+            yield PathPoint(run, find_coefficients(run, value, kinds), binding)
             continue
         n_layers = len(model.blocks)
         for layer in range(n_layers):
             drop.layer = layer if n_layers > 1 else None
-            yield Point(run, find_coefficients(run, value, kinds, keep_graph=True), binding)
+            yield PathPoint(run, find_coefficients(run, value, kinds, keep_graph=True), binding)
 
 
 def detached(run: Run) -> Run:

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -142,7 +143,7 @@ def _edit(
     n, value = len(cells), sides.value(kind, layer)
     at = places[:, :, columns]
     if kind in SQUARE:
-        mask = entries_of(cells, at, sides.anatomy.n_heads).permute(0, 1, 3, 2).flatten(0, 1)[..., None]
+        mask = square_entries(cells, at, sides.anatomy.n_heads)
         value = value[:, :, columns, : columns.stop]
     else:
         mask = entries_of(cells, at, value.shape[2]).flatten(0, 1)
@@ -167,6 +168,13 @@ def entries_of(
             chosen[row] = False
             chosen[row, named] = True
     return places[..., None] & chosen[:, None, None]
+
+
+def square_entries(
+    cells: Sequence[Cell], places: Bool[Tensor, "n batch query"], n_heads: int
+) -> Bool[Tensor, "rows head query 1"]:
+    """The same for attention's kinds with two positions, as rows (cells x pairs): whole rows of keys."""
+    return rearrange(entries_of(cells, places, n_heads), "n batch query head -> (n batch) head query 1")
 
 
 def _choose(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:

@@ -32,9 +32,9 @@ from ..runs.restart import restart_at
 from ..sites import SITE_KINDS, Site, hook_name
 from ..tasks.metrics import Metric
 from ..tasks.task import Task
-from .changes import effective_mask, entrance, entries_of, stream_rows
+from .changes import effective_mask, entrance, entries_of, square_entries, stream_rows
 from .memory import Sizes, d_mlp_of, sizes_of, tail_of
-from .readout import Readout, build_readout
+from .readout import MetricReadout, build_readout
 from .sides import RECORDED_AS, SQUARE, Given, Share, Sides, record_sides
 from .sweep import Cell, Sweep
 
@@ -103,7 +103,7 @@ class Block:
     chunks: tuple[Chunk, ...]
     sides: Sides
     masks: Mapping[str, Bool[Tensor, "place batch pos"]]
-    read: Readout
+    read: MetricReadout
 
     @property
     def unchanged(self) -> Done:
@@ -156,7 +156,7 @@ def record_block(
 
 
 def _sort(
-    sweep: Sweep, sides: Sides, masks: Mapping[str, Tensor], read: Readout
+    sweep: Sweep, sides: Sides, masks: Mapping[str, Tensor], read: MetricReadout
 ) -> tuple[list[tuple[int, Cell]], list[Cell]]:
     """The cells that change something, each with the column from which it runs (the first one that it changes or that
     is read), and those that provably change nothing.
@@ -181,7 +181,7 @@ def _sort(
     return changing, same
 
 
-def _chunks(sweep: Sweep, changing: list[tuple[int, Cell]], read: Readout, sizes: Sizes) -> Iterator[Chunk]:
+def _chunks(sweep: Sweep, changing: list[tuple[int, Cell]], read: MetricReadout, sizes: Sizes) -> Iterator[Chunk]:
     """Cells with the same first column, lowest entrance first; restarted ones of one kind and layer only."""
 
     def order(item: tuple[int, Cell]) -> tuple[int, ...]:
@@ -204,7 +204,7 @@ def _chunks(sweep: Sweep, changing: list[tuple[int, Cell]], read: Readout, sizes
 
 
 def _step_through(
-    sides: Sides, sweep: Sweep, chunk: Chunk, masks: Mapping[str, Tensor], read: Readout
+    sides: Sides, sweep: Sweep, chunk: Chunk, masks: Mapping[str, Tensor], read: MetricReadout
 ) -> Float[Tensor, "metric batch cell"]:
     """The chunk's metrics by stepping; its cells are sorted by entrance."""
     frame = sides.frame
@@ -238,7 +238,7 @@ def _advance(frame: Any, layer: int, stream: Tensor, start: int, ends: Tensor | 
 
 
 def _restart(
-    sides: Sides, sweep: Sweep, chunk: Chunk, masks: Mapping[str, Tensor], read: Readout
+    sides: Sides, sweep: Sweep, chunk: Chunk, masks: Mapping[str, Tensor], read: MetricReadout
 ) -> Float[Tensor, "metric batch cell"]:
     """The chunk's metrics by whole forwards from the patched block on; its cells share kind and layer."""
     first, n, pairs = chunk.cells[0], len(chunk.cells), sides.pairs
@@ -265,7 +265,7 @@ def _restart(
 def _activation_mask(kind: str, cells: tuple[Cell, ...], where: Tensor, value: Tensor) -> Tensor:
     """Which entries of an activation (rows cells x pairs) the cells patch."""
     if kind in SQUARE:
-        return entries_of(cells, where, value.shape[1]).permute(0, 1, 3, 2).flatten(0, 1)[..., None]
+        return square_entries(cells, where, value.shape[1])
     if SITE_KINDS[kind].per_head:
         return entries_of(cells, where, value.shape[2]).flatten(0, 1)[..., None]
     if kind == "mlp_post":

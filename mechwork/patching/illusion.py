@@ -35,7 +35,7 @@ from ..runs.record import Baseline, check_task
 from ..sites import Site
 from ..tasks.task import Task
 from .result import Effect
-from .subspace import Across, Along, AsFar, Subspace, check_subspace, measure_share
+from .subspace import Across, Subspace, SubspaceAsFar, SubspaceExchange, check_subspace, measure_share
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -160,13 +160,13 @@ def check_illusion(
         return (
             torch.zeros_like(found.per_example.flatten())
             if inside is None
-            else effect(Along(inside)).per_example.flatten()
+            else effect(SubspaceExchange(inside)).per_example.flatten()
         )
 
-    found = effect(Along(subspace))
+    found = effect(SubspaceExchange(subspace))
     generator = torch.Generator().manual_seed(seed)
     draws = [torch.randn(*subspace.basis.shape, generator=generator) for _ in range(n_random)]
-    random = [effect(AsFar(subspace, Subspace.of(draw.to(subspace.basis), "random"))) for draw in draws]
+    random = [effect(SubspaceAsFar(subspace, Subspace.of(draw.to(subspace.basis), "random"))) for draw in draws]
     everything = Subspace(torch.eye(len(subspace.basis), dtype=subspace.basis.dtype, device=subspace.basis.device))
     return IllusionCheck(
         site=site,
@@ -178,7 +178,7 @@ def check_illusion(
         row=part(row),
         null=part(null),
         complement=effect(Across(subspace)).per_example.flatten(),
-        whole=effect(Along(everything)).per_example.flatten(),
+        whole=effect(SubspaceExchange(everything)).per_example.flatten(),
         random=torch.stack([one.per_example.flatten() for one in random]),
         baseline=found.baseline,
         metric_name=found.metric_name,

@@ -34,7 +34,7 @@ from ..sites import Site, hook_name
 from ..tasks.task import Task
 from .memory import d_mlp_of, fit, sizes_of, tail_of
 from .nodes import Group, Reader, Writer, as_groups, parse_reader, parse_writer
-from .readout import Readout, build_readout
+from .readout import MetricReadout, build_readout
 from .result import Effect, Effects, check_direction
 from .sides import Sides, host_pairs, record_sides
 
@@ -211,7 +211,7 @@ def _head_write(
     return norm.linear(write, norm.scale(attn.o.original_component(z.flatten(2)))).to(write.dtype)
 
 
-def _run(sides: Sides, chunk: list[Path], changes: Changes, read: Readout) -> Float[Tensor, "batch path"]:
+def _run(sides: Sides, chunk: list[Path], changes: Changes, read: MetricReadout) -> Float[Tensor, "batch path"]:
     """The metric of some paths that leave their host at one layer."""
     frame, n, start = sides.frame, len(chunk), changes.start
     assert frame is not None
@@ -234,7 +234,7 @@ def _run(sides: Sides, chunk: list[Path], changes: Changes, read: Readout) -> Fl
     return read.measure_stream(x, start)[0]
 
 
-def _rows(row: int, read: Readout) -> slice:
+def _rows(row: int, read: MetricReadout) -> slice:
     return slice(row * len(read.pairs), (row + 1) * len(read.pairs))
 
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Readout:
+class MetricReadout:
     """Metrics of runs of `pairs` (host as clean side), from their final stream. `sparing`: compute only what the
     metrics read.
     """
@@ -146,6 +146,6 @@ def build_readout(
     host_logits: Tensor,
     *,
     sparing: bool,
-) -> Readout:
+) -> MetricReadout:
     """The readout of runs of `pairs`."""
-    return Readout(model, anatomy, task, tuple(metrics), pairs, host_logits, sparing)
+    return MetricReadout(model, anatomy, task, tuple(metrics), pairs, host_logits, sparing)

@@ -85,7 +85,7 @@ class Subspace(Readable):
 
 
 @dataclass(frozen=True, eq=False)
-class Along:
+class SubspaceExchange:
     """The host with the donor's coordinates inside the subspace."""
 
     subspace: Subspace
@@ -105,7 +105,7 @@ class Across:
 
 
 @dataclass(frozen=True, eq=False)
-class AsFar:
+class SubspaceAsFar:
     """The host moved inside `elsewhere` as far as the exchange along `subspace` would move it: a norm-matched
     control.
     """
@@ -135,7 +135,7 @@ def patch_subspace(
     Sites of q, k, v and z need a head; mlp_post takes directions over neurons. Cost: 2 forwards and the patched cells.
     Raises `InputError` for a site without such directions, or a subspace of another size than the site's vectors.
     """
-    return measure_share(model, task, site, Along(subspace), subspace, direction, positions, memory_budget)
+    return measure_share(model, task, site, SubspaceExchange(subspace), subspace, direction, positions, memory_budget)
 
 
 def measure_share(

@@ -20,7 +20,7 @@ EFFECT_KINDS = ("resid_pre", "resid_post", "resid_mid", "attn_out", "mlp_out")
 
 
 @dataclass(frozen=True)
-class Example:
+class ShownPrompt:
     """A prompt: its tokens, the largest effect at each (None: not measured there), the two answers and their
     probabilities.
     """
@@ -39,7 +39,7 @@ class Example:
         return max((abs(v) for v in self.effects if v is not None), default=0.0)
 
 
-def find_example(findings: Findings) -> Example:
+def find_example(findings: Findings) -> ShownPrompt:
     """The first prompt that a lens read, else the first of the test pairs."""
     task = findings.task.test
     tokens = task.prompt_texts(0)[0]
@@ -52,7 +52,7 @@ def find_example(findings: Findings) -> Example:
         )
     effects, places, said = _effects(findings, task, len(tokens))
     p_answer, p_wrong = _probabilities(findings, task, answer, wrong)
-    return Example(tokens, effects, places, answer, wrong, p_answer, p_wrong, said)
+    return ShownPrompt(tokens, effects, places, answer, wrong, p_answer, p_wrong, said)
 
 
 def _effects(findings: Findings, task: Task, n: int) -> tuple[tuple[float | None, ...], tuple[str, ...], str]:
@@ -100,7 +100,7 @@ def _probabilities(findings: Findings, task: Task, answer: str, wrong: str) -> t
     return None, None
 
 
-def prompt_line(example: Example) -> str:
+def prompt_line(example: ShownPrompt) -> str:
     """The prompt as markup, every token shaded by its effect; the first token is left out when it only starts
     the text.
     """
@@ -117,7 +117,7 @@ def prompt_line(example: Example) -> str:
     return "".join(parts)
 
 
-def answer_line(example: Example) -> str:
+def answer_line(example: ShownPrompt) -> str:
     """The answer against the wrong one, with probabilities where they are known."""
 
     def share(p: float | None) -> str:

@@ -50,7 +50,7 @@ LOOKS = ("previous token", "first token", "itself", "earlier copy", "after an ea
 
 
 @dataclass(frozen=True)
-class Example:
+class PromptExample:
     """One prompt with the component's activation at each token; `peak` is where it is largest, `row` the pair."""
 
     tokens: tuple[str, ...]
@@ -66,7 +66,7 @@ class ComponentRow:
     node: str
     promoted: tuple[tuple[str, float], ...] = ()
     suppressed: tuple[tuple[str, float], ...] = ()
-    examples: tuple[Example, ...] = ()
+    examples: tuple[PromptExample, ...] = ()
     looks: dict[str, float] = field(default_factory=dict)
     copying: float | None = None
 
@@ -170,15 +170,15 @@ def _activation(
     return (squares.clamp(min=0).sqrt() * counted).cpu()
 
 
-def _examples(part: Task, order: list[int], strength: Float[Tensor, "batch pos"], n: int) -> tuple[Example, ...]:
+def _examples(part: Task, order: list[int], strength: Float[Tensor, "batch pos"], n: int) -> tuple[PromptExample, ...]:
     """The prompts of largest peak, each prompt once."""
     peaks = strength.max(dim=1)
-    found: list[Example] = []
+    found: list[PromptExample] = []
     for i in peaks.values.argsort(descending=True, stable=True).tolist():
         tokens = part.prompt_texts(i)[0]
         if len(found) < n and all(tokens != other.tokens for other in found):
             values = tuple(float(f"{v:.4g}") for v in strength[i, : len(tokens)].tolist())
-            found.append(Example(tokens, values, int(peaks.indices[i]), order[i]))
+            found.append(PromptExample(tokens, values, int(peaks.indices[i]), order[i]))
     return tuple(found)
 
 

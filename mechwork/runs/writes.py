@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -27,7 +28,7 @@ def head_writes(
     weight = model.blocks[layer].attn.W_O.detach()
     n_batch, n_pos, n_heads, _ = z.shape
     target = None if out is None else out.view(n_heads, n_batch * n_pos, -1)
-    writes = torch.bmm(z.flatten(0, 1).transpose(0, 1).to(weight), weight, out=target)
+    writes = torch.bmm(rearrange(z, "batch pos head d_head -> head (batch pos) d_head").to(weight), weight, out=target)
     writes = writes.view(n_heads, n_batch, n_pos, -1)
     norm = block_norm(model, layer, "ln1_post")
     if norm is None:

@@ -9,6 +9,7 @@ file NAME.py with a function NAME, and ``data/tasks/NAME.json``, are found by be
 """
 
 from collections.abc import Callable
+from typing import Any as _Any
 
 from ..errors import UnknownNameError
 from ..folders import import_all as _import_all
@@ -53,7 +54,8 @@ TASKS: dict[str, Callable[..., Task]] = {
 """The classic tasks by name: ``TASKS[name](model, n=64, seed=0)``. Other files of this folder are added below."""
 
 for _name, _module in _import_all(__name__, __path__).items():
-    if callable(_builder := vars(_module).get(_name)):
+    _builder: _Any = vars(_module).get(_name)
+    if callable(_builder):
         TASKS.setdefault(_name, _builder)
         globals()[_name] = _builder  # not the module of the same name
 

@@ -19,7 +19,7 @@ from ..tasks.sampling.examples import task_data
 from .heads import find_induction_heads
 from .measure import measure, measure_composition, to_table
 from .recipe import Recipe
-from .train import Run
+from .train import TrainingRun
 
 PAIRS = 500
 
@@ -84,7 +84,7 @@ def measure_weights(model: Any, tokenizer: Any, recipe: Recipe, n: int = PAIRS) 
     }
 
 
-def build_card(run: Run, measured: Mapping[str, Any], stored: str, note: str) -> dict[str, Any]:
+def build_card(run: TrainingRun, measured: Mapping[str, Any], stored: str, note: str) -> dict[str, Any]:
     """Everything a reader should know; `measured` is `measure_weights` of the weights as stored."""
     recipe = run.recipe
     return {

@@ -25,14 +25,14 @@ from .heads import score_heads
 from .measure import Score, measure
 from .recipe import Recipe
 from .tokenizer import save_tokenizer
-from .train import KEPT, Run
+from .train import KEPT, TrainingRun
 
 TOLERANCE = 0.002
 KEPT_PAIRS = 200
 CARD, TEXT = "card.json", "card.md"
 
 
-def export(run: Run, folder: Path, *, n: int = PAIRS, note: str = "") -> dict[str, Any]:
+def export(run: TrainingRun, folder: Path, *, n: int = PAIRS, note: str = "") -> dict[str, Any]:
     """Write the model's folder (replacing an older one) and return the card's content.
 
     The new folder is made beside the old one and moved into place, so nothing half-written is left.
@@ -87,7 +87,7 @@ def _save_model(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> Non
     config.save_pretrained(str(folder))
 
 
-def _save_kept(run: Run, step: int, file: Path, folder: Path, n: int) -> dict[str, Any]:
+def _save_kept(run: TrainingRun, step: int, file: Path, folder: Path, n: int) -> dict[str, Any]:
     """Store one checkpoint along training as float16, and measure it: a row of the card."""
     tensors = {name: value.half() for name, value in read_tensors(file)[1].items()}
     write_tensors(folder / KEPT.format(step), tensors, {"format": "pt"})

@@ -25,7 +25,7 @@ from .measure import draw_examples, encode, measure_task
 
 
 @dataclass(frozen=True)
-class Head:
+class ScoredHead:
     """One head (``a1.h0``), its score, the highest score of any other head, and the logit difference without it."""
 
     name: str
@@ -39,8 +39,8 @@ class InductionHeads:
     """The best head of each kind; `intact` is the logit difference of the whole model."""
 
     intact: float
-    previous_token: Head
-    induction: Head
+    previous_token: ScoredHead
+    induction: ScoredHead
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,11 @@ def find_induction_heads(
     def difference() -> float:
         return measure_task(model, tokenizer, "induction", split, n, seed).logit_difference
 
-    def head(scores: Float[Tensor, "layer head"]) -> Head:
+    def head(scores: Float[Tensor, "layer head"]) -> ScoredHead:
         first, second = scores.flatten().topk(2)[0].tolist()
         layer, index = divmod(int(scores.argmax()), scores.shape[1])
         with _head_ablated(model, layer, index, found.mean_z):
-            return Head(head_name(layer, index), first, second, difference())
+            return ScoredHead(head_name(layer, index), first, second, difference())
 
     return InductionHeads(difference(), head(found.previous_token), head(found.induction))
 

@@ -36,7 +36,7 @@ KEPT = "step-{:06d}.safetensors"
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingProgress:
     """What the progress callback receives: the step just finished, of how many, loss, speed, last validation."""
 
     step: int
@@ -48,7 +48,7 @@ class Progress:
 
 
 @dataclass
-class Run:
+class TrainingRun:
     """A trained (or interrupted) model with its history; ``finished`` says which."""
 
     recipe: Recipe
@@ -81,7 +81,7 @@ def learning_rate(recipe: Recipe, step: int) -> float:
 
 
 @dataclass(frozen=True)
-class Batch:
+class PackedRows:
     """Several documents per row; none sees another, and each counts its positions from 0.
 
     `weights` belong to tokens as *targets*; `document` numbers the documents of a row, -1 where the row is padded.
@@ -93,7 +93,7 @@ class Batch:
     document: Int[Tensor, "row pos"]
 
 
-class Encoder:
+class RowPacker:
     """Documents to packed rows of at most `width` tokens, each document opened by the begin token."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, width: int) -> None:
@@ -115,7 +115,7 @@ class Encoder:
                 weights += [weight] * len(piece)
             yield ids[: self._width], weights[: self._width]
 
-    def __call__(self, documents: list[Document]) -> Batch:
+    def __call__(self, documents: list[Document]) -> PackedRows:
         """First fit, longest document first (ties in the given order), so that rows are nearly full."""
         rows: list[list[tuple[list[int], list[float]]]] = []
         free: list[int] = []
@@ -138,10 +138,10 @@ class Encoder:
             for column, values, padding in zip(columns, parts, (0, 0.0, 0, -1), strict=True):
                 column.append(values + [padding] * (width - len(values)))
         tokens, weight, position, document = (torch.tensor(column) for column in columns)
-        return Batch(tokens, weight, position, document)
+        return PackedRows(tokens, weight, position, document)
 
 
-def weighted_loss(model: PreTrainedModel, batch: Batch) -> Float[Tensor, ""]:
+def weighted_loss(model: PreTrainedModel, batch: PackedRows) -> Float[Tensor, ""]:
     """Weighted mean cross-entropy; logits are made only for tokens that weigh anything."""
     hidden = model.base_model(
         batch.tokens, attention_mask=document_mask(model, batch.document), position_ids=batch.positions
@@ -175,7 +175,7 @@ def _threads(n: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def save_checkpoint(folder: Path, run: Run, optimizer: torch.optim.Optimizer) -> None:
+def save_checkpoint(folder: Path, run: TrainingRun, optimizer: torch.optim.Optimizer) -> None:
     """Everything from which training goes on: weights, moments, selected weights, step and history."""
     tensors = {f"model.{name}": p.detach() for name, p in run.model.named_parameters()}
     for name, parameter in run.model.named_parameters():
@@ -188,11 +188,11 @@ def save_checkpoint(folder: Path, run: Run, optimizer: torch.optim.Optimizer) ->
     _keeper(folder, run).save(tensors, state)
 
 
-def _keeper(folder: Path, run: Run) -> Checkpoint:
+def _keeper(folder: Path, run: TrainingRun) -> Checkpoint:
     return Checkpoint(folder, {"recipe": run.recipe.to_dict()})
 
 
-def load_checkpoint(folder: Path, run: Run, optimizer: torch.optim.Optimizer) -> bool:
+def load_checkpoint(folder: Path, run: TrainingRun, optimizer: torch.optim.Optimizer) -> bool:
     """Restore what `save_checkpoint` wrote; False when there is none.
 
     Raises:
@@ -219,7 +219,7 @@ def load_checkpoint(folder: Path, run: Run, optimizer: torch.optim.Optimizer) ->
     return True
 
 
-def _keep(run: Run, folder: Path) -> None:
+def _keep(run: TrainingRun, folder: Path) -> None:
     """Write the weights as they are now, if the recipe wants this step."""
     if run.step in run.recipe.keep:
         make_folder(folder)
@@ -227,7 +227,7 @@ def _keep(run: Run, folder: Path) -> None:
         write_tensors(folder / KEPT.format(run.step), tensors)
 
 
-def _validate(run: Run) -> dict[str, float]:
+def _validate(run: TrainingRun) -> dict[str, float]:
     scores = measure(run.model, run.tokenizer, "validation", run.recipe.validate_pairs, tasks=run.recipe.tasks)
     accuracy = {task: round(score.accuracy, 4) for task, score in scores.items()}
     run.history.append({"step": run.step, **accuracy})
@@ -242,9 +242,9 @@ def train(
     recipe: Recipe,
     folder: Path,
     *,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[TrainingProgress], None] | None = None,
     stop_after: int | None = None,
-) -> Run:
+) -> TrainingRun:
     """Train `recipe`, going on from the checkpoint in `folder` if there is one.
 
     A ``KeyboardInterrupt`` saves a checkpoint and is raised again. `stop_after` ends the call early, after that many
@@ -257,7 +257,7 @@ def train(
     tokenizer = build_tokenizer(grammar_vocabulary(recipe.vocabulary_tasks))
     vocabulary = recipe.check_vocabulary(len(tokenizer))
     with _threads(recipe.threads):
-        run = Run(recipe, build_model(recipe, vocabulary), tokenizer)
+        run = TrainingRun(recipe, build_model(recipe, vocabulary), tokenizer)
         optimizer = _optimizer(recipe, run.model)
         if load_checkpoint(folder, run, optimizer):
             log.info("resumed %s at step %d", recipe.name, run.step)
@@ -278,14 +278,14 @@ def train(
 
 
 def _loop(
-    run: Run,
+    run: TrainingRun,
     optimizer: torch.optim.Optimizer,
     folder: Path,
     end: int,
-    progress: Callable[[Progress], None] | None,
+    progress: Callable[[TrainingProgress], None] | None,
 ) -> None:
     recipe, model = run.recipe, run.model
-    encode = Encoder(run.tokenizer, recipe.row)
+    encode = RowPacker(run.tokenizer, recipe.row)
     parameters = [p for p in model.parameters() if p.requires_grad]
     model.train()
     accuracy: dict[str, float] = {}
@@ -308,6 +308,6 @@ def _loop(
         if run.step % recipe.validate_every == 0 or run.step == recipe.steps:
             accuracy = _validate(run)
         if progress is not None:
-            progress(Progress(run.step, recipe.steps, loss.item(), run.tokens, run.seconds, accuracy))
+            progress(TrainingProgress(run.step, recipe.steps, loss.item(), run.tokens, run.seconds, accuracy))
         if run.step % recipe.checkpoint_every == 0 and run.step < end:
             save_checkpoint(folder, run, optimizer)

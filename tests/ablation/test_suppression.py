@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mechwork.ablation import study_copy_suppression
-from mechwork.circuits.ground_truth.weights import SHARP, Block, Blueprint, Head, Stream
+from mechwork.circuits.ground_truth.weights import SHARP, BlockWeights, Blueprint, HeadWeights, NamedStream
 from mechwork.errors import InputError
 from mechwork.tasks.task import Task
 from tests.families import build_model, build_task
@@ -21,7 +21,7 @@ def suppressor() -> Any:
     """Layer 0 predicts what is in the context (the most frequent token most); a1.h0 attends to the predicted token and
     lowers it.
     """
-    s = Stream(token=V, pos=N_POS, predicted=V)
+    s = NamedStream(token=V, pos=N_POS, predicted=V)
     token, predicted = s.read("token"), s.read("predicted")
     return Blueprint(
         name="suppressor",
@@ -29,9 +29,12 @@ def suppressor() -> Any:
         pos=s.write("pos", torch.eye(N_POS)),
         unembed=s.read("predicted"),
         blocks=[
-            Block([Head(v=token, o=4 * predicted.T)]),
-            Block(
-                [Head(q=SHARP * predicted, k=token, v=token, o=-3 * predicted.T), Head(v=0 * token, o=0 * predicted.T)]
+            BlockWeights([HeadWeights(v=token, o=4 * predicted.T)]),
+            BlockWeights(
+                [
+                    HeadWeights(q=SHARP * predicted, k=token, v=token, o=-3 * predicted.T),
+                    HeadWeights(v=0 * token, o=0 * predicted.T),
+                ]
             ),
         ],
     ).build()

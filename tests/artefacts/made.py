@@ -25,7 +25,7 @@ from mechwork.circuits.graph.graph_file import AttributionGraph
 from mechwork.circuits.ground_truth import TruthComparison, TruthTable
 from mechwork.circuits.scoring.verify import Verification
 from mechwork.discovery.stored_task import StoredTask
-from mechwork.edits import LowRank, WeightEdit
+from mechwork.edits import LowRankChange, WeightEdit
 from mechwork.encoding import hints_of
 from mechwork.features import FeatureEvaluation, FeatureScores
 from mechwork.features.suppress import SuppressionStudy
@@ -129,7 +129,7 @@ SPECIAL: dict[str, Any] = {
         SteeringIllusion, added={"whole": 1.0, "row part": 0.9, "null part": 0.1, "random 0": 0.2}
     ),
     "Curve": lambda: make(Curve, knots=torch.tensor([1.0, 2.0]), basis=torch.eye(2)),
-    "WeightEdit": lambda: make(WeightEdit, changes={"W_out.0": make(LowRank)}),
+    "WeightEdit": lambda: make(WeightEdit, changes={"W_out.0": make(LowRankChange)}),
     "AblationSpec": lambda: AblationSpec(["a1.h0", "resid_pre.1@x"], directions={"x": torch.ones(4)}),
     "Circuit": synthetic.circuit,
     "EdgeScores": synthetic.scores,

@@ -26,7 +26,7 @@ from mechwork.circuits import AttributionGraph, Circuit
 from mechwork.circuits.graph.files import load_tensors, read_mib, save_tensors, write_mib
 from mechwork.directions import Direction
 from mechwork.edits import WeightEdit
-from mechwork.edits.edit import LowRank
+from mechwork.edits.edit import LowRankChange
 from mechwork.errors import ArtefactError, NotFoundError
 from mechwork.features import FeatureSet
 from mechwork.features.activations import Relu
@@ -64,7 +64,7 @@ def _direction(folder: Path) -> Path:
 
 
 def _edit(folder: Path) -> Path:
-    return WeightEdit({"W_out.0": LowRank(torch.ones(4, 1), torch.ones(1, 3))}, "abc").save(folder / "it")
+    return WeightEdit({"W_out.0": LowRankChange(torch.ones(4, 1), torch.ones(1, 3))}, "abc").save(folder / "it")
 
 
 def _ablation(folder: Path) -> Path:

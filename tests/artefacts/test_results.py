@@ -127,7 +127,7 @@ def test_what_a_public_function_finds_is_a_result_or_has_a_reason() -> None:
             if not inspect.isfunction(function):
                 continue
             for word in re.findall(r"[A-Z]\w+", str(function.__annotations__.get("return", ""))):
-                cls = getattr(inspect.getmodule(function), word, None)
+                cls: Any = getattr(inspect.getmodule(function), word, None)
                 own = inspect.isclass(cls) and dataclasses.is_dataclass(cls) and cls.__module__.startswith("mechwork")
                 if own and not issubclass(cls, Result):
                     returned[cls.__name__] = name

@@ -30,7 +30,7 @@ import mechwork as mw
 from mechwork.circuits import EdgeSpace
 from mechwork.circuits.graph.select import select_random
 from mechwork.circuits.scoring.positions import score_positions
-from mechwork.circuits.testing.evaluate import Settings, measure_circuits
+from mechwork.circuits.testing.evaluate import EvaluationSettings, measure_circuits
 from mechwork.models.anatomy import read_anatomy
 from mechwork.relevance import GRADIENT
 from tests.benchmarks.common import backward, cpu, plain_forward, tl_edges
@@ -123,7 +123,7 @@ def compare(*, peers: bool) -> None:
         select_random(space, max(1, int(f * space.n_edges)), 0)
         for f in (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
     ]
-    seconds = cpu(lambda: measure_circuits(model, task, space, masks, Settings()))
+    seconds = cpu(lambda: measure_circuits(model, task, space, masks, EvaluationSettings()))
     row("ten random circuits, per circuit", seconds / 10, forward)
     scores = WORK["eap"](model, task)
     seconds = cpu(lambda: mw.evaluate(model, task, scores, n_random=0))

@@ -14,7 +14,7 @@ import torch
 from mechwork.circuits import Circuit, EdgeSpace, evaluate, score_edges
 from mechwork.circuits.graph.run import as_circuit
 from mechwork.circuits.graph.writers import record_writers, writer_kinds
-from mechwork.circuits.testing.evaluate import Settings, measure_circuits
+from mechwork.circuits.testing.evaluate import EvaluationSettings, measure_circuits
 from mechwork.models.anatomy import norm_modules, read_anatomy, read_norm
 from mechwork.patching import attribute
 from mechwork.relevance import Composite, EpsilonRule, GammaRule, find_composite
@@ -188,7 +188,7 @@ def test_zero_and_mean_ablation_cut_what_they_say(tiny_gpt2_64: Any) -> None:
     biases = sum(block.attn.b_O for block in model.blocks)
     mean = writes.flatten(1, 2).mean(dim=1)
     for ablation, added in (("zero", torch.zeros_like(mean)), ("mean", mean)):
-        metrics = measure_circuits(model, tiny_task, space, [mask], Settings(ablation)).metric
+        metrics = measure_circuits(model, tiny_task, space, [mask], EvaluationSettings(ablation)).metric
         stream = writes[0] + added[1:].sum(dim=0) + biases
         with torch.no_grad():
             expected = tiny_task.metric(model.unembed(model.ln_final(stream)), pairs)

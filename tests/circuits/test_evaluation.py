@@ -17,7 +17,7 @@ from mechwork.circuits.testing.completeness import (
     measure_minimality,
     without_node,
 )
-from mechwork.circuits.testing.evaluate import Settings, measure_circuits
+from mechwork.circuits.testing.evaluate import EvaluationSettings, measure_circuits
 from mechwork.errors import InputError, MetricError, UnknownNameError
 from mechwork.models.anatomy import read_anatomy
 from mechwork.runs import record_run
@@ -58,7 +58,7 @@ def test_ablations_equal_the_literal_graph(family_model64: Any, ablation: str) -
 
     with torch.no_grad():
         expected = task.metric(literal.run(pairs.clean_tokens, other, keep), pairs)
-    found = measure_circuits(model, task, space, [mask], Settings(ablation, batch_size=3)).metric[0]
+    found = measure_circuits(model, task, space, [mask], EvaluationSettings(ablation, batch_size=3)).metric[0]
     scale = float(expected.abs().max())
     assert scale > 1e-2
     assert float((found - expected).abs().max()) <= tolerance(model) * max(1, scale)

@@ -82,7 +82,7 @@ def test_pruning_equals_its_literal_form(space: EdgeSpace) -> None:
 
 @pytest.mark.parametrize("ablation", ["corrupt", "zero"])
 def test_equal_circuits_run_once_and_edges_that_cannot_matter_do_not(tiny_gpt2: Any, ablation: str) -> None:
-    from mechwork.circuits.testing.evaluate import Settings
+    from mechwork.circuits.testing.evaluate import EvaluationSettings
 
     task = late_task()
     space = EdgeSpace(3, 4, 4)
@@ -98,7 +98,7 @@ def test_equal_circuits_run_once_and_edges_that_cannot_matter_do_not(tiny_gpt2: 
     more[: int(space.n_seen[query]), query] = True  # into a head that writes to nothing
     assert not torch.equal(more, muted)
     steps: list[tuple[int, int]] = []
-    settings = Settings(ablation, progress=lambda done, total, what: steps.append((done, total)))
+    settings = EvaluationSettings(ablation, progress=lambda done, total, what: steps.append((done, total)))
     found = measure_circuits(tiny_gpt2, task, space, [space.mask, mask, mask.clone(), muted, more], settings)
     assert torch.equal(found.metric[1], found.metric[2])
     assert torch.equal(found.metric[3], found.metric[4])

@@ -12,7 +12,7 @@ from mechwork.circuits import EdgeSpace, find_acdc, learn_circuit, score_edges
 from mechwork.circuits.graph.run import as_circuit
 from mechwork.circuits.graph.select import select_random
 from mechwork.circuits.graph.writers import record_writers, writer_kinds
-from mechwork.circuits.testing.evaluate import Settings, measure_circuits
+from mechwork.circuits.testing.evaluate import EvaluationSettings, measure_circuits
 from mechwork.errors import InputError
 from mechwork.models.anatomy import read_anatomy
 from mechwork.runs import record_run
@@ -104,7 +104,7 @@ def test_learned_masks_beat_random_ones_and_meet_their_size(tiny_gpt2: Any) -> N
     assert cold.n_requested == n
     assert cold.n_edges <= n
     masks = [cold.mask, warm.mask, *(select_random(start.space, n, seed) for seed in range(5))]
-    kl = measure_circuits(tiny_gpt2, task, start.space, masks, Settings()).kl.mean(dim=1)
+    kl = measure_circuits(tiny_gpt2, task, start.space, masks, EvaluationSettings()).kl.mean(dim=1)
     assert float(kl[0]) < 0.7 * float(kl[2:].min())
     assert float(kl[1]) < 0.7 * float(kl[2:].min())
 

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from mechwork.cli.console import Console, Progress, dump_json
+from mechwork.cli.console import Console, ProgressLine, dump_json
 
 
 class Terminal(io.StringIO):
@@ -53,10 +53,10 @@ def test_quiet_says_nothing_but_errors() -> None:
 
 def test_plain_progress_is_a_line_now_and_then() -> None:
     console, _, err = make()
-    progress = Progress(console, "patching")
+    progress = ProgressLine(console, "patching")
     progress(1, 10, "cells")
     assert err.getvalue() == ""
-    progress._last -= Progress.EVERY + 1
+    progress._last -= ProgressLine.EVERY + 1
     progress(5, 10, "cells")
     progress(6, 10, "cells")
     assert err.getvalue() == "patching: cells 5 of 10\n"
@@ -68,7 +68,7 @@ def test_plain_progress_is_a_line_now_and_then() -> None:
 
 def test_progress_that_was_never_told_has_no_end_either() -> None:
     console, _, err = make()
-    Progress(console, "patching")(10, 10, "cells")
+    ProgressLine(console, "patching")(10, 10, "cells")
     assert err.getvalue() == ""
 
 

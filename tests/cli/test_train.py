@@ -69,7 +69,7 @@ def test_an_interruption_leaves_a_checkpoint_and_says_how_to_go_on(
 ) -> None:
     loop = train._loop
 
-    def interrupted(run: train.Run, optimizer: Any, folder: Path, end: int, progress: Any) -> None:
+    def interrupted(run: train.TrainingRun, optimizer: Any, folder: Path, end: int, progress: Any) -> None:
         loop(run, optimizer, folder, 1, progress)
         raise KeyboardInterrupt
 

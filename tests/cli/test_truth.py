@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mechwork.circuits.ground_truth import CASES, equality
-from mechwork.circuits.ground_truth.training import Recipe
+from mechwork.circuits.ground_truth.training import EqualityRecipe
 
 from .conftest import Cli
 
@@ -53,7 +53,7 @@ def test_what_is_refused(cli: Cli, arguments: list[str], message: str) -> None:
 
 
 def test_training_again(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(equality, "RECIPE", Recipe(steps=3, batch_size=8))
+    monkeypatch.setattr(equality, "RECIPE", EqualityRecipe(steps=3, batch_size=8))
     outcome = cli("truth", "--retrain", "--out", tmp_path / "again", "--json")
     assert outcome.code == 0
     assert outcome.json["recipe"]["steps"] == 3

@@ -22,7 +22,7 @@ from mechwork.comparison import (
 from mechwork.comparison.divergence import _distance
 from mechwork.comparison.noise import distinct_parameters
 from mechwork.directions import Examples, fit_direction
-from mechwork.edits import LowRank, WeightEdit, apply_edit
+from mechwork.edits import LowRankChange, WeightEdit, apply_edit
 from mechwork.errors import InputError, MetricError
 from mechwork.lenses import BiasOnly, Full, TunedLens
 from mechwork.lenses.fingerprint import fingerprint
@@ -40,7 +40,7 @@ def changed(weight: str, size: float, *, family: str = "gpt2") -> tuple[Any, Wei
     generator = torch.Generator().manual_seed(3)
     d_in = 128 if weight.startswith("W_out") else 32
     left, right = (torch.randn(n, 2, generator=generator, dtype=torch.float64) for n in (d_in, 32))
-    return model, WeightEdit({weight: LowRank(size * left, right.T.contiguous())}, weights_sha256(model))
+    return model, WeightEdit({weight: LowRankChange(size * left, right.T.contiguous())}, weights_sha256(model))
 
 
 def by_hand(a: Tensor, b: Tensor, lengths: Tensor) -> list[float]:

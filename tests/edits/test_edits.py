@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mechwork.edits import LowRank, WeightEdit, apply_edit, find_weight
+from mechwork.edits import LowRankChange, WeightEdit, apply_edit, find_weight
 from mechwork.errors import ArtefactError, InputError, MetricError
 from mechwork.interventions import Add, Write, intervene
 from mechwork.models.identity import weights_sha256
@@ -28,7 +28,7 @@ def edit_of(model: Any, weight: str, rank: int = 2, seed: int = 0) -> WeightEdit
     d_in, d_model = find_weight(model, weight).read().shape
     generator = torch.Generator().manual_seed(seed)
     left, right = (torch.randn(n, rank, generator=generator, dtype=torch.float64) / n**0.5 for n in (d_in, d_model))
-    return WeightEdit({weight: LowRank(left, right.T.contiguous())}, weights_sha256(model), f"test {seed}")
+    return WeightEdit({weight: LowRankChange(left, right.T.contiguous())}, weights_sha256(model), f"test {seed}")
 
 
 def module_of(model: Any, weight: str) -> Any:
@@ -147,13 +147,13 @@ def test_overflow_is_refused_with_the_weight_and_nothing_is_changed() -> None:
 
 
 def test_contracts(tiny_gpt2_64: Any) -> None:
-    nothing = LowRank(torch.zeros(128, 1), torch.zeros(1, 32))
+    nothing = LowRankChange(torch.zeros(128, 1), torch.zeros(1, 32))
     with pytest.raises(InputError, match="changes no weight"):
         WeightEdit({}, "")
     with pytest.raises(InputError, match="named W_O"):
         WeightEdit({"W_E": nothing}, "")
     with pytest.raises(InputError, match="NaN"):
-        WeightEdit({"W_out.1": LowRank(nothing.left * torch.nan, nothing.right)}, "")
+        WeightEdit({"W_out.1": LowRankChange(nothing.left * torch.nan, nothing.right)}, "")
     wrong = WeightEdit({"W_O.1": nothing}, weights_sha256(tiny_gpt2_64))
     with pytest.raises(InputError, match=r"\(32, 32\)"), apply_edit(tiny_gpt2_64, wrong):
         pass

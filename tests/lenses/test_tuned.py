@@ -27,7 +27,7 @@ from mechwork.lenses import (
 from mechwork.lenses.distil import Teacher, descend
 from mechwork.lenses.fingerprint import fingerprint
 from mechwork.lenses.states import lens_sites, record_states
-from mechwork.lenses.translators import Moments, find_form, translate
+from mechwork.lenses.translators import PlaceMoments, find_form, translate
 from mechwork.models.anatomy import read_anatomy
 from mechwork.models.load import load_model
 from tests.families import D_VOCAB, build_model, build_module
@@ -76,7 +76,7 @@ def test_the_start_is_the_literal_ridge_regression(seed: int) -> None:
         + torch.randn(6, dtype=torch.float64)
         + torch.randn(200, 6, dtype=torch.float64)
     )
-    moments = Moments.zeros(6, torch.device("cpu"))
+    moments = PlaceMoments.zeros(6, torch.device("cpu"))
     for part in (slice(0, 70), slice(70, 200)):
         moments.add(x[part], last[part], scale[part] ** -2)
     for ridge in (0.0, 0.3):

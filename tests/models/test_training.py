@@ -21,7 +21,7 @@ from mechwork.zoo.grammar import KINDS, step_documents
 from mechwork.zoo.measure import draw_examples, encode, measure_task
 from mechwork.zoo.recipe import RECIPES, Phase, Recipe, find_recipe
 from mechwork.zoo.tokenizer import END_OF_TEXT, build_tokenizer, grammar_vocabulary, save_tokenizer
-from mechwork.zoo.train import Encoder, Progress, learning_rate, train, weighted_loss
+from mechwork.zoo.train import RowPacker, TrainingProgress, learning_rate, train, weighted_loss
 
 MIXTURE = dict.fromkeys(KINDS, 1.0)
 TINY = Recipe(
@@ -84,7 +84,7 @@ def test_stopped_and_resumed_equals_uninterrupted(finished, tmp_path, stop):
 
 
 def test_keyboard_interrupt_saves_and_resumes(finished, tmp_path):
-    def interrupt(progress: Progress) -> None:
+    def interrupt(progress: TrainingProgress) -> None:
         if progress.step == 3:
             raise KeyboardInterrupt
 
@@ -205,7 +205,7 @@ def test_documents_depend_on_seed_and_step_only():
 def test_packed_rows_give_the_loss_of_the_documents_alone(tokenizer):
     model = build_model(TINY, len(tokenizer)).double()
     documents = step_documents(MIXTURE, 12, 0, 0)
-    encode_rows = Encoder(tokenizer, 96)
+    encode_rows = RowPacker(tokenizer, 96)
     packed = encode_rows(documents)
     assert packed.tokens.shape[0] < len(documents)
     alone = [encode_rows([document]) for document in documents]

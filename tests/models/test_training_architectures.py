@@ -30,7 +30,7 @@ from mechwork.zoo.heads import find_induction_heads, score_heads
 from mechwork.zoo.measure import draw_examples, encode, measure_composition
 from mechwork.zoo.recipe import Phase, Recipe
 from mechwork.zoo.tokenizer import build_tokenizer, grammar_vocabulary
-from mechwork.zoo.train import KEPT, Encoder, train, weighted_loss
+from mechwork.zoo.train import KEPT, RowPacker, train, weighted_loss
 
 MIXTURE = dict.fromkeys(KINDS, 1.0)
 
@@ -88,7 +88,7 @@ def test_stopped_and_resumed_equals_uninterrupted(architecture, tmp_path):
 
 def test_a_document_alone_is_seen_as_the_model_itself_sees_it(architecture, tokenizer):
     model = build(architecture, tokenizer).double()
-    batch = Encoder(tokenizer, 96)([[("Words:" + " lamp river" * 15 + ".", 1.0)]])
+    batch = RowPacker(tokenizer, 96)([[("Words:" + " lamp river" * 15 + ".", 1.0)]])
     assert batch.tokens.shape[1] > WINDOW + 10
     logits = model(batch.tokens).logits[0, :-1]
     expected = nn.functional.cross_entropy(logits, batch.tokens[0, 1:])
@@ -98,7 +98,7 @@ def test_a_document_alone_is_seen_as_the_model_itself_sees_it(architecture, toke
 def test_packed_rows_give_the_loss_of_the_documents_alone(architecture, tokenizer):
     model = build(architecture, tokenizer).double()
     documents = step_documents(MIXTURE, 12, 0, 0)
-    encode_rows = Encoder(tokenizer, 96)
+    encode_rows = RowPacker(tokenizer, 96)
     packed = encode_rows(documents)
     assert packed.tokens.shape[0] < len(documents)
     alone = [encode_rows([document]) for document in documents]

@@ -24,7 +24,7 @@ from mechwork.patching import (
 )
 from mechwork.patching.illusion import split_subspace
 from mechwork.patching.memory import d_mlp_of
-from mechwork.patching.subspace import Across, Along, AsFar
+from mechwork.patching.subspace import Across, SubspaceAsFar, SubspaceExchange
 from mechwork.sites import Site, hook_name
 from mechwork.tasks.task import Task
 from tests.families import borrowed, build_model, build_task, kv_head, rounding
@@ -79,7 +79,7 @@ def test_the_papers_two_layer_example() -> None:
     disconnected, dormant, mediating = torch.eye(3)
 
     def effect(direction: torch.Tensor) -> float:
-        return float((Along(Subspace.of(direction))(donor, host) - host) @ out)
+        return float((SubspaceExchange(Subspace.of(direction))(donor, host) - host) @ out)
 
     assert effect(mediating) == pytest.approx(3.0)
     assert effect(disconnected + dormant) == pytest.approx(3.0)
@@ -193,10 +193,10 @@ def test_parts_add_up_and_the_null_part_does_nothing(tiny_gpt2_64: Any, tiny_tas
 def test_shares_of_a_change(seed: int) -> None:
     donor, host = torch.randn(4, 5, 6).double(), torch.randn(4, 5, 6).double()
     inside = Subspace.of(torch.randn(6, 2).double())
-    along, across = Along(inside)(donor, host), Across(inside)(donor, host)
+    along, across = SubspaceExchange(inside)(donor, host), Across(inside)(donor, host)
     torch.testing.assert_close(along + across, donor + host)
     torch.testing.assert_close(along @ inside.basis, donor @ inside.basis)
-    far = AsFar(inside, Subspace.of(torch.randn(6, 2).double()))(donor, host)
+    far = SubspaceAsFar(inside, Subspace.of(torch.randn(6, 2).double()))(donor, host)
     torch.testing.assert_close((far - host).norm(dim=-1), (along - host).norm(dim=-1))
 
 

@@ -23,7 +23,7 @@ from mechwork.lenses import LensTable, LogitAttribution, TrajectoryComparison, t
 from mechwork.lenses.trajectory import compare_trajectories
 from mechwork.patching.result import Effect, Effects
 from mechwork.runs.attention import AttentionPatterns
-from mechwork.runs.components import ComponentRow, ComponentStudy, Example
+from mechwork.runs.components import ComponentRow, ComponentStudy, PromptExample
 from mechwork.runs.record import Baseline
 from mechwork.tasks.task import Task
 
@@ -320,7 +320,9 @@ def components(texts: tuple[str, ...] = TOKENS) -> ComponentStudy:
         if node in ("input", "logits"):
             continue
         values = torch.rand(3, len(texts), generator=generator)
-        examples = tuple(Example(texts, tuple(row.tolist()), int(row.argmax()), k) for k, row in enumerate(values))
+        examples = tuple(
+            PromptExample(texts, tuple(row.tolist()), int(row.argmax()), k) for k, row in enumerate(values)
+        )
         head = node.startswith("a")
         rows.append(
             ComponentRow(

@@ -49,7 +49,7 @@ BATCH = 16
 
 
 @dataclass(frozen=True, eq=False)
-class Ablation:
+class CutWrites:
     """Gives the ablated writes of the pairs in rows `start` to `start + n` of a task.
 
     `shares_prefix`: whether first columns that both prompts share are the same under every circuit; `after` gives the
@@ -74,7 +74,7 @@ class Ablation:
 
 def find_ablation(
     model: TransformerBridge, task: Task, space: EdgeSpace, kind: str, *, seed: int = 0, source: Task | None = None
-) -> Ablation:
+) -> CutWrites:
     """The ablation of that name for a task; means and constants come from the prompts of `source` (default: the task's
     own).
 
@@ -89,19 +89,19 @@ def find_ablation(
 
 def restore_ablation(
     model: TransformerBridge, task: Task, space: EdgeSpace, kind: str, constant: AblatedWrites | None, *, seed: int = 0
-) -> Ablation:
+) -> CutWrites:
     """The ablation that `find_ablation` gave, from its constant writes (`Ablation.constant`)."""
     if kind == "corrupt":
-        return Ablation(
+        return CutWrites(
             kind,
             lambda pairs, _start: _writes_of(model, space, pairs, corrupt=True),
             lambda pairs, prefix: _writes_of(model, space, pairs, corrupt=True, prefix=prefix),
         )
     if kind == "resample":
         order = other_prompts(task, seed)
-        return Ablation(kind, lambda pairs, start: _resampled(model, space, task, order, start, pairs))
+        return CutWrites(kind, lambda pairs, start: _resampled(model, space, task, order, start, pairs))
     assert constant is not None
-    return Ablation(kind, lambda pairs, _start: _cut_to(constant, pairs), constant=constant)
+    return CutWrites(kind, lambda pairs, _start: _cut_to(constant, pairs), constant=constant)
 
 
 def _constant(model: TransformerBridge, source: Task, space: EdgeSpace, kind: str, seed: int) -> AblatedWrites:

@@ -67,7 +67,7 @@ def as_circuit(
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class ReaderRows:
     """From which `rows` (None: all) a layer's readers are built: the edges that are `kept`, or those that are cut."""
 
     rows: Int[Tensor, " row"] | None
@@ -110,17 +110,17 @@ class _Runner:
         self.whole: Tensor = ablated[0]
         self.projected: dict[str, Tensor] = {}
 
-    def _plan(self, layer: int) -> Plan:
+    def _plan(self, layer: int) -> ReaderRows:
         """Which writers a layer's readers are built from."""
         n_seen, columns = self.space.n_seen_by_attention(layer), self.columns[layer]
-        everything = Plan(None, kept=False)
+        everything = ReaderRows(None, kept=False)
         if self.grad or self.cut.ndim == 3 or not len(columns):
             return everything
         part = self.cut[:n_seen, columns].cpu()
         kept, cut = (rows.any(dim=1).nonzero().flatten() for rows in (part != 1, part != 0))
         rows = min(kept, cut, key=len)
         # Fewer rows are gathered first: read, written and read again.
-        return Plan(rows, kept=rows is kept) if GATHERED * len(rows) < n_seen else everything
+        return ReaderRows(rows, kept=rows is kept) if GATHERED * len(rows) < n_seen else everything
 
     def hooks(self) -> list[tuple[str, Any]]:
         hooks: list[tuple[str, Any]] = [(hook_name(Site("embed")), self._embedded)] if self.space.split_input else []
@@ -164,7 +164,7 @@ class _Runner:
         self.whole = like.new_zeros(like.shape[1:])
 
     def _change(
-        self, rows: slice, columns: Int[Tensor, " wanted"], plan: Plan
+        self, rows: slice, columns: Int[Tensor, " wanted"], plan: ReaderRows
     ) -> Float[Tensor, "wanted batch pos d_model"]:
         """Sum over writers of cut x (ablated - live), for each of the readers `columns`."""
         if self.grad:
@@ -274,7 +274,7 @@ class _Runner:
                 return None
             change = self.read[-1]
             if not self.space.parallel:
-                change = change + self._change(self.space.head_writers(layer), wanted, Plan(None, kept=False))[0]
+                change = change + self._change(self.space.head_writers(layer), wanted, ReaderRows(None, kept=False))[0]
             x = self.stream + change
             return (x if norm is None else norm(x)).to(activation.dtype)
 
@@ -292,7 +292,7 @@ class _Runner:
         if not self.reads_logits:
             return None
         wanted = torch.tensor([self.space.logits_reader])
-        change = self._change(slice(0, self.space.n_writers), wanted, Plan(None, kept=False))[0]
+        change = self._change(slice(0, self.space.n_writers), wanted, ReaderRows(None, kept=False))[0]
         return (stream + change).to(stream.dtype)
 
 

@@ -30,7 +30,7 @@ from ..graph.run import as_circuit
 from ..graph.writers import record_writers, writer_kinds
 from ..scoring.exact_edges import measure_edges
 from .case import KnownCircuit
-from .training import Program, Recipe, Weights, train
+from .training import EqualityRecipe, Program, Weights, train
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,7 +43,7 @@ N_POS = 4
 FOLDER = ("ground_truth", "equality")
 WEIGHTS, CARD = "model.safetensors", "card.json"
 
-RECIPE = Recipe()
+RECIPE = EqualityRecipe()
 
 
 def _draw(generator: torch.Generator, n: int) -> Int[Tensor, "batch pos"]:
@@ -89,7 +89,7 @@ def build_equality() -> TransformerBridge:
     return build_from(read_tensors(folder / WEIGHTS)[1])
 
 
-def build_from(weights: Weights, recipe: Recipe = RECIPE) -> TransformerBridge:
+def build_from(weights: Weights, recipe: EqualityRecipe = RECIPE) -> TransformerBridge:
     """A native model with these weights."""
     from transformer_lens.config import TransformerBridgeConfig
     from transformer_lens.model_bridge.sources import boot_native
@@ -113,7 +113,7 @@ def equality_task(n: int = 64, seed: int = 0) -> Task:
 
 
 def train_equality(
-    folder: Path, recipe: Recipe | None = None, progress: Callable[[int, int, str], None] | None = None
+    folder: Path, recipe: EqualityRecipe | None = None, progress: Callable[[int, int, str], None] | None = None
 ) -> dict[str, Any]:
     """Train again and write weights, card and manifest into `folder`. Returns the card. About two minutes on one
     thread.
@@ -191,7 +191,7 @@ def _answers_with(model: TransformerBridge, pairs: PromptPairs, edge: str) -> In
         return model(pairs.clean_tokens)[:, -1].argmax(dim=-1)
 
 
-def measure(model: TransformerBridge, recipe: Recipe = RECIPE) -> dict[str, Any]:
+def measure(model: TransformerBridge, recipe: EqualityRecipe = RECIPE) -> dict[str, Any]:
     """What the card states: accuracy on all prompts, and measured effects inside and outside the circuit."""
     letters = torch.cartesian_prod(*[torch.arange(N_LETTERS)] * 3)
     tokens = torch.cat([letters, torch.full((len(letters), 1), END)], dim=1)

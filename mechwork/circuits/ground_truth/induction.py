@@ -16,7 +16,7 @@ import torch
 
 from ...tasks.task import Task
 from .case import KnownCircuit
-from .weights import SHARP, Block, Blueprint, Head, Stream, copy_head, one_hot
+from .weights import SHARP, BlockWeights, Blueprint, HeadWeights, NamedStream, copy_head, one_hot
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -27,7 +27,7 @@ N_POS = 6
 
 def build_induction() -> TransformerBridge:
     """Two attention-only layers of two heads."""
-    s = Stream(token=N_LETTERS, pos=N_POS, previous=N_LETTERS, out=N_LETTERS, junk=N_LETTERS)
+    s = NamedStream(token=N_LETTERS, pos=N_POS, previous=N_LETTERS, out=N_LETTERS, junk=N_LETTERS)
     token, pos = s.read("token"), s.read("pos")
     before = pos @ one_hot([0, *range(N_POS - 1)], N_POS)  # a query at p looks for the key at p - 1
     unembed = torch.cat([torch.zeros(s.d_model, 1), s.read("out")], dim=1)
@@ -37,13 +37,13 @@ def build_induction() -> TransformerBridge:
         pos=s.write("pos", torch.eye(N_POS)),
         unembed=unembed,
         blocks=[
-            Block([
-                Head(**copy_head(s, "token", "previous"), q=SHARP * before, k=pos),
-                Head(**copy_head(s, "token", "junk"), q=SHARP * pos, k=pos),
+            BlockWeights([
+                HeadWeights(**copy_head(s, "token", "previous"), q=SHARP * before, k=pos),
+                HeadWeights(**copy_head(s, "token", "junk"), q=SHARP * pos, k=pos),
             ]),
-            Block([
-                Head(**copy_head(s, "token", "out"), q=SHARP * token, k=s.read("previous")),
-                Head(**copy_head(s, "previous", "junk")),
+            BlockWeights([
+                HeadWeights(**copy_head(s, "token", "out"), q=SHARP * token, k=s.read("previous")),
+                HeadWeights(**copy_head(s, "previous", "junk")),
             ]),
         ],
     ).build()  # fmt: skip

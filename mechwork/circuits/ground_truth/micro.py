@@ -18,7 +18,7 @@ import torch
 
 from ...tasks.task import Task
 from .case import KnownCircuit
-from .weights import SHARP, Block, Blueprint, Head, Mlp, Stream, one_hot
+from .weights import SHARP, BlockWeights, Blueprint, HeadWeights, Mlp, NamedStream, one_hot
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -33,7 +33,7 @@ YES, NO = -2, -1
 
 def build_linear() -> TransformerBridge:
     """Two layers of two heads on one position; the weights are 2, 3, 5, 7."""
-    s = Stream(a=1, b=1, c=1, one=1, out=1)
+    s = NamedStream(a=1, b=1, c=1, one=1, out=1)
     scale = torch.eye(1)
     values = torch.tensor([[v] for v in LINEAR_VALUES] + [[0.0], [0.0]])
     unembed = torch.zeros(s.d_model, 6).double()
@@ -44,8 +44,15 @@ def build_linear() -> TransformerBridge:
         pos=torch.zeros(1, s.d_model),
         unembed=unembed,
         blocks=[
-            Block([Head(s.read("a"), s.write("b", 2 * scale)), Head(s.read("a"), s.write("c", 3 * scale))]),
-            Block([Head(s.read("b"), s.write("out", 5 * scale)), Head(s.read("one"), s.write("out", 7 * scale))]),
+            BlockWeights(
+                [HeadWeights(s.read("a"), s.write("b", 2 * scale)), HeadWeights(s.read("a"), s.write("c", 3 * scale))]
+            ),
+            BlockWeights(
+                [
+                    HeadWeights(s.read("b"), s.write("out", 5 * scale)),
+                    HeadWeights(s.read("one"), s.write("out", 7 * scale)),
+                ]
+            ),
         ],
     ).build()
 
@@ -55,9 +62,9 @@ def linear_task() -> Task:
     return Task.from_tokens([[0], [1]], [[2], [3]], [4, 4], [5, 5], name="linear")
 
 
-def _build_gate(name: str, threshold: Mlp, s: Stream) -> TransformerBridge:
+def _build_gate(name: str, threshold: Mlp, s: NamedStream) -> TransformerBridge:
     heads = [
-        Head(
+        HeadWeights(
             v=s.read("on"),
             o=s.write(target, torch.eye(1)),
             q=SHARP * s.read("pos")[:, [END]],
@@ -73,12 +80,12 @@ def _build_gate(name: str, threshold: Mlp, s: Stream) -> TransformerBridge:
         embed=s.write("on", on) + s.write("one", torch.ones(5, 1)),
         pos=s.write("pos", one_hot(range(3), 3)),
         unembed=unembed,
-        blocks=[Block(heads, threshold)],
+        blocks=[BlockWeights(heads, threshold)],
     ).build()
 
 
-def _gate_stream() -> Stream:
-    return Stream(on=1, pos=3, one=1, a=1, b=1, out=1)
+def _gate_stream() -> NamedStream:
+    return NamedStream(on=1, pos=3, one=1, a=1, b=1, out=1)
 
 
 def build_and() -> TransformerBridge:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ...tasks.task import Task
 from .case import KnownCircuit
-from .weights import SHARP, Block, Blueprint, Head, Mlp, Stream, copy_head, one_hot
+from .weights import SHARP, BlockWeights, Blueprint, HeadWeights, Mlp, NamedStream, copy_head, one_hot
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -63,7 +63,7 @@ def hist(word: Sequence[int]) -> list[int]:
 # ---- the models ------------------------------------------------------------------------------------------------------
 
 
-def _embed(s: Stream, d_vocab: int) -> Float[Tensor, "d_vocab d_model"]:
+def _embed(s: NamedStream, d_vocab: int) -> Float[Tensor, "d_vocab d_model"]:
     """Letters as one-hot vectors, a flag for BOS, and the constant 1 for every token."""
     letters, flag = torch.zeros(d_vocab, len(LETTERS)), torch.zeros(d_vocab, 1)
     letters[FIRST : FIRST + len(LETTERS)] = torch.eye(len(LETTERS))
@@ -71,7 +71,7 @@ def _embed(s: Stream, d_vocab: int) -> Float[Tensor, "d_vocab d_model"]:
     return s.write("letter", letters) + s.write("bos", flag) + s.write("one", torch.ones(d_vocab, 1))
 
 
-def _count_from_inverse(s: Stream, source: str, target: str) -> Mlp:
+def _count_from_inverse(s: NamedStream, source: str, target: str) -> Mlp:
     """Turns x = 1 / (n + 1) into a one-hot n in 1..6, by ramps half as wide as the gaps between neighbouring values.
 
     ramp_n rises from 0 to 1 between 1 / (n + 2) and 1 / (n + 1): it says that the count is at most n; one-hot n is
@@ -92,7 +92,7 @@ def _count_from_inverse(s: Stream, source: str, target: str) -> Mlp:
 def build_reverse() -> TransformerBridge:
     """Four layers of one head: length, difference, opposite index, fetch."""
     n, k = MAX_LENGTH, len(LETTERS)
-    s = Stream(letter=k, bos=1, one=1, pos=N_POS, inverse=1, length=n, difference=n, opposite=n, out=k)
+    s = NamedStream(letter=k, bos=1, one=1, pos=N_POS, inverse=1, length=n, difference=n, opposite=n, out=k)
     length, pos, one = s.read("length"), s.read("pos"), s.read("one")
     cells = [(size, i) for size in range(1, n + 1) for i in range(size)]
     subtract = Mlp(
@@ -108,10 +108,10 @@ def build_reverse() -> TransformerBridge:
         pos=s.write("pos", torch.eye(N_POS)),
         unembed=torch.cat([torch.zeros(s.d_model, 1), s.read("out")], dim=1),
         blocks=[
-            Block([Head(**copy_head(s, "bos", "inverse"))], _count_from_inverse(s, "inverse", "length")),
-            Block(mlp=subtract),
-            Block(mlp=minus_one),
-            Block([Head(**copy_head(s, "letter", "out"), q=SHARP * s.read("opposite"), k=pos[:, 1:])]),
+            BlockWeights([HeadWeights(**copy_head(s, "bos", "inverse"))], _count_from_inverse(s, "inverse", "length")),
+            BlockWeights(mlp=subtract),
+            BlockWeights(mlp=minus_one),
+            BlockWeights([HeadWeights(**copy_head(s, "letter", "out"), q=SHARP * s.read("opposite"), k=pos[:, 1:])]),
         ],
         causal=False,
     ).build()
@@ -119,7 +119,7 @@ def build_reverse() -> TransformerBridge:
 
 def build_frac_prevs() -> TransformerBridge:
     """Two layers of one head: is it an x, mean over the positions so far."""
-    s = Stream(letter=len(LETTERS), bos=1, one=1, pos=N_POS, is_x=1, fraction=1)
+    s = NamedStream(letter=len(LETTERS), bos=1, one=1, pos=N_POS, is_x=1, fraction=1)
     so_far = torch.tril(torch.ones(N_POS, N_POS))  # [query, key]
     so_far[:, BOS] = 0
     unembed = torch.zeros(s.d_model, NOTHING + 1).double()
@@ -130,9 +130,13 @@ def build_frac_prevs() -> TransformerBridge:
         pos=s.write("pos", torch.eye(N_POS)),
         unembed=unembed,
         blocks=[
-            Block(mlp=Mlp(s.read("letter")[:, :1], s.write("is_x", torch.eye(1)))),
-            Block(
-                [Head(**copy_head(s, "is_x", "fraction"), q=SHARP * s.read("pos"), k=s.read("pos") @ so_far.T.double())]
+            BlockWeights(mlp=Mlp(s.read("letter")[:, :1], s.write("is_x", torch.eye(1)))),
+            BlockWeights(
+                [
+                    HeadWeights(
+                        **copy_head(s, "is_x", "fraction"), q=SHARP * s.read("pos"), k=s.read("pos") @ so_far.T.double()
+                    )
+                ]
             ),
         ],
         causal=False,
@@ -143,25 +147,25 @@ def build_hist() -> TransformerBridge:
     """One head and one MLP: attend to equal tokens and BOS, count. The heads beside and after write what
     nobody reads.
     """
-    s = Stream(letter=len(LETTERS), bos=1, one=1, pos=N_POS, inverse=1, count=MAX_LENGTH, junk=MAX_LENGTH)
+    s = NamedStream(letter=len(LETTERS), bos=1, one=1, pos=N_POS, inverse=1, count=MAX_LENGTH, junk=MAX_LENGTH)
     return Blueprint(
         name="hist",
         embed=_embed(s, COUNTS + MAX_LENGTH),
         pos=s.write("pos", torch.eye(N_POS)),
         unembed=torch.cat([torch.zeros(s.d_model, COUNTS), s.read("count")], dim=1),
         blocks=[
-            Block(
+            BlockWeights(
                 [
-                    Head(
+                    HeadWeights(
                         **copy_head(s, "bos", "inverse"),
                         q=SHARP * torch.cat([s.read("letter"), s.read("one")], dim=1),
                         k=torch.cat([s.read("letter"), s.read("bos")], dim=1),
                     ),
-                    Head(s.read("letter"), s.write("junk", one_hot(range(len(LETTERS)), MAX_LENGTH))),
+                    HeadWeights(s.read("letter"), s.write("junk", one_hot(range(len(LETTERS)), MAX_LENGTH))),
                 ],
                 _count_from_inverse(s, "inverse", "count"),
             ),
-            Block([Head(**copy_head(s, "count", "junk"))]),
+            BlockWeights([HeadWeights(**copy_head(s, "count", "junk"))]),
         ],
         causal=False,
     ).build()

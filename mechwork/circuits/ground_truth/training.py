@@ -35,7 +35,7 @@ Weights = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class EqualityRecipe:
     """Sizes and schedule; a pure function of these and the seed gives the weights, to the bit on one thread of one
     machine.
     """
@@ -88,7 +88,7 @@ class Program:
         return (*(edge for stages in self.carriers for edge in stages), *self.output)
 
 
-def train(program: Program, recipe: Recipe, progress: Callable[[int, int, str], None] | None = None) -> Weights:
+def train(program: Program, recipe: EqualityRecipe, progress: Callable[[int, int, str], None] | None = None) -> Weights:
     """The weights, in the host's spelling. About `recipe.steps` x 3 forwards and a backward of `recipe.batch_size`
     prompts.
     """
@@ -116,7 +116,7 @@ def train(program: Program, recipe: Recipe, progress: Callable[[int, int, str], 
 
 def _loss(
     program: Program,
-    recipe: Recipe,
+    recipe: EqualityRecipe,
     weights: Weights,
     tokens: Int[Tensor, "batch pos"],
     source: Int[Tensor, "batch pos"],
@@ -174,7 +174,7 @@ class _Switches:
 
 
 def run(
-    recipe: Recipe,
+    recipe: EqualityRecipe,
     weights: Weights,
     tokens: Int[Tensor, "batch pos"],
     *,
@@ -217,7 +217,7 @@ def run(
     return writes, final @ weights["head.weight"].T
 
 
-def _initialise(program: Program, recipe: Recipe, generator: torch.Generator) -> Weights:
+def _initialise(program: Program, recipe: EqualityRecipe, generator: torch.Generator) -> Weights:
     """Gaussian matrices of unit gain, norms at 1, biases at 0."""
     d, h, m = recipe.d_model, recipe.n_heads * recipe.d_head, recipe.d_mlp
     shapes: dict[str, tuple[int, ...]] = {"tok_embed.weight": (program.d_vocab, d), "pos.weight": (program.n_pos, d)}

@@ -4,7 +4,7 @@ them.
 As in RASP compilers (Weiss et al. 2021; Lindner et al. 2023) every variable has a subspace of its own, so that who
 writes and who reads it can be seen in the weights. Models have no norms, float64 weights and unscaled attention scores.
 
-    >>> stream = Stream(token=3, pos=4, out=3)
+    >>> stream = NamedStream(token=3, pos=4, out=3)
     >>> stream.write("out", stream.read("token"))  # a d_model x d_model map that copies token to out
 """
 
@@ -27,8 +27,8 @@ SHARP = 60.0
 """Attention scores of what is looked for, above the rest: exp(-60) is below the precision of float64."""
 
 
-class Stream:
-    """The residual stream as named subspaces, in order: ``Stream(token=3, pos=4)`` has d_model 7."""
+class NamedStream:
+    """The residual stream as named subspaces, in order: ``NamedStream(token=3, pos=4)`` has d_model 7."""
 
     def __init__(self, **sizes: int) -> None:
         self.sizes = sizes
@@ -46,7 +46,7 @@ class Stream:
 
 
 @dataclass(frozen=True, eq=False)
-class Head:
+class HeadWeights:
     """An attention head: scores ``(x q) . (y k)``, value ``y v``, which ``o`` writes to the stream. Without `q`,
     attention is uniform.
     """
@@ -66,10 +66,10 @@ class Mlp:
 
 
 @dataclass(frozen=True, eq=False)
-class Block:
+class BlockWeights:
     """The heads and the MLP of a layer."""
 
-    heads: Sequence[Head] = ()
+    heads: Sequence[HeadWeights] = ()
     mlp: Mlp | None = None
 
 
@@ -81,7 +81,7 @@ class Blueprint:
     embed: Float[Tensor, "d_vocab d_model"]
     pos: Float[Tensor, "n_ctx d_model"]
     unembed: Float[Tensor, "d_model d_vocab"]
-    blocks: Sequence[Block] = field(default_factory=tuple)
+    blocks: Sequence[BlockWeights] = field(default_factory=tuple)
     causal: bool = True
 
     def build(self) -> TransformerBridge:
@@ -123,7 +123,7 @@ class Blueprint:
         return load_model(model)
 
 
-def _attention(block: Block, config: Any) -> dict[str, Tensor]:
+def _attention(block: BlockWeights, config: Any) -> dict[str, Tensor]:
     """Weights of an attention layer in the host's spelling, heads one after another; unused ones are zero."""
     n_heads, d_head, d_model = config.n_heads, config.d_head, config.d_model
     parts = {name: torch.zeros(n_heads, d_head, d_model, dtype=torch.float64) for name in "qkv"}
@@ -141,7 +141,7 @@ def _attention(block: Block, config: Any) -> dict[str, Tensor]:
     return {**weights, "o.weight": out.flatten(1), "o.bias": torch.zeros(d_model)}
 
 
-def _mlp(block: Block, config: Any) -> dict[str, Tensor]:
+def _mlp(block: BlockWeights, config: Any) -> dict[str, Tensor]:
     w_in = torch.zeros(config.d_mlp, config.d_model, dtype=torch.float64)
     w_out = torch.zeros(config.d_model, config.d_mlp, dtype=torch.float64)
     if block.mlp is not None:
@@ -156,6 +156,6 @@ def one_hot(index: int | Sequence[int], size: int) -> Float[Tensor, "*rows size"
     return torch.eye(size, dtype=torch.float64)[torch.as_tensor(index)]
 
 
-def copy_head(stream: Stream, source: str, target: str) -> dict[str, Tensor]:
+def copy_head(stream: NamedStream, source: str, target: str) -> dict[str, Tensor]:
     """`v` and `o` of a head that moves one subspace into another of the same size."""
     return {"v": stream.read(source), "o": stream.write(target, torch.eye(stream.sizes[source]))}

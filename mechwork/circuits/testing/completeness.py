@@ -31,7 +31,7 @@ from ..graph.run import as_circuit
 from ..graph.space import EdgeSpace
 from ..graph.writers import edge_space
 from .curves import faithfulness
-from .evaluate import Settings, measure_circuits
+from .evaluate import EvaluationSettings, measure_circuits
 from .units import Shared
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def measure_completeness(
     masks = [space.mask, torch.zeros_like(space.mask), circuit.mask, space.mask & ~circuit.mask]
     for cut in (*knocked, learned):
         masks += [circuit.mask & ~cut, space.mask & ~cut]
-    found = measure_circuits(model, task, space, masks, Settings(ablation, seed=seed)).metric
+    found = measure_circuits(model, task, space, masks, EvaluationSettings(ablation, seed=seed)).metric
     whole, empty = found[0], found[1]
     gap = abs(float(whole.mean() - empty.mean()))
     inside = faithfulness(found[2], empty, whole)
@@ -179,7 +179,7 @@ def learn_knockout(
         logit.grad = -gradient
         hard = (circuit.mask & (logit.detach() > 0).cpu()).clone()
         found = measure_circuits(
-            model, task, space, [circuit.mask & ~hard, space.mask & ~hard], Settings(ablation), shared
+            model, task, space, [circuit.mask & ~hard, space.mask & ~hard], EvaluationSettings(ablation), shared
         ).metric
         gap = abs(float(found[0].mean() - found[1].mean()))
         if gap > best_gap:
@@ -208,7 +208,7 @@ def measure_minimality(
     masks = [space.mask, torch.zeros_like(space.mask)]
     for base in bases:
         masks += [base, *(without_node(space, base, node) for node in nodes)]
-    found = measure_circuits(model, task, space, masks, Settings(ablation, seed=seed)).metric.mean(dim=1)
+    found = measure_circuits(model, task, space, masks, EvaluationSettings(ablation, seed=seed)).metric.mean(dim=1)
     faithfulness(found[:1], found[1:2], found[:1])  # refuses when undefined
     rows = found[2:].view(len(bases), 1 + len(nodes))
     scores = ((rows[:, 1:] - rows[:, :1]).abs() / (found[0] - found[1]).abs()).amax(dim=0)

@@ -144,7 +144,7 @@ def evaluate(
         task=task.provenance(),
         subject=subject.provenance,
     )
-    settings = Settings(ablation, batch_size, parse_bytes(memory_budget), seed, source, progress)
+    settings = EvaluationSettings(ablation, batch_size, parse_bytes(memory_budget), seed, source, progress)
     bench = _Bench(model, task, settings, n_random, random_every, n_same_degree, provenance)
     if isinstance(subject, Circuit):
         return bench.evaluate_circuit(subject)
@@ -168,7 +168,7 @@ def _rankings(selection: str) -> tuple[Ranking, Ranking]:
 
 
 @dataclass(frozen=True, eq=False)
-class Settings:
+class EvaluationSettings:
     """How circuits are run: what cut edges carry, and how many pairs at a time."""
 
     ablation: str = "corrupt"
@@ -190,7 +190,7 @@ class _Bench:
 
     model: TransformerBridge
     task: Task
-    settings: Settings
+    settings: EvaluationSettings
     n_random: int
     random_every: int
     n_same_degree: int
@@ -271,7 +271,7 @@ def measure_circuits(
     task: Task,
     space: EdgeSpace,
     masks: Sequence[EdgeMask],
-    settings: Settings | None = None,
+    settings: EvaluationSettings | None = None,
     shared: Shared | None = None,
 ) -> Measured:
     """Every circuit on every pair; the ablated run is shared by all.
@@ -281,7 +281,7 @@ def measure_circuits(
     prompts of every pair share run once. Cost per batch of pairs: 2 forwards (none where `shared` has them from an
     earlier call), and at most 1 per circuit.
     """
-    settings = settings or Settings()
+    settings = settings or EvaluationSettings()
     size = task.pairs.whole(settings.n_pairs(space, task, int(model.cfg.d_model)))
     ablation = find_ablation(model, task, space, settings.ablation, seed=settings.seed, source=settings.source)
     paired = ablation.paired and (ablation.kind != "corrupt" or task.pairs.aligned)

@@ -100,7 +100,7 @@ def read_header(path: Path) -> GgufHeader:
         raise NotFoundError(f"no GGUF file {path}")
     try:
         with path.open("rb") as file:
-            header = _Parser(path, file).header()
+            header = _HeaderReader(path, file).header()
     except (struct.error, UnicodeDecodeError, OverflowError, MemoryError) as error:
         raise ArtefactError(f"{path.name} is not a readable GGUF file ({error}). Download it again.") from error
     _check_whole(header)
@@ -123,7 +123,7 @@ def _check_whole(header: GgufHeader) -> None:
     )
 
 
-class _Parser:
+class _HeaderReader:
     """Reads a header front to back. Every length is compared with the bytes that are left."""
 
     def __init__(self, path: Path, file: Any) -> None:

@@ -41,7 +41,7 @@ class Band:
 
 
 @dataclass(frozen=True)
-class Column:
+class Stripe:
     """The stripe of one token or span."""
 
     left: float
@@ -57,7 +57,7 @@ class Layout:
     bands: tuple[Band, ...]
     width: float
     height: float
-    columns: tuple[Column, ...] = ()
+    columns: tuple[Stripe, ...] = ()
 
 
 def lay_out(
@@ -128,7 +128,7 @@ def lay_out_places(
             if len(cell) > 1:
                 pull = _barycentre(x, cell, source, target, weight)
                 spread(cell[np.lexsort((cell, np.round(pull, 6), types[cell] == MLP))], place)
-    columns = tuple(Column(float(a), float(b)) for a, b in pairwise(edges.tolist()))
+    columns = tuple(Stripe(float(a), float(b)) for a, b in pairwise(edges.tolist()))
     return Layout(x, y, bands, float(edges[-1]) + MARGIN / 2, height, columns)
 
 
