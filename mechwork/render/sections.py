@@ -218,7 +218,7 @@ def _graph(findings: Findings) -> list[Fragment]:
         said = "An edge stands where its reader reads; an arch is what a head moves from one position to another."
         title = f"Edges of {findings.task.name} by position"
         here = findings.facts_at(scores.labels, facts)
-        drawn = graph_fragment(positions_payload(scores, movements, N_BY_POSITION, title, here))
+        drawn = graph_fragment(positions_payload(scores, movements, N_BY_POSITION, title, here, findings.task))
         body = f"<p>{certainty_badge('estimated')}{said}</p>{drawn.body}"
         found.append(fold("Where in the prompt: the edges by position", body, drawn.needs))
     if not circuits:

@@ -35,7 +35,11 @@ def pages(target: Path) -> dict[str, tuple[str, int, str]]:
     graph = render_circuit(found.circuit, task, *(r for r in rest if not isinstance(r, AttentionPatterns)))
     return {
         "graph": (graph, 760, "() => null"),
-        "places": (render_positions(spans, moves, n_edges=90, title="IOI in gpt2-6l, by span"), 720, "() => null"),
+        "places": (
+            render_positions(spans, moves, n_edges=90, title="IOI in gpt2-6l, by span", task=task),
+            720,
+            "() => null",
+        ),
         "report": (report, 800, "() => null"),
     }
 

@@ -25,7 +25,7 @@ HEIGHTS = np.array([32.0, 36.0, 36.0, 32.0, 22.0, 30.0, 26.0])
 PITCH, EMPTY_PITCH, MLP_RISE, KV_RISE = 122.0, 26.0, 52.0, 46.0
 MIN_GAP, MAX_GAP, ASPECT, MARGIN = 94.0, 190.0, 1.5, 132.0
 SWEEPS = 6
-PLACE_GAP, EMPTY_PLACE, PLACE_PAD = 80.0, 40.0, 26.0
+PLACE_GAP, EMPTY_PLACE, PLACE_PAD = 80.0, 60.0, 26.0
 BENDS = (0, -36, 36, -72, 72, -112, 112, -160, 160, -220, 220)
 PORT = 0.3
 """q and v enter a head this share of its width left and right of the middle, k in the middle."""

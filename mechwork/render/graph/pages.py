@@ -17,7 +17,7 @@ from ...tasks.task import Task
 from ..findings import collect
 from ..page.cards import Card, Fact
 from ..page.page import Fragment, assemble
-from ..page.text import plural
+from ..page.text import plural, show_token
 from ..panels.attention import attention_fragment
 from ..panels.circuit_tables import comparison_table, position_table
 from .graph import DRAWN_LIMIT, graph_fragment, graph_still
@@ -51,15 +51,21 @@ def render_circuit(circuit: Circuit, task: Task, *results: object, title: str = 
 
 
 def render_positions(
-    scores: PositionScores, attention: AttentionEdges | None = None, *, n_edges: int = N_EDGES, title: str = ""
+    scores: PositionScores,
+    attention: AttentionEdges | None = None,
+    *,
+    n_edges: int = N_EDGES,
+    title: str = "",
+    task: Task | None = None,
 ) -> str:
     """One self-contained page: components over tokens or spans, the `n_edges` strongest edges, strongest first.
 
-    With `attention` also what heads move between positions.
+    With `attention` also what heads move between positions; with `task` what its first test prompt says at each span.
 
     >>> Path("ioi.html").write_text(render_positions(score_positions(model, task), score_attention_edges(model, task)))
     """
-    return _graph_page(positions_payload(scores, attention, n_edges, title), Fragment(position_table(scores)))
+    payload = positions_payload(scores, attention, n_edges, title, task=task)
+    return _graph_page(payload, Fragment(position_table(scores)))
 
 
 @draws(PositionScores)
@@ -101,13 +107,25 @@ def positions_payload(
     n_edges: int,
     title: str,
     facts: Mapping[str, Sequence[Card]] | None = None,
+    task: Task | None = None,
 ) -> dict[str, Any]:
     """The payload of the strongest edges over positions; `facts` are by ``node@label``."""
     table = positions_table(scores, attention, n_edges)
     title = title or f"Edges by position ({scores.rules})"
-    options = GraphOptions(title=title, metric_name=scores.metric_name, facts=facts or {})
+    told = span_words(task, scores.labels) if task is not None else ()
+    options = GraphOptions(title=title, metric_name=scores.metric_name, facts=facts or {}, place_words=told)
     among = f"the {plural(table.n_of_graph, 'edge')} that the model has over {plural(len(scores.labels), 'position')}"
     return table_payload(table, options, among=among)
+
+
+def span_words(task: Task, labels: Sequence[str]) -> tuple[str, ...]:
+    """What the first test prompt says at each span; empty where the labels are no spans of the task."""
+    part = task.test
+    spans, tokens = part.pairs.spans, part.prompt_texts(0)[0]
+    if not spans or any(label not in spans for label in labels):
+        return ()
+    told = [[tokens[i] for i in spans[label][0].nonzero().flatten().tolist() if i < len(tokens)] for label in labels]
+    return tuple(show_token("".join(words), 60) if words else "" for words in told)
 
 
 def _attribution_payload(graph: AttributionGraph) -> dict[str, Any]:

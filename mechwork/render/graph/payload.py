@@ -38,8 +38,9 @@ class GraphOptions:
 
     `facts`, `notes` are by node name; facts are any cards (see `cards`), shown in the side panel. `names` are the names
     of the circuit and of the one it is compared with. `shown` is how many edges are drawn at first (default: the
-    strongest connected 12 to 25). `prompt` holds the tokens that an export to an attribution graph names. From `curve`,
-    which must be of the circuit's own scores, the slider reads how faithful the edges shown are.
+    strongest connected 12 to 25). `prompt` holds the tokens that an export to an attribution graph names, `place_words`
+    what one prompt says at each place of a graph with places. From `curve`, which must be of the circuit's own scores,
+    the slider reads how faithful the edges shown are.
     """
 
     title: str = ""
@@ -49,6 +50,7 @@ class GraphOptions:
     shown: int | None = None
     metric_name: str = ""
     prompt: Sequence[str] = ()
+    place_words: Sequence[str] = ()
     curve: FaithfulnessCurve | None = None
 
 
@@ -117,7 +119,8 @@ def table_payload(
     bends = graph_layout.find_bends(layout, types, source, target, ports(types[target], table.kind))
     shown = min(options.shown or default_size(table.steps), len(source))
     totals = np.bincount(source, table.score, len(names))
-    columns = zip(table.place_labels, layout.columns, strict=True) if table.place_labels else ()
+    told = [plain(word) for word in options.place_words] or [""] * len(table.place_labels)
+    columns = zip(table.place_labels, told, layout.columns, strict=True) if table.place_labels else ()
     return {
         "what": "mechwork graph",
         "format": FORMAT,
@@ -140,7 +143,10 @@ def table_payload(
             {"layer": b.layer, "label": f"layer {b.layer}", "top": round(b.top, 1), "bottom": round(b.bottom, 1)}
             for b in layout.bands
         ],
-        "places": [{"label": label, "left": round(c.left, 1), "right": round(c.right, 1)} for label, c in columns],
+        "places": [
+            {"label": label, "words": word, "left": round(c.left, 1), "right": round(c.right, 1)}
+            for label, word, c in columns
+        ],
         "nodes": {
             "name": names,
             "label": table.labels,

@@ -143,6 +143,10 @@ def _place(place: dict[str, Any], height: float, palette: Palette) -> str:
         f'<text x="{x:g}" y="{height + 14:g}" font-size="12" text-anchor="middle" '
         f'fill="{palette["muted"]}">{escape(shorten(place["label"], 12))}</text>'
     )
+    if place.get("words"):
+        said = escape(shorten(place["words"], max(5, round((place["right"] - place["left"]) / 7))))
+        ink = palette["ink"]
+        text += f'<text x="{x:g}" y="{height + 30:g}" font-size="12" text-anchor="middle" fill="{ink}">{said}</text>'
     return (
         f'<line x1="{place["left"]:g}" x2="{place["left"]:g}" y1="0" y2="{height:g}" stroke="{palette["line"]}"/>{text}'
     )

@@ -115,7 +115,8 @@ def _numbers(cells: Tensor, n_panels: int) -> dict[str, object]:
     if cells.numel() > MOST_NUMBERS or n_panels > 1:
         return {}
     size = float(cells.nan_to_num().abs().max())
-    text = [["" if v != v else fixed(v, 1 if size >= 1 else 2) for v in row] for row in cells.tolist()]
+    digits = 1 if size >= 1 else 2
+    text = [["" if v != v else fixed(v, digits) if round(v, digits) else "0" for v in row] for row in cells.tolist()]
     return {"text": text, "texttemplate": "%{text}", "textfont": {"size": 11}}
 
 

@@ -66,7 +66,7 @@ function createActions(app, said) {
       const edges = [];
       for (let e = 0; e < Math.min(graph.m, CAP); e++) if (seen.edgeOn[e]) edges.push(e);
       const box = contentBox(graph, edges, nodes);
-      if (app.payload.places.length) box.height = Math.max(box.height, app.payload.size[1] + 44 - box.y); // with the tokens' texts
+      if (app.payload.places.length) box.height = Math.max(box.height, app.payload.size[1] + 62 - box.y); // with the tokens' texts
       app.view.fit({ x: box.x + 56, y: box.y, width: box.width - 76, height: box.height });
     },
     reset() {

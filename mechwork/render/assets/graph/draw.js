@@ -129,7 +129,7 @@ function createDrawing(svg, backdrop, id) {
     for (const group of [world, bands]) group.setAttribute("transform", `translate(${view.x} ${view.y}) scale(${view.k})`);
     svg.classList.toggle("far", view.k < 0.62);
     svg.classList.toggle("very-far", view.k < 0.34 && (graph.core === null || view.k < 0.25));
-    svg.style.setProperty("--label", `${Math.min(25, Math.max(13, 11 / view.k)).toFixed(1)}px`); // a name stays readable while the graph shrinks
+    svg.parentNode.style.setProperty("--label", `${Math.min(25, Math.max(13, 11 / view.k)).toFixed(1)}px`); // a name stays readable while the graph shrinks
     graph.bands.forEach((band, i) => {
       const label = gutter.children[i], height = (band.bottom - band.top) * view.k;
       label.setAttribute("y", (band.top + band.bottom) / 2 * view.k + view.y + 4);
@@ -151,8 +151,9 @@ function createDrawing(svg, backdrop, id) {
 // The column of a token or span: a line at its left and its text at the foot.
 function drawPlace(place, height, parent) {
   svgElement("line", { x1: place.left, x2: place.left, y1: 0, y2: height, class: "mw-place-line" }, parent);
-  const x = (place.left + place.right) / 2;
-  svgElement("text", { x, y: height + 16, class: "mw-place", "text-anchor": "middle" }, parent).textContent = shorten(place.label, Math.max(5, Math.round((place.right - place.left) / 7)));
+  const x = (place.left + place.right) / 2, room = Math.max(5, Math.round((place.right - place.left) / 10));
+  svgElement("text", { x, y: height + 20, class: "mw-place", "text-anchor": "middle" }, parent).textContent = shorten(place.label, room);
+  if (place.words) svgElement("text", { x, y: height + 46, class: "mw-place words", "text-anchor": "middle" }, parent).textContent = shorten(place.words, room);
 }
 
 function edgeClass(graph, e) {

@@ -29,6 +29,7 @@ function svgText(app) {
     const x = (place.left + place.right) / 2, y = box.y + box.height - 34;
     svgElement("line", { x1: place.left, x2: place.left, y1: box.y, y2: y, stroke: "#e6e9ed" }, svg);
     svgElement("text", { x, y: y + 14, "font-size": 11, fill: LIGHT.muted, "text-anchor": "middle" }, svg).textContent = place.label;
+    if (place.words) svgElement("text", { x, y: y + 28, "font-size": 11, fill: LIGHT.ink, "text-anchor": "middle" }, svg).textContent = shorten(place.words, Math.max(5, Math.round((place.right - place.left) / 6)));
   }
   const weak = svgElement("g", { fill: "none", "stroke-linecap": "butt" }, svg), strong = svgElement("g", { fill: "none" }, svg);
   for (const e of drawn.reverse()) drawEdge(graph, state, e, roles, roles && roles.edges[e] ? strong : weak);

@@ -80,8 +80,13 @@ function reachLine(app, focus) {
 function pathTools(app, state, focus) {
   const graph = app.graph(), { store } = app;
   const choice = htmlElement("select", { "aria-label": "Show the paths to another node", onchange: (event) => store.set({ to: event.target.value || null }) });
+  // Of a thousand nodes the list is made when it is asked for, not at every focus.
+  const option = (i) => htmlElement("option", { value: graph.names[i], selected: state.to === graph.names[i] }, graph.said[i]);
+  const fill = () => choice.childElementCount <= 2 && choice.replaceChildren(choice.firstChild, ...[...graph.names.keys()].filter((i) => i !== focus.node).map(option));
   choice.append(htmlElement("option", { value: "" }, "none"));
-  graph.names.forEach((name, i) => i !== focus.node && choice.append(htmlElement("option", { value: name, selected: state.to === name }, graph.said[i])));
+  if (state.to !== null && graph.index.has(state.to)) choice.append(option(graph.index.get(state.to)));
+  if (graph.n <= 200) fill();
+  for (const kind of ["pointerdown", "focus"]) choice.addEventListener(kind, fill);
   const line = htmlElement("p", { class: "mw-path" }, htmlElement("label", {}, "Paths to ", choice));
   if (!focus.path) return line;
   const { path } = focus;
