@@ -262,7 +262,7 @@ class Cells:
             else:
                 product = (change * coefficients[kind][layer]).sum(dim=-1)  # batch pos (head)
                 found = torch.einsum("bp...,cbp->bc...", product, self.masks[kind].to(product))
-            rows.append(found.flatten(1))
+            rows.append(found.flatten(1).to(rows[0].device if rows else found.device))
         return torch.stack(rows, dim=1)
 
 

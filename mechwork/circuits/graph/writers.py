@@ -124,7 +124,7 @@ def write_differences(
             head_writes(model, layer, difference("z", layer), out=writes[rows])
         else:
             ends = (head_writes(model, layer, run.layers["z"][layer][:, positions].detach()) for run in (donor, host))
-            torch.sub(*(end.to(writes.dtype) for end in ends), out=writes[rows])
+            torch.sub(*(end.to(writes) for end in ends), out=writes[rows])
     for layer in space.mlps:
         writes[space.mlp_writer(layer)] = difference("mlp_out", layer)
     return writes
