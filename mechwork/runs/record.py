@@ -179,7 +179,7 @@ def align_donor(
     shape = (*index.shape, *[1] * (donor.ndim - 2))
     present = (index != ABSENT).to(donor.device).reshape(shape)
     places = index.clamp(min=0).to(donor.device).reshape(shape).expand_as(donor)
-    return torch.where(present, donor.gather(1, places), host)
+    return torch.where(present, donor.gather(1, places), host.to(donor.device))
 
 
 def check_task(model: TransformerBridge, task: Task) -> ModelAnatomy:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -106,17 +107,15 @@ def spread(model: Any) -> Iterator[TwoDevices]:
     takes its inputs to where its weights are, as accelerate's hooks do.
     """
     mode, half, n = TwoDevices(), len(model.blocks) // 2, len(model.blocks)
-    for parameter in model.parameters():
-        mode.tag(parameter, FIRST)
-    for block in list(model.blocks)[half:]:
-        for parameter in block.parameters():
-            mode.tag(parameter, SECOND)
-    last = [getattr(model, part) for part in ("ln_final", "unembed") if hasattr(model, part)]
-    tied = {id(p) for p in model.embed.parameters()}
-    for part in last:
-        for parameter in part.parameters():
-            if id(parameter) not in tied:
-                mode.tag(parameter, SECOND)
+    tied = {id(parameter) for parameter in model.embed.parameters()}
+    later = [*list(model.blocks)[half:], *(getattr(model, part) for part in ("ln_final", "unembed"))]
+    for tensor in chain(model.parameters(), model.buffers()):
+        mode.tag(tensor, FIRST)
+    for part in later:
+        if any(id(parameter) in tied for parameter in part.parameters()):
+            continue  # an unembedding that is the embedding lies where that does
+        for tensor in chain(part.parameters(), part.buffers()):
+            mode.tag(tensor, SECOND)
     assert n >= 2
 
     def take(module: Any, args: Any, kwargs: Any) -> Any:

@@ -271,7 +271,7 @@ class _Runner:
         def hook(activation: Tensor, hook: Any) -> Tensor | None:
             if not len(wanted):
                 return None
-            change = self.read[-1]
+            change = self.read[-1].to(self.stream.device)
             if not self.space.parallel:
                 change = change + self._change(self.space.head_writers(layer), wanted, Plan(None, kept=False))[0]
             x = self.stream + change

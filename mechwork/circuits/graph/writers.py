@@ -113,7 +113,7 @@ def write_differences(
 
     def difference(kind: str, layer: int) -> Tensor:
         a, b = (run.layers[kind][layer][:, positions].detach() for run in (donor, host))
-        return a.to(torch.promote_types(a.dtype, torch.float32)) - b
+        return a.to(torch.promote_types(a.dtype, torch.float32)) - b.to(a.device)
 
     first = difference("resid_pre", 0)
     writes = first.new_empty(space.n_writers, *first.shape)
