@@ -213,11 +213,13 @@ def _direct_effects(model: TransformerBridge, task: Task, run: Run, means: list[
     rows = torch.arange(len(pairs), device=run.logits.device)
     end = pairs.lengths.to(run.logits.device) - 1
     norm = final_norm(model)
-    scale = None if norm is None else norm.scale(run.layers["resid_post"][-1][rows, end])[:, None]
+    final = run.layers["resid_post"][-1]
+    scale = None if norm is None else norm.scale(final[rows.to(final.device), end.to(final.device)])[:, None]
     readout = answer_directions(model, pairs)
     effects = []
     for layer, (z, mean) in enumerate(zip(run.layers["z"], means, strict=True)):
-        written = torch.einsum("bhe,hed->bhd", (z - mean)[rows, end], model.blocks[layer].attn.W_O.detach())
+        last = (z - mean)[rows.to(z.device), end.to(z.device)]
+        written = torch.einsum("bhe,hed->bhd", last, model.blocks[layer].attn.W_O.detach())
         shares = written if norm is None or scale is None else norm.linear(written, scale)
-        effects.append(torch.einsum("bhd,bd->bh", shares, readout).mean(dim=0))
-    return torch.stack(effects).cpu()
+        effects.append(torch.einsum("bhd,bd->bh", shares, readout.to(shares.device)).mean(dim=0).cpu())
+    return torch.stack(effects)

@@ -54,7 +54,7 @@ class Pool(Protocol):
         ...
 
     def wait(self) -> list[Outcome]:
-        """What has come back, at least one when something is on its way."""
+        """What has come back; nothing, after a while, when nothing has."""
         ...
 
     def close(self) -> None:

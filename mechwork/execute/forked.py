@@ -32,6 +32,8 @@ QUEUE = 2
 """Units that a worker holds: the one it is at, and the next."""
 LOOKAHEAD = 8
 """Units per worker that may be on their way or wait for an earlier one's result."""
+PATIENCE = 1.0
+"""Seconds after which a pool that hears nothing lets the driver ask whether to stop."""
 MAX_IDLE_DEATHS = 3
 """Workers that may die without having had a unit; one more stops the run."""
 
@@ -96,11 +98,10 @@ class ForkedPool:
 
     def wait(self) -> list[Outcome]:
         outcomes: list[Outcome] = []
-        while not outcomes:
-            busy = {worker.pipe: worker for worker in self._workers}
-            for pipe in wait(list(busy)):
-                assert isinstance(pipe, Connection)
-                outcomes += self._hear(busy[pipe])
+        busy = {worker.pipe: worker for worker in self._workers}
+        for pipe in wait(list(busy), PATIENCE):
+            assert isinstance(pipe, Connection)
+            outcomes += self._hear(busy[pipe])
         return outcomes
 
     def _hear(self, worker: _Worker) -> list[Outcome]:

@@ -20,6 +20,7 @@ OPERATIONS = {
     "ablate.block": "mechwork.ablation.units:build",
     "study.block": "mechwork.ablation.units:build_study",
     "edges.batch": "mechwork.circuits.scoring.units:build",
+    "edges.exact": "mechwork.circuits.scoring.exact_edges:build",
     "circuits.measure": "mechwork.circuits.testing.units:build",
 }
 """Name -> module and function."""

@@ -24,7 +24,7 @@ import torch
 from ..errors import ArtefactError, InputError, MechworkError
 from ..provenance import package_version
 from .executors import Outcome
-from .forked import LOOKAHEAD, MAX_IDLE_DEATHS, QUEUE, WorkerLost
+from .forked import LOOKAHEAD, MAX_IDLE_DEATHS, PATIENCE, QUEUE, WorkerLost
 from .operations import build_operation
 from .unit import ModelRef, Run, Tensors, Unit, Work
 from .wire import pack, pack_error, unpack, unpack_error
@@ -146,7 +146,7 @@ class RayPool:
                 f"({_first_line(error)}). Start Ray with a larger object_store_memory."
             ) from error
         self._key = work.key
-        self._deaths = 0
+        self._deaths, self._since = 0, time.monotonic()
 
     def offer(self, unit: Unit) -> bool:
         actors = self._executor._actors
@@ -160,19 +160,18 @@ class RayPool:
         return True
 
     def wait(self) -> list[Outcome]:
-        """What has come back; nothing when an actor has become ready instead, so that it can be given something."""
-        begun = time.monotonic()
-        while True:
-            actors = self._executor._actors
-            heads = {actor.queue[0][0] if actor.alive else actor.ready: actor for actor in actors if _waits(actor)}
-            done, _ = self._ray.wait(list(heads), num_returns=1, timeout=60)
-            if done:
-                return [outcome for reference in done for outcome in self._hear(heads[reference])]
-            if not any(actor.alive for actor in actors) and time.monotonic() - begun > START:
-                raise MechworkError(
-                    f"no worker has loaded the model in {START // 60:.0f} minutes. Are the cluster's machines alive "
-                    "and free ('ray status')?"
-                )
+        """What has come back; nothing after `PATIENCE`, or when an actor has become ready and can be given a unit."""
+        actors = self._executor._actors
+        heads = {actor.queue[0][0] if actor.alive else actor.ready: actor for actor in actors if _waits(actor)}
+        done, _ = self._ray.wait(list(heads), num_returns=1, timeout=PATIENCE)
+        if any(actor.alive for actor in actors):
+            self._since = time.monotonic()
+        elif time.monotonic() - self._since > START:
+            raise MechworkError(
+                f"no worker has loaded the model in {START // 60:.0f} minutes. Are the cluster's machines alive and "
+                "free ('ray status')?"
+            )
+        return [outcome for reference in done for outcome in self._hear(heads[reference])]
 
     def _hear(self, actor: _Actor) -> list[Outcome]:
         try:

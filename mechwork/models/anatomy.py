@@ -156,6 +156,7 @@ class Norm:
         return (self.centre(x).pow(2).mean(dim=-1, keepdim=True) + self.eps).sqrt()
 
     def __call__(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        x = x.to(self.gain.device)
         y = self.gain * self.centre(x) / self.scale(x)
         return y if self.bias is None else y + self.bias
 
@@ -167,7 +168,7 @@ class Norm:
         self, x: Float[Tensor, "*batch d_model"], scale: Float[Tensor, "*#batch 1"]
     ) -> Float[Tensor, "*batch d_model"]:
         """The norm's linear part at a given scale, without bias: how a *share* of the input comes out."""
-        return self.gain * self.centre(x) / scale
+        return self.gain * self.centre(x.to(self.gain.device)) / scale.to(self.gain.device)
 
 
 def read_norm(component: Any) -> Norm:
@@ -354,6 +355,11 @@ def check_ready(model: TransformerBridge) -> ModelAnatomy:
 def device_of(model: TransformerBridge) -> torch.device:
     """The device the model's inputs go to."""
     return next(model.parameters()).device
+
+
+def layer_devices(model: TransformerBridge) -> list[torch.device]:
+    """The device of every block's weights: more than one for a model that was loaded by `device_map`."""
+    return [next(block.parameters()).device for block in model.blocks]
 
 
 def dtype_of(model: TransformerBridge) -> torch.dtype:

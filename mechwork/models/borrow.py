@@ -154,14 +154,14 @@ def run_tail(
 ) -> Float[Tensor, "batch tail d_vocab"]:
     """Logits of the last `n_tail` columns (None: all). Cost: 1 forward, the unembedding at those columns.
 
-    `extra` goes to the model as it is (a cache of earlier columns, say). The columns are made contiguous, or each pair
-    would get a product of its own.
+    They come back on the device of `tokens`, wherever the last layer lies. `extra` goes to the model as it is (a cache
+    of earlier columns, say). The columns are made contiguous, or each pair would get a product of its own.
     """
     if n_tail is None:
         with borrow(model):
-            return model(tokens, **extra)
+            return model(tokens, **extra).to(tokens.device)
     with hooked(model, [(UNEMBED_INPUT, _contiguous)]):
-        return model(tokens, logits_to_keep=n_tail, **extra)
+        return model(tokens, logits_to_keep=n_tail, **extra).to(tokens.device)
 
 
 def _contiguous(activation: Tensor, hook: Any) -> Tensor:

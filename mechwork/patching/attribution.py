@@ -240,7 +240,7 @@ class Cells:
         index, width = pairs.alignment(), pairs.clean_tokens.shape[1]
         changes = {
             kind: [
-                align_donor(value, own, index) - own
+                align_donor(value, own, index) - own.to(value.device)
                 for value, own in zip(donor.layers[kind], host.layers[kind], strict=True)
             ]
             for kind in batch.masks
@@ -265,9 +265,9 @@ class Cells:
                     coefficients["pattern"][layer], self.masks[kind], self.group_size,
                 )  # fmt: skip
             else:
-                product = (change * coefficients[kind][layer]).sum(dim=-1)  # batch pos (head)
+                product = (change * coefficients[kind][layer].to(change.device)).sum(dim=-1)  # batch pos (head)
                 found = torch.einsum("bp...,cbp->bc...", product, self.masks[kind].to(product))
-            rows.append(found.flatten(1))
+            rows.append(found.flatten(1).to(rows[0].device if rows else found.device))
         return torch.stack(rows, dim=1)
 
 

@@ -55,7 +55,7 @@ def effective_mask(
         changed = changed[:, :, cell.head]
     elif kind == "mlp_post":
         changed = (changed[:, :, list(cell.neurons)] if cell.neurons else changed).any(dim=-1)
-    mask = place & changed
+    mask = place & changed.to(place.device)
     if ends is not None and last and kind not in ("resid_pre", "embed", *READS_LATER):
         mask = mask & (torch.arange(mask.shape[1], device=mask.device) == ends[..., None]).any(dim=1)
     return mask
@@ -149,7 +149,7 @@ def _edit(
         mask = entries_of(cells, at, value.shape[2]).flatten(0, 1)
         mask = mask if kind == "mlp_post" else mask[..., None]
         value = value[:, columns]
-    replacement = Where(mask, value.repeat(n, *[1] * (value.ndim - 1)))
+    replacement = Where(mask.to(value.device), value.repeat(n, *[1] * (value.ndim - 1)))
 
     def put(activation: Tensor, hook: Any) -> Tensor:
         return replacement(activation)
@@ -179,4 +179,4 @@ def square_entries(
 
 def _choose(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
     """``where(mask, new, old)`` for masks ``[n, batch, ...]``, as rows (n x batch)."""
-    return torch.where(mask, new, old).flatten(0, 1)
+    return torch.where(mask.to(old.device), new.to(old.device), old).flatten(0, 1)

@@ -226,7 +226,8 @@ def _step_through(
             if at == frame.n_layers and ends is not None:
                 rows = take_columns(rows, ends.repeat(len(cells), 1) - chunk.start)
             entering.append(rows)
-        stream = torch.cat(entering) if len(entering) > 1 else entering[0]
+        home = entering[-1].device  # rows that leave their host here lie where the block they enter does
+        stream = torch.cat([rows.to(home) for rows in entering]) if len(entering) > 1 else entering[0]
     assert stream is not None
     return read.measure_stream(stream, chunk.start)
 

@@ -68,7 +68,8 @@ class MetricReadout:
         normed = getattr(self.model, FINAL_NORM).original_component(final)
         runs = normed.split(len(self.pairs))
         if self.narrow:
-            answers = torch.einsum("nbd,bcd->nbc", normed[:, 0].unflatten(0, (-1, len(self.pairs))), self._weights)
+            read = normed[:, 0].unflatten(0, (-1, len(self.pairs))).to(self._weights.device)
+            answers = torch.einsum("nbd,bcd->nbc", read, self._weights)
             answers = self._cap(answers if self._bias is None else answers + self._bias)
             return torch.stack([self.measure(self._scattered(one)) for one in answers], dim=-1)
         return torch.stack([self.measure(self._placed(self.unembed(one), start)) for one in runs], dim=-1)
@@ -83,7 +84,7 @@ class MetricReadout:
         expected = self.host_logits[0, last - (final.shape[1] - self.host_logits.shape[1])]
         found = self.unembed(getattr(self.model, FINAL_NORM).original_component(final[:1, last : last + 1]))[0, 0]
         tolerance = min(2000 * torch.finfo(found.dtype).eps, 0.05) * float(expected.abs().max())
-        if not float((found - expected).abs().max()) <= tolerance:
+        if not float((found.to(expected.device) - expected).abs().max()) <= tolerance:
             raise UnsupportedModelError(
                 f"the unembedding of {self.anatomy.architecture} does more than norm, matrix and soft cap. "
                 "Patch with tricks=Tricks(suffix=False, readout=False), which runs whole forwards."
@@ -95,12 +96,12 @@ class MetricReadout:
             full[:, start:] = logits
             return full
         full = self._blank
-        full[self._rows[:, None], self._tail] = logits
+        full[self._rows[:, None], self._tail] = logits.to(full.device)
         return full
 
     def _scattered(self, answers: Float[Tensor, "batch column"]) -> Tensor:
         logits = self._blank
-        logits[self._rows[:, None], self._tail, self._answers] = answers.to(logits.dtype)
+        logits[self._rows[:, None], self._tail, self._answers] = answers.to(logits)
         return logits
 
     @cached_property
@@ -125,12 +126,12 @@ class MetricReadout:
     @cached_property
     def _weights(self) -> Tensor:
         weight: Any = getattr(self.model, UNEMBED).original_component.weight
-        return weight[self._answers]
+        return weight[self._answers.to(weight.device)]
 
     @cached_property
     def _bias(self) -> Tensor | None:
         bias: Any = getattr(getattr(self.model, UNEMBED).original_component, "bias", None)
-        return None if bias is None else bias[self._answers]
+        return None if bias is None else bias[self._answers.to(bias.device)]
 
     def _cap(self, logits: Tensor) -> Tensor:
         cap = self.anatomy.final_soft_cap

@@ -216,6 +216,7 @@ def norm_pull_back(
     """
     if isinstance(rule, PassRule):
         return v
+    x, v = x.to(norm.gain.device), v.to(norm.gain.device)
     scale = norm.scale(x).unsqueeze(-2)
     w = norm.gain * v
     if not isinstance(rule, LNRule):

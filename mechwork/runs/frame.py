@@ -152,6 +152,7 @@ class Frame:
     ) -> Float[Tensor, "row column d_model"]:
         """What attention of `layer` adds to the stream at columns ``start ..`` for rows entering the block with `x`."""
         call = self.calls[layer]
+        x = x.to(call.keys.device)
         arguments = call.at(start, start + x.shape[1], len(x))
         normed = self.norm(layer, "ln1", x)
         attn: Any = self.model.blocks[layer].attn
@@ -185,6 +186,7 @@ class Frame:
         """One block on columns ``start ..``. `only`: the columns of each row (counted from `start`) whose output is
         needed.
         """
+        x = x.to(self.calls[layer].keys.device)
         attn_out = self.attend(layer, x, start)
         if only is not None:
             x, attn_out = take_columns(x, only), take_columns(attn_out, only)
@@ -204,7 +206,7 @@ class Frame:
         # At least float32's: some attention (GPT-J) computes in float32 inside, whatever the model's dtype.
         eps = max(torch.finfo(x.dtype).eps, torch.finfo(torch.float32).eps)
         tolerance = min(2000 * eps, 0.05) * float(expected.abs().max())
-        difference = float((x - expected).abs().max())
+        difference = float((x - expected.to(x.device)).abs().max())
         if not difference <= tolerance:
             raise UnsupportedModelError(
                 f"blocks of {self.anatomy.architecture} cannot be run one by one: the stream comes out wrong by "
@@ -230,7 +232,7 @@ def take_columns(
     x: Float[Tensor, "row column d"], columns: Int[Tensor, "row n_columns"]
 ) -> Float[Tensor, "row n_columns d"]:
     """Some columns of each row."""
-    return x[torch.arange(len(x), device=x.device)[:, None], columns]
+    return x[torch.arange(len(x), device=x.device)[:, None], columns.to(x.device)]
 
 
 def build_frame(

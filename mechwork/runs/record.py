@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..display import Readable
 from ..errors import InputError, MetricError
-from ..models.anatomy import ModelAnatomy, check_ready, device_of
+from ..models.anatomy import ModelAnatomy, check_ready, device_of, layer_devices
 from ..models.borrow import hooked, run_tail
 from ..shapes import Logits, PerExample, Tokens
 from ..sites import SITE_KINDS, Site, hook_name, site_kind
@@ -85,9 +85,12 @@ def record_run(
         tokens = (pairs.corrupt_tokens if corrupt else pairs.clean_tokens).to(device_of(model))
     sites = [site for kind in kinds for site in ([kind] if isinstance(kind, Site) else sites_of(anatomy, kind))]
     store: dict[str, list[Tensor]] = {site.kind: [] for site in sites}
+    homes = layer_devices(model)  # what is kept of a layer lies with its weights, wherever it was handed over
 
     def keep(site: Site) -> Any:
         def hook(activation: Tensor, hook: Any) -> Tensor | None:
+            if site.layer is not None and not (grad and site.kind in EDITS_ONE_BRANCH):
+                activation = activation.to(homes[site.layer])
             if not grad:
                 store[site.kind].append(activation.detach())
                 return None
@@ -176,7 +179,7 @@ def align_donor(
     shape = (*index.shape, *[1] * (donor.ndim - 2))
     present = (index != ABSENT).to(donor.device).reshape(shape)
     places = index.clamp(min=0).to(donor.device).reshape(shape).expand_as(donor)
-    return torch.where(present, donor.gather(1, places), host)
+    return torch.where(present, donor.gather(1, places), host.to(donor.device))
 
 
 def check_task(model: TransformerBridge, task: Task) -> ModelAnatomy:

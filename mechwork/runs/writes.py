@@ -27,12 +27,13 @@ def head_writes(
     """What each head of a layer adds to the residual stream, written into `out` when given."""
     weight = model.blocks[layer].attn.W_O.detach()
     n_batch, n_pos, n_heads, _ = z.shape
-    target = None if out is None else out.view(n_heads, n_batch * n_pos, -1)
+    here = out is not None and out.device == weight.device
+    target = out.view(n_heads, n_batch * n_pos, -1) if out is not None and here else None
     writes = torch.bmm(rearrange(z, "batch pos head d_head -> head (batch pos) d_head").to(weight), weight, out=target)
     writes = writes.view(n_heads, n_batch, n_pos, -1)
     norm = block_norm(model, layer, "ln1_post")
     if norm is None:
-        return writes
+        return writes if out is None or here else out.copy_(writes)
     normed = norm.linear(writes, norm.scale(writes.sum(dim=0, keepdim=True)))
     return normed if out is None else out.copy_(normed)
 

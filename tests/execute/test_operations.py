@@ -14,6 +14,7 @@ import torch
 import mechwork as mw
 from mechwork.ablation import study_heads
 from mechwork.ablation.sweep import sweep_ablations
+from mechwork.circuits.scoring.exact_edges import measure_edges
 from mechwork.circuits.scoring.nodes import score_nodes
 from mechwork.circuits.testing.leaderboard import run_leaderboard
 from mechwork.execute import executor
@@ -42,6 +43,7 @@ CALLS: dict[str, Operation] = {
     "study": lambda model, task: study_heads(model, task, ["a0.h1", "a2.h0", "a4.h3"]),
     "edges": lambda model, task: mw.score_edges(model, task, batch_size=2),
     "nodes": lambda model, task: score_nodes(model, task, rules="gradient", memory_budget="5MB"),
+    "exact edges": lambda model, task: measure_edges(model, task[:2]).to_dataframe()["effect"].tolist(),
     "curve": lambda model, task: curve(model, task, batch_size=3),
     "curve, mean": lambda model, task: curve(model, task, ablation="mean", n_random=0),
     "curve, resample": lambda model, task: curve(model, task, ablation="resample", batch_size=4, n_random=0),
@@ -51,8 +53,8 @@ CALLS: dict[str, Operation] = {
 USED = {
     "patch": "patch.block", "screened patch": "attribute.batch", "attribute": "attribute.batch",
     "attribute, AtP*": "attribute.batch", "ablations": "ablate.block", "study": "study.block", "edges": "edges.batch",
-    "nodes": "edges.batch", "curve": "circuits.measure", "curve, mean": "circuits.measure",
-    "curve, resample": "circuits.measure",
+    "nodes": "edges.batch", "exact edges": "edges.exact", "curve": "circuits.measure",
+    "curve, mean": "circuits.measure", "curve, resample": "circuits.measure",
 }  # fmt: skip
 
 

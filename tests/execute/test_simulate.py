@@ -35,20 +35,24 @@ def test_by_hand() -> None:
 
 @pytest.mark.parametrize("n_workers", [2, 3])
 def test_real_workers_take_as_long(n_workers: int) -> None:
-    """Units that sleep take as long on a busy machine as on an idle one."""
+    """Units that sleep take as long on a busy machine as on an idle one, but for what handing out costs there."""
     dice = random.Random(n_workers)
-    seconds = [dice.uniform(0.05, 0.4) for _ in range(16)]
+    seconds = [0.0] * 16
     units = [WORK.unit(slice(i, i + 1)) for i in range(16)]
 
     def run(unit: Any) -> Any:
         time.sleep(seconds[unit.rows[0]])
         return {"x": torch.zeros(1)}
 
-    begun = time.perf_counter()
-    assert len(list(run_units(WORK, units, run, execution=Execution(Forked(n_workers))))) == 16
-    took = time.perf_counter() - begun
-    predicted = simulate(seconds, n_workers)
-    assert predicted.seconds <= took < 1.5 * predicted.seconds + 0.5
+    def clock() -> float:
+        begun = time.perf_counter()
+        assert len(list(run_units(WORK, units, run, execution=Execution(Forked(n_workers))))) == 16
+        return time.perf_counter() - begun
+
+    overhead = clock()
+    seconds = [dice.uniform(0.05, 0.4) for _ in range(16)]
+    took, predicted = clock(), simulate(seconds, n_workers)
+    assert predicted.seconds <= took < 1.2 * predicted.seconds + 3 * overhead
     assert sum(seconds) / n_workers <= predicted.seconds < sum(seconds)
 
 

@@ -19,7 +19,6 @@ from mechwork.execute.drive import run_units
 from mechwork.execute.executors import Execution
 from mechwork.execute.forked import Forked
 from mechwork.execute.ledger import EVENTS
-from mechwork.tasks.metrics import Metric
 from tests.execute.work import SQUARES, UNITS, WORK, Shuffled, die, fail, numbers, runs
 
 
@@ -164,27 +163,3 @@ def test_threads_are_as_before_after_an_executor() -> None:
         assert torch.get_num_threads() == 1
         raise KeyError
     assert torch.get_num_threads() == before
-
-
-def test_ray(bundled_model: Any, tmp_path: Path) -> None:
-    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'mechwork[ray]'")
-    model = mw.load_model("gpt2-6l")
-    serial = numbers_of(model)
-    with executor("ray", workers=1, ledger=tmp_path):
-        assert ray.is_initialized()
-        found = numbers_of(model)
-        own = Metric("own", lambda logits, pairs: pairs.final(logits)[:, 0])
-        with pytest.raises(InputError, match="'own' is a function of this process"):
-            mw.patch(model, mw.tasks.ioi(model, n=2), ["mlp_out"], metrics=[own])
-        with pytest.raises(InputError, match="made in the process"):
-            mw.patch(tiny_model(), mw.tasks.ioi(model, n=2), ["mlp_out"])
-    assert all(torch.equal(found[name], values) for name, values in serial.items())
-    assert not ray.is_initialized()
-    with pytest.raises(InputError, match="need 8"), executor("ray", workers=1, gpus_per_worker=8):
-        pass
-
-
-def tiny_model() -> Any:
-    """A model that was loaded from nowhere."""
-    model = mw.load_model("gpt2-6l")
-    return mw.load_model(model.original_model)

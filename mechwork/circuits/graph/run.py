@@ -150,12 +150,13 @@ class _Runner:
                 "ablation='mean'."
             )
         if self.grad:
-            self.blocks.append(ablated - live)
+            self.blocks.append(ablated - live.to(ablated.device))
             return
         if rows.start == 0:
             self._start(live)
         assert self.difference is not None
-        torch.sub(ablated, live, out=self.difference[rows])
+        home = self.difference.device
+        torch.sub(ablated.to(home), live.to(home), out=self.difference[rows])
         self.whole += self.difference[rows].sum(dim=0)
 
     def _start(self, like: Tensor) -> None:
@@ -168,27 +169,37 @@ class _Runner:
     ) -> Float[Tensor, "wanted batch pos d_model"]:
         """Sum over writers of cut x (ablated - live), for each of the readers `columns`."""
         if self.grad:
-            total, row = self.stream.new_zeros(1), 0
+            total, row = self.blocks[0].new_zeros(1), 0
             for block in self.blocks:
                 if rows.start <= row < rows.stop:
                     total = total + torch.tensordot(self.cut[row : row + len(block), columns].T, block, dims=1)
                 row += len(block)
-            return total
+            return total.to(self.stream.device)
         assert self.difference is not None
-        seen, cut = self.difference[rows], self.cut[..., rows, columns].to(self.stream)
+        seen = self.difference[rows]
+        return self._sum(seen, self.cut[..., rows, columns].to(seen), plan).to(self.stream.device)
+
+    def _sum(
+        self,
+        seen: Float[Tensor, "writer batch pos d_model"],
+        cut: Float[Tensor, "*copy writer wanted"],
+        plan: ReaderRows,
+    ) -> Float[Tensor, "wanted batch pos d_model"]:
+        """Sum over writers of cut x their differences, where these lie."""
+        n = cut.shape[-1]
         if self.cells is not None:
-            found = seen.new_zeros(len(columns), *seen.shape[1:])
-            for here, part in zip(self.cells, cut, strict=True):
+            found = seen.new_zeros(n, *seen.shape[1:])
+            for here, part in zip(self.cells.to(seen.device), cut, strict=True):
                 found += (part.T @ (seen * here[None, :, :, None]).flatten(1)).view_as(found)
             return found
         if cut.ndim == 3:
             parts = torch.matmul(cut.mT, seen.unflatten(1, (len(cut), -1)).flatten(2).transpose(0, 1))
-            return parts.transpose(0, 1).reshape(len(columns), *seen.shape[1:])
+            return parts.transpose(0, 1).reshape(n, *seen.shape[1:])
         if plan.rows is None:
-            return (cut.T @ seen.flatten(1)).view(len(columns), *seen.shape[1:])
+            return (cut.T @ seen.flatten(1)).view(n, *seen.shape[1:])
         index = plan.rows.to(seen.device)
         cut = 1 - cut[index] if plan.kept else cut[index]
-        found = (cut.T @ seen[index].flatten(1)).view(len(columns), *seen.shape[1:])
+        found = (cut.T @ seen[index].flatten(1)).view(n, *seen.shape[1:])
         return torch.sub(self.whole, found, out=found) if plan.kept else found
 
     # ---- hooks ---------------------------------------------------------------------------------------------------
@@ -225,7 +236,7 @@ class _Runner:
         x = self.stream + self.read[: len(heads)] if self.grad else self.read[: len(heads)].add_(self.stream)
         weights = torch.cat([getattr(attn, f"W_{kind}").detach() for kind in "QKV"])
         weights = weights if len(heads) == len(weights) else weights[heads.to(weights.device)]
-        x = (x if norm is None else norm(x)).to(weights.dtype)
+        x = (x if norm is None else norm(x)).to(weights)
         projected = torch.bmm(x.flatten(1, 2), weights).view(*x.shape[:3], -1).permute(1, 2, 0, 3)
         row = 0
         for kind in "qkv":
@@ -272,11 +283,11 @@ class _Runner:
         def hook(activation: Tensor, hook: Any) -> Tensor | None:
             if not len(wanted):
                 return None
-            change = self.read[-1]
+            change = self.read[-1].to(self.stream.device)
             if not self.space.parallel:
                 change = change + self._change(self.space.head_writers(layer), wanted, ReaderRows(None, kept=False))[0]
             x = self.stream + change
-            return (x if norm is None else norm(x)).to(activation.dtype)
+            return (x if norm is None else norm(x)).to(activation)
 
         return hook
 

@@ -140,7 +140,7 @@ def write_differences(
 
     def difference(kind: str, layer: int) -> Tensor:
         a, b = (run.layers[kind][layer][:, positions].detach() for run in (donor, host))
-        return a.to(torch.promote_types(a.dtype, torch.float32)) - b
+        return a.to(torch.promote_types(a.dtype, torch.float32)) - b.to(a.device)
 
     first = difference("resid_pre", 0)
     writes = first.new_empty(space.n_writers, *first.shape)
@@ -151,7 +151,7 @@ def write_differences(
             head_writes(model, layer, difference("z", layer), out=writes[rows])
         else:
             ends = (head_writes(model, layer, run.layers["z"][layer][:, positions].detach()) for run in (donor, host))
-            torch.sub(*(end.to(writes.dtype) for end in ends), out=writes[rows])
+            torch.sub(*(end.to(writes) for end in ends), out=writes[rows])
     for layer in space.mlps:
         writes[space.mlp_writer(layer)] = difference("mlp_out", layer)
     return writes

@@ -23,7 +23,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...errors import InputError, UnknownNameError
-from ...execute.progress import Progress
+from ...execute import ModelRef, Progress, Unit, Work
+from ...execute.drive import run_units
+from ...execute.task import pack_task, unpack_task, why_not_sent
+from ...execute.unit import Run as RunUnit
+from ...execute.unit import Tensors
 from ...models.anatomy import block_norm, device_of, mlp_norm_name
 from ...models.borrow import hooked
 from ...models.identity import identify_model
@@ -46,6 +50,7 @@ if TYPE_CHECKING:
 
 ABLATIONS = ("corrupt", "zero", "mean")
 
+OPERATION = "edges.exact"
 ROWS_PER_RUN = 512
 """How many copies of a prompt go through one forward pass."""
 
@@ -113,24 +118,17 @@ def measure_edges(
     if ablation != "corrupt" and direction == "denoise":
         raise InputError(f"{ablation} ablation replaces values of the clean run: use direction='noise'")
     space = edge_space(model, task, split_input=split_input)
-    pairs = host_pairs(task.pairs, direction).to(device_of(model))
-    kinds = list(dict.fromkeys([*writer_kinds(space), *stream_kinds(space), "resid_post"]))
-    host = record_run(model, pairs, kinds, n_tail=pairs.n_tail if task.metric.reads_final else None)
-    own = record_writers(model, space, host)
-    if ablation == "corrupt":
-        other = record_writers(model, space, record_run(model, pairs, kinds, corrupt=True, n_tail=1))
-    elif ablation == "zero":
-        other = torch.zeros_like(own)
-    else:
-        counts = pairs.mask.to(own)
-        other = (torch.einsum("wbpd,bp->wd", own, counts) / counts.sum())[:, None, None, :].expand_as(own)
-    sweep = EdgeSweep(model, task, pairs, space, host, other - own)
-    effects = torch.zeros(len(task), space.n_writers, space.n_readers, dtype=own.dtype)
-    reference = task.measure(host.logits, pairs).detach().cpu()
-    for column in range(space.n_readers):
-        n_seen = int(space.n_seen[column])
-        change = sweep.measure(column, n_seen) - reference[:, None]
-        effects[:, :n_seen, column] = (change if direction == "denoise" else -change).to(effects)
+    sweep = record_sweep(model, task, space, ablation, direction)
+    facts, tensors = pack_task(task)
+    settings = {"task": facts, "ablation": ablation, "direction": direction, "split_input": split_input}
+    work = Work(OPERATION, ModelRef.of(model), settings, {"task": tensors}, why_not_sent([task.metric]))
+    effects = torch.zeros(len(task), space.n_writers, space.n_readers, dtype=sweep.delta.dtype)
+    reference = task.measure(sweep.host.logits, sweep.pairs).detach().cpu()
+    rows = slice(0, len(task))
+    for unit, found in run_units(work, (work.unit(rows, column) for column in range(space.n_readers)), sweep.measured):
+        column = unit.says
+        change = found["metric"] - reference[:, None]
+        effects[:, : int(space.n_seen[column]), column] = (change if direction == "denoise" else -change).to(effects)
         if progress is not None:
             progress(column + 1, space.n_readers, "measuring edges")
     provenance = build_provenance(
@@ -143,6 +141,31 @@ def measure_edges(
     return EdgeEffects(space, pairs.per_question(effects), direction, ablation, task.metric.name, provenance)
 
 
+def record_sweep(
+    model: TransformerBridge, task: Task, space: EdgeSpace, ablation: str, direction: Direction
+) -> EdgeSweep:
+    """The unpatched run, and what every edge would carry more. Cost: 1 forward, and 1 for corrupt ablation."""
+    pairs = host_pairs(task.pairs, direction).to(device_of(model))
+    kinds = list(dict.fromkeys([*writer_kinds(space), *stream_kinds(space), "resid_post"]))
+    host = record_run(model, pairs, kinds, n_tail=pairs.n_tail if task.metric.reads_final else None)
+    own = record_writers(model, space, host)
+    if ablation == "corrupt":
+        other = record_writers(model, space, record_run(model, pairs, kinds, corrupt=True, n_tail=1))
+    elif ablation == "zero":
+        other = torch.zeros_like(own)
+    else:
+        counts = pairs.mask.to(own)
+        other = (torch.einsum("wbpd,bp->wd", own, counts) / counts.sum())[:, None, None, :].expand_as(own)
+    return EdgeSweep(model, task, pairs, space, host, other - own)
+
+
+def build(model: TransformerBridge, work: Work) -> RunUnit:
+    """What runs the units, a reader each, in a process that has the work's data and the model alone."""
+    says, task = work.settings, unpack_task(work.settings["task"], work.data["task"])
+    space = edge_space(model, task, split_input=says["split_input"])
+    return record_sweep(model, task, space, says["ablation"], says["direction"]).measured
+
+
 @dataclass(frozen=True, eq=False)
 class EdgeSweep:
     """The unpatched run, and what each writer's edge would carry more: `delta` = other write - own write."""
@@ -153,6 +176,10 @@ class EdgeSweep:
     space: EdgeSpace
     host: Run
     delta: Float[Tensor, "writer batch pos d_model"]
+
+    def measured(self, unit: Unit) -> Tensors:
+        """The metric ``[batch, writer]`` with each edge into the unit's reader changed."""
+        return {"metric": self.measure(unit.says, int(self.space.n_seen[unit.says]))}
 
     def measure(self, column: int, n_seen: int) -> Float[Tensor, "batch writer"]:
         """The metric with the edge from each of the first `n_seen` writers to reader `column` changed, one at

@@ -48,10 +48,10 @@ def fill_coefficients(
     product.
     """
     attn, first = model.blocks[layer].attn, layer * space.readers_per_layer
-    stream = point.run.layers["resid_pre"][layer][:, positions].detach()
-    rule, norm = point.binding.rule(block_module(layer, "ln1"), "norm"), block_norm(model, layer, "ln1")
-    gs = {kind: point.coefficients[kind][layer][:, positions] for kind in "qkv"}
     weights = {kind: getattr(attn, f"W_{kind.upper()}").detach() for kind in "qkv"}
+    stream = point.run.layers["resid_pre"][layer][:, positions].detach().to(weights["q"].device)
+    rule, norm = point.binding.rule(block_module(layer, "ln1"), "norm"), block_norm(model, layer, "ln1")
+    gs = {kind: point.coefficients[kind][layer][:, positions].to(stream.device) for kind in "qkv"}
     linear = {kind: point.binding.rule(block_module(layer, "attn", kind), "linear") for kind in "qkv"}
     plain = [kind for kind in "qkv" if not isinstance(linear[kind], LinearRule)]
     for kind, own in linear.items():
@@ -115,7 +115,7 @@ def _through_attention(
 def _multiply(
     a: Float[Tensor, "head token d_head"], b: Float[Tensor, "head d_head d_model"], out: Coefficients
 ) -> None:
-    if out.is_contiguous() and a.dtype == b.dtype == out.dtype:
+    if out.is_contiguous() and a.dtype == b.dtype == out.dtype and b.device == out.device:
         torch.bmm(a, b, out=out.view(len(a), -1, out.shape[-1]))
     else:
         out.copy_(torch.bmm(a, b).view(out.shape))
