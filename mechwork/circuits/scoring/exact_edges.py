@@ -25,7 +25,7 @@ from torch import Tensor
 from ...errors import InputError, UnknownNameError
 from ...execute.progress import Progress
 from ...models.anatomy import block_norm, device_of, mlp_norm_name
-from ...models.borrow import hooked
+from ...models.borrow import borrows, hooked
 from ...models.identity import identify_model
 from ...patching.result import Direction, check_direction
 from ...patching.sides import host_pairs
@@ -87,6 +87,7 @@ class EdgeEffects(Result, strongest="effect"):
         return {**self.space.ends(), **columns}
 
 
+@borrows
 def measure_edges(
     model: TransformerBridge,
     task: Task,
