@@ -169,7 +169,7 @@ def test_the_total_is_the_tasks_metric_and_spans_are_read_at_their_last_token(al
 def test_paths_logits_and_self_repair_do_not_depend_on_how_pairs_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     from mechwork.ablation import repair, run
 
-    model, task = build_model("gpt2"), build_hard_task(n=5)
+    model, task = build_model("gpt2"), build_hard_task(n=10)  # two of every length
     names = ["a0.h1", "m0", "input"], ["a1.h0<q>", "a2.h1<v>", "logits"]
     whole = {
         "paths": patch_paths(model, task, *names)["path"].per_example,

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..models.anatomy import ModelAnatomy, device_of
+from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
@@ -134,6 +135,7 @@ class SelfRepair(Result):
     __repr__ = __str__
 
 
+@borrows
 def study_self_repair(
     model: TransformerBridge,
     task: Task,

@@ -33,7 +33,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..interventions import Add, Chosen, Write, intervene
 from ..models.anatomy import block_norm, device_of, final_norm, read_anatomy
-from ..models.borrow import hooked
+from ..models.borrow import borrows, hooked
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..result import Result
@@ -110,6 +110,7 @@ class CopySuppression(Result):
     __repr__ = __str__
 
 
+@borrows
 def study_copy_suppression(
     model: TransformerBridge,
     task: Task,

@@ -32,6 +32,7 @@ from ..lenses.fingerprint import fingerprint
 from ..lenses.states import record_states
 from ..lenses.text import Row, TextStream, forward_batches, open_text
 from ..models.anatomy import check_ready, device_of
+from ..models.borrow import borrows
 from ..provenance import build_provenance, hash_json
 from ..sites import Site
 from .activations import Relu, TopK
@@ -93,6 +94,7 @@ class _FeatureRun:
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
+@borrows
 def train_features(
     model: TransformerBridge,
     text: Any,

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..models.anatomy import ModelAnatomy, Norm, block_norm, check_ready, final_norm
-from ..models.borrow import hooked
+from ..models.borrow import borrows, hooked
 from ..models.identity import identify_model
 from ..names import head_name
 from ..provenance import build_provenance
@@ -49,6 +49,7 @@ BATCH = 32
 Answers = str | int | Sequence[str | int]
 
 
+@borrows
 def attribute_logits(
     model: TransformerBridge,
     prompts: Task | str | Tensor | Prompts | Sequence[Prompt] | Sequence[int],

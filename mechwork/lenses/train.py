@@ -26,6 +26,7 @@ from ..checkpoint import Checkpoint
 from ..display import Readable
 from ..errors import InputError, MetricError
 from ..models.anatomy import ModelAnatomy, check_ready, device_of, dtype_of, final_norm
+from ..models.borrow import borrows
 from ..provenance import build_provenance
 from ..sites import Site
 from .checkpoint import load_run, save_run
@@ -112,6 +113,7 @@ class _LensRun:
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
+@borrows
 def train_lens(
     model: TransformerBridge,
     text: Any,

@@ -26,6 +26,7 @@ from weakref import WeakKeyDictionary
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..arguments import checked
 from ..errors import BusyError
 from ..shapes import Tokens
 from ..sites import UNEMBED_INPUT
@@ -87,7 +88,11 @@ R = TypeVar("R")
 
 
 def borrows(function: Callable[P, R]) -> Callable[P, R]:
-    """A function whose first argument is a model, which it holds from its first forward to its last."""
+    """A function whose first argument is a model, which it holds from its first forward to its last.
+
+    An argument of a wrong type that makes it fail is named (see `arguments`).
+    """
+    function = checked(function)
 
     @functools.wraps(function)
     def held(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -22,7 +22,7 @@ from ..display import Readable
 from ..errors import InputError
 from ..execute import MemoryBudget
 from ..models.anatomy import ModelAnatomy, device_of, dtype_of
-from ..models.borrow import run_tail
+from ..models.borrow import borrows, run_tail
 from ..runs.record import check_task
 from ..sites import SITE_KINDS, Site, hook_name, site_kind
 from ..tasks.task import Task
@@ -120,6 +120,7 @@ class SubspaceAsFar:
         return host + move * (length / move.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(move.dtype).tiny))
 
 
+@borrows
 def patch_subspace(
     model: TransformerBridge,
     task: Task,
@@ -188,12 +189,14 @@ def neurons(model: TransformerBridge, indices: Sequence[int]) -> Subspace:
     return Subspace(basis, f"neurons {', '.join(map(str, indices))}")
 
 
+@borrows
 def mean_difference(model: TransformerBridge, task: Task, site: Site, position: str = "END") -> Subspace:
     """The direction of mean(clean) - mean(corrupt) at one span or token position. Cost: 2 forwards."""
     differences = site_differences(model, task, site, position)
     return Subspace.of(differences.mean(dim=0), f"mean difference at {site}, {position}")
 
 
+@borrows
 def leading_differences(
     model: TransformerBridge, task: Task, site: Site, position: str = "END", rank: int = 1
 ) -> Subspace:

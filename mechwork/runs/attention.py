@@ -13,6 +13,7 @@ from torch import Tensor
 from .. import names
 from ..errors import InputError
 from ..models.anatomy import ModelAnatomy, read_anatomy
+from ..models.borrow import borrows
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
 from ..tasks.encode import tokenise
@@ -48,6 +49,7 @@ class AttentionPatterns(Result):
         return f"attention of {', '.join(self.heads)} over {len(self.tokens)} tokens of {self.task_name}"
 
 
+@borrows
 def record_attention(
     model: TransformerBridge, task: Task | str, heads: Sequence[str] | None = None, *, row: int = 0
 ) -> AttentionPatterns:

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..display import Readable
 from ..errors import InputError, MetricError
 from ..models.anatomy import ModelAnatomy, check_ready, device_of, layer_devices
-from ..models.borrow import hooked, run_tail
+from ..models.borrow import borrows, hooked, run_tail
 from ..shapes import Logits, PerExample, Tokens
 from ..sites import SITE_KINDS, Site, hook_name, site_kind
 from ..tasks.encode import tokenise
@@ -53,6 +53,7 @@ class Run(Readable):
         return sum(t.numel() * t.element_size() for ts in self.layers.values() for t in ts)
 
 
+@borrows
 def record_run(
     model: TransformerBridge,
     pairs: PromptPairs | Task | str,

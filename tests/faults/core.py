@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
@@ -19,7 +20,7 @@ from tests.families import _state, build_model, build_task
 SHOWN = 12
 
 
-class Injected(Exception):
+class InjectedError(Exception):
     """A fault that a part puts in; nothing in mechwork knows it."""
 
 
@@ -47,6 +48,8 @@ class Tally:
 
     def check(self, held: bool, what: str) -> None:
         self.tried += 1
+        if not held and os.environ.get("MECHWORK_FAULTS_AT_ONCE"):
+            print(f"    {what}", flush=True)
         if not held:
             self.failures.append(f"{what} (attempt {self.tried}, seed {self.seed})")
 

@@ -1,4 +1,4 @@
-"""No space, no right, I/O errors, a limit on file sizes: one clear error, what was there stays, the repeated call works.
+"""No space, no right, I/O errors, a limit on file sizes: one clear error, nothing lost, and the call can be repeated.
 
 Errors are injected at the k-th call that opens, syncs, renames or makes something under the work's folder; a limit on
 the size of files (RLIMIT_FSIZE) also stops writers that are not Python; a child that gave up root meets real folders

@@ -21,7 +21,7 @@ from mechwork.circuits.scoring.methods import PRESETS as EDGE_PRESETS
 from mechwork.errors import MechworkError
 from mechwork.patching.path import patch_paths
 from mechwork.relevance import PRESETS
-from tests.faults.core import Injected, Tally, changes, forget, model_of, small_task, whole_state
+from tests.faults.core import InjectedError, Tally, changes, forget, model_of, small_task, whole_state
 
 ROOT = str(Path(mw.__file__).parent)
 FAMILIES = ("gpt2", "llama", "gemma2", "mixtral", "opt", "neox")
@@ -33,23 +33,23 @@ PLAIN: dict[str, Operation] = {
     "screen": lambda m, t: mw.patch(m, t, ["z"], screen="gradient"),
     "attribute": lambda m, t: mw.attribute(m, t, ["z", "resid_pre"]),
     "attribute ig": lambda m, t: mw.attribute(m, t, ["z"], ig_steps=3),
-    "score_edges": lambda m, t: mw.score_edges(m, t),
-    "score_nodes": lambda m, t: score_nodes(m, t),
+    "score_edges": mw.score_edges,
+    "score_nodes": score_nodes,
     "evaluate": lambda m, t: mw.evaluate(m, t, scores_of(m, t), fractions=(0.1, 0.5), n_random=1),
     "ablate": lambda m, t: mw.ablate(m, t, AblationSpec(["a1.h0", "m0"], "zero")),
     "sweep_ablations": lambda m, t: sweep_ablations(m, t, ["heads"], kind="zero"),
     "self-repair": lambda m, t: study_self_repair(m, t, ["a0.h1"], kind="zero"),
     "record_run": lambda m, t: mw.record_run(m, t.pairs, ["z", "pattern", "resid_pre"]),
-    "record_attention": lambda m, t: mw.record_attention(m, t),
+    "record_attention": mw.record_attention,
     "attribute_tokens": lambda m, t: mw.attribute_tokens(m, t.pairs.prompt(0), 3),
-    "attribute_logits": lambda m, t: mw.attribute_logits(m, t),
+    "attribute_logits": mw.attribute_logits,
     "patch_paths": lambda m, t: patch_paths(m, t, ["a0.h1", "input"], ["a1.h0<q>", "logits"]),
     "find_acdc": lambda m, t: find_acdc(m, t, 0.5),
     "learn_circuit": lambda m, t: learn_circuit(m, t, 5, n_steps=2),
     "read_lens": lambda m, t: mw.read_lens(m, t.pairs.clean_tokens[:1], lens="logit"),
     "conservation": lambda m, t: mw.check_conservation(m, t.pairs.clean_tokens, lambda run: run[:, -1, 3].sum()),
     "accuracy": lambda m, t: t.accuracy(m),
-    "study_heads": lambda m, t: mw.study_heads(m, t),
+    "study_heads": mw.study_heads,
 }
 OPERATIONS: dict[str, Operation] = {
     **PLAIN,
@@ -116,7 +116,7 @@ def _lines(counter: Counter) -> Iterator[None]:
 @cache
 def total(family: str, name: str, kind: str) -> int:
     """Events of that kind in the undisturbed operation; 0 where the family refuses it."""
-    counter = Counter(None, Injected())
+    counter = Counter(None, InjectedError())
     try:
         with fault(kind, counter):
             OPERATIONS[name](model_of(family), small_task())
@@ -129,7 +129,7 @@ def one(tally: Tally, family: str, name: str, kind: str) -> None:
     """One fault, and the comparison of everything before and after."""
     draw = tally.draw
     model, task = model_of(family), small_task()
-    error: BaseException = draw.choice([Injected("injected"), KeyboardInterrupt("injected")])
+    error: BaseException = draw.choice([InjectedError("injected"), KeyboardInterrupt("injected")])
     if kind == "cpu time":
         what = f"{family} {name}: interrupt after {(delay := draw.uniform(0.001, 0.15)):.3f} s of CPU"
         run: Callable[[], None] = lambda: _interrupted(OPERATIONS[name], model, task, delay)  # noqa: E731
@@ -148,11 +148,15 @@ def one(tally: Tally, family: str, name: str, kind: str) -> None:
     said = ""
     try:
         run()
-    except (Injected, KeyboardInterrupt, MechworkError):
+    except (InjectedError, KeyboardInterrupt, MechworkError):
         pass
     except Exception as other:  # noqa: BLE001 - the injected error must come through, or a clear one
         cause = other.__context__ or other.__cause__
-        said = "" if isinstance(cause, Injected | KeyboardInterrupt) else f"{type(other).__name__}: {str(other)[:100]}"
+        said = (
+            ""
+            if isinstance(cause, InjectedError | KeyboardInterrupt)
+            else f"{type(other).__name__}: {str(other)[:100]}"
+        )
     try:
         said = said or changes(before, whole_state(model))
     except Exception as damage:  # noqa: BLE001 - a model that does not run any more

@@ -23,10 +23,11 @@ from tests.faults.core import Tally
 from tests.render import synthetic
 
 HOSTILE = (
-    "<script>alert(1)</script>", "</script><script>alert(1)</script>", "<img src=x onerror=alert(1)>", "'\"><svg onload=a>",
-    "javascript:alert(1)", "<!--", "-->", "]]>", "</style><style>*{}", "&lt;b&gt;", "&#60;b&#62;", "${alert(1)}", "{{7*7}}",
-    "\x1b[31mred\x1b[0m", "\x1b]0;title\x07", "\x00", "\r\nX", "\u202egnp.exe", "\u2028", "a\u0300" * 20, "<" * 500,
-    "=cmd|' /C calc'!A0", "+1+1", "-1+1", "@SUM(A1)", "<b", "<iframe srcdoc='<script>1</script>'>", "\\u003cscript\\u003e",
+    "<script>alert(1)</script>", "</script><script>alert(1)</script>", "<img src=x onerror=alert(1)>",
+    "'\"><svg onload=a>", "javascript:alert(1)", "<!--", "-->", "]]>", "</style><style>*{}", "&lt;b&gt;", "&#60;b&#62;",
+    "${alert(1)}", "{{7*7}}", "\x1b[31mred\x1b[0m", "\x1b]0;title\x07", "\x00", "\r\nX", "\u202egnp.exe", "\u2028",
+    "a\u0300" * 20, "<" * 500, "=cmd|' /C calc'!A0", "+1+1", "-1+1", "@SUM(A1)", "<b",
+    "<iframe srcdoc='<script>1</script>'>", "\\u003cscript\\u003e",
 )  # fmt: skip
 
 
@@ -54,7 +55,7 @@ def shape(page: str) -> Shape:
 def task_with(text: str) -> Any:
     """A task in whose name, description, prompts and answers the text stands."""
     task = synthetic.task()
-    texts = tuple((tuple([text, *clean[1:]]), corrupt) for clean, corrupt in task.texts)
+    texts = tuple(((text, *clean[1:]), corrupt) for clean, corrupt in task.texts)
     answers = tuple((text, wrong) for _, wrong in task.answer_texts)
     return replace(task, name=f"n {text}", description=f"d {text}", texts=texts, answer_texts=answers)
 

@@ -96,7 +96,7 @@ HANDS: dict[str, Callable[[Path], None]] = {
     "ledger gone": lambda f: (f / "ledger.json").unlink(),
     "ledger empty": lambda f: (f / "ledger.json").write_text("{}"),
     "ledger a list": lambda f: (f / "ledger.json").write_text("[]"),
-    "ledger without a stage": _edit("ledger.json", lambda d: d.pop(sorted(d)[0]) and None),
+    "ledger without a stage": _edit("ledger.json", lambda d: d.pop(min(d)) and None),
     "results gone": lambda f: shutil.rmtree(f / "results"),
     "a result added": lambda f: (f / "results" / "more.safetensors").write_bytes(b"x"),
     "record without files": _record(lambda r: r.pop("files", None)),

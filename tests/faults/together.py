@@ -19,7 +19,7 @@ from tests.faults.core import Tally, changes, model_of, small_task, whole_state
 from tests.faults.interrupts import PLAIN
 from tests.faults.kills import WORKS
 
-SHORT = [name for name in PLAIN if name not in ("evaluate",)]
+SHORT = [name for name in PLAIN if name != "evaluate"]
 
 
 def numbers_of(result: Any) -> list[Any]:

@@ -29,7 +29,7 @@ from ...execute.task import pack_task, unpack_task, why_not_sent
 from ...execute.unit import Run as RunUnit
 from ...execute.unit import Tensors
 from ...models.anatomy import block_norm, device_of, mlp_norm_name
-from ...models.borrow import hooked
+from ...models.borrow import borrows, hooked
 from ...models.identity import identify_model
 from ...patching.result import Direction, check_direction
 from ...patching.sides import host_pairs
@@ -92,6 +92,7 @@ class EdgeEffects(Result, strongest="effect"):
         return {**self.space.ends(), **columns}
 
 
+@borrows
 def measure_edges(
     model: TransformerBridge,
     task: Task,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...errors import InputError
 from ...models.anatomy import device_of
-from ...models.borrow import hooked
+from ...models.borrow import borrows, hooked
 from ...models.identity import identify_model
 from ...provenance import Provenance, build_provenance
 from ...relevance import Composite, Rule
@@ -109,6 +109,7 @@ class NeuronScores(Result):
         return chosen.view_as(self.values)
 
 
+@borrows
 def score_nodes(
     model: TransformerBridge,
     task: Task,
@@ -145,6 +146,7 @@ def _summed(rows: Any) -> Any:
         yield row.values.sum(dim=2).cpu(), row.baseline
 
 
+@borrows
 def score_neurons(
     model: TransformerBridge,
     task: Task,

@@ -30,7 +30,7 @@ from torch import Tensor
 from ...errors import InputError
 from ...execute.progress import Progress
 from ...models.anatomy import device_of
-from ...models.borrow import hooked
+from ...models.borrow import borrows, hooked
 from ...models.identity import identify_model
 from ...names import head_name
 from ...patching.queries_keys import check_open
@@ -162,6 +162,7 @@ class AttentionEdges(Result):
         return dict(zip(("reader", "from", "to", "score"), columns, strict=True))
 
 
+@borrows
 def score_positions(
     model: TransformerBridge,
     task: Task,

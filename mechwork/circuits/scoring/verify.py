@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...errors import InputError
+from ...models.borrow import borrows
 from ...models.identity import identify_model
 from ...provenance import Provenance, build_provenance
 from ...result import Result, Table
@@ -67,6 +68,7 @@ class Verification(Result):
         )
 
 
+@borrows
 def verify_edges(
     model: TransformerBridge, task: Task, scores: EdgeScores, n_top: int = 30, *, n_others: int = 30, seed: int = 0
 ) -> Verification:

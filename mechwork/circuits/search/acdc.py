@@ -25,6 +25,7 @@ from ...errors import InputError
 from ...execute.progress import Progress
 from ...files import reading
 from ...models.anatomy import device_of
+from ...models.borrow import borrows
 from ...models.identity import identify_model
 from ...provenance import build_provenance, hash_json
 from ...runs.record import Run, record_run, run_to_metric
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 
+@borrows
 def find_acdc(
     model: TransformerBridge,
     task: Task,

@@ -25,6 +25,7 @@ from ...errors import InputError
 from ...execute.progress import Progress
 from ...files import reading
 from ...models.anatomy import device_of
+from ...models.borrow import borrows
 from ...models.identity import identify_model
 from ...provenance import build_provenance, hash_json, hash_tensors
 from ...shapes import EdgeMatrix
@@ -57,6 +58,7 @@ class _Training:
     step: int = 0
 
 
+@borrows
 def learn_circuit(
     model: TransformerBridge,
     task: Task,

@@ -19,6 +19,7 @@ import torch
 
 from ...errors import InputError
 from ...models.anatomy import device_of
+from ...models.borrow import borrows
 from ...models.identity import identify_model
 from ...provenance import Provenance, build_provenance
 from ...result import Result, Table
@@ -95,6 +96,7 @@ class Minimality(Result):
         return f"minimality of {len(self.nodes)} nodes: smallest {self.scores[0]:.3f} ({self.nodes[0]}); {n} below 0.01"
 
 
+@borrows
 def measure_completeness(
     model: TransformerBridge,
     task: Task,
@@ -188,6 +190,7 @@ def learn_knockout(
     return best
 
 
+@borrows
 def measure_minimality(
     model: TransformerBridge,
     task: Task,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from ...errors import InputError, UnknownNameError
 from ...execute.progress import Progress
+from ...models.borrow import borrows
 from ...models.identity import identify_model
 from ...provenance import Provenance, build_provenance
 from ...relevance import PRESETS as RULES
@@ -106,6 +107,7 @@ def available_presets(*, exact: bool = False) -> tuple[str, ...]:
     return tuple(n for n, how in PRESETS.items() if n not in left_out and how.get("rules", "gradient") in RULES)
 
 
+@borrows
 def run_leaderboard(
     model: TransformerBridge,
     task: Task,

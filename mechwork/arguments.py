@@ -1,0 +1,95 @@
+"""Why a call failed: an error of Python's own whose cause is an argument of the wrong type becomes an `InputError`.
+
+    @checked
+    def search(task: Task, threshold: float) -> Circuit: ...
+
+    search(task, ["x"])      InputError: threshold of search is float; got ['x']
+
+Nothing is looked at while a call works, and what functions check themselves comes first, with better words. Hints that
+cannot be read, or that say more than a type, are taken to fit. Bottom layer: imports only `errors`.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
+
+from .errors import InputError, MechworkError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+RAW = (TypeError, AttributeError, ValueError, LookupError, ArithmeticError, RuntimeError, AssertionError)
+"""What a wrong argument causes somewhere inside."""
+
+
+def checked(function: Callable[P, R]) -> Callable[P, R]:
+    """The function; an error of `RAW` in it is an `InputError` where an argument does not have its hint's type."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except MechworkError:
+            raise
+        except RAW as error:
+            if said := misfit(function, args, kwargs):
+                raise InputError(said) from error
+            raise
+
+    return call
+
+
+def misfit(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    """The first argument that is not what its hint says, in words; nothing where all are, or nobody can tell."""
+    plain = inspect.unwrap(function)
+    try:
+        given = inspect.signature(plain).bind(*args, **kwargs).arguments
+    except TypeError:
+        return ""
+    for name, value in given.items():
+        text = plain.__annotations__.get(name)
+        if text is None:
+            continue
+        try:
+            hint = eval(text, plain.__globals__) if isinstance(text, str) else text  # noqa: S307 - our own source
+        except Exception:  # noqa: BLE001, S112 - names that only type checkers import
+            continue
+        if not fits(value, hint):
+            return f"{name} of {plain.__name__} is {text if isinstance(text, str) else hint}; got {value!r:.80}"
+    return ""
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether the value may be of that type; hints that are not understood fit everything."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint is Any or isinstance(hint, TypeVar):
+        return True
+    if hint is None or hint is type(None):
+        return value is None
+    if origin in (Union, types.UnionType):
+        return any(fits(value, one) for one in inner)
+    if origin is Literal:
+        return any(type(value) is type(one) and value == one for one in inner)
+    if hint in (int, float):
+        number = hasattr(value, "__index__") or (hint is float and hasattr(value, "__float__"))
+        return number and not isinstance(value, bool) and getattr(value, "ndim", 0) == 0
+    container = origin if origin is not None else hint
+    if container is Callable or container is types.FunctionType or getattr(container, "_is_protocol", False):
+        return callable(value) or "__call__" not in vars(container)
+    if isinstance(container, type) and issubclass(container, Mapping):
+        return isinstance(value, Mapping)
+    if container in (Sequence, Iterable, list, tuple):
+        if isinstance(value, str | bytes | Mapping) or not hasattr(value, "__iter__"):
+            return False
+        alike = inner and container is not tuple and isinstance(value, list | tuple)
+        return not alike or all(fits(one, inner[0]) for one in value)
+    if isinstance(container, type) and issubclass(container, os.PathLike):
+        return isinstance(value, os.PathLike)
+    try:
+        return isinstance(value, container)
+    except TypeError:
+        return True

@@ -1,0 +1,215 @@
+"""Every failure that an earlier attack found, by its number in that account, as a test of its own."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import mechwork as mw
+from mechwork.ablation import AblationSpec
+from mechwork.arguments import checked, fits, misfit
+from mechwork.artefact import write_artefact
+from mechwork.checkpoint import Checkpoint
+from mechwork.directions import Direction, Examples
+from mechwork.errors import BusyError, InputError, MetricError, StorageError
+from mechwork.files import read_json, write_json
+from mechwork.models.borrow import borrow
+from mechwork.relevance.install import install
+from mechwork.sites import Site
+from mechwork.tasks.task import Task
+from tests.families import build_model, build_task
+from tests.faults.core import changes, softmax_slope, thread_state
+
+
+def test_1_a_checkpoint_is_one_file(tmp_path: Path) -> None:
+    """Two files, one of which knew the other's hash, could be killed between; see also tests/artefacts/test_killed."""
+    Checkpoint(tmp_path, {"n": 1}).save({"x": torch.ones(2)}, {"step": 1})
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.safetensors"]
+
+
+def test_2_a_second_thread_is_refused_and_the_same_one_may_nest(tiny_gpt2: Any, tiny_task: Task) -> None:
+    said: list[object] = []
+
+    def other() -> None:
+        for call in (
+            lambda: mw.patch(tiny_gpt2, tiny_task, ["z"]),
+            lambda: tiny_task.accuracy(tiny_gpt2),
+            lambda: tiny_gpt2(tiny_task.pairs.clean_tokens),
+        ):
+            try:
+                said.append(call())
+            except BusyError as error:
+                said.append(str(error))
+
+    with borrow(tiny_gpt2), borrow(tiny_gpt2):
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+    assert len(said) == 3
+    assert all(isinstance(text, str) and "one thread at a time" in text for text in said), said
+    mw.patch(tiny_gpt2, tiny_task, ["z"])
+
+
+def test_4_an_interrupt_under_gim_leaves_no_function_mode(tiny_task: Task) -> None:
+    """Of OPT, whose softmax is inside the wrapped module: every later softmax gradient of the thread was wrong."""
+    model = build_model("opt", torch.float32)
+    mw.attribute(model, tiny_task, ["resid_pre"], rules="gim")
+    before, slope = thread_state(), softmax_slope()
+    module = model.blocks[1].mlp
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for register in (module.register_forward_pre_hook, model.blocks[1].attn.o.register_forward_hook):
+        handle = register(stop)
+        with pytest.raises(KeyboardInterrupt):
+            mw.attribute(model, tiny_task, ["resid_pre"], rules="gim")
+        handle.remove()
+        assert not changes(before, thread_state())
+        assert softmax_slope() == slope
+
+
+def test_cleanup_that_fails_once_leaves_no_hook(tiny_gpt2: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mechwork.models import borrow as module
+    from mechwork.relevance import install as installed
+
+    composite = mw.find_composite("relp").bind(tiny_gpt2)
+    entries = [len(point.fwd_hooks) for point in tiny_gpt2.hook_dict.values()]
+    real, calls = module.remove_hook, [0]
+
+    def failing(*args: Any) -> None:
+        calls[0] += 1
+        if calls[0] == 3:
+            raise OSError("injected")
+        real(*args)
+
+    monkeypatch.setattr(installed, "remove_hook", failing)
+    with pytest.raises(OSError, match="injected"), install(tiny_gpt2, composite.rules):
+        pass
+    assert [len(point.fwd_hooks) for point in tiny_gpt2.hook_dict.values()] == entries
+
+
+def test_6_parts_of_a_killed_run_are_no_strangers(tmp_path: Path, tiny_gpt2: Any, tiny_task: Task) -> None:
+    (tmp_path / ".plan.json.part").write_text("{")
+    (tmp_path / f".plan.json.{os.getpid()}.7.part").write_text("{")
+    mw.patch(tiny_gpt2, tiny_task, ["z"], checkpoint=tmp_path)
+    assert (tmp_path / "plan.json").is_file()
+
+
+def _nan_of(effects: Any) -> mw.Effects:
+    import dataclasses
+
+    effect = effects["z"]
+    return mw.Effects({"z": dataclasses.replace(effect, per_example=effect.per_example * math.nan)})
+
+
+SILENT: dict[str, Callable[[Any, Task], object]] = {
+    "positions that no prompt has": lambda m, t: mw.ablate(m, t, AblationSpec(["a0.h1"], "zero", positions=[999])),
+    "float ids": lambda m, t: Task.from_tokens([[1.0, 2]], [[1, 3]], [4], [5]),  # pyright: ignore[reportArgumentType]
+    "negative ids": lambda m, t: Task.from_tokens([[-1, 2]], [[1, 3]], [4], [5]),
+    "negative steps": lambda m, t: mw_learn(m, t, n_steps=-1),
+    "negative count": lambda m, t: mw.evaluate(m, t, mw.score_edges(m, t), n_random=-1),
+    "NaN budget": lambda m, t: mw.patch(m, t, ["z"], memory_budget=math.nan),  # pyright: ignore[reportArgumentType]
+    "matrix as direction": lambda m, t: Direction(torch.ones(2, 2), Site("resid_pre", 1)),
+    "NaN strength": lambda m, t: AblationSpec(["a0.h1"], "noise", strength=math.nan),
+    "NaN value": lambda m, t: AblationSpec(["a0.h1"], "constant", value=math.nan),
+    "a seed below 0": lambda m, t: mw.evaluate(m, t, mw.score_edges(m, t), seed=-1),
+    "a seed of 100 bits": lambda m, t: AblationSpec(["a0.h1"], "noise", seed=2**100),
+}
+
+
+def mw_learn(model: Any, task: Task, **more: Any) -> object:
+    from mechwork.circuits import learn_circuit
+
+    return learn_circuit(model, task, 5, **more)
+
+
+@pytest.mark.parametrize("name", SILENT)
+def test_7_what_gave_a_number_silently_is_refused(name: str, tiny_gpt2: Any, tiny_task: Task) -> None:
+    with pytest.raises((InputError, TypeError)) as refusal:  # TypeError: the tests' own check of hints comes first
+        SILENT[name](tiny_gpt2, tiny_task)
+    assert len(str(refusal.value)) > 15
+
+
+def test_7_nothing_agrees_with_nan_and_labels_have_two_values(tiny_gpt2: Any, tiny_task: Task) -> None:
+    effects = mw.attribute(tiny_gpt2, tiny_task, ["z"])
+    with pytest.raises(MetricError):
+        _nan_of(effects).agreement(effects)
+    with pytest.raises((InputError, TypeError)):
+        Examples.of_tokens([[1], [2], [3]], [0, 1, 2])  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EIO])
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_disk_full_is_one_clear_error_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, call: str
+) -> None:
+    file = write_json(tmp_path / "it.json", {"old": True})
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, fail)
+        with pytest.raises(
+            StorageError, match=r"it\.json cannot be written: .*What was there before is as it was\."
+        ) as e:
+            write_json(file, {"new": True})
+        with pytest.raises(StorageError):
+            write_artefact(tmp_path / "it.safetensors", "thing", {}, {"x": torch.ones(2)})
+    assert e.value.errno == number
+    assert read_json(file) == {"old": True}
+    assert [path.name for path in tmp_path.iterdir()] == ["it.json"]
+
+
+def test_a_folder_that_is_not_there_and_names_that_no_file_has(tmp_path: Path) -> None:
+    for path, said in (
+        (tmp_path / "none" / "it.json", "Make its folder first"),
+        (tmp_path / ("x" * 300), "shorter name"),
+    ):
+        with pytest.raises(StorageError, match=said):
+            write_json(path, {})
+    with pytest.raises(StorageError):
+        write_artefact(tmp_path / "none" / "x.safetensors", "thing", {}, {"x": torch.ones(1)})
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError):
+        Checkpoint(tmp_path / "file" / "below", {}).save({"x": torch.ones(1)}, {})
+
+
+def test_threads_that_write_one_path_leave_one_content_whole(tmp_path: Path) -> None:
+    """They had one half-written neighbour in common, named by the process alone."""
+    from tests.faults.core import Tally
+    from tests.faults.together import one_file
+
+    tally = Tally("one file", 0)
+    one_file(tally, n=4, times=6)
+    assert not tally.failures, tally.report()
+
+
+def test_wrong_types_are_named_and_right_ones_are_not() -> None:
+    @checked
+    def search(task: Task, threshold: float, names: list[str] | None = None) -> float:
+        return threshold + len(names or "")
+
+    task: Any = build_task()
+    wrong: Any = ["x"]
+    assert search(task, 2) == 2
+    with pytest.raises(InputError, match=r"threshold of search is float; got \['x'\]"):
+        search(task, wrong)
+    with pytest.raises(InputError, match="names of search is"):
+        search(task, 1.0, 5)  # pyright: ignore[reportArgumentType]
+    for value, hint, expected in (
+        (1, int, True), (True, int, False), (1.5, int, False), (torch.tensor(2), int, True), (1, float, True),
+        ("x", float, False), (None, int | None, True), ([1, "x"], list[int], False), ((1, 2), tuple[int, int], True),
+        ("ab", list[str], False), (len, Callable[..., int], True), (3, Callable[..., int], False), (3, "unknown", True),
+    ):  # fmt: skip
+        assert fits(value, hint) is expected, (value, hint)
+    assert misfit(search, (task,), {"nonsense": 3}) == ""
