@@ -60,7 +60,7 @@ for name in ("W_E", "W_Q", "W_K", "W_V", "W_O", "W_U"):
 # decides what it writes. (This model also turns queries and keys by an angle that grows with the position, which is
 # how it knows about distance; and a norm scales the stream before each layer.)
 #
-# ### Exercise 0.1
+# ### Exercise 0.1 (easy; about 5 minutes)
 # `W_V W_O` of one head maps the stream to the stream. What is the highest rank that it can have?
 
 # %%
@@ -76,7 +76,7 @@ course.check("0.1", rank, model)
 # early layer copies each token one position on (a *previous-token head*); so position 1 knows that it comes after `A`.
 # One in a later layer looks for a position that "comes after what I am" (an *induction head*) and copies its token.
 #
-# ### Exercise 0.2
+# ### Exercise 0.2 (easy; about 5 minutes)
 # Positions count from 0. Twelve different tokens stand at positions 0 to 11, and the same twelve again at 12 to 23. To
 # which position should an induction head at position 17 attend?
 
@@ -86,7 +86,7 @@ course.check("0.2", looks_at)
 # Stuck? Run course.hint("0.2"), then course.solution("0.2")
 
 # %% [markdown]
-# ### Exercise 0.3 (build it; about 15 minutes)
+# ### Exercise 0.3 (build it; medium; about 15 minutes)
 # `induction_score(pattern, period)`: how much an attention pattern does what you have just worked out, as a mean over
 # all positions of the second half. `pattern` has the shape (query position, key position), twice `period` each.
 
@@ -136,7 +136,7 @@ course.lines(
 # %% [markdown]
 # ## What a head writes
 #
-# ### Exercise 0.4 (build it; about 15 minutes)
+# ### Exercise 0.4 (build it; medium; about 15 minutes)
 # `write_of(model, layer, head, token)`: the logits, one per word of the vocabulary, that a head would write if it
 # attended only to `token` and the stream there held nothing but the token's embedding. Leave the norms out.
 

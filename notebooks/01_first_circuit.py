@@ -9,14 +9,18 @@
 # ---
 
 # %% [markdown]
-# # 1. First circuit in five minutes
+# # 1. First circuit
 #
 # > **Goals.** After this notebook you can
 # > 1. say where in a small model an answer is computed, by *measuring*;
 # > 2. estimate the same map from three passes, and say how far to trust it;
 # > 3. find the circuit, and test it on prompts it was not found on.
 #
-# No network, no GPU. The model is small, but it was trained, and the circuit in it is real.
+# This is the whole story once, in half an hour; every step has a lesson of its own, and nothing here must be understood
+# to the end. No network, no GPU. The model is small, but it was trained, and the circuit in it is real.
+#
+# Three words: at every position a transformer keeps one vector, the **stream**. Attention **heads** read it at other
+# positions, **MLPs** at their own, and both add what they find. (Lesson 0 takes them apart.)
 
 # %%
 import course
@@ -55,12 +59,12 @@ exact["resid_pre"]
 # %%
 effect = exact["resid_pre"].normalized()
 positions = effect.labels["pos"]
-for layer, row in enumerate(effect.values):
-    best = int(row.argmax())
-    print(f"layer {layer}: strongest at {positions[best]:<4} ({float(row[best]):4.0%} of the gap)")
+for layer in (0, 5):
+    best = int(effect.values[layer].argmax())
+    print(f"layer {layer}: strongest at {positions[best]:<4} ({float(effect.values[layer, best]):4.0%} of the gap)")
 
 # %% [markdown]
-# ### Exercise 1.1
+# ### Exercise 1.1 (easy; about 5 minutes)
 # The answer is read at `END`. At which position does the stream carry the information when it enters **layer 3**? (One
 # of the names above.)
 
@@ -86,8 +90,11 @@ approx["resid_pre"]
 #
 # ## The circuit
 #
-# Now every edge of the computational graph: which head or MLP reads what which other one wrote. We find the circuit on
-# the training pairs. The test pairs have other names and other templates.
+# Now every **edge** of the computational graph: which head or MLP reads what which other one wrote. An edge's *score*
+# estimates what happens to the metric when the clean value runs along this edge alone: (clean write - corrupt write)
+# times the slope of the metric at the reader (*edge attribution patching*, EAP). The default averages the slope over
+# five points between the two runs (EAP-IG). The circuit keeps the edges with the largest scores. We find it on the
+# training pairs. The test pairs have other names and other templates.
 
 # %%
 scores = mw.score_edges(model, task.train)
@@ -97,14 +104,16 @@ print(circuit)
 print(result)
 
 # %% [markdown]
-# *Faithfulness* 1 means: with every other edge cut, the model answers as before. The random circuits of the same size
-# are the control. Without them, a number like 0.9 says little.
+# **Faithfulness**: cut every edge outside the circuit (a cut edge carries its corrupt value) and measure the mean
+# metric m. Then (m(circuit) - m(all cut)) / (m(whole model) - m(all cut)): 1 means that the model answers as before, 0
+# that it does no better than with everything cut. The random circuits of the same size are the control. Without them, a
+# number like 0.9 says little.
 
 # %%
 circuit
 
 # %% [markdown]
-# ### Exercise 1.2
+# ### Exercise 1.2 (easy; about 5 minutes)
 # These few edges do the job. What is left of the answer when we do the opposite and cut *exactly these* out? Measure
 # the faithfulness of `circuit.complement()` on the test pairs.
 
@@ -114,7 +123,7 @@ course.check("1.2", left_over, model, task, circuit)
 # Stuck? Run course.hint("1.2"), then course.solution("1.2")
 
 # %% [markdown]
-# ### Exercise 1.3
+# ### Exercise 1.3 (easy; about 5 minutes)
 # How small can the circuit be? Give the smallest number of edges **in this table** whose faithfulness on the test pairs
 # is at least 0.8.
 

@@ -55,7 +55,7 @@ print("largest number in that stream:                        ", float(run["resid
 # The stream *is* the sum. This is why "who wrote it?" is a question that has an answer. The small difference is
 # rounding.
 #
-# ### Exercise 2.1
+# ### Exercise 2.1 (easy; about 5 minutes)
 # The same for one block: rebuild the stream **after block 2** from three recorded tensors. (Give the tensor itself.)
 
 # %%
@@ -88,7 +88,7 @@ print("same as the model's own logits:", bool(torch.equal(logits, run.logits)))
 print("metric per pair:", [round(value, 1) for value in task.measure(run.logits).tolist()][:6], "...")
 
 # %% [markdown]
-# ### Exercise 2.2
+# ### Exercise 2.2 (easy; about 5 minutes)
 # How often is the model right? A pair counts as right when its metric is positive. Give the share of right pairs,
 # between 0 and 1.
 
@@ -111,7 +111,7 @@ print("attention to later positions:", float(pattern.triu(diagonal=1).abs().max(
 mw.record_attention(model, task, ["a0.h3", "a1.h3", "a4.h1", "a5.h1"], row=0)
 
 # %% [markdown]
-# ### Exercise 2.3
+# ### Exercise 2.3 (medium; about 10 minutes)
 # Other models share keys and values among heads. In the bundled `llama-6l`, which shape has `run["k"]` for 8 pairs of
 # 28 tokens? The anatomy says what you need. (Give a tuple of five numbers.)
 
@@ -142,7 +142,7 @@ for kind in run.layers:
 print(f"{'together':<10} {run.n_bytes / 1e6:6.2f} MB")
 
 # %% [markdown]
-# ### Exercise 2.4
+# ### Exercise 2.4 (easy; about 5 minutes)
 # GPT-2 (small) has 12 layers and a stream of width 768. How many **bytes** does `resid_pre` of all layers take for 64
 # prompts of 128 tokens, in float32?
 

@@ -51,7 +51,7 @@ except mw.errors.InputError as error:
 # The refusal is on purpose: a heat map of misaligned prompts looks fine and means nothing. The remedy is to give
 # positions **names** (spans). What lies between two named spans becomes a span of its own.
 #
-# ### Exercise 3.1
+# ### Exercise 3.1 (easy; about 5 minutes)
 # The second subject stands at position 10 of the clean prompt. At which position of the **corrupt** prompt does it
 # stand?
 
@@ -104,7 +104,7 @@ for metric in metrics:
 # *ruler* is bent: a probability near 1 hardly changes when a logit falls by 5, so the clean run hides what the head
 # does.
 #
-# ### Exercise 3.2
+# ### Exercise 3.2 (easy; about 5 minutes)
 # For which of the three metrics do the two directions agree best on these four heads? (Give its name.)
 
 # %%
@@ -137,7 +137,7 @@ for gate in ("and_gate", "or_gate"):
 # hides them from noise (no input is needed, since the other one is still there). Nobody tells you which kind of gate is
 # in your model.
 #
-# ### Exercise 3.3
+# ### Exercise 3.3 (medium; about 10 minutes)
 # A model has a head that names the answer, and a *backup* head that takes over when the first one fails. Each alone is
 # enough. Which direction shows an effect for each of them?
 
@@ -159,7 +159,7 @@ column = effect.labels["pos"].index("S2+")
 print(f"share of the gap at layer 4, S2+: {float(effect.normalized().values[4, column]):.3f}")
 
 # %% [markdown]
-# ### Exercise 3.4
+# ### Exercise 3.4 (easy; about 5 minutes)
 # What was the **metric** of the patched run itself, at layer 4 and `S2+`? Work it out from the numbers printed above.
 
 # %%
@@ -185,7 +185,7 @@ denoise["z"]
 # fwd_hooks=[(name, hook)])` runs with a hook and takes it off again. The stream that enters block 2 is called
 # `blocks.2.hook_resid_pre` and has the shape (batch, position, width).
 #
-# ### Exercise 3.5 (build it; about 25 minutes)
+# ### Exercise 3.5 (build it; medium; about 25 minutes)
 # `patch_stream(model, task, layer, position)`: put the clean run's stream at `layer` and `position` into the corrupt
 # run. Return the mean over pairs of the metric of the patched run, minus that of the corrupt run, as one number.
 # (`task.pairs.clean_tokens`, `task.pairs.corrupt_tokens`, `task.measure(logits)`; all prompts of this task have one

@@ -59,7 +59,7 @@ course.lines(
 )
 
 # %% [markdown]
-# ### Exercise 4.1
+# ### Exercise 4.1 (easy; about 5 minutes)
 # What does the straight line say the effect of going from 0 to 1 is? (The true effect is `metric(1) - metric(0)`.)
 
 # %%
@@ -73,7 +73,7 @@ course.check("4.1", estimate)
 # *Integrated gradients* averages the slope over several points between the two runs. With `n` steps, mechwork takes the
 # midpoints 0.5/n, 1.5/n, ...
 #
-# ### Exercise 4.2
+# ### Exercise 4.2 (easy; about 10 minutes)
 # What is the smallest number of steps from which on **this** metric's estimate is within 5 % of the true effect, for it
 # and for every larger number? Try.
 
@@ -153,7 +153,7 @@ course.show(agreement_figure(plain, exact), "Estimated against measured effects:
 # Points on the diagonal are right. Many of the *largest* measured effects have an estimate of the wrong sign, and a
 # method that is wrong about the largest effects is worse than a noisy one.
 #
-# ### Exercise 4.3
+# ### Exercise 4.3 (easy; about 5 minutes)
 # At `mlp_out` the correlation is above 0.9, and it looks as if the estimates were usable there. Before you believe a
 # correlation, ask how many cells make it. How many of the `mlp_out` cells have a measured effect of more than 1 % of
 # the gap? (`exact["mlp_out"].values`, `exact.baseline.gap`.)
@@ -187,7 +187,7 @@ for name, estimates in (("gradient, 1 step", plain), ("gradient, 5 steps", five)
 course.show(agreement_figure(five, exact), "Estimated against measured effects: gradients, five steps")
 
 # %% [markdown]
-# ### Exercise 4.4
+# ### Exercise 4.4 (medium; about 5 minutes)
 # A plain estimate costs two forward passes and one backward pass. Each of several steps costs one forward and one
 # backward pass more *instead of* the one backward pass. How many passes, forward and backward together, does
 # `ig_steps=5` take?
@@ -204,7 +204,7 @@ course.check("4.4", passes)
 # tensor in its place that asks for gradients: `kept["x"] = x.detach().requires_grad_()`, returned by the hook; then
 # `torch.autograd.grad(metric, kept["x"])`.
 #
-# ### Exercise 4.5 (build it; about 25 minutes)
+# ### Exercise 4.5 (build it; hard; about 25 minutes)
 # `attribution(model, task, layer)`: the estimated effect of the stream that enters `layer`, one number per position:
 # `(a_clean - a_corrupt) * slope`, summed over the width, averaged over pairs; the slope is the one at the **corrupt**
 # run. All prompts have one length.
@@ -219,7 +219,7 @@ course.check("4.5", attribution)
 # Stuck? Run course.hint("4.5"), then course.solution("4.5")
 
 # %% [markdown]
-# ### Exercise 4.6 (build it; about 20 minutes)
+# ### Exercise 4.6 (build it; hard; about 20 minutes)
 # `integrated_gradients(model, task, n_steps)`: the same for the stream that enters **layer 0**, with the slope averaged
 # over `n_steps` midpoints of the straight way from the corrupt to the clean stream: `corrupt + (k + 0.5) / n_steps *
 # (clean - corrupt)`. With one step it is *not* exercise 4.5: the midpoint is not the start.

@@ -15,6 +15,8 @@
 # > 1. say what a rule does to the backward pass of a norm, an activation, attention;
 # > 2. check whether relevance is conserved, and read why not;
 # > 3. say when relevance patching helps, and show a case in which it does not.
+#
+# This lesson is **optional**: no later one needs it. It needs lesson 4, and some patience with derivatives.
 
 # %%
 import course
@@ -55,7 +57,7 @@ print(f"activation x gradient after the last block:    {by_gradient.relevance[-1
 #
 # **The LN-rule** treats the norm's divisor as a constant. Then the norm is linear, and what goes in comes out.
 #
-# ### Exercise 5.1
+# ### Exercise 5.1 (medium; about 10 minutes)
 # By hand: `f(x) = x[0] / |x|`, a norm that keeps only its first number. At `x = (3, 4)`, `|x|` is 5 and `f(x) = 0.6`.
 # Under the LN-rule, what is activation times coefficient, **summed over both numbers**? (Under the plain gradient it is
 # 0; the next cell shows it.)
@@ -81,7 +83,7 @@ course.check("5.1", under_rule)
 # `x.detach()` has the value of `x`, and no gradient. That is all a rule needs: the forward pass stays as it is to the
 # last bit, and what is detached is a constant for the backward pass.
 #
-# ### Exercise 5.5 (build it; about 15 minutes)
+# ### Exercise 5.5 (build it; medium; about 15 minutes)
 # `layer_norm(x, gain, bias)`: LayerNorm over the last axis (centre, divide by the root of the variance plus 1e-5, gain,
 # bias), whose backward pass follows the **LN-rule**: the divisor is a constant, the centring is not.
 
@@ -95,7 +97,7 @@ course.check("5.5", layer_norm)
 # Stuck? Run course.hint("5.5"), then course.solution("5.5")
 
 # %% [markdown]
-# ### Exercise 5.6 (build it; about 10 minutes)
+# ### Exercise 5.6 (build it; medium; about 10 minutes)
 # The **Identity-rule** treats an activation as multiplication by the constant act(x) / x. Write `gelu(x)` so: its value
 # is `torch.nn.functional.gelu(x)`, its derivative is `gelu(x) / x`. Mind x = 0, where gelu(x) / x tends to 1/2.
 
@@ -142,7 +144,7 @@ print(relevance)
 relevance
 
 # %% [markdown]
-# ### Exercise 5.2
+# ### Exercise 5.2 (easy; about 5 minutes)
 # The words' numbers do not add up to the metric. What is missing? (A number, from `relevance`.)
 
 # %%
@@ -164,7 +166,7 @@ for name, rules in trials.items():
     print(f"{name:<34}" + "".join(f"{row.pearson:>+12.3f}" for row in rows.values()))
 
 # %% [markdown]
-# ### Exercise 5.3
+# ### Exercise 5.3 (easy; about 5 minutes)
 # Which single rule helps most at `resid_pre`? (`"LN-rule"`, `"Identity-rule"` for activations, or `"AH-rule"` for
 # attention.)
 
@@ -193,7 +195,7 @@ for rules in ("gradient", "relp", "relp_ah"):
     print(f"{rules}\n{mw.attribute(model, induction, truth.sites, rules=rules).agreement(truth)}")
 
 # %% [markdown]
-# ### Exercise 5.4
+# ### Exercise 5.4 (medium; about 10 minutes)
 # Which of the three agrees **least** at `resid_pre` here? Before you answer, ask yourself why it must be this one.
 
 # %%

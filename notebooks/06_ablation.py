@@ -65,7 +65,7 @@ for kind, effect in sweeps.items():
 #
 # So "the effect of ablating this head" is not one number. Say which kind.
 #
-# ### Exercise 6.1
+# ### Exercise 6.1 (easy; about 5 minutes)
 # Under which kinds does `a1.h3` help (a positive effect)? Give a list of names.
 
 # %%
@@ -89,7 +89,7 @@ for result in (*alone, both):
     print(result, "\n")
 
 # %% [markdown]
-# ### Exercise 6.2
+# ### Exercise 6.2 (easy; about 5 minutes)
 # By how much is losing both worse than the two single losses added up? (`result.effect` is the mean drop.)
 
 # %%
@@ -110,7 +110,7 @@ repair = study_self_repair(model, task)
 print(repair)
 
 # %% [markdown]
-# ### Exercise 6.3
+# ### Exercise 6.3 (medium; about 5 minutes)
 # How much of the direct effect of `a3.h3` is repaired? Work it out from *direct* and *total*, and mind the sign.
 
 # %%
@@ -136,7 +136,7 @@ roles = measure_roles(small)
 print(roles)
 
 # %% [markdown]
-# ### Exercise 6.4
+# ### Exercise 6.4 (easy; about 5 minutes)
 # Which head of `attn-only-2l` is a previous-token head? (Written like `a1.h1`.)
 
 # %%
@@ -159,7 +159,7 @@ study
 # %% [markdown]
 # ## Build it
 #
-# ### Exercise 6.5 (build it; about 20 minutes)
+# ### Exercise 6.5 (build it; medium; about 20 minutes)
 # `mean_ablate(model, task, layer, head)`: the drop of the metric on the **clean** prompts when a head's output `z`
 # (`blocks.2.attn.hook_z`, shape: batch, position, head, width) is replaced by its mean over the prompts, position by
 # position. Positive: the head helps. All prompts have one length, so that a position means the same in all of them.

@@ -47,7 +47,7 @@ print(table)
 # Something else: first the current word, then the *wrong* name, and only at the very end the right one. A lens does not
 # show how an answer grows. It shows what would come out if the rest of the model were left out.
 #
-# ### Exercise 7.1
+# ### Exercise 7.1 (medium; about 10 minutes)
 # Do it by hand. Give the most probable word (as text) of the stream that enters **block 4**, at the last position:
 # `model.ln_final`, `model.unembed`, `argmax`. The recorded stream is below.
 
@@ -72,7 +72,7 @@ for number, place in enumerate(table.places):
     )
 
 # %% [markdown]
-# ### Exercise 7.2
+# ### Exercise 7.2 (easy; about 5 minutes)
 # At which place is " Mary" on top for the first time? (Its name, as printed.)
 
 # %%
@@ -113,7 +113,7 @@ course.lines(
 # On this one prompt the two lenses differ little from block 2 on. One prompt is an anecdote; the table above is the
 # average over some text.
 #
-# ### Exercise 7.3
+# ### Exercise 7.3 (easy; about 5 minutes)
 # At which place does the tuned lens gain most **bits** over the logit lens, on average over the text? (Its name, from
 # the table of the evaluation.)
 
@@ -121,6 +121,22 @@ course.lines(
 gains_most = ...
 course.check("7.3", gains_most, model, text, lens)
 # Stuck? Run course.hint("7.3"), then course.solution("7.3")
+
+# %% [markdown]
+# ### Exercise 7.6 (build it; medium; about 20 minutes)
+# A translator needs no training loop: **ridge regression** has a closed form. `translate(x, y, new, penalty)`: find the
+# matrix A and the vector b for which `x @ A + b` is as near to `y` as can be in squares, plus `penalty` times the
+# squared entries of A (b is free), and return `new @ A + b`. `x` are early streams (tokens, width), `y` the last
+# streams of the same tokens. With both centred, A = (x'x + penalty I)^-1 x'y; `torch.linalg.solve` does the inverse.
+
+
+# %%
+def translate(x, y, new, penalty):
+    """An affine map from early to last streams, in closed form."""
+
+
+course.check("7.6", translate)
+# Stuck? Run course.hint("7.6"), then course.solution("7.6")
 
 # %% [markdown]
 # A warning that belongs to every trained lens: better reading does not mean that the *model* uses what is read. The
@@ -149,7 +165,7 @@ for layer, head in ((0, 3), (1, 3), (4, 1), (5, 1)):
     print(f"{name:<10}{here}{float(needed.values[layer, head]):>+23.2f}")
 
 # %% [markdown]
-# ### Exercise 7.4
+# ### Exercise 7.4 (medium; about 10 minutes)
 # Noising a head replaces its clean output by its corrupt one. So the part of its effect that goes *straight* to the
 # answer is the **change** of its direct share, clean minus corrupt, and not the share itself. How much of the effect of
 # `a1.h3` reaches the answer **through other components**?
@@ -166,7 +182,7 @@ course.check("7.4", indirect, clean_share, corrupt_share, needed)
 #
 # ## Build it
 #
-# ### Exercise 7.5 (build it; about 30 minutes)
+# ### Exercise 7.5 (build it; hard; about 30 minutes)
 # `direct_share(model, task, layer, head)`: a head's share of the logit difference on the clean prompts, by hand. Its
 # write at the last position is `z @ model.W_O[layer, head]` (`blocks.2.attn.hook_z`, shape: batch, position, head,
 # width). The final norm centres it (LayerNorm does, RMSNorm does not), divides it by the stream's scale

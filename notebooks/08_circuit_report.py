@@ -42,7 +42,7 @@ print(circuit)
 # metric over pairs, faithfulness is (m(circuit) - m(nothing)) / (m(whole model) - m(nothing)): 1 is the whole model's
 # answer, 0 is no better than nothing; it can exceed 1.
 #
-# ### Exercise 8.5 (build it; about 30 minutes)
+# ### Exercise 8.5 (build it; hard; about 30 minutes)
 # One edge by hand: from head `a{layer}.h{head}` to the logits. `score_edge(model, task, layer, head)` returns (clean
 # write - corrupt write) times the slope of the metric at the last stream (`blocks.5.hook_resid_post` in a model of six
 # blocks), the slope taken at the **corrupt** run; summed over width and positions, averaged over pairs. The write of a
@@ -58,6 +58,22 @@ course.check("8.5", score_edge)
 # Stuck? Run course.hint("8.5"), then course.solution("8.5")
 
 # %% [markdown]
+# ### Exercise 8.6 (build it; medium; about 20 minutes)
+# An estimate is worth its agreement with a measurement, so now *cut* that edge. `cut_edge(model, task, layer, head)`:
+# in the **clean** run, take the head's clean write out of the last stream and put its corrupt write in; everything else
+# that the head does, through later heads and MLPs, stays clean. Return the mean clean metric minus the mean metric with
+# the edge cut. (`model.run_with_hooks` at the last stream, as in 8.5; positive: the edge helps.)
+
+
+# %%
+def cut_edge(model, task, layer, head):
+    """The measured effect of one edge into the logits, by hand."""
+
+
+course.check("8.6", cut_edge)
+# Stuck? Run course.hint("8.6"), then course.solution("8.6")
+
+# %% [markdown]
 # ## Controls
 #
 # A circuit is interesting only if something easier does not do as well. *Random circuits* have as many edges. Random
@@ -69,7 +85,7 @@ result = mw.evaluate(model, task.test, circuit, n_random=5, n_same_degree=5)
 print(result)
 
 # %% [markdown]
-# ### Exercise 8.1
+# ### Exercise 8.1 (easy; about 5 minutes)
 # How much faithfulness does the right wiring add to the right nodes? Give the circuit's faithfulness minus the mean of
 # `result.same_degree`.
 
@@ -115,7 +131,7 @@ course.lines(
 )
 
 # %% [markdown]
-# ### Exercise 8.2
+# ### Exercise 8.2 (easy; about 5 minutes)
 # How many edges are chosen in **every** resample?
 
 # %%
@@ -138,7 +154,7 @@ reuse = study_reuse(model, [task, *others], n_edges=60)
 print(reuse)
 
 # %% [markdown]
-# ### Exercise 8.3
+# ### Exercise 8.3 (easy; about 5 minutes)
 # How many times more edges do indirect objects and pronouns share than two random circuits would? (Jaccard index
 # divided by the one of chance; `reuse.comparison.overlaps[0]` has both.)
 
@@ -148,7 +164,7 @@ course.check("8.3", times, reuse)
 # Stuck? Run course.hint("8.3"), then course.solution("8.3")
 
 # %% [markdown]
-# ### Exercise 8.4
+# ### Exercise 8.4 (easy; about 5 minutes)
 # And does that let the circuit of pronouns do the task of indirect objects? Which **other** task's circuit runs
 # `greater_than` best? (A task's name.)
 

@@ -9,10 +9,12 @@ put back.
 from __future__ import annotations
 
 import contextlib
+import copy
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache, wraps
 from typing import Any
 
 SECONDS = 60
@@ -36,15 +38,33 @@ class _TooSlowError(BaseException):
     """Raised by the clock; no ``except Exception`` of the student's catches it."""
 
 
+NO_FUNCTION = "the answer is the function itself: its name, without parentheses."
+
+
+def judges(make: Callable[..., Sequence[Case]]) -> Callable[..., str | None]:
+    """Decorator: the judge that tries an answer on the cases which `make` makes.
+
+    They are made once a kernel, by what is given beside the answer: models and truths are the same for every attempt.
+    A function gets copies, so that it cannot spoil them for the next attempt.
+    """
+    made = cache(make)
+
+    @wraps(make)
+    def judge(answer: Any, *evidence: Any) -> str | None:
+        return judge_function(answer, made(*evidence)) if callable(answer) else NO_FUNCTION
+
+    return judge
+
+
 def judge_function(answer: Any, cases: Sequence[Case], tolerance: float = 2e-3) -> str | None:
     """None when `answer` gives every case's truth, else one sentence."""
     if not callable(answer):
-        return "the answer is the function itself: its name, without parentheses."
+        return NO_FUNCTION
     for case in cases:
         with _borrowed(case.model) as changed:
             try:
                 with _clock(SECONDS):
-                    got = answer(*case.arguments)
+                    got = answer(*map(_copy, case.arguments))
             except _TooSlowError:
                 return f"on {case.label} it ran for more than {SECONDS} seconds and was stopped."
             except Exception as error:  # noqa: BLE001 whatever a student's code raises is to be explained
@@ -54,6 +74,15 @@ def judge_function(answer: Any, cases: Sequence[Case], tolerance: float = 2e-3) 
         if wrong is not None:
             return wrong
     return None
+
+
+def _copy(argument: Any) -> Any:
+    """Tensors, and the tokens of a task, of one's own; everything else is the same."""
+    import torch
+
+    if isinstance(argument, torch.Tensor):
+        return argument.clone()
+    return copy.deepcopy(argument) if type(argument).__name__ == "Task" else argument
 
 
 def _compare(got: Any, case: Case, tolerance: float) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .build import Case, judge_function
+from .build import Case, judges
 from .exercise import Exercise, add
 
 
@@ -38,7 +38,8 @@ def induction_score(pattern, period):
 """
 
 
-def _induction_score(answer: Any) -> str | None:
+@judges
+def _induction_score() -> list[Case]:
     import torch
 
     cases = []
@@ -55,7 +56,7 @@ def _induction_score(answer: Any) -> str | None:
             ("this is the sum; the mean is asked for.", right.sum()),
         )  # fmt: skip
         cases.append(Case(f"a period of {period}", None, (pattern, period), right.mean(), mistakes))
-    return judge_function(answer, cases)
+    return cases
 
 
 WRITE_OF = """
@@ -64,7 +65,8 @@ def write_of(model, layer, head, token):
 """
 
 
-def _write_of(answer: Any) -> str | None:
+@judges
+def _write_of() -> list[Case]:
     import mechwork as mw
 
     cases = []
@@ -83,7 +85,7 @@ def _write_of(answer: Any) -> str | None:
             )  # fmt: skip
             truth = embedding @ values @ model.W_O[layer, head] @ model.W_U
             cases.append(Case(f"{name}, a{layer}.h{head}", model, (model, layer, head, token), truth, mistakes))
-    return judge_function(answer, cases)
+    return cases
 
 
 add(

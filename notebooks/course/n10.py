@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .build import Case, judge_function
+from .build import Case, judge_function, judges
 from .exercise import Exercise, add
 
 PLACES = ("resid_post.1", "resid_post.4")
@@ -31,7 +31,8 @@ def reconstruct(x, coder):
 """
 
 
-def _reconstruct(answer: Any) -> str | None:
+@judges
+def _reconstruct() -> list[Case]:
     import mechwork as mw
 
     model, shipped, task = _shipped()
@@ -51,7 +52,7 @@ def _reconstruct(answer: Any) -> str | None:
             ("this is x itself: did the features get used at all?", x),
         )
         cases.append(Case(place, None, (x, coder), coder.decode(f), mistakes))
-    return judge_function(answer, cases)
+    return cases
 
 
 UNEXPLAINED = """
@@ -113,7 +114,8 @@ def ablate_feature(model, task, coder, feature):
 """
 
 
-def _ablate_feature(answer: Any) -> str | None:
+@judges
+def _ablate_feature() -> list[Case]:
     import torch
 
     from mechwork.features import FeatureWrite, intervene_features, record_features
@@ -147,7 +149,7 @@ def _ablate_feature(answer: Any) -> str | None:
         )  # fmt: skip
         arguments = (model, task, coder, feature)
         cases.append(Case(f"{place}, feature {feature}", model, arguments, plain - without, mistakes))
-    return judge_function(answer, cases)
+    return cases
 
 
 SCORE = """
@@ -170,7 +172,8 @@ def score_features(model, task, coder):
 """
 
 
-def _score_features(answer: Any) -> str | None:
+@judges
+def _score_features() -> list[Case]:
     from mechwork.features import FeatureSet, score_features
 
     model, shipped, task = _shipped()
@@ -188,7 +191,7 @@ def _score_features(answer: Any) -> str | None:
             ("this is corrupt minus clean.", -denoise),
         )
         cases.append(Case(place, model, (model, task, coder), denoise, mistakes))
-    return judge_function(answer, cases)
+    return cases
 
 
 add(

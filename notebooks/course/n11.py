@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .build import Case, judge_function
+from .build import Case, judge_function, judges
 from .exercise import Exercise, add, same
 
 MODELS = ("gpt2-6l", "llama-6l")
@@ -45,7 +45,8 @@ def steering_vector(model, task, layer):
 """
 
 
-def _steering_vector(answer: Any) -> str | None:
+@judges
+def _steering_vector() -> list[Case]:
     import torch
 
     cases = []
@@ -71,7 +72,7 @@ def _steering_vector(answer: Any) -> str | None:
                  before[0][rows, last].mean(0) - before[1][rows, last].mean(0)),
             )  # fmt: skip
             cases.append(Case(f"{name}, layer {layer}", model, (model, task, layer), truth, mistakes))
-    return judge_function(answer, cases)
+    return cases
 
 
 def _steered(model: Any, tokens: Any, layer: int, change: Any, *, everywhere: bool = True) -> Any:
@@ -105,7 +106,8 @@ def success(model, task, layer, vector, strength):
 """
 
 
-def _success(answer: Any) -> str | None:
+@judges
+def _success() -> list[Case]:
     import torch
 
     cases = []
@@ -134,7 +136,7 @@ def _success(answer: Any) -> str | None:
             )
             arguments = (model, task, 2, vector, strength)
             cases.append(Case(f"{name}, strength {strength}", model, arguments, truth, mistakes))
-    return judge_function(answer, cases)
+    return cases
 
 
 SIDE_EFFECT = """
@@ -152,7 +154,8 @@ def side_effect(model, tokens, layer, vector, strength):
 """
 
 
-def _side_effect(answer: Any) -> str | None:
+@judges
+def _side_effect() -> list[Case]:
     import math
 
     import torch
@@ -183,7 +186,7 @@ def _side_effect(answer: Any) -> str | None:
             )
             arguments = (model, tokens, 1, vector, strength)
             cases.append(Case(f"{name}, strength {strength}", model, arguments, truth, mistakes))
-    return judge_function(answer, cases)
+    return cases
 
 
 RANDOM = """

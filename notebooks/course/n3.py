@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .build import Case, judge_function, place_of_change, trials
+from .build import Case, judges, place_of_change, trials
 from .exercise import Exercise, add, same
 
 HEADS = ((0, 3), (1, 3), (4, 1), (5, 1))
@@ -78,7 +78,8 @@ def patch_stream(model, task, layer, position):
 """
 
 
-def _patch_stream(answer: Any) -> str | None:
+@judges
+def _patch_stream() -> list[Case]:
     import mechwork as mw
 
     cases = []
@@ -99,7 +100,7 @@ def _patch_stream(answer: Any) -> str | None:
             )
             label = f"{name}, layer {layer}, position {position}"
             cases.append(Case(label, model, (model, task, layer, position), truth, mistakes))
-    return judge_function(answer, cases)
+    return cases
 
 
 add(

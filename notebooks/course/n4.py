@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from .build import Case, judge_function, trials
+from .build import Case, judges, trials
 from .exercise import Exercise, add, close
 
 
@@ -103,7 +103,8 @@ def integrated_gradients(model, task, n_steps):
 """
 
 
-def _attribution(answer: Any) -> str | None:
+@judges
+def _attribution() -> list[Case]:
     import mechwork as mw
 
     cases = []
@@ -123,10 +124,11 @@ def _attribution(answer: Any) -> str | None:
                 ),
             )
             cases.append(Case(f"{name}, layer {layer}", model, (model, task, layer), truth, mistakes))
-    return judge_function(answer, cases)
+    return cases
 
 
-def _integrated(answer: Any) -> str | None:
+@judges
+def _integrated() -> list[Case]:
     import mechwork as mw
 
     cases = []
@@ -141,7 +143,7 @@ def _integrated(answer: Any) -> str | None:
                 ("this is summed over pairs; the mean is asked for.", truth * len(task)),
             )
             cases.append(Case(f"{name}, {n_steps} steps", model, (model, task, n_steps), truth, mistakes))
-    return judge_function(answer, cases)
+    return cases
 
 
 add(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .build import Case, judge_function, trials
+from .build import Case, judges, trials
 from .exercise import Exercise, add, close, same
 
 HEAD = (1, 3)
@@ -75,7 +75,8 @@ def mean_ablate(model, task, layer, head):
 """
 
 
-def _mean_ablate(answer: Any) -> str | None:
+@judges
+def _mean_ablate() -> list[Case]:
     from mechwork.ablation import sweep_ablations
 
     cases = []
@@ -92,7 +93,7 @@ def _mean_ablate(answer: Any) -> str | None:
             )
             label = f"{name}, a{layer}.h{head}"
             cases.append(Case(label, model, (model, task, layer, head), float(effect[layer, head]), mistakes))
-    return judge_function(answer, cases)
+    return cases
 
 
 add(

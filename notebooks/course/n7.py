@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .build import Case, judge_function, trials
+from .build import Case, judges, trials
 from .exercise import Exercise, add, same
 
 BLOCK_4 = "resid_pre.4"
@@ -80,7 +80,8 @@ def direct_share(model, task, layer, head):
 """
 
 
-def _direct_share(answer: Any) -> str | None:
+@judges
+def _direct_share() -> list[Case]:
     from mechwork.lenses import attribute_logits
 
     cases = []
@@ -90,7 +91,46 @@ def _direct_share(answer: Any) -> str | None:
             truth = rows[f"a{layer}.h{head}"]
             mistakes = (("this is summed over pairs; the mean is asked for.", truth * len(task)),)
             cases.append(Case(f"{name}, a{layer}.h{head}", model, (model, task, layer, head), truth, mistakes))
-    return judge_function(answer, cases)
+    return cases
+
+
+TRANSLATE = """
+import torch
+
+
+def translate(x, y, new, penalty):
+    mean_x, mean_y = x.mean(dim=0), y.mean(dim=0)
+    x, y = x - mean_x, y - mean_y
+    A = torch.linalg.solve(x.T @ x + penalty * torch.eye(x.shape[1]).to(x), x.T @ y)
+    return (new - mean_x) @ A + mean_y
+"""
+
+
+def _ridge(x: Any, y: Any, new: Any, penalty: float, *, centre: bool = True) -> Any:
+    import torch
+
+    mean_x, mean_y = (x.mean(0), y.mean(0)) if centre else (0 * x[0], 0 * y[0])
+    x, y = x - mean_x, y - mean_y
+    return (new - mean_x) @ torch.linalg.solve(x.T @ x + penalty * torch.eye(x.shape[1]).to(x), x.T @ y) + mean_y
+
+
+@judges
+def _translate() -> list[Case]:
+    import mechwork as mw
+
+    cases = []
+    for name, model, task in trials(("gpt2-6l", "llama-6l"), n=16):
+        stream = mw.record_run(model, task.pairs, ["resid_pre", "resid_post"])
+        x, y = stream["resid_pre"][2].flatten(0, 1).double(), stream["resid_post"][-1].flatten(0, 1).double()
+        for penalty in (1.0, 30.0):
+            given = (x[:150], y[:150], x[150:], penalty)
+            mistakes = (
+                ("b is missing: take the means off first, and put y's back in the end.", _ridge(*given, centre=False)),
+                ("these are the translations of x, not of `new`.", _ridge(x[:150], y[:150], x[:150], penalty)),
+                ("the mean of y is not put back in the end.", _ridge(*given) - y[:150].mean(0)),
+            )
+            cases.append(Case(f"{name}, penalty {penalty:g}", None, given, _ridge(*given), mistakes))
+    return cases
 
 
 add(
@@ -133,5 +173,13 @@ add(
         "direction.",
         solution=DIRECT_SHARE,
         why="Added up over all heads, MLPs, embeddings and biases, these shares are the logit difference itself.",
+    ),
+    Exercise(
+        "7.6",
+        _translate,
+        hint="Take the means of x and of y off, solve for A, then translate new minus x's mean and add y's mean.",
+        solution=TRANSLATE,
+        why="This map minimises the distance of the streams; a tuned lens goes on from it and minimises the distance "
+        "of the *readings*.",
     ),
 )

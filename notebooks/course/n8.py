@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .build import Case, judge_function, trials
+from .build import Case, judges, trials
 from .exercise import Exercise, add, close, same
 
 
@@ -89,7 +89,8 @@ def score_edge(model, task, layer, head):
 """
 
 
-def _score_edge(answer: Any) -> str | None:
+@judges
+def _score_edge() -> list[Case]:
     import mechwork as mw
 
     cases = []
@@ -107,7 +108,53 @@ def _score_edge(answer: Any) -> str | None:
                 ("the slope was taken at the clean run.", float(noise.values[writer, reader])),
             )
             cases.append(Case(f"{name}, a{layer}.h{head}", model, (model, task, layer, head), truth, mistakes))
-    return judge_function(answer, cases)
+    return cases
+
+
+CUT_EDGE = """
+import torch
+
+
+def cut_edge(model, task, layer, head):
+    z, end = f"blocks.{layer}.attn.hook_z", f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
+    with torch.no_grad():
+        clean, corrupt = (
+            model.run_with_cache(tokens, names_filter=z)[1][z][:, :, head] @ model.W_O[layer, head]
+            for tokens in (task.pairs.clean_tokens, task.pairs.corrupt_tokens)
+        )
+
+        def cut(stream, hook):
+            return stream - clean + corrupt
+
+        without = model.run_with_hooks(task.pairs.clean_tokens, fwd_hooks=[(end, cut)])
+        return float((task.measure(model(task.pairs.clean_tokens)) - task.measure(without)).mean())
+"""
+
+
+@judges
+def _cut_edge() -> list[Case]:
+    import mechwork as mw
+
+    cases = []
+    for name, model, task in trials(("gpt2-6l", "neox-6l")):
+        heads = mw.patch(model, task, ["z"], direction="noise")["z"].values
+        for layer, head in ((4, 1), (3, 0)):
+            place = f"a{layer}.h{head}"
+            truth, denoised = (
+                float(mw.patching.patch_paths(model, task, [place], ["logits"], direction=way)["path"].values[0, 0])
+                for way in ("noise", "denoise")
+            )
+            with_all = float(task.measure(model(task.pairs.clean_tokens)).mean())
+            mistakes = (
+                ("this is the effect of the whole head: later heads and MLPs read the change too.",
+                 float(heads[layer, head])),
+                ("the clean write was put into the corrupt run.", denoised),
+                ("this is the metric with the edge cut. Take it off the clean one.", with_all - truth),
+                ("nothing was changed: does the hook *return* the new stream?", 0.0),
+                ("this is summed over pairs; the mean is asked for.", truth * len(task)),
+            )  # fmt: skip
+            cases.append(Case(f"{name}, {place}", model, (model, task, layer, head), truth, mistakes))
+    return cases
 
 
 add(
@@ -146,5 +193,13 @@ add(
         hint="Exercise 4.5 with another place for the slope, and the difference of two writes instead of two streams.",
         solution=SCORE_EDGE,
         why="The library does this for every pair of writer and reader at once, as one product of matrices.",
+    ),
+    Exercise(
+        "8.6",
+        _cut_edge,
+        hint="Two recorded writes of the head, one hook at the last stream that takes one out and puts the other in.",
+        solution=CUT_EDGE,
+        why="Between this number and that of 8.5 lie a norm and the bend of the metric. A circuit cuts thousands of "
+        "edges at once.",
     ),
 )

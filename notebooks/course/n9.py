@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .build import Case, judge_function
+from .build import Case, judge_function, judges
 from .exercise import Exercise, add, close, same
 
 
@@ -68,7 +68,8 @@ def _pattern(q: Any, k: Any, *, tiled: bool = False, scale: bool = True, mask: b
     return scores.softmax(axis)
 
 
-def _grouped_pattern(answer: Any, model: Any) -> str | None:
+@judges
+def _grouped_pattern(model: Any) -> list[Case]:
     import torch
 
     import mechwork as mw
@@ -92,7 +93,7 @@ def _grouped_pattern(answer: Any, model: Any) -> str | None:
         q, k, truth = (cache[site] for site in sites)
         mistakes = tuple((sentence, _pattern(q, k, **how)) for sentence, how in known.items())
         cases.append(Case(name, one, (q, k), truth, mistakes))
-    return judge_function(answer, cases)
+    return cases
 
 
 SCREEN = """

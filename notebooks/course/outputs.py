@@ -126,11 +126,11 @@ def take_pictures(chromium: Any) -> Picture:
 
     def picture(page: str) -> bytes:
         tab = context.new_page()
-        tab.set_content(page)
-        tab.locator(DRAWN).first.wait_for(timeout=60_000)
-        tab.wait_for_timeout(300)
+        tab.set_content(page, timeout=300_000)
+        tab.locator(DRAWN).first.wait_for(state="attached", timeout=300_000)
+        tab.wait_for_timeout(1_000)
         height = min(HEIGHT, int(tab.evaluate("() => Math.ceil(document.body.getBoundingClientRect().height) + 16")))
-        taken = tab.screenshot(clip={"x": 0, "y": 0, "width": WIDTH, "height": height})
+        taken = tab.screenshot(timeout=300_000, clip={"x": 0, "y": 0, "width": WIDTH, "height": height})
         width, height, data = tab.evaluate(PIXELS, base64.b64encode(taken).decode("ascii"))
         tab.close()
         pixels = np.frombuffer(base64.b64decode(data), np.uint8).reshape(height, width, 4)[..., :3]

@@ -7,6 +7,7 @@ REFERENCE stand for all lessons, all pages at the top of the documentation, and 
 
 from __future__ import annotations
 
+import html
 import importlib
 import importlib.util
 import sys
@@ -38,14 +39,31 @@ def lessons() -> dict[str, str]:
     pairing = _pairing()
     pages = {}
     for source in pairing.sources():
-        cells = pairing.read_cells(source.read_text(encoding="utf-8"))
-        parts = [text if kind == "markdown" else f"```python\n{text}\n```" for kind, text in cells]
+        cells = pairing.pair(source)["cells"]
+        parts = [_cell(cell) for cell in cells]
         note = (
             f"*This is the source of `notebooks/{source.stem}.ipynb`. Open it in Jupyter to run it and do the "
             "exercises.*"
         )
         pages[f"lessons/{source.stem}.md"] = "\n\n".join([parts[0], note, *parts[1:]])
     return pages
+
+
+def _cell(cell: dict[str, Any]) -> str:
+    """A cell in Markdown: prose, or code and what it printed and drew when the outputs were made."""
+    text = "".join(cell["source"])
+    if cell["cell_type"] == "markdown":
+        return text
+    parts = [f"```python\n{text}\n```"]
+    for output in cell["outputs"]:
+        data = output.get("data", {})
+        if "image/png" in data:
+            words = html.escape(" ".join("".join(data.get("text/plain", "")).split())[:300])
+            parts.append(f'<img alt="{words}" src="data:image/png;base64,{data["image/png"].strip()}">')
+        else:
+            printed = "".join(output.get("text", data.get("text/plain", ""))).rstrip()
+            parts.append(f"```text\n{printed}\n```")
+    return "\n\n".join(parts)
 
 
 def public_names(package: str) -> list[str]:

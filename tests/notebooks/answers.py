@@ -137,6 +137,16 @@ WRONG: dict[str, tuple[str, ...]] = {
         _wrong("8.5", "task.pairs.corrupt_tokens, fwd", "task.pairs.clean_tokens, fwd"),
         _wrong("8.5", '(clean - kept["z"])', '(kept["z"] - clean)'),
     ),
+    "7.6": (
+        _wrong("7.6", "x.mean(dim=0), y.mean(dim=0)", "0 * x[0], 0 * y[0]"),
+        _wrong("7.6", "penalty * torch", "0 * torch"),
+        _wrong("7.6", " @ A + mean_y", " @ A"),
+    ),
+    "8.6": (
+        _wrong("8.6", "return stream - clean + corrupt", "stream - clean + corrupt"),
+        _wrong("8.6", "return float((task.measure(model(task.pairs.clean_tokens)) - ", "return float(("),
+        _wrong("8.6", ".mean())", ".sum())"),
+    ),
     "8.4": ('donor = "ioi"', 'donor = "greater_than"', 'donor = "induction"'),
     "9.1": ("reads = 7 % 3", "reads = 7", "reads = 0"),
     "9.2": (
