@@ -22,3 +22,7 @@ from .likeness import compare_lenses as compare_lenses
 from .match import check_same as check_same
 from .noise import weight_distances as weight_distances
 from .noise import with_noise as with_noise
+from .over_training import DivergenceOverTraining as DivergenceOverTraining
+from .over_training import SeparationOverTraining as SeparationOverTraining
+from .over_training import divergence_over_training as divergence_over_training
+from .over_training import separation_over_training as separation_over_training

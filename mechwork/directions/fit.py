@@ -215,12 +215,13 @@ def measure_separation(
     if how not in FITS:
         raise UnknownNameError("way to fit a direction", how, FITS)
     vectors = record_examples(model, examples, sites)
-    return [_separate(x, examples, site, how, n_controls, seed) for site, x in zip(sites, vectors, strict=True)]
+    return [separate(x, examples, site, how, n_controls, seed) for site, x in zip(sites, vectors, strict=True)]
 
 
-def _separate(
+def separate(
     x: Float[Tensor, "batch d"], examples: Examples, site: Site, how: str, n_controls: int, seed: int
 ) -> Separation:
+    """The separation of recorded vectors; see `measure_separation`."""
     fitted, tested = examples.split(seed=seed)
     rows = [torch.isin(examples.groups, part.groups.unique()) for part in (fitted, tested)]
 

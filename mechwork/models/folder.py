@@ -32,9 +32,10 @@ FILES = (
 
 def load_folder(
     folder: Path, dtype: torch.dtype, device: torch.device | None = None, device_map: Any = None,
-    weights: Path | None = None,
+    weights: Path | None = None, *, with_tokenizer: bool = True,
 ) -> tuple[nn.Module, Any]:  # fmt: skip
-    """Module and tokenizer (None where the folder has none) of a folder in Hugging Face format, without a network.
+    """Module and tokenizer (None where there is none, or none is wanted) of a folder in Hugging Face format, without a
+    network.
 
     `weights` are put in place of the folder's own: parameters by name, tied ones once.
     """
@@ -67,7 +68,7 @@ def load_folder(
         with torch.no_grad():
             for parameter_name, parameter in module.named_parameters():
                 parameter.copy_(tensors[parameter_name])
-    has_tokenizer = any((folder / file).is_file() for file in TOKENIZER)
+    has_tokenizer = with_tokenizer and any((folder / file).is_file() for file in TOKENIZER)
     tokenizer = _strict(lambda: AutoTokenizer.from_pretrained(folder, **LOCAL), folder) if has_tokenizer else None
     return module, tokenizer
 

@@ -31,11 +31,12 @@ ModelSource = str | Path | nn.Module
 
 @dataclass(frozen=True)
 class Placement:
-    """How the weights of a name are loaded."""
+    """How the weights of a name are loaded; `with_tokenizer`: whether the source's own tokenizer is wanted."""
 
     dtype: torch.dtype
     device: torch.device | None = None
     device_map: Any = None
+    with_tokenizer: bool = True
 
     def __post_init__(self) -> None:
         if self.device is not None and self.device_map is not None:
@@ -104,7 +105,7 @@ def load_model(
     elif isinstance(source, nn.Module):
         model = wrap_module(source, tokenizer, type(source).__name__)
     elif isinstance(source, str | Path):
-        placement = Placement(find_dtype(dtype, place), place, device_map)
+        placement = Placement(find_dtype(dtype, place), place, device_map, with_tokenizer=tokenizer is None)
         loaded = _load_named(source, revision, placement)
         model = wrap_module(loaded.module, loaded.tokenizer if tokenizer is None else tokenizer, loaded.name)
         record_origin(model, loaded.origin)
@@ -146,8 +147,7 @@ def _load_named(source: str | Path, revision: str | None, placement: Placement) 
         _only_for_hub(name, revision)
         weights = bundled.checkpoint_file(base, int(step)) if step else None
         folder = bundled.verified_model(base)
-        module, tokenizer = load_folder(folder, placement.dtype, placement.device, placement.device_map, weights)
-        return Loaded(module, tokenizer, name)
+        return Loaded(*_load_folder(folder, placement, weights), name)
     store, separator, rest = name.partition(":")
     if separator and store in STORES:
         _only_for_hub(name, revision)
@@ -158,8 +158,7 @@ def _load_named(source: str | Path, revision: str | None, placement: Placement) 
         return _load_gguf(path, path.stem, placement)
     if path.is_dir():
         _only_for_hub(name, revision)
-        module, tokenizer = load_folder(path, placement.dtype, placement.device, placement.device_map)
-        return Loaded(module, tokenizer, path.name)
+        return Loaded(*_load_folder(path, placement), path.name)
     looks_local = isinstance(source, Path) or name.startswith((".", "/", "~"))
     if looks_local or "/" not in name:
         known = bundled.model_names()
@@ -168,8 +167,14 @@ def _load_named(source: str | Path, revision: str | None, placement: Placement) 
             "Hub models are named 'owner/name', e.g. 'openai-community/gpt2'; GGUF files end in .gguf."
         )
     folder, commit = fetch_hub(name, revision)
-    module, tokenizer = load_folder(folder, placement.dtype, placement.device, placement.device_map)
-    return Loaded(module, tokenizer, name, {"hub": name, "revision": commit})
+    return Loaded(*_load_folder(folder, placement), name, {"hub": name, "revision": commit})
+
+
+def _load_folder(folder: Path, placement: Placement, weights: Path | None = None) -> tuple[nn.Module, Any]:
+    return load_folder(
+        folder, placement.dtype, placement.device, placement.device_map, weights,
+        with_tokenizer=placement.with_tokenizer,
+    )  # fmt: skip
 
 
 def _only_for_hub(name: str, revision: str | None) -> None:
@@ -191,5 +196,5 @@ def _load_gguf(path: Path, name: str, placement: Placement) -> Loaded:
     header = read_header(path)
     n_parameters = sum(prod(entry.shape) for entry in header.tensors.values())
     check_fits(name, n_parameters, placement.dtype, placement.device)
-    module, tokenizer, header = load_gguf(path, placement.dtype)
+    module, tokenizer, header = load_gguf(path, placement.dtype, with_tokenizer=placement.with_tokenizer)
     return Loaded(module, tokenizer, name, {"gguf_sha256": hash_file(path), "quantisation": header.quantisation})

@@ -14,7 +14,8 @@ def require_tokenizer(model: TransformerBridge) -> Any:
     """The model's tokenizer; raises `InputError` for a model without one."""
     if model.tokenizer is None:
         raise InputError(
-            "this model has no tokenizer, so text cannot become tokens. Use Task.from_tokens with token ids."
+            "this model has no tokenizer, so text cannot become tokens. Give it one, load_model(..., tokenizer=...), "
+            "or use Task.from_tokens with token ids."
         )
     return model.tokenizer
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers as hf
 
+import mechwork as mw
 from mechwork.errors import ArtefactError, InputError, MechworkError, NotFoundError, UnsupportedModelError
 from mechwork.models.gguf.config import build_config, llama3_divisors
 from mechwork.models.gguf.header import read_header
@@ -82,11 +83,30 @@ def test_the_tokenizer_comes_along_and_results_say_the_file(tmp_path: Path) -> N
 def test_a_file_without_a_tokenizer_takes_one(tmp_path: Path) -> None:
     path = tmp_path / "bare.gguf"
     gguf_files.write(gguf_files.build("llama"), path, tokens=None)
-    assert load_model(path).tokenizer is None
+    model = load_model(path)
+    assert model.tokenizer is None
+    with pytest.raises(InputError, match=r"no tokenizer.*tokenizer="):
+        mw.tasks.ioi(model, n=2)
     other = tmp_path / "other.gguf"
     gguf_files.write(gguf_files.build("llama"), other)
     tokenizer = load_model(other).tokenizer
     assert load_model(path, tokenizer=tokenizer).tokenizer("a")["input_ids"] == tokenizer("a")["input_ids"]
+
+
+def test_a_tokenizer_that_cannot_be_rebuilt(tmp_path: Path) -> None:
+    """It is refused with its kind before a tensor is read, and another one takes its place."""
+    path, good = tmp_path / "model.gguf", tmp_path / "good.gguf"
+    for file in (path, good):
+        gguf_files.write(gguf_files.build("llama"), file)
+    data = path.read_bytes()
+    key = b"tokenizer.ggml.model"
+    place = data.index(key) + len(key) + 4
+    assert data[place + 8 : place + 12] == b"gpt2"
+    path.write_bytes(data[: place + 8] + b"rwkv" + data[place + 12 :])
+    with pytest.raises(NotFoundError, match=r"kind 'rwkv'.*load_model\(path, tokenizer="):
+        load_model(path)
+    tokenizer = load_model(good).tokenizer
+    assert load_model(path, tokenizer=tokenizer).to_tokens("the a").shape[1] == 3
 
 
 def test_llama_3_scaling_is_told_from_its_divisors(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -128,3 +129,32 @@ def test_a_tokenizer_made_in_python(special: dict[str, str]) -> None:
     if special:
         model = load_model(build_module("gpt2"), tokenizer=python_tokenizer(**special), prepend_bos=True)
         assert model.to_tokens("a b").tolist() == [[1, 2, 3]]
+
+
+@pytest.mark.parametrize(
+    ("packing", "words"),
+    [
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "4-bit weights packed by bitsandbytes"),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "8-bit weights packed by bitsandbytes"),
+        ({"quant_method": "gptq", "bits": 4}, "4-bit weights packed by gptq"),
+        ({"quant_method": "awq", "bits": 8}, "8-bit weights packed by awq"),
+    ],
+)
+def test_packed_weights_are_refused_before_they_are_read(packing: dict[str, Any], words: str, tmp_path: Path) -> None:
+    module = build_module("gpt2")
+    module.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": packing}))
+    (tmp_path / "model.safetensors").write_bytes(b"never read")
+    with pytest.raises(UnsupportedModelError, match=f"{words}.*GGUF"):
+        load_model(tmp_path)
+    module.config.quantization_config = packing
+    with pytest.raises(UnsupportedModelError, match=words):
+        load_model(module)
+
+
+def test_a_module_of_whole_numbers_is_refused() -> None:
+    module = build_module("gpt2")
+    module.lm_head.weight = torch.nn.Parameter(torch.zeros(97, 32, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(UnsupportedModelError, match="has dtype int8"):
+        load_model(module)

@@ -29,8 +29,8 @@ IGNORED = ("rope_freqs.weight",)
 """Tensors that the config already accounts for."""
 
 
-def load_gguf(path: Path, dtype: torch.dtype) -> tuple[nn.Module, Any, GgufHeader]:
-    """Module with the file's weights, tokenizer (None where the file has none), header.
+def load_gguf(path: Path, dtype: torch.dtype, *, with_tokenizer: bool = True) -> tuple[nn.Module, Any, GgufHeader]:
+    """Module with the file's weights, tokenizer (None where the file has none, or none is wanted), header.
 
     Everything that can be refused is refused before the first tensor is read.
     """
@@ -38,7 +38,7 @@ def load_gguf(path: Path, dtype: torch.dtype) -> tuple[nn.Module, Any, GgufHeade
     config = build_config(header)
     module = _empty_module(config, dtype)
     places = _find_places(header, module)
-    tokenizer = load_gguf_tokenizer(header)
+    tokenizer = load_gguf_tokenizer(header) if with_tokenizer else None
     state = {}
     with path.open("rb", buffering=0) as file:
         for parameter, entry in places.items():
@@ -66,9 +66,8 @@ def load_gguf_tokenizer(header: GgufHeader) -> Any:
     except (ValueError, KeyError, TypeError, IndexError, NotImplementedError) as error:
         kind = header.metadata.get("tokenizer.ggml.model")
         raise NotFoundError(
-            f"{header.path.name} has a tokenizer of kind {kind!r} that transformers cannot rebuild ({error}). Load "
-            "the module "
-            "and hand the tokenizer over: load_model(module, tokenizer=AutoTokenizer.from_pretrained(...))."
+            f"{header.path.name} has a tokenizer of kind {kind!r} that transformers cannot rebuild ({error}). Hand one "
+            "over: load_model(path, tokenizer=AutoTokenizer.from_pretrained(...))."
         ) from error
 
 
