@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..display import Readable
 from ..errors import InputError
 
 ABSENT = -1
@@ -25,7 +26,7 @@ ABSENT = -1
 
 
 @dataclass(frozen=True, eq=False)
-class Continuations:
+class Continuations(Readable):
     """Which token is read where. `tokens[row, answer, k]` is read `backs[row, answer, k]` columns before the row's last
     one; `ABSENT` pads.
 
