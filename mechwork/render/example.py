@@ -42,7 +42,8 @@ class Example:
 def find_example(findings: Findings) -> Example:
     """The first prompt that a lens read, else the first of the test pairs."""
     task = findings.task.test
-    tokens = task.prompt_texts(0)[0]
+    # Of whole answers only the prompt itself: what follows it is the beginning of an answer.
+    tokens = task.prompt_texts(0)[0][: int(task.pairs.read_columns[0].min()) + 1]
     if task.answer_texts:
         answer, wrong = task.answer_texts[0]
     else:
