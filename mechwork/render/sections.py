@@ -100,8 +100,8 @@ def _task(findings: Findings) -> list[Fragment]:
     lines.append(f"<p>Metric: <b>{escape(words(task.metric.name))}</b>, the {escape(metric)}.</p>")
     if (n := task.pairs.n_per_question) > 1:
         lines.append(
-            f"<p>Answers have several tokens: {len(task) // n} questions of {n} pairs, whose prompts are followed by the "
-            "beginnings of their answers; numbers are per question.</p>"
+            f"<p>Answers have several tokens: {len(task) // n} questions of {n} pairs, whose prompts are followed by "
+            "the beginnings of their answers; numbers are per question.</p>"
         )
     if task.citation:
         lines.append(f'<p class="mw-muted">After {escape(task.citation)}</p>')
