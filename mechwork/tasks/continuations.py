@@ -85,6 +85,15 @@ class Continuations(Readable):
 TENSORS = ("backs", "tokens", "sides", "counts", "questions")
 
 
+def require_one_token(found: Continuations | None, what: str) -> None:
+    """Raises `InputError` for pairs that carry whole answers, which no one difference of logits stands for."""
+    if found is not None:
+        raise InputError(
+            f"{what} is read off one difference of logits; these pairs carry whole answers. Build the task with "
+            "metric='first_difference'."
+        )
+
+
 @dataclass(frozen=True)
 class Begun:
     """One pair of a question: what follows both prompts, and the answers (token ids, side, count) that begin so."""
