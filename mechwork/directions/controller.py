@@ -32,6 +32,7 @@ from ..runs.record import check_task
 from ..shapes import Tokens
 from ..sites import Site, hook_name
 from ..statistics import kl_nats
+from ..tasks.continuations import require_one_token
 from ..tasks.pairs import ABSENT
 from ..tasks.task import Task
 from .direction import Direction
@@ -99,6 +100,8 @@ def train_controller(
     check_task(model, task)
     for other in leave_alone:
         check_task(model, other)
+    for part in (task, *leave_alone):
+        require_one_token(part.pairs.continuations, "a controller's goal")
     for direction in directions:
         direction.check(model)
     check_ready(model).check_site(read)

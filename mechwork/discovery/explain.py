@@ -165,7 +165,7 @@ def explain(
 
     Raises `InputError` for an empty or too long prompt, an answer of several tokens, or a mean without reference.
 
-    >>> look = explain(model, "When Mary and John went to the store, John gave a drink to")
+    >>> look = mw.explain(model, "When Mary and John went to the store, John gave a drink to")
     >>> look.show()
     """
     if ablation not in ABLATIONS:

@@ -178,6 +178,8 @@ def _unlike(found: Discovery) -> str:
 def _head(found: Discovery, data: dict[str, Any]) -> list[str]:
     task, train = data["task"], data["baseline"]["train"]
     which = "test " if "evaluation" in data else ""
+    n = found.task.pairs.n_per_question
+    questions = f" ({task['n_train'] // n} and {task['n_test'] // n} questions of {n} pairs)" if n > 1 else ""
     pairs = (
         f"{task['n_train']} pairs to find the circuit, {task['n_test']} others{_unlike(found)} to test it"
         if task["held_out"]
@@ -186,7 +188,7 @@ def _head(found: Discovery, data: dict[str, Any]) -> list[str]:
     return [
         f"{task['name']} on {data['model']}",
         *([f"  {task['description']}"] if task["description"] else []),
-        f"  {pairs}",
+        f"  {pairs}{questions}",
         f"  {task['metric']}: {train['clean']:.2f} on clean prompts, {train['corrupt']:.2f} on corrupt ones",
         f"  the model answers {_percent(data['accuracy'])} of the {which}pairs correctly",
         *(f"  {row['level']}: {row['said']}. {row['remedy']}" for row in data["check"] if row["level"] != "green"),

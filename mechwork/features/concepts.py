@@ -29,6 +29,7 @@ from ..models.anatomy import device_of
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table, table_rows
+from ..tasks.continuations import require_one_token
 from ..tasks.encode import answer_token
 from ..tasks.pairs import END
 from ..tasks.task import Task
@@ -116,6 +117,7 @@ def concept_of_answer(
     is no single token, or that tells no prompts apart.
     """
     token = answer_token(model, answer)
+    require_one_token(task.pairs.continuations, "a concept of an answer")
     right, wrong = ((side == token).any(dim=1) for side in (task.pairs.correct, task.pairs.incorrect))
     rows = (right | wrong).nonzero().flatten().tolist()
     if not rows:

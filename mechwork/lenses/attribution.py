@@ -32,8 +32,8 @@ from ..models.borrow import borrows, hooked
 from ..models.identity import identify_model
 from ..names import head_name
 from ..provenance import build_provenance
-from ..runs.writes import require_one_token
 from ..sites import FINAL_NORM, Site, hook_name
+from ..tasks.continuations import require_one_token
 from ..tasks.pairs import ABSENT
 from ..tasks.task import Task
 from .contributions import LogitAttribution
@@ -115,7 +115,7 @@ def _gather(
         if correct is not None or incorrect is not None:
             raise InputError("a task brings its own answers; leave correct and incorrect out, or give prompts instead")
         pairs = prompts.pairs
-        require_one_token(pairs, "direct logit attribution")
+        require_one_token(pairs.continuations, "direct logit attribution")
         return Prompts(pairs.clean_tokens.cpu(), pairs.mask.cpu()), pairs.correct, pairs.incorrect, prompts.provenance()
     given = as_prompts(model, prompts)
     if correct is None:

@@ -37,6 +37,7 @@ from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
 from ..shapes import Tokens
 from ..sites import Site
+from ..tasks.continuations import require_one_token
 from ..tasks.pairs import PromptPairs
 from ..tasks.task import Task
 from .directions import place_after
@@ -232,6 +233,7 @@ def _by_lens(model: TransformerBridge, lens: Lens, site: Site, train: Task, test
 
 def _lens_scores(model: TransformerBridge, lens: Lens, site: Site, pairs: PromptPairs) -> tuple[Tensor, Tensor]:
     """(logit difference per prompt, clean prompts first; whether it is clean)."""
+    require_one_token(pairs.continuations, "the reading of a lens")
     place, readout, found = place_after(model, lens, int(site.layer or 0)), Readout.of(model), []
     last = site.layer == int(model.cfg.n_layers) - 1
     for side in (pairs, pairs.corrupt_as_host()):

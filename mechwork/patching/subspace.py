@@ -25,6 +25,7 @@ from ..models.anatomy import ModelAnatomy, device_of, dtype_of
 from ..models.borrow import borrows, run_tail
 from ..runs.record import check_task
 from ..sites import SITE_KINDS, Site, hook_name, site_kind
+from ..tasks.continuations import require_one_token
 from ..tasks.task import Task
 from .exact import plan_sweep
 from .memory import d_mlp_of
@@ -238,6 +239,7 @@ def fit_das(
     if SITE_KINDS[site.kind].axes not in (("batch", "pos", "d_model"), ("batch", "pos", "d_mlp")):
         raise InputError(f"the host's search runs at sites without heads; got {site}")
     pairs = task.pairs
+    require_one_token(pairs.continuations, "the host's search")
     if not pairs.one_length or not 0 <= position < int(pairs.lengths[0]):
         raise InputError(f"the search needs prompts of one length and a position in them; got position {position}")
     device = device_of(model)

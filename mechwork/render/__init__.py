@@ -74,6 +74,8 @@ from .panels.lens_tables import render_attribution as render_attribution
 from .panels.lens_tables import render_decoders as render_decoders
 from .panels.lens_tables import render_directions as render_directions
 from .panels.lens_tables import render_head as render_head
+from .panels.query_key import query_key_figure as query_key_figure
+from .panels.query_key import render_query_key as render_query_key
 from .panels.steerable import render_steerable as render_steerable
 from .panels.steering import render_steering as render_steering
 from .panels.steering import steering_figure as steering_figure

@@ -42,7 +42,8 @@ class ShownPrompt:
 def find_example(findings: Findings) -> ShownPrompt:
     """The first prompt that a lens read, else the first of the test pairs."""
     task = findings.task.test
-    tokens = task.prompt_texts(0)[0]
+    # Of whole answers only the prompt itself: what follows it is the beginning of an answer.
+    tokens = task.prompt_texts(0)[0][: int(task.pairs.read_columns[0].min()) + 1]
     if task.answer_texts:
         answer, wrong = task.answer_texts[0]
     else:
@@ -85,7 +86,8 @@ def _places(effect: Effect, task: Task, n: int) -> list[int | None] | None:
     if spans and all(label in spans for label in labels):
         masks = [spans[label][0] for label in labels]
         return [next((k for k, mask in enumerate(masks) if bool(mask[i])), None) for i in range(n)]
-    return list(range(n)) if len(labels) == n and task.pairs.one_length else None
+    columns = int(task.pairs.lengths[0]) if task.pairs.one_length else 0
+    return list(range(n)) if len(labels) == columns else None
 
 
 def _probabilities(findings: Findings, task: Task, answer: str, wrong: str) -> tuple[float | None, float | None]:

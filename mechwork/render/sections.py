@@ -88,7 +88,7 @@ def _summary(findings: Findings) -> list[Fragment]:
 
 def _task(findings: Findings) -> list[Fragment]:
     task = findings.task
-    metric = METRIC_WORDS.get(task.metric.name, "a metric given by the user")
+    metric = METRIC_WORDS.get(task.metric.name, "number that the user's own function gives")
     splits = {split: task.splits.count(split) for split in dict.fromkeys(task.splits)}
     divided = f" ({', '.join(f'{n} {split}' for split, n in splits.items())})" if splits else ""
     lines = [
@@ -98,6 +98,11 @@ def _task(findings: Findings) -> list[Fragment]:
         )
     ]
     lines.append(f"<p>Metric: <b>{escape(words(task.metric.name))}</b>, the {escape(metric)}.</p>")
+    if (n := task.pairs.n_per_question) > 1:
+        lines.append(
+            f"<p>Answers have several tokens: {len(task) // n} questions of {n} pairs, whose prompts are followed by "
+            "the beginnings of their answers; numbers are per question.</p>"
+        )
     if task.citation:
         lines.append(f'<p class="mw-muted">After {escape(task.citation)}</p>')
     if not task.pairs.aligned:

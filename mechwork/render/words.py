@@ -15,6 +15,16 @@ METRIC_WORDS = {
     "kl_divergence": "KL(clean run ‖ this run) over the vocabulary at the last token, in nats; 0 for the clean run, "
     "so useful places have negative effects",
     "log_probability": "log of the summed probability of the correct answers at the last token, in nats",
+    "first_token": "mean logit of the correct answers' first tokens minus that of the incorrect ones'; in logits",
+    "first_difference": "mean logit of the correct answers' first tokens that differ minus that of the incorrect "
+    "ones'; in logits",
+    "sequence_difference": "mean log-probability of the whole correct answers minus that of the incorrect ones, token "
+    "after token; in nats",
+    "sequence_difference_per_token": "per token: mean log-probability of the correct answers, each divided by "
+    "its number of tokens, minus that of the incorrect ones; in nats",
+    "sequence_probability": "summed probability of the whole correct answers, token after token",
+    "sequence_probability_difference": "summed probability of the whole correct answers minus that of the incorrect "
+    "ones, token after token",
 }
 ABLATION_WORDS = {
     "corrupt": "every other edge carries its value in the paired corrupt prompt",

@@ -13,8 +13,8 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..errors import InputError
 from ..models.anatomy import block_norm, final_norm
+from ..tasks.continuations import require_one_token
 from ..tasks.pairs import ABSENT, PromptPairs
 
 if TYPE_CHECKING:
@@ -42,18 +42,9 @@ def answer_directions(model: TransformerBridge, pairs: PromptPairs) -> Float[Ten
     """Mean unembedding of the correct answers less that of the incorrect ones: what the logit difference reads of the
     normed stream.
     """
-    require_one_token(pairs, "what is written to an answer directly")
+    require_one_token(pairs.continuations, "what is written to an answer directly")
     W_U = model.W_U.detach()
     return _mean_columns(W_U, pairs.correct) - _mean_columns(W_U, pairs.incorrect)
-
-
-def require_one_token(pairs: PromptPairs, what: str) -> None:
-    """Raises `InputError` for pairs that carry whole answers, which no one difference of logits stands for."""
-    if pairs.continuations is not None:
-        raise InputError(
-            f"{what} is read off one difference of logits; these pairs carry whole answers. Build the task with "
-            "metric='first_difference'."
-        )
 
 
 def through_final_norm(

@@ -151,8 +151,8 @@ def from_chat(
 
     Raises `InputError` for a tokenizer without a template, roles out of order, and text that the template changes.
 
-    >>> rows = [{"clean": "Capital of Peru?", "corrupt": "Capital of Cuba?", "correct": "Lima", "incorrect": "Havana"}]
-    >>> task = mw.tasks.from_chat(model, rows, metric="sequence_difference")
+        pair = {"clean": "Capital of Peru?", "corrupt": "Capital of Cuba?", "correct": "Lima", "incorrect": "Havana"}
+        task = mw.tasks.from_chat(model, [pair], metric="sequence_difference")
     """
     return _from_rows(model, list(pairs), name, metric, "a chat", chat=True, system=system)
 
@@ -169,8 +169,9 @@ def from_prompt(
     scored under those ablations). Metric: logit of `answer` minus that of `rival`, single tokens; default: the most
     probable next token, and the most probable other one (1 forward). With `chat` the prompt is a user's turn.
 
-    >>> from_prompt(model, "The capital of Peru is").answer_texts
-    ((' Lima', ' a'),)
+    >>> task = mw.tasks.from_prompt(model, "When Mary and John went to the store, John gave a drink to")
+    >>> task.answer_texts[0][0]
+    ' Mary'
     """
     if not isinstance(prompt, str) or not prompt:
         raise InputError(f"a prompt is a text of at least one token; got {prompt!r:.60}")

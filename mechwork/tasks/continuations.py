@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..display import Readable
 from ..errors import InputError
 
 ABSENT = -1
@@ -25,7 +26,7 @@ ABSENT = -1
 
 
 @dataclass(frozen=True, eq=False)
-class Continuations:
+class Continuations(Readable):
     """Which token is read where. `tokens[row, answer, k]` is read `backs[row, answer, k]` columns before the row's last
     one; `ABSENT` pads.
 
@@ -82,6 +83,15 @@ class Continuations:
 
 
 TENSORS = ("backs", "tokens", "sides", "counts", "questions")
+
+
+def require_one_token(found: Continuations | None, what: str) -> None:
+    """Raises `InputError` for pairs that carry whole answers, which no one difference of logits stands for."""
+    if found is not None:
+        raise InputError(
+            f"{what} is read off one difference of logits; these pairs carry whole answers. Build the task with "
+            "metric='first_difference'."
+        )
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,11 @@ class Task(Readable):
             raise InputError(
                 f"as many corrupt as clean prompts are needed; got {len(asked.corrupt)}, {len(asked.clean)}"
             )
+        unequal = any(len(a) != len(b) for a, b in zip(asked.clean, asked.corrupt, strict=True))
+        if unequal and (spans is None or corrupt_spans is None):
+            PromptPairs.from_tokens(
+                clean, corrupt, [0] * len(asked.clean), [1] * len(asked.clean)
+            )  # says what is missing
         answers = nested_ids(correct, incorrect, len(asked.clean))
         asked, _, found = arrange(asked, answers, measure, [(str(c), str(i)) for c, i in answers])
         pairs = PromptPairs.from_tokens(

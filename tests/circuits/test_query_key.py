@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mechwork.circuits.scoring.query_key import QueryKeyAttribution, attribute_attention
+from mechwork.display import page
 from mechwork.errors import InputError, UnsupportedModelError
 from mechwork.models.anatomy import read_anatomy
 from mechwork.tasks.task import Task
@@ -76,4 +77,5 @@ def test_wrong_places(tiny_gpt2_64: Any, tiny_task: Task, tmp_path: Any) -> None
     assert (found.query, found.key) == (9, 0)
     again = QueryKeyAttribution.load(found.save(tmp_path / "found"))
     assert torch.equal(again.values, found.values)
+    assert "What makes a1.h0 look" in page(found)
     assert found.to_dataframe().shape == (len(found.writers) ** 2, 3)

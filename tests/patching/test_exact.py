@@ -10,6 +10,7 @@ import torch
 from mechwork.errors import InputError, MetricError, UnknownNameError
 from mechwork.models.anatomy import read_anatomy
 from mechwork.patching import Effects, attribute, patch
+from mechwork.patching.sweep import Tricks
 from mechwork.sites import SITE_KINDS
 from mechwork.tasks.pairs import ABSENT
 from mechwork.tasks.task import Task
@@ -221,3 +222,18 @@ def test_a_metric_that_is_nan_or_averaged(tiny_gpt2: Any, tiny_task: Task) -> No
 def test_a_metric_without_gradient(tiny_gpt2: Any, tiny_task: Task) -> None:
     with pytest.raises(MetricError, match="no gradient"):
         attribute(tiny_gpt2, tiny_task.with_metric(lambda logits, pairs: logits[:, -1, 0].detach()), ["resid_pre"])
+
+
+def test_a_prompt_that_ends_before_the_patched_span_is_read_at_its_own_end(tiny_gpt2_64: Any) -> None:
+    clean = [[5, 6, 7, 8], [5, 6, 7, 8, 9, 10, 11, 12, 13, 14]]
+    corrupt = [[5, 60, 7, 8], [5, 6, 7, 8, 9, 10, 11, 70, 13, 14]]
+    spans = [{"A": [1]}, {"A": [1], "LATE": [7]}]
+    task = Task.from_tokens(clean, corrupt, [1, 2], [3, 4], spans=spans)
+    kinds = ["resid_pre", "mlp_out", "attn_out", "v"]
+    fast = patch(tiny_gpt2_64, task, kinds, positions="spans")
+    slow = patch(tiny_gpt2_64, task, kinds, positions="spans", tricks=Tricks(suffix=False, readout=False))
+    late = fast["resid_pre"].labels["pos"].index("LATE")
+    assert fast["resid_pre"].per_example[0, :, late].tolist() == [0, 0, 0]
+    assert float(fast["resid_pre"].per_example[1, 0, late].abs()) > 1e-3
+    for kind in kinds:
+        torch.testing.assert_close(fast[kind].per_example, slow[kind].per_example)

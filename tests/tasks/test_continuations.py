@@ -16,6 +16,7 @@ from mechwork.circuits.testing.evaluate import measure_circuits
 from mechwork.discovery.stored_task import StoredTask
 from mechwork.errors import InputError
 from mechwork.execute.task import pack_task, unpack_task
+from mechwork.lenses import attribute_logits, read_lens
 from mechwork.patching import attribute, patch, patch_paths
 from mechwork.patching.sweep import Tricks
 from mechwork.sites import SITE_KINDS
@@ -265,3 +266,12 @@ def test_metrics_and_pairs_must_fit(tiny_gpt2_64: Any) -> None:
         build("first_difference", QUESTIONS[:1]).with_metric("sequence_difference")
     other = build().with_metric("sequence_probability")
     assert other.metric is METRICS["sequence_probability"]
+
+
+def test_what_reads_one_difference_of_logits_refuses_whole_answers(tiny_gpt2_64: Any) -> None:
+    with pytest.raises(InputError, match="metric='first_difference'"):
+        attribute_logits(tiny_gpt2_64, build())
+    with pytest.raises(InputError, match="the same number of tokens, or named spans"):
+        Task.from_tokens([[1, 2, 3]], [[1, 2, 2, 3]], [[[5, 6]]], [[[7]]], metric="sequence_difference")
+    table = read_lens(tiny_gpt2_64, build())
+    assert table.targets[0, N - 1] == QUESTIONS[0].correct[0][0]  # at each token of an answer the next one

@@ -62,7 +62,7 @@ class QueryKeyAttribution(Result, strongest="score"):
     key: int
     tokens: tuple[str, ...]
     writers: tuple[str, ...]
-    values: Float[Tensor, "writer writer2"]
+    values: Float[Tensor, "query_writer key_writer"]
     total: float
     provenance: Provenance
 

@@ -68,7 +68,7 @@ class SpanCircuit(Result):
 
     def _table(self) -> Table:
         """One row per span and edge."""
-        rows = self.mask.nonzero().tolist()
+        rows = (self.mask & self.space.mask).nonzero().tolist()
         return {"at": [self.labels[s] for s, _, _ in rows], "edge": [self.space.edge_name(i, j) for _, i, j in rows]}
 
 

@@ -81,7 +81,7 @@ def impairment_figure(study: Impairment) -> Figure:
         f"share of each task's own {words(study.metric_name)} lost when a component is {study.kind}-ablated; "
         "measured on held-out pairs"
     )
-    return _map(values, study.tasks, study.components, text, "Selective impairment", subtitle, limit=1.0)
+    return labelled_map(values, study.tasks, study.components, text, "Selective impairment", subtitle, limit=1.0)
 
 
 @draws(Impairment)
@@ -104,7 +104,7 @@ def interactions_figure(study: Interactions) -> Figure:
         f"effect of both less the effects of each, {study.kind} ablation, {words(study.metric_name)}; blue: "
         "redundant, red: synergistic"
     )
-    return _map(values, study.targets, study.targets, text, "Pairwise interactions", subtitle)
+    return labelled_map(values, study.targets, study.targets, text, "Pairwise interactions", subtitle)
 
 
 @draws(Interactions)
@@ -268,7 +268,7 @@ def _line(
     )  # fmt: skip
 
 
-def _map(
+def labelled_map(
     values: Sequence[Sequence[float]],
     rows: Sequence[str],
     columns: Sequence[str],
