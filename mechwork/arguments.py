@@ -16,6 +16,7 @@ import inspect
 import os
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 
 from .errors import InputError, MechworkError
@@ -87,7 +88,7 @@ def fits(value: Any, hint: Any) -> bool:
             return False
         alike = inner and container is not tuple and isinstance(value, list | tuple)
         return not alike or all(fits(one, inner[0]) for one in value)
-    if isinstance(container, type) and issubclass(container, os.PathLike):
+    if container is os.PathLike or (isinstance(container, type) and issubclass(container, Path)):
         return isinstance(value, os.PathLike)
     try:
         return isinstance(value, container)

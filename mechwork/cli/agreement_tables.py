@@ -76,7 +76,7 @@ def _means(study: AgreementStudy) -> list[str]:
             found = {rules: means[site, rules] for rules in study.rules}
             winner = best(getattr(one, name) for one in found.values())
             rows.append(
-                [site, *(_cell(getattr(one, name), interval and getattr(one, interval), winner)
+                [site, *(_cell(getattr(one, name), None if interval is None else getattr(one, interval), winner)
                          for one in found.values())]
             )  # fmt: skip
         parts += [f"### {title}", _table(["", *study.rules], [*rows, costs])]

@@ -182,7 +182,7 @@ class Changes:
         return first if self.ends is None else min(first, int(self.ends.min()))
 
 
-def _changes(sides: Sides, groups: list[list[Writer]], read: Readout) -> Changes:
+def _changes(sides: Sides, groups: list[list[Writer]], read: MetricReadout) -> Changes:
     found = []
     for group in groups:
         members = []

@@ -10,6 +10,7 @@ file NAME.py with a function NAME, and ``data/tasks/NAME.json``, are found by be
 
 from collections.abc import Callable
 from typing import Any as _Any
+from typing import cast as _cast
 
 from ..errors import UnknownNameError
 from ..folders import import_all as _import_all
@@ -56,7 +57,7 @@ TASKS: dict[str, Callable[..., Task]] = {
 for _name, _module in _import_all(__name__, __path__).items():
     _builder: _Any = vars(_module).get(_name)
     if callable(_builder):
-        TASKS.setdefault(_name, _builder)
+        TASKS.setdefault(_name, _cast("_Any", _builder))
         globals()[_name] = _builder  # not the module of the same name
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mechwork.ablation import AblationSpec, ablate, fit_ablation, study_self_repair
-from mechwork.circuits.ground_truth.weights import SHARP, Block, Blueprint, Head, Stream
+from mechwork.circuits.ground_truth.weights import SHARP, BlockWeights, Blueprint, HeadWeights, NamedStream
 from mechwork.errors import InputError
 from mechwork.models.anatomy import final_norm
 from mechwork.tasks.task import Task
@@ -103,7 +103,7 @@ def planted() -> tuple[Any, Task]:
     """a0.h0 moves the token at column 2 to the answer. Where that is missing, the heads of layer 1 look there instead
     of at column 0, and write it: h0 fully, h1 by .04, h2 by .06, h3 by .3 with a sign that changes from pair to pair.
     """
-    s = Stream(token=V, pos=N_POS, said=V)
+    s = NamedStream(token=V, pos=N_POS, said=V)
     token, pos, said = s.read("token"), s.read("pos"), s.read("said")
     here = torch.ones(N_POS, 1).double()
     missing = torch.cat([said @ torch.ones(V, 1).double(), 0.5 * pos @ here], dim=1)
@@ -121,8 +121,8 @@ def planted() -> tuple[Any, Task]:
         pos=s.write("pos", torch.eye(N_POS)),
         unembed=s.read("said"),
         blocks=[
-            Block([Head(q=last, k=places[:, 1:], v=token, o=said.T)]),
-            Block([Head(q=looks, k=places, v=token, o=scale @ said.T) for scale in (words, 0.04 * words, 0.06 * words,
+            BlockWeights([HeadWeights(q=last, k=places[:, 1:], v=token, o=said.T)]),
+            BlockWeights([HeadWeights(q=looks, k=places, v=token, o=scale @ said.T) for scale in (words, 0.04 * words, 0.06 * words,
                   signs)]),
         ],
     ).build()  # fmt: skip

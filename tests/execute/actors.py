@@ -22,7 +22,7 @@ def squares(n: int, log: Path, **settings: Any) -> tuple[Work, list[Unit]]:
     return work, [work.unit(slice(i, i + 1)) for i in range(n)]
 
 
-class Squares(engine._Worker):
+class Squares(engine._Inside):
     """An actor without a model."""
 
     def __init__(self, version: str, reference: dict[str, Any], n_gpus: float) -> None:

@@ -139,7 +139,7 @@ def measure_edges(
         model=identify_model(model),
         task=task.provenance(),
     )
-    return EdgeEffects(space, pairs.per_question(effects), direction, ablation, task.metric.name, provenance)
+    return EdgeEffects(space, task.pairs.per_question(effects), direction, ablation, task.metric.name, provenance)
 
 
 def record_sweep(

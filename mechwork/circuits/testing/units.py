@@ -29,7 +29,7 @@ from ...statistics import kl_nats
 from ...tasks.metrics import accuracy
 from ...tasks.pairs import PromptPairs
 from ...tasks.task import Task
-from ..graph.ablated import Ablation, restore_ablation
+from ..graph.ablated import CutWrites, restore_ablation
 from ..graph.prune import effective
 from ..graph.run import AblatedWrites, as_circuit
 from ..graph.space import EdgeSpace
@@ -58,7 +58,7 @@ def run_circuits(
     task: Task,
     space: EdgeSpace,
     masks: Sequence[EdgeMask],
-    ablation: Ablation,
+    ablation: CutWrites,
     n_pairs: int,
     seed: int,
     progress: Progress | None,
@@ -143,7 +143,7 @@ class Bench:
     task: Task
     space: EdgeSpace
     masks: Sequence[EdgeMask]
-    ablation: Ablation
+    ablation: CutWrites
     shared: Shared = field(default_factory=Shared)
     _whole: Tensor | None = field(default=None, init=False)
 
