@@ -122,8 +122,12 @@ def planted() -> tuple[Any, Task]:
         unembed=s.read("said"),
         blocks=[
             BlockWeights([HeadWeights(q=last, k=places[:, 1:], v=token, o=said.T)]),
-            BlockWeights([HeadWeights(q=looks, k=places, v=token, o=scale @ said.T) for scale in (words, 0.04 * words, 0.06 * words,
-                  signs)]),
+            BlockWeights(
+                [
+                    HeadWeights(q=looks, k=places, v=token, o=scale @ said.T)
+                    for scale in (words, 0.04 * words, 0.06 * words, signs)
+                ]
+            ),
         ],
     ).build()  # fmt: skip
     clean = [[0, 14, 1 + row, 13, 14, 13] for row in range(len(SIGNS))]

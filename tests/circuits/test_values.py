@@ -217,6 +217,7 @@ def test_every_number_of_a_curve_by_hand() -> None:
 
     curve, every = uneven_curve(), list(range(5))
     x, logs = list(curve.fractions), [math.log10(f) for f in curve.fractions]
+    assert curve.same_degree_per_example is not None
     chosen, signed = by_hand(curve.per_example, curve, every), by_hand(curve.signed_per_example, curve, every)
     controls = {
         name: [sum(pair) / 2 for pair in zip(*(by_hand(rows, curve, every) for rows in repeats), strict=True)]

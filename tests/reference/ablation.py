@@ -59,7 +59,7 @@ def deviation(model: Any, task: Any, kind: str, layer: int) -> Tensor:
     return (values - values.mean(dim=0)).pow(2).mean(dim=0).sqrt()
 
 
-def run_with(model: Any, tokens: Tensor, kind: str, layer: int, edit: Callable[[Tensor], None]) -> Tensor:
+def run_with(model: Any, tokens: Tensor, kind: str, layer: int, edit: Callable[[Tensor], object]) -> Tensor:
     """Logits with `edit` done in place on a copy of one activation."""
 
     def put(activation: Tensor, hook: Any) -> Tensor:
