@@ -28,8 +28,9 @@ from mechwork.circuits.scoring.nodes import score_nodes
 from mechwork.circuits.testing.evaluate import measure_circuits
 from mechwork.models.anatomy import read_anatomy
 from mechwork.models.borrow import run_tail
+from mechwork.relevance import GRADIENT
 from mechwork.runs import record_run
-from tests.benchmarks.common import cpu, plain_forward
+from tests.benchmarks.common import backward, cpu, plain_forward
 from tests.benchmarks.edges import added_peak, random_task
 
 N_PAIRS = 8
@@ -114,7 +115,7 @@ def _passes(model: Any, task: mw.Task) -> None:
 def peak(model_name: str, what: str = "") -> None:
     """Without `what`, every row in a process of its own."""
     if not what:
-        for what in ("passes", "eap", "relp", "eap-ig"):
+        for what in ("F + B", "passes", "eap", "relp", "eap-ig"):
             subprocess.run([sys.executable, "-m", "tests.benchmarks.real", "peak", model_name, what], check=True)
         return
     warnings.simplefilter("ignore")
@@ -122,7 +123,9 @@ def peak(model_name: str, what: str = "") -> None:
     model = mw.load_model(model_name)
     task = one_length(model)
     plain_forward(model, task[:1])
-    work = partial(_passes, model, task) if what == "passes" else partial(mw.score_edges, model, task, preset=what)
+    work = partial(mw.score_edges, model, task, preset=what)
+    if what in ("F + B", "passes"):
+        work = partial(_passes, model, task) if what == "passes" else partial(backward, model, task, GRADIENT)
     print(f"{what:<10}{added_peak(work):8.0f} MiB", flush=True)
 
 
