@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..arguments import checked
 from ..display import Readable
 from ..errors import InputError, MetricError
 from ..models.anatomy import device_of
@@ -51,6 +52,7 @@ class Task(Readable):
     answer_texts: tuple[tuple[str, str], ...] = ()
 
     @classmethod
+    @checked
     def from_tokens(
         cls,
         clean: Tensor | Sequence[Sequence[int]],
