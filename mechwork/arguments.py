@@ -11,9 +11,12 @@ cannot be read, or that say more than a type, are taken to fit. Bottom layer: im
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
+import operator
 import os
+import sys
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +28,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 RAW = (TypeError, AttributeError, ValueError, LookupError, ArithmeticError, RuntimeError, AssertionError)
 """What a wrong argument causes somewhere inside."""
+MOST = 1000
+"""Entries of a sequence that are looked at."""
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
@@ -76,17 +81,16 @@ def fits(value: Any, hint: Any) -> bool:
     if origin is Literal:
         return any(type(value) is type(one) and value == one for one in inner)
     if hint in (int, float):
-        number = hasattr(value, "__index__") or (hint is float and hasattr(value, "__float__"))
-        return number and not isinstance(value, bool) and getattr(value, "ndim", 0) == 0
+        return not isinstance(value, bool) and _is_number(value, hint)
     container = origin if origin is not None else hint
     if container is Callable or container is types.FunctionType or getattr(container, "_is_protocol", False):
         return callable(value) or "__call__" not in vars(container)
     if isinstance(container, type) and issubclass(container, Mapping):
         return isinstance(value, Mapping)
     if container in (Sequence, Iterable, list, tuple):
-        if isinstance(value, str | bytes | Mapping) or not hasattr(value, "__iter__"):
+        if isinstance(value, str | bytes | Mapping) or not hasattr(value, "__iter__") or getattr(value, "ndim", 1) == 0:
             return False
-        alike = inner and container is not tuple and isinstance(value, list | tuple)
+        alike = inner and container is not tuple and hasattr(value, "__len__") and len(value) <= MOST
         return not alike or all(fits(one, inner[0]) for one in value)
     if container is os.PathLike or (isinstance(container, type) and issubclass(container, Path)):
         return isinstance(value, os.PathLike)
@@ -94,3 +98,23 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, container)
     except TypeError:
         return True
+
+
+def _is_number(value: Any, hint: type) -> bool:
+    try:
+        operator.index(value) if hint is int else float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return False
+    return not isinstance(value, str | bytes)
+
+
+def check_fields(value: Any) -> None:
+    """Of a dataclass, at the top of its ``__post_init__``: raises `InputError` for a field of a wrong type."""
+    cls = type(value)
+    for field in dataclasses.fields(value):
+        try:
+            hint = eval(field.type, vars(sys.modules[cls.__module__])) if isinstance(field.type, str) else field.type  # noqa: S307
+        except Exception:  # noqa: BLE001, S112 - names that only type checkers import
+            continue
+        if not fits(found := getattr(value, field.name), hint):
+            raise InputError(f"{field.name} of {cls.__name__} is {field.type}; got {found!r:.80}")

@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..arguments import check_fields
 from ..artefact import read_artefact, write_artefact
 from ..errors import ArtefactError, InputError, UnknownNameError, check_seed
 from ..files import reading
@@ -78,6 +79,7 @@ class AblationSpec:
             raise InputError(f"targets is a list of at least one target, e.g. ['a1.h0', 'm2']; got {self.targets!r}")
         if self.kind not in KINDS:
             raise UnknownNameError("ablation", self.kind, KINDS)
+        check_fields(self)
         if isinstance(self.positions, str) or (self.positions is not None and not self.positions):
             raise InputError(f"positions is a list of spans or columns, or None for all; got {self.positions!r}")
         for position in self.positions or ():

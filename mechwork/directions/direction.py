@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..arguments import check_fields
 from ..artefact import read_artefact, write_artefact
 from ..display import Readable
 from ..encoding import Decoder
@@ -53,6 +54,7 @@ class Direction(Readable):
     centre: Float[Tensor, " d"] | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_vector_site(self.site)
         if self.vector.ndim != 1 or (self.centre is not None and self.centre.shape != self.vector.shape):
             shape = tuple(self.vector.shape)

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..arguments import checked
 from ..display import Readable
 from ..errors import InputError
 from ..models.anatomy import check_ready, device_of
@@ -88,6 +89,7 @@ class Examples(Readable):
         )
 
     @classmethod
+    @checked
     def of_tokens(
         cls,
         prompts: Sequence[Sequence[int]],

@@ -116,7 +116,7 @@ def open_text(
         raise InputError(f"rows have 2 to {anatomy.n_ctx} tokens, the model's context; got width={width}")
     if packing and packing not in PACKINGS:
         raise UnknownNameError("packing", packing, PACKINGS)
-    if isinstance(source, str) and not Path(source).exists():
+    if isinstance(source, str) and not _is_there(source):
         return _recipe_stream(model, source, width, packing or "documents", seed)
     documents, facts = _documents(source, column)
     begin = [model.tokenizer.bos_token_id] if model.tokenizer is not None and prepends_bos(model) else []
@@ -260,3 +260,11 @@ def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
             held = []
     if held:
         yield "".join(held).rstrip("\n")
+
+
+def _is_there(name: str) -> bool:
+    """Whether a file has that name; no for what no file can be called."""
+    try:
+        return Path(name).exists()
+    except (OSError, ValueError):
+        return False

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..arguments import checked
 from ..display import Readable
 from ..errors import InputError, MetricError
 from ..harmless import visible
@@ -58,6 +59,7 @@ class Task(Readable):
             )
 
     @classmethod
+    @checked
     def from_tokens(
         cls,
         clean: Tensor | Sequence[Sequence[int]],

@@ -74,7 +74,7 @@ def _acdc(folder: Path) -> str:
 
 def _lens(folder: Path) -> str:
     made = train_lens(model_of("gpt2"), ROWS, LENS, folder=folder / "c", checkpoint_every=1)
-    return _digest([*made.lens.parts.values(), made.best])
+    return _digest([*(part for _, part in sorted(made.lens.parts.items())), made.best])
 
 
 def _features(folder: Path) -> str:
@@ -85,7 +85,7 @@ def _features(folder: Path) -> str:
 
 
 def _model(folder: Path) -> str:
-    return _digest(train(RECIPE, folder / "c").model.state_dict().values())
+    return _digest(part for _, part in sorted(train(RECIPE, folder / "c").model.state_dict().items()))
 
 
 def _discover(folder: Path) -> str:

@@ -72,7 +72,7 @@ def pages(text: str) -> dict[str, str]:
     return {
         "report": render_report(task, circuit, title=f"t {text}", texts={"summary": f"s {text}"}),
         "class report": render_report(task, circuit, audience="class"),
-        "graph": render_graph(circuit, task),
+        "graph": render_graph(circuit),
     }
 
 

@@ -27,6 +27,7 @@ from mechwork.sites import Site
 from mechwork.tasks.task import Task
 from tests.families import build_model, build_task
 from tests.faults.core import changes, softmax_slope, thread_state
+from tests.faults.interrupts import Counter, fault
 
 
 def test_1_a_checkpoint_is_one_file(tmp_path: Path) -> None:
@@ -63,18 +64,12 @@ def test_4_an_interrupt_under_gim_leaves_no_function_mode(tiny_task: Task) -> No
     model = build_model("opt", torch.float32)
     mw.attribute(model, tiny_task, ["resid_pre"], rules="gim")
     before, slope = thread_state(), softmax_slope()
-    module = model.blocks[1].mlp
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    for register in (module.register_forward_pre_hook, model.blocks[1].attn.o.register_forward_hook):
-        handle = register(stop)
-        with pytest.raises(KeyboardInterrupt):
-            mw.attribute(model, tiny_task, ["resid_pre"], rules="gim")
-        handle.remove()
-        assert not changes(before, thread_state())
-        assert softmax_slope() == slope
+    for k in (3, 9, 15, 21):
+        for kind in ("before a module", "after a module"):
+            with pytest.raises(KeyboardInterrupt), fault(kind, Counter(k, KeyboardInterrupt("injected"))):
+                mw.attribute(model, tiny_task, ["resid_pre"], rules="gim")
+            assert not changes(before, thread_state())
+            assert softmax_slope() == slope
 
 
 def test_cleanup_that_fails_once_leaves_no_hook(tiny_gpt2: Any, monkeypatch: pytest.MonkeyPatch) -> None:

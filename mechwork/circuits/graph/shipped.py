@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ... import bundled
+from ...arguments import checked
 from ...errors import UnknownNameError
 from ...files import read_json
 from .circuit import Circuit
@@ -25,6 +26,7 @@ def circuit_names() -> list[str]:
     return [f"{card.parent.name}/{task}" for card in cards for task in sorted(read_json(card)["circuits"])]
 
 
+@checked
 def load_circuit(name: str | Path) -> Circuit:
     """A shipped circuit (``"gpt2-6l/ioi"``), or one from a file that `Circuit.save` wrote.
 

@@ -87,7 +87,7 @@ def learn_circuit(
     identity = identify_model(model)
     if not 0 < n_edges <= space.n_edges:
         raise InputError(f"the size of a circuit is 1 to {space.n_edges} edges for this graph; got {n_edges}")
-    if n_steps < 0 or batch_size < 1 or not rate > 0:
+    if n_steps < 0 or batch_size < 1 or not 0 < rate < 1e6:
         raise InputError(
             f"n_steps is at least 0, batch_size at least 1 and rate above 0; got {n_steps}, {batch_size} and {rate}"
         )
