@@ -230,8 +230,8 @@ for place, word, rank in course.live("lens", lens)[::3]:
     print(f"{place:<14} says {word!r:<16} rank of ' she': {rank}")
 
 # %% [markdown]
-# Read more: Allal et al. 2025, *SmolLM2: When Smol Goes Big* (the model); Kramar et al. 2024, *AtP\** (estimates that
-# fail, and what to do); Ainslie et al. 2023, *GQA* (shared keys and values).
+# Read more: Ben Allal et al. 2025, *SmolLM2: When Smol Goes Big* (the model); Kramár et al. 2024, *AtP\** (estimates
+# that fail, and what to do); Ainslie et al. 2023, *GQA* (shared keys and values).
 #
 # ## Keep it
 

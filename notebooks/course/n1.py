@@ -1,4 +1,4 @@
-"""Exercises of notebook 1, First circuit in five minutes."""
+"""Exercises of notebook 1, First circuit."""
 
 from __future__ import annotations
 

@@ -4,7 +4,10 @@
 Runs on any Python 3 and imports nothing that might be missing before it has looked.
 """
 
+import importlib
 import importlib.util
+import os
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -33,7 +36,7 @@ def begin(notebook):
             "Choose another kernel (menu Kernel, 'Change Kernel'), or make an environment with a newer Python and, "
             "{}".format(*NEEDED, version, INSTALL)
         )
-    if importlib.util.find_spec("mechwork") is None:
+    if importlib.util.find_spec("mechwork") is None and not _install_where_hosted():
         raise NotReadyError(
             "mechwork is not installed in the Python of this kernel ({}).\nInstall it, {}".format(
                 sys.executable, INSTALL
@@ -60,6 +63,29 @@ def begin(notebook):
             notebook, version, mechwork.__version__
         )
     )
+
+
+def _install_where_hosted():
+    """On Colab and Binder, where a machine is new each time, install mechwork; says whether it is there afterwards.
+
+    Offline first: a wheel beside the notebook or in dist/, else the folder above, if it is the repository. On a machine
+    of one's own nothing is ever installed.
+    """
+    if not ("COLAB_RELEASE_TAG" in os.environ or "BINDER_SERVICE_HOST" in os.environ):
+        return False
+    command = [sys.executable, "-m", "pip", "install", "-q"]
+    above = Path("..")
+    wheels = sorted(Path().glob("mechwork-*.whl")) or sorted((above / "dist").glob("mechwork-*.whl"))
+    if wheels:
+        command += [str(wheels[-1])]
+    elif (above / "pyproject.toml").exists():
+        command += ["-c", str(above / "constraints.txt"), str(above)]
+    else:
+        return False
+    print("Installing mechwork on this hosted machine; this takes some minutes.")
+    subprocess.check_call(command)  # noqa: S603 - pip of this Python, with paths that lie here
+    importlib.invalidate_caches()
+    return importlib.util.find_spec("mechwork") is not None
 
 
 def place(name):

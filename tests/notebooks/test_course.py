@@ -54,6 +54,52 @@ def test_no_mechwork_is_told_to_install_it(monkeypatch: pytest.MonkeyPatch) -> N
     assert caught.value._render_traceback_() == [str(caught.value)]
 
 
+@pytest.mark.parametrize("hosted", ["COLAB_RELEASE_TAG", "BINDER_SERVICE_HOST"])
+@pytest.mark.parametrize("there", ["wheel", "repository", "nothing"])
+def test_a_hosted_machine_installs_offline_first(
+    hosted: str, there: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A wheel beside the notebook, else the repository above it; with neither, the usual message."""
+    ran: list[list[str]] = []
+    monkeypatch.setenv(hosted, "1")
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    if there != "nothing":
+        (tmp_path / "pyproject.toml").touch()
+    if there == "wheel":
+        Path("mechwork-0.1.0-py3-none-any.whl").touch()
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found(name) if ran else None)
+    monkeypatch.setattr(start.subprocess, "check_call", ran.append)
+    if there == "nothing":
+        with pytest.raises(start.NotReadyError, match="not installed"):
+            start.begin("1")
+        assert not ran
+        return
+    start.begin("1")
+    wheel = ["mechwork-0.1.0-py3-none-any.whl"]
+    asked = wheel if there == "wheel" else ["-c", str(Path("..", "constraints.txt")), ".."]
+    assert ran == [[sys.executable, "-m", "pip", "install", "-q", *asked]]
+
+
+@pytest.mark.parametrize("hosted", ["COLAB_RELEASE_TAG", "BINDER_SERVICE_HOST", ""])
+def test_nothing_is_installed_where_mechwork_is_there(hosted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(hosted or "NOT_HOSTED", "1")
+    monkeypatch.setattr(start.subprocess, "check_call", lambda command: pytest.fail("nothing is to be installed"))
+    start.begin("1")
+
+
+def test_a_machine_of_ones_own_is_never_installed_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "mechwork-0.1.0-py3-none-any.whl").touch()
+    monkeypatch.chdir(tmp_path)
+    for variable in ("COLAB_RELEASE_TAG", "BINDER_SERVICE_HOST"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(start.subprocess, "check_call", lambda command: pytest.fail("nothing is to be installed"))
+    with pytest.raises(start.NotReadyError, match="not installed"):
+        start.begin("1")
+
+
 def test_another_mechwork_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     other = SimpleNamespace(__file__="/elsewhere/mechwork.py")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: other)
