@@ -54,3 +54,5 @@ from .testing.leaderboard import Leaderboard as Leaderboard
 from .testing.leaderboard import run_leaderboard as run_leaderboard
 from .testing.reuse import CircuitReuse as CircuitReuse
 from .testing.reuse import study_reuse as study_reuse
+from .testing.small import EdgeStudy as EdgeStudy
+from .testing.small import study_edges as study_edges

@@ -12,26 +12,34 @@ if TYPE_CHECKING:
 Facts = Mapping[str, Mapping[str, Any]]
 
 
-def page(study: AgreementStudy, edges: EdgeStudy | None, facts: Facts, left_out: Sequence[str]) -> str:
+def page(study: AgreementStudy | None, edges: EdgeStudy | None, facts: Facts, left_out: Sequence[str]) -> str:
     """What was run, the means over all cases, each task's own means, and the edges."""
+    parts = [] if study is None else _effects(study, facts)
+    parts += [f"Left out: {line}" for line in left_out]
+    if edges is not None:
+        parts += [*([_title(edges.provenance["model"])] if study is None else []), *_edges(edges, facts)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _title(model: Mapping[str, Any]) -> str:
+    origin = "".join(f", {key} {value}" for key, value in model.get("origin", {}).items())
+    return f"{model['name']} ({model['anatomy']['architecture']}, {model['dtype']}{origin})"
+
+
+def _effects(study: AgreementStudy, facts: Facts) -> list[str]:
     settings = study.provenance
     model = settings["model"]
-    origin = "".join(f", {key} {value}" for key, value in model.get("origin", {}).items())
     sample = f"{settings['n_places']} random places" if settings["n_places"] else "every place"
-    parts = [
+    return [
         f"# Estimated against measured effects: {model['name']}",
         (
-            f"{model['name']} ({model['anatomy']['architecture']}, {model['dtype']}{origin}), {len(study.tasks)} cases "
-            f"of {settings['tasks'][0]['n']} pairs, {settings['direction']}, {sample} of each kind, seed "
-            f"{settings['seed']}."
+            f"{_title(model)}, {len(study.tasks)} cases of {settings['tasks'][0]['n']} pairs, "
+            f"{settings['direction']}, {sample} of each kind, seed {settings['seed']}."
         ),
         _cases(study.tasks, facts),
-        *(f"Left out: {line}" for line in left_out),
         *_means(study),
         *_by_task(study, facts),
-        *([] if edges is None else _edges(edges, facts)),
     ]
-    return "\n\n".join(parts) + "\n"
 
 
 def edges_text(edges: EdgeStudy) -> str:
