@@ -82,7 +82,7 @@ def _means(study: AgreementStudy) -> list[str]:
         rows = []
         for site in study.sites:
             found = {rules: means[site, rules] for rules in study.rules}
-            winner = best(getattr(one, name) for one in found.values())
+            winner = best((v for one in found.values() if (v := getattr(one, name)) == v), default=float("nan"))
             rows.append(
                 [site, *(_cell(getattr(one, name), interval and getattr(one, interval), winner)
                          for one in found.values())]
@@ -101,7 +101,7 @@ def _by_task(study: AgreementStudy, facts: Facts) -> list[str]:
             cells = []
             for rules in study.rules:
                 found = [study.rows[name, site, rules] for name in names]
-                r, error = (sum(getattr(a, what) for a in found) / len(found) for what in ("pearson", "relative_error"))
+                r, error = (_mean([getattr(a, what) for a in found]) for what in ("pearson", "relative_error"))
                 cells.append(f"{_number(r)} / {_number(error, 2)}")
             rows.append([base, site, *cells])
     return ["## By task", "Pearson / relative error, means over the task's cases.", _table(
@@ -135,7 +135,9 @@ def _edges(edges: EdgeStudy, facts: Facts) -> list[str]:
 
 
 def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+    """Of the numbers among the values: a correlation does not exist where all effects are the same."""
+    numbers = [value for value in values if value == value]
+    return sum(numbers) / len(numbers) if numbers else float("nan")
 
 
 def _cell(value: float, interval: tuple[float, float] | None, winner: float) -> str:
