@@ -48,8 +48,11 @@ SLOW = {
     "mechwork.circuits.scoring.exact_edges.measure_edges",
     "mechwork.circuits.search.learned.learn_circuit",
     "mechwork.circuits.testing.reuse.study_reuse",
+    "mechwork.circuits.testing.small.study_edges",
     "mechwork.circuits.scoring.stability.compare_selections",
     "mechwork.circuits.scoring.verify.verify_edges",
+    "mechwork.comparison.over_training.divergence_over_training",
+    "mechwork.comparison.over_training.separation_over_training",
     "mechwork.patching.study.study_agreement",
     "mechwork.render.graph.pages.render_positions",
 }

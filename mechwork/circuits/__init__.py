@@ -56,6 +56,8 @@ from .testing.leaderboard import Leaderboard as Leaderboard
 from .testing.leaderboard import run_leaderboard as run_leaderboard
 from .testing.reuse import CircuitReuse as CircuitReuse
 from .testing.reuse import study_reuse as study_reuse
+from .testing.small import EdgeStudy as EdgeStudy
+from .testing.small import study_edges as study_edges
 from .testing.spans import SpanCircuit as SpanCircuit
 from .testing.spans import SpanEvaluation as SpanEvaluation
 from .testing.spans import evaluate_spans as evaluate_spans

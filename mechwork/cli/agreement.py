@@ -32,7 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_tasks(parser, "names of tasks (default: all that the model was made for)")
     parser.add_argument(
         "--presets", "--rules", dest="rules", metavar="NAMES", default="all",
-        help="presets of rules, with commas; ig5 and relp-ig5 are paths of five points (default: all presets)",
+        help="presets of rules, with commas; ig5 and relp-ig5 are paths of five points; none: edges alone (default: "
+        "all presets)",
     )  # fmt: skip
     parser.add_argument(
         "--ig-steps", type=at_least(2), metavar="K", help="also compare gradients and RelP with K points on the path"
@@ -45,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--least-accuracy", type=float, default=0.7, metavar="X",
-        help="a task that the model does worse is listed, not measured (default: %(default)s)",
+        help="a task that the model does worse is listed, not measured; 0: whatever it does (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--direction", choices=("denoise", "noise"), default="denoise", help="(default: denoise)")
     parser.add_argument("--spans", action="store_true", help="measure the task's spans rather than every position")
@@ -77,8 +78,10 @@ def run(args: argparse.Namespace, console: Console) -> None:
         raise InputError(f"--least-accuracy is a share from 0 to 1; got {args.least_accuracy}")
     if args.places and args.screen:
         raise InputError("--places draws places and --screen chooses them; give one")
-    names = list(PRESETS) if args.rules == "all" else args.rules.split(",")
-    if args.ig_steps:
+    if args.rules == "none" and not args.edges:
+        raise InputError("--presets none leaves nothing to do without --edges PRESETS; give some of either")
+    names = list(PRESETS) if args.rules == "all" else [] if args.rules == "none" else args.rules.split(",")
+    if args.ig_steps and names:
         names += [name for name in (f"ig{args.ig_steps}", f"relp-ig{args.ig_steps}") if name not in names]
     estimators = [find_estimator(name) for name in names]
     edge_presets = args.edges.split(",") if args.edges else []
@@ -91,7 +94,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
         own = argparse.Namespace(**{**vars(args), "model": name})
         out = args.out / (name if len(models) > 1 else "") if args.out else None
         cases = Cases(load(own), own, console, None if out is None else out / "kept")
-        study = _study(cases, estimators)
+        study = _study(cases, estimators) if estimators else None
         edges = _edges(cases, edge_presets) if edge_presets else None
         studies += [study] if edges is None else [study, edges]
         where = ", at the tasks' spans" if args.spans else ""
@@ -101,9 +104,9 @@ def run(args: argparse.Namespace, console: Console) -> None:
             "against the measured effect"
         )
         left = [f"left out: {line}" for line in cases.left_out]
-        texts += [f"{title}\n\n{study.table()}", *left, *([edges_text(edges)] if edges else [])]
+        texts += [*([f"{title}\n\n{study.table()}"] if study else []), *left, *([edges_text(edges)] if edges else [])]
         data.append(
-            {"model": name, "left_out": cases.left_out, **study.to_json()}
+            {"model": name, "left_out": cases.left_out, **(study.to_json() if study else {})}
             | ({"edges": edges.to_dataframe().to_dict("records")} if edges else {})
         )
         if out is not None:
@@ -179,10 +182,10 @@ class Cases:
                 impossible.add(name)
                 self._leave_out(f"{name}: {error}")
                 return False
-            self.accuracies[name, template] = self._accuracy(task, said)
+            self.accuracies[name, template] = self._accuracy(task, said) if self.args.least_accuracy else float("nan")
             if self.accuracies[name, template] < self.args.least_accuracy:
                 self._leave_out(f"{said}: right in {self.accuracies[name, template]:.2f} of {len(task)} pairs")
-        return self.accuracies[name, template] >= self.args.least_accuracy
+        return not self.accuracies[name, template] < self.args.least_accuracy
 
     def _accuracy(self, task: Any, said: str) -> float:
         """The model's accuracy, measured once for the folder."""

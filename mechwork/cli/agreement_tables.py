@@ -12,26 +12,34 @@ if TYPE_CHECKING:
 Facts = Mapping[str, Mapping[str, Any]]
 
 
-def page(study: AgreementStudy, edges: EdgeStudy | None, facts: Facts, left_out: Sequence[str]) -> str:
+def page(study: AgreementStudy | None, edges: EdgeStudy | None, facts: Facts, left_out: Sequence[str]) -> str:
     """What was run, the means over all cases, each task's own means, and the edges."""
+    parts = [] if study is None else _effects(study, facts)
+    parts += [f"Left out: {line}" for line in left_out]
+    if edges is not None:
+        parts += [*([_title(edges.provenance["model"])] if study is None else []), *_edges(edges, facts)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _title(model: Mapping[str, Any]) -> str:
+    origin = "".join(f", {key} {value}" for key, value in model.get("origin", {}).items())
+    return f"{model['name']} ({model['anatomy']['architecture']}, {model['dtype']}{origin})"
+
+
+def _effects(study: AgreementStudy, facts: Facts) -> list[str]:
     settings = study.provenance
     model = settings["model"]
-    origin = "".join(f", {key} {value}" for key, value in model.get("origin", {}).items())
     sample = f"{settings['n_places']} random places" if settings["n_places"] else "every place"
-    parts = [
+    return [
         f"# Estimated against measured effects: {model['name']}",
         (
-            f"{model['name']} ({model['anatomy']['architecture']}, {model['dtype']}{origin}), {len(study.tasks)} cases "
-            f"of {settings['tasks'][0]['n']} pairs, {settings['direction']}, {sample} of each kind, seed "
-            f"{settings['seed']}."
+            f"{_title(model)}, {len(study.tasks)} cases of {settings['tasks'][0]['n']} pairs, "
+            f"{settings['direction']}, {sample} of each kind, seed {settings['seed']}."
         ),
         _cases(study.tasks, facts),
-        *(f"Left out: {line}" for line in left_out),
         *_means(study),
         *_by_task(study, facts),
-        *([] if edges is None else _edges(edges, facts)),
     ]
-    return "\n\n".join(parts) + "\n"
 
 
 def edges_text(edges: EdgeStudy) -> str:
@@ -74,7 +82,7 @@ def _means(study: AgreementStudy) -> list[str]:
         rows = []
         for site in study.sites:
             found = {rules: means[site, rules] for rules in study.rules}
-            winner = best(getattr(one, name) for one in found.values())
+            winner = best((v for one in found.values() if (v := getattr(one, name)) == v), default=float("nan"))
             rows.append(
                 [site, *(_cell(getattr(one, name), None if interval is None else getattr(one, interval), winner)
                          for one in found.values())]
@@ -93,7 +101,7 @@ def _by_task(study: AgreementStudy, facts: Facts) -> list[str]:
             cells = []
             for rules in study.rules:
                 found = [study.rows[name, site, rules] for name in names]
-                r, error = (sum(getattr(a, what) for a in found) / len(found) for what in ("pearson", "relative_error"))
+                r, error = (_mean([getattr(a, what) for a in found]) for what in ("pearson", "relative_error"))
                 cells.append(f"{_number(r)} / {_number(error, 2)}")
             rows.append([base, site, *cells])
     return ["## By task", "Pearson / relative error, means over the task's cases.", _table(
@@ -127,7 +135,9 @@ def _edges(edges: EdgeStudy, facts: Facts) -> list[str]:
 
 
 def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+    """Of the numbers among the values: a correlation does not exist where all effects are the same."""
+    numbers = [value for value in values if value == value]
+    return sum(numbers) / len(numbers) if numbers else float("nan")
 
 
 def _cell(value: float, interval: tuple[float, float] | None, winner: float) -> str:

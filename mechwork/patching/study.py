@@ -96,9 +96,9 @@ class AgreementStudy(Result):
         return tuple(dict.fromkeys(rules for _, _, rules in self.rows))
 
     def mean(self, site: str, rules: str) -> tuple[float, float]:
-        """Pearson correlation and relative error at a kind of site, averaged over the tasks."""
+        """Pearson correlation (where there is one) and relative error at a kind of site, averaged over the tasks."""
         found = [self.rows[task, site, rules] for task in self.tasks]
-        return sum(a.pearson for a in found) / len(found), sum(a.relative_error for a in found) / len(found)
+        return _mean_of([a.pearson for a in found]), _mean_of([a.relative_error for a in found])
 
     def means(self, *, seed: int = 0) -> list[MeanAgreement]:
         """Per kind of site and estimator, means over the tasks. Tasks without a number (a side is constant) are left
@@ -247,6 +247,12 @@ def judge(measured: MeasuredPlaces, kind: str, name: str, cost: int = 0, seed: i
         cost=cost,
         measured_cost=measured.estimates[name].seconds / max(measured.seconds["forward"], 1e-9),
     )
+
+
+def _mean_of(values: Sequence[float]) -> float:
+    """Mean of the numbers among the values."""
+    numbers = [value for value in values if value == value]
+    return sum(numbers) / len(numbers) if numbers else float("nan")
 
 
 def _mean(values: Sequence[float], seed: int) -> tuple[float, tuple[float, float]]:
