@@ -124,11 +124,11 @@ class Explanation(Result):
 
 def _by_node(ablated: Effects) -> list[tuple[str, float]]:
     found: list[tuple[str, float]] = []
-    if "z" in ablated:
+    if "z" in ablated.by_kind:
         values = ablated["z"].values
         rows = values.reshape(values.shape[0], -1).tolist()
         found += [(head_name(i, j), value) for i, row in enumerate(rows) for j, value in enumerate(row)]
-    if "mlp_out" in ablated:
+    if "mlp_out" in ablated.by_kind:
         found += [(f"m{i}", value) for i, value in enumerate(ablated["mlp_out"].values.flatten().tolist())]
     return sorted(found, key=lambda one: -abs(one[1]))
 
