@@ -131,8 +131,6 @@ class SelfRepair(Result):
             )
         return "\n".join(lines)
 
-    __repr__ = __str__
-
 
 def study_self_repair(
     model: TransformerBridge,
