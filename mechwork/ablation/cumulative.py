@@ -89,8 +89,6 @@ class CumulativeAblation(Result):
         lines += [f"{name:<24}" + "".join(f"{x:8.2f}" for x in self.mean(name).tolist()) for name in names]
         return "\n".join(lines)
 
-    __repr__ = __str__
-
 
 def study_cumulative(
     model: TransformerBridge,

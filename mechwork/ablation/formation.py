@@ -103,8 +103,6 @@ class Formation(Result):
             )
         return "\n".join(lines)
 
-    __repr__ = __str__
-
 
 def study_formation(
     name: str | Sequence[str | Path] = "attn-only-2l",

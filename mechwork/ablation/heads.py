@@ -72,8 +72,6 @@ class HeadStudy(Result):
             lines.append(f"{row.head:<7} {row.effect:8.3f} {row.standard_error:6.3f} {direct}  {seen}  {row.role}")
         return "\n".join(lines)
 
-    __repr__ = __str__
-
 
 Rule = Callable[[HeadRow, float], bool]
 """(measurements, largest absolute effect of the study) -> whether the role fits."""

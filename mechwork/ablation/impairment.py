@@ -120,8 +120,6 @@ class Impairment(Result):
             )
         return "\n".join(lines)
 
-    __repr__ = __str__
-
 
 def study_impairment(
     model: TransformerBridge,

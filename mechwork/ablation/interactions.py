@@ -82,8 +82,6 @@ class Interactions(Result):
             lines.append(f"  {a:<7} {b:<7} {value:+8.3f}   alone {effects[0]:+.3f}, {effects[1]:+.3f}   p {p:.3f}")
         return "\n".join(lines)
 
-    __repr__ = __str__
-
 
 def study_interactions(
     model: TransformerBridge,
@@ -153,8 +151,6 @@ class KnockOutIn(Result):
             for i in order
         ]
         return "\n".join(lines)
-
-    __repr__ = __str__
 
 
 def study_knock_out_in(

@@ -89,8 +89,6 @@ class Removal(Result):
         ]
         return "\n".join(lines)
 
-    __repr__ = __str__
-
 
 def remove_top_heads(
     model: TransformerBridge,

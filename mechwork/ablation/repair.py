@@ -132,8 +132,6 @@ class SelfRepair(Result):
             )
         return "\n".join(lines)
 
-    __repr__ = __str__
-
 
 @borrows
 def study_self_repair(

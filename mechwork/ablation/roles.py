@@ -118,8 +118,6 @@ class RoleTable(Result):
         lines.append(f"{'chance':<8}" + "".join(f"{float(self.null_mean[name].mean()):{width}.2f}" for name in names))
         return "\n".join([*lines, *self.notes])
 
-    __repr__ = __str__
-
 
 def measure_roles(
     model: TransformerBridge, prompts: RepeatedTokens | None = None, *, n_null: int | None = None, seed: int = 0

@@ -104,8 +104,6 @@ class AblationResult(Result):
         ]
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
-    __repr__ = __str__
-
 
 @borrows
 def ablate(

@@ -107,8 +107,6 @@ class CopySuppression(Result):
         ]
         return "\n".join(lines)
 
-    __repr__ = __str__
-
 
 @borrows
 def study_copy_suppression(

@@ -132,8 +132,6 @@ class Telemetry(Result):
         ]
         return "\n".join([*lines, *self.notes])
 
-    __repr__ = __str__
-
 
 def record_telemetry(
     model: TransformerBridge,

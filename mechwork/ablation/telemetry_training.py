@@ -54,8 +54,6 @@ class TelemetryOverTraining(Result):
             [f"{self.model}: telemetry over {len(self.steps)} checkpoints; {n} massive activations", head, *lines]
         )
 
-    __repr__ = __str__
-
 
 def telemetry_over_training(
     name: str | Sequence[str | Path],

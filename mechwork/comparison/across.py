@@ -72,8 +72,6 @@ class AcrossModels(Result):
         ]
         return "\n".join(lines)
 
-    __repr__ = __str__
-
 
 def patch_across(
     host: TransformerBridge,

@@ -129,8 +129,6 @@ class Divergence(Result):
             )
         return "\n".join(lines)
 
-    __repr__ = __str__
-
 
 def find_divergence(
     model_a: TransformerBridge,

@@ -110,8 +110,6 @@ class FunctionVector(Result, strongest="effect"):
             "the latter"
         )
 
-    __repr__ = __str__
-
 
 @torch.no_grad()
 def fit_function_vector(
@@ -263,8 +261,6 @@ class FunctionVectorTest(Result):
 
     def __str__(self) -> str:
         return self.to_dataframe().to_string(index=False, float_format="%.3f".__mod__)
-
-    __repr__ = __str__
 
 
 @torch.no_grad()

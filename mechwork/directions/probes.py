@@ -232,8 +232,6 @@ class ProbeStudy(Result):
         )
         return f"{head}\n{self.to_dataframe().to_string(index=False, float_format='%.3f'.__mod__)}"
 
-    __repr__ = __str__
-
 
 def study_probes(
     model: TransformerBridge,

@@ -82,8 +82,6 @@ class DirectionStability(Result, what="direction stability"):
             )
         return "\n".join(lines)
 
-    __repr__ = __str__
-
 
 def study_stability(
     model: TransformerBridge,

@@ -119,8 +119,6 @@ class SteeringStudy(Result):
             )
         return "\n".join(lines)
 
-    __repr__ = __str__
-
 
 def study_steering(
     model: TransformerBridge,

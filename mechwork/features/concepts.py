@@ -105,8 +105,6 @@ class Separability(Result):
         ]
         return "\n".join(lines)
 
-    __repr__ = __str__
-
 
 def concept_of_answer(
     model: TransformerBridge, task: Task, answer: str, position: str = END, name: str = ""

@@ -135,8 +135,6 @@ class FeatureCurves(Result):
         areas = "".join(f"{self.area(m):34.3f}" for m in self.methods)
         return "\n".join([*lines, f"{'area':>7}{areas}{self.random_area:10.3f}"])
 
-    __repr__ = __str__
-
     def _index(self, method: str) -> int:
         if method not in self.methods:
             raise InputError(f"these curves are of {', '.join(self.methods)}; got {method!r}")

@@ -124,8 +124,6 @@ class FeatureEvaluation(Result):
         )
         return "\n".join(lines)
 
-    __repr__ = __str__
-
     def _recovered(self, spliced: Float[Tensor, "place row"]) -> list[float]:
         flat, spliced, plain = (x.double().sum(dim=-1) for x in (self.flat, spliced, self.plain))
         return ((flat - spliced) / (flat - plain)).tolist()

@@ -164,8 +164,6 @@ class SuppressionStudy(Result):
             )
         return "\n".join(lines)
 
-    __repr__ = __str__
-
 
 def study_suppression(
     model: TransformerBridge,

@@ -138,8 +138,6 @@ class SteerableTable(Result):
         ]
         return "\n".join(lines)
 
-    __repr__ = __str__
-
 
 def join_tables(tables: Sequence[SteerableTable]) -> SteerableTable:
     """Tables of several tasks as one. Raises `InputError` for none, other decoders, or another limit of side
