@@ -3,22 +3,27 @@
 
 function createUnderlay(canvas, root) {
   const context = canvas.getContext("2d");
-  let graph = null, seen = null, shown = 0, drawn = null, timer = 0;
+  let graph = null, seen = null, shown = 0, key = "", drawn = null, timer = 0;
 
-  function set(nextGraph, nextSeen, nextShown) {
+  function set(nextGraph, nextSeen, state) {
+    const { focus, to, query, notes, roles, ...what } = state; // the rest decides which edges there are, and where
     graph = nextGraph;
     seen = nextSeen;
-    shown = nextShown;
+    shown = state.shown;
+    key = JSON.stringify(what);
   }
 
   function busy() {
     return graph !== null && Math.min(shown, graph.m) > CAP;
   }
 
+  const dimmed = (dim) => (canvas.style.opacity = dim ? 0.17 : 1);
+
   function paint(view, dim) {
     clearTimeout(timer);
+    dimmed(dim);
     canvas.style.transform = "";
-    drawn = { ...view };
+    drawn = { ...view, key };
     if (!busy()) {
       if (canvas.width > 1) canvas.width = canvas.height = 1;
       return;
@@ -29,7 +34,7 @@ function createUnderlay(canvas, root) {
     context.setTransform(ratio * view.k, 0, 0, ratio * view.k, ratio * view.x, ratio * view.y);
     const style = getComputedStyle(root);
     const colour = { positive: style.getPropertyValue("--mw-pos"), negative: style.getPropertyValue("--mw-neg"), neutral: style.getPropertyValue("--mw-muted") };
-    context.globalAlpha = dim ? 0.06 : 0.35;
+    context.globalAlpha = 0.35;
     for (let e = Math.min(shown, graph.m) - 1; e >= CAP; e--) {
       if (!seen.edgeOn[e]) continue;
       const p = curve(graph, e), sign = graph.score ? signOf(graph.score[e]) : "neutral";
@@ -44,6 +49,7 @@ function createUnderlay(canvas, root) {
 
   function soon(view, dim) {
     if (!busy()) return paint(view, dim);
+    if (drawn && drawn.key === key && drawn.k === view.k && drawn.x === view.x && drawn.y === view.y) return dimmed(dim);
     clearTimeout(timer);
     timer = setTimeout(() => paint(view, dim), 60);
   }

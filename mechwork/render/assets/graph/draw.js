@@ -16,7 +16,7 @@ function createDrawing(svg, backdrop, id) {
   const faint = layer("mw-ghosts"), base = layer("mw-edges"), lit = layer("mw-lit"), near = layer("mw-near");
   const nodes = svgElement("g", { class: "mw-nodes" }, world);
   const gutter = svgElement("g", { class: "mw-gutter", "aria-hidden": "true" }, svg);
-  let graph = null, ghosts = [], paths = [], links = [], on = null, boxes = [], looks = [], showing = [], litEdges = [], resting = 0;
+  let graph = null, ghosts = [], paths = [], links = [], on = null, boxes = [], looks = [], showing = [], litEdges = [], resting = 0, drawnAt = null, settling = 0;
 
   function build(next) {
     graph = next;
@@ -36,9 +36,9 @@ function createDrawing(svg, backdrop, id) {
       links.push(edgePath(e, base));
       links.at(-1).style.display = "none"; // as `on` says
     }
-    boxes = graph.names.map((_, i) => drawNode(graph, i, nodes));
+    boxes = new Array(graph.n); // a node is made when it is first shown: of a thousand few are
     looks = [];
-    showing = boxes.map(() => true);
+    showing = new Array(graph.n).fill(false);
   }
 
   function edgePath(e, parent, extra = "") {
@@ -71,9 +71,18 @@ function createDrawing(svg, backdrop, id) {
     base.classList.toggle("is-dim", Boolean(focus));
     svg.classList.toggle("by-member", state.colour === "member");
     drawLit(focus, roles);
+    let last = null;
     for (let i = 0; i < graph.n; i++) {
-      const box = boxes[i], part = roles ? roles.nodes[i] : "";
-      const shown = Boolean(seen.nodeOn[i] || (part && part !== "is-dim"));
+      const part = roles ? roles.nodes[i] : "";
+      const shown = Boolean(seen.nodeOn[i] || (part && part !== "is-dim" && (part !== "is-reach" || paths.length < HEAVY)));
+      if (shown && !boxes[i]) {
+        boxes[i] = drawNode(graph, i, null);
+        last ? last.after(boxes[i]) : nodes.prepend(boxes[i]);
+        showing[i] = true;
+      }
+      const box = boxes[i];
+      if (!box) continue;
+      last = box;
       if (shown !== showing[i]) box.style.display = (showing[i] = shown) ? "" : "none";
       const found = seen.searched && seen.searched[i];
       const isolated = !seen.used[i] && !part ? " is-isolated" : "";
@@ -96,7 +105,10 @@ function createDrawing(svg, backdrop, id) {
     lit.replaceChildren();
     litEdges = [];
     if (!focus) return;
-    for (let e = 0; e < graph.all && litEdges.length < CAP; e++) if (roles.edges[e]) litEdges.push(e);
+    const most = paths.length < HEAVY ? CAP : HEAVY; // of a large graph what hangs on the node comes first, then what is strongest
+    for (let e = 0; e < graph.all && litEdges.length < CAP; e++) if (roles.edges[e] && roles.edges[e] !== "is-reach") litEdges.push(e);
+    for (let e = 0; e < graph.all && litEdges.length < most; e++) if (roles.edges[e] === "is-reach") litEdges.push(e);
+    litEdges.sort((a, b) => a - b);
     for (const e of [...litEdges].reverse()) edgePath(e, lit, ` ${roles.edges[e]}`);
   }
 
@@ -104,7 +116,7 @@ function createDrawing(svg, backdrop, id) {
   function moveNode(i, x, y) {
     graph.x[i] = x;
     graph.y[i] = y;
-    boxes[i].setAttribute("transform", `translate(${x} ${y})`);
+    boxes[i]?.setAttribute("transform", `translate(${x} ${y})`);
     for (const e of [...graph.incoming.of(i), ...graph.outgoing.of(i)]) {
       const path = e >= graph.m ? links[e - graph.m] : paths[e];
       if (path) path.setAttribute("d", pathOf(shortened(graph, e, curve(graph, e))));
@@ -125,7 +137,18 @@ function createDrawing(svg, backdrop, id) {
     });
   }
 
-  function place(view) {
+  // A large graph is moved as one picture and drawn anew once it rests; `now` draws at once.
+  function place(view, now = false) {
+    if (!now && drawnAt && paths.length >= HEAVY) {
+      const k = view.k / drawnAt.k, text = `translate(${view.x - drawnAt.x * k}px, ${view.y - drawnAt.y * k}px) scale(${k})`;
+      for (const element of [svg, backdrop]) element.style.transform = text;
+      clearTimeout(settling);
+      settling = setTimeout(() => place(view, true), 200);
+      return;
+    }
+    clearTimeout(settling);
+    for (const element of [svg, backdrop]) element.style.transform = "";
+    drawnAt = { ...view };
     for (const group of [world, bands]) group.setAttribute("transform", `translate(${view.x} ${view.y}) scale(${view.k})`);
     svg.classList.toggle("far", view.k < 0.62);
     svg.classList.toggle("very-far", view.k < 0.34 && (graph.core === null || view.k < 0.25));

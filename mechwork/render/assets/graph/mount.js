@@ -16,7 +16,6 @@ function mountGraph(root, id) {
 
   const drawing = createDrawing(svg, backdrop, id), underlay = createUnderlay(canvas, stage);
   const view = createView(stage, (at) => {
-    drawing.moving();
     drawing.place(at);
     underlay.follow(at, focus !== null);
     tip.hidden = true;
@@ -39,7 +38,7 @@ function mountGraph(root, id) {
       graph = deriveGraph(first, state);
       find = createEdgeFinder(graph);
       drawing.build(graph);
-      drawing.place(view.view);
+      drawing.place(view.view, true);
     }
     seen = visibility(graph, state);
     focus = focusOf(graph, state, seen);
@@ -49,7 +48,7 @@ function mountGraph(root, id) {
       find = createEdgeFinder(graph);
     }
     drawing.update(state, seen, focus);
-    underlay.set(graph, seen, state.shown);
+    underlay.set(graph, seen, state);
     underlay.soon(view.view, focus !== null);
     app.controls.update(state, seen);
     panel.update(state, seen, focus);
