@@ -12,7 +12,7 @@ import torch
 from ..errors import InputError
 from ..models.anatomy import device_of
 from ..models.borrow import run_tail
-from .align import align
+from .alignment import align
 from .answers import Asked, answer_ids, arrange
 from .chat import chat_template, read_messages, render
 from .encode import answer_token, prepends_bos, require_tokenizer, single_token, tokenise
@@ -49,7 +49,7 @@ def build_task(
     citation: str = "",
 ) -> Task:
     """A task from text pairs: tokenised, character spans turned into token spans (found, where prompts of a pair differ
-    in length and none are named: `mechwork.tasks.align`), of each answer the tokens that the metric reads (see
+    in length and none are named: `mechwork.tasks.alignment`), of each answer the tokens that the metric reads (see
     `mechwork.tasks.answers`).
     """
     if not pairs:

@@ -20,7 +20,7 @@ from mechwork.circuits import (
 from mechwork.circuits.testing.evaluate import measure_circuits
 from mechwork.errors import InputError
 from mechwork.patching import attribute, patch
-from mechwork.tasks.align import align
+from mechwork.tasks.alignment import align
 from mechwork.tasks.task import Task
 from tests.circuits.test_edges import random_mask, tolerance
 from tests.reference import literal

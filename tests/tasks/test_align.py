@@ -10,7 +10,7 @@ from hypothesis import strategies
 
 from mechwork.errors import InputError
 from mechwork.tasks import from_file
-from mechwork.tasks.align import align
+from mechwork.tasks.alignment import align
 from tests.tasks.test_from_file import ROWS, write
 
 PROMPTS = strategies.lists(strategies.integers(0, 4), min_size=1, max_size=12)

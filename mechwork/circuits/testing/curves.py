@@ -159,7 +159,7 @@ class FaithfulnessCurve(Result):
     ablation: str
     metric_name: str
     provenance: Provenance
-    same_degree_per_example: Float[Tensor, "repeat size batch"] | None = None
+    same_degree_per_example: Float[Tensor, "shuffle size batch"] | None = None
     accuracy: Float[Tensor, " size"] | None = None
     kl: Float[Tensor, " size"] | None = None
     random_at: tuple[int, ...] = ()
