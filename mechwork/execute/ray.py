@@ -56,7 +56,7 @@ class RayExecutor:
                 self._ray.init(
                     **(here if address is None else {"address": address}), log_to_driver=False, logging_level="error"
                 )
-            except (ConnectionError, ValueError, OSError, RuntimeError) as error:
+            except Exception as error:  # Ray raises bare ones, too, when a node does not start in time
                 where = "a cluster here" if address is None else f"the one at {address!r}"
                 said = (str(error) or type(error).__name__).splitlines()[0]
                 raise InputError(f"Ray has no cluster for us: {where} cannot be used ({said}).") from error

@@ -68,7 +68,7 @@ def calls(model: Any, task: mw.Task) -> dict[str, Callable[[], Any]]:
         "curve": lambda: mw.evaluate(model, task, scores, **test),
     }
     if task.splits:
-        found["leaderboard"] = lambda: run_leaderboard(model, task, presets=["gradient", "relp", "eap-ig"], n_random=1)
+        found["leaderboard"] = lambda: run_leaderboard(model, task, presets=["eap", "relp", "eap-ig"], n_random=1)
     return found
 
 

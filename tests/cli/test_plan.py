@@ -61,7 +61,7 @@ def test_settings_that_do_not_fit(cli: Cli, words: tuple[str, ...], says: str) -
 
 
 def test_a_leaderboard_on_workers_says_the_same(cli: Cli) -> None:
-    words = ("leaderboard", "ioi", "--presets", "relp", "-n", 16, "--json")
+    words = ("leaderboard", "ioi", "--presets", "relp", "--n-pairs", 16, "--json")
     here, there = cli(*words), cli(*words, "--workers", 2)
     assert there.code == 0, there.err
     assert strip(there.json) == strip(here.json)
