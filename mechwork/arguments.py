@@ -69,15 +69,18 @@ def misfit(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[
     return ""
 
 
-def fits(value: Any, hint: Any) -> bool:
-    """Whether the value may be of that type; hints that are not understood fit everything."""
+def fits(value: Any, hint: Any, *, deep: bool = True) -> bool:
+    """Whether the value may be of that type (`deep`: and what a sequence holds); what is not understood fits.
+
+    Of a tensor only that it is one: functions say more about shapes.
+    """
     origin, inner = get_origin(hint), get_args(hint)
     if hint is Any or isinstance(hint, TypeVar):
         return True
     if hint is None or hint is type(None):
         return value is None
     if origin in (Union, types.UnionType):
-        return any(fits(value, one) for one in inner)
+        return any(fits(value, one, deep=deep) for one in inner)
     if origin is Literal:
         return any(type(value) is type(one) and value == one for one in inner)
     if hint in (int, float):
@@ -90,12 +93,12 @@ def fits(value: Any, hint: Any) -> bool:
     if container in (Sequence, Iterable, list, tuple):
         if isinstance(value, str | bytes | Mapping) or not hasattr(value, "__iter__") or getattr(value, "ndim", 1) == 0:
             return False
-        alike = inner and container is not tuple and hasattr(value, "__len__") and len(value) <= MOST
+        alike = deep and inner and container is not tuple and hasattr(value, "__len__") and len(value) <= MOST
         return not alike or all(fits(one, inner[0]) for one in value)
     if container is os.PathLike or (isinstance(container, type) and issubclass(container, Path)):
         return isinstance(value, os.PathLike)
     try:
-        return isinstance(value, container)
+        return isinstance(value, getattr(container, "array_type", container))
     except TypeError:
         return True
 
@@ -116,5 +119,5 @@ def check_fields(value: Any) -> None:
             hint = eval(field.type, vars(sys.modules[cls.__module__])) if isinstance(field.type, str) else field.type  # noqa: S307
         except Exception:  # noqa: BLE001, S112 - names that only type checkers import
             continue
-        if not fits(found := getattr(value, field.name), hint):
+        if not fits(found := getattr(value, field.name), hint, deep=False):
             raise InputError(f"{field.name} of {cls.__name__} is {field.type}; got {found!r:.80}")

@@ -195,14 +195,22 @@ def save_tensors(tensors: Mapping[str, Tensor], file: Path, metadata: Mapping[st
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Metadata and tensors of any safetensors file."""
+    """Metadata and tensors of any safetensors file.
+
+    Its header and its numbers are opened one after the other; a file that was replaced in between is read again.
+    """
     from safetensors import SafetensorError, safe_open
 
     file = existing(path)
     try:
-        with safe_open(str(file), framework="pt") as stream:
-            names = list(stream.keys())
-            return dict(stream.metadata() or {}), {name: stream.get_tensor(name) for name in names}
+        while True:
+            before = file.stat()
+            with safe_open(str(file), framework="pt") as stream:
+                names = list(stream.keys())
+                found = dict(stream.metadata() or {}), {name: stream.get_tensor(name) for name in names}
+            after = file.stat()
+            if (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns):
+                return found
     except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, MemoryError, AttributeError) as error:
         raise ArtefactError(f"{path} is damaged, or no safetensors file: {error}. {AGAIN}") from error
 

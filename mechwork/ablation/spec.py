@@ -79,9 +79,9 @@ class AblationSpec:
             raise InputError(f"targets is a list of at least one target, e.g. ['a1.h0', 'm2']; got {self.targets!r}")
         if self.kind not in KINDS:
             raise UnknownNameError("ablation", self.kind, KINDS)
-        check_fields(self)
         if isinstance(self.positions, str) or (self.positions is not None and not self.positions):
             raise InputError(f"positions is a list of spans or columns, or None for all; got {self.positions!r}")
+        check_fields(self)
         for position in self.positions or ():
             if not isinstance(position, str | int) or isinstance(position, bool):
                 raise InputError(f"positions are names of spans or columns; got {position!r}")

@@ -73,7 +73,10 @@ def check_files(page: Path, record: dict[str, Any]) -> list[Check]:
     The page knows the hashes of the tables and of report.json's numbers; report.json knows the page's and theirs.
     """
     folder, checks = page.parent, []
-    said = dict(record.get("files") or {})
+    files = record.get("files") or {}
+    if not isinstance(files, dict) or not all(isinstance(text, str) for text in files.values()):
+        return [Check("record in the page", "differs", "its files are no table of hashes")]
+    said: dict[str, str] = dict(files)
     summary = _inside(folder, SUMMARY)
     hashes: dict[str, Any] = {}
     if summary is None:
@@ -83,6 +86,8 @@ def check_files(page: Path, record: dict[str, Any]) -> list[Check]:
         try:
             data = parse_json(summary.read_text(encoding="utf-8"))
             hashes = dict(data.get("sha256") or {})
+            if not all(isinstance(text, str) for text in hashes.values()):
+                return [Check(SUMMARY, "differs", "its hashes are no text any more")]
         except (ValueError, AttributeError, TypeError):
             return [Check(SUMMARY, "differs", "it is not a JSON object any more")]
         checks.append(compare(page.name, hashes.get(PAGE), sha256(page)))

@@ -270,3 +270,22 @@ def test_keys_and_signatures_that_are_none(cli: Cli, copy: Path, tmp_path: Path)
     (copy / "report.sig").unlink()
     assert cli("verify", copy, "--files-only", "--sign", private).code == 4, "a changed folder is not signed"
     assert not (copy / "report.sig").exists()
+
+
+def test_requests_and_results_that_were_changed_are_named(cli: Cli, copy: Path) -> None:
+    request = copy / "request.json"
+    data = json.loads(request.read_text(encoding="utf-8"))
+    request.write_text(json.dumps({**data, "audience": "class"}), encoding="utf-8")
+    assert cli("verify", copy, "--files-only").out.splitlines()[-1] == "changed: request.json"
+    request.write_text(json.dumps(data), encoding="utf-8")
+    (copy / "results" / "more.safetensors").write_bytes(b"x")
+    assert cli("verify", copy, "--files-only").out.splitlines()[-1] == "changed: saved results"
+    (copy / "results" / "more.safetensors").unlink()
+    (copy / "ledger.json").unlink()
+    assert cli("verify", copy, "--files-only").out.splitlines()[-1] == "not checked: saved results"
+    page = copy / "report.html"
+    head, tail = page.read_text(encoding="utf-8").rsplit('data-name="mechwork-report">', 1)
+    body, rest = tail.split("</script>", 1)
+    record = {**json.loads(body), "files": ["circuit.json"]}
+    page.write_text(f'{head}data-name="mechwork-report">{json.dumps(record)}</script>{rest}', encoding="utf-8")
+    assert cli("verify", copy, "--files-only").code == 4

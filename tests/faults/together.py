@@ -25,7 +25,7 @@ SHORT = [name for name in PLAIN if name != "evaluate"]
 def numbers_of(result: Any) -> list[Any]:
     """Everything that a result says, as values that can be compared to the bit."""
     if isinstance(result, torch.Tensor):
-        return [result.detach().numpy().tobytes()]
+        return [result.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes()]
     if isinstance(result, dict) or hasattr(result, "items"):
         return [part for value in dict(result.items()).values() for part in numbers_of(value)]
     for name in ("per_example", "logits", "mask", "values", "patterns", "terms"):
