@@ -181,8 +181,8 @@ add(
     Exercise(
         "4.5",
         _attribution,
-        hint="Record the clean stream first. In the corrupt run, the hook keeps a leaf tensor and returns it. Pairs do "
-        "not know of each other, so the gradient of their summed metric holds every pair's own slope.",
+        hint="Record the clean stream first. In the corrupt run, the hook keeps a leaf tensor and returns it. Pairs "
+        "do not know of each other, so the gradient of their summed metric holds every pair's own slope.",
         solution=ATTRIBUTION,
         why="Two forward passes and one backward pass, for every place of the model at once if you hook them all.",
     ),
