@@ -189,8 +189,8 @@ add(
     Exercise(
         "4.6",
         _integrated,
-        hint="In the loop, the hook ignores what it gets and returns the point on the way. Slopes add up in a tensor of "
-        "zeros.",
+        hint="In the loop, the hook ignores what it gets and returns the point on the way. Slopes add up in "
+        "a tensor of zeros.",
         solution=INTEGRATED,
         why="The clean and the corrupt run are recorded once; each point costs one forward and one backward pass.",
     ),
