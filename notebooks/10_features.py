@@ -205,7 +205,7 @@ print(saved)
 # ## Optional: now with GPT-2
 #
 # Set the switch to True (0.5 GB, downloaded once; some minutes). No features are shipped for GPT-2; published ones are
-# read with `ft.import_features(path)`. Single coordinates can be looked at without any:
+# read with `ft.import_features(path)`. Which layer's neurons would you train features for first?
 
 # %%
 NOW_WITH_GPT2 = False

@@ -208,6 +208,8 @@ NOW_WITH_GPT2 = False
 if NOW_WITH_GPT2:
     gpt2 = mw.load_model("openai-community/gpt2")
     large = mw.tasks.pronoun(gpt2, n=32, seed=0)
+    she_there = gpt2.to_single_token(" she")
+    large = large[[i for i in range(len(large)) if int(large.pairs.correct[i, 0]) == she_there]]
     towards = fit_direction(gpt2, Examples.of_task(large.train), mw.Site("resid_post", 5))
     grammar = [mw.tasks.agreement(gpt2, n=16, seed=0)]
     print(study_steering(gpt2, large.test, towards, methods=["mirror_below"], others=grammar, n_random=1))

@@ -51,7 +51,7 @@ add(
     Exercise(
         "1.1",
         _where,
-        hint="Read the printed line of layer 3, or find the largest number of effect.values[3].",
+        hint="Find the row of layer 3 in the map, or its numbers in effect.values; `positions` names the columns.",
         solution='where = positions[int(effect.values[3].argmax())]  # "S2+"',
         why="The information leaves S2 and waits in the words between S2 and END before the last layers read it.",
     ),

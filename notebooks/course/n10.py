@@ -214,8 +214,8 @@ add(
         _better,
         hint="found.to_dataframe() has both columns. 'Better' is strict.",
         solution='table = found.to_dataframe()\nbetter = int((table["distance"] > table["random"]).sum())',
-        why="A concept that is everywhere in the stream is found by random directions as well. Without this control "
-        "the table looks like a discovery.",
+        why="A concept that is everywhere in the stream is found by random directions as well. These are 32 prompts: "
+        "with 256 the best feature is ahead at five places of six, by .06 at most. Nearly as good, then.",
     ),
     Exercise(
         "10.4",

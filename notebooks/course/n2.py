@@ -65,7 +65,7 @@ add(
     Exercise(
         "2.1",
         _rebuilt,
-        hint="What enters block 2, plus what its attention writes, plus what its MLP writes.",
+        hint="A block writes twice, and both writes are recorded. The first axis of each kind is the block.",
         solution='rebuilt = run["resid_pre"][2] + run["attn_out"][2] + run["mlp_out"][2]',
         why="A block never overwrites the stream; it adds two things to it.",
     ),

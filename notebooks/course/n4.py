@@ -181,14 +181,16 @@ add(
     Exercise(
         "4.5",
         _attribution,
-        hint="Record the clean stream first. In the corrupt run, the hook keeps a leaf tensor and returns it.",
+        hint="Record the clean stream first. In the corrupt run, the hook keeps a leaf tensor and returns it. Pairs "
+        "do not know of each other, so the gradient of their summed metric holds every pair's own slope.",
         solution=ATTRIBUTION,
         why="Two forward passes and one backward pass, for every place of the model at once if you hook them all.",
     ),
     Exercise(
         "4.6",
         _integrated,
-        hint="In the loop, the hook ignores what it gets and returns the point on the way.",
+        hint="In the loop, the hook ignores what it gets and returns the point on the way. Slopes add up in "
+        "a tensor of zeros.",
         solution=INTEGRATED,
         why="The clean and the corrupt run are recorded once; each point costs one forward and one backward pass.",
     ),

@@ -194,7 +194,8 @@ add(
     Exercise(
         "5.6",
         _gelu,
-        hint="x times a constant has the constant as its derivative. torch.where takes care of zero.",
+        hint="x times a constant has the constant as its derivative. Put another number in the place of zeros *before* "
+        "you divide: 0 / 0 is NaN even where torch.where does not choose it.",
         solution=GELU,
         why="Inside the library the same idea is a rule that is put on every activation of the model.",
     ),

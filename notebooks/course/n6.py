@@ -114,7 +114,8 @@ add(
     Exercise(
         "6.3",
         _repaired,
-        hint='table.loc["a3.h3", "direct"] and table.loc["a3.h3", "total"].',
+        hint="If the rest repaired something, would the total be larger or smaller than what the head writes itself? "
+        "table.loc[head, column] reads the table.",
         solution='repaired = table.loc["a3.h3", "direct"] - table.loc["a3.h3", "total"]',
         why="It is negative: losing this head costs more than it writes itself, because later heads read it.",
     ),

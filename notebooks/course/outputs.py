@@ -90,10 +90,16 @@ def light(output: dict[str, Any], picture: Picture) -> dict[str, Any]:
 
 
 def as_png(pixels: np.ndarray[Any, Any]) -> bytes:
-    """A PNG with a palette, of pixels ``[row, column, 3]``: the 256 most frequent colours, others as the nearest."""
+    """A PNG with a palette, of pixels ``[row, column, 3]``: the 256 most frequent colours that can be told apart.
+
+    Other colours become the nearest of these.
+    """
     rows, columns, _ = pixels.shape
     colours, where, counts = np.unique(pixels.reshape(-1, 3), axis=0, return_inverse=True, return_counts=True)
-    palette = colours[np.argsort(-counts, kind="stable")[:256]]
+    order = np.argsort(-counts, kind="stable")
+    # of colours that look the same, one
+    alike = np.unique(colours[order] >> 3, axis=0, return_index=True)[1]
+    palette = colours[order[np.sort(alike)[:256]]]
     far = ((colours[:, None].astype(int) - palette[None].astype(int)) ** 2).sum(-1)
     index = far.argmin(axis=1).astype(np.uint8)[where.reshape(-1)].reshape(rows, columns)
     lines = np.concatenate([np.zeros((rows, 1), np.uint8), index], axis=1).tobytes()

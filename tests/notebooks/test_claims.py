@@ -1,0 +1,99 @@
+"""Tables of the pages and the commands that made them: ``<!-- made by: mechwork ... -->`` stands above a table.
+
+Every day another of these commands is run again (all of them with MECHWORK_ALL_CLAIMS), and each number of its table
+must be among those that it prints, at the precision of the page. Tables without a command are counted: the number may
+only fall.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from mechwork.cli.entry import build_parser, main
+
+DOCS = Path(__file__).resolve().parents[2] / "notebooks" / "docs"
+MADE = re.compile(r"<!-- made by: mechwork (.+?) -->")
+NUMBER = re.compile(r"(?<![\w.])[-+]?\d*\.\d+(?![\w.])")
+WITHOUT_COMMAND = 20
+"""Tables of measured numbers whose page does not say by which one command they were made."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of a page; `command` is what stands behind ``mechwork``, or empty."""
+
+    page: str
+    command: str
+    rows: tuple[tuple[str, tuple[str, ...]], ...]
+
+    @property
+    def numbers(self) -> list[str]:
+        return [number for _, cells in self.rows for cell in cells for number in NUMBER.findall(cell)]
+
+
+def tables_of(page: Path) -> list[Table]:
+    """Tables with four numbers or more that have a decimal point."""
+    found: list[Table] = []
+    command, lines = "", [*page.read_text(encoding="utf-8").splitlines(), ""]
+    rows: list[tuple[str, tuple[str, ...]]] = []
+    for line in lines:
+        if line.startswith("|"):
+            cells = [cell.strip() for cell in line.strip("|").split("|")]
+            rows.append((cells[0], tuple(cells[1:])))
+            continue
+        if rows:
+            found.append(Table(page.relative_to(DOCS).as_posix(), command, tuple(rows[2:])))
+            rows, command = [], ""
+        made = MADE.fullmatch(line)
+        command = made[1] if made else command if not line.strip() else ""
+    return [table for table in found if len(table.numbers) >= 4]
+
+
+TABLES = [table for page in sorted(DOCS.rglob("*.md")) for table in tables_of(page)]
+MADE_BY_COMMAND = [table for table in TABLES if table.command]
+
+
+def not_printed(numbers: list[str], printed: str) -> list[str]:
+    """Those of `numbers` that are no printed number at their own precision."""
+    values = [float(number) for number in NUMBER.findall(printed)]
+    missing = []
+    for number in numbers:
+        digits = len(number.partition(".")[2])
+        if not any(abs(round(value, digits) - float(number)) < 0.6 * 10.0**-digits for value in values):
+            missing.append(number)
+    return missing
+
+
+def test_every_command_parses_and_debts_do_not_grow() -> None:
+    for table in MADE_BY_COMMAND:
+        build_parser().parse_args(shlex.split(table.command))
+    assert len(MADE_BY_COMMAND) >= 3
+    assert len(TABLES) - len(MADE_BY_COMMAND) <= WITHOUT_COMMAND
+
+
+def test_numbers_are_compared_at_the_page_s_precision() -> None:
+    assert not_printed([".26", "-0.02", "1.3"], "a0.h1 0.264  -0.021 1.27") == []
+    assert not_printed([".27", "0.021"], "0.264 -0.021") == [".27", "0.021"]
+
+
+@pytest.mark.slow
+def test_todays_table_is_made_again(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    today = datetime.datetime.now(datetime.UTC).toordinal() % len(MADE_BY_COMMAND)
+    for table in MADE_BY_COMMAND if os.environ.get("MECHWORK_ALL_CLAIMS") else [MADE_BY_COMMAND[today]]:
+        capsys.readouterr()
+        assert main(shlex.split(table.command)) == 0, table.command
+        printed = capsys.readouterr().out
+        for label, cells in table.rows:
+            line = next((line for line in printed.splitlines() if line.split()[:1] == [label]), "")
+            wanted = [number for cell in cells for number in NUMBER.findall(cell)]
+            assert not_printed(wanted, line) == [], (table.page, label, line)
