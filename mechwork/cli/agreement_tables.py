@@ -84,7 +84,7 @@ def _means(study: AgreementStudy) -> list[str]:
             found = {rules: means[site, rules] for rules in study.rules}
             winner = best((v for one in found.values() if (v := getattr(one, name)) == v), default=float("nan"))
             rows.append(
-                [site, *(_cell(getattr(one, name), None if interval is None else getattr(one, interval), winner)
+                [site, *(_cell(getattr(one, name), getattr(one, interval) if interval else None, winner)
                          for one in found.values())]
             )  # fmt: skip
         parts += [f"### {title}", _table(["", *study.rules], [*rows, costs])]

@@ -133,7 +133,9 @@ def measure_places(
             effects = replace(job, sweep=replace(job.sweep, only=drawn)).run()
             sizes |= {kind: (effects[kind].values.numel(), len(c)) for kind, c in zip(part, live, strict=True)}
         found |= effects
-        sizes = {**{kind: (n := effects[kind].values.numel(), n) for kind in part}, **sizes}
+        for kind in part:
+            n = effects[kind].values.numel()
+            sizes.setdefault(kind, (n, n))
     seconds = time.process_time() - began
     ordered = Effects({kind: found[kind] for kind in kinds})
     places = {
