@@ -222,6 +222,13 @@ def rounding(model: Any) -> float:
     return 1e-6 if "RMS" in str(model.cfg.normalization_type) else 1e-9
 
 
+def padded(model: Any, tolerance: float) -> float:
+    """`tolerance`, for prompts that ran at another width: OPT takes its softmax in float32 (as Hugging Face writes it),
+    whose last digit depends on the number of columns.
+    """
+    return max(tolerance, 1e-5) if model.cfg.architecture == "OPTForCausalLM" else tolerance
+
+
 def kv_head(model: Any, head: int) -> int:
     """`head`, or the last key/value head of a model that has fewer (Falcon has one)."""
     return min(head, (model.cfg.n_key_value_heads or model.cfg.n_heads) - 1)

@@ -23,6 +23,7 @@ from mechwork.patching import attribute, patch
 from mechwork.tasks.alignment import align
 from mechwork.tasks.task import Task
 from tests.circuits.test_edges import random_mask, tolerance
+from tests.families import padded
 from tests.reference import literal
 
 CLEAN = [[3, 14, 15, 92, 65, 35, 8], [27, 18, 28, 45, 9], [5, 6, 7, 8, 9, 10]]
@@ -84,13 +85,17 @@ def test_scores_and_circuits(family_model64: Any, direction: str) -> None:
             torch.stack([((other[w] - ours[w]) * g).sum() for g in grads]) for w in space.writers
         ])  # fmt: skip
         found = scores.require_pairs()[row]
-        assert float((found - sign * expected * space.mask).abs().max()) <= tolerance(model) * max(scale, 1)
+        assert float((found - sign * expected * space.mask).abs().max()) <= padded(model, tolerance(model)) * max(
+            scale, 1
+        )
         if not denoise:
             with torch.no_grad():
                 live = metric_of(row)(graph.run(host, other, lambda w, r: (w, r) in kept))
                 cut = metric_of(row)(graph.run(host, other, lambda w, r: False))
             metrics = measure_circuits(model, task, space, [mask, space.mask & False]).metric[:, row]
-            torch.testing.assert_close(metrics, torch.stack([live[0], cut[0]]), rtol=1e-4, atol=10 * tolerance(model))
+            torch.testing.assert_close(
+                metrics, torch.stack([live[0], cut[0]]), rtol=1e-4, atol=padded(model, 10 * tolerance(model))
+            )
 
 
 def test_paths_of_estimates_end_at_the_corresponding_embeddings(tiny_gpt2_64: Any) -> None:
@@ -153,7 +158,9 @@ def test_circuits_by_span_equal_the_literal_graph(family_model64: Any) -> None:
 
         with torch.no_grad():
             live = metric_of(row)(graph.run(host, other, keep))
-        torch.testing.assert_close(found.per_example[row], live[0], rtol=1e-4, atol=10 * tolerance(model))
+        torch.testing.assert_close(
+            found.per_example[row], live[0], rtol=1e-4, atol=padded(model, 10 * tolerance(model))
+        )
     assert 0 < circuit.share < 1
     assert len(found.random) == 1
 

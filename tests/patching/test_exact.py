@@ -233,7 +233,7 @@ def test_a_prompt_that_ends_before_the_patched_span_is_read_at_its_own_end(tiny_
     fast = patch(tiny_gpt2_64, task, kinds, positions="spans")
     slow = patch(tiny_gpt2_64, task, kinds, positions="spans", tricks=Tricks(suffix=False, readout=False))
     late = fast["resid_pre"].labels["pos"].index("LATE")
-    assert fast["resid_pre"].per_example[0, :, late].tolist() == [0, 0, 0]
+    assert float(fast["resid_pre"].per_example[0, :, late].abs().max()) < 1e-9  # rounding of stepped columns
     assert float(fast["resid_pre"].per_example[1, 0, late].abs()) > 1e-3
     for kind in kinds:
         torch.testing.assert_close(fast[kind].per_example, slow[kind].per_example)

@@ -24,7 +24,7 @@ from mechwork.tasks.answers import ANSWER
 from mechwork.tasks.metrics import METRICS
 from mechwork.tasks.task import Task
 from tests.circuits.test_edges import random_mask, tolerance
-from tests.families import D_VOCAB, rounding
+from tests.families import D_VOCAB, padded, rounding
 from tests.reference import literal
 from tests.reference.sequences import FORMS, Question, sum_over_answers, value
 
@@ -109,7 +109,9 @@ def test_patching_equals_one_forward_per_answer_and_cell(family_model64: Any, di
                 at = cell["head"] if heads else i
                 new = torch.stack([literal_cell(model, q, name, kind, layer, cell, denoise=denoise) for q in QUESTIONS])
                 change = new - base if denoise else base - new
-                torch.testing.assert_close(effect.per_example[:, layer, at], change, rtol=0, atol=10 * rounding(model))
+                torch.testing.assert_close(
+                    effect.per_example[:, layer, at], change, rtol=0, atol=padded(model, 10 * rounding(model))
+                )
 
 
 def test_tricks_give_the_same_numbers(tiny_gpt2_64: Any) -> None:
@@ -133,7 +135,7 @@ def test_estimates_equal_the_literal_gradient(family_model64: Any) -> None:
 
         expected = torch.stack([sum_over_answers(q, name, score, denoise=True) for q in QUESTIONS])
         found = effect.per_example[:, layer].flatten()
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=10 * tolerance(model))
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=padded(model, 10 * tolerance(model)))
 
 
 @pytest.mark.parametrize("direction", ["denoise", "noise"])
@@ -153,7 +155,7 @@ def test_edge_scores_and_circuits_equal_the_literal_graph(family_model64: Any, d
     assert scale > 1e-2
     found = scores.require_pairs()
     assert found.shape == expected.shape
-    assert float((found - expected).abs().max()) <= tolerance(model) * max(scale, 1)
+    assert float((found - expected).abs().max()) <= padded(model, tolerance(model)) * max(scale, 1)
     if not denoise:
         mask = random_mask(space, 0.6, 0)
         kept = {(space.writers[i], space.readers[j]) for i, j in mask.nonzero().tolist()}
@@ -164,7 +166,7 @@ def test_edge_scores_and_circuits_equal_the_literal_graph(family_model64: Any, d
 
         live = torch.stack([value(q, name, run, denoise=False) for q in QUESTIONS])
         found = measure_circuits(model, task, space, [mask]).metric[0]
-        torch.testing.assert_close(found, live, rtol=1e-4, atol=10 * tolerance(model))
+        torch.testing.assert_close(found, live, rtol=1e-4, atol=padded(model, 10 * tolerance(model)))
 
 
 def test_other_measurements_are_per_question(tiny_gpt2_64: Any) -> None:

@@ -37,7 +37,8 @@ def query_key_figure(found: QueryKeyAttribution) -> Figure:
         f"score {signed(found.total)} from {found.tokens[found.query].strip()!r} to "
         f"{found.tokens[found.key].strip()!r}; those shown make {signed(float(values.sum()))} of it; blue: looks more"
     )
-    return labelled_map(values.tolist(), names[0], names[1], text, f"What makes {found.head} look", subtitle)
+    title = f"What makes {found.head} look"
+    return labelled_map(values.tolist(), names[0], names[1], text, title, subtitle)
 
 
 @reports(QueryKeyAttribution, section="localisation")
