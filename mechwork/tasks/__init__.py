@@ -9,6 +9,7 @@ file NAME.py with a function NAME, and ``data/tasks/NAME.json``, are found by be
 """
 
 from collections.abc import Callable
+from inspect import isfunction as _isfunction
 from typing import Any as _Any
 
 from ..errors import UnknownNameError
@@ -47,7 +48,7 @@ TASKS: dict[str, Callable[..., Task]] = {
 
 for _name, _module in _import_all(__name__, __path__).items():
     _builder: _Any = vars(_module).get(_name)
-    if callable(_builder):
+    if _isfunction(_builder):
         TASKS.setdefault(_name, _builder)
         globals()[_name] = _builder  # not the module of the same name
 
