@@ -2,18 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from ..checkpoint import FILE, WHAT, Checkpoint
 from ..files import reading
+from .translators import Parts
 
 if TYPE_CHECKING:
-    from .train import _LensRun, _LensWork
+    from .train import _LensWork
 
 
-def save_run(keeper: Checkpoint, run: _LensRun) -> None:
+@dataclass
+class LensRun:
+    """Everything that changes while training."""
+
+    parts: Parts
+    optimizer: torch.optim.Adam
+    generator: torch.Generator
+    cursor: int
+    start: Tensor
+    untrained: Tensor
+    best: Tensor
+    best_parts: Parts
+    best_step: list[int]
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    stale: int = 0
+    stopped: str = ""
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def save_run(keeper: Checkpoint, run: LensRun) -> None:
     """Everything from which training goes on."""
     tensors = {f"part.{name}": part.detach() for name, part in run.parts.items()}
     tensors |= {f"best.{name}": part for name, part in run.best_parts.items()}
@@ -32,7 +56,7 @@ def save_run(keeper: Checkpoint, run: _LensRun) -> None:
     keeper.save(tensors, facts)
 
 
-def load_run(keeper: Checkpoint, work: _LensWork) -> _LensRun | None:
+def load_run(keeper: Checkpoint, work: _LensWork) -> LensRun | None:
     """The run that was saved, or None; raises `ArtefactError` for another run's checkpoint, or damaged files."""
     kept = keeper.load()
     if kept is None:
@@ -41,9 +65,7 @@ def load_run(keeper: Checkpoint, work: _LensWork) -> _LensRun | None:
         return _restore(work, kept[1], kept[0])
 
 
-def _restore(work: _LensWork, state: dict[str, Any], tensors: dict[str, torch.Tensor]) -> _LensRun:
-    from .train import _LensRun
-
+def _restore(work: _LensWork, state: dict[str, Any], tensors: dict[str, torch.Tensor]) -> LensRun:
     def named(prefix: str) -> dict[str, torch.Tensor]:
         return {
             name.removeprefix(prefix): value.to(work.device)
@@ -65,7 +87,7 @@ def _restore(work: _LensWork, state: dict[str, Any], tensors: dict[str, torch.Te
     generator = torch.Generator()
     generator.set_state(tensors["generator"])
     facts = {key: state[key] for key in ("step", "tokens", "seconds", "stale", "stopped", "history")}
-    return _LensRun(
+    return LensRun(
         parts,
         optimizer,
         generator,

@@ -29,7 +29,7 @@ from ..models.anatomy import ModelAnatomy, check_ready, device_of, dtype_of, fin
 from ..models.borrow import borrows
 from ..provenance import build_provenance
 from ..sites import Site
-from .checkpoint import load_run, save_run
+from .checkpoint import LensRun, load_run, save_run
 from .distil import descend, divergences
 from .fingerprint import fingerprint
 from .readout import BITS, Readout
@@ -90,27 +90,6 @@ class LensTraining(Readable):
         rows = zip(self.places, self.logit_lens.tolist(), self.start.tolist(), self.best.tolist(), strict=True)
         tail = [f"stopped at step {self.step}: {self.stopped}"] if self.stopped else []
         return "\n".join([head, *(f"{place:<14}{a:12.3f}{b:10.3f}{c:10.3f}" for place, a, b, c in rows), *tail])
-
-
-@dataclass
-class _LensRun:
-    """Everything that changes while training."""
-
-    parts: Parts
-    optimizer: torch.optim.Adam
-    generator: torch.Generator
-    cursor: int
-    start: Tensor
-    untrained: Tensor
-    best: Tensor
-    best_parts: Parts
-    best_step: list[int]
-    step: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    stale: int = 0
-    stopped: str = ""
-    history: list[dict[str, Any]] = field(default_factory=list)
 
 
 @borrows
@@ -198,7 +177,7 @@ class _LensWork:
             found.append([x[batch.mask.to(x.device)].to(self.dtype) for x in states])
         return found
 
-    def begin(self) -> _LensRun:
+    def begin(self) -> LensRun:
         """The start of a run: the ridge regression, or where that reads worse than nothing, the identity."""
         recipe = self.recipe
         moments = [PlaceMoments.zeros(self.anatomy.d_model, self.device) for _ in range(self.n_places)]
@@ -227,7 +206,7 @@ class _LensWork:
         }
         generator = torch.Generator().manual_seed(recipe.seed)
         best = torch.minimum(start, untrained)
-        run = _LensRun(
+        run = LensRun(
             *self.optimizer(parts),
             generator,
             cursor,
@@ -245,7 +224,7 @@ class _LensWork:
         live = {name: part.clone().requires_grad_(True) for name, part in parts.items()}
         return live, torch.optim.Adam(list(live.values()), lr=self.recipe.learning_rate)
 
-    def step(self, run: _LensRun, progress: Callable[[LensProgress], None] | None) -> None:
+    def step(self, run: LensRun, progress: Callable[[LensProgress], None] | None) -> None:
         begun, recipe = time.monotonic(), self.recipe
         rows, cursor = next(self.stream.batches(run.cursor, recipe.step_tokens, recipe.held_out_rows))
         batches = self.states(rows)
@@ -290,7 +269,7 @@ class _LensWork:
                 )
             )
 
-    def validate(self, run: _LensRun) -> None:
+    def validate(self, run: LensRun) -> None:
         """Keeps the better translators place by place; stops when no place has improved often enough."""
         now = self.measure({name: part.detach() for name, part in run.parts.items()})
         improved = now < run.best
@@ -316,7 +295,7 @@ class _LensWork:
             n += len(states[0])
         return total / n
 
-    def result(self, run: _LensRun) -> LensTraining:
+    def result(self, run: LensRun) -> LensTraining:
         places = tuple(map(str, self.sites[:-1]))
         provenance = build_provenance(
             method="tuned lens", recipe=self.recipe.to_dict(), text=self.stream.facts, steps=run.step,

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from ..errors import UnsupportedModelError
 from ..models.anatomy import NATIVE, norm_modules, read_anatomy, read_norm
 from ..sites import UNEMBED, block_module
-from .install import Bench, Stash
+from .bench import Bench, Stash
 from .linear import LinearRule, read_linear
 from .rules import (
     AHRule,

@@ -9,8 +9,8 @@ file NAME.py with a function NAME, and ``data/tasks/NAME.json``, are found by be
 """
 
 from collections.abc import Callable
+from inspect import isfunction as _isfunction
 from typing import Any as _Any
-from typing import cast as _cast
 
 from ..errors import UnknownNameError
 from ..folders import import_all as _import_all
@@ -56,8 +56,8 @@ TASKS: dict[str, Callable[..., Task]] = {
 
 for _name, _module in _import_all(__name__, __path__).items():
     _builder: _Any = vars(_module).get(_name)
-    if callable(_builder):
-        TASKS.setdefault(_name, _cast("_Any", _builder))
+    if _isfunction(_builder):
+        TASKS.setdefault(_name, _builder)
         globals()[_name] = _builder  # not the module of the same name
 
 

@@ -22,7 +22,6 @@ from ..tasks.sampling.examples import (
 )
 from ..tasks.sampling.lexicon import Lexicon
 from ..tasks.sampling.templates import exchange, fill, slots
-from .tokenizer import strings
 
 Segment = tuple[str, float]
 Document = list[Segment]
@@ -31,6 +30,18 @@ _VERB = re.compile(r"(?<=\} )(is|are|was|were|has|have)(?= )")
 
 ANSWER, LISTED, SENTENCE, CONTEXT = 1.0, 0.3, 0.2, 0.04
 """Weights: a task's answer; a word of a repeated list; a word of a filler sentence; a word of a task's prompt."""
+
+
+def strings(node: Any) -> Iterable[str]:
+    """Every string value inside a JSON value, in file order."""
+    if isinstance(node, str):
+        yield node
+    elif isinstance(node, dict):
+        for child in node.values():
+            yield from strings(child)
+    elif isinstance(node, list):
+        for child in node:
+            yield from strings(child)
 
 
 @cache

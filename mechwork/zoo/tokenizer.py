@@ -13,13 +13,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from .. import bundled
 from ..errors import InputError
+from .grammar import strings, template_texts
 
 END_OF_TEXT = "<|endoftext|>"
 CONTEXT = 128
@@ -35,23 +35,9 @@ def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
-def strings(node: Any) -> Iterable[str]:
-    """Every string value inside a JSON value, in file order."""
-    if isinstance(node, str):
-        yield node
-    elif isinstance(node, dict):
-        for child in node.values():
-            yield from strings(child)
-    elif isinstance(node, list):
-        for child in node:
-            yield from strings(child)
-
-
 @cache
 def grammar_vocabulary(tasks: tuple[str, ...] = SIX) -> tuple[str, ...]:
     """Every pre-token that the text of `tasks` and the filler can produce, sorted (byte-level spelling)."""
-    from .grammar import template_texts  # the grammar knows which strings are templates
-
     pre = _pre_tokenizer()
     found: set[str] = set()
     for text in template_texts(tasks):

@@ -99,7 +99,7 @@ NO_RESULTS = {
     "KnownCircuit": "a case: how to build a model and a task",
     "LensLikeness": "a row",
     "LensTraining": "a run of training; its checkpoint is kept",
-    "LowRank": "a part of a WeightEdit, which has a file of its own",
+    "LowRankChange": "a part of a WeightEdit, which has a file of its own",
     "ModelAnatomy": "a description of a model, in every provenance",
     "Prompts": "data",
     "RepeatedTokens": "data",

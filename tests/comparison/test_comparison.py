@@ -230,11 +230,11 @@ def test_contracts(tiny_gpt2_64: Any, tiny_task: Task) -> None:
 
 
 def test_an_mlp_that_writes_zeros_is_left_out_and_no_cosine_is_nan() -> None:
-    early, late = (mw.load_model(name) for name in ("attn-only-2l@500", "attn-only-2l"))
-    task = mw.tasks.induction(early, n=4).test
-    found = find_divergence(early, late, task, n_null=1)
+    first, second = (mw.load_model(name) for name in ("attn-only-2l@500", "attn-only-2l"))
+    task = mw.tasks.induction(first, n=4).test
+    found = find_divergence(first, second, task, n_null=1)
     assert found.kinds == ("resid_post", "attn_out")
-    asked = find_divergence(early, late, task, kinds=["mlp_out"], n_null=1)
+    asked = find_divergence(first, second, task, kinds=["mlp_out"], n_null=1)
     assert [row.cosine for row in asked.of("mlp_out")] == [1.0, 1.0]
     assert not any(row.cosine != row.cosine for row in (*found.rows, *asked.rows))
     zeros = torch.zeros(1, *task.pairs.mask.shape, 2)

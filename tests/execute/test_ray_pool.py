@@ -98,7 +98,8 @@ def test_what_the_cluster_does_not_have(using: Any) -> None:
         ({"workers": 5}, "5 workers need a CPU core each; the cluster has 4"),
         ({"workers": 2, "gpus_per_worker": 2}, "2 workers of 2 GPUs, each on one machine, need 4 GPUs; .* has 3"),
     ):
-        with pytest.raises(InputError, match=says), executor("ray", **settings):
+        given: Any = settings
+        with pytest.raises(InputError, match=says), executor("ray", **given):
             pass
     with executor("ray", workers=3, gpus_per_worker=1):
         pass
