@@ -214,7 +214,7 @@ def collect(task: Task, results: Sequence[object], *, empty: bool = False) -> Fi
     """Sorts results by class; `empty` allows none.
 
     Raises:
-        InputError: no results, or something that a report cannot show.
+        InputError: no results, something that a report cannot show, or results of different models.
     """
     if not isinstance(task, Task):
         raise InputError(f"a report is about a task: report(path, task, *results); got {type(task).__name__}")
@@ -225,6 +225,7 @@ def collect(task: Task, results: Sequence[object], *, empty: bool = False) -> Fi
     for result in results:
         if not isinstance(result, known):
             raise InputError(f"a report shows {', '.join(c.__name__ for c in known)}; got {type(result).__name__}")
+    _check_one_model([r for r in results if isinstance(r, REPORTED)])
     effects = [r for r in results if isinstance(r, Effects) and len(r)]
     return Findings(
         task=task,
@@ -244,6 +245,21 @@ def collect(task: Task, results: Sequence[object], *, empty: bool = False) -> Fi
         movements=tuple(r for r in results if isinstance(r, AttentionEdges)),
         others=tuple(r for r in results if not isinstance(r, REPORTED)),
     )
+
+
+def _check_one_model(results: Sequence[object]) -> None:
+    """Refuses results of different models: side by side in one report nobody could tell them apart."""
+    known: dict[str, str] = {}
+    for result in results:
+        model = getattr(result, "provenance", {}).get("model")
+        if isinstance(model, dict) and model.get("weights_sha256"):
+            known.setdefault(str(model["weights_sha256"]), str(model.get("name", "a model without a name")))
+    if len(known) > 1:
+        raise InputError(
+            f"a report is about one model; these results are of {' and of '.join(known.values())} "
+            f"(weights {', '.join(sha[:12] for sha in known)}). Write a report for each, and compare their circuits "
+            "with mechwork.circuits.compare_circuits or `mechwork compare`."
+        )
 
 
 def _is_estimated(effects: Effects) -> bool:

@@ -404,3 +404,24 @@ def everything() -> tuple:
     found = (effects(), effects(estimated=True), scores(), circuit(), curve(), evaluation(), study(), patterns())
     read = (shares(), lens_table(), trajectories())
     return (*found, components(), *robustness(), *by_position(), *read)
+
+
+def deep() -> tuple:
+    """What a discovery in a model of 30 layers hands over: a circuit of thousands of edges, effects, curve, test."""
+    graph = EdgeSpace(n_layers=30, n_heads=9, n_kv_heads=3)
+    found = scores(4, graph, seed=2).circuit(6000)
+    generator = torch.Generator().manual_seed(3)
+    axes = {"layer": tuple(str(i) for i in range(30)), "pos": ("start", "IO", "S1", "S2", "S2+", "END")}
+    made = {
+        kind: _effect(
+            kind, torch.randn(30, 6, generator=generator), ("layer", "pos"), axes, estimated=False,
+            direction="denoise", n=8,
+        )
+        for kind in ("resid_pre", "attn_out", "mlp_out")
+    }  # fmt: skip
+    by_head = {"layer": axes["layer"], "head": tuple(str(i) for i in range(9))}
+    made["z"] = _effect(
+        "z", torch.randn(30, 9, generator=generator), ("layer", "head"), by_head, estimated=False, direction="denoise",
+        n=8,
+    )  # fmt: skip
+    return Effects(made), found, evaluation(found), patterns(), lens_table()

@@ -1,5 +1,7 @@
 """The report and the single figures in a real browser: linked views, hostile text, dark mode, print, accessibility."""
 
+import re
+
 import pytest
 
 from mechwork.display import frame, page
@@ -186,9 +188,39 @@ def test_in_print_controls_are_gone_and_colours_are_light(open_page: OpenPage) -
     assert tab.page.locator("img.mw-static").first.is_visible()
     tab.page.wait_for_function("() => document.querySelector('.js-plotly-plot').layout.font.color === '#000000'")
     assert tab.page.evaluate("() => getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
-    (tab.artefacts / "report.pdf").write_bytes(
-        tab.page.pdf(format="A4", margin={"top": "15mm", "bottom": "15mm", "left": "14mm", "right": "14mm"})
-    )
+
+
+MARGIN = {"top": "15mm", "bottom": "15mm", "left": "14mm", "right": "14mm"}
+
+
+@pytest.mark.parametrize("layers", [6, 30])
+def test_a_report_is_short_on_screen_on_paper_and_on_disk(open_page: OpenPage, layers: int) -> None:
+    results = synthetic.everything() if layers == 6 else synthetic.deep()
+    html = render_report(synthetic.task(), *results)
+    assert len(html.encode()) <= 5_000_000
+    tab = open_page(html, width=1440, height=900)
+    tab.page.wait_for_timeout(1500)
+    assert tab.page.evaluate("() => document.body.innerText.split(/\\s+/).length") <= 2500
+    assert tab.page.evaluate("() => document.documentElement.scrollHeight") <= 12 * 900
+    tab.page.emulate_media(media="print")
+    tab.page.wait_for_timeout(1000)
+    paper = tab.page.pdf(format="A4", margin=MARGIN)
+    (tab.artefacts / f"report-{layers}.pdf").write_bytes(paper)
+    assert 2 <= len(re.findall(rb"/Type\s*/Page[^s]", paper)) <= 8
+
+
+def test_the_page_runs_its_own_scripts_and_nobody_elses(open_page: OpenPage) -> None:
+    html = render_report(synthetic.task(), synthetic.effects(), synthetic.patterns(), synthetic.circuit())
+    policy = re.search(r'Content-Security-Policy" content="([^"]+)"', html)
+    assert policy is not None
+    assert "unsafe-inline" not in policy[1]
+    foreign = html.replace("</body>", "<script>window.pwned = 1</script><p style='color: red' id='red'>x</p></body>")
+    tab = open_page(foreign, wait=".js-plotly-plot .main-svg")
+    assert tab.page.evaluate("() => window.pwned === undefined")
+    assert tab.page.evaluate("() => getComputedStyle(document.getElementById('red')).color") != "rgb(255, 0, 0)"
+    assert len(tab.errors) == 2
+    assert all("Content Security Policy" in error for error in tab.errors)
+    tab.errors.clear()
 
 
 def test_a_narrow_window_has_no_sideways_scroll(open_page: OpenPage) -> None:
