@@ -34,12 +34,23 @@ def curve(model: Any, task: Task, **more: Any) -> Any:
     return mw.evaluate(model, task, scores, **settings)
 
 
+def budget(model: Any) -> str:
+    """Several units on a small model; more than one pair's least on a large one."""
+    return "20MB" if model.cfg.n_layers < 20 else "100MB"
+
+
 CALLS: dict[str, Operation] = {
-    "patch": lambda model, task: mw.patch(model, task, ["z", "mlp_out"], positions="all", memory_budget="20MB"),
+    "patch": lambda model, task: mw.patch(
+        model,
+        task,
+        ["z", "mlp_out"] if model.cfg.n_layers < 20 else ["z"],
+        positions="all",
+        memory_budget=budget(model),
+    ),
     "screened patch": lambda model, task: mw.patch(model, task, ["z"], screen="relp", verify_top=0.2).measured,
     "attribute": lambda model, task: mw.attribute(model, task, ["resid_pre", "z"], ig_steps=2, memory_budget="5MB"),
     "attribute, AtP*": lambda model, task: mw.attribute(model, task, ["q", "mlp_out"], rules="atp_star"),
-    "ablations": lambda model, task: sweep_ablations(model, task, ["heads"], kind="zero", memory_budget="20MB"),
+    "ablations": lambda model, task: sweep_ablations(model, task, ["heads"], kind="zero", memory_budget=budget(model)),
     "study": lambda model, task: study_heads(model, task, ["a0.h1", "a2.h0", "a4.h3"]),
     "edges": lambda model, task: mw.score_edges(model, task, batch_size=2),
     "nodes": lambda model, task: score_nodes(model, task, rules="gradient", memory_budget="5MB"),
@@ -111,13 +122,13 @@ def compare(model: Any, task: Task, names: Iterable[str]) -> None:
         call = CALLS[name]
         serial = find_numbers(call(model, task))
         check_equal(elsewhere(model, task, name, 2), serial)
-        for n_workers in (1, 2, 3):
+        for n_workers in (1, 3):
             with executor("forked", workers=n_workers):
                 check_equal(find_numbers(call(model, task)), serial)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", ["patch", "edges", "curve"])
 def test_twelve_layers(name: str) -> None:
     model = twelve_layers()
     compare(model, mw.tasks.ioi(model, n=8, seed=1), [name])
@@ -125,10 +136,10 @@ def test_twelve_layers(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path(FILE).is_file(), reason="MECHWORK_REAL_MODEL names no GGUF file")
-@pytest.mark.parametrize("name", ["patch", "attribute", "ablations", "edges", "curve"])
+@pytest.mark.parametrize("name", ["patch", "edges", "curve"])
 def test_a_real_model(name: str) -> None:
     model = real_model()
-    compare(model, mw.tasks.ioi(model, n=4, seed=1), [name])
+    compare(model, mw.tasks.ioi(model, n=2, seed=1), [name])
 
 
 def test_a_leaderboard() -> None:
