@@ -54,7 +54,7 @@ def look_at(name: str, page: str, request: pytest.FixtureRequest) -> None:
         frame = frames.nth(number)
         frame.scroll_into_view_if_needed()
         inside = frame.content_frame
-        inside.locator(".main-svg, .mw-nodes .mw-node, canvas, table, .mw-token").first.wait_for(timeout=20_000)
+        inside.locator(".main-svg, .mw-nodes .mw-node, canvas, table, .mw-token").first.wait_for(timeout=60_000)
         tab.settle()
         assert colours(tab, frame) > 20, f"figure {number} of {name} is blank"
         frame.screenshot(path=str(tab.artefacts / f"notebook-{name}-figure{number}.png"))
