@@ -43,7 +43,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(cli: Cli, monkeypatch: py
     assert page.count("| cost in F | 4 | 4 | 8 | 8 |") == 4
     rows = Path("whole/agreement.csv").read_text().splitlines()
     assert rows[0].startswith("task,base,seed,template,site,rules,pearson,pearson_low")
-    assert len(rows) == 1 + 2 * 2 * 4
+    assert len(rows) == 1 + 2 * 4 * 4  # cases, kinds of site, estimators
     assert len(Path("whole/edges.csv").read_text().splitlines()) == 1 + 2 * 2
 
 
