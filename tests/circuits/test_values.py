@@ -276,6 +276,8 @@ def test_greedy_growth_follows_its_ranking() -> None:
     assert not bool(two[into[0], logits])
     assert select_above(SPACE, values, 2.0).sum() == 2, "at least, not above"
     assert select_above(SPACE, values, 2.0, by="signed").sum() == 1
+    with pytest.raises(InputError, match="ranked by 'absolute' or 'signed'"):
+        select_top(SPACE, values, 3, by="greedy")
 
 
 def test_expected_overlap_is_that_of_random_sets_of_the_same_sizes() -> None:
