@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 
 from mechwork.circuits import Circuit, EdgeScores, EdgeSpace
 from mechwork.circuits.graph.circuit import prune
-from mechwork.circuits.graph.select import select, select_above, select_random, select_top
+from mechwork.circuits.graph.select import (
+    select,
+    select_above,
+    select_nodes,
+    select_random,
+    select_random_same_degree,
+    select_top,
+    select_top_nodes,
+)
 from mechwork.circuits.testing.curves import MIB_FRACTIONS, FaithfulnessCurve, faithfulness
 from mechwork.errors import ArtefactError, InputError, MetricError, UnknownNameError
 from mechwork.runs.record import Baseline
@@ -277,6 +285,8 @@ def test_greedy_growth_follows_its_ranking() -> None:
     assert not bool(two[into[0], logits])
     assert select_above(SPACE, values, 2.0).sum() == 2, "at least, not above"
     assert select_above(SPACE, values, 2.0, by="signed").sum() == 1
+    with pytest.raises(InputError, match="ranked by 'absolute' or 'signed'"):
+        select_top(SPACE, values, 3, by="greedy")
 
 
 def test_expected_overlap_is_that_of_random_sets_of_the_same_sizes() -> None:
@@ -290,3 +300,34 @@ def test_expected_overlap_is_that_of_random_sets_of_the_same_sizes() -> None:
         one, two = (set(torch.randperm(n, generator=draw)[:k].tolist()) for k in (9, 5))
         shares.append(len(one & two) / len(one | two))
     assert a.expected_overlap(b) == pytest.approx(sum(shares) / len(shares), abs=0.02)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_random_circuits_of_the_same_degrees(seed: int) -> None:
+    """Every node keeps its numbers of edges, every edge exists, and the circuit is another one."""
+    mask = select_random(SPACE, 14, seed)
+    found = select_random_same_degree(SPACE, mask, seed)
+    assert torch.equal(found.sum(dim=0), mask.sum(dim=0))
+    assert torch.equal(found.sum(dim=1), mask.sum(dim=1))
+    assert bool((SPACE.mask | ~found).all())
+    assert not torch.equal(found, mask)
+    single = select_random(SPACE, 1, seed)
+    assert torch.equal(select_random_same_degree(SPACE, single, seed), single)
+
+
+def test_circuits_of_nodes_have_every_edge_between_them() -> None:
+    """Against a loop over the names of edges; the input and the logits always belong."""
+    values = torch.zeros(SPACE.n_writers)
+    values[[1, 4]] = torch.tensor([-3.0, 2.0])
+    kept = {SPACE.writers[i] for i in (0, 1, 4)}
+    found = select_top_nodes(SPACE, values, 2)
+    feeds = {(i, j): bool(SPACE.feeds[i, j]) for i in range(SPACE.n_writers) for j in range(SPACE.n_readers)}
+    for i, writer in enumerate(SPACE.writers):
+        for j in range(SPACE.n_readers):
+            into = j == SPACE.logits_reader or any(feeds[k, j] for k in (1, 4))
+            assert bool(found[i, j]) == (bool(SPACE.mask[i, j]) and writer in kept and into), (writer, j)
+    everything = select_nodes(SPACE, torch.ones(SPACE.n_writers, dtype=torch.bool))
+    assert torch.equal(everything, SPACE.mask)
+    for n in (0, SPACE.n_writers):
+        with pytest.raises(InputError, match="nodes besides the input"):
+            select_top_nodes(SPACE, values, n)
