@@ -68,7 +68,7 @@ def test_the_bits_of_the_serial_run() -> None:
     with executor("ray", workers=2) as found:
         for name in ("patch", "study", "curve, mean"):
             check_equal(find_numbers(CALLS[name](model, task)), serial(name))
-        assert len(found._actors) == 2, "actors stay from one call to the next"
+        assert len(vars(found)["_actors"]) == 2, "actors stay from one call to the next"
 
 
 def serial(name: str) -> dict[str, torch.Tensor]:
