@@ -33,11 +33,12 @@ class TwoDevices(TorchFunctionMode):
         self.moves = 0
 
     def tag(self, tensor: Tensor, device: torch.device) -> None:
-        storage = tensor.untyped_storage()
+        storage: Any = tensor.untyped_storage()
         self.tags[storage._cdata] = (device, storage)  # kept alive, so that no other one gets its address
 
     def of(self, tensor: Tensor) -> torch.device:
-        return self.tags.get(tensor.untyped_storage()._cdata, (CPU,))[0]
+        storage: Any = tensor.untyped_storage()
+        return self.tags.get(storage._cdata, (CPU, None))[0]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
