@@ -98,3 +98,28 @@ def test_grades_are_exported_with_attempts(tmp_path: Path, monkeypatch: pytest.M
         assert [row["attempts"] for row in csv.DictReader(file)] == [str(row["attempts"]) for row in rows]
     with pytest.raises(ValueError, match=r"\.csv or \.json"):
         exercise.export(tmp_path / "grades.xlsx")
+
+
+def test_cases_are_made_once_and_an_attempt_cannot_spoil_them() -> None:
+    numbers, made = torch.ones(2), []
+
+    @build.judges
+    def judge(factor: float) -> list[Case]:
+        made.append(factor)
+        return [Case("the case", None, (numbers,), numbers.clone() * factor)]
+
+    def spoils(x: torch.Tensor) -> torch.Tensor:
+        return x.zero_()
+
+    assert "largest deviation" in str(judge(spoils, 2.0))
+    assert judge(lambda x: x * 2, 2.0) is None
+    assert "without parentheses" in str(judge(3, 2.0))
+    assert made == [2.0]
+
+
+def test_the_tokens_of_a_task_are_copied(model: Any) -> None:
+    task = mw.Task.from_tokens([[1, 2, 3]], [[1, 4, 3]], correct=[5], incorrect=[6])
+    copied = build._copy(task)
+    copied.pairs.clean_tokens.zero_()
+    assert task.pairs.clean_tokens.tolist() == [[1, 2, 3]]
+    assert build._copy(model) is model
