@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -34,7 +35,7 @@ def files() -> int:
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
-def turn(number: int, bundled: object) -> None:
+def turn(number: int, bundled: Any) -> None:
     """One round: another task each time, sweeps, scores, a lens, a report, now and then a discovery."""
     model = model_of(("gpt2", "llama", "gemma2")[number % 3])
     task: Task = build_task(n=3, seed=number)

@@ -84,7 +84,7 @@ def _record(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
     return edit
 
 
-HANDS: dict[str, Callable[[Path], None]] = {
+HANDS: dict[str, Callable[[Path], object]] = {
     "a number in report.json": _edit("report.json", lambda d: d["evaluation"].update(faithfulness=1.0)),
     "no hashes in report.json": _edit("report.json", lambda d: d.update(sha256={})),
     "hashes of another type": _edit("report.json", lambda d: d.update(sha256=[1])),
