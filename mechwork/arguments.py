@@ -85,7 +85,7 @@ def fits(value: Any, hint: Any, *, deep: bool = True) -> bool:
         return any(type(value) is type(one) and value == one for one in inner)
     if hint in (int, float):
         return not isinstance(value, bool) and _is_number(value, hint)
-    container = origin if origin is not None else hint
+    container: Any = origin if origin is not None else hint
     if container is Callable or container is types.FunctionType or getattr(container, "_is_protocol", False):
         return callable(value) or "__call__" not in vars(container)
     if isinstance(container, type) and issubclass(container, Mapping):
@@ -95,7 +95,7 @@ def fits(value: Any, hint: Any, *, deep: bool = True) -> bool:
             return False
         alike = deep and inner and container is not tuple and hasattr(value, "__len__") and len(value) <= MOST
         return not alike or all(fits(one, inner[0]) for one in value)
-    if container is os.PathLike or (isinstance(container, type) and issubclass(container, Path)):
+    if container is Path:
         return isinstance(value, os.PathLike)
     try:
         return isinstance(value, getattr(container, "array_type", container))

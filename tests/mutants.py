@@ -128,8 +128,9 @@ def _changes(node: Any) -> Iterator[Change]:
     yield from _calls(node)
     if isinstance(node, ast.If | ast.IfExp):
         yield swap(node, "test", ast.UnaryOp(ast.Not(), node.test), "condition turned round")
-    if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
-        new = (not node.value) if isinstance(node.value, bool) else node.value + 1 if node.value != 1 else 0
+    if isinstance(node, ast.Constant) and type(node.value) in (int, float, bool):
+        value: Any = node.value
+        new = (not value) if isinstance(value, bool) else value + 1 if value != 1 else 0
         yield swap(node, "value", new, f"{node.value} -> {new}")
     if isinstance(node, ast.Slice) and node.lower is not None and node.upper is None:
         yield "x[a:] -> x[:a]", *_both(node, None, node.lower)

@@ -18,6 +18,7 @@ from mechwork.errors import MechworkError
 from tests.families import _state, build_model, build_task
 
 SHOWN = 12
+NATIVE: Any = torch._C
 
 
 class InjectedError(Exception):
@@ -121,7 +122,7 @@ def thread_state() -> dict[str, Any]:
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "autocast": torch.is_autocast_enabled("cpu"),
         "live threads": threading.active_count(),
-        "saved-tensor hooks": vars(torch._C)["_autograd"]._top_saved_tensors_default_hooks(True) is not None,
+        "saved-tensor hooks": NATIVE._autograd._top_saved_tensors_default_hooks(True) is not None,
         "global hooks": len(torch.nn.modules.module._global_forward_hooks)
         + len(torch.nn.modules.module._global_forward_pre_hooks),
     }

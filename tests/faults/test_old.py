@@ -112,7 +112,7 @@ SILENT: dict[str, Callable[[Any, Task], object]] = {
     "negative ids": lambda m, t: Task.from_tokens([[-1, 2]], [[1, 3]], [4], [5]),
     "negative steps": lambda m, t: mw_learn(m, t, n_steps=-1),
     "negative count": lambda m, t: mw.evaluate(m, t, mw.score_edges(m, t), n_random=-1),
-    "NaN budget": lambda m, t: mw.patch(m, t, ["z"], memory_budget=math.nan),  # pyright: ignore[reportArgumentType]
+    "NaN budget": lambda m, t: mw.patch(m, t, ["z"], memory_budget=math.nan),
     "matrix as direction": lambda m, t: Direction(torch.ones(2, 2), Site("resid_pre", 1)),
     "NaN strength": lambda m, t: AblationSpec(["a0.h1"], "noise", strength=math.nan),
     "NaN value": lambda m, t: AblationSpec(["a0.h1"], "constant", value=math.nan),
