@@ -27,7 +27,8 @@ class Squares(engine._Inside):
 
     def __init__(self, version: str, reference: dict[str, Any], n_gpus: float) -> None:
         self._key, self._run, self._refusal, self._model = "", None, None, None
-        vars(engine)["build_operation"] = lambda _model, work: lambda unit: square(work, unit)
+        there: Any = engine
+        there.build_operation = lambda _model, work: lambda unit: square(work, unit)
 
 
 def square(work: Work, unit: Unit) -> Tensors:
