@@ -18,7 +18,7 @@ from typing import Any
 from ..errors import InputError
 from ..files import make_folder, write_text
 from ..harmless import table_text
-from .agreement_tables import edges_text, page
+from ._agreement_tables import edges_text, page
 from .console import Console
 from .options import add_executor, add_pairs, add_tasks, at_least, default_tasks, load, path, task_builder, task_names
 from .output import deliver

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from ..circuits import EdgeScores
 from ..circuits.testing.curves import MIB_FRACTIONS, faithfulness
 from ..circuits.testing.evaluate import EvaluationSettings, measure_circuits
-from ..circuits.testing.units import Shared
+from ..circuits.testing.units import SharedRuns
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table, table_rows
 from ..tasks.task import Task
@@ -66,7 +66,7 @@ def find_size(
     """The size for `target` on (the first `N_CHOOSE` of) `task`'s pairs."""
     few, space = task[: min(N_CHOOSE, len(task))], scores.space
     tried: dict[int, Tried] = {}
-    shared = Shared()
+    shared = SharedRuns()
     whole, empty = measure_circuits(model, few, space, [space.mask, space.mask & False], settings, shared).metric
 
     def test(n: int) -> bool:

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 
+class StopForward(Exception):  # noqa: N818 - not an error
+    """Ends a forward whose rest nobody needs."""
+
+
 @contextmanager
 def restart_at(model: TransformerBridge, layer: int, resid_pre: Float[Tensor, "batch pos d_model"]) -> Iterator[None]:
     """Inside, forwards begin at block `layer` with `resid_pre` as its input, whatever the tokens (of the same

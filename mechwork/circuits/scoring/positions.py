@@ -39,7 +39,7 @@ from ...provenance import Provenance, build_provenance
 from ...relevance import Composite, Rule
 from ...result import Result, Table
 from ...runs.record import Baseline, Run
-from ...runs.restart import restart_at
+from ...runs.restart import StopForward, restart_at
 from ...shapes import EdgeMatrix
 from ...sites import Site, hook_name
 from ...statistics import percentile_interval
@@ -288,10 +288,6 @@ def _score_part(
     return g * change.masked_fill(g == 0, 0.0)
 
 
-class _Stop(Exception):  # noqa: N818 - not an error: ends a forward whose rest nobody needs
-    pass
-
-
 def _scores_with(
     model: TransformerBridge, pairs: PromptPairs, stream: Tensor, value: Tensor, kind: str, layer: int
 ) -> Float[Tensor, "batch head query key"]:
@@ -303,10 +299,10 @@ def _scores_with(
 
     def keep(activation: Tensor, hook: Any) -> None:
         found.append(activation)
-        raise _Stop
+        raise StopForward
 
     hooks = [(hook_name(Site(kind, layer)), put), (hook_name(Site("attn_scores", layer)), keep)]
-    with torch.no_grad(), restart_at(model, layer, stream), hooked(model, hooks), suppress(_Stop):
+    with torch.no_grad(), restart_at(model, layer, stream), hooked(model, hooks), suppress(StopForward):
         model(pairs.clean_tokens)
     return found[0]
 

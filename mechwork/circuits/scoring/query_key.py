@@ -36,7 +36,7 @@ from ...provenance import Provenance, build_provenance
 from ...result import Result, Table
 from ...runs.attention import parse_head
 from ...runs.record import record_run
-from ...runs.restart import restart_at
+from ...runs.restart import StopForward, restart_at
 from ...sites import Site, hook_name
 from ...tasks.build import from_prompt
 from ...tasks.task import Task
@@ -228,10 +228,6 @@ def _between(
     return torch.cat(found).view(size, size) * scales[0][:, None] * scales[1]
 
 
-class _Stop(Exception):  # noqa: N818 - not an error: ends a forward whose rest nobody needs
-    pass
-
-
 def _scores(
     model: TransformerBridge, layer: int, tokens: Tensor, stream: Tensor, q: Tensor, k: Tensor
 ) -> Float[Tensor, "row head query_pos key_pos"]:
@@ -245,12 +241,12 @@ def _scores(
 
     def keep(activation: Tensor, hook: Any) -> None:
         found.append(activation)
-        raise _Stop
+        raise StopForward
 
     hooks = [(hook_name(Site("q", layer)), put(q)), (hook_name(Site("k", layer)), put(k))]
     hooks.append((hook_name(Site("attn_scores", layer)), keep))
     n = len(q)
-    with torch.no_grad(), restart_at(model, layer, stream.repeat(n, 1, 1)), hooked(model, hooks), suppress(_Stop):
+    with torch.no_grad(), restart_at(model, layer, stream.repeat(n, 1, 1)), hooked(model, hooks), suppress(StopForward):
         model(tokens.repeat(n, 1))
     return found[0]
 

@@ -33,7 +33,7 @@ from ..graph.space import EdgeSpace
 from ..graph.writers import edge_space
 from .curves import faithfulness
 from .evaluate import EvaluationSettings, measure_circuits
-from .units import Shared
+from .units import SharedRuns
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -164,7 +164,7 @@ def learn_knockout(
     logit = torch.zeros_like(member).add_(0.1 * torch.randn(member.shape, generator=generator).to(member) - 1.0)
     logit.requires_grad_(True)
     optimiser = torch.optim.Adam([logit], lr=rate)
-    best, best_gap, shared = torch.zeros_like(circuit.mask), -1.0, Shared()
+    best, best_gap, shared = torch.zeros_like(circuit.mask), -1.0, SharedRuns()
     for _ in range(n_steps):
         difference, gradient = 0.0, torch.zeros_like(logit)
         for i, pairs in enumerate(pieces):

@@ -30,7 +30,7 @@ from ..graph.space import EdgeSpace
 from ..graph.writers import edge_space
 from ..scoring.scores import EdgeScores
 from .curves import MIB_FRACTIONS, CircuitEvaluation, FaithfulnessCurve, faithfulness
-from .units import Measured, Shared, run_circuits
+from .units import Measured, SharedRuns, run_circuits
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -272,7 +272,7 @@ def measure_circuits(
     space: EdgeSpace,
     masks: Sequence[EdgeMask],
     settings: EvaluationSettings | None = None,
-    shared: Shared | None = None,
+    shared: SharedRuns | None = None,
 ) -> Measured:
     """Every circuit on every pair; the ablated run is shared by all.
 

@@ -62,7 +62,7 @@ def run_circuits(
     n_pairs: int,
     seed: int,
     progress: Progress | None,
-    shared: Shared | None = None,
+    shared: SharedRuns | None = None,
 ) -> Measured:
     """Every circuit on every pair, `n_pairs` at a time; `seed` is the ablation's."""
     facts, tensors = pack_task(task)
@@ -74,7 +74,7 @@ def run_circuits(
     groups = cut(len(masks), max(FEWEST, -(-len(masks) * len(batches) // UNITS)))
     units = (work.unit(rows, [group.start, group.stop]) for rows in batches for group in groups)
     found: dict[str, list[list[Tensor]]] = {name: [[] for _ in batches] for name in Measured._fields}
-    done, bench = 0, Bench(model, task, space, masks, ablation, shared or Shared())
+    done, bench = 0, CircuitBench(model, task, space, masks, ablation, shared or SharedRuns())
     for unit, values in run_units(work, units, bench.run):
         for name, parts in found.items():
             parts[unit.rows[0] // n_pairs].append(values[name])
@@ -108,11 +108,11 @@ def build(model: TransformerBridge, work: Work) -> Run:
     space = edge_space(model, task, split_input=says["split_input"])
     constant = work.data["ablated"]["constant"].to(device_of(model)) if "ablated" in work.data else None
     ablation = restore_ablation(model, task, space, says["ablation"], constant, seed=says["seed"])
-    return Bench(model, task, space, unpack_masks(space, work.data["circuits"]["edges"]), ablation).run
+    return CircuitBench(model, task, space, unpack_masks(space, work.data["circuits"]["edges"]), ablation).run
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
+class PairBatch:
     """What all circuits share on some pairs."""
 
     rows: tuple[int, int]
@@ -124,16 +124,16 @@ class Batch:
 
 
 @dataclass(eq=False)
-class Shared:
+class SharedRuns:
     """The shared runs of the batch that was last run. Whoever measures again and again, on the same pairs under the
     same ablation, hands the same one over, and they are not recorded again.
     """
 
-    last: Batch | None = None
+    last: PairBatch | None = None
 
 
 @dataclass(eq=False)
-class Bench:
+class CircuitBench:
     """Runs circuits; the shared runs of the last batch are kept.
 
     The full circuit is the model, and the empty one, where cut edges carry one other run, that run.
@@ -144,7 +144,7 @@ class Bench:
     space: EdgeSpace
     masks: Sequence[EdgeMask]
     ablation: CutWrites
-    shared: Shared = field(default_factory=Shared)
+    shared: SharedRuns = field(default_factory=SharedRuns)
     _whole: Tensor | None = field(default=None, init=False)
 
     def run(self, unit: Unit) -> Tensors:
@@ -161,7 +161,7 @@ class Bench:
             rows["kl"].append(kl_nats(batch.reference, found).mean(dim=1).cpu())
         return {name: torch.stack(found) for name, found in rows.items()}
 
-    def _batch(self, rows: tuple[int, int]) -> Batch:
+    def _batch(self, rows: tuple[int, int]) -> PairBatch:
         if self.shared.last is None or self.shared.last.rows != rows:
             self.shared.last = None  # before the next is recorded: memory holds one batch
             pairs = self.task.pairs[slice(*rows)].to(device_of(self.model))
@@ -170,10 +170,10 @@ class Bench:
             reference = pairs.read(plain).log_softmax(dim=-1)
             after, writes = self.ablation.after, self.ablation.writes
             ablated = writes(pairs, rows[0]) if after is None else after(pairs, prefix)
-            self.shared.last = Batch(rows, pairs, prefix, plain, reference, ablated)
+            self.shared.last = PairBatch(rows, pairs, prefix, plain, reference, ablated)
         return self.shared.last
 
-    def _logits(self, batch: Batch, mask: EdgeMask) -> Float[Tensor, "batch tail d_vocab"]:
+    def _logits(self, batch: PairBatch, mask: EdgeMask) -> Float[Tensor, "batch tail d_vocab"]:
         if torch.equal(mask, self.whole):
             return batch.plain
         pairs, prefix = batch.pairs, batch.prefix
