@@ -62,7 +62,9 @@ def test_a_patched_row_is_the_row_alone_in_blocks_of_any_size(family: str, direc
     small = patch(model, task, KINDS, direction=direction, positions="spans", memory_budget=2 * least)
     assert small.provenance["sweep"]["pairs_per_block"] in range(1, len(task)), "the budget makes no blocks"
     clean, corrupt = (
-        torch.stack([task.metric(model(side[row : row + 1, : int(n[row])]), one.pairs)[0] for row, one in rows])
+        torch.stack(
+            [task.metric(_padded(model, side[row, : int(n[row])], one.pairs), one.pairs)[0] for row, one in rows]
+        )
         for side, n, rows in _sides(task)
     )
     for found in (whole, small):
@@ -78,22 +80,13 @@ def _sides(task: Task) -> list[Any]:
     pairs = task.pairs
     rows = [(row, alone(task, row)) for row in range(len(task))]
     others = [(row, Task("", one.pairs.corrupt_as_host()[[0]], one.metric)) for row, one in rows]
-    for _, one in others:
-        object.__setattr__(one, "pairs", _cut(one.pairs))
-    for _, one in rows:
-        object.__setattr__(one, "pairs", _cut(one.pairs))
     return [(pairs.clean_tokens, pairs.lengths, rows), (pairs.corrupt_tokens, pairs.corrupt_lengths, others)]
 
 
-def _cut(pairs: Any) -> Any:
-    """Without the columns that only the other prompt has."""
-    from dataclasses import replace
-
-    n = int(pairs.lengths[0])
-    return replace(
-        pairs, clean_tokens=pairs.clean_tokens[:, :n],
-        spans={name: mask[:, :n] for name, mask in pairs.spans.items()},
-    )  # fmt: skip
+def _padded(model: Any, tokens: torch.Tensor, pairs: Any) -> torch.Tensor:
+    """The logits of one prompt run alone, in the pair's width; nothing can be read behind them."""
+    logits = model(tokens[None])
+    return torch.nn.functional.pad(logits, (0, 0, 0, pairs.clean_tokens.shape[1] - len(tokens)), value=torch.nan)
 
 
 OPERATIONS: dict[str, Callable[[Any, Task], torch.Tensor]] = {
@@ -243,10 +236,9 @@ def test_grouped_heads_are_repeated_heads() -> None:
 # ---- what refuses ----------------------------------------------------------------------------------------------------
 
 
-def test_edges_refuse_pairs_whose_prompts_differ_in_length() -> None:
+def test_what_needs_equal_lengths_refuses_pairs_whose_prompts_differ() -> None:
     model, task = build_model("gpt2"), build_hard_task(aligned=False)
     for call in (
-        lambda: mw.score_edges(model, task),
         lambda: find_acdc(model, task, 0.5),
         lambda: patch(model, task, ["pattern"]),
     ):

@@ -253,11 +253,9 @@ def add_executor(parser: argparse.ArgumentParser) -> None:
     """Options of verbs whose work can run on workers; `workers` puts them into effect."""
     group = parser.add_argument_group("workers")
     group.add_argument(
-        "--executor",
-        choices=("local", "forked", "ray"),
-        help="who does the work: this process, forked processes that share the weights, or Ray (default: local; "
-        "forked with --workers)",
-    )
+        "--executor", choices=("local", "forked", "ray"),
+        help="this process, forked processes that share its weights, or Ray (default: local; forked with --workers)",
+    )  # fmt: skip
     group.add_argument("--workers", type=at_least(1), metavar="N", help="how many (default: 1)")
     group.add_argument("--address", metavar="HOST:PORT", help="of a running Ray cluster; implies --executor ray")
     group.add_argument(
@@ -282,19 +280,13 @@ def workers(args: argparse.Namespace) -> Iterator[None]:
         yield
         return
     if kind != "local" and (getattr(args, "threads", None) or 1) > 1:
-        raise InputError(
-            f"workers run on one thread each, so --threads is 1 with --executor {kind}; got {args.threads}"
-        )
+        raise InputError(f"workers run on one thread each; --threads is 1 with --executor {kind}, got {args.threads}")
     from ..execute import executor
 
     with executor(
-        kind,
-        workers=args.workers or 1,
-        gpus_per_worker=args.gpus_per_worker,
-        address=args.address,
-        attempts=args.attempts,
-        ledger=args.ledger,
-    ):
+        kind, workers=args.workers or 1, gpus_per_worker=args.gpus_per_worker, address=args.address,
+        attempts=args.attempts, ledger=args.ledger,
+    ):  # fmt: skip
         yield
 
 
