@@ -2,11 +2,11 @@
 
 name | what runs:
 
-- (none), ``whole`` | format, lint, types, layers, every test and every notebook
+- (none), ``whole`` | format, lint, types, layers, every test (on eight architecture families) and every notebook
 - ``quick`` | the same four checks; tests that are not slow, on three architecture families, without browser and
   notebooks
 - ``unit``, ``families``, ``browser``, ``pages`` | shards of the tests, which together are all of them (a test checks
-  that)
+  that), on all fifteen families
 - ``lint types`` | single steps by name
 
 Steps run in order and the first failure stops. Tests come last, so that pytest's own summary is the last thing on the
@@ -38,6 +38,11 @@ QUICK_FAMILIES = "gpt2,llama,gemma2"
 """Learned positions and LayerNorm; rotary, grouped heads and gates; soft caps, sliding windows and norms behind blocks.
 """
 
+WHOLE_FAMILIES = "gpt2,neox,llama,qwen3,gemma2,mixtral,opt,falcon"
+"""The whole gate's: those and parallel blocks, norms of queries and keys, experts, offset positions, one key for all
+heads. The others differ from one of these in names alone; the shard ``families`` runs every one.
+"""
+
 SLOW = ROOT / "tests" / "slow.txt"
 """One ``file::function`` a line. To renew it: the whole gate with ``--junitxml``, then keep what takes long."""
 
@@ -66,7 +71,12 @@ STEPS: dict[str, Step] = {
     "lint": Step("the linter finds nothing", [sys.executable, "-m", "ruff", "check", "."]),
     "types": Step("types agree", [sys.executable, "-m", "pyright", "--pythonpath", sys.executable]),
     "layers": Step("modules import only downward", [str(TOOLS / "lint-imports")]),
-    "tests": Step("tests and notebooks pass", [*PYTEST, *NOTEBOOKS, "tests", "notebooks"], tests=True),
+    "tests": Step(
+        "tests and notebooks pass",
+        [*PYTEST, *NOTEBOOKS, "tests", "notebooks"],
+        {FAMILIES: WHOLE_FAMILIES},
+        tests=True,
+    ),
     "few": Step(
         "tests that are not slow pass on three families",
         [*PYTEST, "-m", "not slow", "--ignore=tests/notebooks", "--ignore=tests/test_docs.py", "tests"],
