@@ -40,7 +40,7 @@ QUICK_FAMILIES = "gpt2,llama,gemma2"
 
 WHOLE_FAMILIES = "gpt2,neox,llama,qwen3,gemma2,mixtral,opt,falcon"
 """The whole gate's: those and parallel blocks, norms of queries and keys, experts, offset positions, one key for all
-heads. The others differ from one of these in names alone; the shard ``families`` runs every one.
+heads. The others are close to one of these; the shard ``families`` runs every one.
 """
 
 SLOW = ROOT / "tests" / "slow.txt"

@@ -34,6 +34,14 @@ def curve(model: Any, task: Task, **more: Any) -> Any:
     return mw.evaluate(model, task, scores, **settings)
 
 
+def one_length() -> Task:
+    """Random pairs of ten tokens: every prompt may stand in for every other."""
+    clean = torch.randint(1, 500, (8, 10), generator=torch.Generator().manual_seed(0))
+    corrupt = clean.clone()
+    corrupt[:, 4] = clean[:, 4] % 499 + 1
+    return Task.from_tokens(clean, corrupt, list(range(1, 9)), list(range(11, 19)))
+
+
 def budget(model: Any) -> str:
     """Several units on a small model; more than one pair's least on a large one."""
     return "20MB" if model.cfg.n_layers < 20 else "100MB"
@@ -57,9 +65,7 @@ CALLS: dict[str, Operation] = {
     "exact edges": lambda model, task: measure_edges(model, task[:2]).to_dataframe()["effect"].tolist(),
     "curve": lambda model, task: curve(model, task, batch_size=3),
     "curve, mean": lambda model, task: curve(model, task, ablation="mean"),
-    "curve, resample": lambda model, task: curve(
-        model, mw.tasks.greater_than(model, n=8), ablation="resample", batch_size=4
-    ),
+    "curve, resample": lambda model, task: curve(model, one_length(), ablation="resample", batch_size=4),
 }
 """One call per operation and way of giving it its data. Each has several units."""
 
