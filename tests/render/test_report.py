@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mechwork.ablation.heads import HeadRow, HeadStudy
-from mechwork.errors import InputError, UnknownNameError
+from mechwork.errors import InputError, StorageError, UnknownNameError
 from mechwork.render import render_attention, render_heads, render_report, report
 from mechwork.render.page.page import BUNDLES, Fragment, assemble, asset, embed_json
 from mechwork.render.panels.attention import MAX_TOKENS, prompt_markup
@@ -150,7 +150,7 @@ def test_a_failure_while_writing_leaves_nothing_behind(tmp_path: Path, monkeypat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(InputError, match="No space left"):
+    with pytest.raises(StorageError, match="No space left"):
         report(tmp_path / "r.html", synthetic.task(), synthetic.circuit())
     assert list(tmp_path.iterdir()) == []
 
