@@ -146,7 +146,7 @@ def run_leaderboard(
     curves: dict[str, FaithfulnessCurve] = {}
     for i, (name, score) in enumerate(scores.items()):
         repeats = n_random if i == 0 else 0  # random circuits do not depend on the scores
-        curves[name] = evaluate(model, test, score, ablation=ablation, n_random=repeats, seed=seed)
+        curves[name] = evaluate(model, test, score, ablation=ablation, n_random=repeats, random_every=1, seed=seed)
         if progress is not None:
             progress(len(names) + i + 1, total, f"testing: {name}")
     first = next(iter(curves.values()))
