@@ -88,6 +88,14 @@ class Probe(Result):
     spread: Float[Tensor, " d"]
     threshold: float = 0.0
 
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise UnknownNameError("kind of probe", self.kind, KINDS)
+        wanted = KINDS[self.kind][1](len(self.mean))
+        found = {name: tuple(part.shape) for name, part in self.parts.items()}
+        if found != wanted or not all(part.is_floating_point() for part in self.parts.values()):
+            raise InputError(f"a {self.kind} probe of {len(self.mean)} numbers has real parts of {wanted}; got {found}")
+
     def scores(self, x: Float[Tensor, "batch pos d"], where: Bool[Tensor, "batch pos"]) -> Float[Tensor, " batch"]:
         """The score of every prompt, in float64. Raises `InputError` for another width."""
         if x.shape[-1] != len(self.mean):

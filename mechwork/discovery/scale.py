@@ -137,6 +137,7 @@ class ScalePlan(Result, what="plan for many workers"):
     n_workers: int
     n_pairs: int
     n_pos: int
+    n_edges: int
 
     def _table(self) -> Table:
         """One row per kind of work."""
@@ -145,14 +146,13 @@ class ScalePlan(Result, what="plan for many workers"):
     def __repr__(self) -> str:
         shape, machine = self.shape, self.machine
         weights, start = machine.item * shape.parameters, machine.seconds_to_start(shape)
-        space = EdgeSpace.of(shape.anatomy)
         columns = (
             f"{'work':<22}{'units':>7}{'one worker':>12}{f'{self.n_workers} workers':>12}{'speed-up':>9}{'busy':>6}"
             f"{'beside weights':>15}{'GPUs':>5}  workers that pay"
         )
         head = (
             f"{shape.name}: {shape.parameters / 1e9:.2f}e9 parameters, {weights / 1e9:.1f} GB of weights, "
-            f"{space.n_edges:,} edges; {self.n_pairs} pairs of {self.n_pos} tokens"
+            f"{self.n_edges:,} edges; {self.n_pairs} pairs of {self.n_pos} tokens"
         )
         workers = (
             f"{self.n_workers} workers, GPUs of {machine.memory / 1e9:.0f} GB, {machine.flops / 1e12:.3g} TFLOP/s "
@@ -224,7 +224,7 @@ def plan_workers(
                 machine.gpus(shape, found.bytes),
             )
         )
-    return ScalePlan(tuple(rows), shape, machine, n_workers, n_pairs, n_pos)
+    return ScalePlan(tuple(rows), shape, machine, n_workers, n_pairs, n_pos, EdgeSpace.of(shape.anatomy).n_edges)
 
 
 def _play(found: _Cut, n_workers: int, start: float, overhead: float) -> Simulation:

@@ -24,6 +24,7 @@ from mechwork.circuits import CircuitComparison, CircuitReuse, EdgeSpace
 from mechwork.circuits.graph.graph_file import AttributionGraph
 from mechwork.circuits.ground_truth import TruthComparison, TruthTable
 from mechwork.circuits.scoring.verify import Verification
+from mechwork.directions.probes import Probe
 from mechwork.discovery.stored_task import StoredTask
 from mechwork.edits import LowRankChange, WeightEdit
 from mechwork.encoding import hints_of
@@ -155,6 +156,10 @@ SPECIAL: dict[str, Any] = {
     "FeatureEvaluation": _feature_evaluation,
     "CumulativeAblation": _cumulative,
     "SuppressionStudy": _suppression,
+    "Probe": lambda: make(
+        Probe, kind="linear", parts={"w": torch.tensor([0.5, -0.25]), "b": torch.tensor(0.125)},
+        mean=torch.tensor([0.5, 1.0]), spread=torch.tensor([1.0, 2.0]),
+    ),
     "HeadCircuits": lambda: make(HeadCircuits, d_vocab=10),
     "FeatureScores": lambda: make(FeatureScores, varies=torch.tensor([True, True])),
 }  # fmt: skip

@@ -44,7 +44,7 @@ def test_one_column_of_a_step(family_model64: Any, family: str, tiny_task: Task)
         return
     with torch.no_grad():
         frame = frame_of(family_model64, tiny_task)
-        columns = torch.tensor([5, 0, 3])
+        columns = torch.tensor([[5, 2], [0, 1], [3, 4]])
         one = frame.step(2, frame.resid_pre[2][:, 4:], 4, columns)
     torch.testing.assert_close(
         one,
