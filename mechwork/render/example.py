@@ -73,7 +73,7 @@ def _effects(findings: Findings, task: Task, n: int) -> tuple[tuple[float | None
         return (
             tuple(None if k is None else best[k] for k in where),
             tuple("" if k is None else labels[k] for k in where),
-            f"the {how} effect on the answer",
+            f"largest {how} effect",
         )
     return (None,) * n, ("",) * n, ""
 

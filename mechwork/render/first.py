@@ -26,7 +26,7 @@ def first_screen(findings: Findings, heading: str, pending: Sequence[str] = ()) 
     example = find_example(findings)
     title = f"<h1>{escape(heading)}</h1>" if heading else ""
     shade = (
-        f'<p class="mw-muted">Shade: {term("effect", example.said)}, largest over layers.</p>' if example.said else ""
+        f'<p class="mw-muted">Shade: {term("effect", example.said)}.</p>' if example.said else ""
     )
     tiles = "".join(_tile(*tile) for tile in three_numbers(findings))
     caveat = main_caveat(findings)
@@ -86,9 +86,7 @@ def _picture(findings: Findings) -> str:
     n = payload["shown"]
     shapes, width, height = draw_graph(payload, n, PAGE)
     part = interpolate(payload["faithfulness"], n)
-    alone = (
-        f"; alone about {fixed(part, 2)} faithful (interpolated)" if part is not None and n < circuit.n_edges else ""
-    )
+    alone = f"; about {fixed(part, 2)} faithful" if part is not None and n < circuit.n_edges else ""
     roles = _roles(payload, n)
     label = f"Circuit for {findings.task.name}: its {plural(n, 'strongest connected edge')}"
     return (
