@@ -48,6 +48,7 @@ class RayExecutor:
             os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray warns of a change to come
             check_answers(address)
             here: dict[str, Any] = {
+                "address": "local",  # not one that an earlier process left behind
                 "num_cpus": max(n_workers, os.cpu_count() or 1),
                 "include_dashboard": False,
                 "_node_ip_address": "127.0.0.1",  # nobody else is to reach it, and no network is asked

@@ -25,9 +25,7 @@ def first_screen(findings: Findings, heading: str, pending: Sequence[str] = ()) 
     """The section's content; `heading` is the title of the page (empty: the page has it elsewhere)."""
     example = find_example(findings)
     title = f"<h1>{escape(heading)}</h1>" if heading else ""
-    shade = (
-        f'<p class="mw-muted">Shade: {term("effect", example.said)}.</p>' if example.said else ""
-    )
+    shade = f'<p class="mw-muted">Shade: {term("effect", example.said)}.</p>' if example.said else ""
     tiles = "".join(_tile(*tile) for tile in three_numbers(findings))
     caveat = main_caveat(findings)
     waiting = (

@@ -45,7 +45,7 @@ def _cluster() -> Iterator[None]:
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
     os.environ["PYTHONPATH"] = str(ROOT)  # the actors of the tests are found there
     ray.init(
-        num_cpus=3, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False, logging_level="error",
+        address="local", num_cpus=3, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False, logging_level="error",
         object_store_memory=100 * 2**20,
     )  # fmt: skip
     yield
@@ -55,7 +55,7 @@ def _cluster() -> Iterator[None]:
 @pytest.fixture
 def _squares(monkeypatch: pytest.MonkeyPatch) -> None:
     """Actors that square numbers."""
-    monkeypatch.setattr(engine, "_Worker", actors.Squares)
+    monkeypatch.setattr(engine, "_Inside", actors.Squares)
 
 
 def lines(log: Path) -> list[tuple[int, int]]:
@@ -132,7 +132,7 @@ import ray
 from mechwork.execute import Ledger, executor, ray as engine
 from mechwork.execute.drive import run_units
 from tests.execute import actors
-engine._Worker = actors.Squares
+engine._Inside = actors.Squares
 folder = Path(sys.argv[1])
 work, units = actors.squares(24, folder / "log", seconds=0.2)
 with executor("ray", workers=2), Ledger(folder / "l", work.identity()) as ledger:
@@ -209,7 +209,7 @@ with executor("local"):
     serial = mw.score_edges(model, task, batch_size=2).values
 with executor("ray", workers=2, address=cluster.address):
     same = torch.equal(mw.score_edges(model, task, batch_size=2).values, serial)
-engine._Worker = actors.Squares
+engine._Inside = actors.Squares
 log = Path(sys.argv[1]) / "log"
 work, units = actors.squares(60, log, seconds=0.1)
 values, before = [], set()

@@ -24,7 +24,7 @@ def using(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def use(fake: FakeRay) -> FakeRay:
         monkeypatch.setattr(engine, "_import_ray", lambda: fake)
-        monkeypatch.setattr(engine, "_Worker", actors.Squares)
+        monkeypatch.setattr(engine, "_Inside", actors.Squares)
         monkeypatch.setattr(engine, "build_operation", engine.build_operation)
         return fake
 

@@ -83,7 +83,7 @@ def tensor_changed(draw: random.Random, tensor: torch.Tensor) -> torch.Tensor | 
     if choice == 1:
         return tensor.to(draw.choice(DTYPES))
     if choice == 2:
-        return tensor.new_zeros(*(draw.randrange(4) for _ in range(draw.randrange(4))))
+        return tensor.new_zeros([draw.randrange(4) for _ in range(draw.randrange(4))])
     if choice == 3 and tensor.numel():
         flat = tensor.flatten().clone()
         new = draw.choice((-1, 10**6, 0)) if not tensor.is_floating_point() else draw.choice((float("nan"), 1e30))

@@ -74,7 +74,7 @@ def test_4_an_interrupt_under_gim_leaves_no_function_mode(tiny_task: Task) -> No
 
 def test_cleanup_that_fails_once_leaves_no_hook(tiny_gpt2: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from mechwork.models import borrow as module
-    from mechwork.relevance import install as installed
+    from mechwork.relevance import bench as installed
 
     composite = mw.find_composite("relp").bind(tiny_gpt2)
     entries = [len(point.fwd_hooks) for point in tiny_gpt2.hook_dict.values()]

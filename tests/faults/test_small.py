@@ -9,7 +9,7 @@ import pytest
 from tests.faults.core import Tally
 
 SCALES = {
-    "interrupts": 0.04, "disk": 0.1, "together": 0.1, "loaders": 0.02, "calls": 0.03, "commands": 0.03, "strings": 0.2,
+    "interrupts": 0.04, "disk": 0.1, "together": 0.1, "loaders": 0.02, "commands": 0.03,
     "halves": 0.02, "kills": 0.1, "tampering": 0.1,
 }  # fmt: skip
 
