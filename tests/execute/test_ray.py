@@ -45,8 +45,8 @@ def _cluster() -> Iterator[None]:
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
     os.environ["PYTHONPATH"] = str(ROOT)  # the actors of the tests are found there
     ray.init(
-        address="local", num_cpus=3, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False, logging_level="error",
-        object_store_memory=100 * 2**20,
+        address="local", num_cpus=3, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False,
+        logging_level="error", object_store_memory=100 * 2**20,
     )  # fmt: skip
     yield
     ray.shutdown()
