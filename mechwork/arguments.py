@@ -114,9 +114,10 @@ def _is_number(value: Any, hint: type) -> bool:
 def check_fields(value: Any) -> None:
     """Of a dataclass, at the top of its ``__post_init__``: raises `InputError` for a field of a wrong type."""
     cls = type(value)
+    there = vars(sys.modules[cls.__module__])
     for field in dataclasses.fields(value):
         try:
-            hint = eval(field.type, vars(sys.modules[cls.__module__])) if isinstance(field.type, str) else field.type  # noqa: S307
+            hint = eval(field.type, there) if isinstance(field.type, str) else field.type  # noqa: S307 - our own source
         except Exception:  # noqa: BLE001, S112 - names that only type checkers import
             continue
         if not fits(found := getattr(value, field.name), hint, deep=False):
