@@ -43,8 +43,13 @@ def test_keys_are_stable_and_tell_units_apart() -> None:
 def test_a_task_as_data_measures_the_same(bundled_model: Any) -> None:
     import mechwork as mw
 
-    for task in (mw.tasks.ioi(bundled_model, n=4), mw.tasks.greater_than(bundled_model, n=4)):
-        for name in METRICS:
+    long = Task.from_tokens(
+        [[7, 8, 9]], [[7, 5, 9]], [[[3, 4]]], [[[5, 6, 7]]], metric="sequence_difference", name="long"
+    )  # fmt: skip
+    seen = set()
+    for task in (mw.tasks.ioi(bundled_model, n=4), mw.tasks.greater_than(bundled_model, n=4), long):
+        whole = task.pairs.continuations is not None
+        for name in (name for name, metric in METRICS.items() if (metric.takes == "whole") == whole):
             full = task.with_metric(name, bundled_model)
             facts, tensors = pack_task(full)
             again = unpack_task(facts, unpack(pack(tensors)))
@@ -52,6 +57,8 @@ def test_a_task_as_data_measures_the_same(bundled_model: Any) -> None:
             assert torch.equal(again.measure(logits), full.measure(logits))
             assert again.pairs.fingerprint() == full.pairs.fingerprint()
             assert list(again.pairs.spans) == list(full.pairs.spans)
+            seen.add(name)
+    assert seen == set(METRICS)
     assert why_not_sent([METRICS["logit_difference"]]) is None
     assert "'own' is a function of this process" in str(why_not_sent([Metric("own", lambda logits, pairs: logits)]))
 
