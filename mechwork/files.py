@@ -11,11 +11,14 @@ Bottom layer: imports only `errors`.
 
 from __future__ import annotations
 
+import base64
 import errno
 import hashlib
 import itertools
 import json
 import os
+import re
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -183,3 +186,30 @@ def _sync(folder: Path) -> None:
         pass
     finally:
         os.close(descriptor)
+
+
+MOST_UNPACKED = 100_000_000
+_EMBEDDED = re.compile(
+    r'<script type="(?:application/json|text/plain)" data-name="([^"]*)"( data-packed)?>(.*?)</script>'
+)
+
+
+def read_embedded(page: str, name: str) -> str | None:
+    """The JSON text of that name in a page, unpacked; None where there is none. Raises `ValueError` if it is damaged or
+    does not end after a hundred megabytes.
+    """
+    for said, packed, text in _EMBEDDED.findall(page):
+        if said == name:
+            return _inflate(text) if packed else text
+    return None
+
+
+def _inflate(text: str) -> str:
+    unpacker = zlib.decompressobj(wbits=31)
+    try:
+        found = unpacker.decompress(base64.b64decode(text, validate=True), MOST_UNPACKED)
+    except zlib.error as error:
+        raise ValueError(f"its packed data cannot be unpacked ({error})") from error
+    if not unpacker.eof:
+        raise ValueError("its packed data are cut short or of more than 100 MB")
+    return found.decode()

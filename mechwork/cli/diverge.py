@@ -50,7 +50,16 @@ def run(args: argparse.Namespace, console: Console) -> None:
     models: list[Any] = []
     for name in (args.model_a, args.model_b):
         with console.step(f"loading {name}"):
-            models.append(load_named(name, device=args.device, dtype=args.dtype, threads=args.threads, bos=args.bos))
+            models.append(
+                load_named(
+                    name,
+                    device=args.device,
+                    dtype=args.dtype,
+                    threads=args.threads,
+                    bos=args.bos,
+                    split_kv=args.split_kv,
+                )
+            )
     task = build(models[0], n=args.n_pairs, seed=args.seed).test
     with console.step("comparing"):
         found = find_divergence(

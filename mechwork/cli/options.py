@@ -106,6 +106,8 @@ SHARED: Mapping[str, Shared] = {
         _shared("model", "--bos", action=argparse.BooleanOptionalAction, default=None,
                 help="begin prompts with the beginning-of-sequence token, or never (default: what the tokenizer "
                      "does)"),
+        _shared("model", "--split-kv", action="store_true",
+                help="under grouped-query attention: a key and a value reader for every head"),
         _shared("model", "--threads", type=at_least(1, MOST_THREADS), metavar="N",
                 help="torch threads (default: 1 for small models)"),
         _shared("model", "--offline", action="store_true", help="never ask the hub, whatever the model's name"),
@@ -129,14 +131,16 @@ LACKS: Mapping[str, Mapping[str, str]] = {
     "discover": {"--html": "its page is in the folder --out"},
     "verify": {
         **_all(FILES, "a verdict: there is nothing to keep"),
-        **_all(("--dtype", "--bos", "--seed"), "the report says which"),
+        **_all(("--dtype", "--bos", "--split-kv", "--seed"), "the report says which"),
     },
     "compare": {**_all(MODEL, "reads circuits, runs no model"), "--out": "its one product is the page, --html"},
     "diverge": {"--model": "two models, by position"},
     "tasks": _all(FILES, "shows prompts, measures nothing"),
     "models": {
         **_all(FILES, "a list or a verdict: there is nothing to keep"),
-        **_all(("--device", "--dtype", "--bos", "--seed"), "bundled models are measured as their cards were"),
+        **_all(
+            ("--device", "--dtype", "--bos", "--split-kv", "--seed"), "bundled models are measured as their cards were"
+        ),
         "--model": "models are named by position",
         "--offline": "bundled models need no hub",
     },
@@ -145,16 +149,19 @@ LACKS: Mapping[str, Mapping[str, str]] = {
         "--force": "build writes its files again, all or none",
         "--model": "works on all models with shipped circuits",
         "--offline": "bundled models need no hub",
-        **_all(("--bos", "--seed"), "the circuits' cards say which"),
+        **_all(("--bos", "--split-kv", "--seed"), "the circuits' cards say which"),
     },
     "train": {
         **_all(("--html", "--force"), "writes a folder of checkpoints; --resume goes on in it"),
-        **_all(("--device", "--dtype", "--threads", "--bos", "--seed"), "the recipe says which: the same bytes"),
+        **_all(
+            ("--device", "--dtype", "--threads", "--bos", "--split-kv", "--seed"),
+            "the recipe says which: the same bytes",
+        ),
         "--model": "the recipe is named by position",
         "--offline": "everything that it needs is in the recipe",
     },
     "truth": {
-        **_all(("--device", "--dtype", "--bos"), "its models are built from written weights, on the CPU"),
+        **_all(("--device", "--dtype", "--bos", "--split-kv"), "its models are built from written weights, on the CPU"),
         "--model": "models are named by position, with their circuits",
         "--offline": "its models are built here",
         "--seed": "what is drawn is an average over fixed seeds",
@@ -313,8 +320,10 @@ def apply_common(args: argparse.Namespace) -> None:
 
 def load(args: argparse.Namespace) -> Any:
     """The model that the shared options describe."""
-    bos = getattr(args, "bos", None)
-    return load_named(args.model, device=args.device, dtype=args.dtype, threads=args.threads, bos=bos)
+    bos, split_kv = getattr(args, "bos", None), getattr(args, "split_kv", False)
+    return load_named(
+        args.model, device=args.device, dtype=args.dtype, threads=args.threads, bos=bos, split_kv=split_kv
+    )
 
 
 def load_named(
@@ -324,6 +333,7 @@ def load_named(
     dtype: str | None = None,
     threads: int | None = None,
     bos: bool | None = None,
+    split_kv: bool = False,
 ) -> Any:
     """A model by name, without the libraries' chatter; small ones on one thread."""
     import torch
@@ -333,7 +343,7 @@ def load_named(
 
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-    model = load_model(name, device=find_device(device), dtype=find_dtype(dtype), prepend_bos=bos)
+    model = load_model(name, device=find_device(device), dtype=find_dtype(dtype), prepend_bos=bos, split_kv=split_kv)
     small = sum(parameter.numel() for parameter in model.parameters()) < SMALL
     if threads or small:
         torch.set_num_threads(threads or 1)

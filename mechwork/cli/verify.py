@@ -37,7 +37,7 @@ from ..discovery.verification import (
 )
 from ..errors import InputError, MechworkError, VerificationError
 from .console import Console, dump_json
-from .options import PAIR_FILES, add_executor, fraction, load
+from .options import PAIR_FILES, add_executor, fraction, load_named
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -99,10 +99,12 @@ def _check_inputs(args: argparse.Namespace, console: Console, page: Path, record
     name = args.model or request["model"]
     if args.model is None and name.partition("@")[0] not in bundled.model_names():
         return [Check(what, "not checked", f"{name[:80]!r} is not bundled; name the model to load with --model")]
-    dtype, bos = request.get("dtype"), request.get("prepend_bos")
+    dtype, bos, split_kv = request.get("dtype"), request.get("prepend_bos"), request.get("split_kv", False)
     try:
         with console.step(f"loading {name}"):
-            model = load(argparse.Namespace(model=name, device=args.device, dtype=dtype, threads=args.threads, bos=bos))
+            model = load_named(
+                name, device=args.device, dtype=dtype, threads=args.threads, bos=bos, split_kv=bool(split_kv)
+            )
     except (MechworkError, OSError, AttributeError) as error:
         return [Check(what, "not checked", str(error))]
     from ..models.identity import identify_model

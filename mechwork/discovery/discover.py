@@ -26,7 +26,7 @@ from ..circuits import EdgeSpace
 from ..circuits.graph.writers import require_correspondence
 from ..errors import InputError
 from ..models.anatomy import check_ready
-from ..models.identity import identify_model
+from ..models.identity import identify_model, is_split
 from ..provenance import made_by
 from ..relevance import find_composite
 from ..tasks.task import Task
@@ -99,6 +99,7 @@ def discover(
         "task": task.name, "model": str(model.cfg.model_name), "settings": asdict(settings), "audience": audience,
         **(request or {}), "data": task.pairs.fingerprint(), "weights": identify_model(model)["weights_sha256"],
         "prepend_bos": bool(model.cfg.default_prepend_bos), "again": again is not None,
+        **({"split_kv": True} if is_split(model) else {}),
     }  # fmt: skip
     command = command or f"mechwork discover {shlex.quote(task.name)} --model {shlex.quote(str(asked['model']))}"
     asked = json.loads(json.dumps({**asked, "command": command}, default=str))

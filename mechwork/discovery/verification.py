@@ -5,20 +5,18 @@ numbers.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import ArtefactError, NotFoundError
-from ..files import parse_json, sha256
+from ..files import parse_json, read_embedded, sha256
 from ..provenance import hash_json
 from .folder import REQUEST
 from .publish import PAGE, SUMMARY, hash_numbers
 
 FORMAT = 1
-RECORD = re.compile(r'<script type="application/json" data-name="mechwork-report">(.*?)</script>', re.DOTALL)
 TABLES = ("circuit.json", "edges.csv", "effects.csv", "curve.csv")
 CHANGING = ("provenance", "sha256", "request", "files")
 """Parts of report.json that are no numbers of the analysis."""
@@ -45,11 +43,11 @@ def read_record(page: Path) -> dict[str, Any]:
     """
     if not page.is_file():
         raise NotFoundError(f"no report at {page}. Name the report.html that mechwork wrote, or its folder.")
-    found = RECORD.search(page.read_text(encoding="utf-8", errors="replace"))
-    if found is None:
-        raise ArtefactError(f"{page} holds no record of mechwork: it is not a report, or its end is missing.")
     try:
-        record = parse_json(found[1])
+        found = read_embedded(page.read_text(encoding="utf-8", errors="replace"), "mechwork-report")
+        if found is None:
+            raise ArtefactError(f"{page} holds no record of mechwork: it is not a report, or its end is missing.")
+        record = parse_json(found)
         version = int(record["format"])
     except (ValueError, KeyError, TypeError) as error:
         raise ArtefactError(f"the record in {page} cannot be read: {error}. Write the report again.") from error

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..display import Readable
 from ..errors import ArtefactError, InputError
 from ..models.anatomy import device_of, dtype_of
-from ..models.identity import revision_of, source_of, weights_sha256
+from ..models.identity import is_split, revision_of, source_of, weights_sha256
 from ..provenance import hash_json, hash_tensors
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ Tensors = dict[str, Tensor]
 @dataclass(frozen=True)
 class ModelRef:
     """A model by identity: where it comes from (None: made in this process), dtype, kind of device, sha256 of its
-    weights, the hub's commit.
+    weights, the hub's commit, whether keys and values are split.
     """
 
     source: str | None
@@ -39,12 +39,15 @@ class ModelRef:
     device: str
     weights_sha256: str
     revision: str | None = None
+    split_kv: bool = False
 
     @classmethod
     def of(cls, model: TransformerBridge) -> ModelRef:
         """The reference of a loaded model."""
         dtype = str(dtype_of(model)).removeprefix("torch.")
-        return cls(source_of(model), dtype, device_of(model).type, weights_sha256(model), revision_of(model))
+        return cls(
+            source_of(model), dtype, device_of(model).type, weights_sha256(model), revision_of(model), is_split(model)
+        )
 
     def load(self, *, device_map: Any = None) -> TransformerBridge:
         """The model, loaded here, by `device_map` over several devices. Raises `ArtefactError` when its weights are not
@@ -60,7 +63,9 @@ class ModelRef:
             )
         device = None if self.device == "cpu" or device_map is not None else self.device
         dtype = getattr(torch, self.dtype)
-        model = load_model(self.source, device, dtype, device_map=device_map, revision=self.revision)
+        model = load_model(
+            self.source, device, dtype, device_map=device_map, revision=self.revision, split_kv=self.split_kv
+        )
         found = weights_sha256(model)
         if found != self.weights_sha256:
             raise ArtefactError(

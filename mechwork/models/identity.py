@@ -18,7 +18,7 @@ _hashes: WeakKeyDictionary[TransformerBridge, tuple[int, str]] = WeakKeyDictiona
 """sha256 per model, with the sum of its parameters' version counters: an in-place edit changes the sum."""
 
 _origins: WeakKeyDictionary[TransformerBridge, dict[str, Any]] = WeakKeyDictionary()
-"""Where a model's weights came from: sha256 and quantisation of a GGUF file, hub name and commit."""
+"""Where a model's weights came from: sha256 and quantisation of a GGUF file, hub name and commit, `split_kv`."""
 
 
 def record_origin(model: TransformerBridge, origin: dict[str, Any]) -> None:
@@ -61,6 +61,11 @@ def source_of(model: TransformerBridge) -> str | None:
 def revision_of(model: TransformerBridge) -> str | None:
     """The commit of a model that came from the hub."""
     return _origins.get(model, {}).get("revision")
+
+
+def is_split(model: TransformerBridge) -> bool:
+    """Whether it was loaded with a key and a value projection per head (`split_kv`)."""
+    return bool(_origins.get(model, {}).get("split_kv"))
 
 
 def identify_model(model: TransformerBridge) -> Provenance:

@@ -20,6 +20,7 @@ from .bos import choose_bos
 from .folder import fetch_hub, load_folder
 from .identity import record_origin, remember_source
 from .placement import check_fits, find_device, find_dtype
+from .split import split_key_values
 from .stores import STORES, find_in_store
 from .wrap import check_tokenizer, wrap_module
 
@@ -62,6 +63,7 @@ def load_model(
     revision: str | None = None,
     device_map: Any = None,
     prepend_bos: bool | None = None,
+    split_kv: bool = False,
 ) -> TransformerBridge:
     """A model from where it is, ready to be analysed.
 
@@ -78,6 +80,8 @@ def load_model(
     names. `tokenizer` goes with a module, or takes the place of a source's own.
     `prepend_bos`: whether prompts begin with the beginning-of-sequence token (default: what the tokenizer itself does;
     bundled models and ready bridges stay as they are).
+    `split_kv`: under grouped-query attention every head gets a copy of its group's key and value projection, so that
+    graphs have a key and a value reader per head; the same logits, more edges, and somewhat slower passes.
 
     Raises:
         NotFoundError: no such file or folder, or the hub cannot be reached or does not know the name.
@@ -101,14 +105,18 @@ def load_model(
     if isinstance(source, TransformerBridge):
         if tokenizer is not None:
             raise InputError("a ready bridge has its tokenizer; give tokenizer= with a Hugging Face module or a name")
+        if split_kv:
+            raise InputError("a ready bridge is used as it is; give split_kv=True with its name or Hugging Face module")
         model = source
     elif isinstance(source, nn.Module):
-        model = wrap_module(source, tokenizer, type(source).__name__)
+        module = split_key_values(source) if split_kv else source
+        model = wrap_module(module, tokenizer, type(source).__name__)
     elif isinstance(source, str | Path):
         placement = Placement(find_dtype(dtype, place), place, device_map, with_tokenizer=tokenizer is None)
         loaded = _load_named(source, revision, placement)
-        model = wrap_module(loaded.module, loaded.tokenizer if tokenizer is None else tokenizer, loaded.name)
-        record_origin(model, loaded.origin)
+        module = split_key_values(loaded.module) if split_kv else loaded.module
+        model = wrap_module(module, loaded.tokenizer if tokenizer is None else tokenizer, loaded.name)
+        record_origin(model, loaded.origin | ({"split_kv": True} if split_kv else {}))
         dtype = placement.dtype
         remember_source(model, source)
     else:

@@ -136,10 +136,10 @@ def test_nothing_outside_the_folder_is_opened_and_no_other_model_is_loaded(
     tail = tail.replace('"curve.csv":', '"../secret.txt":', 1).replace('"model":"gpt2-6l"', '"model":"owner/name"')
     page.write_text(f'{head}data-name="mechwork-report"{tail}', encoding="utf-8")
 
-    def load(*_: object) -> None:
+    def load(*_: object, **__: object) -> None:
         pytest.fail("a model was loaded by the word of a page")
 
-    monkeypatch.setattr("mechwork.cli.verify.load", load)
+    monkeypatch.setattr("mechwork.cli.verify.load_named", load)
     done = cli("verify", copy)
     assert "../secret.txt" in done.out
     assert "it is outside the report's folder" in done.out

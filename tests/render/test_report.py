@@ -1,6 +1,5 @@
 import json
 import os
-import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 
 from mechwork.ablation.heads import HeadRow, HeadStudy
 from mechwork.errors import InputError, StorageError, UnknownNameError
+from mechwork.files import read_embedded
 from mechwork.render import render_attention, render_heads, render_report, report
 from mechwork.render.page.page import BUNDLES, Fragment, assemble, asset, embed_json
 from mechwork.render.panels.attention import MAX_TOKENS, prompt_markup
@@ -165,11 +165,24 @@ def test_what_a_report_cannot_show_is_refused() -> None:
 def test_the_machine_readable_part_is_stable_and_holds_the_circuit() -> None:
     pages = [render_report(synthetic.task(), *synthetic.everything()) for _ in range(2)]
     assert pages[0] == pages[1]
-    held = re.search(r'<script type="application/json" data-name="mechwork-report">(.*?)</script>', pages[0])
+    held = read_embedded(pages[0], "mechwork-report")
     assert held is not None
-    data = json.loads(held[1])
+    data = json.loads(held)
     assert data["circuits"][0]["edges"] == synthetic.circuit().to_json()["edges"]
     assert not any("time" in entry["provenance"] for entry in data["results"])
+
+
+def test_large_data_stand_packed_and_come_back_whole() -> None:
+    value = {"text": "a </script> & \u2028" * 9, "numbers": list(range(50_000))}
+    small, large = embed_json({"x": 1}, name="few"), embed_json(value, name="many")
+    assert len(large) < 0.6 * len(json.dumps(value))
+    assert json.loads(str(read_embedded(small + large, "few"))) == {"x": 1}
+    assert json.loads(str(read_embedded(small + large, "many"))) == value
+    assert read_embedded(small + large, "none") is None
+    cut = large.replace("</script>", "")[:-400] + "</script>"
+    for damaged in (cut, large.replace("H4sI", "AAAA"), large.replace("data-packed>", "data-packed>*")):
+        with pytest.raises(ValueError, match=r"packed|base64|padding"):
+            read_embedded(damaged, "many")
 
 
 def test_the_command_is_shown_as_one_types_it() -> None:

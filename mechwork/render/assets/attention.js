@@ -45,8 +45,7 @@ function enlarge(name, data, i) {
   mechwork.vendor("circuitsvis").then(() => drawHead(holder, data, i), () => mechwork.excuse(holder));
 }
 
-function mountAttention(root) {
-  const data = JSON.parse(root.querySelector("script[type='application/json']").textContent);
+function mountAttention(root, data) {
   const box = root.querySelector(".mw-attention-view"), index = new Map(data.heads.map((name, i) => [name, i]));
   const heads = document.createElement("div"), large = document.createElement("div"), title = document.createElement("h3"), paper = document.createElement("div");
   heads.className = "mw-heads";
@@ -94,5 +93,7 @@ function mountAttention(root) {
   return { paper, start: () => show(Math.max(0, index.get(mechwork.selection) ?? 0)) };
 }
 
-const mounted = [...document.querySelectorAll("[data-mw-attention]")].map(mountAttention);
-mechwork.vendor("circuitsvis").then(() => mounted.forEach(({ start }) => start()), () => mounted.forEach(({ paper }) => mechwork.excuse(paper)));
+document.querySelectorAll("[data-mw-attention]").forEach((root) => mechwork.withData(root, (data) => {
+  const { paper, start } = mountAttention(root, data);
+  mechwork.vendor("circuitsvis").then(start, () => mechwork.excuse(paper));
+}));

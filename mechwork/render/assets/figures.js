@@ -28,8 +28,7 @@ function themed(spec) {
 const DARK_COLOURS = { "#0072B2": "#4aa8e0", "#D55E00": "#f0833a", "#6e7781": "#919ba6", "#1b1f24": "#e8ebef", "#57606a": "#a3adb8" };
 const paint = (colour) => (isDark() && DARK_COLOURS[colour]) || colour;
 
-function mountFigure(root) {
-  const spec = JSON.parse(root.querySelector("script[type='application/json']").textContent);
+function mountFigure(root, spec) {
   const plot = document.createElement("div");
   root.replaceChildren(plot);
   root.style.minHeight = "";
@@ -98,7 +97,7 @@ async function mountFigures(roots) {
     return;
   }
   for (const root of roots) {
-    mountFigure(root);
+    mechwork.withData(root, (spec) => mountFigure(root, spec));
     await new Promise((done) => setTimeout(done));
   }
 }

@@ -10,8 +10,7 @@ function lensColour(share) {
   return { background: `rgb(${mix(255, 5)},${mix(255, 72)},${mix(255, 128)})`, color: t > LENS_DARK * 0.7 ? "#ffffff" : "#1b1f24" };
 }
 
-function mountLens(root) {
-  const data = JSON.parse(root.querySelector("script[type='application/json']").textContent);
+function mountLens(root, data) {
   const choices = root.querySelector("[data-lens-measure]"), rows = root.querySelector("[data-lens-row]"), key = root.querySelector("[data-lens-range]");
   const tables = [...root.querySelectorAll("[data-lens-table]")];
   const tip = document.createElement("div");
@@ -79,4 +78,4 @@ function mountLens(root) {
   paint();
 }
 
-document.querySelectorAll("[data-mw-lens]").forEach(mountLens);
+document.querySelectorAll("[data-mw-lens]").forEach((root) => mechwork.withData(root, (data) => mountLens(root, data)));

@@ -26,13 +26,23 @@ const mechwork = {
 };
 window.mechwork = mechwork;
 
-async function unpack(element) {
+async function inflate(element) {
   const packed = Uint8Array.from(atob(element.textContent), (character) => character.charCodeAt(0));
-  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+}
+
+async function unpack(element) {
   const script = document.createElement("script");
-  script.textContent = await new Response(stream).text();
+  script.textContent = await inflate(element);
   document.head.append(script);
 }
+
+// Calls `draw` with the data that stand in a drawing's element: at once, or once they are unpacked where they are large.
+mechwork.withData = (root, draw) => {
+  const element = root.querySelector("script[type='application/json'], script[data-packed]");
+  if (!("packed" in element.dataset)) draw(JSON.parse(element.textContent));
+  else inflate(element).then((text) => draw(JSON.parse(text)), () => mechwork.excuse(root));
+};
 
 // What stands in the place of a figure whose script this browser cannot unpack.
 mechwork.excuse = (root) => root.append("This figure needs a browser of 2023 or later. Its numbers are in the tables of this page and in the files beside it.");

@@ -1,7 +1,6 @@
 // Mounting: joins model, state, drawing, view and controls for every graph on the page.
 
-function mountGraph(root, id) {
-  const payload = JSON.parse(root.querySelector("script[type='application/json']").textContent);
+function mountGraph(root, id, payload) {
   const whole = decode(payload), fresh = initialState(whole), saved = readHash(id);
   const store = createStore(saved ? { ...fresh, ...adoptState(fresh, saved) } : fresh);
   let level = levelOf(payload, store.get().shown), first = atLevel(whole, level);
@@ -131,7 +130,8 @@ function mountGraph(root, id) {
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => underlay.paint(view.view, focus !== null));
   mechwork.register(app);
   mechwork.graphs.push(app);
+  mechwork.graphs.sort((a, b) => (a.root.compareDocumentPosition(b.root) & Node.DOCUMENT_POSITION_FOLLOWING ? -1 : 1)); // a packed one mounts late
   return app;
 }
 
-document.querySelectorAll("[data-mw-graph]").forEach((root, k) => mountGraph(root, `mw-graph-${k}`));
+document.querySelectorAll("[data-mw-graph]").forEach((root, k) => mechwork.withData(root, (payload) => mountGraph(root, `mw-graph-${k}`, payload)));
