@@ -292,8 +292,11 @@ def completeness(work: StageWork) -> Found:
     circuit = work.results["circuit"]
     if not circuit.n_edges:
         return {}
-    seed = work.settings.seed
-    return {"completeness": measure_completeness(work.model, work.few, circuit, n_knockouts=4, n_steps=6, seed=seed)}
+    s = work.settings
+    found = measure_completeness(
+        work.model, work.few, circuit, n_knockouts=4, n_steps=6, seed=s.seed, memory_budget=s.memory
+    )
+    return {"completeness": found}
 
 
 def minimality(work: StageWork) -> Found:
@@ -301,4 +304,6 @@ def minimality(work: StageWork) -> Found:
     circuit = work.results["circuit"]
     if not circuit.n_edges:
         return {}
-    return {"minimality": measure_minimality(work.model, work.few, circuit, n_knockouts=0, seed=work.settings.seed)}
+    s = work.settings
+    found = measure_minimality(work.model, work.few, circuit, n_knockouts=0, seed=s.seed, memory_budget=s.memory)
+    return {"minimality": found}

@@ -124,11 +124,13 @@ class Readout(Readable):
         if wanted is not None and not bool(((wanted >= 0) & (wanted < self.d_vocab)).all()):
             raise InputError(f"target ids are 0 to {self.d_vocab - 1}; got {int(wanted.min())} to {int(wanted.max())}")
         truth = None if reference is None else reference.expand(*lead, d_model).reshape(-1, d_model)
-        columns: list[dict[str, list[Tensor]]] = [{} for _ in states]
+        # Room for the results is made once: small tensors that stay, made between large ones that go, would keep the
+        # large ones' memory from being given back.
+        kept: dict[str, Tensor] = {}
         for part in self.chunks(len(rows[0])):
             log_p = None if truth is None else self.log_probabilities(truth[part])
             p = None if log_p is None else log_p.exp()
-            for place, x in zip(columns, rows, strict=True):
+            for place, x in enumerate(rows):
                 log_q = self.log_probabilities(x[part])
                 found = {"entropy": -(log_q.exp() * log_q.clamp(min=torch.finfo(log_q.dtype).min)).sum(dim=-1) * BITS}
                 if top_k:
@@ -140,13 +142,10 @@ class Readout(Readable):
                 if log_p is not None and p is not None:
                     found["kl"] = (p * (log_p - log_q)).sum(dim=-1).clamp(min=0) * BITS
                 for name, value in found.items():
-                    place.setdefault(name, []).append(value.cpu())
-
-        def stack(name: str) -> Tensor:
-            flat = torch.stack([torch.cat(place[name]) for place in columns])
-            return flat.reshape(len(states), *lead, *flat.shape[2:])
-
-        return Reading(**{name: stack(name) for name in columns[0]})
+                    if name not in kept:
+                        kept[name] = torch.empty(len(states), len(rows[0]), *value.shape[1:], dtype=value.dtype)
+                    kept[name][place, part] = value.cpu()
+        return Reading(**{name: flat.reshape(len(states), *lead, *flat.shape[2:]) for name, flat in kept.items()})
 
     def chunks(self, n: int) -> Iterator[slice]:
         """Slices of at most `rows` vectors."""

@@ -30,6 +30,7 @@ from ..arguments import checked
 from ..errors import BusyError
 from ..shapes import Tokens
 from ..sites import UNEMBED_INPUT
+from .pulse import pulsing
 
 if TYPE_CHECKING:
     from transformer_lens.hook_points import HookPoint, LensHandle
@@ -90,7 +91,8 @@ R = TypeVar("R")
 def borrows(function: Callable[P, R]) -> Callable[P, R]:
     """A function whose first argument is a model, which it holds from its first forward to its last.
 
-    An argument of a wrong type that makes it fail is named (see `arguments`).
+    An argument of a wrong type that makes it fail is named (see `arguments`). A callback given as `progress` also hears
+    of every block that runs (see `pulse`).
     """
     function = checked(function)
 
@@ -99,7 +101,9 @@ def borrows(function: Callable[P, R]) -> Callable[P, R]:
         model: Any = args[0] if args else kwargs.get("model")
         if not hasattr(model, "register_forward_pre_hook"):
             return function(*args, **kwargs)  # no model: the function itself says so
-        with borrow(model):
+        with borrow(model), pulsing(model, kwargs.get("progress"), function.__name__.replace("_", " ")) as progress:
+            if progress is not None:
+                kwargs["progress"] = progress
             return function(*args, **kwargs)
 
     return held

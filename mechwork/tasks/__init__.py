@@ -21,6 +21,7 @@ from .build import from_prompt as from_prompt
 from .capitals import capitals as capitals
 from .colored_objects import colored_objects as colored_objects
 from .docstring import docstring as docstring
+from .generated import from_generation as from_generation
 from .greater_than import greater_than as greater_than
 from .in_context import in_context as in_context
 from .induction import induction as induction

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ...models.anatomy import device_of, dtype_of
+from ...models.pulse import beat
 from ...runs.record import Baseline, Run
 from ...tasks.task import Task
 from ..graph.ablated import mean_writes
@@ -197,6 +198,7 @@ class Coefficients:
     ) -> None:
         """Adds weight x writes . coefficients; `rows` limits the writers (activation paths)."""
         for layers, columns in self._groups():
+            beat(self.model)
             if rows is not None and int(self.space.n_seen[columns].max()) <= rows.start:
                 continue
             coefficients = writes.new_empty(columns.stop - columns.start, *writes.shape[1:])
@@ -217,12 +219,14 @@ class Coefficients:
     def _average(self, point: Point, mean: Float[Tensor, "reader batch pos d_model"], weight: float) -> None:
         """Adds weight x the coefficients of every reader."""
         for layers, columns in self._groups():
+            beat(self.model)
             coefficients = mean.new_empty(columns.stop - columns.start, *mean.shape[1:])
             self._fill(point, layers, coefficients, slice(None))
             mean[columns].add_(coefficients, alpha=weight)
 
     def _multiply_all(self, mean: Tensor, chunk: slice, writes: Tensor, cells: Cells | None) -> None:
         for _, columns in self._groups():
+            beat(self.model)
             self._multiply(mean[columns][:, :, chunk], columns, chunk, writes, cells, 1.0)
 
     def _multiply(

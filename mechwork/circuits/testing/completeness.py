@@ -106,11 +106,12 @@ def measure_completeness(
     n_steps: int = 40,
     ablation: str = "corrupt",
     seed: int = 0,
+    memory_budget: int | str = DEFAULT_BUDGET,
 ) -> Completeness:
     """Completeness of a circuit on a task's pairs.
 
     Random knock-outs remove a random half of the circuit's nodes or a random fifth to four fifths of its edges, in
-    turn.
+    turn. Pairs run in batches that fit `memory_budget`, beside the weights.
     Cost per batch: 1 + 2 `n_knockouts` + 5 forwards, and 2 `n_steps` (forward + backward) on the first batch of 16
     pairs.
 
@@ -119,11 +120,13 @@ def measure_completeness(
     space = _check(model, task, circuit)
     generator = torch.Generator().manual_seed(seed)
     knocked = [_random_knockout(circuit, i, generator) for i in range(n_knockouts)]
-    learned = learn_knockout(model, task, circuit, n_steps=n_steps, ablation=ablation, seed=seed)
+    budget = parse_bytes(memory_budget)
+    learned = learn_knockout(model, task, circuit, n_steps=n_steps, ablation=ablation, seed=seed, memory_budget=budget)
     masks = [space.mask, torch.zeros_like(space.mask), circuit.mask, space.mask & ~circuit.mask]
     for cut in (*knocked, learned):
         masks += [circuit.mask & ~cut, space.mask & ~cut]
-    found = measure_circuits(model, task, space, masks, EvaluationSettings(ablation, seed=seed)).metric
+    settings = EvaluationSettings(ablation, memory_budget=budget, seed=seed)
+    found = measure_circuits(model, task, space, masks, settings).metric
     whole, empty = found[0], found[1]
     gap = abs(float(whole.mean() - empty.mean()))
     inside = faithfulness(found[2], empty, whole)
@@ -199,6 +202,7 @@ def measure_minimality(
     n_knockouts: int = 4,
     ablation: str = "corrupt",
     seed: int = 0,
+    memory_budget: int | str = DEFAULT_BUDGET,
 ) -> Minimality:
     """Minimality of every node of the circuit: beside no knock-out and beside `n_knockouts` random ones.
 
@@ -211,7 +215,8 @@ def measure_minimality(
     masks = [space.mask, torch.zeros_like(space.mask)]
     for base in bases:
         masks += [base, *(without_node(space, base, node) for node in nodes)]
-    found = measure_circuits(model, task, space, masks, EvaluationSettings(ablation, seed=seed)).metric.mean(dim=1)
+    settings = EvaluationSettings(ablation, memory_budget=parse_bytes(memory_budget), seed=seed)
+    found = measure_circuits(model, task, space, masks, settings).metric.mean(dim=1)
     faithfulness(found[:1], found[1:2], found[:1])  # refuses when undefined
     rows = found[2:].view(len(bases), 1 + len(nodes))
     scores = ((rows[:, 1:] - rows[:, :1]).abs() / (found[0] - found[1]).abs()).amax(dim=0)
