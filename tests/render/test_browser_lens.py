@@ -115,7 +115,7 @@ def test_settled_cells_are_those_from_the_prediction_depth_on() -> None:
     table = hostile_table()
     body = lens_fragment(table).body
     settled = int(sum((len(table.places) - table.prediction_depth)[table.mask]))
-    assert body.count('class="is-settled"') == settled > 0
+    assert body.count("class=is-settled") == settled > 0
 
 
 @pytest.mark.parametrize("picture", ["evaluation", "comparison", "attribution", "neurons", "head"])

@@ -19,6 +19,20 @@ function mountLens(root, data) {
   tip.hidden = true;
   document.body.append(tip);
 
+  // Which cell is which: rows from the last place down, columns from the answer backwards.
+  for (const table of tables) {
+    const prompt = data.prompts[Number(table.dataset.lensTable)];
+    [...table.tBodies[0].rows].forEach((row, k) => {
+      const place = data.places.length - 1 - k;
+      [...row.querySelectorAll("td")].forEach((cell, i) => {
+        const pos = prompt.tokens.length - 1 - i, [text, probability] = prompt.words[place][pos][0];
+        Object.assign(cell.dataset, { place, pos });
+        cell.tabIndex = k === 0 && i === 0 ? 0 : -1;
+        cell.setAttribute("aria-label", `${text}, probability ${probability.toFixed(2)}`);
+      });
+    });
+  }
+
   function paint() {
     const name = choices.value, values = data.prompts.flatMap((prompt) => prompt[name].flat());
     const high = name === "probability" || name === "top" ? 1 : Math.max(...values, 1e-9);

@@ -107,20 +107,13 @@ def _grid(t: LensTable, row: int, prompt: dict[str, Any], *, hidden: bool) -> st
         f"<th scope=col><small>{pos}</small><bdi>{escape(token)}</bdi></th>"
         for pos, token in reversed(list(enumerate(prompt["tokens"])))
     )
-    last = len(prompt["tokens"]) - 1
     depth = t.prediction_depth[row].tolist()
     lines = []
     for k in reversed(range(len(t.places))):
         cells = []
         for pos in reversed(range(len(prompt["tokens"]))):  # from the answer backwards
-            text, probability = prompt["words"][k][pos][0]
-            settled = ' class="is-settled"' if k >= depth[pos] else ""
-            first = 0 if k == len(t.places) - 1 and pos == last else -1
-            label = f"{text}, probability {probability:.2f}"
-            cells.append(
-                f'<td data-place="{k}" data-pos="{pos}" tabindex="{first}"{settled} '
-                f'aria-label="{escape(label)}"><bdi>{escape(text)}</bdi></td>'
-            )
+            settled = " class=is-settled" if k >= depth[pos] else ""
+            cells.append(f"<td{settled}><bdi>{escape(prompt['words'][k][pos][0][0])}</bdi>")  # the script says which
         lines.append(f"<tr><th scope=row>{escape(t.places[k])}</th>{''.join(cells)}</tr>")
     off = " hidden" if hidden else ""
     caption = f"prompt {row + 1}"
