@@ -1,9 +1,11 @@
-"""Choices that were measured: ``python -m tests.benchmarks.choices split|precision|compile [MODEL ...]``.
+"""Choices that were measured: ``python -m tests.benchmarks.choices split|precision|compile|peer [MODEL ...]``.
 
 - ``split``: faithfulness on held-out IOI pairs by number of edges, with one key/value reader per group of heads (the
   default) and with one per head (``split_kv``). Percentages of the two graphs are not the same number of edges.
 - ``precision``: a forward, a backward and all edges in float32 and bfloat16, and how far the scores are apart.
 - ``compile``: a forward and a forward with backward, plain and under ``torch.compile``.
+- ``peer``: all edges of one pair (plain gradients) by TransformerLens 4 and here, on a model with split keys and values
+  (TransformerLens has no edges under grouped ones).
 
 Models default to the bundled ``llama-6l`` and, where MECHWORK_REAL_MODEL names one, a real one. CPU time, one thread.
 """
@@ -20,7 +22,8 @@ import torch
 
 import mechwork as mw
 from mechwork.relevance import GRADIENT
-from tests.benchmarks.common import backward, cpu, plain_forward
+from tests.benchmarks.common import backward, cpu, plain_forward, tl_edges
+from tests.benchmarks.real import one_length
 
 COUNTS = (50, 100, 200, 400, 700, 1400, 2800, 5600)
 
@@ -73,6 +76,19 @@ def compiled(name: str) -> None:
     print(f"the module without hooks {bare:6.2f}; compiled {later:6.2f}, first {first:6.2f} CPU-s")
 
 
+def peer(name: str) -> None:
+    """One pair, the same edges, the same run."""
+    model = mw.load_model(name, split_kv=True)
+    task = one_length(model)[:1]
+    forward = _faster(lambda: plain_forward(model, task))
+    ours, theirs = _faster(lambda: mw.score_edges(model, task, preset="eap")), tl_edges(model, task)
+    print(
+        f"{name}: forward {forward:.2f} CPU-s; TransformerLens {theirs:.2f} CPU-s = {theirs / forward:.0f} F, "
+        f"mechwork {ours:.2f} CPU-s = {ours / forward:.1f} F",
+        flush=True,
+    )
+
+
 def _works(model: Any, task: mw.Task) -> tuple[Callable[[], Any], ...]:
     return (
         lambda: plain_forward(model, task),
@@ -91,7 +107,7 @@ def main(what: str, *models: str) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     real = os.environ.get("MECHWORK_REAL_MODEL")
-    choices = {"split": split, "precision": precision, "compile": compiled}
+    choices = {"split": split, "precision": precision, "compile": compiled, "peer": peer}
     for name in models or ("llama-6l", *([real] if real else [])):
         choices[what](name)
 
