@@ -36,7 +36,7 @@ from mechwork.models.load import load_model
 from mechwork.tasks.task import Task
 from tests import gate
 from tests.browser import artefacts, browser, open_page  # noqa: F401 - fixtures, once for all folders
-from tests.families import FAMILIES, borrowed, build_model, build_task
+from tests.families import CHOSEN, borrowed, build_model, build_task
 
 hypothesis.settings.register_profile("mechwork", deadline=None, derandomize=True, max_examples=50, database=None)
 hypothesis.settings.load_profile("mechwork")
@@ -84,7 +84,7 @@ def seed(request: pytest.FixtureRequest) -> int:
     return value
 
 
-@pytest.fixture(params=os.environ.get(gate.FAMILIES, ",".join(FAMILIES)).split(","))
+@pytest.fixture(params=CHOSEN)
 def family(request: pytest.FixtureRequest) -> str:
     """Every architecture family in turn (of the quick gate three)."""
     return request.param

@@ -2,11 +2,12 @@
 
 name | what runs:
 
-- (none), ``whole`` | format, lint, types, layers, every test (on eight architecture families) and every notebook
+- (none), ``whole`` | format, lint, types, layers, every test (on eight architecture families; of a few that take
+  minutes, some cases) and every notebook
 - ``quick`` | the same four checks; tests that are not slow, on three architecture families, without browser and
   notebooks
 - ``unit``, ``families``, ``browser``, ``pages`` | shards of the tests, which together are all of them (a test checks
-  that), on all fifteen families
+  that), on all fifteen families, with all cases
 - ``lint types`` | single steps by name
 
 Steps run in order and the first failure stops. Tests come last, so that pytest's own summary is the last thing on the
@@ -19,9 +20,13 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = Path(sys.executable).parent
@@ -100,6 +105,11 @@ def shard_of(path: str, fixtures: frozenset[str] | set[str]) -> str:
     if fixtures & {"open_page", "browser"}:
         return "browser"
     return "families" if "family" in fixtures else "unit"
+
+
+def fewer(everything: Sequence[T], few: Sequence[T]) -> Sequence[T]:
+    """The cases of a test that takes minutes: `few` of them in the quick and the whole gate, all in the shards."""
+    return few if FAMILIES in os.environ else everything
 
 
 @cache
