@@ -71,7 +71,7 @@ if _TYPE_CHECKING:
     from .tasks.pairs import PromptPairs as PromptPairs
     from .tasks.task import Task as Task
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "ablation": "AblationSpec HeadStudy ablate study_heads",
