@@ -9,6 +9,7 @@ import torch
 from mechwork.circuits import AttributionGraph, compare_circuits, graph_of
 from mechwork.errors import InputError
 from mechwork.render import render_positions
+from mechwork.render.graph.levels import graph_levels
 from mechwork.render.graph.pages import _attribution_payload, positions_payload
 from mechwork.render.graph.positions import attribution_table, positions_table
 from mechwork.render.graph.static import static_svg
@@ -112,3 +113,20 @@ def test_a_comparison_is_drawn_as_two_circuits_over_each_other() -> None:
     assert '"compare":["relp","gradient"]' in page
     assert "relp / gradient" in page
     assert torch.equal(a.mask, synthetic.scores().circuit(40).mask)
+
+
+def test_few_edges_stand_in_the_rows_of_their_layers_and_in_their_columns() -> None:
+    n = 5
+    table = positions_table(*synthetic.by_position(), 40)
+    for level in graph_levels(table, n):
+        drawn = np.unique(np.concatenate([table.source[: level["edges"]], table.target[: level["edges"]]])).tolist()
+        assert [i for i, x in enumerate(level["x"]) if x is not None] == drawn
+        inner = {layer for i in drawn if 0 <= (layer := int(table.layers[i])) < table.n_layers}
+        assert [band["layer"] for band in level["layers"]] == sorted(inner)
+        assert len(level["bends"]) == level["edges"]
+        for i in drawn:
+            column = level["places"][int(table.places[i])]
+            assert column["left"] < level["x"][i] < column["right"]
+            if 0 <= (layer := int(table.layers[i])) < table.n_layers:
+                band = next(band for band in level["layers"] if band["layer"] == layer)
+                assert band["top"] < level["y"][i] < band["bottom"]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from .layout import HEAD, HEIGHTS, PORT, WIDTHS, Layout, find_bends, sample_curves
+from .layout import HEAD, HEIGHTS, INPUT, PORT, WIDTHS, Layout, find_bends, lay_out_places, sample_curves
 from .routing import Routed, lay_out_routed
 from .skeleton import default_size
 from .table import GraphTable
@@ -23,12 +23,54 @@ MAX_GHOSTS = 120
 
 
 def graph_levels(table: GraphTable, shown: int) -> list[dict[str, Any]]:
-    """The levels of a graph without places, smallest first."""
+    """The levels of a graph, smallest first."""
     n = len(table.source)
-    if table.place_labels or not n:
+    if not n:
         return []
     sizes = sorted({min(size, n) for size in (default_size(table.steps), shown, *SIZES) if size <= SIZES[-1]})
-    return [_level(table, size) for size in sizes]
+    return [_level_of_places(table, size) if table.place_labels else _level(table, size) for size in sizes]
+
+
+def _level_of_places(table: GraphTable, size: int) -> dict[str, Any]:
+    """All columns, and the rows of the layers in use; edges bow around nodes, in a corridor of their own there is no
+    room between columns.
+    """
+    source, target = table.source[:size], table.target[:size]
+    ids = np.unique(np.concatenate([source, target]))
+    new = np.full(len(table.types), -1)
+    new[ids] = np.arange(len(ids))
+    types, ends = table.types[ids], (new[source], new[target])
+    layers = np.unique(table.layers[ids])
+    inner = layers[(layers >= 0) & (layers < table.n_layers)]
+    rows = np.searchsorted(inner, table.layers[ids])
+    rows[types == INPUT] = -1
+    pull = np.sqrt(np.abs(table.score[:size])) if table.scored else np.ones(size)
+    layout = lay_out_places(
+        types, rows, table.places[ids], *ends, pull, n_layers=len(inner), n_places=len(table.place_labels)
+    )
+    bends = find_bends(layout, types, *ends, ports(types[ends[1]], table.kind[:size]))
+
+    def placed(values: ndarray) -> list[float | None]:
+        found: list[float | None] = [None] * len(table.types)
+        for i, value in zip(ids.tolist(), values.round(1).tolist(), strict=True):
+            found[i] = value
+        return found
+
+    return {
+        "edges": size,
+        "x": placed(layout.x),
+        "y": placed(layout.y),
+        "routes": [],
+        "bends": bends.tolist(),
+        "links": [],
+        "ghosts": [],
+        "size": [round(layout.width, 1), round(layout.height, 1)],
+        "layers": [
+            {"layer": int(k), "label": f"layer {k}", "top": round(b.top, 1), "bottom": round(b.bottom, 1)}
+            for k, b in zip(inner.tolist(), layout.bands, strict=True)
+        ],
+        "places": [{"left": round(c.left, 1), "right": round(c.right, 1)} for c in layout.columns],
+    }
 
 
 def _level(table: GraphTable, size: int) -> dict[str, Any]:

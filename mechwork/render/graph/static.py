@@ -60,7 +60,8 @@ def draw_graph(payload: dict[str, Any], n: int, palette: Palette, *, ghosts: boo
     largest = max(map(abs, scores), default=0.0) if scores else 0.0
     size = place["size"]
     shapes = [_band(band, size[0], palette) for band in place["layers"]]
-    shapes += [_place(column, size[1], palette) for column in payload["places"]]
+    columns = zip(payload["places"], place.get("places", payload["places"]), strict=True)
+    shapes += [_place({**column, **at}, size[1], palette) for column, at in columns]
     if ghosts:
         paths = (curve_of(payload, place, e, bend) for e, bend in place["ghosts"])
         shapes += [
@@ -109,7 +110,8 @@ def curve_of(payload: dict[str, Any], place: dict[str, Any], e: int, bend: float
         y0 = place["y"][s] - payload["heights"][types[s]] / 2
         return route_points(place["x"][s], y0, place["routes"][e], x3, place["y"][t] + payload["heights"][types[t]] / 2)
     layout = Layout(np.array([place["x"][s], place["x"][t]]), np.array([place["y"][s], place["y"][t]]), (), 0.0, 0.0)
-    bent = np.array([float(edges["bend"][e] if bend is None else bend)])
+    bends = place.get("bends", edges["bend"])
+    bent = np.array([float(bends[e] if bend is None else bend)])
     x, y = control_points(layout, np.array([types[s], types[t]]), np.array([0]), np.array([1]), port, bent)
     return np.stack([x[0], y[0]], axis=1).flatten().tolist()
 

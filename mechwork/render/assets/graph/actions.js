@@ -66,12 +66,12 @@ function createActions(app, said) {
       const edges = [];
       for (let e = 0; e < Math.min(graph.m, CAP); e++) if (seen.edgeOn[e]) edges.push(e);
       const box = contentBox(graph, edges, nodes);
-      const { places } = app.payload; // all columns, also those without a node
+      const { places } = graph; // all columns, also those without a node
       if (places.length) {
         const left = Math.min(box.x, places[0].left - 56), right = Math.max(box.x + box.width, places.at(-1).right + 20);
         Object.assign(box, { x: left, width: right - left });
       }
-      if (places.length) box.height = Math.max(box.height, app.payload.size[1] + 62 - box.y); // with the tokens' texts
+      if (places.length) box.height = Math.max(box.height, graph.bottom + 62 - box.y); // with the tokens' texts
       app.view.fit({ x: box.x + 56, y: box.y, width: box.width - 76, height: box.height });
     },
     reset() {

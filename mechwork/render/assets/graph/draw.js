@@ -30,7 +30,7 @@ function createDrawing(svg, backdrop, id) {
       const label = svgElement("text", { x: 12, class: "mw-layer" }, gutter);
       label.textContent = band.label;
     });
-    for (const place of graph.payload.places) drawPlace(place, graph.payload.size[1], bands);
+    for (const place of graph.places) drawPlace(place, graph.bottom, bands);
     ghosts = graph.ghosts.map(([e, bend]) => [e, svgElement("path", { d: pathOf(curve({ ...graph, bend: { [e]: bend }, routes: {} }, e)), class: `mw-edge is-ghost ${edgeClass(graph, e)}` }, faint)]);
     for (let e = graph.m; e < graph.all; e++) {
       links.push(edgePath(e, base));

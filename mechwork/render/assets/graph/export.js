@@ -15,7 +15,7 @@ function svgText(app) {
   for (let e = 0; e < graph.all; e++) if (seen.edgeOn[e] || (roles && roles.edges[e])) drawn.push(e);
   const nodes = [...graph.names.keys()].filter((i) => seen.nodeOn[i] || (roles && roles.nodes[i] !== "is-dim"));
   const box = contentBox(graph, drawn, nodes);
-  if (graph.payload.places.length) box.height += 50;
+  if (graph.places.length) box.height += 50;
   const caption = [app.payload.title, `${seen.nEdges} of ${app.payload.nEdgesOfGraph.toLocaleString("en")} edges`, ...activeFilters(app, state)].join(" · ");
   const svg = svgElement("svg", { xmlns: SVG, viewBox: `${box.x} ${box.y} ${box.width} ${box.height + 26}`, width: box.width, height: box.height + 26, "font-family": FONT });
   svgElement("title", {}, svg).textContent = caption;
@@ -25,7 +25,7 @@ function svgText(app) {
     svgElement("line", { x1: box.x, x2: box.x + box.width, y1: band.top, y2: band.top, stroke: "#e6e9ed", "stroke-width": 1 }, svg);
     if (band.bottom - band.top > 20) svgElement("text", { x: box.x + 8, y: (band.top + band.bottom) / 2 + 4, "font-size": 11, fill: LIGHT.muted }, svg).textContent = band.label;
   }
-  for (const place of graph.payload.places) {
+  for (const place of graph.places) {
     const x = (place.left + place.right) / 2, y = box.y + box.height - 34;
     svgElement("line", { x1: place.left, x2: place.left, y1: box.y, y2: y, stroke: "#e6e9ed" }, svg);
     svgElement("text", { x, y: y + 14, "font-size": 11, fill: LIGHT.muted, "text-anchor": "middle" }, svg).textContent = place.label;

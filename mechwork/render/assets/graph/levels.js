@@ -12,25 +12,36 @@ function atLevel(base, k) {
   const level = payload.levels[k], core = Uint8Array.from(level.x, (x) => (x === null ? 0 : 1));
   const x = Float64Array.from(level.x, (value) => value ?? 0), y = Float64Array.from(level.y, (value) => value ?? 0);
   const placed = [...core.keys()].filter((i) => core[i]), filled = new Map();
+  const places = level.places ? base.places.map((place, i) => ({ ...place, ...level.places[i] })) : base.places;
   for (let i = 0; i < base.n; i++) {
     if (core[i]) continue;
     let near = placed[0];
     for (const j of placed) if (Math.abs(base.layer[j] - base.layer[i]) < Math.abs(base.layer[near] - base.layer[i])) near = j;
     y[i] = y[near];
+    if (level.places) {
+      // In its own column, below the row.
+      const { left, right } = places[payload.nodes.place[i]], key = `${y[i]} ${left}`, beside = filled.get(key) ?? 0;
+      filled.set(key, beside + 1);
+      y[i] += 46;
+      x[i] = (left + right) / 2 + 40 * beside;
+      continue;
+    }
     const count = filled.get(y[i]) ?? 0;
     filled.set(y[i], count + 1);
     x[i] = rowEnd(level, placed, y[i]) + 56 + 78 * count;
   }
   const routes = level.routes.slice();
   for (const [link, route] of level.links) routes[base.m + link] = route;
-  return { ...base, x, y, routes, ghosts: level.ghosts, bands: level.layers, core };
+  const bend = base.bend.slice();
+  level.bends?.forEach((bow, e) => (bend[e] = bow));
+  return { ...base, x, y, routes, bend, places, bottom: level.size[1], ghosts: level.ghosts, bands: level.layers, core };
 }
 
 const rowEnd = (level, placed, y) => Math.max(...placed.filter((i) => level.y[i] === y).map((i) => level.x[i]));
 
 // Nodes from outside the level that a focus or a search brings in stand side by side, so that each can be seen.
 function placeExtras(graph, seen, focus) {
-  if (!graph.core) return [];
+  if (!graph.core || graph.places.length) return [];
   const near = new Set(), moved = [], filled = new Map();
   if (focus) {
     for (let e = 0; e < graph.m; e++) if (focus.direct[e]) near.add(graph.source[e]).add(graph.target[e]);

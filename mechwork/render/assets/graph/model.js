@@ -31,6 +31,8 @@ function decode(payload) {
     routes: [],
     ghosts: [],
     bands: payload.layers,
+    places: payload.places,
+    bottom: payload.size[1], // where the columns of places end
     core: null,
     bend: [...edges.bend, ...links.map(() => 0)],
     error: edges.error,
