@@ -19,6 +19,7 @@ from mechwork.circuits import Circuit
 from mechwork.cli.console import dump_json
 from mechwork.models import load_model
 from mechwork.tasks import ioi
+from tests.gate import fewer
 
 from .conftest import Cli
 
