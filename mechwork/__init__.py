@@ -46,6 +46,7 @@ if _TYPE_CHECKING:
     from .discovery.explain import explain as explain
     from .discovery.found import Discovery as Discovery
     from .execute import executor as executor
+    from .interventions import steered_pairs as steered_pairs
     from .lenses import LensTable as LensTable
     from .lenses import LogitAttribution as LogitAttribution
     from .lenses import TunedLens as TunedLens
@@ -82,6 +83,7 @@ _HOMES = {
     "discovery.explain": "explain",
     "discovery.found": "Discovery",
     "execute": "executor",
+    "interventions": "steered_pairs",
     "lenses": "LensTable LogitAttribution TunedLens attribute_logits load_lens read_lens train_lens",
     "models": "load_model",
     "patching": "Effects attribute patch",

@@ -57,6 +57,7 @@ PUBLIC = {
     "report",
     "score_edges",
     "study_heads",
+    "steered_pairs",
     "study_steering",
     "tasks",
     "train_lens",

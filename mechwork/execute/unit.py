@@ -21,6 +21,7 @@ from ..errors import ArtefactError, InputError
 from ..models.anatomy import device_of, dtype_of
 from ..models.identity import is_split, revision_of, source_of, weights_sha256
 from ..provenance import hash_json, hash_tensors
+from ..tasks.marks import is_marked
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -114,6 +115,12 @@ class Work(Readable):
     settings: Mapping[str, Any]
     data: Mapping[str, Tensors] = field(default_factory=dict)
     here_only: str | None = None
+
+    def __post_init__(self) -> None:
+        tokens = self.data.get("task", {})
+        if any(is_marked(tokens[name]) for name in ("clean_tokens", "corrupt_tokens") if name in tokens):
+            reason = "its pairs differ in writes that this process holds; use forked workers"
+            object.__setattr__(self, "here_only", self.here_only or reason)
 
     @cached_property
     def key(self) -> str:

@@ -57,6 +57,15 @@ def save_writes(path: str | Path, writes: Sequence[Intervention], provenance: Pr
     Raises `InputError` for an intervention that holds something else than this package's values (a function of one's
     own).
     """
+    tree, tensors, not_finite = encode_writes(writes)
+    facts = {"writes": tree, "not_finite": not_finite, "provenance": stable(provenance or {})}
+    return write_artefact(Path(path).with_suffix(".safetensors"), WHAT, facts, tensors, version=FORMAT)
+
+
+def encode_writes(writes: Sequence[Intervention]) -> tuple[Any, dict[str, Tensor], list[str]]:
+    """Interventions as JSON values, tensors, and which of these are not finite; raises `InputError` as `save_writes`
+    does.
+    """
     known, encoder = _known(), Encoder()
     for write in writes:
         if type(write) not in known.values():
@@ -65,8 +74,7 @@ def save_writes(path: str | Path, writes: Sequence[Intervention], provenance: Pr
                 "is not one"
             )
     tree = encoder.encode(list(writes), list[Intervention])
-    facts = {"writes": tree, "not_finite": encoder.not_finite(), "provenance": stable(provenance or {})}
-    return write_artefact(Path(path).with_suffix(".safetensors"), WHAT, facts, encoder.tensors, version=FORMAT)
+    return tree, dict(encoder.tensors), encoder.not_finite()
 
 
 def load_writes(path: str | Path, model: TransformerBridge | None = None) -> list[Intervention]:

@@ -34,6 +34,7 @@ from ..names import head_name
 from ..provenance import build_provenance
 from ..sites import FINAL_NORM, Site, hook_name
 from ..tasks.continuations import require_one_token
+from ..tasks.marks import plain_tokens
 from ..tasks.pairs import ABSENT
 from ..tasks.task import Task
 from .contributions import LogitAttribution
@@ -96,7 +97,7 @@ def attribute_logits(
         total=torch.cat([part[2] for part in parts]),
         neurons=torch.cat([part[3] for part in parts]) if neurons else None,
         sources=torch.cat([part[4] for part in parts]) if sources else None,
-        tokens=tuple(tuple(token_text(model, i) for i in row[mask].tolist()) for row,
+        tokens=tuple(tuple(token_text(model, i) for i in plain_tokens(row[mask]).tolist()) for row,
         mask in zip(given.tokens, given.mask, strict=True)),
         quantity="logit difference" if wrong is not None else "logit",
         before_cap=anatomy.final_soft_cap is not None,

@@ -14,6 +14,7 @@ from ..errors import InputError
 from ..models.anatomy import check_ready
 from ..shapes import PositionMask, Tokens
 from ..tasks.encode import answer_token, tokenise
+from ..tasks.marks import check_marks, plain_tokens
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -56,7 +57,9 @@ def as_prompts(model: TransformerBridge, prompts: str | Tensor | Prompts | Seque
         rows = [tokenise(model, p) if isinstance(p, str) else [int(i) for i in p] for p in given]
     if not rows or not all(rows):
         raise InputError("prompts need at least one token each; got an empty one")
-    longest, highest = max(map(len, rows)), max(map(max, rows))
+    ids = torch.tensor([i for row in rows for i in row])
+    check_marks(model, ids)
+    longest, highest = max(map(len, rows)), int(plain_tokens(ids.clamp(min=0)).max())
     if longest > anatomy.n_ctx or highest >= anatomy.d_vocab or min(map(min, rows)) < 0:
         raise InputError(
             f"prompts have at most {anatomy.n_ctx} tokens, with ids 0 to {anatomy.d_vocab - 1}; the longest has "

@@ -27,6 +27,7 @@ from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
 from ..shapes import PositionMask, Tokens
+from ..tasks.marks import plain_tokens
 from ..tasks.task import Task
 from .lens import LOGIT_LENS, Lens
 from .prompts import Prompt, Prompts, as_prompts, one_token, read_vocabulary, token_text
@@ -187,7 +188,8 @@ def read_lens(
         if target is None and pairs.continuations is None:
             target = pairs.correct[:, 0]
         prompts = Prompts(pairs.clean_tokens.cpu(), pairs.mask.cpu())
-    given = as_prompts(model, prompts)
+    run = as_prompts(model, prompts)
+    given = Prompts(plain_tokens(run.tokens), run.mask)
     chosen = _kinds(lens, kinds)
     sites = lens_sites(anatomy, chosen)
     lens.check(model)
@@ -198,7 +200,7 @@ def read_lens(
     parts: list[Reading] = []
     for start in range(0, len(given), BATCH):
         rows = torch.arange(start, min(start + BATCH, len(given)))
-        states = record_states(model, given.tokens[rows], sites)
+        states = record_states(model, run.tokens[rows], sites)
         if target is None:
             last = readout.read(states[-1][rows - start, given.ends[rows]], top_k=1).top_ids
             assert last is not None

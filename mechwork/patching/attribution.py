@@ -28,6 +28,7 @@ from ..execute.memory import cut
 from ..execute.task import pack_task, unpack_task, why_not_sent
 from ..execute.unit import Run as RunUnit
 from ..execute.unit import Tensors
+from ..interventions import between_sides
 from ..models.anatomy import device_of, read_anatomy
 from ..models.borrow import borrows, hooked
 from ..models.identity import identify_model
@@ -326,6 +327,7 @@ def coefficient_points(
         with (
             composite.context(model) as binding,
             droppable_layers(model) if grad_drop else nullcontext() as drop,
+            between_sides(model, pairs.corrupt_tokens, fraction),
             _embedding_at(model, None if not fraction or ends is None else ends[0] + fraction * (ends[1] - ends[0])),
         ):
             run = record_run(model, pairs, list(dict.fromkeys([*kinds, *also_record])), grad=True, n_tail=n_tail)

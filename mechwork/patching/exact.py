@@ -33,6 +33,7 @@ from ..provenance import Provenance, build_provenance, stable
 from ..relevance import Composite, find_composite
 from ..runs.record import Baseline, check_task
 from ..sites import Site
+from ..tasks.marks import is_marked
 from ..tasks.metrics import Metric, MetricFunction
 from ..tasks.task import Task
 from .execute import Baselines, Chunk, Done, GivenRows, can_step
@@ -316,7 +317,8 @@ def plan_sweep(
     task, measures = with_metrics(model, task, metrics)
     pairs = host_pairs(task.pairs, checked)
     grids, places, only = build_named(anatomy, d_mlp_of(model), task, pairs, sites, positions, neurons)
-    chosen = tricks or (Tricks() if can_step(model, task) else Tricks(suffix=False, readout=False))
+    steps = not is_marked(pairs.clean_tokens) and can_step(model, task, checked)
+    chosen = tricks or (Tricks() if steps else Tricks(suffix=False, readout=False))
     n_tail = tail_of(pairs, measures, sparing=chosen.readout)
     sizes = sizes_of(anatomy, d_mlp_of(model), pairs, n_tail, torch.finfo(dtype_of(model)).bits // 8)
     logits = 0 if chosen.readout and all(m.reads_answers for m in measures) else sizes.n_tail

@@ -76,12 +76,12 @@ GivenRows = Callable[[slice], Given]
 """For the rows of a task, what is put in instead of a donor's activations."""
 
 
-def can_step(model: TransformerBridge, task: Task) -> bool:
+def can_step(model: TransformerBridge, task: Task, direction: str = "noise") -> bool:
     """Whether the model can be stepped through and its logits read off, tried on the first pair. Cost: 2 forwards of
     it.
     """
     try:
-        sides = record_sides(model, task[:1], [], "noise", stepping=True, n_tail=None)
+        sides = record_sides(model, task[:1], [], direction, stepping=True, n_tail=None)
         read = build_readout(model, sides.anatomy, task, [], sides.pairs, sides.host.logits, sparing=False)
         assert sides.frame is not None
         with torch.no_grad():

@@ -16,6 +16,7 @@ from ..models.anatomy import ModelAnatomy, device_of, read_anatomy
 from ..runs.frame import Frame, build_frame, keep_attention_calls
 from ..runs.record import Run, align_donor, record_run
 from ..sites import SQUARE_KINDS
+from ..tasks.marks import is_marked
 from ..tasks.pairs import PromptPairs
 from ..tasks.task import Task
 from .result import Direction
@@ -102,6 +103,11 @@ def record_sides(
     the model cannot be stepped through.
     """
     pairs = (task.pairs.corrupt_as_host() if direction == "denoise" else task.pairs).to(device_of(model))
+    if stepping and is_marked(pairs.clean_tokens):
+        raise InputError(
+            "a run with writes is patched by whole forwards: pass Tricks(suffix=False, readout=False), or patch the "
+            "run without them (direction='denoise')"
+        )
     needed = list(dict.fromkeys(["resid_pre", *(RECORDED_AS.get(kind, kind) for kind in kinds)]))
     donor = record_run(
         model, pairs, [k for k in needed if k != "resid_pre" or _reads_stream(kinds)], corrupt=True, n_tail=n_tail

@@ -23,6 +23,7 @@ from ..models.borrow import borrows, hooked, run_tail
 from ..shapes import Logits, PerExample, Tokens
 from ..sites import SITE_KINDS, Site, hook_name, site_kind
 from ..tasks.encode import tokenise
+from ..tasks.marks import check_marks, plain_tokens
 from ..tasks.pairs import ABSENT, PromptPairs
 from ..tasks.task import Task
 from .prefix import Prefix
@@ -191,6 +192,9 @@ def check_task(model: TransformerBridge, task: Task) -> ModelAnatomy:
     pairs = task.pairs
     for name in ("clean_tokens", "corrupt_tokens", "correct", "incorrect"):
         tokens = getattr(pairs, name)
+        if name.endswith("tokens"):
+            check_marks(model, tokens)
+            tokens = plain_tokens(tokens)
         if int(tokens.max()) >= anatomy.d_vocab:
             raise InputError(
                 f"token ids of this model are below {anatomy.d_vocab}; {name} of task {task.name!r} has "

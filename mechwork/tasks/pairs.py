@@ -22,6 +22,7 @@ from ..provenance import hash_tensors
 from ..shapes import Logits, PositionMask, Tokens
 from .continuations import ABSENT as NO_TOKEN
 from .continuations import TENSORS, Continuations
+from .marks import plain_tokens
 
 END = "END"
 ABSENT = NO_TOKEN
@@ -155,7 +156,7 @@ class PromptPairs(Readable):
         if not isinstance(row, int) or not -len(self) <= row < len(self):
             raise InputError(f"pairs here are 0 to {len(self) - 1}; got {row!r}")
         tokens, lengths = (self.corrupt_tokens, self.corrupt_lengths) if corrupt else (self.clean_tokens, self.lengths)
-        return tokens[row, : int(lengths[row])].tolist()
+        return plain_tokens(tokens[row, : int(lengths[row])]).tolist()
 
     def batches(self, size: int) -> Iterator[PromptPairs]:
         """Consecutive pieces of at most `size` pairs, but whole questions; pieces are as wide as their own longest

@@ -17,6 +17,7 @@ from ..models.anatomy import device_of
 from ..models.borrow import borrow, run_tail
 from ..provenance import Provenance
 from .answers import Asked, arrange, nested_ids
+from .marks import check_marks
 from .metrics import METRICS, Metric, MetricFunction, accuracy, find_metric, logit_difference
 from .pairs import PromptPairs, Spans, token_rows
 
@@ -162,6 +163,7 @@ class Task(Readable):
         Of several correct answers the best one counts. Cost: 1 forward.
         """
         hits = 0
+        check_marks(model, self.pairs.clean_tokens)
         with borrow(model), torch.no_grad():
             for pairs in self.pairs.batches(64):
                 pairs = pairs.to(next(model.parameters()).device)
@@ -220,8 +222,7 @@ class Task(Readable):
         if self.texts:
             return self.texts[row]
         pairs = self.pairs
-        clean = pairs.clean_tokens[row, : int(pairs.lengths[row])].tolist()
-        corrupt = pairs.corrupt_tokens[row, : int(pairs.corrupt_lengths[row])].tolist()
+        clean, corrupt = (pairs.prompt(row, corrupt=corrupt) for corrupt in (False, True))
         return tuple(f" {t}" for t in clean), tuple(f" {t}" for t in corrupt)
 
     def position_labels(self, positions: tuple[str, ...]) -> tuple[str, ...]:

@@ -125,7 +125,7 @@ class Coefficients:
         for fraction in fractions:
             ready = at_host if fraction == 0.0 else at_donor if fraction == 1.0 else None
             put = [] if ready else [start_at(start + fraction * (end - start))]
-            point = ready or passes.point(reading, streams, put)
+            point = ready or passes.point(reading, streams, put, fraction if self.ablated is None else 0.0)
             if mean is not None:
                 self._average(point, mean, 1 / len(fractions))
                 continue

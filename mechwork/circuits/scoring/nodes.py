@@ -174,7 +174,7 @@ def score_neurons(
         total = torch.zeros(())
         for fraction in method.fractions:
             put = [] if fraction == 0 else [start_at(first + fraction * (last - first))]
-            point = passes.point(("mlp_post",), (), put)
+            point = passes.point(("mlp_post",), (), put, fraction)
             product = (delta * torch.stack(point.coefficients["mlp_post"])).sum(dim=2)  # layer batch neuron
             total = total.to(product) + product / len(method.fractions)
         scores.append((total if method.direction == "denoise" else -total).transpose(0, 1).cpu())

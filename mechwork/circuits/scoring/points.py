@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ...interventions import between_sides
 from ...models.anatomy import device_of
 from ...models.borrow import hooked
 from ...patching.attribution import find_coefficients
@@ -88,16 +89,21 @@ class Passes:
         return record_run(self.model, self.pairs, kinds, corrupt=donor, n_tail=self.n_tail, prefix=self.prefix)
 
     def point(
-        self, kinds: Sequence[str | Site], also_record: Sequence[str | Site] = (), put: Sequence[Put] = ()
+        self,
+        kinds: Sequence[str | Site],
+        also_record: Sequence[str | Site] = (),
+        put: Sequence[Put] = (),
+        share: float = 0.0,
     ) -> Point:
-        """Coefficients at a run of the host's prompts in which `put` replaces activations. Cost: 1 forward, 1
-        backward.
+        """Coefficients at a run of the host's prompts in which `put` replaces activations, and which has the donor's
+        writes to `share`, where the two sides differ in writes. Cost: 1 forward, 1 backward.
         """
         wanted = list(dict.fromkeys([*kinds, *also_record]))
         with ExitStack() as stack:
             binding = stack.enter_context(self.composite.context(self.model))
             if self.drop is not None:
                 stack.enter_context(droppable_layers(self.model)).layer = self.drop
+            stack.enter_context(between_sides(self.model, self.pairs.corrupt_tokens, share))
             stack.enter_context(hooked(self.model, list(put)))
             run = record_run(self.model, self.pairs, wanted, grad=True, n_tail=self.n_tail, prefix=self.prefix)
             values = self.measure(run)
