@@ -226,7 +226,6 @@ def test_what_cannot_be_a_pair_says_so(tiny_gpt2_64: Any, tiny_task: Task) -> No
     refused("both got the same", task, good, without=good)
     refused("through one node", task, [Write(Site("q", 1), Zero())])
     refused("leave out the mask", task, [Write(Site("z", 1), Zero(), task.pairs.mask)])
-    refused("is a list of Write", task, Zero())
     refused("side of a pair", task, good, prompts="both", error=UnknownNameError)
     refused("span", task, good, positions="NOWHERE", error=UnknownNameError)
     refused("holds a function", task, [Write(Site("z", 1), own)])
