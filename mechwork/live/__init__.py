@@ -20,13 +20,13 @@ from .gestures import ChooseRow as ChooseRow
 from .gestures import EditPrompts as EditPrompts
 from .gestures import Gesture as Gesture
 from .gestures import KeepEdges as KeepEdges
-from .gestures import Lens as Lens
 from .gestures import Patch as Patch
+from .gestures import PatchEach as PatchEach
+from .gestures import ReadLens as ReadLens
 from .gestures import Rescale as Rescale
 from .gestures import Restore as Restore
 from .gestures import ScoreEdges as ScoreEdges
 from .gestures import Steer as Steer
-from .gestures import Sweep as Sweep
 from .gestures import ToggleParts as ToggleParts
 from .gestures import gesture_json as gesture_json
 from .gestures import read_gesture as read_gesture

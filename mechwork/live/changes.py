@@ -26,12 +26,14 @@ from ..ablation.targets import parse_target
 from ..directions import METHODS
 from ..directions.steer import steering_write
 from ..errors import InputError, UnknownNameError, check_whole
-from ..interventions import Entries, Scale, Value, Write, Zero, intervene
+from ..interventions import ByPosition, Entries, Scale, Write, Zero, intervene
+from ..lenses.states import record_states
 from ..models.anatomy import ModelAnatomy, device_of
 from ..names import Place, parse_place
 from ..patching.memory import d_mlp_of
-from ..runs.record import align_donor, record_run
+from ..runs.record import align_donor
 from ..sites import Site
+from ..tasks.pairs import ABSENT
 from ..tasks.task import Task
 from .desk import Desk, Install
 
@@ -159,22 +161,27 @@ class PatchAt(_AtPlace):
             bound = desk.fitted(self._spec("corrupt")).bind(desk.model, pairs)
             return lambda: bound.installed(desk.model)
         site = _site(self.where)
-        host, donor = (record_run(desk.model, pairs, [site], corrupt=c, n_tail=1) for c in (False, True))
-        moved = align_donor(donor.layers[site.kind][0], host.layers[site.kind][0], pairs.alignment())
-        return _writing(desk, [Write(site, Value(moved), _mask(self.where, pair))])
+        donor, index = record_states(desk.model, pairs.corrupt_tokens, [site])[0], pairs.alignment()
+        put = ByPosition(align_donor(donor, donor, index), index != ABSENT)
+        return _writing(desk, [Write(site, put, _mask(self.where, pair))])
 
     def code(self, suffix: str = "") -> PrintedCode:
         """The change as Python."""
         if self.where.what not in STREAM:
             return _spec_code(self.where, "corrupt", suffix)
-        site, kind = _site(self.where), self.where.kind
+        site = _site(self.where)
         lines = (
-            f"runs = [record_run(model, pair, [{site!r}], corrupt=c, n_tail=1).layers[{kind!r}][0] for c in (0, 1)]",
-            f"moved{suffix} = align_donor(runs[1], runs[0], pair.pairs.alignment())",
+            f"donor{suffix} = record_states(model, pair.pairs.corrupt_tokens, [{site!r}])[0]",
+            f"moved{suffix} = align_donor(donor{suffix}, donor{suffix}, pair.pairs.alignment())",
         )
-        write = f"Write({site!r}, Value(moved{suffix}), {_mask_code(self.where)})"
-        found = _write_code(self.where, write, "Value")
-        imports = (*found.imports, "from mechwork.runs.record import align_donor, record_run")
+        put = f"ByPosition(moved{suffix}, pair.pairs.alignment() != ABSENT)"
+        found = _write_code(self.where, f"Write({site!r}, {put}, {_mask_code(self.where)})", "ByPosition")
+        imports = (
+            *found.imports,
+            "from mechwork.lenses.states import record_states",
+            "from mechwork.runs.record import align_donor",
+            "from mechwork.tasks.pairs import ABSENT",
+        )
         return PrintedCode(imports, lines, found.context)
 
 

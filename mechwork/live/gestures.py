@@ -7,8 +7,8 @@ Every gesture says whether the state admits it (`check`), what state it leads to
 |---|---|
 | `Ablate`, `Patch`, `Scale`, `Steer` | the metric before and after, random controls, the most probable tokens |
 | `Row`, `Edit`, `Restore` | what the model says about the pair and the changes that are left |
-| `Lens`, `Attention`, `Attribution` | a view of the state reached |
-| `Sweep`, `Score` | every head measured; every edge estimated (jobs) |
+| `ReadLens`, `Attention`, `Attribution` | a view of the state reached |
+| `PatchEach`, `Score` | every head measured; every edge estimated (jobs) |
 | `Keep`, `Toggle` | the circuit's faithfulness beside random circuits |
 """
 
@@ -225,7 +225,7 @@ def _check_pair(desk: Desk, state: LiveState) -> None:
 
 
 @dataclass(frozen=True)
-class Lens(_Telling):
+class ReadLens(_Telling):
     """What the stream says at each layer, at one `column` of the clean prompt (-1: at all)."""
 
     column: int = -1
@@ -274,7 +274,7 @@ class Attribution(_Telling):
 
 
 @dataclass(frozen=True)
-class Sweep(_Telling):
+class PatchEach(_Telling):
     """Every head and MLP patched alone from the other prompt, in the unchanged model: a job."""
 
     do: ClassVar[str] = "sweep"
@@ -377,7 +377,7 @@ def gesture_json(gesture: Gesture) -> dict[str, Any]:
 GESTURES: dict[str, type] = {
     cls.do: cls
     for cls in (
-        Ablate, Patch, Rescale, Steer, ChooseRow, EditPrompts, Restore, Lens, Attention, Attribution, Sweep, ScoreEdges,
+        Ablate, Patch, Rescale, Steer, ChooseRow, EditPrompts, Restore, ReadLens, Attention, Attribution, PatchEach, ScoreEdges,
         KeepEdges, ToggleParts,
     )
 }  # fmt: skip

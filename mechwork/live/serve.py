@@ -340,8 +340,8 @@ def serve(
     door = Doorkeeper(door_socket.getsockname()[1])
     say(door.address)
     config = uvicorn.Config(
-        build_app(worker, page, door), log_level="warning", access_log=False, ws="none", server_header=False,
-        timeout_graceful_shutdown=2, h11_max_incomplete_event_size=LARGEST,
+        build_app(worker, page, door), log_level="critical", access_log=False, ws="none", server_header=False,
+        timeout_graceful_shutdown=1, h11_max_incomplete_event_size=LARGEST,
     )  # fmt: skip
     server = uvicorn.Server(config)
     if browser:

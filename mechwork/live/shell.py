@@ -21,6 +21,7 @@ def shell_page(nonce: str) -> str:
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>mechwork live</title>
+<link rel="icon" href="data:,">
 <style nonce="{nonce}">{STYLE}</style>
 </head>
 <body>
@@ -35,7 +36,7 @@ def shell_policy(nonce: str) -> str:
     """The shell may run its own script, frame the page and speak to its own server."""
     return (
         f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; "
-        "frame-src 'self'; img-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
+        "frame-src 'self'; img-src data:; form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
     )
 
 

@@ -17,15 +17,15 @@ from mechwork.live import (
     ChooseRow,
     EditPrompts,
     KeepEdges,
-    Lens,
     Origin,
     Patch,
+    PatchEach,
+    ReadLens,
     Rescale,
     Restore,
     ScoreEdges,
     Session,
     Steer,
-    Sweep,
     ToggleParts,
     gesture_json,
     read_gesture,
@@ -59,7 +59,8 @@ def from_the_beginning(session: Session) -> None:
 
 CHANGES = [
     Ablate("a4.h1"), Ablate("a4.h1@END"), Ablate("a4.h1", "zero"), Ablate("m3.n17+20"), Ablate("a2"), Ablate("l3"),
-    Ablate("resid_pre.3@4", "zero"), Patch("a4.h1"), Patch("m2@END"), Patch("resid_pre.3@END"), Patch("resid_post.1@END"),
+    Ablate("resid_pre.3@4", "zero"), Patch("a4.h1"), Patch("m2@END"), Patch("resid_pre.3@END"),
+    Patch("resid_post.1@END"),
     Rescale("a4.h1", 0.5), Rescale("m2.n3@5", 3.0), Rescale("resid_post.2@END", 1.5), Steer(2, 1.0),
     Steer(3, 0.5, "mirror_below"),
 ]  # fmt: skip
@@ -107,12 +108,12 @@ def test_gestures_add_up_and_go_back_and_forth(session: Session) -> None:
 
 
 def test_views_are_those_of_the_state_reached(session: Session) -> None:
-    plain = session.do(Lens(-1)).data
+    plain = session.do(ReadLens(-1)).data
     session.do(Ablate("a4.h1"))
-    changed = session.do(Lens(-1))
+    changed = session.do(ReadLens(-1))
     found = say(session, changed.python)["result"]
     assert changed.data["p"] == found.top_probabilities[:, 0].tolist() != plain["p"]
-    column = session.do(Lens(7))
+    column = session.do(ReadLens(7))
     torch.testing.assert_close(torch.tensor(column.data["p"])[:, 0], torch.tensor(changed.data["p"])[:, 7])
     assert say(session, column.python)["result"].top_probabilities[:, 0].tolist() == column.data["p"]
     head = session.do(Attention("a5.h0"))
@@ -120,7 +121,7 @@ def test_views_are_those_of_the_state_reached(session: Session) -> None:
     shares = session.do(Attribution())
     values = say(session, shares.python)["result"]
     assert shares.data["values"]["a5.h2"] == float(values["a5.h2"].mean())
-    sweep = session.do(Sweep())
+    sweep = session.do(PatchEach())
     effects = say(session, sweep.python)["result"]
     assert sweep.data["values"]["a4.h1"] == float(effects["z"].values[4, 1])
 
@@ -180,13 +181,13 @@ def test_the_command_prints_the_same_metric(session: Session, capsys: pytest.Cap
 
 
 BAD = [
-    (Ablate("a9.h1"), "heads of this model"), (Ablate("a4.h1", "resample"), "unknown ablation of a gesture"),
+    (Ablate("a9.h1"), "layers of this model"), (Ablate("a4.h1", "resample"), "unknown ablation of a gesture"),
     (Ablate("logits"), "changes are made at"), (Ablate("a4.h1@99"), "positions 0 to"), (Ablate("m2.n99999"), "neurons"),
     (Ablate("resid_pre.2"), "ablated by zero, or patched"), (Patch("a4.h1<q>"), "changes are made at"),
     (Rescale("a4.h1", float("nan")), "from -100 to 100"), (Rescale("l3", 2.0), "are scaled"),
     (Steer(77), "layer"), (Steer(2, 1e9), "from -100 to 100"), (Steer(2, 1.0, "push"), "unknown way to steer"),
     (ChooseRow(99), "pairs 0 to 15"), (EditPrompts("The cat sat", "A", " Mary", " John"), "in common"),
-    (EditPrompts("x" * 5000, "b", " Mary", " John"), "characters"), (Lens(99), "positions 0 to"),
+    (EditPrompts("x" * 5000, "b", " Mary", " John"), "characters"), (ReadLens(99), "positions 0 to"),
     (EditPrompts("When Mary", "When John", " Maryland ho", " John"), "token"),
     (Attention("a9.h9"), "heads are written"),
     (Restore("a1.h1"), "changed are nothing"), (ScoreEdges("magic"), "magic"),

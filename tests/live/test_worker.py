@@ -96,7 +96,7 @@ def test_errors_limits_and_a_client_that_goes_away(worker: Worker) -> None:
     client.ask(3, ask="undo")
     ends = client.ends(3)
     assert [ends[i]["what"] for i in (1, 2, 3)] == ["error", "error", "result"]
-    assert "heads of this model" in ends[1]["message"]
+    assert "layers of this model" in ends[1]["message"]
     for wrong in ({"id": "x", "ask": "look"}, {"id": 4, "ask": "everything"}, {"id": 5}, {"id": True, "ask": "look"}):
         with pytest.raises(InputError):
             worker.ask("one", wrong, client.inbox.put)
@@ -118,8 +118,10 @@ def test_a_cell_beside_gestures_gets_no_wrong_answer_and_neither_do_they(session
     """Without turns, 13 of 16 gestures and 26 of 450 forwards were wrong (the prototype's measurement)."""
     model, pairs = session.model, session.task.pairs[:4]
     session.do(ChooseRow(0))
-    right = {place: session.do(Ablate(place)).data["metric"] for place in ("a4.h1", "a5.h0")}
-    session.do(Restore())
+    right: dict[str, float] = {}
+    for place in ("a4.h1", "a5.h0"):
+        right[place] = session.do(Ablate(place)).data["metric"]
+        session.do(Restore())
     patched = session.do(Patch("a3.h2")).data["metric"]
     session.do(Restore())
     plain, effects = model(pairs.clean_tokens), mw.attribute(model, session.task[:4], ["z"], rules="relp")["z"].values

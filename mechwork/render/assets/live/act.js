@@ -13,6 +13,7 @@ async function act(gesture, key = gesture.do) {
     else if (["row", "edit", "restore"].includes(gesture.do)) { screen.answer = null; find("#lv-view").hidden = true; }
     if (gesture.do === "row" || gesture.do === "edit") { screen.at = ""; colour(); }
     drawAll();
+    if (answer.data.change !== undefined && matchMedia("(max-width: 760px)").matches) find("#lv-answer").scrollIntoView({ block: "center" });
     if (answer.data.change !== undefined) announce(`${find("#lv-says").textContent} ${find("#lv-control").textContent}`);
     return answer;
   } catch (error) { fail(error); return null; }

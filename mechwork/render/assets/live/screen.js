@@ -34,7 +34,7 @@ function drawPrompt() {
     });
     replace(box, cells);
   }
-  drawTop(find("#lv-top"), look.now.top, look.state.changes.length ? look.plain.top : null);
+  drawTop(find("#lv-top"), look.now.top.slice(0, 3), look.state.changes.length ? look.plain.top : null);
   find("#lv-metric").textContent = num(look.now.metric);
   find("#lv-lead").textContent = lead();
   find("#lv-all").setAttribute("aria-pressed", screen.at === "");
@@ -77,12 +77,12 @@ function drawGrid() {
     cell.setAttribute("aria-pressed", where === screen.component);
     cell.classList.toggle("changed", change !== undefined);
     const share = value === undefined ? 0 : Math.abs(value) / largest;
-    cell.style.setProperty("--share", `${Math.round(75 * share)}%`);
+    cell.style.setProperty("--share", `${Math.round(55 * share)}%`);
     cell.classList.toggle("negative", value < 0);
     const mark = change ? { ablate: "✕", patch: "⇄", scale: "×", steer: "→" }[change.do] : "";
     cell.textContent = change ? mark : value !== undefined && share > 0.15 ? num(value) : "";
     const says = value === undefined ? "" : `, ${screen.valuesWhat} ${num(value, true)}`;
-    cell.setAttribute("aria-label", `${where}${says}${change ? `, ${change.do}d`.replace("ed", "ed") : ""}`);
+    cell.setAttribute("aria-label", `${where}${says}${change ? `, changed: ${change.do}` : ""}`);
     cell.title = `${where}${says}`;
     cell.tabIndex = -1;
   }
@@ -113,7 +113,7 @@ function drawAnswer() {
     ` (${num(data.change, true)}).`);
   find("#lv-control").textContent = data.controls ? controlSentence(data, gesture) : "Random controls are being run …";
   drawScale(data);
-  drawTop(find("#lv-after"), data.top, data.top_before);
+  drawTop(find("#lv-after"), data.top.slice(0, 3), data.top_before);
   find("#lv-python").textContent = answer.python ?? "";
   find("#lv-cli").textContent = answer.cli ?? "";
   find("#lv-cli-row").hidden = !answer.cli;

@@ -4,7 +4,6 @@ function drawAttention({ head, pattern }) {
   const pen = canvas.getContext("2d"), side = 300 / pattern.length;
   pattern.forEach((row, i) => row.forEach((p, j) => {
     const shade = Math.round(255 * (1 - p));
-    pen.fillStyle = `rgb(${shade}, ${Math.round(shade * 0.55 + 255 * 0.45 * (1 - p))}, 255)`;
     pen.fillStyle = `rgb(${shade},${Math.round(255 - 141 * p)},${Math.round(255 - 77 * p)})`;
     pen.fillRect(j * side, i * side, Math.ceil(side), Math.ceil(side));
   }));
