@@ -54,6 +54,7 @@ if _TYPE_CHECKING:
     from .lenses import load_lens as load_lens
     from .lenses import read_lens as read_lens
     from .lenses import train_lens as train_lens
+    from .live import explore as explore
     from .models import load_model as load_model
     from .patching import Effects as Effects
     from .patching import attribute as attribute
@@ -85,6 +86,7 @@ _HOMES = {
     "execute": "executor",
     "interventions": "steered_pairs",
     "lenses": "LensTable LogitAttribution TunedLens attribute_logits load_lens read_lens train_lens",
+    "live": "explore",
     "models": "load_model",
     "patching": "Effects attribute patch",
     "relevance": "Composite TokenRelevance attribute_tokens check_conservation find_composite",

@@ -42,6 +42,7 @@ PUBLIC = {
     "evaluate",
     "executor",
     "explain",
+    "explore",
     "figure",
     "find_composite",
     "fit_direction",

@@ -1,5 +1,6 @@
 """Ablate components and say what breaks, what repairs itself, and what each head does.
 
+  mechwork ablate set ioi --targets a4.h1,m3 --kind zero
   mechwork ablate sweep ioi
   mechwork ablate roles ioi --words induction
   mechwork ablate self-repair ioi --heads a4.h1,a5.h1
@@ -7,6 +8,7 @@
   mechwork ablate formation --model attn-only-2l
 
 STUDY is one of
+  set           the targets together (with --row: on one pair; means come from all)
   sweep         every head and MLP ablated alone
   cumulative    one after the other: most important first, least important first, at random
   interactions  pairs of the heads of largest effect: redundant or synergistic
@@ -27,13 +29,12 @@ from typing import Any
 
 from ..errors import InputError, UnknownNameError
 from .console import Console
-from .options import add_executor, add_pairs, add_tasks, fraction, load, task_builder, task_names
+from .options import add_executor, add_pairs, add_tasks, at_least, fraction, load, task_builder, task_names
 from .output import deliver
 
 STUDIES = (
-    "sweep", "cumulative", "interactions", "knock-in", "impairment", "self-repair", "suppression", "roles", "remove",
-    "formation",
-    "telemetry",
+    "set", "sweep", "cumulative", "interactions", "knock-in", "impairment", "self-repair", "suppression", "roles",
+    "remove", "formation", "telemetry",
 )  # fmt: skip
 N_WORDS = 400
 """Prompts of the task of --words whose changing words random lists are drawn from."""
@@ -43,7 +44,7 @@ N_INTERACTING = 8
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's own arguments."""
     parser.add_argument(
-        "study", metavar="STUDY", help="sweep, cumulative, interactions, knock-in, impairment, self-repair, ..."
+        "study", metavar="STUDY", help="set, sweep, cumulative, interactions, knock-in, impairment, self-repair, ..."
     )
     add_tasks(parser, "a task's name, or a file of pairs; for impairment several (default: ioi)")
     parser.add_argument(
@@ -54,6 +55,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--heads", metavar="HEADS", help="heads, with commas (default: all, or those the study chooses)"
     )
+    parser.add_argument(
+        "--targets", metavar="PLACES", help="of set: what is ablated, with commas, e.g. a4.h1,m3.n17,a5.h0[END->S1]"
+    )
+    parser.add_argument("--positions", metavar="WHERE", help="of set: spans or columns, with commas (default: all)")
+    parser.add_argument("--row", type=at_least(0), metavar="N", help="of set: of one pair alone (default: all pairs)")
     parser.add_argument(
         "--role", default="induction", help="of remove: whose top heads are removed (default: induction)"
     )
@@ -91,6 +97,11 @@ def run(args: argparse.Namespace, console: Console) -> None:
         raise InputError(
             f"impairment compares two or more tasks, the other studies take one; got {args.study} of {', '.join(names)}"
         )
+    for option in ("targets", "positions", "row"):
+        if args.study != "set" and getattr(args, option) is not None:
+            raise InputError(f"--{option} belongs to set; got {args.study}. Leave it out.")
+    if args.study == "set" and not args.targets:
+        raise InputError("set ablates --targets, e.g. --targets a4.h1,m3; got none")
     if args.checkpoints and args.study != "telemetry":
         raise InputError(
             f"--checkpoints belongs to telemetry; got {args.study}. Training is also followed by 'formation'."
@@ -133,6 +144,8 @@ def _study(args: argparse.Namespace, model: Any, tasks: list[Any], progress: Any
     task, heads = tasks[0], args.heads.split(",") if args.heads else None
     common = {"kind": args.kind, "seed": args.seed}
     match args.study:
+        case "set":
+            return _set(args, model, task)
         case "sweep":
             has_mlps = bool(ablation.all_mlps(_anatomy(model)))
             return ablation.sweep_ablations(
@@ -163,6 +176,19 @@ def _study(args: argparse.Namespace, model: Any, tasks: list[Any], progress: Any
     if {"IO", "S1", "END"} <= set(task.pairs.spans):
         table = table.with_roles(ablation.measure_span_roles(model, task, seed=args.seed))
     return table
+
+
+def _set(args: argparse.Namespace, model: Any, task: Any) -> Any:
+    """The targets ablated together."""
+    from ..ablation import AblationSpec, ablate
+    from ..ablation.spec import NEEDS_REFERENCE
+
+    at = [int(word) if word.isdecimal() else word for word in (args.positions or "").split(",") if word]
+    spec = AblationSpec(args.targets.split(","), kind=args.kind, positions=at or None, seed=args.seed)
+    if args.row is not None and args.row >= len(task):
+        raise InputError(f"rows of this task are 0 to {len(task) - 1}; got --row {args.row}")
+    pairs = task if args.row is None else task[args.row : args.row + 1]
+    return ablate(model, pairs, spec, reference=task if args.kind in NEEDS_REFERENCE else None)
 
 
 def _repeated(args: argparse.Namespace, model: Any) -> Any:

@@ -33,6 +33,7 @@ OK, FAILED, USAGE, MISSING, MISMATCH, INTERRUPTED = 0, 1, 2, 3, 4, 130
 VERBS = {
     "discover": "find the circuit of a task and write a report",
     "check": "look at pairs before a discovery: answers, gap, alignment, duplicates",
+    "serve": "ask a model live, in the browser: ablate, patch, steer what you click",
     "verify": "check a report's hashes, or compute its numbers again",
     "leaderboard": "compare ways to score edges on held-out pairs",
     "compare": "lay two circuits over each other in one page",

@@ -133,6 +133,7 @@ LACKS: Mapping[str, Mapping[str, str]] = {
         **_all(FILES, "a verdict: there is nothing to keep"),
         **_all(("--dtype", "--bos", "--split-kv", "--seed"), "the report says which"),
     },
+    "serve": _all(FILES, "a page that lives; its button saves it"),
     "compare": {**_all(MODEL, "reads circuits, runs no model"), "--out": "its one product is the page, --html"},
     "diverge": {"--model": "two models, by position"},
     "tasks": _all(FILES, "shows prompts, measures nothing"),

@@ -6,6 +6,10 @@ done; it may borrow again what it holds (contexts nest). A second thread is *ref
 a context that stays open (a notebook cell inside ``with``) would otherwise hang it for ever. Its remedies: a model of
 its own, or one thread that runs the work of all.
 
+A loan that is `passing` ends by itself, whatever its holder's user does (a gesture of the live workbench): it is waited
+for instead, in the order of coming. While a model is `shared`, its plain forwards are such loans too, so that threads
+take turns.
+
     with borrow(model):                      # somebody else's forwards raise BusyError until this ends
         with hooked(model, [(name, function)]):
             model(tokens)
@@ -17,6 +21,7 @@ from __future__ import annotations
 
 import functools
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -39,49 +44,127 @@ if TYPE_CHECKING:
 Hook = tuple[str, Callable[..., Any]]
 
 
+LONGEST = 600.0
+"""Seconds that a passing loan is waited for."""
+
+
 @dataclass(eq=False)
 class _Loan:
-    """Who holds a model, and how many contexts of his are open."""
+    """Who holds a model, how many contexts of his are open, and whether it ends by itself."""
 
     holder: threading.Thread
+    passing: bool
     depth: int = 0
 
-    def check(self) -> None:
-        me = threading.current_thread()
-        if me is not self.holder:
-            raise BusyError(
-                f"one thread at a time uses a model; {self.holder.name!r} is using this one, and {me.name!r} wants "
-                "to. Two at "
-                "once would see each other's hooks and get wrong numbers. Load a model per thread, or let one thread "
-                "do the "
-                "work of all."
-            )
+    def refusal(self) -> BusyError:
+        return BusyError(
+            f"one thread at a time uses a model; {self.holder.name!r} is using this one, and "
+            f"{threading.current_thread().name!r} wants to. Two at once would see each other's hooks and get wrong "
+            "numbers. Load a model per thread, or let one thread do the work of all."
+        )
 
 
 _loans: WeakKeyDictionary[Any, _Loan] = WeakKeyDictionary()
-_counter = threading.Lock()
+_queues: WeakKeyDictionary[Any, list[threading.Thread]] = WeakKeyDictionary()
+_shared: WeakKeyDictionary[Any, tuple[int, ExitStack]] = WeakKeyDictionary()
+_turns = threading.Condition()
 
 
 @contextmanager
-def borrow(model: TransformerBridge) -> Iterator[None]:
-    """Inside, this thread alone uses the model; raises `BusyError` at once when another one does."""
-    with _counter:
-        loan = _loans.setdefault(model, _Loan(threading.current_thread()))
-        loan.check()
-        loan.depth += 1
+def borrow(
+    model: TransformerBridge, *, passing: bool = False, patience: float = 0.0, waits: Callable[[], None] | None = None
+) -> Iterator[None]:
+    """Inside, this thread alone uses the model; raises `BusyError` at once when another one does.
+
+    A `passing` loan of another thread is waited for. A passing loan itself waits up to `patience` seconds for others;
+    `waits` is called once when it has to.
+    """
+    loan = _take(model, patience, waits, passing=passing)
     guard = None
     try:
         if loan.depth == 1:
             # Forwards that go past mechwork (a plain ``model(tokens)``) are refused to others as well.
-            guard = model.register_forward_pre_hook(lambda *_: loan.check())
+            guard = model.register_forward_pre_hook(lambda module, _: _check(module))
         yield
     finally:
-        with _counter:
+        with _turns:
             loan.depth -= 1
             if loan.depth == 0:
                 _loans.pop(model, None)
+                _turns.notify_all()
         if guard is not None:
             guard.remove()
+
+
+def _take(model: Any, patience: float, waits: Callable[[], None] | None, *, passing: bool) -> _Loan:
+    """The loan of this thread, one deeper; waits for its turn where that will come by itself."""
+    me, begun = threading.current_thread(), time.monotonic()
+    with _turns:
+        queue = _queues.setdefault(model, [])
+        try:
+            while (loan := _loans.get(model)) is None or loan.holder is not me:
+                if loan is None and (not queue or queue[0] is me):
+                    loan = _loans[model] = _Loan(me, passing)
+                    break
+                longest = LONGEST if loan is None or loan.passing else patience
+                if (left := begun + longest - time.monotonic()) <= 0:
+                    raise (loan or _Loan(queue[0], passing)).refusal()
+                if me not in queue:
+                    queue.append(me)
+                    if waits is not None:
+                        waits()
+                _turns.wait(left)
+        finally:
+            if me in queue:
+                queue.remove(me)
+                _turns.notify_all()
+        loan.depth += 1
+        return loan
+
+
+def _check(model: Any) -> None:
+    """Raises `BusyError` for a forward of another thread; one of a shared model waits by itself."""
+    with _turns:
+        loan = _loans.get(model)
+        waits = loan is not None and loan.passing and model in _shared
+        if loan is not None and loan.holder is not threading.current_thread() and not waits:
+            raise loan.refusal()
+
+
+def share(model: TransformerBridge) -> Callable[[], None]:
+    """From now on plain forwards of any thread hold the model while they run; returns what ends that (once).
+
+    With it threads take turns at a model that passing loans change for a moment: none sees the other's hooks.
+    """
+    run = model.forward
+
+    @functools.wraps(run)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        with borrow(model, passing=True):
+            return run(*args, **kwargs)
+
+    with borrow(model, passing=True), _turns:
+        n, undo = _shared.get(model, (0, None))
+        if undo is None:
+            undo = ExitStack()
+            replace_forward(undo, model, forward)
+        _shared[model] = (n + 1, undo)
+
+    def end() -> None:
+        nonlocal ended
+        with _turns:
+            n, undo = _shared.get(model, (0, ExitStack()))
+            if ended:
+                return
+            ended = True
+            if n > 1:
+                _shared[model] = (n - 1, undo)
+            else:
+                _shared.pop(model, None)
+                undo.close()
+
+    ended = False
+    return end
 
 
 P = ParamSpec("P")

@@ -18,6 +18,7 @@ from .agreement import agreement as agreement
 from .build import from_chat as from_chat
 from .build import from_file as from_file
 from .build import from_prompt as from_prompt
+from .build import from_text as from_text
 from .capitals import capitals as capitals
 from .colored_objects import colored_objects as colored_objects
 from .docstring import docstring as docstring

@@ -157,6 +157,29 @@ def from_chat(
     return _from_rows(model, list(pairs), name, metric, "a chat", chat=True, system=system)
 
 
+def from_text(
+    model: TransformerBridge,
+    clean: str,
+    corrupt: str,
+    correct: str | Sequence[str],
+    incorrect: str | Sequence[str],
+    *,
+    metric: str | Metric | MetricFunction = "logit_difference",
+    name: str = "one pair",
+) -> Task:
+    """A task of one pair of prompts. Answers are texts that follow the clean prompt, leading space included.
+
+    Raises `InputError` for equal prompts, prompts too long for the model or of different length with nothing in common,
+    answers of several tokens under a metric of one. Cost: nothing.
+
+    >>> task = from_text(model, "Mary and John went. John saw", "Mary and John went. Mary saw", " Mary", " John")
+    >>> len(task)
+    1
+    """
+    row = {"clean": clean, "corrupt": corrupt, "correct": correct, "incorrect": incorrect}
+    return build_task(model, name, text_pairs([row]), metric=metric, description="one pair of prompts")
+
+
 def from_prompt(
     model: TransformerBridge,
     prompt: str,

@@ -61,6 +61,8 @@ GRAPH_SCRIPTS = (
     "graph/mount.js",
 )
 
+LIVE_SCRIPTS = tuple(f"live/{name}.js" for name in ("words", "port", "screen", "views", "act"))
+
 BUNDLES: dict[str, Bundle] = {
     "base": Bundle(styles=("base.css",), scripts=("links.js",)),
     "report": Bundle(styles=("report.css",), scripts=("report.js",)),
@@ -70,6 +72,7 @@ BUNDLES: dict[str, Bundle] = {
     "tokens": Bundle(styles=("attention.css",), scripts=("tokens.js",), vendor="circuitsvis"),
     "lens": Bundle(styles=("lens.css",), scripts=("lens.js",)),
     "heads": Bundle(styles=("heads.css",), scripts=("heads.js",)),
+    "live": Bundle(styles=("live.css",), scripts=LIVE_SCRIPTS),
 }
 """Everything a page can need, in the order in which it is written."""
 

@@ -1,0 +1,235 @@
+"""A session without transport: every number is the one of the printed lines, to the bit; states go back and forth."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import mechwork as mw
+from mechwork.cli import main
+from mechwork.errors import InputError, UnknownNameError
+from mechwork.live import (
+    Ablate,
+    Attention,
+    Attribution,
+    ChooseRow,
+    EditPrompts,
+    KeepEdges,
+    Origin,
+    Patch,
+    PatchEach,
+    ReadLens,
+    Rescale,
+    Restore,
+    ScoreEdges,
+    Session,
+    Steer,
+    ToggleParts,
+    gesture_json,
+    read_gesture,
+)  # fmt: skip
+
+
+def say(session: Session, code: str) -> dict[str, Any]:
+    """What printed Python leaves behind, run without the session."""
+    scope: dict[str, Any] = {
+        "mw": mw, "model": session.model, "task": session.task, "pair": session.desk.check(session.state.choice),
+        "given": session.circuits.given, "scores": session.circuits.scores,
+    }  # fmt: skip
+    exec(code, scope)
+    return scope
+
+
+@pytest.fixture(scope="module")
+def session(request: pytest.FixtureRequest) -> Any:
+    model = mw.load_model("gpt2-6l")
+    task = mw.tasks.ioi(model, n=16, seed=0)
+    made = Session(model, task, origin=Origin("ioi", 16, 0))
+    yield made
+    made.close()
+
+
+@pytest.fixture(autouse=True)
+def from_the_beginning(session: Session) -> None:
+    session.do(ChooseRow(0))
+    session.do(Restore())
+
+
+CHANGES = [
+    Ablate("a4.h1"), Ablate("a4.h1@END"), Ablate("a4.h1", "zero"), Ablate("m3.n17+20"), Ablate("a2"), Ablate("l3"),
+    Ablate("resid_pre.3@4", "zero"), Patch("a4.h1"), Patch("m2@END"), Patch("resid_pre.3@END"),
+    Patch("resid_post.1@END"),
+    Rescale("a4.h1", 0.5), Rescale("m2.n3@5", 3.0), Rescale("resid_post.2@END", 1.5), Steer(2, 1.0),
+    Steer(3, 0.5, "mirror_below"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("gesture", CHANGES, ids=str)
+def test_the_printed_lines_give_the_same_numbers_to_the_bit(session: Session, gesture: Any) -> None:
+    plain = session.desk.tell(session.state.choice).metric
+    answer = session.do(gesture)
+    assert say(session, answer.python)["metric"] == answer.data["metric"]
+    assert answer.data["before"] == plain
+    assert answer.data["change"] == answer.data["metric"] - plain != 0
+    assert len(answer.data["controls"]) == 3
+    assert all(control["metric"] != answer.data["metric"] for control in answer.data["controls"])
+
+
+def test_controls_are_the_same_gesture_at_other_places(session: Session) -> None:
+    answer = session.do(Ablate("a4.h1@END"))
+    places = [control["place"] for control in answer.data["controls"]]
+    assert sorted(places) == ["a4.h0@END", "a4.h2@END", "a4.h3@END"]
+    for control in answer.data["controls"]:
+        session.do(Restore())
+        assert session.do(Ablate(control["place"])).data["metric"] == control["metric"]
+
+
+def test_gestures_add_up_and_go_back_and_forth(session: Session) -> None:
+    begun = session.state
+    one = session.do(Ablate("a4.h1"))
+    two = session.do(Rescale("m2", 0.5))
+    three = session.do(Patch("resid_pre.3@END"))
+    assert two.data["before"] == one.data["metric"]
+    assert len(session.state.changes) == 3
+    assert say(session, session.python())["metric"] == three.data["metric"]
+    again = session.do(Ablate("a4.h1", "zero"))  # in place of the first
+    assert [change.place for change in session.state.changes] == ["m2", "resid_pre.3@END", "a4.h1"]
+    assert again.data["before"] != three.data["metric"]
+    for _ in range(4):
+        assert session.undo()
+    assert session.state == begun
+    assert [session.redo() for _ in range(5)] == [True, True, True, True, False]
+    assert session.desk.tell(session.state.choice, session.state.changes).metric == again.data["metric"]
+    session.undo()
+    session.do(Ablate("a1.h0"))
+    assert not session.redo()
+
+
+def test_views_are_those_of_the_state_reached(session: Session) -> None:
+    plain = session.do(ReadLens(-1)).data
+    session.do(Ablate("a4.h1"))
+    changed = session.do(ReadLens(-1))
+    found = say(session, changed.python)["result"]
+    assert changed.data["p"] == found.top_probabilities[:, 0].tolist() != plain["p"]
+    column = session.do(ReadLens(7))
+    torch.testing.assert_close(torch.tensor(column.data["p"])[:, 0], torch.tensor(changed.data["p"])[:, 7])
+    assert say(session, column.python)["result"].top_probabilities[:, 0].tolist() == column.data["p"]
+    head = session.do(Attention("a5.h0"))
+    assert say(session, head.python)["result"].patterns[0].tolist() == head.data["pattern"]
+    shares = session.do(Attribution())
+    values = say(session, shares.python)["result"]
+    assert shares.data["values"]["a5.h2"] == float(values["a5.h2"].mean())
+    sweep = session.do(PatchEach())
+    effects = say(session, sweep.python)["result"]
+    assert sweep.data["values"]["a4.h1"] == float(effects["z"].values[4, 1])
+
+
+def test_own_prompts_and_rows(session: Session) -> None:
+    words = session.look()
+    texts = ("When Mary and John went to the shop, John gave a drink to",
+             "When Mary and John went to the shop, Mary gave a drink to", " Mary", " John")  # fmt: skip
+    answer = session.do(EditPrompts(*texts))
+    assert answer.data["answers"] == [" Mary", " John"]
+    assert answer.data["clean"] != words["clean"]
+    assert sum(answer.data["differs"]) == 1
+    assert say(session, session.python())["metric"] == answer.data["metric"]
+    patched = session.do(Patch("a4.h1"))
+    assert patched.cli == ""
+    assert say(session, session.python())["metric"] == patched.data["metric"]
+    assert session.do(ChooseRow(3)).data["clean"] != answer.data["clean"]
+
+
+def test_two_states_pinned(session: Session) -> None:
+    session.pin("A")
+    answer = session.do(Ablate("a4.h1"))
+    session.pin("B")
+    found = session.difference()
+    assert found["change"] == answer.data["change"]
+    assert found["words"][0]["a"] != found["words"][0]["b"]
+    session.do(ChooseRow(2))
+    session.pins.pop("B")
+    with pytest.raises(InputError, match="one pair of prompts"):
+        session.difference()
+
+
+def test_circuits_kept_and_pruned(session: Session) -> None:
+    with pytest.raises(InputError, match="score them first"):
+        session.do(KeepEdges(40))
+    said: list[str] = []
+    scored = session.do(ScoreEdges("relp"), lambda what, data: said.append(what))
+    assert "working" in said
+    assert say(session, scored.python)["scores"].top(1)[0][0] == scored.data["top"][0]["edge"]
+    kept = session.do(KeepEdges(60))
+    assert say(session, kept.python)["metric"] == kept.data["faithfulness"]
+    assert len(kept.data["random"]) == 3
+    node = kept.data["nodes"][-2]
+    less = session.do(ToggleParts((node,)))
+    assert node not in less.data["nodes"]
+    assert say(session, less.python)["metric"] == less.data["faithfulness"]
+    assert session.do(ToggleParts((node,))).data["faithfulness"] == kept.data["faithfulness"]
+    with pytest.raises(InputError, match="nodes of this circuit"):
+        session.do(ToggleParts(("a9.h9",)))
+
+
+def test_the_command_prints_the_same_metric(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
+    answer = session.do(Ablate("a4.h1@END"))
+    assert answer.cli.startswith("mechwork ablate set ioi --model gpt2-6l --targets a4.h1 --kind mean --positions END")
+    assert main([*answer.cli.split()[1:], "--quiet"]) == 0
+    assert f"-> {answer.data['metric']:.3f}" in capsys.readouterr().out
+
+
+BAD = [
+    (Ablate("a9.h1"), "layers of this model"), (Ablate("a4.h1", "resample"), "unknown ablation of a gesture"),
+    (Ablate("logits"), "changes are made at"), (Ablate("a4.h1@99"), "positions 0 to"), (Ablate("m2.n99999"), "neurons"),
+    (Ablate("resid_pre.2"), "ablated by zero, or patched"), (Patch("a4.h1<q>"), "changes are made at"),
+    (Rescale("a4.h1", float("nan")), "from -100 to 100"), (Rescale("l3", 2.0), "are scaled"),
+    (Steer(77), "layer"), (Steer(2, 1e9), "from -100 to 100"), (Steer(2, 1.0, "push"), "unknown way to steer"),
+    (ChooseRow(99), "pairs 0 to 15"), (EditPrompts("The cat sat", "A", " Mary", " John"), "in common"),
+    (EditPrompts("x" * 5000, "b", " Mary", " John"), "characters"), (ReadLens(99), "positions 0 to"),
+    (EditPrompts("When Mary", "When John", " Maryland ho", " John"), "token"),
+    (Attention("a9.h9"), "heads are written"),
+    (Restore("a1.h1"), "changed are nothing"), (ScoreEdges("magic"), "magic"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("gesture", "message"), BAD, ids=lambda x: str(x)[:40])
+def test_what_cannot_be_is_one_message_and_the_state_stays(session: Session, gesture: Any, message: str) -> None:
+    before = session.state
+    ran: list[int] = []
+    handle = session.model.register_forward_pre_hook(lambda *_: ran.append(1))
+    try:
+        with pytest.raises(InputError, match=message):
+            session.do(gesture)
+    finally:
+        handle.remove()
+    assert session.state == before
+    assert not ran, "refused before any forward"
+
+
+def test_the_list_of_gestures_is_closed() -> None:
+    gesture = Ablate("a4.h1", "zero")
+    assert read_gesture(gesture_json(gesture)) == gesture
+    assert read_gesture({"do": "toggle", "parts": ["a1.h1"]}) == ToggleParts(("a1.h1",))
+    for wrong in ({"do": "ablate"}, {"do": "ablate", "place": 3}, {"do": "ablate", "place": "a1.h1", "run": "x"},
+                  {"place": "a1.h1"}, [], "ablate", {"do": 3}):  # fmt: skip
+        with pytest.raises(InputError):
+            read_gesture(wrong)
+    with pytest.raises(UnknownNameError, match="ablate"):
+        read_gesture({"do": "ablat", "place": "a1.h1"})
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma2", "mixtral", "falcon"])
+def test_other_families_give_the_bits_of_the_public_functions(name: str) -> None:
+    from tests.families import build_model, build_task
+
+    model = build_model(name)
+    task = build_task()
+    session = Session(model, task)
+    try:
+        for gesture in (Ablate("a1.h2", "zero"), Patch("a2.h1"), Rescale("a1", 0.5), Patch("resid_pre.2@3")):
+            answer = session.do(gesture)
+            assert say(session, session.python())["metric"] == answer.data["metric"], gesture
+    finally:
+        session.close()
