@@ -32,7 +32,7 @@ def beat(model: TransformerBridge) -> None:
 class Pulse:
     """A progress callback that can be beaten: `beat` says the last thing again when that was some time ago."""
 
-    def __init__(self, told: Callable[[int, int, str], None], what: str) -> None:
+    def __init__(self, told: Callable[..., object], what: str) -> None:
         self.told, self.last, self.at = told, (0, 1, what), time.monotonic()
 
     def __call__(self, done: int, total: int, what: str) -> None:

@@ -61,5 +61,5 @@ def _repeat(projection: nn.Linear, n_groups: int, n_times: int) -> nn.Linear:
     made = nn.Linear(1, 1, bias=False, device="meta")
     made.in_features, made.out_features = projection.in_features, projection.out_features * n_times
     made.weight = repeated(projection.weight)
-    made.bias = None if projection.bias is None else repeated(projection.bias)
+    made.register_parameter("bias", None if projection.bias is None else repeated(projection.bias))
     return made
