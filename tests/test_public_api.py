@@ -55,6 +55,7 @@ PUBLIC = {
     "record_attention",
     "record_run",
     "report",
+    "save_model",
     "score_edges",
     "study_heads",
     "steered_pairs",
