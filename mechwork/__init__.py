@@ -45,6 +45,7 @@ if _TYPE_CHECKING:
     from .discovery.discover import load_discovery as load_discovery
     from .discovery.explain import explain as explain
     from .discovery.found import Discovery as Discovery
+    from .edits import save_model as save_model
     from .execute import executor as executor
     from .interventions import steered_pairs as steered_pairs
     from .lenses import LensTable as LensTable
@@ -83,6 +84,7 @@ _HOMES = {
     "discovery.discover": "discover load_discovery",
     "discovery.explain": "explain",
     "discovery.found": "Discovery",
+    "edits": "save_model",
     "execute": "executor",
     "interventions": "steered_pairs",
     "lenses": "LensTable LogitAttribution TunedLens attribute_logits load_lens read_lens train_lens",

@@ -15,7 +15,7 @@ everywhere; scipy, which would move them to numpy, is not used.
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .errors import InputError
@@ -104,6 +104,14 @@ def average_ranks(values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     unique, inverse, counts = values.unique(return_inverse=True, return_counts=True)
     last = counts.cumsum(0).double()
     return (last - (counts.double() - 1) / 2)[inverse] if unique.numel() else values
+
+
+def area_under_roc(scores: Float[Tensor, " n"], labels: Bool[Tensor, " n"]) -> float:
+    """The chance that a positive scores above a negative, ties half (Mann & Whitney 1947); NaN for one class only."""
+    n, m = int(labels.sum()), int((~labels).sum())
+    if not n or not m:
+        return float("nan")
+    return float((average_ranks(scores.double())[labels].sum() - n * (n + 1) / 2) / (n * m))
 
 
 def ordinal_ranks(values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:

@@ -56,6 +56,7 @@ PUBLIC = {
     "record_attention",
     "record_run",
     "report",
+    "save_model",
     "score_edges",
     "study_heads",
     "steered_pairs",

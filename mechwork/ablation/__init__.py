@@ -13,6 +13,9 @@ from .clamp import Clamp as Clamp
 from .clamp import record_clamp as record_clamp
 from .cumulative import CumulativeAblation as CumulativeAblation
 from .cumulative import study_cumulative as study_cumulative
+from .expert_rates import ExpertContrast as ExpertContrast
+from .expert_rates import contrast_experts as contrast_experts
+from .expert_rates import record_routers as record_routers
 from .fitted import Ablation as Ablation
 from .fitted import fit_ablation as fit_ablation
 from .formation import Formation as Formation

@@ -42,6 +42,7 @@ VERBS = {
     "steer": "steer a task along a direction, and see what else changes",
     "diverge": "find where two models come apart, and what patching one into the other carries",
     "ablate": "ablate components: what breaks, what repairs itself, what each head does",
+    "save": "save a changed model as a folder, with a checked list of what was changed",
     "tasks": "list the tasks, or show one",
     "models": "list the bundled models, or verify their files",
     "circuits": "list the bundled circuits, or test or find them again",

@@ -136,6 +136,7 @@ LACKS: Mapping[str, Mapping[str, str]] = {
     "serve": _all(FILES, "a page that lives; its button saves it"),
     "compare": {**_all(MODEL, "reads circuits, runs no model"), "--out": "its one product is the page, --html"},
     "diverge": {"--model": "two models, by position"},
+    "save": _all(("--out", "--html"), "its one product is the folder, named by position"),
     "tasks": _all(FILES, "shows prompts, measures nothing"),
     "models": {
         **_all(FILES, "a list or a verdict: there is nothing to keep"),

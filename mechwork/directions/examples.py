@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -29,6 +29,19 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 BATCH = 64
+
+
+@runtime_checkable
+class ReadPrompts(Protocol):
+    """What vectors are recorded of: prompts, and where each is read."""
+
+    @property
+    def tokens(self) -> Tokens: ...
+
+    @property
+    def where(self) -> PositionMask: ...
+
+    def __len__(self) -> int: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +69,11 @@ class Examples(Readable):
                 f"every prompt has one label, one group and a row of positions; got {n} prompts, {len(self.labels)} "
                 "labels, "
                 f"{len(self.groups)} groups, positions {tuple(self.where.shape)}"
+            )
+        if self.labels.dtype != torch.bool:
+            raise InputError(
+                f"labels are True or False; got {self.labels.dtype}. Several classes and numbers have `Labelled`, "
+                "which makes two classes of them when asked to (between, against_rest)"
             )
         positives = int(self.labels.sum())
         if not 0 < positives < n:
@@ -168,7 +186,7 @@ def _types(task: Task, span: str) -> Int[Tensor, " batch"]:
     return torch.cat(sides)[:, 0]
 
 
-def record_positions(model: TransformerBridge, examples: Examples, site: Site) -> Float[Tensor, "batch pos d"]:
+def record_positions(model: TransformerBridge, examples: ReadPrompts, site: Site) -> Float[Tensor, "batch pos d"]:
     """The vectors of every prompt at every position of one site; zeros where `where` is False. Cost: 1 forward of all
     prompts.
     """
@@ -186,7 +204,7 @@ def record_positions(model: TransformerBridge, examples: Examples, site: Site) -
 
 
 def record_examples(
-    model: TransformerBridge, examples: Examples, sites: Sequence[Site]
+    model: TransformerBridge, examples: ReadPrompts, sites: Sequence[Site]
 ) -> Float[Tensor, "site batch d"]:
     """The vectors of every prompt at some sites of one width, averaged over its positions. Cost: 1 forward of all
     prompts.

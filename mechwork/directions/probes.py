@@ -8,6 +8,8 @@ With x standardised over the fitted prompts, read at the marked positions p of a
 | ``two_layer`` | v . relu(W mean_p x_p + c) + b | Hewitt & Liang 2019, MLP-1 |
 | ``attention_pooled`` | sum_p a_p (w . x_p) + b,  a = softmax_p(q . x_p) | Kantamneni et al. 2025 |
 | ``max_pooled`` | max_p (w . x_p) + b | McKenzie et al. 2025 |
+| ``multimax`` | sum_h max_p (w_h . x_p) + b, `HEADS` heads | Kramar et al. 2026 |
+| ``rolling_pooled`` | max_t sum_p a_p (w . x_p) + b,  a = softmax of q . x_p over `WINDOW` columns up to t | same |
 
 The pooled ones find for themselves where in a long prompt the evidence stands (`Examples` read at ``all``). Positive
 scores speak for the positive class. All minimise mean log-loss + penalty |weights|^2 / 2; ``linear`` is solved
@@ -38,6 +40,9 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 HIDDEN = 32
+HEADS, WINDOW = 4, 10
+NOTHING = -1e30
+"""The logit of a position that has no weight: finite, so that a window without marked positions has a gradient."""
 STEPS, RATE = 300, 1e-2
 Parts = dict[str, Tensor]
 
@@ -65,6 +70,24 @@ def _max_pooled(
     return (x @ parts["w"]).masked_fill(~where, -torch.inf).amax(dim=-1) + parts["b"]
 
 
+def _multimax(
+    parts: Parts, x: Float[Tensor, "batch pos d"], where: Bool[Tensor, "batch pos"]
+) -> Float[Tensor, " batch"]:
+    found = (x @ parts["W"].T).masked_fill(~where[..., None], -torch.inf)
+    return found.amax(dim=1).sum(dim=-1) + parts["b"]
+
+
+def _rolling_pooled(
+    parts: Parts, x: Float[Tensor, "batch pos d"], where: Bool[Tensor, "batch pos"]
+) -> Float[Tensor, " batch"]:
+    """Every window ends at a marked position, so that none is without one; unmarked ones have no weight in it."""
+    before = (WINDOW - 1, 0)
+    looks = torch.nn.functional.pad((x @ parts["q"]).masked_fill(~where, NOTHING), before, value=NOTHING)
+    says = torch.nn.functional.pad(x @ parts["w"], before)
+    windows = (looks.unfold(1, WINDOW, 1).softmax(dim=-1) * says.unfold(1, WINDOW, 1)).sum(dim=-1)
+    return windows.masked_fill(~where, -torch.inf).amax(dim=-1) + parts["b"]
+
+
 def _mean(x: Float[Tensor, "batch pos d"], where: Bool[Tensor, "batch pos"]) -> Float[Tensor, "batch d"]:
     return (x * where[..., None]).sum(dim=1) / where.sum(dim=1, keepdim=True)
 
@@ -74,6 +97,8 @@ KINDS: dict[str, tuple[Callable[[Parts, Tensor, Tensor], Tensor], Callable[[int]
     "two_layer": (_two_layer, lambda d: {"W": (d, HIDDEN), "c": (HIDDEN,), "v": (HIDDEN,), "b": ()}),
     "attention_pooled": (_attention_pooled, lambda d: {"q": (d,), "w": (d,), "b": ()}),
     "max_pooled": (_max_pooled, lambda d: {"w": (d,), "b": ()}),
+    "multimax": (_multimax, lambda d: {"W": (HEADS, d), "b": ()}),
+    "rolling_pooled": (_rolling_pooled, lambda d: {"q": (d,), "w": (d,), "b": ()}),
 }
 """Name -> (score of (parts, x, where), width -> shapes of the parts)."""
 
@@ -132,6 +157,10 @@ def train_probe(
     """
     if kind not in KINDS:
         raise UnknownNameError("kind of probe", kind, KINDS)
+    if labels.dtype != torch.bool:
+        raise InputError(
+            f"labels are True or False; got {labels.dtype}. Several classes: fit_classes; numbers: fit_ridge"
+        )
     if not bool(labels.any()) or bool(labels.all()):
         raise InputError(f"a probe needs prompts of two classes; all {len(labels)} are of one")
     if not bool(x[where].isfinite().all()):
@@ -170,9 +199,13 @@ def _start(kind: str, shapes: dict[str, tuple[int, ...]], z: Tensor, where: Tens
         }
     weights, bias = fit_probe(_mean(z, where), labels)
     start = {"w": weights, "b": torch.tensor(bias, dtype=torch.float64)}
-    if kind == "max_pooled":  # what weighs a mean well is far too large for a maximum
+    if kind in ("max_pooled", "multimax", "rolling_pooled"):  # what weighs a mean well is far too large for a maximum
         unit = weights / weights.norm().clamp(min=1e-30)
-        start = {"w": unit, "b": -(z @ unit).masked_fill(~where, -torch.inf).amax(dim=-1).mean()}
+        top = (z @ unit).masked_fill(~where, -torch.inf).amax(dim=-1).mean()
+        start = {"w": unit, "b": -top}
+        if kind == "multimax":  # heads that begin alike would stay alike
+            noise = torch.randn(HEADS, len(unit), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+            start = {"W": unit / HEADS + noise * 0.3 / len(unit) ** 0.5, "b": -top}
     return {name: start.get(name, torch.zeros(shape, dtype=torch.float64)) for name, shape in shapes.items()}
 
 
@@ -191,6 +224,25 @@ def best_threshold(scores: Float[Tensor, " n"], labels: Bool[Tensor, " n"]) -> f
     balanced = (above[:, labels].double().mean(dim=1) + (~above)[:, ~labels].double().mean(dim=1)) / 2
     best = balanced >= balanced.max() - 1e-12
     return float(cuts[gaps.masked_fill(~best, -1.0).argmax()])
+
+
+def threshold_at(scores: Float[Tensor, " n"], labels: Bool[Tensor, " n"], rate: float) -> float:
+    """The lowest threshold above which at most the share `rate` of these negatives lies: false alarms at a rate.
+
+    Raises `InputError` without negatives, for a rate outside [0, 1), or one below what so few negatives can show
+    (1 / their number), unless it is 0.
+    """
+    negatives = scores[~labels].double().sort(descending=True).values
+    if not len(negatives) or not 0 <= rate < 1:
+        raise InputError(
+            f"a false-positive rate in [0, 1) is measured on negatives; got {rate} and {len(negatives)} negatives"
+        )
+    if 0 < rate < 1 / len(negatives):
+        raise InputError(
+            f"{len(negatives)} negatives show no rate below {1 / len(negatives):.3g}; got {rate}. Calibrate on at "
+            f"least {int(-(-1 // rate))}, or take rate 0"
+        )
+    return float(negatives[int(rate * len(negatives) + 1e-9)])
 
 
 @dataclass(frozen=True)
@@ -293,10 +345,11 @@ def _judge(
     probe = train_probe(x[fitted], where[fitted], labels[fitted], kind, seed=seed)
     probe = probe.calibrated(probe.scores(x[held], where[held]), labels[held])
     scores, truth = probe.scores(x[tested], where[tested]), labels[tested]
-    return _balanced(scores > 0, truth), _balanced(scores > probe.threshold, truth), probe.threshold
+    return balanced_accuracy(scores > 0, truth), balanced_accuracy(scores > probe.threshold, truth), probe.threshold
 
 
-def _balanced(said: Bool[Tensor, " n"], truth: Bool[Tensor, " n"]) -> float:
+def balanced_accuracy(said: Bool[Tensor, " n"], truth: Bool[Tensor, " n"]) -> float:
+    """The mean over both classes of the share that is judged right."""
     sides = [(said[side] == truth[side]).double().mean() for side in (truth, ~truth) if bool(side.any())]
     return float(torch.stack(sides).mean())
 

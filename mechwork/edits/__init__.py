@@ -19,6 +19,7 @@ from .least_squares import LayerFit as LayerFit
 from .least_squares import edit_from_pairs as edit_from_pairs
 from .least_squares import fit_layer_edit as fit_layer_edit
 from .least_squares import least_squares as least_squares
+from .save import save_model as save_model
 from .share_out import ComponentShare as ComponentShare
 from .share_out import SharedEdit as SharedEdit
 from .share_out import share_out as share_out

@@ -52,8 +52,10 @@ from .replacements import replace_at as replace_at
 from .routing import Routing as Routing
 from .steering import Blend as Blend
 from .steering import Boundary as Boundary
+from .steering import Choice as Choice
 from .steering import From as From
 from .steering import Gated as Gated
+from .steering import KeepNorm as KeepNorm
 from .steering import Limit as Limit
 from .steering import Reflect as Reflect
 from .steering import Scale as Scale

@@ -13,7 +13,7 @@ ablating its write (`ExpertWrites`), which leaves them with a part of their outp
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -78,12 +78,7 @@ class Routing:
 
         def route(module: Any, args: tuple[Any, ...], output: Any) -> Any:
             logits, scores, index = output
-            again = choose_experts(gate, logits)
-            if not (torch.equal(again[1], index) and torch.allclose(again[0].to(scores), scores, rtol=1e-3, atol=1e-6)):
-                raise UnsupportedModelError(
-                    f"{type(gate).__name__} does not route by softmax and top k of its logits; its choice cannot be "
-                    "changed"
-                )
+            check_router(gate, logits, scores, index)
             weights, chosen = choose_experts(gate, self.changed(logits))
             inside = self._inside(shape[0], columns.start).to(index.device)
             return logits, torch.where(inside, weights.to(scores), scores), torch.where(inside, chosen, index)
@@ -122,6 +117,29 @@ def choose_experts(
     if getattr(gate, "norm_topk_prob", True):
         weights = weights / weights.sum(dim=-1, keepdim=True)
     return weights, index
+
+
+def check_router(gate: Any, logits: Tensor, scores: Tensor, index: Tensor) -> None:
+    """Raises `UnsupportedModelError` unless the router's own choice is `choose_experts` of its logits."""
+    again = choose_experts(gate, logits)
+    if not (torch.equal(again[1], index) and torch.allclose(again[0].to(scores), scores, rtol=1e-3, atol=1e-6)):
+        raise UnsupportedModelError(
+            f"{type(gate).__name__} does not route by softmax and top k of its logits; its choice is neither read nor "
+            "changed"
+        )
+
+
+def read_router(model: TransformerBridge, layer: int, keep: Callable[[Tensor, Tensor], None]) -> Any:
+    """A handle while which `keep` gets a layer's router logits ``[token, expert]`` and choice ``[token, k]``."""
+    check_experts(model, layer, [0])
+    gate = _gate(model, layer)
+
+    def show(module: Any, args: tuple[Any, ...], output: Any) -> None:
+        logits, scores, index = output
+        check_router(gate, logits, scores, index)
+        keep(logits, index)
+
+    return gate.register_forward_hook(show)
 
 
 def _block(model: TransformerBridge, layer: int) -> Any:

@@ -26,7 +26,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..display import Readable
@@ -168,3 +168,44 @@ class From(Readable):
             inside = inside & (columns < self.stop)
         new = replace_at(self.inner, activation, start)
         return torch.where(inside.reshape(-1, *[1] * (activation.ndim - 2)), new, activation)
+
+
+@dataclass(frozen=True, eq=False)
+class KeepNorm(Readable):
+    """`inner`, then as long as the activation was: y norm(x) / norm(y). Around a `Blend` a fractional dose keeps the
+    norm too; where `inner` leaves nothing, the activation stays.
+    """
+
+    inner: Replacement | Positional
+
+    def place(self, activation: Float[Tensor, "batch pos ..."], start: int) -> Float[Tensor, "batch pos ..."]:
+        new = replace_at(self.inner, activation, start)
+        before, after = (x.norm(dim=-1, keepdim=True) for x in (activation, new))
+        return torch.where(after > 0, new * (before / after.clamp(min=torch.finfo(new.dtype).tiny)), activation)
+
+
+@dataclass(frozen=True, eq=False)
+class Choice(Readable):
+    """x + `strength` v_k, where a probe chooses k at every position anew: k = argmax_k (w_k . x + b_k).
+
+    Raises `InputError` when there is not one probe score per vector.
+    """
+
+    vectors: Float[Tensor, "n d"]
+    weights: Float[Tensor, "n d"]
+    biases: Float[Tensor, " n"]
+    strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.vectors.shape != self.weights.shape or len(self.biases) != len(self.vectors):
+            raise InputError(
+                f"every vector has a row of weights and a bias; got vectors {tuple(self.vectors.shape)}, weights "
+                f"{tuple(self.weights.shape)} and {len(self.biases)} biases"
+            )
+
+    def chosen(self, activation: Float[Tensor, "*batch d"]) -> Int[Tensor, "*batch"]:
+        """Which vector each activation gets."""
+        return (activation @ self.weights.to(activation).T + self.biases.to(activation)).argmax(dim=-1)
+
+    def __call__(self, activation: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+        return activation + self.strength * self.vectors.to(activation)[self.chosen(activation)]

@@ -17,6 +17,7 @@ from .. import bundled
 from ..errors import InputError, NotFoundError, nearest
 from .anatomy import read_anatomy
 from .bos import choose_bos
+from .changed import origin_of, read_changes
 from .folder import fetch_hub, load_folder
 from .identity import record_origin, remember_source
 from .placement import check_fits, find_device, find_dtype
@@ -166,7 +167,7 @@ def _load_named(source: str | Path, revision: str | None, placement: Placement) 
         return _load_gguf(path, path.stem, placement)
     if path.is_dir():
         _only_for_hub(name, revision)
-        return Loaded(*_load_folder(path, placement), path.name)
+        return Loaded(*_load_folder(path, placement), path.name, origin_of(read_changes(path)))
     looks_local = isinstance(source, Path) or name.startswith((".", "/", "~"))
     if looks_local or "/" not in name:
         known = bundled.model_names()

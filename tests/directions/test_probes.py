@@ -13,6 +13,7 @@ from mechwork.directions import (
     KINDS,
     Examples,
     best_threshold,
+    probes,
     record_examples,
     record_positions,
     study_probes,
@@ -76,7 +77,14 @@ def test_unmarked_positions_do_not_count(kind: str) -> None:
     assert float(probe.scores(x, where).std()) > 1e-3
 
 
-def test_scores_are_the_formulas() -> None:
+def rolled(p: Any, window: Any) -> float:
+    """The attention-weighted mean of one window."""
+    weights = [float((v @ p["q"]).exp()) for v in window]
+    return sum(a * float(v @ p["w"]) for a, v in zip(weights, window, strict=True)) / sum(weights)
+
+
+def test_scores_are_the_formulas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probes, "WINDOW", 2)
     x, where, _ = draw(20, 4, 4)
     labels = x[:, 0, 0] + x[:, 1, 0] > 0
     for kind in KINDS:
@@ -92,6 +100,8 @@ def test_scores_are_the_formulas() -> None:
                     float((v @ p["q"]).exp()) * float(v @ p["w"]) for v in z
                 ) / sum(float((v @ p["q"]).exp()) for v in z) + p["b"],
                 "max_pooled": lambda p=p, z=z: max(float(v @ p["w"]) for v in z) + p["b"],
+                "multimax": lambda p=p, z=z: sum(max(float(v @ w) for v in z) for w in p["W"]) + p["b"],
+                "rolling_pooled": lambda p=p, z=z: max(rolled(p, z[max(0, t - 1) : t + 1]) for t in range(4)) + p["b"],
             }[kind]()  # fmt: skip
             assert float(probe.scores(x, where)[row]) == pytest.approx(float(expected), abs=1e-9)
 

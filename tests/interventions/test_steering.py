@@ -15,9 +15,11 @@ from mechwork.interventions import (
     Along,
     Blend,
     Boundary,
+    Choice,
     Constant,
     From,
     Gated,
+    KeepNorm,
     Limit,
     Reflect,
     Scale,
@@ -57,6 +59,12 @@ def by_hand(name: str) -> tuple[Any, Any]:
         return x + (new[0] - a) * u + (new[1] - b) * w
 
     scale, shift = torch.linspace(0, 2, WIDTH).double(), torch.linspace(-1, 1, WIDTH).double()
+    rows, looks, biases = plane(3), 3 * plane(6)[3:], torch.tensor([0.1, -0.1, 0.0]).double()
+
+    def picked(x: Tensor) -> int:
+        scores = [float(w @ x) + float(b) for w, b in zip(looks, biases, strict=True)]
+        return scores.index(max(scores))
+
     cases: dict[str, tuple[Any, Any]] = {
         "add": (Add(u, 3.0), lambda x: x + 3 * u),
         "project out": (Along(u[None], Zero()), along(lambda c: 0.0)),
@@ -76,6 +84,11 @@ def by_hand(name: str) -> tuple[Any, Any]:
             Gated(Along(u[None], Reflect(-1.0)), Boundary(u, -1.0, "above")),
             lambda x: along(lambda c: -2.0 - c)(x) if float(x @ u) > -1 else x,
         ),
+        "dose of a target, norm kept": (
+            KeepNorm(Blend(Along(u[None], Constant(9.0)), 0.3)),
+            lambda x: (y := along(lambda c: c + 0.3 * (9 - c))(x)) * (float(x.norm()) / float(y.norm())),
+        ),
+        "one of three vectors": (Choice(rows, looks, biases, 2.0), lambda x: x + 2 * rows[picked(x)]),
     }
     return cases[name]
 
@@ -83,7 +96,7 @@ def by_hand(name: str) -> tuple[Any, Any]:
 NAMES = (
     "add", "project out", "project to", "mirror", "scale", "clamp", "turn", "turn to", "stretch", "half way",
     "target where below",
-    "mirror where above",
+    "mirror where above", "dose of a target, norm kept", "one of three vectors",
 )  # fmt: skip
 
 
@@ -129,7 +142,7 @@ def test_what_writes_keep() -> None:
     torch.testing.assert_close(moved - (moved @ basis.T) @ basis, across)
 
 
-@pytest.mark.parametrize("name", ["project to", "turn", "mirror where above"])
+@pytest.mark.parametrize("name", ["turn", "mirror where above", *NAMES[-2:]])
 def test_cached_generation_equals_generation_without(tiny_gpt2_64: Any, name: str) -> None:
     put, _ = by_hand(name)
     prompt = torch.tensor([[3, 1, 4, 1, 5], [2, 7, 1, 8, 2]])

@@ -1,0 +1,172 @@
+"""Several vectors instead of one, and a probe that chooses among them while the model runs.
+
+Within every group, d = mean of the positive prompts - mean of the negative ones. The differences are clustered by
+k-means; the centres are the vectors v_k. A multinomial probe learns from the negative prompts' states which cluster
+their group fell into, and picks k = argmax_k (w_k . x + b_k) at every position anew. This is G-ACT's arrangement, but
+its probe is trained on line and ours before. One mean vector is the case of one cluster.
+
+`agreement` is the probe's balanced accuracy on groups that were not fitted, beside that of clusters dealt out by lot;
+a probe that is not above it chooses by chance, and then one vector does as well. Cost: 1 forward of all prompts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..errors import InputError, MetricError, check_whole
+from ..interventions import Choice, Write
+from ..models.identity import identify_model
+from ..provenance import Provenance, build_provenance
+from ..result import Result, Table
+from ..sites import Site
+from .classes import ClassProbe, fit_class_probe
+from .examples import Examples, record_examples
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+ROUNDS = 100
+
+
+@dataclass(frozen=True, eq=False)
+class ClusteredVectors(Result, what="clustered vectors"):
+    """`vectors`, `weights` ``[cluster d]``; `sizes`: groups per cluster; `spread_left`: the share of the differences'
+    squared distance from their mean that the clusters leave.
+    """
+
+    vectors: Float[Tensor, "n d"]
+    weights: Float[Tensor, "n d"]
+    biases: Float[Tensor, " n"]
+    sizes: tuple[int, ...]
+    spread_left: float
+    agreement: float
+    control: float
+    site: Site
+    provenance: Provenance = field(default_factory=dict)
+
+    def write(self, strength: float = 1.0) -> Write:
+        """The write, for `intervene` and generation."""
+        return Write(self.site, Choice(self.vectors, self.weights, self.biases, strength))
+
+    def by_lot(self, seed: int = 0) -> ClusteredVectors:
+        """The control: the same vectors, each chosen where the probe means another."""
+        n = len(self.vectors)
+        order = (torch.arange(n) + 1 + seed % max(n - 1, 1)) % n
+        return replace(self, weights=self.weights[order], biases=self.biases[order])
+
+    def _table(self) -> Table:
+        """One row per cluster."""
+        cosine = torch.nn.functional.cosine_similarity(self.vectors, self.vectors.mean(dim=0, keepdim=True))
+        return {
+            "cluster": list(range(len(self.vectors))),
+            "groups": list(self.sizes),
+            "length": self.vectors.norm(dim=1).tolist(),
+            "cosine with their mean": cosine.tolist(),
+        }
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.vectors)} vectors at {self.site} of {', '.join(map(str, self.sizes))} groups, spread left "
+            f"{self.spread_left:.2f}; the probe finds the cluster of {self.agreement:.3f} of held-out groups, by lot "
+            f"{self.control:.3f}"
+        )
+
+
+def fit_clusters(
+    model: TransformerBridge, examples: Examples, site: Site, n_clusters: int = 3, *, n_controls: int = 3, seed: int = 0
+) -> ClusteredVectors:
+    """Cluster the differences within groups, and fit the probe that chooses. Cost: 1 forward of all prompts.
+
+    Raises `InputError` for fewer than 3 groups with both classes per cluster, `MetricError` for states that are not
+    finite.
+
+    >>> found = fit_clusters(model, Examples.of_task(task.train), Site("resid_post", 3), 2)
+    >>> with intervene(model, [found.write()]):
+    ...     model.generate(prompt)
+    """
+    x = record_examples(model, examples, [site])[0].double()
+    if not bool(x.isfinite().all()):
+        raise MetricError(f"activations at {site} are not finite; nothing can be fitted")
+    differences, states = _by_group(x, examples)
+    n = len(differences)
+    if check_whole("n_clusters", n_clusters) < 1 or n < 3 * n_clusters:
+        raise InputError(f"each of {n_clusters} clusters needs 3 groups with prompts of both classes; there are {n}")
+    generator = torch.Generator().manual_seed(seed)
+    index, centres = find_clusters(differences, n_clusters, generator)
+    whole = (differences - differences.mean(dim=0)).pow(2).sum().clamp(min=1e-30)
+    left = float((differences - centres[index]).pow(2).sum() / whole)
+    probe = _probe(states, index, n_clusters)
+    agreement = _held_out(states, index, n_clusters, generator)
+    lots = [_held_out(states, index[torch.randperm(n, generator=generator)], n_clusters, generator)
+            for _ in range(n_controls)]  # fmt: skip
+    provenance = build_provenance(
+        method="clustered vectors", seed=seed, model=identify_model(model),
+        examples={"name": examples.name, "sha256": examples.sha256()},
+    )  # fmt: skip
+    return ClusteredVectors(
+        centres, probe.weights, probe.biases, tuple(index.bincount(minlength=n_clusters).tolist()), left, agreement,
+        sum(lots) / len(lots) if lots else float("nan"), site, provenance,
+    )  # fmt: skip
+
+
+def find_clusters(
+    rows: Float[Tensor, "n d"], k: int, generator: torch.Generator
+) -> tuple[Int[Tensor, " n"], Float[Tensor, "k d"]]:
+    """k-means (Lloyd), begun at rows drawn with a chance by their squared distance (Arthur & Vassilvitskii 2007).
+
+    Clusters are numbered by size, largest first; an empty one takes the row that is furthest from its centre.
+    """
+    centres = rows[torch.randint(len(rows), (1,), generator=generator)]
+    while len(centres) < k:
+        away = torch.cdist(rows, centres).amin(dim=1).pow(2) + 1e-30
+        centres = torch.cat([centres, rows[torch.multinomial(away, 1, generator=generator)]])
+    index = torch.cdist(rows, centres).argmin(dim=1)
+    for _ in range(ROUNDS):
+        for number in range(k):
+            if not bool((index == number).any()):
+                index[(rows - centres[index]).norm(dim=1).argmax()] = number
+        centres = torch.stack([rows[index == number].mean(dim=0) for number in range(k)])
+        new = torch.cdist(rows, centres).argmin(dim=1)
+        if torch.equal(new, index):
+            break
+        index = new
+    order = index.bincount(minlength=k).argsort(descending=True, stable=True)
+    return order.argsort()[index], centres[order]
+
+
+def _by_group(x: Tensor, examples: Examples) -> tuple[Tensor, Tensor]:
+    """Differences within groups that have both classes, and the mean state of their negative prompts."""
+    differences, states = [], []
+    for group in examples.groups.unique():
+        inside = examples.groups == group
+        sides = [x[inside & side] for side in (examples.labels, ~examples.labels)]
+        if all(len(side) for side in sides):
+            differences.append(sides[0].mean(dim=0) - sides[1].mean(dim=0))
+            states.append(sides[1].mean(dim=0))
+    if not differences:
+        raise InputError("differences need groups with prompts of both classes; these examples have none")
+    return torch.stack(differences), torch.stack(states)
+
+
+def _probe(states: Tensor, index: Tensor, k: int) -> ClassProbe:
+    if k == 1:
+        return ClassProbe(torch.zeros_like(states[:1]), torch.zeros(1, dtype=states.dtype))
+    return fit_class_probe(states, index, k)
+
+
+def _held_out(states: Tensor, index: Tensor, k: int, generator: torch.Generator) -> float:
+    """Balanced accuracy on the third of every cluster's groups that was not fitted."""
+    if k == 1:
+        return 1.0
+    tested = torch.zeros(len(index), dtype=torch.bool)
+    for number in range(k):
+        rows = (index == number).nonzero().flatten()
+        tested[rows[torch.randperm(len(rows), generator=generator)[: len(rows) // 3]]] = True
+    said = fit_class_probe(states[~tested], index[~tested], k).judge(states[tested])
+    right = [(said[index[tested] == number] == number).double().mean() for number in index[tested].unique().tolist()]
+    return float(torch.stack(right).mean()) if right else float("nan")
