@@ -54,6 +54,7 @@ PUBLIC = {
     "read_lens",
     "record_attention",
     "record_run",
+    "referee",
     "report",
     "score_edges",
     "study_heads",

@@ -35,6 +35,7 @@ VERBS = {
     "check": "look at pairs before a discovery: answers, gap, alignment, duplicates",
     "verify": "check a report's hashes, or compute its numbers again",
     "leaderboard": "compare ways to score edges on held-out pairs",
+    "referee": "judge a circuit: formal tests with p-values, beside a null task",
     "compare": "lay two circuits over each other in one page",
     "reuse": "compare the circuits of several tasks",
     "agreement": "compare estimated with measured effects, for every preset of rules",
