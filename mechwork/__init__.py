@@ -37,6 +37,7 @@ if _TYPE_CHECKING:
     from .circuits import evaluate as evaluate
     from .circuits import ground_truth as ground_truth
     from .circuits import load_circuit as load_circuit
+    from .circuits import referee as referee
     from .circuits import score_edges as score_edges
     from .directions import Direction as Direction
     from .directions import fit_direction as fit_direction
@@ -79,7 +80,7 @@ __version__ = "0.2.0"
 _HOMES = {
     "ablation": "AblationSpec HeadStudy ablate study_heads",
     "circuits": "Circuit CircuitEvaluation EdgeScores EdgeSpace FaithfulnessCurve evaluate ground_truth load_circuit "
-    "score_edges",
+    "referee score_edges",
     "directions": "Direction fit_direction study_steering",
     "discovery.discover": "discover load_discovery",
     "discovery.explain": "explain",

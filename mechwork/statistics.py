@@ -8,8 +8,8 @@
     kl_nats(p, q):  sum over the last axis of p (log p - log q), of log-probabilities
 
 All are deterministic given a seed. Intervals and p-values are per cell: with many cells, some p-values are small by
-chance; `holm` corrects for that. Tensors stay where they are and keep their dtype, so that sums have one order
-everywhere; scipy, which would move them to numpy, is not used.
+chance; `holm` and `benjamini_hochberg` correct for that. Tensors stay where they are and keep their dtype, so that sums
+have one order everywhere; scipy, which would move them to numpy, is not used.
 """
 
 from __future__ import annotations
@@ -41,8 +41,12 @@ def bootstrap_interval(
     return torch.stack([_percentile(means, float(end)) for end in ends]).reshape(2, *per_example.shape[1:])
 
 
-def sign_flip_p(per_example: Float[Tensor, "batch ..."], n: int = 2000, seed: int = 0) -> Float[Tensor, "..."]:
-    """Two-sided p-value of each mean effect under random flips of the pairs' signs."""
+def sign_flip_p(
+    per_example: Float[Tensor, "batch ..."], n: int = 2000, seed: int = 0, *, alternative: str = "two-sided"
+) -> Float[Tensor, "..."]:
+    """p-value of each mean effect under random flips of the pairs' signs: ``"two-sided"``, or ``"greater"`` than 0."""
+    if alternative not in ("two-sided", "greater"):
+        raise InputError(f"alternative is 'two-sided' or 'greater'; got {alternative!r}")
     if n < 1:
         raise InputError(f"n counts sign patterns and is at least 1; got {n}")
     batch = len(per_example)
@@ -53,9 +57,11 @@ def sign_flip_p(per_example: Float[Tensor, "batch ..."], n: int = 2000, seed: in
     else:
         generator = torch.Generator().manual_seed(seed)
         signs = 2 * torch.randint(2, (n, batch), generator=generator) - 1
-    flat = per_example.double().flatten(1)
-    observed = flat.mean(dim=0).abs()
-    reached = ((signs.double() @ flat) / batch).abs() >= observed - 1e-12 * flat.abs().amax(dim=0)
+    flat = per_example.double().reshape(batch, -1)
+    means, observed = (signs.double() @ flat) / batch, flat.mean(dim=0)
+    if alternative == "two-sided":
+        means, observed = means.abs(), observed.abs()
+    reached = means >= observed - 1e-12 * flat.abs().amax(dim=0)
     counts = reached.sum(dim=0).double()
     p = counts / len(signs) if exact else (counts + 1) / (n + 1)
     return p.to(per_example.dtype).reshape(per_example.shape[1:])
@@ -69,6 +75,57 @@ def holm(p_values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     corrected = torch.empty_like(flat)
     corrected[order] = scaled.cummax(dim=0).values.clamp(max=1.0)
     return corrected.reshape(p_values.shape)
+
+
+def benjamini_hochberg(p_values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """p-values corrected for the number of cells (Benjamini & Hochberg 1995): below x keeps the expected share of false
+    claims among all claims below x. NaN is no test, and stays.
+    """
+    flat = p_values.flatten()
+    known = (~flat.isnan()).nonzero().flatten()
+    order = known[flat[known].argsort(descending=True)]
+    ranks = torch.arange(len(order), 0, -1, dtype=flat.dtype)
+    corrected = flat.clone()
+    if len(order):
+        corrected[order] = (flat[order] * len(order) / ranks).cummin(dim=0).values.clamp(max=1.0)
+    return corrected.reshape(p_values.shape)
+
+
+def rank_p(value: float, others: Float[Tensor, " n"]) -> float:
+    """Share of `value` and `others` that are at least `value`: a p-value when all are exchangeable."""
+    return float(1 + (others >= value).sum()) / (1 + len(others))
+
+
+def hsic(x: Float[Tensor, " n"], y: Float[Tensor, " n"]) -> float:
+    """Dependence of any form between two variables, in [0, 1] (Gretton et al. 2005): tr(KHLH) over the geometric mean
+    of tr(KHKH) and tr(LHLH), Gaussian kernels as wide as the median distance. NaN when one side is constant.
+    """
+    k, m = _centred_kernel(x), _centred_kernel(y)
+    norm = float(k.norm() * m.norm())
+    return float((k * m).sum()) / norm if norm > 0 else float("nan")
+
+
+def hsic_p(x: Float[Tensor, " n"], y: Float[Tensor, " n"], n: int = 999, seed: int = 0) -> float:
+    """p-value of `hsic` under random reorderings of y. Raises `InputError` when one side is constant."""
+    k, m = _centred_kernel(x), _centred_kernel(y)
+    if not (float(k.norm()) > 0 and float(m.norm()) > 0):
+        raise InputError("dependence on what is constant is undefined; both sides need at least two different values")
+    generator = torch.Generator().manual_seed(seed)
+    observed, reached = float((k * m).sum()), 0
+    for _ in range(n):
+        order = torch.randperm(len(x), generator=generator)
+        reached += float((k * m[order][:, order]).sum()) >= observed * (1 - 1e-12)
+    return (1 + reached) / (1 + n)
+
+
+def _centred_kernel(x: Float[Tensor, " n"]) -> Float[Tensor, "n n"]:
+    x = x.double()
+    squares = (x[:, None] - x[None, :]).square()
+    apart = squares[squares > 0]
+    if not len(apart):
+        return torch.zeros_like(squares)
+    kernel = (-squares / (2 * apart.median())).exp()
+    return kernel - kernel.mean(dim=0) - kernel.mean(dim=1, keepdim=True) + kernel.mean()
 
 
 def _percentile(values: Float[Tensor, "n cell"], q: float) -> Float[Tensor, " cell"]:

@@ -55,6 +55,7 @@ PUBLIC = {
     "read_lens",
     "record_attention",
     "record_run",
+    "referee",
     "report",
     "save_model",
     "score_edges",

@@ -50,6 +50,7 @@ from .spec import AblationSpec as AblationSpec
 from .suppression import CopySuppression as CopySuppression
 from .suppression import SuppressionRow as SuppressionRow
 from .suppression import study_copy_suppression as study_copy_suppression
+from .suppression_weights import weigh_suppressors as weigh_suppressors
 from .sweep import sweep_ablations as sweep_ablations
 from .targets import Target as Target
 from .targets import all_heads as all_heads
@@ -61,3 +62,5 @@ from .telemetry import Telemetry as Telemetry
 from .telemetry import record_telemetry as record_telemetry
 from .telemetry_training import TelemetryOverTraining as TelemetryOverTraining
 from .telemetry_training import telemetry_over_training as telemetry_over_training
+from .text_suppression import TextSuppression as TextSuppression
+from .text_suppression import study_text_suppression as study_text_suppression

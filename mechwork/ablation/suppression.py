@@ -32,19 +32,27 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..interventions import Add, Chosen, Write, intervene
-from ..models.anatomy import block_norm, device_of, final_norm, read_anatomy
-from ..models.borrow import borrows, hooked
+from ..models.anatomy import device_of, final_norm
+from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..result import Result
 from ..runs.attention import parse_head
 from ..runs.record import Run, check_task, record_run
 from ..runs.writes import answer_directions, at_ends, final_scale, head_writes, through_final_norm
-from ..sites import Site, hook_name
+from ..sites import Site
 from ..statistics import holm, kl_nats, sign_flip_p
 from ..tasks.pairs import END, PromptPairs
 from ..tasks.task import Task
 from .record import position_mask
+from .suppression_weights import (
+    effective_embeddings,
+    kv_head,
+    logit_directions,
+    ov_evidence,
+    qk_evidence,
+    weigh_suppressors,
+)
 from .targets import all_heads
 
 if TYPE_CHECKING:
@@ -52,7 +60,8 @@ if TYPE_CHECKING:
 
 N_TOKENS = 512
 N_LOWEST = 10
-CHUNK = 256
+N_SOURCES = 8
+"""Suppressed tokens of a prompt. With 3, `.` and the like can fill them all."""
 
 
 @dataclass(frozen=True)
@@ -117,10 +126,11 @@ def study_copy_suppression(
     n_heads: int = 4,
     tokens: Int[Tensor, " token"] | None = None,
     n_lowest: int = N_LOWEST,
-    n_sources: int = 3,
+    n_sources: int = N_SOURCES,
     seed: int = 0,
 ) -> CopySuppression:
-    """Evidence for copy suppression in `heads` (default: the `n_heads` of most negative direct effect on the task).
+    """Evidence for copy suppression in `heads` (default: the `n_heads` of most negative direct effect on the task, and
+    the `n_heads` whose weights look most like it).
 
     `tokens`: the sample of the vocabulary that OV and QK are tested on (default: 512 random ones). `n_sources`: how
     many of each prompt's distinct tokens count as suppressed: those predicted most above their base rate before the
@@ -144,16 +154,17 @@ def study_copy_suppression(
     p = holm(sign_flip_p(direct.T.cpu()))
     names = all_heads(anatomy)
     order = direct.mean(dim=1).argsort().tolist()
-    chosen = [names.index(head) for head in heads] if heads else order[:n_heads]
+    weighed = [] if heads else [names.index(row.head) for row in weigh_suppressors(model, seed=seed)[:n_heads]]
+    chosen = [names.index(head) for head in heads or ()] or list(dict.fromkeys([*order[:n_heads], *weighed]))
     generator = torch.Generator().manual_seed(seed)
     sample = torch.randperm(anatomy.d_vocab, generator=generator)[:N_TOKENS].sort().values if tokens is None else tokens
-    effective = _effective_embeddings(model, sample.to(device_of(model)))
+    effective = effective_embeddings(model, sample.to(device_of(model)))
     rows = []
     for i in sorted(chosen, key=lambda i: float(direct[i].mean())):
         layer, head = divmod(i, anatomy.n_heads)
         e = effective[min(layer, 1)]
-        lowest, ov = _ov(model, layer, head, e, sample, n_lowest)
-        first, qk = _qk(model, layer, head, e, sample)
+        lowest, ov = ov_evidence(model, layer, head, e, sample, n_lowest)
+        first, qk = qk_evidence(model, layer, head, e, sample)
         explained, kl = _explained(model, run, pairs, layer, head, n_sources)
         rows.append(
             SuppressionRow(names[i], float(direct[i].mean()), float(p[i]), lowest, ov, first, qk, explained, kl)
@@ -178,79 +189,6 @@ def _direct_effects(model: TransformerBridge, run: Run, pairs: PromptPairs) -> F
         writes = head_writes(model, layer, at_ends(z, pairs)[:, None])[:, :, 0]
         found.append(through_final_norm(model, writes - writes.mean(dim=1, keepdim=True), readout) / scale)
     return torch.cat(found)
-
-
-def _effective_embeddings(
-    model: TransformerBridge, tokens: Int[Tensor, " token"]
-) -> list[Float[Tensor, "token d_model"]]:
-    """The stream entering block 0 and leaving it, on prompts of one token (after BOS, where there is one)."""
-    bos = getattr(model.tokenizer, "bos_token_id", None) if model.tokenizer is not None else None
-    prompts = tokens[:, None] if bos is None else torch.stack([torch.full_like(tokens, bos), tokens], dim=1)
-    parts: list[tuple[Tensor, Tensor]] = []
-    for chunk in prompts.split(CHUNK):
-        kept: dict[str, Tensor] = {}
-
-        def keep(activation: Tensor, hook: object, kept: dict[str, Tensor] = kept) -> None:
-            kept[str(getattr(hook, "name", len(kept)))] = activation[:, -1]
-
-        before, after = hook_name(Site("resid_pre", 0)), hook_name(Site("resid_post", 0))
-        with torch.no_grad(), hooked(model, [(before, keep), (after, keep)]):
-            model(chunk, logits_to_keep=1)
-        first, second = kept.values()
-        parts.append((first, second))
-    return [torch.cat(side) for side in zip(*parts, strict=True)]
-
-
-def _normed(
-    model: TransformerBridge, layer: int, x: Float[Tensor, "*batch d_model"]
-) -> Float[Tensor, "*batch d_model"]:
-    norm = block_norm(model, layer, "ln1")
-    return x if norm is None else norm(x).to(x.dtype)
-
-
-def _kv(model: TransformerBridge, head: int) -> int:
-    anatomy = read_anatomy(model)
-    return head // anatomy.group_size
-
-
-def _ov(
-    model: TransformerBridge,
-    layer: int,
-    head: int,
-    e: Float[Tensor, "token d_model"],
-    tokens: Int[Tensor, " token"],
-    n_lowest: int,
-) -> tuple[float, float]:
-    """(share of tokens that are among the `n_lowest` of their own row, mean percentile of the own logit)."""
-    attn = model.blocks[layer].attn
-    norm = final_norm(model)
-    lowest, below = 0, 0.0
-    for rows, own in zip(e.split(CHUNK), tokens.to(e.device).split(CHUNK), strict=True):
-        write = _normed(model, layer, rows) @ attn.W_V[_kv(model, head)] @ attn.W_O[head]
-        logits = (
-            write if norm is None else norm.linear(write, torch.ones_like(write[:, :1])).to(write.dtype)
-        ) @ model.W_U
-        mine = logits.gather(1, own[:, None])
-        under = (logits < mine).sum(dim=1).double() + ((logits == mine).sum(dim=1).double() - 1) / 2
-        lowest += int((under < n_lowest).sum())
-        below += float((under / (logits.shape[1] - 1)).sum())
-    return lowest / len(tokens), below / len(tokens)
-
-
-def _qk(
-    model: TransformerBridge, layer: int, head: int, e: Float[Tensor, "token d_model"], tokens: Int[Tensor, " token"]
-) -> tuple[float, float]:
-    """(share of tokens attended most by their own unembedding, mean percentile of the own score)."""
-    attn = model.blocks[layer].attn
-    unembed = model.W_U.T[tokens.to(e.device)]
-    unembed = unembed * (e.norm(dim=-1).mean() / unembed.norm(dim=-1, keepdim=True).clamp(min=1e-12))
-    kv = _kv(model, head)
-    q = _normed(model, layer, unembed) @ attn.W_Q[head] + (0 if attn.b_Q is None else attn.b_Q[head])
-    k = _normed(model, layer, e) @ attn.W_K[kv] + (0 if attn.b_K is None else attn.b_K[kv])
-    scores = q @ k.T
-    own = scores.diagonal()[:, None]
-    under = (scores < own).sum(dim=1).double() + ((scores == own).sum(dim=1).double() - 1) / 2
-    return float((under >= len(tokens) - 1).double().mean()), float((under / max(1, len(tokens) - 1)).mean())
 
 
 def _above_base_rate(
@@ -278,9 +216,10 @@ def _explained(
     attn = model.blocks[layer].attn
     writes = head_writes(model, layer, at_ends(run.layers["z"][layer], pairs)[:, None])[head, :, 0]
     mean = writes.mean(dim=0)
-    sources = torch.einsum("bkd,de->bke", run.layers["v"][layer][:, :, _kv(model, head)], attn.W_O[head].detach())
+    sources = torch.einsum("bkd,de->bke", run.layers["v"][layer][:, :, kv_head(model, head)], attn.W_O[head].detach())
     attention = at_ends(run.layers["pattern"][layer][:, head], pairs)
-    unembed = model.W_U.detach().T
+    ids = pairs.clean_tokens.unique()
+    towards = logit_directions(model, ids)
     above = _above_base_rate(model, pairs, run.layers["resid_pre"][layer])
     kept = torch.zeros_like(writes)
     for row, length in enumerate(pairs.lengths.tolist()):
@@ -288,7 +227,8 @@ def _explained(
         distinct = tokens.unique()
         best = distinct[above[row, distinct].argsort(descending=True)[:n_sources]]
         for token in best.tolist():
-            direction = unembed[token] / unembed[token].norm()
+            direction = towards[int((ids == token).nonzero())]
+            direction = direction / direction.norm().clamp(min=1e-12)
             here = (tokens == token).nonzero().flatten()
             along = (attention[row, here] * (sources[row, here] @ direction)).sum()
             kept[row] += along.clamp(max=0) * direction

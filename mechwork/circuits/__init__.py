@@ -45,6 +45,10 @@ from .scoring.verify import Verification as Verification
 from .scoring.verify import verify_edges as verify_edges
 from .search.acdc import find_acdc as find_acdc
 from .search.learned import learn_circuit as learn_circuit
+from .testing.backups import BackupCompletion as BackupCompletion
+from .testing.backups import complete_with_backups as complete_with_backups
+from .testing.card import StabilityCard as StabilityCard
+from .testing.card import study_stability as study_stability
 from .testing.completeness import Completeness as Completeness
 from .testing.completeness import Minimality as Minimality
 from .testing.completeness import measure_completeness as measure_completeness
@@ -54,8 +58,13 @@ from .testing.curves import FaithfulnessCurve as FaithfulnessCurve
 from .testing.evaluate import evaluate as evaluate
 from .testing.leaderboard import Leaderboard as Leaderboard
 from .testing.leaderboard import run_leaderboard as run_leaderboard
+from .testing.null_task import null_task as null_task
+from .testing.referee import CircuitReview as CircuitReview
+from .testing.referee import referee as referee
 from .testing.reuse import CircuitReuse as CircuitReuse
 from .testing.reuse import study_reuse as study_reuse
+from .testing.rivals import Rivals as Rivals
+from .testing.rivals import find_rivals as find_rivals
 from .testing.small import EdgeStudy as EdgeStudy
 from .testing.small import study_edges as study_edges
 from .testing.spans import SpanCircuit as SpanCircuit

@@ -36,6 +36,7 @@ VERBS = {
     "serve": "ask a model live, in the browser: ablate, patch, steer what you click",
     "verify": "check a report's hashes, or compute its numbers again",
     "leaderboard": "compare ways to score edges on held-out pairs",
+    "referee": "judge a circuit: formal tests with p-values, beside a null task",
     "compare": "lay two circuits over each other in one page",
     "reuse": "compare the circuits of several tasks",
     "agreement": "compare estimated with measured effects, for every preset of rules",

@@ -76,6 +76,9 @@ from .panels.lens_tables import render_directions as render_directions
 from .panels.lens_tables import render_head as render_head
 from .panels.query_key import query_key_figure as query_key_figure
 from .panels.query_key import render_query_key as render_query_key
+from .panels.referee import render_review as render_review
+from .panels.stability_card import render_stability_card as render_stability_card
+from .panels.stability_card import stability_card_figure as stability_card_figure
 from .panels.steerable import render_steerable as render_steerable
 from .panels.steering import render_steering as render_steering
 from .panels.steering import steering_figure as steering_figure

@@ -20,7 +20,7 @@ from mechwork.ablation import AblationSpec, formation
 from mechwork.ablation.cumulative import ORDERS, CumulativeAblation
 from mechwork.ablation.formation import Formation, FormationRow
 from mechwork.ablation.telemetry import LargeActivation, Telemetry
-from mechwork.circuits import CircuitComparison, CircuitReuse, EdgeSpace
+from mechwork.circuits import CircuitComparison, CircuitReuse, EdgeSpace, StabilityCard
 from mechwork.circuits.graph.graph_file import AttributionGraph
 from mechwork.circuits.ground_truth import TruthComparison, TruthTable
 from mechwork.circuits.scoring.verify import Verification
@@ -106,6 +106,12 @@ def _reuse() -> CircuitReuse:
     return CircuitReuse(comparison, pairs)
 
 
+def _card() -> StabilityCard:
+    circuit = synthetic.circuit()
+    chosen = {name: _numbers(2, circuit.space.n_edges) for name in ("inclusion", "null_inclusion")}
+    return make(StabilityCard, circuit=circuit, **chosen)
+
+
 def _feature_evaluation() -> FeatureEvaluation:
     return make(FeatureEvaluation, **{name: _numbers(3, 2) for name in ("spliced", "random_spliced", "flat")})
 
@@ -153,6 +159,7 @@ SPECIAL: dict[str, Any] = {
     "Formation": _formation,
     "TruthTable": _truth,
     "CircuitReuse": _reuse,
+    "StabilityCard": _card,
     "FeatureEvaluation": _feature_evaluation,
     "CumulativeAblation": _cumulative,
     "SuppressionStudy": _suppression,

@@ -111,6 +111,7 @@ NO_RESULTS = {
     "Task": "data",
     "TextStream": "data",
     "TunedLens": "a folder of its own, which ships",
+    "WeighedHead": "a row",
     "Weight": "a place in a model",
     "Write": "acts on a model; save_writes keeps it",
 }

@@ -12,6 +12,7 @@ plain model's.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +29,7 @@ from ...models.anatomy import device_of
 from ...models.borrow import borrows
 from ...models.identity import identify_model
 from ...provenance import build_provenance, hash_json, hash_tensors
-from ...shapes import EdgeMatrix
+from ...shapes import EdgeMask, EdgeMatrix
 from ...statistics import kl_nats
 from ...tasks.pairs import PromptPairs
 from ...tasks.task import Task
@@ -71,6 +72,8 @@ def learn_circuit(
     rate: float = 0.1,
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 20,
+    avoid: Sequence[Circuit] = (),
+    penalty: float = 10.0,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Circuit:
@@ -79,7 +82,8 @@ def learn_circuit(
 
     `start`: scores of the same graph from whose ranks the gates begin (else all open). With `checkpoint` (a file), an
     interrupted run goes on where it was saved and gives the circuit of an uninterrupted one; raises `InputError` for a
-    checkpoint of another model, task or setting, a size outside the graph, or scores of another graph.
+    checkpoint of another model, task or setting, a size outside the graph, or scores of another graph. With `avoid`,
+    `penalty` times the mean P(z > 0) of those circuits' edges is added to the loss: see `testing.rivals`.
 
     >>> learn_circuit(model, task.train, 80, start=score_edges(model, task.train))
     """
@@ -103,6 +107,13 @@ def learn_circuit(
         "warm_start": None if start is None else str(start.provenance.get("preset") or start.rules),
         "warm_start_sha256": None if start is None else hash_tensors({"values": start.values}),
     }  # fmt: skip
+    shared = torch.zeros_like(space.mask)
+    for other in avoid:
+        if other.space != space:
+            raise InputError(f"the circuits to avoid are of this model's graph {space}; got one of {other.space}")
+        shared |= other.mask
+    if avoid:
+        settings |= {"penalty": penalty, "avoid_sha256": hash_tensors({"mask": shared})}
     key = hash_json({**settings, "weights": identity["weights_sha256"], "task": task.provenance()})
     state = _load(checkpoint, key) or _begin(space, start)
     source = find_ablation(model, task, space, ablation, seed=seed)
@@ -110,7 +121,7 @@ def learn_circuit(
         rows = _rows(len(task), batch_size, seed, state.step)
         pairs = task.pairs[rows].to(device_of(model))
         target = (1 - n_edges / space.n_edges) * min(1.0, (state.step + 1) / (0.6 * n_steps))
-        _descend(model, space, pairs, source.writes(pairs, rows.start), state, target, rate, seed)
+        _descend(model, space, pairs, source.writes(pairs, rows.start), state, target, rate, seed, shared, penalty)
         if checkpoint is not None and (state.step % checkpoint_every == 0 or state.step == n_steps):
             _save(checkpoint, key, state)
         if progress is not None:
@@ -162,6 +173,8 @@ def _descend(
     target: float,
     rate: float,
     seed: int,
+    shared: EdgeMask,
+    penalty: float,
 ) -> None:
     """One step of Adam: down for the gates, up for the multipliers."""
     with torch.no_grad():
@@ -175,6 +188,8 @@ def _descend(
         distance = kl_nats(reference, found).mean()
         gap = target - (1 - _open_probability(gates)[space.mask].mean())
         loss = distance.cpu().float() + multipliers[0] * gap + multipliers[1] * gap**2
+        if bool(shared.any()):
+            loss = loss + penalty * _open_probability(gates)[shared].mean()
         downhill, uphill = torch.autograd.grad(loss, [gates, multipliers])
     state.step += 1
     _adam(state.gates, downhill, state.moments[0], state.moments[1], state.step, rate)

@@ -1,0 +1,74 @@
+"""Judge a circuit as a referee would: formal tests with p-values, each pass, fail or inconclusive, beside a null task.
+
+mechwork referee ioi
+mechwork referee ioi --n-edges 200 --null corruption --html review.html
+mechwork referee ioi --model llama-6l --circuit mine.json --margin 0.2 --out review.safetensors
+
+Without --circuit one is found on the task's training pairs. It is judged on the held-out pairs.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+
+from .console import Console
+from .options import add_executor, add_pairs, at_least, fraction, load, path, task_builder
+from .output import deliver
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's own arguments."""
+    parser.add_argument("task", metavar="TASK", help="a task's name")
+    parser.add_argument("--circuit", type=path, metavar="FILE", help="a saved circuit (default: one that is found)")
+    parser.add_argument(
+        "--n-edges", type=at_least(1), default=100, metavar="N", help="of the circuit that is found (default: 100)"
+    )
+    parser.add_argument("--preset", metavar="NAME", help="how edges are scored (default: eap-ig)")
+    add_pairs(parser, 64)
+    parser.add_argument("--ablation", default="corrupt", help="what cut edges carry (default: %(default)s)")
+    parser.add_argument("--level", type=fraction, default=0.05, metavar="P", help="of the tests (default: 0.05)")
+    parser.add_argument(
+        "--margin", type=fraction, default=0.1, metavar="X", help="of the faithfulness around 1 (default: 0.1)"
+    )
+    parser.add_argument(
+        "--n-random", type=at_least(1), default=99, metavar="N", help="random circuits of its size (default: 99)"
+    )
+    parser.add_argument(
+        "--max-edges", type=at_least(1), default=100, metavar="N", help="edges removed one by one (default: 100)"
+    )
+    parser.add_argument(
+        "--null", choices=("answers", "corruption", "none"), default="answers", help="the null task (default: answers)"
+    )
+    add_executor(parser)
+
+
+def run(args: argparse.Namespace, console: Console) -> None:
+    """Check names, find or read the circuit, judge it, print."""
+    from ..circuits import Circuit, referee, score_edges
+
+    build = task_builder(args.task)
+    circuit = None if args.circuit is None else Circuit.load(args.circuit)
+    with console.step(f"loading {args.model}"):
+        model = load(args)
+    task = build(model, n=args.n_pairs, seed=args.seed)
+    if circuit is None:
+        with console.step("finding a circuit") as line:
+            scores = score_edges(model, task.train, preset=args.preset, seed=args.seed, progress=line)
+        circuit = scores.circuit(n_edges=args.n_edges)
+    with console.step("judging the circuit") as line:
+        review = referee(
+            model, task.test, circuit, ablation=args.ablation, level=args.level, margin=args.margin,
+            n_random=args.n_random, max_edges=args.max_edges, null=None if args.null == "none" else args.null,
+            seed=args.seed, progress=line,
+        )  # fmt: skip
+    data = {
+        "verdict": review.verdict,
+        "n_edges": circuit.n_edges,
+        "n_pairs": review.n_pairs,
+        "trials": [asdict(trial) for trial in review.trials],
+        "null": [asdict(trial) for trial in review.null],
+        "null_reason": review.null_reason,
+        "superfluous": list(review.edges_that("fail")),
+    }
+    deliver(args, console, review, str(review), data)

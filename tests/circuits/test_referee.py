@@ -1,0 +1,233 @@
+"""Formal tests of a circuit: against literal forms, at their nominal rates, on known circuits, and with nothing to
+say.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import mechwork as mw
+from mechwork.circuits import Circuit, CircuitReview, null_task
+from mechwork.circuits.ground_truth.cases import find_case
+from mechwork.circuits.testing.evaluate import EvaluationSettings, measure_circuits
+from mechwork.circuits.testing.null_task import draw_signs
+from mechwork.circuits.testing.referee import different_pairs, draw_masks, grow
+from mechwork.circuits.testing.trials import (
+    Bounds,
+    Sample,
+    greater,
+    hsic_power,
+    judge,
+    try_edges,
+    try_equivalence,
+    try_gap,
+    try_independence,
+    try_rank,
+)
+from mechwork.errors import InputError, UnknownNameError
+from mechwork.statistics import benjamini_hochberg, hsic, hsic_p, rank_p
+from mechwork.tasks.task import Task
+from tests.reference.referee import (
+    literal_benjamini_hochberg,
+    literal_edge,
+    literal_equivalence,
+    literal_hsic,
+    sign_pattern_p,
+)
+
+N_NULL = 200
+AROUND = (0.015, 0.1)
+"""Where the share of 200 rejections at 5 % lies in 99 % of cases."""
+
+
+def planted(n: int, seed: int, share: float = 1.0, noise: float = 0.2) -> Sample:
+    """A circuit whose true faithfulness is `share`, with symmetric noise; the rest knows nothing."""
+    g = torch.Generator().manual_seed(seed)
+    model, empty = 3 + torch.randn(n, generator=g), torch.randn(n, generator=g)
+    circuit = empty + share * (model - empty) + noise * torch.randn(n, generator=g)
+    return Sample(model.double(), empty.double(), circuit.double(), (empty + torch.randn(n, generator=g)).double())
+
+
+def test_statistics_equal_their_literal_forms(seed: int) -> None:
+    x, y = torch.randn(2, 9, dtype=torch.float64)
+    assert float(greater(x, 0)) == pytest.approx(sign_pattern_p(x.tolist()))
+    assert hsic(x, y) == pytest.approx(literal_hsic(x.tolist(), y.tolist()), rel=1e-9)
+    assert hsic(x, x) == pytest.approx(1)
+    p = torch.tensor([0.04, 0.001, 0.2, 0.04, 0.9], dtype=torch.float64)
+    assert benjamini_hochberg(p).tolist() == pytest.approx(literal_benjamini_hochberg(p.tolist()))
+    scipy = pytest.importorskip("scipy.stats", reason="scipy is no dependency; the literal form is compared above")
+    assert benjamini_hochberg(p).tolist() == pytest.approx(scipy.false_discovery_control(p.numpy()).tolist())
+
+
+def test_corrections_leave_what_is_no_test() -> None:
+    found = benjamini_hochberg(torch.tensor([0.01, torch.nan, 0.04]))
+    assert found[[0, 2]].tolist() == pytest.approx([0.02, 0.04])
+    assert found.isnan().tolist() == [False, True, False]
+    assert benjamini_hochberg(torch.tensor([torch.nan])).isnan().all()
+    assert rank_p(2.0, torch.tensor([1.0, 2.0, 3.0])) == 3 / 4
+    with pytest.raises(InputError, match="constant"):
+        hsic_p(torch.ones(4), torch.arange(4.0))
+
+
+def test_claims_equal_their_literal_forms() -> None:
+    sample = planted(9, 3, share=0.95)
+    rows = [x.tolist() for x in (sample.model, sample.empty, sample.circuit)]
+    found = try_equivalence(sample, Bounds())
+    assert (found.p_for, found.p_against) == pytest.approx(literal_equivalence(*rows, margin=0.1))
+    drops = torch.stack([0.3 * sample.gap, 0.02 * torch.randn(9, generator=torch.Generator().manual_seed(0))])
+    edges, whole = try_edges(replace(sample, cut=sample.circuit - drops), ["x", "y"], Bounds(least=0.05))
+    for row, drop in zip(edges, drops, strict=True):
+        assert (row.p_for, row.p_against) == pytest.approx(
+            literal_edge(sample.gap.tolist(), drop.tolist(), 0.05), abs=1e-9
+        )
+    assert [row.verdict for row in edges] == ["pass", "fail"]
+    assert whole.verdict == "fail"
+    assert whole.estimate == 0.5
+
+
+def rates(draw: Any) -> Tensor:
+    """Share of the null data sets in which p is at most 5 %, per p-value that `draw` gives for a seed."""
+    return (torch.tensor([draw(seed) for seed in range(N_NULL)]) <= 0.05).double().mean(dim=0)
+
+
+def test_tests_reject_at_their_nominal_rate_on_null_data() -> None:
+    """Each null is planted exactly on the claim's bound, where a test of 5 % rejects in 5 % of cases."""
+
+    def bounds(seed: int) -> tuple[float, ...]:
+        worse = try_equivalence(planted(24, seed, share=0.9), Bounds(seed=seed))
+        none = try_gap(replace(planted(24, seed), model=planted(24, seed + 10_000).empty), Bounds(seed=seed))
+        generator = torch.Generator().manual_seed(seed)
+        x, y = torch.randn(2, 24, generator=generator, dtype=torch.float64)
+        sample = planted(24, seed)
+        noise = 0.3 * torch.randn(1, 24, generator=generator, dtype=torch.float64)
+        drop = 0.05 * sample.gap + noise
+        edge = try_edges(replace(sample, cut=sample.circuit - drop), ["x"], Bounds(least=0.05, seed=seed))[0][0]
+        pool = torch.randn(40, 1, generator=generator).double()
+        one = pool.new_ones(1)
+        ranked = try_rank(Sample(one, 0 * one, pool[0], pool[0], pool[1:]), Bounds(), "sufficiency")
+        return worse.p_for, worse.p_against, none.p_for, hsic_p(x, y, n=99, seed=seed), edge.p_against, ranked.p_for
+
+    found = rates(bounds)
+    assert bool((found > AROUND[0]).all() & (found < AROUND[1]).all()), found
+
+
+def test_power_is_what_is_stated() -> None:
+    """At the distance that is said to be found in 80 % of samples, that many are found."""
+    at = sum(try_equivalence(planted(24, s), Bounds()).detectable for s in range(20)) / 20
+    found = [try_equivalence(planted(24, s, share=0.9 - at), Bounds(seed=s)).p_against <= 0.05 for s in range(N_NULL)]
+    assert 0.7 < sum(found) / N_NULL < 0.9
+    assert hsic_power(12, 0.05) < 0.6 < 0.8 < hsic_power(64, 0.05)
+    few, many = (try_independence(planted(n, 1), Bounds()) for n in (8, 64))
+    assert few.verdict == "inconclusive"
+    assert few.n_needed is not None
+    assert many.verdict == "pass"
+
+
+@pytest.mark.parametrize("name", ["induction", "frac_prevs", "hist", "equality"])
+def test_a_known_circuit_passes_and_a_damaged_one_fails(name: str) -> None:
+    case = find_case(name)
+    true = case.truth()
+    review = mw.referee(case.model, case.task, true, n_random_edges=20)
+    assert review.verdict == "pass", review
+    assert not any(trial.verdict == "pass" for trial in review.null), review
+    mask = true.mask.clone()
+    mask[tuple(mask.nonzero()[-1].tolist())] = False
+    damaged = mw.referee(case.model, case.task, Circuit(true.space, mask), null=None)
+    assert damaged.verdict == "fail", damaged
+    assert damaged.trial("equivalence").verdict == "fail"
+
+
+def test_an_edge_that_does_nothing_is_superfluous() -> None:
+    case = find_case("induction")
+    extra = Circuit.from_edges(case.truth().space, [*case.truth().edges, "a0.h1->a1.h1<v>"])
+    review = mw.referee(case.model, case.task, extra, null=None)
+    assert review.verdict == "fail"
+    assert review.edges_that("fail") == ("a0.h1->a1.h1<v>",)
+    assert review.trial("equivalence").verdict == "pass"
+
+
+def test_nothing_to_say_is_said() -> None:
+    case = find_case("induction")
+    model, task, true = case.model, case.task, case.truth()
+    cases = {
+        "empty": (task, true - true),
+        "whole model": (task, Circuit(true.space, true.space.mask.clone())),
+        "5 different pairs": (task[:5], true),
+        "1 different pairs": (task[[0] * 12], true),
+    }
+    for reason, (pairs, circuit) in cases.items():
+        review = mw.referee(model, pairs, circuit)
+        assert review.verdict == "inconclusive"
+        assert all(t.verdict == "inconclusive" and reason in t.reason for t in review.trials), review
+    few = mw.referee(model, task, true, n_random=5, null=None)
+    assert "20 would" in few.trial("sufficiency").reason
+    assert few.verdict == "inconclusive"
+    with pytest.raises(InputError, match="margin"):
+        mw.referee(model, task, true, margin=0.0)
+    with pytest.raises(UnknownNameError, match="null task"):
+        mw.referee(model, task, true, null="labels")
+    with pytest.raises(InputError, match="task of referee is Task"):
+        mw.referee(model, true, task)  # type: ignore[arg-type]
+
+
+def test_a_constant_metric_is_inconclusive() -> None:
+    sample = planted(16, 0)
+    same = judge(Sample(sample.empty, sample.empty, sample.empty, sample.empty), Bounds())
+    assert {t.verdict for t in same} == {"inconclusive"}
+    flat = torch.ones(16).double()
+    found = try_independence(Sample(3 * flat, 0 * flat, 2 * flat, torch.arange(16.0).double()), Bounds())
+    assert found.verdict == "inconclusive"
+    assert "same on every pair" in found.reason
+
+
+def test_the_null_task_shuffles_and_its_shortcut_is_exact(tiny_gpt2: Any, tiny_task: Task) -> None:
+    task = null_task(tiny_task, "answers", seed=1)
+    signs = draw_signs(len(tiny_task), 1)
+    space = mw.score_edges(tiny_gpt2, tiny_task, rules="gradient").space
+    mask = grow(space, 20, torch.Generator().manual_seed(0))
+    real, null = (measure_circuits(tiny_gpt2, t, space, [mask], EvaluationSettings()).metric for t in (tiny_task, task))
+    torch.testing.assert_close(null, real * signs)
+    assert float(real.abs().min()) > 0
+    assert set(signs.tolist()) == {1, -1}
+    other = null_task(tiny_task, "corruption", seed=1)
+    assert torch.equal(other.pairs.clean_tokens, tiny_task.pairs.clean_tokens)
+    rows = {tuple(row) for row in tiny_task.pairs.corrupt_tokens.tolist()}
+    assert {tuple(row) for row in other.pairs.corrupt_tokens.tolist()} == rows
+    assert not bool((other.pairs.corrupt_tokens == tiny_task.pairs.corrupt_tokens).all(dim=1).any())
+    with pytest.raises(InputError, match="at least two pairs"):
+        null_task(tiny_task[:1])
+
+
+def test_random_circuits_are_of_its_size_and_the_knocked_out_ones_of_the_rest() -> None:
+    case = find_case("hist")
+    true = case.truth()
+    drawn = draw_masks(true, 10, 5, 3, seed=0)
+    assert {int(mask.sum()) for mask in drawn.randoms} == {true.n_edges}
+    assert drawn.knocked is not None
+    for mask in drawn.knocked:
+        assert int((true.space.mask & ~mask).sum()) == true.n_edges
+        assert bool((mask & true.mask).sum() == true.n_edges)
+    assert len(drawn.edges) == 3
+    assert all(int(mask.sum()) == true.n_edges + 1 for mask in drawn.added)
+    most = Circuit(true.space, true.space.mask & ~true.mask)
+    assert draw_masks(most, 3, 2, 2, seed=0).knocked is None
+
+
+def test_pairs_that_occur_twice_count_once(tiny_task: Task) -> None:
+    assert len(different_pairs(tiny_task[[0, 1, 0, 2, 1]])) == 3
+    assert different_pairs(tiny_task) is tiny_task
+
+
+def test_a_review_is_saved_shown_and_drawn(tmp_path: Path) -> None:
+    case = find_case("induction")
+    review = mw.referee(case.model, case.task, case.truth(), n_random=30, n_random_edges=3)
+    again = CircuitReview.load(review.save(tmp_path / "review"))
+    assert str(again) == str(review)
+    assert list(again.to_dataframe()["task"].unique()) == ["task", "null"]
+    assert "input-&gt;a0.h0&lt;v&gt;" in review.to_html()

@@ -1,0 +1,25 @@
+"""mechwork referee: a circuit judged from the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mechwork.circuits import CircuitReview
+
+from .conftest import Cli
+
+
+def test_a_circuit_is_found_and_judged(cli: Cli, tmp_path: Path) -> None:
+    out = tmp_path / "review.safetensors"
+    outcome = cli("referee", "induction", "--model", "attn-only-2l", "-n", 24, "--n-edges", 8, "--n-random", 19,
+                  "--preset", "eap", "--json", "--out", out)  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["verdict"] in ("pass", "fail", "inconclusive")
+    assert outcome.json["trials"][0]["name"] == "gap"
+    assert CircuitReview.load(out).verdict == outcome.json["verdict"]
+
+
+def test_contracts_come_first(cli: Cli) -> None:
+    assert cli("referee", "iou").code == 2
+    assert cli("referee", "ioi", "--null", "labels").code == 2
+    assert cli("referee", "ioi", "--circuit", "nowhere.json").code == 3
