@@ -377,8 +377,8 @@ def gesture_json(gesture: Gesture) -> dict[str, Any]:
 GESTURES: dict[str, type] = {
     cls.do: cls
     for cls in (
-        Ablate, Patch, Rescale, Steer, ChooseRow, EditPrompts, Restore, ReadLens, Attention, Attribution, PatchEach, ScoreEdges,
-        KeepEdges, ToggleParts,
+        Ablate, Patch, Rescale, Steer, ChooseRow, EditPrompts, Restore, ReadLens, Attention, Attribution, PatchEach,
+        ScoreEdges, KeepEdges, ToggleParts,
     )
 }  # fmt: skip
 """What a host may ask for, by its word."""
