@@ -194,6 +194,11 @@ circuit.save(course.place("ioi_circuit.json"))
 circuit
 
 # %% [markdown]
+# ## Optional: ask the model live
+#
+# In a terminal, `mechwork serve gpt2-6l --task ioi` opens a page: click a head, press *Ablate*, and compare with the
+# random controls beside it. Try the strongest head of your circuit, then one outside it.
+#
 # ## Optional: now with GPT-2
 #
 # Set the switch to True (0.5 GB, downloaded once; some minutes).

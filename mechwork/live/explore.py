@@ -22,7 +22,7 @@ from ..tasks.task import Task
 from .freeze import freeze, session_record
 from .page import live_page
 from .session import Session
-from .worker import Worker
+from .worker import TakesRequests, Worker
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -99,8 +99,8 @@ def _relay() -> str:
     return resources.files("mechwork.live").joinpath("widget.js").read_text(encoding="utf-8")
 
 
-def make_widget(worker: Worker, mark: str) -> Any:
-    """A widget that relays messages between the frame called `mark` and the worker."""
+def make_widget(worker: TakesRequests, name: str) -> Any:
+    """A widget that relays messages between the frame called `name` and the worker."""
     require_notebook()
     import anywidget
     import traitlets
@@ -109,14 +109,14 @@ def make_widget(worker: Worker, mark: str) -> Any:
         """Finds the frame by its name, and carries messages both ways."""
 
         _esm = _relay()
-        mark = traitlets.Unicode(mark).tag(sync=True)
+        mark = traitlets.Unicode(name).tag(sync=True)
 
     relay = LiveRelay()
     relay.on_msg(lambda _widget, content, _buffers: hear(worker, content, relay.send))
     return relay
 
 
-def hear(worker: Worker, content: Any, send: Any) -> None:
+def hear(worker: TakesRequests, content: Any, send: Any) -> None:
     """One message of a page: queued, or answered with an error."""
     if not isinstance(content, dict) or not isinstance(content.get("client"), str) or len(str(content)) > MOST_LETTERS:
         return

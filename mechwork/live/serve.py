@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError
 from ..render.page.page import to_json
 from .shell import page_policy, shell_page, shell_policy
-from .worker import Worker
+from .worker import TakesRequests, Worker
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -158,7 +158,7 @@ def refusal(why: str, status: int = 403) -> Response:
 class LiveRoutes:
     """What the server answers."""
 
-    def __init__(self, worker: Worker, page: Callable[[], str], door: Doorkeeper) -> None:
+    def __init__(self, worker: TakesRequests, page: Callable[[], str], door: Doorkeeper) -> None:
         self.worker, self.page, self.door, self.clients = worker, page, door, LiveClients()
 
     def _inside(self, request: Request) -> bool:
@@ -263,7 +263,7 @@ class LiveRoutes:
         return data
 
 
-def build_app(worker: Worker, page: Callable[[], str], door: Doorkeeper) -> Starlette:
+def build_app(worker: TakesRequests, page: Callable[[], str], door: Doorkeeper) -> Starlette:
     """The server as an ASGI application. `page` gives the page as it is to be framed."""
     require_serve()
     from starlette.applications import Starlette

@@ -14,7 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from ..errors import Cancelled, InputError, MechworkError
 from ..execute import executor
@@ -24,6 +24,15 @@ from .session import Session
 Reply = Callable[[dict[str, Any]], None]
 MOST_WAITING = 32
 ASKS = ("look", "undo", "redo", "pin", "difference", "freeze")
+
+
+@runtime_checkable
+class TakesRequests(Protocol):
+    """What a host needs: a `Worker`."""
+
+    def ask(self, client: str, message: Mapping[str, Any], reply: Reply) -> None: ...
+
+    def cancel(self, client: str, number: int | None = None) -> None: ...
 
 
 @dataclass(eq=False)
