@@ -15,7 +15,8 @@ STUDY is one of
   knock-in      each component lost, and each alone
   impairment    which components carry one task and not another (two or more tasks)
   self-repair   direct against total effect, and what repairs it
-  suppression   evidence for copy suppression in the heads of most negative direct effect
+  suppression   evidence for copy suppression in the heads of most negative direct effect, and in those whose weights
+                look most like it (--text FILE: at every position of a text, with intervals)
   roles         what heads attend to and copy, beside null distributions (and on --task's spans IO, S1, END)
   remove        the top heads of a role removed, beside matched random heads
   formation     induction along a bundled model's checkpoints, with clamping
@@ -25,11 +26,12 @@ STUDY is one of
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, UnknownNameError
 from .console import Console
-from .options import add_executor, add_pairs, add_tasks, at_least, fraction, load, task_builder, task_names
+from .options import add_executor, add_pairs, add_tasks, at_least, fraction, load, path, task_builder, task_names
 from .output import deliver
 
 STUDIES = (
@@ -39,6 +41,8 @@ STUDIES = (
 N_WORDS = 400
 """Prompts of the task of --words whose changing words random lists are drawn from."""
 N_INTERACTING = 8
+WIDTH = 64
+"""Tokens of a window of --text."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,6 +83,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoints", action="store_true", help="of telemetry: on every checkpoint of a bundled model"
     )
+    parser.add_argument(
+        "--text", type=path, metavar="FILE",
+        help="of suppression: at every position of this text (windows of 64 tokens, as many as --n-pairs)",
+    )  # fmt: skip
     add_pairs(parser, 64, least=16, what="pairs per task")
     add_executor(parser)
 
@@ -106,6 +114,8 @@ def run(args: argparse.Namespace, console: Console) -> None:
         raise InputError(
             f"--checkpoints belongs to telemetry; got {args.study}. Training is also followed by 'formation'."
         )
+    if args.text is not None and args.study != "suppression":
+        raise InputError(f"--text belongs to suppression; got {args.study}. Leave it out.")
     if args.study == "formation":
         from ..ablation import study_formation
 
@@ -164,6 +174,9 @@ def _study(args: argparse.Namespace, model: Any, tasks: list[Any], progress: Any
         case "self-repair":
             return ablation.study_self_repair(model, task, heads, progress=progress, **common)
         case "suppression":
+            if args.text is not None:
+                tokens = _windows(model, args.text, args.n_pairs)
+                return ablation.study_text_suppression(model, tokens, heads, seed=args.seed, progress=progress)
             return ablation.study_copy_suppression(model, task, heads, seed=args.seed)
         case "telemetry":
             return ablation.record_telemetry(model, task)
@@ -189,6 +202,17 @@ def _set(args: argparse.Namespace, model: Any, task: Any) -> Any:
         raise InputError(f"rows of this task are 0 to {len(task) - 1}; got --row {args.row}")
     pairs = task if args.row is None else task[args.row : args.row + 1]
     return ablate(model, pairs, spec, reference=task if args.kind in NEEDS_REFERENCE else None)
+
+
+def _windows(model: Any, file: Path, n: int) -> Any:
+    """Windows of a text, whole ones."""
+    import torch
+
+    from ..lenses import open_text
+
+    width = min(WIDTH, int(model.cfg.n_ctx))
+    rows = open_text(model, file, width=width, packing="concatenate").rows(0, n)
+    return torch.tensor([row for row in rows if len(row) == len(rows[0])])
 
 
 def _repeated(args: argparse.Namespace, model: Any) -> Any:

@@ -19,8 +19,9 @@ from ..errors import InputError
 from ..files import make_folder, write_text
 from ..harmless import table_text
 from ._agreement_tables import edges_text, page
+from .bundled import default_tasks
 from .console import Console
-from .options import add_executor, add_pairs, add_tasks, at_least, default_tasks, load, path, task_builder, task_names
+from .options import add_executor, add_pairs, add_tasks, at_least, load, path, task_builder, task_names
 from .output import deliver
 
 GATE_PAIRS = 16

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import bundled
+from .bundled import default_tasks, open_own_text
 from .console import Console
-from .options import add_pairs, at_least, default_tasks, load, open_own_text, path, task_builder
+from .options import add_pairs, at_least, load, path, task_builder
 from .output import check_out, check_training_folder, deliver, refuse_unused, report_training, run_training
 
 if TYPE_CHECKING:

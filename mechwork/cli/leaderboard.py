@@ -13,8 +13,9 @@ from dataclasses import asdict
 from typing import Any
 
 from ..errors import InputError, MechworkError
+from .bundled import default_tasks
 from .console import Console
-from .options import add_executor, add_pairs, default_tasks, load, path, task_builder
+from .options import add_executor, add_pairs, load, path, task_builder
 from .output import deliver
 
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, NotFoundError
+from .bundled import open_own_text
 from .console import Console
-from .options import at_least, load, open_own_text, path
+from .options import at_least, load, path
 from .output import check_out, check_training_folder, deliver, refuse_unused, report_training, run_training
 
 if TYPE_CHECKING:

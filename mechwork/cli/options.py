@@ -360,17 +360,6 @@ def set_threads(args: argparse.Namespace) -> None:
         torch.set_num_threads(args.threads)
 
 
-def default_tasks(model: str) -> list[str]:
-    """The tasks that a bundled model was trained for; every task for other models."""
-    from .. import bundled
-    from ..tasks import TASKS
-
-    if model not in bundled.model_names():
-        return list(TASKS)
-    trained = bundled.load_json("models", model, "card.json")["test"]
-    return [name for name in TASKS if name in trained]
-
-
 def find_dtype(name: str | None) -> torch.dtype | None:
     """The torch dtype of that name; None leaves the choice to `load_model`."""
     import torch
@@ -395,16 +384,3 @@ def find_device(name: str | None) -> torch.device | None:
     if device is None or full not in known:
         raise InputError(f"--device names a device of this machine, one of {', '.join(known)}; got {name!r}")
     return device
-
-
-def open_own_text(args: argparse.Namespace, model: Any, seed: int = 0) -> Any:
-    """The text of ``--text``, or else the one that a bundled model was trained on."""
-    from ..lenses import open_text
-    from ..zoo.recipe import RECIPES
-
-    name = args.model.partition("@")[0]
-    if args.text is None and name not in RECIPES:
-        raise InputError(
-            f"{args.model} has no text of its own here (bundled: {', '.join(RECIPES)}). Give some: --text FILE"
-        )
-    return open_text(model, Path(args.text) if args.text else name, seed=seed)

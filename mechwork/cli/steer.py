@@ -15,8 +15,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, UnknownNameError
+from .bundled import default_tasks
 from .console import Console
-from .options import add_pairs, at_least, default_tasks, load, task_builder
+from .options import add_pairs, at_least, load, task_builder
 from .output import deliver
 from .steer_studies import show_carried, show_decodable, show_function_vector, show_illusion, show_stability
 from .steering import FUNCTION_VECTOR, UNINFORMATIVE, Fitted, fit, held_out_text, narrow, parse_settings

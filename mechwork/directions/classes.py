@@ -36,11 +36,16 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class ClassProbe:
+class ClassProbe(Result):
     """Scores of every class: `weights` ``[class d]`` and `biases` ``[class]`` on the vectors as they are."""
 
     weights: Float[Tensor, "n_class d"]
     biases: Float[Tensor, " n_class"]
+
+    def _table(self) -> Table:
+        """One row per class, by its number: the length of its weights, and its bias."""
+        rows = zip(self.weights.norm(dim=1).tolist(), self.biases.tolist(), strict=True)
+        return [{"class": k, "weight_norm": norm, "bias": bias} for k, (norm, bias) in enumerate(rows)]
 
     def log_probabilities(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, "batch n_class"]:
         """log softmax of the scores, in float64."""

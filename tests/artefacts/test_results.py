@@ -103,6 +103,7 @@ NO_RESULTS = {
     "ModelAnatomy": "a description of a model, in every provenance",
     "Prompts": "data",
     "RepeatedTokens": "data",
+    "RouterRun": "a recording of one run",
     "Run": "a recording of one run",
     "Separation": "a row",
     "StaticFigure": "a drawing",

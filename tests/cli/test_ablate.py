@@ -77,3 +77,16 @@ def test_telemetry_follows_checkpoints(cli: Cli) -> None:
     assert "Loading weights" not in outcome.err
     assert cli("ablate", "telemetry", "--checkpoints", "--model", "gpt2-6l").code == 2
     assert "belongs to telemetry" in cli("ablate", "sweep", "--checkpoints", *SMALL).err
+
+
+def test_suppression_on_a_text(cli: Cli, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("The cats near the house are here, and the dogs near the cats were there. " * 80)
+    asked = ("ablate", "suppression", "--model", "attn-only-2l", "--text", text, "-n", 16, "--json")
+    outcome = cli(*asked, "--heads", "a1.h0")
+    assert outcome.code == 0, outcome.err
+    (row,) = outcome.json["rows"]
+    assert row["head"] == "a1.h0"
+    assert row["low"] <= row["share"] <= row["high"]
+    assert row["kl_ablated"] > 0
+    assert cli("ablate", "sweep", "--text", text).code == 2
