@@ -57,7 +57,7 @@ VERBS = {
 """The verbs in the order of the help. A new file needs no line here; see `verbs`."""
 
 
-NO_VERBS = ("console", "entry", "options", "output", "steer_studies", "steering")
+NO_VERBS = ("bundled", "console", "entry", "options", "output", "steer_studies", "steering")
 """Files of this folder that are no verb."""
 
 
