@@ -19,14 +19,21 @@ from .bundled import default_tasks
 from .console import Console
 from .options import add_pairs, at_least, load, task_builder
 from .output import deliver
-from .steer_studies import show_carried, show_decodable, show_function_vector, show_illusion, show_stability
+from .steer_studies import (
+    show_carried,
+    show_decodable,
+    show_function_vector,
+    show_illusion,
+    show_places,
+    show_stability,
+)
 from .steering import FUNCTION_VECTOR, UNINFORMATIVE, Fitted, fit, held_out_text, narrow, parse_settings
 
 if TYPE_CHECKING:
     from ..directions import SteeringStudy
     from ..tasks.task import Task
 
-SHOWN = ("curves", "decodable", "stability", "illusion", "function_vector")
+SHOWN = ("curves", "decodable", "stability", "illusion", "places", "function_vector")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -143,6 +150,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
         "decodable": lambda: show_decodable(model, train, test, fitted, elsewhere, args, console),
         "stability": lambda: show_stability(model, train, fitted, args),
         "illusion": lambda: show_illusion(model, train, test, fitted, args),
+        "places": lambda: show_places(model, test, fitted, args),
         "function_vector": lambda: show_function_vector(model, test, fitted),
     }
     if args.carry_to is not None:

@@ -1,5 +1,5 @@
 """What `mechwork steer --show` prints beside the curves: decodability, stability, transfer, the illusion check, the
-function vector's test.
+places through which it works, the function vector's test.
 """
 
 from __future__ import annotations
@@ -62,6 +62,30 @@ def show_stability(model: Any, train: Task, fitted: Fitted, args: argparse.Names
         model, fitted.examples, fitted.direction.site, args.fit, templates=templates_of(train), seed=args.seed
     )
     return str(study), study.to_dataframe().to_dict("records")
+
+
+def show_places(model: Any, test: Task, fitted: Fitted, args: argparse.Namespace) -> Outcome:
+    """Through which heads and MLPs adding the direction at the end of corrupt prompts works; a random one beside."""
+    from ..interventions import Add, Write, steered_pairs
+    from ..patching import patch
+    from ..tasks.pairs import END
+
+    rows: list[dict[str, Any]] = []
+    lines = [f"through which heads and MLPs adding at {fitted.direction.site} works: metric, largest effects"]
+    some = test[:16]
+    position = END if END in some.pairs.corrupt_spans else "all"
+    for name, one in (("fitted", fitted.direction), ("random", fitted.direction.random_control(args.seed))):
+        writes = [Write(one.site, Add(one.vector))]
+        with steered_pairs(model, some, writes, prompts="corrupt", positions=position) as pairs:
+            effects = patch(model, pairs, ["z", "mlp_out"], positions="all")
+        ends, top = effects["z"].baseline, effects.top(6)
+        said = ", ".join(f"{place} {value:+.2f}" for place, value in top)
+        lines.append(f"  {name}: {ends.corrupt:.2f} to {ends.clean:.2f};  {said}")
+        rows += [
+            {"direction": name, "without": ends.corrupt, "with": ends.clean, "place": place, "effect": value}
+            for place, value in top
+        ]
+    return "\n".join(lines), rows
 
 
 def show_illusion(model: Any, train: Task, test: Task, fitted: Fitted, args: argparse.Namespace) -> Outcome:

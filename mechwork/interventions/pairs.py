@@ -31,6 +31,7 @@ from torch import Tensor
 from ..errors import InputError, UnknownNameError
 from ..models.anatomy import check_ready
 from ..models.borrow import borrow, hooked
+from ..names import head_name, mlp_name
 from ..provenance import hash_json, hash_tensors
 from ..runs.record import check_task
 from ..shapes import Tokens
@@ -56,6 +57,7 @@ class _Door:
     other: Tensor | None = None
     share: float = 0.0
     known: tuple[int, ...] = ()
+    nodes: tuple[str, ...] = ()
     streams: dict[str, Tensor] = field(default_factory=dict)
 
     def enter(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -125,7 +127,9 @@ def steered_pairs(
         + (f"with others at {', '.join(str(write.site) for write in without)}." if without else "without."),
         texts=tuple((both[side], both[side]) for both in task.texts),
     )
-    door = _Door(known=tuple(number for number in numbers if number))
+    n_heads = check_ready(model).n_heads
+    nodes = [node for group in sides for write in group for node in _nodes(write.site, n_heads)]
+    door = _Door(known=tuple(number for number in numbers if number), nodes=tuple(dict.fromkeys(nodes)))
     with borrow(model), track_columns(model) as columns:
         hooks: list[tuple[str, Callable[..., Any]]] = []
         for number, group in zip(numbers, sides, strict=True):
@@ -158,6 +162,12 @@ def between_sides(model: TransformerBridge, donor: Tokens, share: float) -> Iter
         yield
     finally:
         door.other, door.share = before
+
+
+def carrying_nodes(model: TransformerBridge) -> tuple[str, ...]:
+    """The nodes whose own writes differ in the pairs that are open now: where paths of the graph begin."""
+    door = _doors.get(model)
+    return () if door is None else door.nodes
 
 
 def name_writes(writes: Sequence[Write]) -> int:
@@ -212,6 +222,17 @@ def _carrier(site: Site) -> int | None:
     assert site.layer is not None
     layer = site.layer if site.kind == "resid_post" else site.layer - 1
     return None if layer < 0 else layer
+
+
+def _nodes(site: Site, n_heads: int) -> list[str]:
+    """The nodes that carry a write at a site; none where the input does."""
+    if site.kind in ("resid_pre", "resid_post"):
+        carrier = _carrier(site)
+        return [] if carrier is None else [mlp_name(carrier)]
+    assert site.layer is not None
+    if site.kind in ("mlp_out", "mlp_post"):
+        return [mlp_name(site.layer)]
+    return [head_name(site.layer, head) for head in (range(n_heads) if site.head is None else [site.head])]
 
 
 def _hooks(door: _Door, number: int, write: Write, start: Callable[[], int]) -> list[tuple[str, Callable[..., Any]]]:

@@ -19,7 +19,7 @@ def test_pronouns_are_steered(cli: Cli, tmp_path: Path) -> None:
     outcome = cli(
         "steer", "pronoun", "--answer", " she", "--n-pairs", 64, "--methods", "add", "mirror_below", "--strengths", 1,
         "--others", "agreement", "--n-random", 1, "--layer", 4, "--generate", 4, "--json", "--html", page,
-        "--show", "curves", "stability", "illusion",
+        "--show", "curves", "stability", "illusion", "places",
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
     rows = {(row["method"], row["control"]): row for row in outcome.json["rows"]}
@@ -30,6 +30,9 @@ def test_pronouns_are_steered(cli: Cli, tmp_path: Path) -> None:
     assert {row["change"] for row in outcome.json["stability"]} == {"resample", "relabel", "paraphrase"}
     parts = {row["part"]: row["success"] for row in outcome.json["illusion"]}
     assert abs(parts["null part"]) < 1e-4 < abs(parts["whole"])
+    moved = {row["direction"]: row["with"] - row["without"] for row in outcome.json["places"]}
+    assert moved["fitted"] > 3 * abs(moved["random"])
+    assert next(row["place"] for row in outcome.json["places"]) == "mlp_out.4"  # which carries the write
     html = page.read_text(encoding="utf-8")
     for words in ("side effect", "random directions", "moved as far", "repetition", "oddness"):
         assert words in html

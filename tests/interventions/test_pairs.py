@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -16,6 +17,7 @@ from mechwork.circuits.graph.run import as_circuit
 from mechwork.circuits.graph.writers import record_writers, writer_kinds
 from mechwork.errors import InputError, UnknownNameError
 from mechwork.interventions import Add, Along, Value, Write, Zero, intervene, steered_pairs
+from mechwork.lenses import attribute_logits, read_lens
 from mechwork.patching import attribute, patch, patch_paths
 from mechwork.patching.sweep import Tricks
 from mechwork.runs import record_run
@@ -151,7 +153,8 @@ def test_edges_and_circuits_equal_the_literal_graph(family: str) -> None:
         for kept in (mask, space.mask, torch.zeros_like(mask)):
             with torch.no_grad(), as_circuit(model, space, kept, other):
                 found.append(model(pairs.pairs.clean_tokens))
-        curve = evaluate(model, pairs, scores.circuit(n_edges=20))
+        circuit = scores.circuit(n_edges=6)
+        curve = evaluate(model, pairs, circuit)
     expected = graph.edge_scores(
         host, donor, lambda logits: task.metric(logits, task.pairs), space.readers, space.writers
     )
@@ -165,10 +168,16 @@ def test_edges_and_circuits_equal_the_literal_graph(family: str) -> None:
         others = graph.writes_of(host)
         with with_writes(model):
             whole, part = model(host), graph.run(host, others, lambda w, r: kept_edges[w, r])
+            chosen = graph.run(host, others, lambda w, r: f"{w}->{r}" in circuit.edges)
     for name, one, two in zip(("part", "whole", "empty"), found, (part, whole, plain), strict=True):
         torch.testing.assert_close(one, two, rtol=0, atol=2e-5, msg=name)
     assert float((part - plain).abs().max()) > 1e-2 < float((part - whole).abs().max())
     torch.testing.assert_close(curve.model_per_example, task.metric(whole, task.pairs), rtol=0, atol=2e-5)
+    torch.testing.assert_close(curve.per_example, task.metric(chosen, task.pairs), rtol=0, atol=2e-5)
+    assert space.sources == ("m1",)
+    assert any(edge.startswith("m1->") for edge in circuit.edges)
+    assert not any(edge.startswith("input->") for edge in circuit.edges)  # paths begin where the writes are
+    assert float((curve.per_example - curve.empty_per_example).abs().max()) > 1e-2
     torch.testing.assert_close(curve.empty_per_example, task.metric(plain, task.pairs), rtol=0, atol=2e-5)
 
 
@@ -200,11 +209,17 @@ def test_two_writes_and_moves_of_all_kinds() -> None:
     with steered_pairs(model, task, away, without=[write(1)]) as pairs:
         effects = patch(model, pairs, ["resid_pre"], positions="all", direction="noise")
         both = patch(model, pairs, ["resid_pre"], positions="all", direction="denoise")
+        table, terms = read_lens(model, pairs, lens="logit"), attribute_logits(model, pairs)
     with torch.no_grad():
         with intervene(model, away):
             clean = task.metric(model(tokens), task.pairs)
         with intervene(model, [write(1)]):
             corrupt = task.metric(model(tokens), task.pairs)
+    assert torch.equal(table.tokens, tokens)
+    torch.testing.assert_close(terms.total, clean, rtol=0, atol=1e-9)  # the metric is a difference of two logits
+    with torch.no_grad(), intervene(model, away):
+        surprise = -model(tokens)[:, -1].log_softmax(dim=-1).gather(1, task.pairs.correct)[:, 0] / math.log(2)
+    torch.testing.assert_close(table.surprisal[-1, :, -1].double(), surprise, rtol=0, atol=1e-5)
     for found in (effects, both):
         torch.testing.assert_close(found["resid_pre"].baseline.clean_per_example, clean, rtol=0, atol=1e-9)
         torch.testing.assert_close(found["resid_pre"].baseline.corrupt_per_example, corrupt, rtol=0, atol=1e-9)

@@ -23,20 +23,21 @@ def prune(space: EdgeSpace, mask: EdgeMask) -> EdgeMask:
 
 
 def living(space: EdgeSpace, mask: EdgeMask, coupled: tuple[bool, ...] | None = None) -> Bool[Tensor, " writer"]:
-    """Writers that a path leads to from the input. Heads of layers that are `coupled` live all when one does."""
-    alive = torch.zeros(space.n_writers, dtype=torch.bool)
-    alive[: space.n_inputs] = True
+    """Writers that a path leads to from the input (or a source of the space). Heads of layers that are `coupled` live
+    all when one does.
+    """
+    alive = space.begins.clone()
     fed = mask[: space.n_inputs].any(dim=0)
     for layer in range(space.n_layers):
         rows = space.head_writers(layer)
-        alive[rows] = (space.feeds[rows] & fed).any(dim=1)
+        alive[rows] |= (space.feeds[rows] & fed).any(dim=1)
         if coupled is not None and coupled[layer]:
             alive[rows] = bool(alive[rows].any())
         parallel = fed
         fed = fed | (mask[rows] & alive[rows, None]).any(dim=0)
         if not space.attn_only:
             row = space.mlp_writer(layer)
-            alive[row] = bool((parallel if space.parallel else fed)[space.mlp_reader(layer)])
+            alive[row] |= (parallel if space.parallel else fed)[space.mlp_reader(layer)]
             fed = fed | (mask[row] & alive[row])
     return alive
 

@@ -15,12 +15,13 @@ and the whole edge set is one boolean ``[writer, reader]`` mask. Names are made 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ...errors import InputError, UnknownNameError
@@ -39,6 +40,8 @@ class EdgeSpace:
     alike; `attn_only` blocks have no MLP.
 
     `split_input`: tokens and positions are writers apart, in models that add an embedding of positions to the stream.
+    `sources`: writers that differ between the two sides by themselves, beside the input: those that carry the writes
+    of steered pairs. Paths begin there too.
     """
 
     n_layers: int
@@ -47,17 +50,18 @@ class EdgeSpace:
     parallel: bool = False
     attn_only: bool = False
     split_input: bool = False
+    sources: Sequence[Any] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "sources", tuple(self.sources))
         if self.n_layers < 1 or self.n_heads < 1 or self.n_kv_heads < 1 or self.n_heads % self.n_kv_heads:
             raise InputError(f"an edge space needs layers, and heads in whole groups; got {asdict(self)}")
 
     @classmethod
-    def of(cls, anatomy: ModelAnatomy, *, split_input: bool = False) -> EdgeSpace:
+    def of(cls, anatomy: ModelAnatomy, *, split_input: bool = False, sources: Sequence[str] = ()) -> EdgeSpace:
         """The edge space of a model."""
-        return cls(
-            anatomy.n_layers, anatomy.n_heads, anatomy.n_kv_heads, anatomy.parallel, anatomy.attn_only, split_input
-        )
+        sizes = anatomy.n_layers, anatomy.n_heads, anatomy.n_kv_heads
+        return cls(*sizes, anatomy.parallel, anatomy.attn_only, split_input, sources)
 
     # ---- writers -------------------------------------------------------------------------------------------------
 
@@ -96,6 +100,13 @@ class EdgeSpace:
             names += [head_name(layer, h) for h in range(self.n_heads)]
             names += [mlp_name(layer)] * (not self.attn_only)
         return tuple(names)
+
+    @cached_property
+    def begins(self) -> Bool[Tensor, " writer"]:
+        """Writers at which paths begin: the input, and the `sources`."""
+        begins = torch.tensor([name in self.sources for name in self.writers])
+        begins[: self.n_inputs] = True
+        return begins
 
     def ends(self) -> dict[str, list[str]]:
         """Names of both ends of every edge, row by row: the first columns of any table of edges."""
@@ -211,4 +222,4 @@ class EdgeSpace:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON; a whole input, which is the rule, is left unsaid."""
-        return {name: value for name, value in asdict(self).items() if name != "split_input" or value}
+        return {name: value for name, value in asdict(self).items() if value or name not in ("split_input", "sources")}

@@ -18,10 +18,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...errors import InputError, UnsupportedModelError
+from ...interventions import carrying_nodes
 from ...models.anatomy import block_norm
 from ...runs.record import Run, align_donor, check_task
 from ...runs.writes import head_writes
 from ...sites import MLP_KINDS
+from ...tasks.marks import is_marked
 from ...tasks.pairs import PromptPairs
 from ...tasks.task import Task
 from .space import EdgeSpace
@@ -85,7 +87,8 @@ def edge_space(
         raise UnsupportedModelError(
             f"edges need head writes that add up; {anatomy.architecture} adds an output bias under a post-norm"
         )
-    return EdgeSpace.of(anatomy, split_input=split_input)
+    marked = is_marked(task.pairs.clean_tokens) or is_marked(task.pairs.corrupt_tokens)
+    return EdgeSpace.of(anatomy, split_input=split_input, sources=carrying_nodes(model) if marked else ())
 
 
 def input_writes(
