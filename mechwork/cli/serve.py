@@ -12,7 +12,6 @@ address that is printed works once, on this machine alone. Ctrl+C ends it.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,6 @@ def run(args: argparse.Namespace, console: Console) -> None:
     def say(address: str) -> None:
         console.say("The workbench is at this address, which works once, on this machine alone. Ctrl+C ends it.")
         console.result(address, {"address": address, "model": args.model})
-        sys.stdout.flush()  # a pipe would keep it until the end
 
     serve(Worker(session), live_page, port=args.port, browser=not args.no_browser, say=say)
 
