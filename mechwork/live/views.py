@@ -114,7 +114,7 @@ def patch_everywhere(desk: Desk, state: LiveState, emit: Emit) -> dict[str, Any]
 
 def sweep_budget(desk: Desk) -> str:
     """Little memory, so that chunks are short and a cancel is soon heard."""
-    return f"{max(8, int(desk.model.cfg.d_model) // 64)}MB"
+    return f"{max(24, int(desk.model.cfg.d_model * desk.anatomy.d_vocab) // 1_200_000)}MB"
 
 
 def sweep_sites(desk: Desk) -> list[str]:
@@ -154,7 +154,7 @@ def view_code(view: str, state: LiveState, *about: Any) -> str:
             imports, changes = ["from mechwork.models.anatomy import read_anatomy"], ()
             body = [
                 "sites = ['z'] if read_anatomy(model).attn_only else ['z', 'mlp_out']",
-                "budget = f'{max(8, int(model.cfg.d_model) // 64)}MB'",
+                "budget = f'{max(24, int(model.cfg.d_model * read_anatomy(model).d_vocab) // 1_200_000)}MB'",
                 "result = mw.patch(model, pair, sites, direction='noise', positions='all', memory_budget=budget)",
             ]
     return say_changes(changes, tuple(body), imports)
