@@ -37,6 +37,8 @@ def run(args: argparse.Namespace, console: Console) -> None:
     from ..live.serve import listen, require_serve, serve
 
     require_serve()
+    if args.what is not None and not args.what.strip():
+        raise InputError(f"MODEL is a name, a file or a folder; got {args.what!r}. Leave it out for {args.model}.")
     listen(args.port).close()  # a taken port is said before anything is loaded
     session = open_session(args, console)
     from ..live import Worker

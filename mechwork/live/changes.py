@@ -157,11 +157,12 @@ class PatchAt(_AtPlace):
     def bind(self, desk: Desk, pair: Task) -> Install:
         pair.pairs.require_corrupt()
         pairs = pair.pairs.to(device_of(desk.model))
-        if self.where.what not in STREAM:
+        if self.where.what not in (*STREAM, "head", "attn", "mlp"):
             bound = desk.fitted(self._spec("corrupt")).bind(desk.model, pairs)
             return lambda: bound.installed(desk.model)
-        site = _site(self.where)
-        donor, index = record_states(desk.model, pairs.corrupt_tokens, [site])[0], pairs.alignment()
+        site, index = _site(self.where), pairs.alignment()  # the other prompt runs as far as the place alone
+        donor = record_states(desk.model, pairs.corrupt_tokens, [site])[0]
+        donor = donor if site.head is None else donor[:, :, site.head]
         put = ByPosition(align_donor(donor, donor, index), index != ABSENT)
         return _writing(desk, [Write(site, put, _mask(self.where, pair))])
 

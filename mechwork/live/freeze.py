@@ -13,7 +13,7 @@ from ..errors import InputError, VerificationError
 from ..files import write_text
 from ..provenance import stable
 from .desk import Desk
-from .gestures import Ablate, ChooseRow, EditPrompts, Patch, Rescale, Restore, Steer
+from .gestures import Ablate, ChooseRow, EditPrompts, Patch, Rescale, Restore, Steer, controls_beside
 from .page import live_page
 from .session import Session
 from .state import LiveState
@@ -54,7 +54,8 @@ def _again(desk: Desk, before: LiveState, gesture: Any, data: dict[str, Any]) ->
     if isinstance(gesture, ChooseRow | EditPrompts | Restore):
         return
     change, others = gesture.change(), before.without(gesture.change().place).changes
-    for control, told in zip(change.controls(desk, desk.pair(before.choice), 3), data["controls"], strict=True):
+    drawn = controls_beside(change, others, desk, desk.pair(before.choice))
+    for control, told in zip(drawn, data["controls"], strict=True):
         metric = desk.tell(before.choice, (*others, control)).metric
         if metric != told["metric"]:
             raise VerificationError(f"control {told['place']} of {gesture}: {told['metric']!r}, again {metric!r}")

@@ -14,13 +14,14 @@ Every gesture says whether the state admits it (`check`), what state it leads to
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
 from ..encoding import Decoder
 from ..errors import InputError, UnknownNameError
 from ..runs.attention import parse_head
+from ..tasks.task import Task
 from .changes import AblateAt, AnyChange, PatchAt, ScaleAt, SteerAfter
 from .circuits import Circuits, say_circuit
 from .desk import Desk, Emit, PairChoice
@@ -77,6 +78,13 @@ class _Telling:
         return say_changes(self.then(state).changes)
 
 
+def controls_beside(change: AnyChange, others: Sequence[AnyChange], desk: Desk, pair: Task) -> list[AnyChange]:
+    """The change at random other places that are not changed already."""
+    taken = {other.place for other in others}
+    drawn = change.controls(desk, pair, N_CONTROLS + len(taken))
+    return [control for control in drawn if control.place not in taken][:N_CONTROLS]
+
+
 @dataclass(frozen=True)
 class _Changing(_Telling):
     """Gestures that add a change: answered at once without controls, then with them."""
@@ -108,7 +116,7 @@ class _Changing(_Telling):
         }
         emit("progress", answer)
         controls = []
-        for control in change.controls(desk, desk.pair(choice), N_CONTROLS):
+        for control in controls_beside(change, others, desk, desk.pair(choice)):
             metric = desk.tell(choice, (*others, control)).metric
             controls.append({"place": say_control(control), "metric": metric, "change": metric - without.metric})
             emit("working", {"done": len(controls), "total": N_CONTROLS, "words": "random controls"})

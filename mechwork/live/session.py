@@ -125,7 +125,7 @@ class Session:
             before = self.state
             gesture.check(self.desk, self.circuits, before)
             data = gesture.ask(self.desk, self.circuits, before, emit)
-            command = say_command(gesture, self.origin, self._name(), before)
+            command = say_command(gesture, self.origin, source_of(self.model) or self._name(), before)
             answer = Answer(gesture, data, gesture.python(before), command, time.perf_counter() - begun)
             after = gesture.then(before)
             if after != before:

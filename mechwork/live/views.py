@@ -99,7 +99,10 @@ def attribute(desk: Desk, state: LiveState) -> dict[str, Any]:
 def patch_everywhere(desk: Desk, state: LiveState, emit: Emit) -> dict[str, Any]:
     """Every head and MLP patched alone from the other prompt, in the unchanged model. Cost: see `mw.patch`."""
     pair = desk.pair(state.choice)
-    found = patch(desk.model, pair, sweep_sites(desk), direction="noise", positions="all", progress=progress_of(emit))
+    found = patch(
+        desk.model, pair, sweep_sites(desk), direction="noise", positions="all", memory_budget=sweep_budget(desk),
+        progress=progress_of(emit),
+    )  # fmt: skip
     values: dict[str, float] = {}
     for layer, row in enumerate(found["z"].values.tolist()):
         values |= {head_name(layer, head): value for head, value in enumerate(row)}
@@ -107,6 +110,11 @@ def patch_everywhere(desk: Desk, state: LiveState, emit: Emit) -> dict[str, Any]
         for layer, row in enumerate(found["mlp_out"].values.tolist()):
             values[mlp_name(layer)] = row[0] if isinstance(row, list) else row  # one cell of all positions
     return {"what": "measured effect of patching", "values": _of_grid(desk, values)}
+
+
+def sweep_budget(desk: Desk) -> str:
+    """Little memory, so that chunks are short and a cancel is soon heard."""
+    return f"{max(24, int(desk.model.cfg.d_model * desk.anatomy.d_vocab) // 1_200_000)}MB"
 
 
 def sweep_sites(desk: Desk) -> list[str]:
@@ -146,6 +154,7 @@ def view_code(view: str, state: LiveState, *about: Any) -> str:
             imports, changes = ["from mechwork.models.anatomy import read_anatomy"], ()
             body = [
                 "sites = ['z'] if read_anatomy(model).attn_only else ['z', 'mlp_out']",
-                "result = mw.patch(model, pair, sites, direction='noise', positions='all')",
+                "budget = f'{max(24, int(model.cfg.d_model * read_anatomy(model).d_vocab) // 1_200_000)}MB'",
+                "result = mw.patch(model, pair, sites, direction='noise', positions='all', memory_budget=budget)",
             ]
     return say_changes(changes, tuple(body), imports)

@@ -57,7 +57,7 @@ def test_shared_options_mean_the_same_everywhere(verb: str) -> None:
 def test_tasks_are_named_by_position_and_pairs_counted_by_one_option(verb: str) -> None:
     actions = verb_parser(verb)._actions
     named = [action for action in actions if action.dest in TASKS]
-    if named and verb != "serve":  # whose position is the model, or the folder of a discovery
+    if named and verb != "serve":  # whose position is a model, or a discovery that has its task
         assert any(not action.option_strings for action in named), f"{verb} takes a task by option only"
     counts = [action for action in actions if action.dest in ("n", "n_pairs")]
     assert [action.option_strings for action in counts] in ([], [["--n-pairs", "-n"]])

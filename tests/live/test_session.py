@@ -86,6 +86,14 @@ def test_controls_are_the_same_gesture_at_other_places(session: Session) -> None
         assert session.do(Ablate(control["place"])).data["metric"] == control["metric"]
 
 
+def test_a_control_is_never_a_place_that_is_changed_already(session: Session) -> None:
+    session.do(Ablate("a4.h1"))
+    controls = session.do(Ablate("a4.h2")).data["controls"]
+    assert len(controls) == 3
+    assert "a4.h1" not in [control["place"] for control in controls]
+    assert all(control["change"] for control in controls)
+
+
 def test_gestures_add_up_and_go_back_and_forth(session: Session) -> None:
     begun = session.state
     one = session.do(Ablate("a4.h1"))
