@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..display import Readable
 from ..errors import InputError, MetricError, UnknownNameError
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class ClassProbe:
+class ClassProbe(Readable):
     """Scores of every class: `weights` ``[class d]`` and `biases` ``[class]`` on the vectors as they are."""
 
     weights: Float[Tensor, "n_class d"]
@@ -149,8 +150,9 @@ def fit_classes(
 
     Raises `InputError` for targets that are numbers (see `fit_ridge`), or a class that one part does not have.
 
-    >>> found = fit_classes(model, Labelled.of_tokens(prompts, ["she", "he", "neither", ...]), Site("resid_post", 3))
-    >>> study_steering(model, task, found.direction("he", "she"))
+    >>> data = Labelled.of_parts({"people": examples, "gifts": Examples.of_task(task)})
+    >>> found = fit_classes(model, data, Site("resid_post", 3))
+    >>> print(found.accuracy, found.control, found.direction("people", "gifts"))
     """
     _check_classes(data)
     x = record_examples(model, data, [site])[0].double()
