@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..display import Readable
 from ..errors import InputError, check_whole
 from ..interventions import Routing, intervene
 from ..interventions.routing import read_router
@@ -44,7 +45,7 @@ CHANGES = ("suppress", "promote")
 
 
 @dataclass(frozen=True, eq=False)
-class RouterRun:
+class RouterRun(Readable):
     """One run's routers: `logits` and `chosen` are ``[layer, batch, pos, expert]``."""
 
     logits: Float[Tensor, "layer batch pos expert"]
@@ -152,7 +153,7 @@ def contrast_experts(
     Raises `InputError` for a model without experts, fewer experts than `n` whose rate differs, or more of a layer than
     can be switched; `UnsupportedModelError` for a router that is not a softmax and a top k.
 
-    >>> print(contrast_experts(model, task, n=2))
+        print(contrast_experts(model, task, n=2))
     """
     anatomy = check_task(model, task)
     if anatomy.n_experts is None:

@@ -154,8 +154,9 @@ def fit_classes(
 
     Raises `InputError` for targets that are numbers (see `fit_ridge`), or a class that one part does not have.
 
-    >>> found = fit_classes(model, Labelled.of_tokens(prompts, ["she", "he", "neither", ...]), Site("resid_post", 3))
-    >>> study_steering(model, task, found.direction("he", "she"))
+    >>> data = Labelled.of_parts({"people": examples, "gifts": Examples.of_task(task)})
+    >>> found = fit_classes(model, data, Site("resid_post", 3))
+    >>> print(found.accuracy, found.control, found.direction("people", "gifts"))
     """
     _check_classes(data)
     x = record_examples(model, data, [site])[0].double()

@@ -87,7 +87,7 @@ def fit_clusters(
 
     >>> found = fit_clusters(model, Examples.of_task(task.train), Site("resid_post", 3), 2)
     >>> with intervene(model, [found.write()]):
-    ...     model.generate(prompt)
+    ...     logits = model(prompt)
     """
     x = record_examples(model, examples, [site])[0].double()
     if not bool(x.isfinite().all()):

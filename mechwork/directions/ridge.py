@@ -98,8 +98,9 @@ def fit_ridge(
 
     Raises `InputError` for classes (see `fit_classes`), `MetricError` for vectors that are not finite or say nothing.
 
-    >>> year = fit_ridge(model, Labelled.of_tokens(prompts, [1732.0, 1745.0, ...]), Site("resid_post", 3))
-    >>> year.r2, year.control
+    >>> prompts = [task.pairs.prompt(row)[: 3 + row % 5] for row in range(16)]
+    >>> length = fit_ridge(model, Labelled.of_tokens(prompts, [float(len(p)) for p in prompts]), Site("resid_post", 3))
+    >>> print(length.r2, length.control)
     """
     if data.classes:
         raise InputError(f"these labels are the classes {', '.join(data.classes)}; fit_classes tells classes apart")

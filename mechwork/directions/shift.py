@@ -98,8 +98,8 @@ def study_shift(
     Raises `UnknownNameError` for an unknown kind, `InputError` for a set called "held out", a rate that so few
     negatives cannot show, or a part with one class only.
 
-    >>> longer = lengthen(examples, filler_ids, 32)
-    >>> print(study_shift(model, examples, {"32 tokens of filler": longer}, Site("resid_post", 3), rate=0.05))
+    >>> longer = {"8 tokens of filler": lengthen(examples, [1, 2, 3], 8)}
+    >>> print(study_shift(model, examples, longer, Site("resid_post", 3), kinds=["linear"]))
     """
     for kind in kinds:
         if kind not in KINDS:
@@ -220,7 +220,7 @@ def study_cascade(
     Raises `InputError` for shares outside [0, 1], costs that are not positive, or (without `costs`) a dear probe that
     reads before the cheap one.
 
-    >>> study_cascade(model, examples, ("linear", Site("resid_post", 1)), ("attention_pooled", Site("resid_post", 5)))
+    >>> print(study_cascade(model, examples, ("linear", Site("resid_post", 1)), ("linear", Site("resid_post", 5))))
     """
     for kind, _ in (cheap, dear):
         if kind not in KINDS:

@@ -38,6 +38,7 @@ from torch import Tensor
 
 from ..artefact import write_tensors
 from ..directions import Direction
+from ..display import Readable
 from ..errors import InputError, UnsupportedModelError
 from ..files import sha256, write_json, writing
 from ..interventions import Add, Constant, Value, Write, Zero
@@ -87,7 +88,7 @@ def save_model(
 
 
 @dataclass(eq=False)
-class ChangedState:
+class ChangedState(Readable):
     """Every tensor of the model under Hugging Face's name; those that were changed are copies."""
 
     model: TransformerBridge
