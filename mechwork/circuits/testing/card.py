@@ -61,6 +61,8 @@ AXES = ("resamples", "templates", "corruptions", "seeds", "settings")
 CORE = 0.95
 N_SIZED = 3
 """Resamples whose size at equal faithfulness is measured."""
+N_SAID = 4
+"""Sizes of an axis that are printed one by one."""
 LADDER = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """Sizes that are tried, in units of `n_edges`."""
 
@@ -150,7 +152,10 @@ class StabilityCard(Result):
         ]
         for axis in self.axes:
             mean, null = self.interval(axis), self.interval(axis, "null_edges")
-            sizes = ", ".join(str(size or "-") for size in self.sizes(axis))
+            found = self.sizes(axis)
+            sizes = ", ".join(str(size or "-") for size in found)
+            if len(found) > N_SAID:
+                sizes = f"{min(found) or '-'} to {max(found) or '-'} (median {sorted(found)[len(found) // 2] or '-'})"
             lines.append(
                 f"{axis:<13}{len(self._column(axis, 'edges')):>4}  {self.mean(axis):6.3f} [{mean[0]:.3f}, "
                 f"{mean[1]:.3f}] {self.mean(axis, 'nodes'):6.3f}  {self.mean(axis, 'null_edges'):10.3f} "
