@@ -27,7 +27,6 @@ from ..directions import METHODS
 from ..directions.steer import steering_write
 from ..errors import InputError, UnknownNameError, check_whole
 from ..interventions import ByPosition, Entries, Scale, Write, Zero, intervene
-from ..lenses.states import record_states
 from ..models.anatomy import ModelAnatomy, device_of
 from ..names import Place, parse_place
 from ..patching.memory import d_mlp_of
@@ -161,8 +160,7 @@ class PatchAt(_AtPlace):
             bound = desk.fitted(self._spec("corrupt")).bind(desk.model, pairs)
             return lambda: bound.installed(desk.model)
         site, index = _site(self.where), pairs.alignment()  # the other prompt runs as far as the place alone
-        donor = record_states(desk.model, pairs.corrupt_tokens, [site])[0]
-        donor = donor if site.head is None else donor[:, :, site.head]
+        donor = desk.value_at(pairs.corrupt_tokens, site)
         put = ByPosition(align_donor(donor, donor, index), index != ABSENT)
         return _writing(desk, [Write(site, put, _mask(self.where, pair))])
 

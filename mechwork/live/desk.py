@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -22,11 +22,13 @@ from ..directions import Direction, fit_direction
 from ..directions.examples import Examples
 from ..errors import InputError, check_whole
 from ..models.anatomy import ModelAnatomy, check_ready, device_of
+from ..models.borrow import hooked
 from ..patching.execute import can_step
 from ..patching.memory import d_mlp_of
 from ..runs.record import check_task, read_columns, record_run, run_to_metric
-from ..runs.restart import restart_at
-from ..sites import Site
+from ..runs.restart import StopForward, restart_at
+from ..shapes import Tokens
+from ..sites import Site, hook_name
 from ..statistics import kl_nats
 from ..tasks.build import from_text
 from ..tasks.task import Task
@@ -193,6 +195,19 @@ class Desk:
                 self._fits.popitem(last=False)
         self._fits.move_to_end(key)
         return replace(self._fits[key], spec=spec)
+
+    def value_at(self, tokens: Tokens, site: Site) -> Float[Tensor, "batch pos d"]:
+        """What a run of `tokens` has at a site (of its head alone). Cost: 1 forward as far as the site."""
+        found: list[Tensor] = []
+
+        def keep(activation: Tensor, hook: Any) -> None:
+            found.append(activation.detach())
+            raise StopForward
+
+        hooks = [(hook_name(Site(site.kind, site.layer)), keep)]
+        with torch.no_grad(), hooked(self.model, hooks), suppress(StopForward):
+            self.model(tokens)
+        return found[0] if site.head is None else found[0][:, :, site.head]
 
     def direction(self, layer: int) -> Direction:
         """Clean minus corrupt prompts of the task at the end, after block `layer`; fitted once."""
