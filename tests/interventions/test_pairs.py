@@ -244,6 +244,7 @@ def test_what_cannot_be_a_pair_says_so(tiny_gpt2_64: Any, tiny_task: Task) -> No
         return activation
 
     refused("at least one write", task, [])
+    refused("was it fitted", task, [Write(Site("resid_post", 1), Add(vector()[:31]))])
     refused("both got the same", task, good, without=good)
     refused("through one node", task, [Write(Site("q", 1), Zero())])
     refused("leave out the mask", task, [Write(Site("z", 1), Zero(), task.pairs.mask)])
