@@ -40,6 +40,7 @@ from ..tasks.marks import READY, is_marked, mark_tokens, marks_of, plain_tokens
 from ..tasks.task import Task
 from .files import encode_writes
 from .positions import track_columns
+from .replacements import Add
 from .writes import Write
 
 if TYPE_CHECKING:
@@ -211,6 +212,13 @@ def _check(
             raise InputError(
                 "a write to the stream is carried by the MLP before it, and this model has none; write at resid_pre.0 "
                 "or at heads (z)"
+            )
+        width = {"z": anatomy.d_head}.get(write.site.kind, anatomy.d_model)
+        size = write.replacement.vector.shape[-1:] if isinstance(write.replacement, Add) else ()
+        if size and write.site.kind not in ("mlp_post", "pattern") and size[0] not in (1, width):
+            raise InputError(
+                f"vectors at {write.site} have {width} numbers in this model; got {size[0]}: was it fitted in another "
+                "model?"
             )
         if write.where is not None:
             raise InputError("the writes of a pair hold where `positions` says; leave out the mask of the write")

@@ -16,9 +16,11 @@ from mechwork.circuits import evaluate, score_edges
 from mechwork.circuits.graph.run import as_circuit
 from mechwork.circuits.graph.writers import record_writers, writer_kinds
 from mechwork.errors import InputError, UnknownNameError
+from mechwork.execute import executor
 from mechwork.interventions import Add, Along, Value, Write, Zero, intervene, steered_pairs
 from mechwork.lenses import attribute_logits, read_lens
 from mechwork.patching import attribute, patch, patch_paths
+from mechwork.patching.exact import plan_sweep
 from mechwork.patching.sweep import Tricks
 from mechwork.runs import record_run
 from mechwork.sites import Site
@@ -209,12 +211,16 @@ def test_two_writes_and_moves_of_all_kinds() -> None:
     with steered_pairs(model, task, away, without=[write(1)]) as pairs:
         effects = patch(model, pairs, ["resid_pre"], positions="all", direction="noise")
         both = patch(model, pairs, ["resid_pre"], positions="all", direction="denoise")
+        with executor("forked", workers=2):
+            again = patch(model, pairs, ["resid_pre"], positions="all")
+        assert "forked workers" in str(plan_sweep(model, pairs, ["z"]).work.here_only)
         table, terms = read_lens(model, pairs, lens="logit"), attribute_logits(model, pairs)
     with torch.no_grad():
         with intervene(model, away):
             clean = task.metric(model(tokens), task.pairs)
         with intervene(model, [write(1)]):
             corrupt = task.metric(model(tokens), task.pairs)
+    assert torch.equal(again["resid_pre"].per_example, both["resid_pre"].per_example)
     assert torch.equal(table.tokens, tokens)
     torch.testing.assert_close(terms.total, clean, rtol=0, atol=1e-9)  # the metric is a difference of two logits
     with torch.no_grad(), intervene(model, away):
@@ -238,6 +244,7 @@ def test_what_cannot_be_a_pair_says_so(tiny_gpt2_64: Any, tiny_task: Task) -> No
         return activation
 
     refused("at least one write", task, [])
+    refused("was it fitted", task, [Write(Site("resid_post", 1), Add(vector()[:31]))])
     refused("both got the same", task, good, without=good)
     refused("through one node", task, [Write(Site("q", 1), Zero())])
     refused("leave out the mask", task, [Write(Site("z", 1), Zero(), task.pairs.mask)])
