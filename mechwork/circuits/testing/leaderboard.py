@@ -3,7 +3,8 @@ found on.
 
 Edges are scored on ``task.train``; circuits of every size are tested on ``task.test`` under one ablation. CPR (higher
 is better) and CMD (0 is best) as in the MIB benchmark, with bootstrap intervals over the held-out pairs; random
-circuits beside them.
+circuits beside them. CPR rewards circuits that do better than the model: `overshoot` is the most that one of the
+signed ones does so (faithfulness less 1), and ``*`` marks a CPR with more than `OVERSHOT` of it.
 """
 
 from __future__ import annotations
@@ -32,14 +33,16 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 
+OVERSHOT = 0.1
+"""Faithfulness beyond 1 from which a method's CPR is marked."""
 MEMBERS = ("relp", "eap-ig", "clean-corrupt")
 """Presets that the two ensembles are made of."""
 
 
 @dataclass(frozen=True)
 class Standing:
-    """One method on one task: areas with 95 % intervals over held-out pairs, and CPU-seconds of scoring the training
-    pairs.
+    """One method on one task: areas with 95 % intervals over held-out pairs, CPU-seconds of scoring the training pairs,
+    how far the signed circuits overshoot, and the mean KL(model ‖ circuit) in nats over the sizes.
     """
 
     method: str
@@ -50,6 +53,8 @@ class Standing:
     cpr_log: float
     cmd_log: float
     seconds: float
+    overshoot: float = 0.0
+    kl: float = float("nan")
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,14 +91,15 @@ class Leaderboard(Result):
             ),
             (
                 f"{'method':<22}{'CMD':>7}  {'95 % interval':<17}{'CPR':>6}  "
-                f"{'95 % interval':<17}{'CMD log':>8}{'CPR log':>8}{'CPU-s':>8}"
+                f"{'95 % interval':<17}{'CMD log':>8}{'CPR log':>8}{'over':>7}{'KL':>7}{'CPU-s':>8}"
             ),
         ]
         for s in self.standings:
             cmd, cpr = (f"[{low:.3f}, {high:.3f}]" for low, high in (s.cmd_interval, s.cpr_interval))
             lines.append(
                 f"{s.method:<22}{s.cmd:7.3f}  {cmd:<17}{s.cpr:6.3f}  "
-                f"{cpr:<17}{s.cmd_log:8.3f}{s.cpr_log:8.3f}{s.seconds:8.1f}"
+                f"{cpr:<17}{s.cmd_log:8.3f}{s.cpr_log:8.3f}{s.overshoot:6.2f}{'*' if s.overshoot > OVERSHOT else ' '}"
+                f"{s.kl:7.3f}{s.seconds:8.1f}"
             )
         lines.append(f"{'random circuits':<22}{self.random_cmd:7.3f}  {'':<17}{self.random_cpr:6.3f}")
         return "\n".join(lines)
@@ -163,8 +169,9 @@ def run_leaderboard(
 
 def _standing(name: str, curve: FaithfulnessCurve, seconds: float) -> Standing:
     return Standing(
-        name, curve.cpr, curve.cpr_interval(), curve.cmd, curve.cmd_interval(), curve.cpr_log, curve.cmd_log, seconds
-    )
+        name, curve.cpr, curve.cpr_interval(), curve.cmd, curve.cmd_interval(), curve.cpr_log, curve.cmd_log, seconds,
+        max(0.0, float(curve.signed.max()) - 1), float("nan") if curve.kl is None else float(curve.kl.mean()),
+    )  # fmt: skip
 
 
 def mean_ranks(boards: Sequence[Leaderboard]) -> dict[str, tuple[float, float, float, float]]:

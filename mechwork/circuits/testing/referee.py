@@ -199,7 +199,7 @@ def referee(
     trials = judge(sample, bounds)
     if trials[0].verdict == "pass":
         rows, minimality = try_edges(sample, [space.edge_name(i, j) for i, j in drawn.edges], bounds)
-        of = f"{len(rows)} drawn of " if len(rows) < circuit.n_edges else ""
+        of = f"of {circuit.n_edges} edges, drawn: " if len(rows) < circuit.n_edges else ""
         minimality = replace(minimality, reason=of + minimality.reason)
     else:
         rows, minimality = (), undecided(["minimality"], trials[1].reason)[0]

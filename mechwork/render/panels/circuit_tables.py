@@ -190,6 +190,8 @@ def render_leaderboard(board: Leaderboard) -> str:
             [*(f"[{fixed(s.cpr_interval[0])}, {fixed(s.cpr_interval[1])}]" for s in rows), ""],
             numeric=True,
         ),
+        Column("overshoot", [*(fixed(s.overshoot, 2) for s in rows), ""], numeric=True),
+        Column("mean KL", [*(fixed(s.kl) if s.kl == s.kl else "" for s in rows), ""], numeric=True),
         Column("CPU-seconds", [*(fixed(s.seconds, 1) for s in rows), ""], numeric=True),
     ]
     caption = (
