@@ -128,7 +128,7 @@ def study_text_suppression(
     weights. Raises `InputError` for windows that are no token ids, fewer than two, or shorter than two tokens, norms
     after attention, or a soft cap on logits.
 
-    >>> study_text_suppression(model, tokens, ["a10.h7"]).rows[0].share
+    >>> study_text_suppression(model, tokens, ["a4.h1"]).rows[0].share
     """
     anatomy = check_ready(model)
     if anatomy.final_soft_cap is not None or anatomy.norm_place != "pre":
