@@ -105,7 +105,8 @@ def known() -> dict[str, Any]:
         for parameter in tuned.parameters():
             parameter *= 1.01
     return names | {
-        "mw": mw, "load_model": mw.load_model, "Path": Path, "model": model, "task": task, "ioi": task, "greater_than": other,
+        "mw": mw, "load_model": mw.load_model, "Path": Path, "model": model,
+        "task": task, "ioi": task, "greater_than": other,
         "colored_objects": tasks.pronoun(model, n=8),
         "colours": other, "task_a": task[:8], "task_b": task[8:], "task_c": task, "scores": scores,
         "circuit": scores.circuit(60),

@@ -8,6 +8,7 @@ page is still there; its buttons say how to make it live.
 from __future__ import annotations
 
 import html
+import importlib
 import uuid
 import weakref
 from functools import cache
@@ -86,7 +87,7 @@ def _close(worker: Worker, session: Session) -> None:
 def require_notebook() -> None:
     """Raises `InputError` when the package of the extra is not installed."""
     try:
-        import anywidget  # noqa: F401
+        importlib.import_module("anywidget")
     except ImportError as error:
         raise InputError(
             "in a notebook mw.explore needs anywidget, which is missing. pip install 'mechwork[notebook]', and restart "
@@ -102,7 +103,7 @@ def _relay() -> str:
 def make_widget(worker: TakesRequests, name: str) -> Any:
     """A widget that relays messages between the frame called `name` and the worker."""
     require_notebook()
-    import anywidget
+    anywidget: Any = importlib.import_module("anywidget")  # an extra, so that no type checker need have it
     import traitlets
 
     class LiveRelay(anywidget.AnyWidget):

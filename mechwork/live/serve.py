@@ -277,7 +277,7 @@ def build_app(worker: TakesRequests, page: Callable[[], str], door: Doorkeeper) 
             Route("/cancel", routes.cancel, methods=["POST"]),
         ]
     )  # fmt: skip
-    app.add_middleware(Gate, door=door)  # pyright: ignore[reportArgumentType]
+    app.add_middleware(Gate, door=door)
     return app
 
 
