@@ -125,7 +125,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "minimality", "testing minimality", ("minimality",), work.minimality,
-            lambda s: _circuits(s, min(200, s.n_layers * (s.n_heads + 1)), _few(s)),
+            lambda s: _circuits(s, min(work.SCREENED, s.n_layers * (s.n_heads + 1)), _few(s)),
             needs=("scores", "sizing"), possible=lambda s: s.n_tested() > 0,
         ),
     )

@@ -41,6 +41,8 @@ N_HEADS = 24
 """Heads that are studied in a short plan, and whose attention is shown: those of largest estimated effect first."""
 N_COMPONENTS = 80
 """Components that get a card at most, those with the strongest edges first."""
+SCREENED = 96
+"""Components at most whose minimality is measured."""
 N_READ = 16
 """Prompts on which lenses are read."""
 N_TOP = 5
@@ -305,5 +307,8 @@ def minimality(work: StageWork) -> Found:
     if not circuit.n_edges:
         return {}
     s = work.settings
-    found = measure_minimality(work.model, work.few, circuit, n_knockouts=0, seed=s.seed, memory_budget=s.memory)
+    found = measure_minimality(
+        work.model, work.few, circuit, n_knockouts=0, seed=s.seed, memory_budget=s.memory,
+        screen=SCREENED if circuit.scores is not None else None,
+    )  # fmt: skip
     return {"minimality": found}

@@ -213,6 +213,25 @@ def test_minimality_finds_a_node_that_does_nothing(tiny_gpt2: Any) -> None:
     }  # fmt: skip
 
 
+def test_a_screen_measures_the_weakest_nodes_and_some_others_as_without_it(tiny_gpt2: Any) -> None:
+    task = build_task(n=4)
+    scores = score_edges(tiny_gpt2, task, preset="eap")
+    circuit = scores.circuit(60)
+    whole = measure_minimality(tiny_gpt2, task, circuit, n_knockouts=0)
+    found = measure_minimality(tiny_gpt2, task, circuit, n_knockouts=0, screen=8)
+    known = dict(zip(whole.nodes, whole.scores, strict=True))
+    assert len(whole.nodes) > 8 == len(found.nodes)
+    assert dict(zip(found.nodes, found.scores, strict=True)) == pytest.approx({n: known[n] for n in found.nodes})
+    writers = circuit.space.writers
+    strength = {n: float(circuit.scores[writers.index(n)][circuit.mask[writers.index(n)]].abs().sum()) for n in known}
+    weakest = sorted(known, key=lambda node: strength[node])[:6]
+    assert set(weakest) <= set(found.nodes)
+    assert f"of {len(whole.nodes)})" in repr(found)
+    assert measure_minimality(tiny_gpt2, task, circuit, n_knockouts=0, screen=99).scores == whole.scores
+    with pytest.raises(InputError, match="circuit with scores"):
+        measure_minimality(tiny_gpt2, task, Circuit(circuit.space, circuit.mask), screen=8)
+
+
 def test_learned_knockouts_stay_inside_the_circuit(tiny_gpt2: Any, tiny_task: Task) -> None:
     space = space_of(tiny_gpt2)
     circuit = Circuit(space, random_mask(space, 0.4, 2))

@@ -92,8 +92,10 @@ class Minimality(Result):
         return {"node": self.nodes, "minimality": self.scores}
 
     def __repr__(self) -> str:
-        n = len(self.superfluous())
-        return f"minimality of {len(self.nodes)} nodes: smallest {self.scores[0]:.3f} ({self.nodes[0]}); {n} below 0.01"
+        n, left_out = len(self.superfluous()), self.provenance.get("left_out", 0)
+        among = f" (the weakest by estimate and some by lot, of {len(self.nodes) + left_out})" if left_out else ""
+        least = f"smallest {self.scores[0]:.3f} ({self.nodes[0]})"
+        return f"minimality of {len(self.nodes)} nodes{among}: {least}; {n} below 0.01"
 
 
 @borrows
@@ -203,14 +205,19 @@ def measure_minimality(
     ablation: str = "corrupt",
     seed: int = 0,
     memory_budget: int | str = DEFAULT_BUDGET,
+    screen: int | None = None,
 ) -> Minimality:
     """Minimality of every node of the circuit: beside no knock-out and beside `n_knockouts` random ones.
 
-    Cost per batch: 2 + (1 + `n_knockouts`) (1 + nodes) forwards. Raises `InputError` as `measure_completeness`.
+    With `screen`, of that many nodes at most: three quarters are those whose edges have the smallest scores, where what
+    is superfluous is likely to be, and a quarter is drawn from the others as a check of that likelihood. Cost per
+    batch: 2 + (1 + `n_knockouts`) (1 + nodes) forwards. Raises `InputError` as `measure_completeness`, and for a
+    screen of a circuit without scores.
     """
     space = _check(model, task, circuit)
     generator = torch.Generator().manual_seed(seed)
-    nodes = [node for node in circuit.nodes if node in space.writers[space.n_inputs :]]
+    everything = [node for node in circuit.nodes if node in space.writers[space.n_inputs :]]
+    nodes = everything if screen is None else _suspects(circuit, everything, screen, generator)
     bases = [circuit.mask, *(circuit.mask & ~_random_knockout(circuit, i, generator) for i in range(n_knockouts))]
     masks = [space.mask, torch.zeros_like(space.mask)]
     for base in bases:
@@ -223,8 +230,28 @@ def measure_minimality(
     order = scores.argsort(stable=True).tolist()
     return Minimality(
         circuit, tuple(nodes[i] for i in order), tuple(float(scores[i]) for i in order),
-        _provenance("minimality", model, task, circuit, ablation, seed),
+        _provenance("minimality", model, task, circuit, ablation, seed) | (
+            {"left_out": len(everything) - len(nodes)} if len(nodes) < len(everything) else {}
+        ),
     )  # fmt: skip
+
+
+def _suspects(circuit: Circuit, nodes: list[str], n: int, generator: torch.Generator) -> list[str]:
+    """`n` of the nodes: those with the weakest edges, and one in four by lot among the others."""
+    if n < 4 or circuit.scores is None:
+        raise InputError(
+            f"a screen takes at least 4 nodes of a circuit with scores; got {n}"
+            + (", and this circuit has none" if circuit.scores is None else "")
+        )
+    if len(nodes) <= n:
+        return nodes
+    space = circuit.space
+    sizes = (circuit.scores.abs() * circuit.mask).double()
+    strength = torch.stack([sizes[space.writers.index(node)].sum() for node in nodes])
+    order = strength.argsort(stable=True).tolist()
+    weakest, others = order[: n - n // 4], order[n - n // 4 :]
+    drawn = [others[i] for i in torch.randperm(len(others), generator=generator)[: n // 4].tolist()]
+    return [nodes[i] for i in sorted([*weakest, *drawn])]
 
 
 def without_node(space: EdgeSpace, mask: EdgeMask, node: str) -> EdgeMask:
