@@ -18,7 +18,6 @@ from .classes import ClassFit as ClassFit
 from .classes import ClassProbe as ClassProbe
 from .classes import ClassStudy as ClassStudy
 from .classes import FlipStudy as FlipStudy
-from .classes import fit_class_probe as fit_class_probe
 from .classes import fit_classes as fit_classes
 from .classes import study_classes as study_classes
 from .classes import study_flips as study_flips
@@ -59,7 +58,6 @@ from .probes import threshold_at as threshold_at
 from .probes import train_probe as train_probe
 from .ridge import RidgeFit as RidgeFit
 from .ridge import fit_ridge as fit_ridge
-from .ridge import solve_ridge as solve_ridge
 from .select import CRITERIA as CRITERIA
 from .select import LayerChoice as LayerChoice
 from .select import choose_layer as choose_layer

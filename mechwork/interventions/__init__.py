@@ -25,8 +25,6 @@ from .experts import watch_experts as watch_experts
 from .files import load_writes as load_writes
 from .files import save_writes as save_writes
 from .overflow import guard_overflow as guard_overflow
-from .pairs import between_sides as between_sides
-from .pairs import carrying_nodes as carrying_nodes
 from .pairs import steered_pairs as steered_pairs
 from .positions import Columns as Columns
 from .positions import track_columns as track_columns

@@ -2,8 +2,9 @@
 
 A request is ``{"id": ..., "gesture": {...}}`` (or ``"ask"``: look, undo, redo, pin, difference) with a `key`: a newer
 request of the same key replaces one that still waits. Every request is answered once, by ``result``, ``error``,
-``cancelled`` or ``replaced``; ``progress`` and ``working`` may come before. A running gesture is cancelled between
-units of its work (`execute`), at most between two forwards; its hooks are taken off on the way out.
+``cancelled`` or ``replaced``; ``progress`` and ``working`` may come before. A running gesture is cancelled at the
+next block of a pass that tells progress (`models.pulse`), others between units of their work (`execute`); hooks are
+taken off on the way out.
 
 Ids count per client: one tab cannot cancel another's work.
 """
@@ -89,7 +90,7 @@ class Worker:
             other.say("replaced", {})
 
     def cancel(self, client: str, number: int | None = None) -> None:
-        """Stop a client's request, or (None) all of them: waiting ones now, the running one between two units."""
+        """Stop a client's request, or (None) all of them: waiting ones now, the running one as soon as it hears."""
         with self._changed:
             mine = [r for r in self._waiting if r.client == client and number in (None, r.number)]
             self._waiting = deque(other for other in self._waiting if other not in mine)

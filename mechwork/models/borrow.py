@@ -177,6 +177,8 @@ def borrows(function: Callable[P, R]) -> Callable[P, R]:
     An argument of a wrong type that makes it fail is named (see `arguments`). A callback given as `progress` also hears
     of every block that runs (see `pulse`).
     """
+    # Training has a callback of another kind, which hears of steps.
+    tells = str(function.__annotations__.get("progress", "")).startswith(("Progress", "Callable[[int, int, str]"))
     function = checked(function)
 
     @functools.wraps(function)
@@ -184,7 +186,8 @@ def borrows(function: Callable[P, R]) -> Callable[P, R]:
         model: Any = args[0] if args else kwargs.get("model")
         if not hasattr(model, "register_forward_pre_hook"):
             return function(*args, **kwargs)  # no model: the function itself says so
-        with borrow(model), pulsing(model, kwargs.get("progress"), function.__name__.replace("_", " ")) as progress:
+        told = kwargs.get("progress") if tells else None
+        with borrow(model), pulsing(model, told, function.__name__.replace("_", " ")) as progress:
             if progress is not None:
                 kwargs["progress"] = progress
             return function(*args, **kwargs)

@@ -28,7 +28,7 @@ from ..execute.memory import cut
 from ..execute.task import pack_task, unpack_task, why_not_sent
 from ..execute.unit import Run as RunUnit
 from ..execute.unit import Tensors
-from ..interventions import between_sides
+from ..interventions.pairs import between_sides
 from ..models.anatomy import device_of, read_anatomy
 from ..models.borrow import borrows, hooked
 from ..models.identity import identify_model

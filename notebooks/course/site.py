@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (
     "models", "tasks", "execute", "runs", "interventions", "directions", "relevance", "patching", "edits", "ablation",
     "lenses", "circuits",
-    "circuits.ground_truth", "features", "comparison", "discovery", "render",
+    "circuits.ground_truth", "features", "comparison", "discovery", "render", "live",
 )  # fmt: skip
 """Subpackages whose public names are the reference, in the order in which data flows."""
 

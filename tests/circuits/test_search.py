@@ -86,7 +86,7 @@ def test_acdc_goes_on_where_it_was_interrupted(tiny_gpt2_64: Any, tiny_task: Tas
     resumed = find_acdc(
         tiny_gpt2_64, tiny_task, 0.05, checkpoint=file, progress=lambda done, total, what: seen.append(done)
     )
-    assert seen[0] == 16
+    assert next(done for done in seen if done) == 16
     assert torch.equal(resumed.mask, whole.mask)
     with pytest.raises(InputError, match="another model, task"):
         find_acdc(tiny_gpt2_64, tiny_task, 0.06, checkpoint=file)

@@ -13,14 +13,12 @@ import mechwork as mw
 from mechwork.directions import (
     Examples,
     Labelled,
-    fit_class_probe,
     fit_classes,
     fit_direction,
     fit_probe,
     fit_ridge,
     lengthen,
     record_examples,
-    solve_ridge,
     study_cascade,
     study_classes,
     study_flips,
@@ -28,7 +26,8 @@ from mechwork.directions import (
     threshold_at,
     train_probe,
 )
-from mechwork.directions.classes import ClassFit
+from mechwork.directions.classes import ClassFit, fit_class_probe
+from mechwork.directions.ridge import solve_ridge
 from mechwork.errors import InputError, MetricError, UnknownNameError
 from mechwork.sites import Site
 from mechwork.statistics import area_under_roc

@@ -108,7 +108,7 @@ def test_a_stored_notebook_keeps_the_page_and_the_relay_makes_it_live(
     )
     tab.page.evaluate("(look) => { window.look = look; }", look)
     tab.page.evaluate(script)
-    tab.page.wait_for_function("told.length >= 2")
+    tab.page.wait_for_function("() => told.length >= 2")
     tab.settle()
     page = tab.page.frames[1]
     page.wait_for_selector("#lv-freeze:not([disabled])")

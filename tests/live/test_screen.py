@@ -76,7 +76,7 @@ def test_a_click_ablates_and_the_answer_stands_beside_its_controls(open_page: Op
     page.locator('[data-place="a4.h1"]').click()
     assert "a4.h1 at every token" in page.locator("#lv-place").inner_text()
     page.locator('[data-action="ablate"]').click()
-    page.wait_for_function("document.querySelector('#lv-control').textContent.includes('random other place')")
+    page.wait_for_function("() => document.querySelector('#lv-control').textContent.includes('random other place')")
     data = canned(session)["ablate"]["answer"]["data"]
     assert f"{data['metric']:.1f}" in page.locator("#lv-says").inner_text()
     assert page.locator("#lv-scale .control").count() == 3
@@ -90,7 +90,7 @@ def test_a_click_ablates_and_the_answer_stands_beside_its_controls(open_page: Op
     page.page.keyboard.press("ArrowRight")
     assert page.evaluate("document.activeElement.dataset.place") == "a4.h2"
     page.page.keyboard.press("p")
-    page.wait_for_function("document.querySelector('#lv-says').textContent.startsWith('With the other')")
+    page.wait_for_function("() => document.querySelector('#lv-says').textContent.startsWith('With the other')")
     assert page.evaluate("document.activeElement.dataset.place") == "a4.h2"
     assert "goes from" in page.locator("#lv-live").inner_text()
     page.page.keyboard.press("Control+z")

@@ -58,6 +58,9 @@ def test_every_function_is_called_in_code_that_runs(package: str) -> None:
         "render_leaderboard",
         "render_check",
         "render_discovery",
+        "render_review",
+        "render_stability_card",
+        "stability_card_figure",
     }  # called by results' show() and by what registers a drawing
     assert functions - used - by_results == set()
 

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...errors import InputError, UnsupportedModelError
-from ...interventions import carrying_nodes
+from ...interventions.pairs import carrying_nodes
 from ...models.anatomy import block_norm
 from ...runs.record import Run, align_donor, check_task
 from ...runs.writes import head_writes

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ...interventions import between_sides
+from ...interventions.pairs import between_sides
 from ...models.anatomy import device_of
 from ...models.borrow import hooked
 from ...patching.attribution import find_coefficients
