@@ -222,8 +222,9 @@ def test_a_screen_measures_the_weakest_nodes_and_some_others_as_without_it(tiny_
     known = dict(zip(whole.nodes, whole.scores, strict=True))
     assert len(whole.nodes) > 8 == len(found.nodes)
     assert dict(zip(found.nodes, found.scores, strict=True)) == pytest.approx({n: known[n] for n in found.nodes})
-    writers = circuit.space.writers
-    strength = {n: float(circuit.scores[writers.index(n)][circuit.mask[writers.index(n)]].abs().sum()) for n in known}
+    assert circuit.scores is not None
+    sizes = (circuit.scores * circuit.mask).abs().sum(dim=1).tolist()
+    strength = {node: sizes[circuit.space.writers.index(node)] for node in known}
     weakest = sorted(known, key=lambda node: strength[node])[:6]
     assert set(weakest) <= set(found.nodes)
     assert f"of {len(whole.nodes)})" in repr(found)
