@@ -27,7 +27,8 @@ def session() -> Any:
     made.close()
 
 
-HOST = """<!doctype html><html lang="en"><title>host</title><meta name="viewport" content="width=device-width"><body style="margin:0">
+HOST = """<!doctype html><html lang="en"><title>host</title><meta name="viewport" content="width=device-width">
+<body style="margin:0">
 <iframe title="page" style="border:0;width:100vw;height:100vh" sandbox="allow-scripts allow-downloads"></iframe>
 <script>
 const canned = CANNED, asked = []; window.asked = asked;
@@ -37,13 +38,15 @@ port.onmessage = ({ data }) => {
   const what = data.gesture ? data.gesture.do : data.ask;
   const answer = canned[what];
   if (!answer) { port.postMessage({ id: data.id, what: "error", message: "refused: <b>" + what + "</b>" }); return; }
-  if (what === "ablate") port.postMessage({ id: data.id, what: "progress", data: { ...answer.answer.data, controls: null } });
+  const early = () => ({ ...answer.answer.data, controls: null });
+  if (what === "ablate") port.postMessage({ id: data.id, what: "progress", data: early() });
   port.postMessage({ id: data.id, what: "result", ...answer });
 };
 const frame = document.querySelector("iframe");
-frame.addEventListener("load", () => frame.contentWindow.postMessage("mechwork-live", "*", [channel.port2]), { once: true });
+const greet = () => frame.contentWindow.postMessage("mechwork-live", "*", [channel.port2]);
+frame.addEventListener("load", greet, { once: true });
 frame.srcdoc = PAGE;
-</script>"""  # noqa: E501 - a page
+</script>"""
 
 
 def canned(session: Session) -> dict[str, Any]:
@@ -55,7 +58,8 @@ def canned(session: Session) -> dict[str, Any]:
     for gesture in ({"do": "ablate", "place": "a4.h1"}, {"do": "patch", "place": "a4.h1"}, {"do": "restore"}):
         answer = session.do(gesture).to_json()
         found[gesture["do"]] = {"answer": answer, "look": session.look()}
-    session.undo(), session.undo(), session.undo()
+    for _ in range(3):
+        session.undo()
     found["undo"] = {"look": session.look()}
     return found
 
@@ -128,7 +132,8 @@ def test_a_frozen_page_shows_its_answers_and_asks_nobody(
     session.do(Ablate("a4.h1"))
     session.do(Patch("a5.h0@END"))
     freeze(session, tmp_path / "kept.html")
-    session.undo(), session.undo()
+    for _ in range(2):
+        session.undo()
     tab = open_page((tmp_path / "kept.html").read_text(encoding="utf-8"), wait="#lv-history li")
     page = tab.page
     assert page.locator("#lv-history li").count() == 2
