@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 N_CORE = 60
+LEAST = 5
+"""Selections below which no central 95 % is given."""
 
 
 @draws(StabilityCard)
@@ -27,21 +29,26 @@ def render_stability_card(card: StabilityCard) -> str:
 @reports(StabilityCard, section="robustness")
 def stability_section(card: StabilityCard) -> Fragment:
     """The figure, the axes as a table, the core edges."""
+    n = {axis: sum(row.axis == axis for row in card.rows) for axis in card.axes}
+
+    def spread(column: str) -> list[str]:
+        return [_range(card.interval(a, column)) if n[a] >= LEAST else "" for a in card.axes]
+
     columns = [
         Column("what was changed", list(card.axes)),
-        Column("selections", [count(sum(r.axis == a for r in card.rows)) for a in card.axes], numeric=True),
+        Column("selections", [count(n[a]) for a in card.axes], numeric=True),
         Column("edges", [fixed(card.mean(a)) for a in card.axes], numeric=True),
-        Column("central 95 %", [_range(card.interval(a)) for a in card.axes], numeric=True),
+        Column("central 95 %", spread("edges"), numeric=True),
         Column("nodes", [fixed(card.mean(a, "nodes")) for a in card.axes], numeric=True),
         Column("edges on the null", [fixed(card.mean(a, "null_edges")) for a in card.axes], numeric=True),
-        Column("central 95 %", [_range(card.interval(a, "null_edges")) for a in card.axes], numeric=True),
+        Column("central 95 %", spread("null_edges"), numeric=True),
         Column(f"edges to faithfulness {card.target:g}", [_sizes(card.sizes(a)) for a in card.axes], numeric=True),
     ]
     core = card.core
     lead = (
         f"{plural(core.n_edges, 'core edge')}, in at least {100 * CORE:.0f} % of the selections of every axis; "
         f"{card.contingent.n_edges} of the circuit's {card.circuit.n_edges} edges are contingent. On the null "
-        f"{card.null_core.n_edges} edges would be core."
+        f"{plural(card.null_core.n_edges, 'edge')} would be core."
     )
     caption = "Jaccard indices with the circuit of all pairs, by estimated scores; the null has shuffled answers"
     edges = core.edges[:N_CORE]
@@ -57,19 +64,19 @@ def stability_card_figure(card: StabilityCard) -> Figure:
     import plotly.graph_objects as go
 
     figure = go.Figure()
-    for name, column, colour, shift in (
-        ("the task", "edges", POSITIVE, -0.15),
-        ("null: shuffled answers", "null_edges", MUTED, 0.15),
+    for name, column, colour, symbol, shift in (
+        ("the task", "edges", POSITIVE, "circle", -0.15),
+        ("null: shuffled answers", "null_edges", MUTED, "x", 0.15),
     ):
         x = [card.axes.index(row.axis) + shift for row in card.rows]
         y = [float(getattr(row, column)) for row in card.rows]
         said = [plotly_text(row.label, 60) for row in card.rows]
-        marker = {"color": colour, "size": 6, "opacity": 0.5}
+        marker = {"color": colour, "size": 6, "opacity": 0.5, "symbol": symbol}
         figure.add_scatter(
             x=x, y=y, mode="markers", name=name, marker=marker, text=said, hovertemplate="%{text}: %{y:.3f}"
         )
     figure.add_hline(y=card.chance, line={"dash": "dash", "color": MUTED, "width": 1})
-    figure.update_xaxes(tickvals=list(range(len(card.axes))), ticktext=list(card.axes))
+    figure.update_xaxes(tickvals=list(range(len(card.axes))), ticktext=list(card.axes), zeroline=False, showgrid=False)
     figure.update_yaxes(title={"text": "Jaccard index of edges"}, range=[-0.02, 1.02], showgrid=True)
     figure.update_layout(margin={"l": 64, "r": 24, "t": 66, "b": 50}, legend={"orientation": "h", "y": -0.15})
     subtitle = f"{card.circuit.n_edges} edges; each point a selection; dashed: two random circuits"
