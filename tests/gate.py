@@ -2,8 +2,8 @@
 
 name | what runs:
 
-- (none), ``whole`` | format, lint, types, layers, every test (on eight architecture families; of a few that take
-  minutes, some cases) and every notebook
+- (none), ``whole`` | format, lint, types, layers, every test (on seven architecture families; of a few that take
+  minutes, some cases or none) and every notebook
 - ``quick`` | the same four checks; tests that are not slow, on three architecture families, without browser and
   notebooks
 - ``unit``, ``families``, ``browser``, ``pages`` | shards of the tests, which together are all of them (a test checks
@@ -43,15 +43,29 @@ QUICK_FAMILIES = "gpt2,llama,gemma2"
 """Learned positions and LayerNorm; rotary, grouped heads and gates; soft caps, sliding windows and norms behind blocks.
 """
 
-WHOLE_FAMILIES = "gpt2,neox,llama,qwen3,gemma2,mixtral,opt,falcon"
-"""The whole gate's: those and parallel blocks, norms of queries and keys, experts, offset positions, one key for all
-heads. The others are close to one of these; the shard ``families`` runs every one.
+WHOLE_FAMILIES = "gpt2,neox,llama,qwen3,gemma2,mixtral,falcon"
+"""The whole gate's: those and parallel blocks, norms of queries and keys, experts, one key for all heads. The others
+are close to one of these; the shard ``families`` runs every one.
 """
 
 SLOW = ROOT / "tests" / "slow.txt"
 """One ``file::function`` a line. To renew it: the whole gate with ``--junitxml``, then keep what takes long."""
 
 SHARDS = ("unit", "families", "browser", "pages")
+
+DEAR = frozenset(
+    {
+        "tests/models/test_hub.py::test_a_cached_model_needs_no_hub_and_a_broken_download_goes_on",
+        "tests/relevance/test_composites.py::test_rules_hold_in_a_compiled_model",
+        "tests/render/test_browser_large.py::test_it_is_faster_than_plotly_and_fast_enough",
+    }
+)
+"""Tests (``file::function``) that only the shards run: 20 to 50 seconds each, for what seldom breaks."""
+
+TWICE = slice(1, None, 3)
+"""Of the lessons in order, those that the whole gate runs with every exercise answered (the shard: all of them), which
+holds what nbmake shows of the others: that they run.
+"""
 
 
 @dataclass(frozen=True)
@@ -118,11 +132,20 @@ def measured_slow() -> frozenset[str]:
     return frozenset(SLOW.read_text(encoding="utf-8").split())
 
 
+@cache
+def answered_lessons() -> frozenset[str]:
+    """The notebooks of `TWICE`, relative to the root."""
+    return frozenset(path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("notebooks/*.ipynb"))[TWICE])
+
+
 def kept(shard: str, wanted: str, name: str = "") -> bool:
     """Whether the test `name` of `shard` runs when `wanted` is asked for.
 
-    ``quick`` leaves out browser, pages and what was measured to be slow.
+    ``quick`` leaves out browser, pages and what was measured to be slow; the whole gate (nothing asked for, but
+    families chosen) what is dear.
     """
+    if not wanted and FAMILIES in os.environ:
+        return name not in DEAR and name.partition("::")[0] not in answered_lessons()
     quick = wanted == "quick" and shard in ("unit", "families") and name not in measured_slow()
     return not wanted or shard == wanted or quick
 

@@ -58,4 +58,17 @@ def test_what_is_measured_as_slow_exists_and_is_left_out_of_quick_alone() -> Non
         assert f"def {function}(" in (gate.ROOT / path).read_text(encoding="utf-8"), name
         assert not gate.kept("unit", "quick", name)
         assert gate.kept("unit", "unit", name)
+
+
+def test_what_is_dear_exists_and_is_left_out_of_the_whole_gate_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    lessons = gate.answered_lessons()
+    assert len(lessons) >= 4
+    for name in gate.DEAR | {f"{path}::{Path(path).name}" for path in lessons}:
+        path, _, function = name.partition("::")
+        assert (gate.ROOT / path).is_file()
+        assert path in lessons or f"def {function}(" in (gate.ROOT / path).read_text(encoding="utf-8"), name
+        monkeypatch.setenv(gate.FAMILIES, gate.WHOLE_FAMILIES)
+        assert not gate.kept("unit", "", name)
+        monkeypatch.delenv(gate.FAMILIES)
         assert gate.kept("unit", "", name)
+        assert gate.kept("unit", "unit", name)

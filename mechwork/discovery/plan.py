@@ -5,7 +5,7 @@ budget. Where the short plan does not fit, the number of pairs is halved first, 
 
 Seconds = forwards x seconds of one forward. A budget that the user gives is compared with the timed forward of this
 machine. Without one the depth is chosen by counted work, `DEFAULT` seconds at a nominal `SPEED`, so that the same
-command gives the same bytes on any machine.
+command gives the same bytes on any machine; and where a forward is not short (`SHORT`), of `FORWARDS` at most.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .stages import GLANCE, LEAST, MORE, MOST, STAGES
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-DEFAULT = 225.0
+DEFAULT, FORWARDS, SHORT = 250.0, 145.0, 0.75
 SPEED = 6e10
 """Multiplications and additions per second of a small machine, for plans without a budget."""
 FEWEST = 8
@@ -141,6 +141,8 @@ def make_plan(
     shape = full
     while _cost(short, shape) * unit > limit and shape.n_train > FEWEST:
         shape, unit, forward = _halve(shape), unit / 2, forward / 2
+    if budget is None and unit > SHORT:
+        limit = min(limit, FORWARDS * unit)
     names = [name for name in short if name in LEAST]
     if _cost(names, shape) * unit > limit:
         least = duration(_cost(names, shape) * unit)

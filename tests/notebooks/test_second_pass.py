@@ -15,7 +15,7 @@ import pytest
 
 from notebooks.course.pairing import sources
 from tests.browser import Tab
-from tests.gate import fewer
+from tests.gate import TWICE, fewer
 
 from .second_pass import execute, exercises_in, read, run, to_page
 
@@ -32,7 +32,7 @@ COUNT_COLOURS = """async (data) => {
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("source", fewer(sources(), sources()[::3]), ids=lambda source: source.stem)
+@pytest.mark.parametrize("source", fewer(sources(), sources()[TWICE]), ids=lambda source: source.stem)
 def test_exercises_claims_and_page(source: Path, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     done = execute(source, tmp_path)
     names = exercises_in(source)
