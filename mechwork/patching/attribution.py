@@ -23,7 +23,6 @@ from torch import Tensor
 from ..errors import InputError, MetricError, check_whole
 from ..execute import MemoryBudget, ModelRef, Progress, Unit, Work
 from ..execute.drive import run_units
-from ..execute.executors import current_execution
 from ..execute.memory import cut
 from ..execute.task import pack_task, unpack_task, why_not_sent
 from ..execute.unit import Run as RunUnit
@@ -36,7 +35,6 @@ from ..provenance import build_provenance
 from ..relevance import Binding, Composite, Rule, find_composite
 from ..relevance.drop import droppable_layers
 from ..runs.record import Baseline, Run, align_donor, check_task, join_baselines, record_run
-from ..runs.ticks import tell_blocks
 from ..sites import Site, hook_name
 from ..tasks.pairs import PromptPairs
 from ..tasks.task import Task
@@ -79,7 +77,8 @@ def attribute(
     exactly (n_layers backward passes, and one forward per layer for each of q and k).
 
     Pairs run in micro-batches that fit `memory_budget` beside the weights (bytes or ``"2GB"``; default: 1 GiB, and one
-    pair where that is too little). `progress` is called after every block, forward and backward.
+    pair where that is too little). `progress` hears of every batch, and again while
+    blocks run.
 
     In pairs of unequal length the path of `ig_steps` ends at the donor's embeddings at the corresponding tokens.
 
@@ -106,8 +105,6 @@ def attribute(
     grids = {kind: build_grid(anatomy, task, pairs, kind, named.positions(kind, positions)) for kind in sites}
     masks = {kind: mask for kind, (_, mask) in grids.items()}
     size = task.pairs.whole(pairs_per_pass(model, task, sites, memory_budget, through_softmax=bool(exactly)))
-    n_drops = anatomy.n_layers if composite.grad_drop else 1
-    n_passes = (1 + (1 + n_drops) * ig_steps + (ig_steps > 1)) * -(-len(task) // size)
     facts, tensors = pack_task(task)
     settings = {
         "task": facts, "rules": composite.to_json(), "ig_steps": ig_steps, "direction": direction,
@@ -115,13 +112,11 @@ def attribute(
     }  # fmt: skip
     work = Work(OPERATION, ModelRef.of(model), settings, {"task": tensors, "masks": masks}, why_not_sent([task.metric]))
     run = Batches(model, task, composite, direction, masks, exactly, ig_steps).run
-    here = current_execution().executor.kind == "local"  # blocks that run elsewhere are not heard of
     found: list[Tensors] = []
-    with tell_blocks(model, progress if here else None, n_passes, "attributing"):
-        for unit, values in run_units(work, (work.unit(rows) for rows in cut(len(task), size)), run):
-            found.append(values)
-            if progress is not None and not here:
-                progress(unit.rows[1], len(task), "attributing")
+    for unit, values in run_units(work, (work.unit(rows) for rows in cut(len(task), size)), run):
+        found.append(values)
+        if progress is not None:
+            progress(unit.rows[1], len(task), "attributing")
     provenance = build_provenance(
         method="attribution",
         rules=composite.to_json(),

@@ -97,28 +97,6 @@ def test_a_budget_that_holds_no_pair_is_refused_before_anything_runs(tiny_gpt2: 
     assert not ran
 
 
-def test_progress_comes_block_by_block_and_stops_what_it_will(tiny_gpt2: Any, tiny_task: Task) -> None:
-    seen: list[tuple[int, int]] = []
-    plain = attribute(tiny_gpt2, tiny_task, SITES)
-    told = attribute(tiny_gpt2, tiny_task, SITES, progress=lambda done, total, what: seen.append((done, total)))
-    assert torch.equal(plain["mlp_out"].per_example, told["mlp_out"].per_example)
-    assert {total for _, total in seen} == {9}  # three blocks: twice forward, once backward
-    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
-    assert len(seen) >= 8
-    assert seen[-1] == (9, 9)
-    assert (9, 9) not in seen[:-1]
-    for stop in range(1, 8):  # also in the middle of the backward pass
-
-        def refuse(done: int, total: int, what: str, stop: int = stop) -> None:
-            if done == stop:
-                raise KeyboardInterrupt
-
-        with pytest.raises(KeyboardInterrupt):
-            attribute(tiny_gpt2, tiny_task, SITES, progress=refuse)
-    again = attribute(tiny_gpt2, tiny_task, SITES)
-    assert torch.equal(plain["resid_pre"].per_example, again["resid_pre"].per_example)
-
-
 def test_a_large_vocabulary_costs_the_columns_that_are_read() -> None:
     """Memory beside the weights: logits of one column in place of all, in both runs and the backward pass."""
     config = hf.LlamaConfig(
