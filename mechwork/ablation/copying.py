@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -42,9 +43,10 @@ def own_percentiles(
     logits = source_logits(model, layer, head, v).cpu()
     others = tokens.flatten()[torch.randint(tokens.numel(), (n_null, *tokens.shape), generator=generator)]
     ordered = logits.sort(dim=-1).values.contiguous()
-    wanted = torch.cat([tokens[None], others]).permute(1, 2, 0)
+    wanted = rearrange(torch.cat([tokens[None], others]), "draw batch pos -> batch pos draw")
     values = logits.gather(-1, wanted).contiguous()
     below = torch.searchsorted(ordered, values).double()
     equal = torch.searchsorted(ordered, values, right=True).double() - below
-    percentiles = ((below + (equal - 1) / 2) / (logits.shape[-1] - 1)).permute(2, 0, 1)
+    percentiles = (below + (equal - 1) / 2) / (logits.shape[-1] - 1)
+    percentiles = rearrange(percentiles, "batch pos draw -> draw batch pos")
     return percentiles[0], percentiles[1:]

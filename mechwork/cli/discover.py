@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     size = method.add_mutually_exclusive_group()
     size.add_argument(
         "--target", type=fraction, default=0.9, metavar="F",
-        help="the circuit is the smallest that reaches this faithfulness on the train pairs (default: 0.9)",
+        help="the circuit is the smallest that reaches this faithfulness on train pairs (default: 0.9)",
     )  # fmt: skip
     size.add_argument("--n-edges", type=at_least(1), metavar="N", help="size of the circuit, before pruning")
     size.add_argument("--fraction", type=fraction, metavar="F", help="size as a share of all edges")
@@ -129,9 +129,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
         require_correspondence(task)
         plan = make_plan(model, task, settings, mode=mode, budget=budget, again=again is not None)
         rows = [vars(row) for row in plan.rows]
-        console.result(
-            repr(plan), {"plan": rows, "n_train": plan.n_train, "n_test": plan.n_test, "forward": plan.forward}
-        )
+        console.result(repr(plan), {"plan": rows, **plan.facts()})
         return
     request = {
         "task": args.task, "model": args.model, "n_pairs": args.n_pairs, "dtype": args.dtype, "bos": args.bos,

@@ -61,7 +61,8 @@ class Folder:
         data = read_object(self.path / PLAN, ("stages", "n_train", "n_test", "forward"))
         try:
             rows = tuple(Step(**row) for row in data["stages"])
-            return Plan(rows, int(data["n_train"]), int(data["n_test"]), float(data["forward"]))
+            n_train, n_size, n_test = (int(data.get(name, 0)) for name in ("n_train", "n_size", "n_test"))
+            return Plan(rows, n_train, n_test, float(data["forward"]), n_size)
         except (TypeError, ValueError) as error:
             raise ArtefactError(
                 f"{self.path / PLAN} is damaged: {error}. Restore it, or begin again with --force"
@@ -159,7 +160,7 @@ class Folder:
 
     def keep_plan(self, plan: Plan) -> None:
         stages = [vars(row) for row in plan.rows]
-        data = {"stages": stages, "n_train": plan.n_train, "n_test": plan.n_test, "forward": plan.forward}
+        data = {"stages": stages, **plan.facts()}
         write_json(self.path / PLAN, data)
 
     def units(self, stage: str) -> Path:

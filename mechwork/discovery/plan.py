@@ -23,6 +23,7 @@ from ..result import Result, Table
 from ..tasks.task import Task
 from .settings import Mode, Settings
 from .shape import Shape
+from .size import N_CHOOSE
 from .stages import GLANCE, LEAST, MORE, MOST, STAGES
 
 if TYPE_CHECKING:
@@ -46,14 +47,15 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Plan(Result, what="discovery plan"):
-    """Stages in order. `n_train` and `n_test` pairs are used; `forward` is the seconds of one forward of the train
-    pairs.
+    """Stages in order. `n_train` pairs score edges, `n_size` others choose the circuit's size (0: the same ones do),
+    `n_test` test it; `forward` is the seconds of one forward of the first.
     """
 
     rows: tuple[Step, ...]
     n_train: int
     n_test: int
     forward: float
+    n_size: int = 0
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -67,13 +69,19 @@ class Plan(Result, what="discovery plan"):
     def seconds(self) -> float:
         return sum(row.seconds for row in self.rows)
 
+    def facts(self) -> dict[str, float]:
+        """The numbers of pairs, and the seconds of one forward."""
+        return {"n_train": self.n_train, "n_size": self.n_size, "n_test": self.n_test, "forward": self.forward}
+
     def cut(self, task: Task) -> Task:
         """The pairs of the task that the plan uses."""
         if not task.splits:
             return task[: self.n_train]
         rows = {split: [i for i, s in enumerate(task.splits) if s == split] for split in ("train", "test")}
-        n_train, n_test = task.pairs.whole(self.n_train), task.pairs.whole(self.n_test)
-        return task[[*rows["train"][:n_train], *rows["test"][:n_test]]]
+        n_train, n_size, n_test = (task.pairs.whole(n) if n else 0 for n in (self.n_train, self.n_size, self.n_test))
+        kept = [("train", rows["train"][:n_train]), ("size", rows["train"][n_train : n_train + n_size])]
+        kept.append(("test", rows["test"][:n_test]))
+        return replace(task[[i for _, part in kept for i in part]], splits=tuple(s for s, part in kept for _ in part))
 
     def _table(self) -> Table:
         """One row per stage."""
@@ -88,7 +96,9 @@ class Plan(Result, what="discovery plan"):
                 for row in self.rows
             ),
             f"{'all':<13}{self.forwards:>9.1f}{duration(self.seconds):>10}",
-            f"{self.n_train} pairs to find the circuit, {self.n_test} to test it; one forward {duration(self.forward)}",
+            f"{self.n_train} pairs to find the circuit, "
+            + (f"{self.n_size} to choose its size, " if self.n_size else "")
+            + f"{self.n_test} to test it; one forward {duration(self.forward)}",
         ]
         return "\n".join(lines)
 
@@ -154,7 +164,8 @@ def make_plan(
         wanted = [*(n for n in names if n != STAGES[name].instead), name]
         if _cost(wanted, shape) * unit <= limit:
             names = wanted
-    return _plan(names, shape, forward)
+    left = min(N_CHOOSE, shape.n_train, full.n_train - shape.n_train) if task.splits and full.scored else 0
+    return replace(_plan(names, shape, forward), n_size=left if left >= FEWEST else 0)
 
 
 def extend_plan(old: Plan, new: Plan, done: tuple[str, ...]) -> Plan:

@@ -1,9 +1,10 @@
-"""How large a circuit must be: the fewest edges that reach a target faithfulness, on the pairs the circuit is found on.
+"""How large a circuit must be: the fewest edges that reach a target faithfulness on pairs that are not the test's.
 
 Sizes grow along MIB's fractions until |1 - faithfulness| <= 1 - target; then the gap between the last two is halved (by
 geometric mean) `N_REFINE` times. Choosing on the train pairs leaves the test pairs untouched. Where no size reaches the
-target the one closest to 1 is taken, and the reason says so. Cost: 3 forwards, and 1 per size, of at most `N_CHOOSE`
-pairs.
+target the one closest to 1 is taken, and the reason says so. Where there are train pairs that did not score the edges
+(`Task.sizing`) they choose: scored pairs flatter a circuit (induction on SmolLM2-135M, 10.8 % of the edges by 16 pairs:
+.92 on these, .72 on others like them). Cost: 3 forwards, and 1 per size, of at most `N_CHOOSE` pairs.
 """
 
 from __future__ import annotations
@@ -63,8 +64,10 @@ def find_size(
     model: TransformerBridge, task: Task, scores: EdgeScores, target: float, settings: EvaluationSettings,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Sizing:  # fmt: skip
-    """The size for `target` on (the first `N_CHOOSE` of) `task`'s pairs."""
-    few, space = task[: min(N_CHOOSE, len(task))], scores.space
+    """The size for `target` on (the first `N_CHOOSE` of) `task.sizing`."""
+    held, space = task.sizing, scores.space
+    few = held[: min(N_CHOOSE, len(held))]
+    which = "train pairs that did not score the edges" if "size" in task.splits else "train pairs"
     tried: dict[int, Tried] = {}
     shared = SharedRuns()
     whole, empty = measure_circuits(model, few, space, [space.mask, space.mask & False], settings, shared).metric
@@ -92,10 +95,8 @@ def find_size(
         below = n
     if found is None:
         best = min(tried.values(), key=lambda t: (abs(1 - t.faithfulness), t.n_edges))
-        reason = (
-            f"no size reaches faithfulness {target:g} on the train pairs; this is closest ({best.faithfulness:.3f})"
-        )
-        return _sizing(tried, best.n_edges, reason, task, scores)
+        reason = f"no size reaches faithfulness {target:g} on the {which}; this is closest ({best.faithfulness:.3f})"
+        return _sizing(tried, best.n_edges, reason, held, scores)
     for _ in range(N_REFINE):
         middle = round(sqrt(max(below, 1) * found))
         if not below < middle < found:
@@ -105,8 +106,8 @@ def find_size(
         else:
             below = middle
     value = tried[found].faithfulness
-    reason = f"the fewest edges tried that reach faithfulness {target:g} on the train pairs ({value:.3f})"
-    return _sizing(tried, found, reason, task, scores)
+    reason = f"the fewest edges tried that reach faithfulness {target:g} on the {which} ({value:.3f})"
+    return _sizing(tried, found, reason, held, scores)
 
 
 def _sizing(tried: dict[int, Tried], n: int, reason: str, task: Task, scores: EdgeScores) -> Sizing:

@@ -26,6 +26,7 @@ def summarise(found: Discovery) -> dict[str, Any]:
             "citation": found.task.citation,
             "metric": found.task.metric.name,
             "n_train": len(found.task.train),
+            "n_size": found.task.splits.count("size"),
             "n_test": len(found.task.test),
             "held_out": found.held_out,
         },
@@ -181,7 +182,9 @@ def _head(found: Discovery, data: dict[str, Any]) -> list[str]:
     n = found.task.pairs.n_per_question
     questions = f" ({task['n_train'] // n} and {task['n_test'] // n} questions of {n} pairs)" if n > 1 else ""
     pairs = (
-        f"{task['n_train']} pairs to find the circuit, {task['n_test']} others{_unlike(found)} to test it"
+        f"{task['n_train']} pairs to find the circuit, "
+        + (f"{task['n_size']} others to choose its size, " if task["n_size"] else "")
+        + f"{task['n_test']} others{_unlike(found)} to test it"
         if task["held_out"]
         else f"{task['n_train']} pairs, used both to find and to test the circuit: faithfulness is not held out"
     )

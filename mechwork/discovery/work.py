@@ -122,7 +122,7 @@ def choose_size(work: StageWork) -> Found:
         sizing = by_hand(scores, *given)
     else:
         running = EvaluationSettings(seed=s.seed, memory_budget=s.memory)
-        sizing = find_size(work.model, work.task.train, scores, s.target, running, work.progress)
+        sizing = find_size(work.model, work.task, scores, s.target, running, work.progress)
     return {"sizing": sizing}
 
 

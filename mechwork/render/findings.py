@@ -114,8 +114,9 @@ class Findings:
         fact = provenance.get("task")
         sha = fact.get("sha256") if isinstance(fact, dict) else None
         if self.task.splits and sha is not None:
-            for split in ("test", "train"):
-                if split in self.task.splits and sha == getattr(self.task, split).pairs.fingerprint():
+            parts = {"test": "test", "train": "train", "size": "sizing"}
+            for split, part in parts.items():
+                if split in self.task.splits and sha == getattr(self.task, part).pairs.fingerprint():
                     return f"{split} pair"
         return "pair"
 

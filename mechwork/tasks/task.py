@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class Task(Readable):
     """Clean/corrupt pairs, a metric, and which pairs are for finding (`train`) and which for testing (`test`).
 
-    `splits` holds ``"train"`` or ``"test"`` per pair; without splits, `train` and `test` are the whole task.
+    `splits` holds ``"train"``, ``"size"`` or ``"test"`` per pair; without splits, each part is the whole task.
     `texts` holds the pairs' prompts as token strings, for people. When answers have several tokens a question can have
     several pairs, one after another (`tasks.continuations`): ``len`` counts pairs, slices take whole questions.
 
@@ -128,6 +128,11 @@ class Task(Readable):
     def train(self) -> Task:
         """The pairs to find circuits on."""
         return self._split("train")
+
+    @property
+    def sizing(self) -> Task:
+        """The pairs on which a circuit's size is chosen: train pairs set aside for it, else all of them."""
+        return self._split("size" if "size" in self.splits else "train")
 
     @property
     def test(self) -> Task:

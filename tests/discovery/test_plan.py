@@ -6,9 +6,11 @@ import pytest
 from transformer_lens.model_bridge import TransformerBridge
 
 import mechwork as mw
+from mechwork.circuits.testing.evaluate import EvaluationSettings
 from mechwork.discovery.check import check_data
 from mechwork.discovery.plan import extend_plan, make_plan
 from mechwork.discovery.settings import Settings, parse_seconds
+from mechwork.discovery.size import find_size
 from mechwork.discovery.stages import LEAST, STAGES
 from mechwork.errors import InputError
 from mechwork.tasks.task import Task
@@ -39,6 +41,25 @@ def test_a_larger_budget_gives_a_deeper_plan_that_fits(model: TransformerBridge,
     assert "measure" in plans[-1].stages
     assert "screen" not in plans[-1].stages
     assert len(plans[0].cut(task).train) == plans[0].n_train
+
+
+def test_pairs_that_scored_do_not_choose_the_size_where_others_are_left(model: TransformerBridge, task: Task) -> None:
+    short = make_plan(model, task, Settings(), budget=60, seconds=1.0)
+    part = short.cut(task)
+    assert len(part.sizing) == short.n_size >= 8
+    asked = [{tuple(row) for row in one.pairs.clean_tokens.tolist()} for one in (part.train, part.sizing, part.test)]
+    everywhere = {tuple(row) for row in task.train.pairs.clean_tokens.tolist()}
+    assert asked[0] | asked[1] <= everywhere
+    assert not asked[0] & asked[1]
+    assert part.train.pairs.fingerprint() == task.train[: short.n_train].pairs.fingerprint()
+    sizing = find_size(model, part, mw.score_edges(model, part.train, preset="eap"), 0.9, EvaluationSettings())
+    assert "did not score" in sizing.reason
+    assert sizing.provenance["task"]["sha256"] == part.sizing.pairs.fingerprint()
+    whole = make_plan(model, task, Settings(), mode="thorough", seconds=1.0)
+    assert whole.n_size == 0
+    assert whole.cut(task).sizing.pairs.fingerprint() == task.train.pairs.fingerprint()
+    by_hand = make_plan(model, task, Settings(n_edges=20), budget=60, seconds=1.0)
+    assert by_hand.n_size == 0
 
 
 def test_every_stage_finds_what_it_needs(model: TransformerBridge, task: Task) -> None:

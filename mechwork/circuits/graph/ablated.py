@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -123,8 +124,9 @@ def mean_writes(
     moments = Moments(task.pairs.clean_tokens.shape[1] if by_position else 1)
     for pairs in task.pairs.batches(BATCH):
         pairs = pairs.to(device_of(model))
-        moments.add(_writes_of(model, space, pairs, corrupt=False).permute(1, 2, 0, 3), pairs.mask)
-    return moments.mean().transpose(0, 1).unsqueeze(1)
+        writes = _writes_of(model, space, pairs, corrupt=False)
+        moments.add(rearrange(writes, "writer batch pos d_model -> batch pos writer d_model"), pairs.mask)
+    return rearrange(moments.mean(), "pos writer d_model -> writer 1 pos d_model")
 
 
 def learn_constants(

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -193,8 +194,9 @@ class _Runner:
                 found += (part.T @ (seen * here[None, :, :, None]).flatten(1)).view_as(found)
             return found
         if cut.ndim == 3:
-            parts = torch.matmul(cut.mT, seen.unflatten(1, (len(cut), -1)).flatten(2).transpose(0, 1))
-            return parts.transpose(0, 1).reshape(n, *seen.shape[1:])
+            copies = rearrange(seen, "writer (copy row) pos d_model -> copy writer (row pos d_model)", copy=len(cut))
+            parts = torch.matmul(cut.mT, copies)
+            return rearrange(parts, "copy wanted numbers -> wanted (copy numbers)").view(n, *seen.shape[1:])
         if plan.rows is None:
             return (cut.T @ seen.flatten(1)).view(n, *seen.shape[1:])
         index = plan.rows.to(seen.device)
@@ -237,7 +239,8 @@ class _Runner:
         weights = torch.cat([getattr(attn, f"W_{kind}").detach() for kind in "QKV"])
         weights = weights if len(heads) == len(weights) else weights[heads.to(weights.device)]
         x = (x if norm is None else norm(x)).to(weights)
-        projected = torch.bmm(x.flatten(1, 2), weights).view(*x.shape[:3], -1).permute(1, 2, 0, 3)
+        projected = torch.bmm(rearrange(x, "head batch pos d_model -> head (batch pos) d_model"), weights)
+        projected = rearrange(projected, "head (batch pos) d_head -> batch pos head d_head", pos=x.shape[2])
         row = 0
         for kind in "qkv":
             n = len(self._heads(layer, kind))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -245,11 +246,17 @@ class Coefficients:
         a, c = writes[first:last], coefficients
         unseen = ~self.space.mask[first:last, columns].to(writes.device)
         if cells is None:
-            product = torch.bmm(a.transpose(0, 1).flatten(2), c.transpose(0, 1).flatten(2).transpose(1, 2))
+            product = torch.bmm(
+                rearrange(a, "writer batch pos d_model -> batch writer (pos d_model)"),
+                rearrange(c, "reader batch pos d_model -> batch (pos d_model) reader"),
+            )
             self.total[:, 0, first:last, columns].add_(product.masked_fill_(unseen, 0.0), alpha=weight)
         else:
-            each = torch.bmm(a.flatten(1, 2).transpose(0, 1), c.flatten(1, 2).permute(1, 2, 0))
-            each = each.unflatten(0, (a.shape[1], a.shape[2]))
+            each = torch.bmm(
+                rearrange(a, "writer batch pos d_model -> (batch pos) writer d_model"),
+                rearrange(c, "reader batch pos d_model -> (batch pos) d_model reader"),
+            )
+            each = rearrange(each, "(batch pos) writer reader -> batch pos writer reader", batch=a.shape[1])
             summed = torch.einsum("bpwr,cbp->bcwr", each, cells[:, :, chunk].to(each))
             self.total[:, :, first:last, columns].add_(summed.masked_fill_(unseen, 0.0), alpha=weight)
 

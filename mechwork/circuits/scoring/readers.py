@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -100,7 +101,10 @@ def _through_attention(
         _multiply(_head_first(g), weight.transpose(1, 2), out)
     elif not isinstance(rule, _FOLDED):
         pulled = torch.bmm(_head_first(g), weight.transpose(1, 2)).view(out.shape)
-        out.copy_(norm_pull_back(rule, norm, stream, pulled.permute(1, 2, 0, 3)).permute(2, 0, 1, 3))
+        pulled = norm_pull_back(
+            rule, norm, stream, rearrange(pulled, "head batch pos d_model -> batch pos head d_model")
+        )
+        out.copy_(rearrange(pulled, "batch pos head d_model -> head batch pos d_model"))
     else:
         scale = norm.scale(stream)
         folded = norm.centre(norm.gain * weight.transpose(1, 2))  # head d_head d_model
@@ -140,8 +144,9 @@ def _through_linear_rule(
             out = linear.surrogate(columns, x, columns(x))
         pulled.append(torch.autograd.grad(out, x, g[:, :, head].to(out))[0])
     together = torch.stack(pulled, dim=2)
-    return (together if norm is None else norm_pull_back(rule, norm, stream, together)).permute(2, 0, 1, 3).contiguous()
+    together = together if norm is None else norm_pull_back(rule, norm, stream, together)
+    return rearrange(together, "batch pos head d_model -> head batch pos d_model").contiguous()
 
 
 def _head_first(g: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "head token d_head"]:
-    return g.flatten(0, 1).transpose(0, 1)
+    return rearrange(g, "batch pos head d_head -> head (batch pos) d_head")
