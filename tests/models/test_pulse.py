@@ -15,6 +15,7 @@ WORK = {
     "evaluate": lambda model, task, **given: (
         mw.evaluate(model, task, mw.score_edges(model, task, preset="eap").circuit(20), **given).faithfulness
     ),
+    "patch": lambda model, task, **given: mw.patch(model, task, ["mlp_out", "z"], **given)["z"].values,
     "attribute": lambda model, task, **given: mw.attribute(model, task, ["resid_pre"], **given)["resid_pre"].values,
 }
 
