@@ -38,6 +38,23 @@ def test_node_scores_are_sums_of_edge_scores(family_model64: Any, tiny_task: Tas
     assert set(circuit.nodes) <= {"input", "logits", *(name for name, _ in nodes.top(6))}
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"preset": "eap"}, {"preset": "relp"}, {"preset": "eap-ig"}, {"preset": "eap", "ablation": "zero"},
+        {"rules": "gradient", "path": "clean-corrupt"}, {"rules": "gradient", "path": "activations", "ig_steps": 2},
+        {"rules": "atp_star"}, {"preset": "eap-ig", "memory_budget": 1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_every_estimator_of_edges_scores_nodes(settings: dict[str, Any], tiny_gpt2_64: Any, tiny_task: Task) -> None:
+    edges = score_edges(tiny_gpt2_64, tiny_task, keep="pairs", **settings)
+    nodes = score_nodes(tiny_gpt2_64, tiny_task, **settings)
+    assert edges.per_example is not None
+    torch.testing.assert_close(nodes.per_example, edges.per_example.sum(dim=2), rtol=0, atol=1e-10)
+    assert float(nodes.values.abs().max()) > 1e-3
+
+
 def test_neurons_add_up_to_their_mlp_and_equal_the_site(tiny_gpt2_64: Any, tiny_task: Task) -> None:
     scores = score_neurons(tiny_gpt2_64, tiny_task, rules="gradient")
     sites = attribute(tiny_gpt2_64, tiny_task, ["mlp_post", "mlp_out"], rules="gradient", positions="all")

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -49,6 +51,11 @@ class Coefficients:
     n_positions: int
     seed: int
 
+    @property
+    def n_columns(self) -> int:
+        """Scores per writer."""
+        return self.space.n_readers
+
     def __post_init__(self) -> None:
         self.ablated = None if self.method.ablation == "corrupt" else self._ablated_writes()
 
@@ -73,7 +80,7 @@ class Coefficients:
     def _one(self, passes: Passes, cells: Cells | None, fractions: Sequence[float] | None) -> Rows:
         n_cells = 1 if cells is None else len(cells)
         self.total = torch.zeros(
-            len(passes.task), n_cells, self.space.n_writers, self.space.n_readers,
+            len(passes.task), n_cells, self.space.n_writers, self.n_columns,
             dtype=torch.promote_types(dtype_of(self.model), torch.float32), device=device_of(self.model),
         )  # fmt: skip
         if self.method.path == "activations":
@@ -272,6 +279,56 @@ class Coefficients:
         if self.method.ablation == "zero":
             return torch.zeros(self.space.n_writers, 1, 1, self.model.cfg.d_model).to(next(self.model.parameters()))
         return mean_writes(self.model, self.task, self.space, by_position=self.method.ablation == "mean_by_position")
+
+
+class WriterTotals(Coefficients):
+    """Every writer's scores summed over its readers, ``[batch, writer, 1]``, without a product per edge: its write
+    meets the sum of their coefficients. Paths through inputs, and no dropped layers.
+    """
+
+    @property
+    def n_columns(self) -> int:
+        return 1
+
+    @cached_property
+    def _ranges(self) -> list[slice]:
+        """Writers that the same readers see."""
+        ends = self.space.n_seen.unique().tolist()
+        return [slice(first, last) for first, last in pairwise([0, *ends])]
+
+    def _totals(self, point: Point, positions: slice, like: Tensor) -> Float[Tensor, "range batch pos d_model"]:
+        """For each of the ranges the sum over the readers that see it, which are those from some layer on."""
+        totals = like.new_empty(len(self._ranges), *like.shape)
+        total, left = torch.zeros_like(like), len(self._ranges)
+        for layers, columns in reversed(list(self._groups())):
+            beat(self.model)
+            coefficients = like.new_empty(columns.stop - columns.start, *like.shape)
+            self._fill(point, layers, coefficients, positions)
+            seen = self.space.n_seen[columns].to(like.device)
+            for n in seen.unique().flip(0).tolist():
+                total = total + coefficients[seen == n].sum(dim=0)
+                left -= 1
+                totals[left] = total
+        return totals
+
+    def _credit(self, totals: Tensor, writes: Writes, weight: float) -> None:
+        for total, rows in zip(totals, self._ranges, strict=True):
+            product = torch.einsum("wbpd,bpd->bw", writes[rows], total.to(writes))
+            self.total[:, 0, rows, 0].add_(product, alpha=weight)
+
+    def _add(
+        self, point: Point, chunk: slice, writes: Writes, cells: Cells | None, weight: float, rows: slice | None = None
+    ) -> None:
+        self._credit(self._totals(point, chunk, writes[0]), writes, weight)
+
+    def _no_coefficients(self, like: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "range batch pos d_model"]:
+        return torch.zeros(len(self._ranges), *like.shape, dtype=self.total.dtype, device=like.device)
+
+    def _average(self, point: Point, mean: Float[Tensor, "range batch pos d_model"], weight: float) -> None:
+        mean.add_(self._totals(point, slice(None), mean[0]), alpha=weight)
+
+    def _multiply_all(self, mean: Tensor, chunk: slice, writes: Tensor, cells: Cells | None) -> None:
+        self._credit(mean[:, :, chunk], writes, 1.0)
 
 
 @dataclass(eq=False)

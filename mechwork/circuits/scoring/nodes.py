@@ -123,7 +123,8 @@ def score_nodes(
     memory_budget: int | str = DEFAULT_BUDGET,
     progress: Progress | None = None,
 ) -> NodeScores:
-    """Scores of all nodes, ``[batch, writer]``; arguments and errors as for `score_edges`.
+    """Scores of all nodes, ``[batch, writer]``: what the scores of a node's edges add up to; arguments and errors as
+    for `score_edges`. Cost: its passes; there is no product per edge.
 
     >>> score_nodes(model, task.train, rules="gradient").top(5)
     """
@@ -131,7 +132,7 @@ def score_nodes(
     space = edge_space(model, task, aligned=None)
     check_correspondence(method, task)
     plan = plan_batches(model, task, space, method, memory_budget, None)
-    rows = list(_summed(batch_rows(model, task, space, method, plan, 0, progress)))
+    rows = list(_summed(batch_rows(model, task, space, method, plan, 0, progress, nodes=True)))
     per_question = task.pairs.per_question
     baseline = join_baselines([baseline for _, baseline in rows]).by(per_question)
     baseline.require_gap()

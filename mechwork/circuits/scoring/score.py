@@ -186,12 +186,15 @@ def batch_rows(
     seed: int = 0,
     progress: Progress | None = None,
     source: Task | None = None,
+    *,
+    nodes: bool = False,
 ) -> Iterator[Rows]:
-    """Scores and baselines of all pairs, micro-batch by micro-batch."""
-    for unit, rows in run_batches(model, task, space, method, plan.n_pairs, plan.n_positions, seed, source):
+    """Scores and baselines of all pairs, micro-batch by micro-batch; of `nodes`, see `run_batches`."""
+    batches = run_batches(model, task, space, method, plan.n_pairs, plan.n_positions, seed, source, nodes=nodes)
+    for unit, rows in batches:
         yield rows
         if progress is not None:
-            progress(unit.rows[1], len(task), "scoring edges")
+            progress(unit.rows[1], len(task), "scoring nodes" if nodes else "scoring edges")
 
 
 def check_correspondence(method: Method, task: Task) -> None:

@@ -19,7 +19,7 @@ from ...runs.record import Baseline
 from ...tasks.task import Task
 from ..graph.space import EdgeSpace
 from ..graph.writers import edge_space
-from .estimate import ESTIMATORS
+from .estimate import ESTIMATORS, Coefficients, WriterTotals
 from .methods import Method
 from .rows import Rows
 
@@ -39,9 +39,11 @@ def run_batches(
     n_positions: int,
     seed: int,
     source: Task | None = None,
+    *,
+    nodes: bool = False,
 ) -> Iterator[tuple[Unit, Rows]]:
     """Scores and baselines of all pairs, `n_pairs` at a time; means are over the prompts of `source` (default: the
-    task's).
+    task's). `nodes`: summed over readers where that is cheaper, ``[batch, writer, 1]``.
     """
     facts, tensors = pack_task(task)
     settings = {
@@ -51,12 +53,13 @@ def run_batches(
         "split_input": space.split_input,
         "n_positions": n_positions,
         "seed": seed,
+        "nodes": nodes,
     }
     data = {"task": tensors}
     if source is not None:
         settings["source"], data["source"] = pack_task(source)
     work = Work(OPERATION, ModelRef.of(model), settings, data, why_not_sent([task.metric]))
-    run = _runner(model, task, space, method, n_positions, seed, source)
+    run = _runner(model, task, space, method, n_positions, seed, source, nodes=nodes)
     for unit, values in run_units(work, (work.unit(rows) for rows in cut(len(task), n_pairs)), run):
         yield unit, Rows(values["values"], Baseline(values["clean"], values["corrupt"]))
 
@@ -68,14 +71,19 @@ def build(model: TransformerBridge, work: Work) -> Run:
     method = Method(Composite.from_json(settings["rules"]), **settings["method"])
     space = edge_space(model, task, split_input=settings["split_input"], aligned=None)
     source = unpack_task(settings["source"], work.data["source"]) if "source" in settings else None
-    return _runner(model, task, space, method, settings["n_positions"], settings["seed"], source)
+    return _runner(
+        model, task, space, method, settings["n_positions"], settings["seed"], source, nodes=settings["nodes"]
+    )
 
 
 def _runner(
     model: TransformerBridge, task: Task, space: EdgeSpace, method: Method, n_positions: int, seed: int,
-    source: Task | None,
+    source: Task | None, *, nodes: bool,
 ) -> Run:  # fmt: skip
-    estimate = ESTIMATORS[method.estimator](model, source or task, space, method, n_positions, seed)
+    estimator = ESTIMATORS[method.estimator]
+    if nodes and estimator is Coefficients and method.path != "activations" and not method.rules.grad_drop:
+        estimator = WriterTotals
+    estimate = estimator(model, source or task, space, method, n_positions, seed)
 
     def run(unit: Unit) -> Tensors:
         rows = estimate(task[slice(*unit.rows)])
