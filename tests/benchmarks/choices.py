@@ -5,7 +5,8 @@
 - ``precision``: a forward, a backward and all edges in float32 and bfloat16, and how far the scores are apart.
 - ``compile``: a forward and a forward with backward, plain and under ``torch.compile``.
 - ``peer``: all edges of one pair (plain gradients) by TransformerLens 4 and here, on a model with split keys and values
-  (TransformerLens has no edges under grouped ones).
+  (TransformerLens has no edges under grouped ones); and of 8 pairs by the paper's recipe in plain torch hooks
+  (`tests.benchmarks.literal`).
 
 Models default to the bundled ``llama-6l`` and, where MECHWORK_REAL_MODEL names one, a real one. CPU time, one thread.
 """
@@ -23,6 +24,7 @@ import torch
 import mechwork as mw
 from mechwork.relevance import GRADIENT
 from tests.benchmarks.common import backward, cpu, plain_forward, tl_edges
+from tests.benchmarks.literal import literal_eap
 from tests.benchmarks.real import one_length
 
 COUNTS = (50, 100, 200, 400, 700, 1400, 2800, 5600)
@@ -85,6 +87,17 @@ def peer(name: str) -> None:
     print(
         f"{name}: forward {forward:.2f} CPU-s; TransformerLens {theirs:.2f} CPU-s = {theirs / forward:.0f} F, "
         f"mechwork {ours:.2f} CPU-s = {ours / forward:.1f} F",
+        flush=True,
+    )
+    model = mw.load_model(name)
+    task = one_length(model)
+    forward = _faster(lambda: plain_forward(model, task))
+    scores = mw.score_edges(model, task, preset="eap")
+    apart = (literal_eap(model, task) * scores.space.mask - scores.values).abs().max() / scores.values.abs().max()
+    spent = [_faster(lambda: mw.score_edges(model, task, preset="eap")), cpu(lambda: literal_eap(model, task))]
+    print(
+        f"  {len(task)} pairs, grouped: forward {forward:.2f} CPU-s; literal hooks {spent[1] / forward:.1f} F, "
+        f"mechwork {spent[0] / forward:.1f} F; largest difference {float(apart):.0e} of the largest score",
         flush=True,
     )
 
