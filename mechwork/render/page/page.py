@@ -130,7 +130,7 @@ def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-PACK_ABOVE = 200_000
+PACK_ABOVE = 40_000
 """Data of more characters than this stand gzipped in the page, about a fifth as long."""
 
 
