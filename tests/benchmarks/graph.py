@@ -4,7 +4,8 @@ Two graphs: the IOI circuit of gpt2-6l, and a synthetic one of about 1,000 nodes
 the start of the navigation to the frame after the graph's first node is in the page (the median of three loads); a step
 is the mean of ten, less two idle frames. Prints a table, the sizes of the files, and how long Python takes to write the
 page. ``--cpu`` prints what gestures by mouse and keyboard take of the page's main thread in milliseconds of CPU at
-30,000 edges, until the frame after them is there: a busy machine changes that less than the clock. Needs chromium and playwright.
+30,000 edges, until the frame after them is there: a busy machine changes that less than the clock. Needs chromium and
+playwright.
 """
 
 from __future__ import annotations
