@@ -38,6 +38,11 @@ class Tab:
         """Waits until what was asked for has been drawn."""
         self.page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
+    def address(self, holds: str) -> str:
+        """The part of the address after ``#``, once it is written and has `holds` in it."""
+        self.page.wait_for_function("(text) => location.hash.includes(text)", arg=holds)
+        return self.page.evaluate("() => location.hash")
+
     def state(self, k: int = 0) -> dict[str, Any]:
         """The state of the k-th graph."""
         self.settle()

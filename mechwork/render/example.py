@@ -91,8 +91,8 @@ def _places(effect: Effect, task: Task, n: int) -> list[int | None] | None:
 
 
 def _probabilities(findings: Findings, task: Task, answer: str, wrong: str) -> tuple[float | None, float | None]:
-    for table in findings.others:
-        if not isinstance(table, LensTable) or not table.places[-1].startswith("resid_post"):
+    for table in findings.of(LensTable):
+        if not table.places[-1].startswith("resid_post"):
             continue
         tokens = table.tokens[0][table.mask[0]].tolist()
         if tokens != task.pairs.clean_tokens[0, : int(task.pairs.lengths[0])].tolist():

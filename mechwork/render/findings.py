@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from ..ablation.heads import HeadStudy
 from ..circuits.graph.circuit import Circuit
-from ..circuits.scoring.positions import AttentionEdges, PositionScores
+from ..circuits.scoring.positions import PositionScores
 from ..circuits.scoring.scores import EdgeScores
-from ..circuits.scoring.stability import Stability
-from ..circuits.testing.completeness import Completeness, Minimality
+from ..circuits.testing.completeness import Minimality
 from ..circuits.testing.curves import CircuitEvaluation, FaithfulnessCurve
 from ..errors import InputError
 from ..patching.result import Effect, Effects
@@ -20,45 +19,62 @@ from ..runs.attention import AttentionPatterns
 from ..runs.components import ComponentStudy
 from ..tasks.task import Task
 from .page.cards import Card, Fact, Pattern, attention_cards, component_cards
-from .page.page import Fragment
 from .page.text import percent, signed, words
-from .panels.agreement import method_name
 from .panels.heads import head_facts
 
-REPORTED = (
-    Effects, Effect, EdgeScores, Circuit, FaithfulnessCurve, CircuitEvaluation, AttentionPatterns, HeadStudy,
-    ComponentStudy,
-    Stability, Completeness, Minimality, PositionScores, AttentionEdges,
-)  # fmt: skip
-
-_Build = TypeVar("_Build", bound=Callable[[Any], Fragment])
+_Build = TypeVar("_Build", bound=Callable[[Any], Any])
+_Kind = TypeVar("_Kind")
 Tell = Callable[[Any, Task, Sequence[str]], Mapping[str, Sequence[Card]]]
 """(result, task, nodes) -> what the result says about some of those nodes; ``a4.h1@END`` is a node at a span or token.
 """
-EXTENSIONS: dict[type, tuple[str, Callable[[Any], Fragment], Tell | None]] = {}
-"""Results of other modules -> (section of the report, what draws them there, what they say about nodes); see `reports`.
-"""
 
 
-def reports(result: type, *, section: str, tells: Tell | None = None) -> Callable[[_Build], _Build]:
+class Panel(NamedTuple):
+    """How a report shows a class of results: where, by which function, what it says about nodes, what it is called in
+    the provenance. `together`: the function is given all findings at once and draws its classes side by side.
+    """
+
+    section: str
+    build: Callable[[Any], Any]
+    tells: Tell | None = None
+    called: Callable[[Any], str] | str = ""
+    together: bool = False
+
+
+EXTENSIONS: dict[type, Panel] = {}
+"""Every class of results that a report shows; the only list of them, filled by `reports`."""
+
+
+def reports(
+    *results: type, section: str, tells: Tell | None = None, called: Callable[[Any], str] | str = "",
+    together: bool = False,
+) -> Callable[[_Build], _Build]:  # fmt: skip
     """Decorator: register a function ``result -> Fragment`` that draws a result class in that section of every report.
 
-    `tells` gives cards for the side panel of the graph and for the component cards.
+    `tells` gives cards for the side panel of the graph and for the component cards; `called` names the result in the
+    provenance. With ``together=True`` the function is given the `Findings` and returns the fragments of all results of
+    its classes, for what only says something side by side.
 
     >>> @reports(LensReading, section="localisation")
     ... def lens_fragment(reading: LensReading) -> Fragment: ...
     """
 
     def register(build: _Build) -> _Build:
-        EXTENSIONS[result] = (section, build, tells)
+        for result in results:
+            EXTENSIONS[result] = Panel(section, build, tells, called, together)
         return build
 
     return register
 
 
-def extension_of(result: object) -> tuple[str, Callable[[Any], Fragment], Tell | None]:
+def panel_of(result: object) -> Panel:
     """What was registered for the class of `result`, or for one that it derives from."""
     return next(EXTENSIONS[cls] for cls in type(result).__mro__ if cls in EXTENSIONS)
+
+
+def panels_together(section: str) -> list[Callable[[Any], Any]]:
+    """What draws several results of a section at once, each once."""
+    return list(dict.fromkeys(p.build for p in EXTENSIONS.values() if p.together and p.section == section))
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,38 +82,53 @@ class Findings:
     """A task and everything that was found on it."""
 
     task: Task
-    measured: tuple[Effects, ...]
-    estimated: tuple[Effects, ...]
-    scores: tuple[EdgeScores, ...]
-    circuits: tuple[Circuit, ...]
-    curves: tuple[FaithfulnessCurve, ...]
-    evaluations: tuple[CircuitEvaluation, ...]
-    patterns: tuple[AttentionPatterns, ...]
-    studies: tuple[HeadStudy, ...]
-    components: tuple[ComponentStudy, ...] = ()
-    stabilities: tuple[Stability, ...] = ()
-    completeness: tuple[Completeness, ...] = ()
-    minimality: tuple[Minimality, ...] = ()
-    positions: tuple[PositionScores, ...] = ()
-    movements: tuple[AttentionEdges, ...] = ()
-    others: tuple[object, ...] = ()
+    results: tuple[object, ...]
+
+    def of(self, kind: type[_Kind]) -> tuple[_Kind, ...]:
+        """The results of a class, in the order in which they were given."""
+        return tuple(result for result in self.results if isinstance(result, kind))
+
+    @property
+    def measured(self) -> tuple[Effects, ...]:
+        return tuple(effects for effects in self.of(Effects) if len(effects) and not is_estimated(effects))
+
+    @property
+    def estimated(self) -> tuple[Effects, ...]:
+        return tuple(effects for effects in self.of(Effects) if len(effects) and is_estimated(effects))
+
+    @property
+    def scores(self) -> tuple[EdgeScores, ...]:
+        return self.of(EdgeScores)
+
+    @property
+    def circuits(self) -> tuple[Circuit, ...]:
+        return self.of(Circuit)
+
+    @property
+    def evaluations(self) -> tuple[CircuitEvaluation, ...]:
+        return self.of(CircuitEvaluation)
+
+    @property
+    def studies(self) -> tuple[HeadStudy, ...]:
+        return self.of(HeadStudy)
+
+    @property
+    def single(self) -> list[object]:
+        """Results that are drawn one by one."""
+        return [result for result in self.results if not panel_of(result).together]
 
     @property
     def provenances(self) -> list[tuple[str, Provenance]]:
-        """(what, where it came from) of every result, in the order of the report."""
-        named: list[tuple[str, Any]] = [("measured effects", e) for e in self.measured]
-        named += [(f"estimated effects ({method_name(e)})", e) for e in self.estimated]
-        named += [(f"edge scores ({e.rules})", e) for e in self.scores]
-        named += [("circuit", e) for e in self.circuits] + [("evaluation of the circuit", e) for e in self.evaluations]
-        named += [("faithfulness curve", e) for e in self.curves]
-        named += [("attention patterns", e) for e in self.patterns] + [("head study", e) for e in self.studies]
-        named += [("component study", e) for e in self.components]
-        named += [("completeness", e) for e in self.completeness] + [("minimality", e) for e in self.minimality]
-        named += [("edge scores by position", e) for e in self.positions]
-        named += [("movements between positions", e) for e in self.movements]
-        more: list[Any] = [result for result in self.others if hasattr(result, "provenance")]
-        named += [(words(str(result.provenance.get("method", "result"))), result) for result in more]
-        return [(what, result.provenance) for what, result in named]
+        """(what, where it came from) of every result, in the order in which their classes are registered."""
+        order = list(EXTENSIONS.values())
+        named: list[tuple[str, Provenance]] = []
+        for result in sorted(self.results, key=lambda result: order.index(panel_of(result))):
+            provenance = getattr(result, "provenance", None)
+            if provenance is None or (isinstance(result, Effects) and not len(result)):
+                continue
+            called = panel_of(result).called or words(str(provenance.get("method", "result")))
+            named.append((called if isinstance(called, str) else called(result), provenance))
+        return named
 
     @property
     def model(self) -> dict[str, Any]:
@@ -157,7 +188,8 @@ class Findings:
         size.
         """
         scores = self.scores_of(circuit)
-        matching = [c for c in self.curves if c.ablation == "corrupt"] or list(self.curves)
+        curves = self.of(FaithfulnessCurve)
+        matching = [c for c in curves if c.ablation == "corrupt"] or curves
         return matching[0] if matching and scores is not None and circuit.n_requested is not None else None
 
     def node_facts(self) -> dict[str, list[Card]]:
@@ -172,14 +204,14 @@ class Findings:
                     _add_effect(facts, effect, "h")
                 if kind == "mlp_out" and effect.axes == ("layer",):
                     _add_effect(facts, effect, "")
-        for found in self.minimality:
+        for found in self.of(Minimality):
             for node, share in zip(found.nodes, found.scores, strict=True):
                 said = f"{percent(share)} of the gap between model and empty circuit"
                 facts.setdefault(node, []).append(Fact("Removing it from the circuit changes the metric by", said))
-        for study in self.components:
+        for study in self.of(ComponentStudy):
             for node, known in component_cards(study).items():
                 facts.setdefault(node, []).extend(known)
-        for patterns in self.patterns:
+        for patterns in self.of(AttentionPatterns):
             for head, known in attention_cards(patterns).items():
                 facts.setdefault(head, []).extend(known)
         self._tell(facts, self.nodes)
@@ -195,7 +227,7 @@ class Findings:
 
     def facts_at(self, labels: Iterable[str], facts: Mapping[str, Sequence[Card]]) -> dict[str, list[Card]]:
         """What is known about each ``node@label``, with the facts and patterns among `facts`, which are by node."""
-        space = next((scores.space for scores in self.positions), None)
+        space = next((scores.space for scores in self.of(PositionScores)), None)
         nodes = [] if space is None else [*space.writers, "logits"]
         places = {f"{node}@{label}": node for node in nodes for label in labels}
         found: dict[str, list[Card]] = {}
@@ -205,8 +237,8 @@ class Findings:
         return found
 
     def _tell(self, facts: dict[str, list[Card]], nodes: Sequence[str]) -> None:
-        for result in self.others:
-            tell = extension_of(result)[2]
+        for result in self.results:
+            tell = panel_of(result).tells
             for node, known in (tell(result, self.task, nodes) if tell is not None else {}).items():
                 facts.setdefault(node, []).extend(known)
 
@@ -221,31 +253,12 @@ def collect(task: Task, results: Sequence[object], *, empty: bool = False) -> Fi
         raise InputError(f"a report is about a task: report(path, task, *results); got {type(task).__name__}")
     if not results and not empty:
         raise InputError("a report needs at least one result, such as effects, scores, a circuit or a curve; got none")
-    results = [Effects({r.kind: r}) if isinstance(r, Effect) else r for r in results]
-    known = (*REPORTED, *EXTENSIONS)
+    known = tuple(EXTENSIONS)
     for result in results:
         if not isinstance(result, known):
             raise InputError(f"a report shows {', '.join(c.__name__ for c in known)}; got {type(result).__name__}")
-    _check_one_model([r for r in results if isinstance(r, REPORTED)])
-    effects = [r for r in results if isinstance(r, Effects) and len(r)]
-    return Findings(
-        task=task,
-        measured=tuple(r for r in effects if not _is_estimated(r)),
-        estimated=tuple(r for r in effects if _is_estimated(r)),
-        scores=tuple(r for r in results if isinstance(r, EdgeScores)),
-        circuits=tuple(r for r in results if isinstance(r, Circuit)),
-        curves=tuple(r for r in results if isinstance(r, FaithfulnessCurve)),
-        evaluations=tuple(r for r in results if isinstance(r, CircuitEvaluation)),
-        patterns=tuple(r for r in results if isinstance(r, AttentionPatterns)),
-        studies=tuple(r for r in results if isinstance(r, HeadStudy)),
-        components=tuple(r for r in results if isinstance(r, ComponentStudy)),
-        stabilities=tuple(r for r in results if isinstance(r, Stability)),
-        completeness=tuple(r for r in results if isinstance(r, Completeness)),
-        minimality=tuple(r for r in results if isinstance(r, Minimality)),
-        positions=tuple(r for r in results if isinstance(r, PositionScores)),
-        movements=tuple(r for r in results if isinstance(r, AttentionEdges)),
-        others=tuple(r for r in results if not isinstance(r, REPORTED)),
-    )
+    _check_one_model(results)
+    return Findings(task, tuple(Effects({r.kind: r}) if isinstance(r, Effect) else r for r in results))
 
 
 def _check_one_model(results: Sequence[object]) -> None:
@@ -263,7 +276,8 @@ def _check_one_model(results: Sequence[object]) -> None:
         )
 
 
-def _is_estimated(effects: Effects) -> bool:
+def is_estimated(effects: Effects) -> bool:
+    """Whether any of the effects is an estimate."""
     return any(effect.estimated for effect in effects.values())
 
 

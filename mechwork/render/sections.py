@@ -11,9 +11,16 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from ..patching.result import Effects
+from ..ablation.heads import HeadStudy
+from ..circuits.graph.circuit import Circuit
+from ..circuits.scoring.positions import AttentionEdges, PositionScores
+from ..circuits.scoring.scores import EdgeScores
+from ..circuits.testing.curves import CircuitEvaluation, FaithfulnessCurve
+from ..patching.result import Effect, Effects
 from ..provenance import hash_json, stable
-from .findings import Findings, extension_of
+from ..runs.attention import AttentionPatterns
+from ..runs.components import ComponentStudy
+from .findings import Findings, is_estimated, panel_of, panels_together, reports
 from .first import first_screen
 from .graph.graph import graph_fragment, whole_graph
 from .graph.pages import positions_payload
@@ -28,7 +35,6 @@ from .panels.component_section import card_fragments
 from .panels.curve import curve_fragment, curve_table, evaluation_table
 from .panels.heads import heads_fragment
 from .panels.heatmap import heatmap_fragment
-from .panels.robustness import robustness_fragments
 from .words import METRIC_WORDS, comparable, limits, summary_sentences
 
 N_PAIRS = 2
@@ -48,18 +54,25 @@ def build_sections(findings: Findings, heading: str = "", pending: Sequence[str]
     """All sections that have something to show, in reading order; the first screen carries the page's `heading`."""
     added: dict[str, list[Fragment]] = {}
     drawn: set[type] = set()
-    for result in findings.others:
-        section, draw, _ = extension_of(result)
+    for result in findings.single:
+        section, draw, *_ = panel_of(result)
         part = draw(result)
         # Of results of one kind the first stands open; what follows says the same of another lens, layer or variant.
         again = type(result) in drawn
         drawn.add(type(result))
         added.setdefault(section, []).append(folded(_title_of(part, result), [part]) if again else part)
     built = [
-        Section(name, title, (*build(findings), *added.get(name, ()))) for name, (title, build) in SECTIONS.items()
+        Section(name, title, (*_built(name, own, findings), *added.get(name, ())))
+        for name, (title, own) in SECTIONS.items()
     ]
     summary = Section("summary", built[0].title, (first_screen(findings, heading, pending), *built[0].fragments))
     return [summary, *(section for section in built[1:] if section.fragments)]
+
+
+def _built(name: str, own: Builder | None, findings: Findings) -> list[Fragment]:
+    """What the section says of all findings: its own words, then what is drawn side by side."""
+    builders = [*([own] if own is not None else []), *panels_together(name)]
+    return [fragment for build in builders for fragment in build(findings)]
 
 
 def _title_of(part: Fragment, result: object) -> str:
@@ -169,6 +182,11 @@ def _baselines(findings: Findings) -> str:
     return table(columns, caption=f"Baselines: mean {words(findings.task.metric.name)} of the unpatched runs")
 
 
+def _effects_name(effects: Effects) -> str:
+    return f"estimated effects ({method_name(effects)})" if is_estimated(effects) else "measured effects"
+
+
+@reports(Effects, Effect, section="localisation", together=True, called=_effects_name)
 def _localisation(findings: Findings) -> list[Fragment]:
     kinds = list(dict.fromkeys(kind for e in (*findings.measured, *findings.estimated) for kind in e))
     if not kinds:
@@ -195,6 +213,10 @@ def _maps(findings: Findings, groups: Sequence[Effects], kinds: Sequence[str]) -
     return [*found, Fragment("</div>")]
 
 
+@reports(EdgeScores, section="graph", together=True, called=lambda scores: f"edge scores ({scores.rules})")
+@reports(Circuit, section="graph", together=True, called="circuit")
+@reports(PositionScores, section="graph", together=True, called="edge scores by position")
+@reports(AttentionEdges, section="graph", together=True, called="movements between positions")
 def _graph(findings: Findings) -> list[Fragment]:
     facts = findings.node_facts()
     prompt = findings.task.prompt_texts(0)[0]
@@ -218,8 +240,8 @@ def _graph(findings: Findings) -> list[Fragment]:
         names = ("circuit 1", "circuit 2")
         options = GraphOptions(title="Both circuits", facts=facts, names=names, metric_name=findings.task.metric.name)
         found.append(graph_fragment(graph_payload(circuits[0], options, other=circuits[1])))
-    for scores in findings.positions:
-        movements = next((m for m in findings.movements if m.labels == scores.labels), None)
+    for scores in findings.of(PositionScores):
+        movements = next((m for m in findings.of(AttentionEdges) if m.labels == scores.labels), None)
         said = "An edge stands where its reader reads; an arch is what a head moves from one position to another."
         title = f"Edges of {findings.task.name} by position"
         here = findings.facts_at(scores.labels, facts)
@@ -237,6 +259,8 @@ def _graph(findings: Findings) -> list[Fragment]:
     return found
 
 
+@reports(CircuitEvaluation, section="evaluation", together=True, called="evaluation of the circuit")
+@reports(FaithfulnessCurve, section="evaluation", together=True, called="faithfulness curve")
 def _evaluation(findings: Findings) -> list[Fragment]:
     circuit = findings.circuit
     chosen = findings.evaluation_of(circuit) if circuit is not None else None
@@ -244,7 +268,7 @@ def _evaluation(findings: Findings) -> list[Fragment]:
     own = [e for e in findings.evaluations if e is chosen or circuit is None or not findings.is_of(e, circuit)]
     pairs = findings.pairs_word(own[0].provenance) if own else ""
     found = [Fragment(evaluation_table(own, pairs))] if own else []
-    for curve in findings.curves:
+    for curve in findings.of(FaithfulnessCurve):
         pairs = findings.pairs_word(curve.provenance)
         found.append(
             curve_fragment(curve, chosen=chosen if chosen and chosen.ablation == curve.ablation else None, pairs=pairs)
@@ -259,11 +283,14 @@ def _evaluation(findings: Findings) -> list[Fragment]:
     return found
 
 
+@reports(AttentionPatterns, section="heads", together=True, called="attention patterns")
+@reports(HeadStudy, section="heads", together=True, called="head study")
+@reports(ComponentStudy, section="heads", together=True, called="component study")
 def _heads(findings: Findings) -> list[Fragment]:
     found = card_fragments(findings)
     tables = [heads_fragment(study) for study in findings.studies]
     found += [folded("All heads as a table", tables)] if tables and found else tables
-    for patterns in findings.patterns:
+    for patterns in findings.of(AttentionPatterns):
         found.append(
             folded(f"Attention of {plural(len(patterns.heads), 'head')} on one prompt", [attention_fragment(patterns)])
         )
@@ -343,16 +370,16 @@ def machine_readable(findings: Findings, more: Mapping[str, Any]) -> dict[str, A
 
 
 Builder = Callable[[Findings], Sequence[Fragment]]
-SECTIONS: dict[str, tuple[str, Builder]] = {
+SECTIONS: dict[str, tuple[str, Builder | None]] = {
     "summary": ("Summary", _summary),
     "task": ("Task and data", _task),
-    "graph": ("The circuit", _graph),
-    "evaluation": ("How faithful the circuit is", _evaluation),
-    "robustness": ("How robust the circuit is", robustness_fragments),
-    "heads": ("What the components do", _heads),
-    "localisation": ("Where the answer is made", _localisation),
+    "graph": ("The circuit", None),
+    "evaluation": ("How faithful the circuit is", None),
+    "robustness": ("How robust the circuit is", None),
+    "heads": ("What the components do", None),
+    "localisation": ("Where the answer is made", None),
     "agreement": ("Estimated against measured", _agreement),
     "limits": ("Limits", _limits),
     "provenance": ("Provenance and how to reproduce", _provenance),
 }
-"""Name -> (title, what builds it), in reading order."""
+"""Name -> (title, what it says of all findings beside its panels), in reading order; panels come from `reports`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ..circuits.scoring.stability import Stability
+from ..circuits.testing.curves import FaithfulnessCurve
 from ..lenses.table import LensTable
 from ..patching.result import Effects
 from .findings import Findings
@@ -134,7 +136,8 @@ def limits(findings: Findings) -> list[str]:
             "Effects are noising (corrupt value into the clean run): they show what is necessary. What suffices "
             "(denoising) was not tested here."
         )
-    ablations = sorted({e.ablation for e in findings.evaluations} | {c.ablation for c in findings.curves})
+    tested = (*findings.evaluations, *findings.of(FaithfulnessCurve))
+    ablations = sorted({found.ablation for found in tested})
     if ablations:
         meaning = "; ".join(f"{a}: {ABLATION_WORDS.get(a, a)}" for a in ablations)
         more = (
@@ -160,7 +163,7 @@ def limits(findings: Findings) -> list[str]:
             "Roles of heads are words chosen by rules from their attention and effects. They are interpretation; the "
             "numbers beside them are measured."
         )
-    if any(isinstance(result, LensTable) for result in findings.others):
+    if findings.of(LensTable):
         said.append(
             "A lens reads a place as if the later layers did nothing, or what they do on average: that a token stands "
             "first there does not say that the model uses it."
@@ -250,7 +253,7 @@ def _other_faithfulness(findings: Findings) -> str:
 
 
 def _stability(findings: Findings) -> str:
-    values = ", ".join(f"{fixed(s.mean, 2)} over {s.over}" for s in findings.stabilities)
+    values = ", ".join(f"{fixed(s.mean, 2)} over {s.over}" for s in findings.of(Stability))
     if not values:
         return ""
     return f"Selected again by the scores of other data, the circuit's edges overlap with a Jaccard index of {values}."

@@ -20,6 +20,7 @@ from typing import Any
 
 import mechwork as mw
 from mechwork import render
+from tests.render import page_figures
 
 TARGET = Path(__file__).resolve().parents[2] / "notebooks" / "docs" / "assets" / "figures"
 RECORD = TARGET / "figures.json"
@@ -98,14 +99,60 @@ def edits() -> Any:
     return render.divergence_figure(find_divergence(early, late, task.test, n_null=2, names=("step 500", "step 2500")))
 
 
+def directions() -> Any:
+    """Steering along one direction: success against side effects, beside random directions."""
+    from mechwork.directions import Examples, fit_direction, study_steering
+    from mechwork.sites import Site
+
+    model = mw.load_model("gpt2-6l")
+    task = mw.tasks.pronoun(model, n=64, seed=0)
+    she = int(task.pairs.correct[0, 0])
+    train, test = (
+        part[[i for i in range(len(part)) if int(part.pairs.correct[i, 0]) == she]] for part in (task.train, task.test)
+    )
+    direction = fit_direction(model, Examples.of_task(train), Site("resid_post", 4))
+    others = [mw.tasks.agreement(model, n=16, seed=0).test]
+    study = study_steering(
+        model, test, direction, methods=["add", "mirror_below"], others=others, n_random=1, n_as_far=1
+    )
+    return render.steering_figure(study)
+
+
+def leaderboard() -> Any:
+    """Mean CMD of every preset, from the page's tables."""
+    return page_figures.leaderboard_figure(("gpt2-6l", "llama-6l", "gpt2-12l"))
+
+
+def scale() -> Any:
+    """How long work takes on large models, from the page's table."""
+    return page_figures.scale_figure("## Does it pay?")
+
+
+def writes() -> Any:
+    """What each write makes of the coordinate along its direction."""
+    return page_figures.writes_figure()
+
+
+def real_model() -> Any:
+    """Agreement of every estimator with patching on SmolLM2, from the page's table."""
+    return page_figures.real_model_figure("### Pearson correlation")
+
+
 RECIPES: dict[str, Callable[[], Any]] = {
-    recipe.__name__: recipe for recipe in (patching, relevance, circuits, graph, lenses, ablation, features, edits)
-}
+    recipe.__name__: recipe
+    for recipe in (
+        patching, relevance, circuits, graph, lenses, ablation, features, edits, directions, leaderboard, scale, writes,
+        real_model,
+    )
+}  # fmt: skip
 
 
 def recipe_hash(name: str) -> str:
-    """Of the recipe's source."""
-    return hashlib.sha256(inspect.getsource(RECIPES[name]).encode()).hexdigest()[:16]
+    """Of the recipe's source, with that of the module that draws the pages' tables where it is used."""
+    source = inspect.getsource(RECIPES[name])
+    if "page_figures." in source:
+        source += inspect.getsource(page_figures)
+    return hashlib.sha256(source.encode()).hexdigest()[:16]
 
 
 def numbers(made: Any) -> list[float]:

@@ -110,7 +110,7 @@ def test_pinned_nodes_stand_alone_with_the_edges_between_them(tab: Tab, tmp_path
     assert page.evaluate(THROUGH) == 0
     assert page.locator(".mw-share").text_content() == ""
     tab.picture("graph-pinned-alone")
-    said = json.loads(parse_qs(page.evaluate("() => location.hash").lstrip("#"))["mw-graph-0"][0])
+    said = json.loads(parse_qs(tab.address("only").lstrip("#"))["mw-graph-0"][0])
     assert said["only"] is True
     page.reload()
     page.wait_for_selector(".mw-nodes .mw-node", state="attached")

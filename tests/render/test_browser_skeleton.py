@@ -59,7 +59,7 @@ def test_the_state_is_in_the_address_and_comes_back(tab: Tab) -> None:
     tab.click_node("a4.h1")
     tab.page.keyboard.press("p")
     state = tab.state()
-    address = tab.page.evaluate("() => location.hash")
+    address = tab.address("pins")
     said = json.loads(parse_qs(address.lstrip("#"))["mw-graph-0"][0])
     assert said["focus"] == "a4.h1"
     assert said["pins"] == ["a4.h1"]

@@ -13,6 +13,7 @@ from ...circuits.graph.compare import CircuitComparison
 from ...circuits.graph.graph_file import AttributionGraph
 from ...circuits.scoring.positions import AttentionEdges, PositionScores
 from ...display import draws, draws_still
+from ...runs.attention import AttentionPatterns
 from ...tasks.task import Task
 from ..findings import collect
 from ..page.cards import Card, Fact
@@ -46,7 +47,8 @@ def render_circuit(circuit: Circuit, task: Task, *results: object, title: str = 
         curve=findings.curve_of(circuit),
     )
     payload = graph_payload(circuit, options, scores=findings.scores_of(circuit))
-    below = [part for p in findings.patterns for part in (Fragment("<h2>Attention</h2>"), attention_fragment(p))]
+    heading = Fragment("<h2>Attention</h2>")
+    below = [part for p in findings.of(AttentionPatterns) for part in (heading, attention_fragment(p))]
     return _graph_page(payload, *below)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ...ablation.heads import HeadRow
 from ...display import draws
+from ...runs.attention import AttentionPatterns
 from ...runs.components import ComponentStudy
 from ..findings import Findings
 from ..page.cards import Card, Fact, cards_markup, component_cards
@@ -37,7 +38,7 @@ def card_fragments(findings: Findings) -> list[Fragment]:
     wanted = [node for node in circuit.nodes if node in known] if circuit is not None else list(known)
     rows = {row.head: row for study in findings.studies for row in study.rows}
     wanted.sort(key=lambda node: -abs(rows[node].effect) if node in rows else 0.0)
-    if not wanted or not (findings.components or findings.patterns):
+    if not wanted or not (findings.of(ComponentStudy) or findings.of(AttentionPatterns)):
         return []
     cards = [_row(node, known[node], roles.get(node, ""), notes.get(node, ""), rows.get(node)) for node in wanted]
     where = findings.pairs_word(findings.studies[0].provenance) + "s" if findings.studies else "pairs"

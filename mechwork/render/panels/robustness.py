@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...circuits.scoring.stability import Stability
-from ...circuits.testing.completeness import Minimality
+from ...circuits.testing.completeness import Completeness, Minimality
 from ...circuits.testing.curves import CircuitEvaluation
-from ..findings import Findings
+from ..findings import Findings, reports
 from ..page.page import Fragment
 from ..page.table import Column, RowLinks, table
 from ..page.text import count, escape, fixed, percent, plural, shorten
@@ -27,6 +27,9 @@ OVER = {
 N_MINIMAL = 24
 
 
+@reports(Stability, section="robustness", together=True, called="stability")
+@reports(Completeness, section="robustness", together=True, called="completeness")
+@reports(Minimality, section="robustness", together=True, called="minimality")
 def robustness_fragments(findings: Findings) -> list[Fragment]:
     """Everything about robustness that was found; empty when nothing was."""
     circuit = findings.circuit
@@ -34,11 +37,11 @@ def robustness_fragments(findings: Findings) -> list[Fragment]:
     parts: list[str] = []
     if len({evaluation.ablation for evaluation in same}) > 1:
         parts.append(ablation_table(same))
-    if findings.stabilities:
-        parts.append(stability_table(findings.stabilities))
-        parts += [template_table(stability) for stability in findings.stabilities if stability.labels]
-    parts += [completeness_table(found) for found in findings.completeness]
-    parts += [minimality_table(found) for found in findings.minimality]
+    if stabilities := findings.of(Stability):
+        parts.append(stability_table(stabilities))
+        parts += [template_table(stability) for stability in stabilities if stability.labels]
+    parts += [completeness_table(found) for found in findings.of(Completeness)]
+    parts += [minimality_table(found) for found in findings.of(Minimality)]
     return [Fragment("".join(parts), needs=("heads",))] if parts else []
 
 

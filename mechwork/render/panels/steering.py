@@ -70,14 +70,15 @@ def steering_figure(study: SteeringStudy) -> Figure:
             annotation={
                 "text": name,
                 "font": {"size": 11, "color": MUTED},
-                "xanchor": "left",
-                "x": 0.004,
+                "xanchor": "right",
+                "x": 0.996,
                 "yanchor": "bottom",
             },
         )
     figure.update_xaxes(
         type="log",
         dtick=1,
+        exponentformat="none",
         title={"text": "side effect: KL on other prompts, nats (log scale)"},
         showgrid=True,
         zeroline=False,

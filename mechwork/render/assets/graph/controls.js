@@ -47,11 +47,12 @@ function createControls(app) {
     const graph = app.graph(), shown = prefixOf(graph, state.shown);
     if (document.activeElement !== search) search.value = state.query;
     slider.value = stepOf(state.shown, m);
-    slider.setAttribute("aria-valuetext", `${state.shown} of ${m} edges`);
+    if (slider.ariaValueText !== `${state.shown} of ${m} edges`) slider.ariaValueText = `${state.shown} of ${m} edges`;
     exact.value = String(state.shown);
     const of = payload.nEdgesOfGraph.toLocaleString("en");
     const least = graph.score && shown > 0 ? `, |score| ≥ ${formatNumber(leastOf(graph.score, shown))}` : "";
-    counted.textContent = `showing ${seen.nEdges.toLocaleString("en")} of ${of} edges${least}`;
+    const said = `showing ${seen.nEdges.toLocaleString("en")} of ${of} edges${least}${foundWords(graph, seen)}`;
+    if (counted.textContent !== said) counted.textContent = said;
     const carried = carriedShare(payload, Math.min(state.shown, m));
     share.textContent = carried === null || state.only ? "" : `alone they keep about ${formatNumber(Math.round(100 * carried) / 100)} of the faithfulness (between measured sizes, ${payload.ablation} ablation)`;
     undo.disabled = !store.canUndo();
@@ -158,6 +159,13 @@ function createMenu(app) {
   const holder = htmlElement("span", { class: "mw-set mw-menu-holder" }, opener, list);
   document.addEventListener("pointerdown", (event) => holder.contains(event.target) || open(false));
   return holder;
+}
+
+// How many nodes a search found, where they are too many to be brought in.
+function foundWords(graph, seen) {
+  if (!seen.searched) return "";
+  const found = seen.searched.filter(Boolean).length, drawn = seen.searched.filter((is, i) => is && seen.nodeOn[i]).length;
+  return `; ${found.toLocaleString("en")} ${found === 1 ? "node" : "nodes"} found${drawn < found ? `, ${drawn} of them drawn: type more to see the others` : ""}`;
 }
 
 function leastOf(scores, n) {

@@ -16,7 +16,7 @@ function createDrawing(svg, backdrop, id) {
   const faint = layer("mw-ghosts"), base = layer("mw-edges"), lit = layer("mw-lit"), near = layer("mw-near");
   const nodes = svgElement("g", { class: "mw-nodes" }, world);
   const gutter = svgElement("g", { class: "mw-gutter", "aria-hidden": "true" }, svg);
-  let graph = null, ghosts = [], paths = [], links = [], on = null, boxes = [], looks = [], showing = [], litEdges = [], resting = 0, drawnAt = null, settling = 0;
+  let graph = null, ghosts = [], paths = [], links = [], on = null, boxes = [], looks = [], showing = [], litEdges = [], resting = 0, drawnAt = null, settling = 0, lettered = "";
 
   function build(next) {
     graph = next;
@@ -67,7 +67,7 @@ function createDrawing(svg, backdrop, id) {
     links.forEach((path, k) => toggle(path, graph.m + k, seen.edgeOn[graph.m + k]));
     const roles = focus && focusRoles(graph, focus), roled = graph.role.some((role, i) => role && graph.type[i] !== "group");
     near.replaceChildren();
-    svg.classList.remove("is-hovering");
+    base.classList.remove("is-faint");
     base.classList.toggle("is-dim", Boolean(focus));
     svg.classList.toggle("by-member", state.colour === "member");
     drawLit(focus, roles);
@@ -126,7 +126,7 @@ function createDrawing(svg, backdrop, id) {
   // The edges into and out of the node under the pointer, with their values; -1 clears them.
   function hover(i, wanted) {
     near.replaceChildren();
-    svg.classList.toggle("is-hovering", i >= 0);
+    base.classList.toggle("is-faint", i >= 0);
     if (i < 0) return;
     const edges = [...graph.incoming.of(i), ...graph.outgoing.of(i)].filter(wanted).sort((a, b) => a - b);
     for (const e of [...edges].reverse()) edgePath(e, near);
@@ -152,7 +152,8 @@ function createDrawing(svg, backdrop, id) {
     for (const group of [world, bands]) group.setAttribute("transform", `translate(${view.x} ${view.y}) scale(${view.k})`);
     svg.classList.toggle("far", view.k < 0.62);
     svg.classList.toggle("very-far", view.k < 0.34 && (graph.core === null || view.k < 0.25));
-    svg.parentNode.style.setProperty("--label", `${Math.min(25, Math.max(13, 11 / view.k)).toFixed(1)}px`); // a name stays readable while the graph shrinks
+    const size = `${Math.round(2 * Math.min(25, Math.max(13, 11 / view.k))) / 2}px`; // a name stays readable while the graph shrinks
+    if (size !== lettered) for (const group of [nodes, bands]) group.style.setProperty("--label", (lettered = size));
     graph.bands.forEach((band, i) => {
       const label = gutter.children[i], height = (band.bottom - band.top) * view.k;
       label.setAttribute("y", (band.top + band.bottom) / 2 * view.k + view.y + 4);
@@ -200,7 +201,7 @@ function focusRoles(graph, focus) {
   } else {
     for (let i = 0; i < graph.n; i++) if (focus.up.nodes[i] || focus.down.nodes[i]) nodes[i] = "is-reach";
     for (let e = 0; e < graph.all; e++) {
-      if (focus.direct[e]) {
+      if (focus.drawn[e]) {
         edges[e] = "is-direct";
         nodes[graph.source[e]] = nodes[graph.target[e]] = "is-near";
       } else if (focus.up.edges[e] || focus.down.edges[e]) edges[e] = "is-reach";

@@ -11,7 +11,22 @@ function readHash(id) {
   }
 }
 
+const HASH_REST = 250; // the address is written once the reader rests: browsers take tens of milliseconds for it
+const waiting = new Map();
+
 function writeHash(id, state, first) {
+  clearTimeout(waiting.get(id)?.timer);
+  const write = () => {
+    waiting.delete(id);
+    putHash(id, state, first);
+  };
+  waiting.set(id, { write, timer: setTimeout(write, HASH_REST) });
+}
+
+// What still waits is written before the page goes.
+window.addEventListener("pagehide", () => [...waiting.values()].forEach(({ write, timer }) => (clearTimeout(timer), write())));
+
+function putHash(id, state, first) {
   const changed = Object.fromEntries(HASH_KEYS.filter((key) => !same(state[key], first[key])).map((key) => [key, state[key]]));
   const parts = new URLSearchParams(location.hash.includes("=") ? location.hash.slice(1) : "");
   if (Object.keys(changed).length) parts.set(id, JSON.stringify(changed));

@@ -19,16 +19,18 @@ const KEYS = [
 
 function attachKeyboard(app, stage) {
   const { store, actions } = app;
-  let current = -1; // the node that has the keyboard
+  let current = -1, marked = null; // the node that has the keyboard, and the element that is in the tab order
 
   function stand(i, { focus = true } = {}) {
-    const graph = app.graph();
-    if (current >= 0 && current < graph.n) app.drawing.button(current)?.setAttribute("tabindex", "-1");
+    const graph = app.graph(), button = (i >= 0 && app.drawing.button(i)) || null;
     current = i;
-    const button = i >= 0 ? app.drawing.button(i) : null;
-    if (!button) return;
-    button.setAttribute("tabindex", "0");
-    if (!focus) return;
+    if (button !== marked) {
+      // Only what changes: writing the tab order of the focused element makes the browser work out every style at once.
+      marked?.setAttribute("tabindex", "-1");
+      button?.setAttribute("tabindex", "0");
+      marked = button;
+    }
+    if (!button || !focus) return;
     app.view.reveal(graph.x[i], graph.y[i]);
     button.focus({ preventScroll: true });
   }

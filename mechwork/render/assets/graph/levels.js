@@ -42,17 +42,17 @@ const rowEnd = (level, placed, y) => Math.max(...placed.filter((i) => level.y[i]
 // Nodes from outside the level that a focus or a search brings in stand side by side, so that each can be seen.
 function placeExtras(graph, seen, focus) {
   if (!graph.core || graph.places.length) return [];
-  const near = new Set(), moved = [], filled = new Map();
+  const near = new Set(), moved = [], filled = new Map(), ends = new Map();
+  for (let j = 0; j < graph.n; j++) if (graph.core[j]) ends.set(graph.y[j], Math.max(ends.get(graph.y[j]) ?? -Infinity, graph.x[j]));
   if (focus) {
-    for (let e = 0; e < graph.m; e++) if (focus.direct[e]) near.add(graph.source[e]).add(graph.target[e]);
+    for (let e = 0; e < graph.m; e++) if (focus.drawn[e]) near.add(graph.source[e]).add(graph.target[e]);
   }
   for (let i = 0; i < graph.n; i++) {
     if (graph.core[i] || graph.type[i] === "group" || !(seen.nodeOn[i] || near.has(i))) continue;
     const count = filled.get(graph.y[i]) ?? 0;
     filled.set(graph.y[i], count + 1);
-    let end = -Infinity;
-    for (let j = 0; j < graph.n; j++) if (graph.core[j] && graph.y[j] === graph.y[i]) end = Math.max(end, graph.x[j]);
-    if (end > -Infinity) moved.push([i, end + 110 + 78 * count]);
+    const end = ends.get(graph.y[i]);
+    if (end !== undefined) moved.push([i, end + 110 + 78 * count]);
   }
   return moved;
 }

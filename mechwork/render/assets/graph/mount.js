@@ -42,10 +42,9 @@ function mountGraph(root, id, payload) {
     seen = visibility(graph, state);
     focus = focusOf(graph, state, seen);
     if (before && before.shown !== state.shown) drawing.moving();
-    for (const [i, x] of placeExtras(graph, seen, focus)) {
-      drawing.moveNode(i, x, graph.y[i]);
-      find = createEdgeFinder(graph);
-    }
+    const extras = placeExtras(graph, seen, focus).filter(([i, x]) => graph.x[i] !== x);
+    for (const [i, x] of extras) drawing.moveNode(i, x, graph.y[i]);
+    if (extras.length) find = createEdgeFinder(graph);
     drawing.update(state, seen, focus);
     underlay.set(graph, seen, state);
     underlay.soon(view.view, focus !== null);

@@ -72,9 +72,11 @@ function badgeLine(certainty, label, text) {
 }
 
 function reachLine(app, focus) {
-  const size = (mask) => mask.reduce((sum, on) => sum + on, 0);
-  const up = size(focus.up.nodes), down = size(focus.down.nodes);
-  return htmlElement("p", { class: "mw-muted" }, `Over the edges shown: ${up} ${up === 1 ? "ancestor" : "ancestors"}, ${down} ${down === 1 ? "descendant" : "descendants"}.`);
+  const count = (mask) => mask.reduce((sum, on) => sum + on, 0);
+  const up = count(focus.up.nodes), down = count(focus.down.nodes);
+  const all = count(focus.direct), drawn = count(focus.drawn);
+  const few = drawn < all ? ` Of this node's ${all} edges the ${drawn} strongest are drawn.` : "";
+  return htmlElement("p", { class: "mw-muted" }, `Over the edges shown: ${up} ${up === 1 ? "ancestor" : "ancestors"}, ${down} ${down === 1 ? "descendant" : "descendants"}.${few}`);
 }
 
 function pathTools(app, state, focus) {

@@ -25,13 +25,19 @@ function visibility(graph, state) {
   }
   let nNodes = 0;
   const focus = state.focus === null ? -1 : graph.index.get(state.focus) ?? -1;
-  const searched = searchMask(graph, state.query);
+  const searched = searchMask(graph, state.query), brought = searched && broughtBySearch(graph, searched, used);
   for (let i = 0; i < graph.n; i++) {
-    const stays = used[i] || state.isolated || pins.has(i) || i === focus || (searched && searched[i]);
+    const stays = used[i] || state.isolated || pins.has(i) || i === focus || (brought && brought.has(i));
     nodeOn[i] = nodeOn[i] && stays ? 1 : 0;
     nNodes += nodeOn[i];
   }
   return { nodeOn, edgeOn, used, nEdges, nNodes, searched, pins };
+}
+
+// The nodes that a search brings in: all it finds, unless they are too many to be looked at. What is drawn already is marked in either case.
+function broughtBySearch(graph, searched, used) {
+  const found = graph.order.filter((i) => searched[i] && !used[i]);
+  return new Set(found.length > FOUND ? [] : found);
 }
 
 // The filters on edges: kind, sign, membership, confidence.
@@ -68,19 +74,28 @@ function reach(graph, edgeOn, start, downstream) {
   return { nodes, edges };
 }
 
-// The focused part: direct edges (whatever the threshold says), ancestors, descendants; or the paths to a second node.
+const BROUGHT = 120; // edges that a focus draws beside those shown: of a hub with hundreds nobody could follow more
+const FOUND = 60; // nodes that a search brings in beside those drawn; more than that are counted, not drawn
+
+// The focused part: direct edges (whatever the threshold says; of a hub the strongest), ancestors, descendants; or the paths to a second node. `direct` are all edges of
+// the node that pass the filters, `drawn` those of them that are drawn.
 function focusOf(graph, state, seen) {
   const node = state.focus === null ? -1 : graph.index.get(state.focus) ?? -1;
   if (node < 0) return null;
-  const direct = new Uint8Array(graph.all), on = seen.edgeOn.slice();
+  const direct = new Uint8Array(graph.all), drawn = new Uint8Array(graph.all), on = seen.edgeOn.slice(), more = [];
   for (const side of [graph.incoming, graph.outgoing]) {
     for (const e of side.of(node)) {
       if (e < graph.m && !passes(graph, state, e)) continue;
-      direct[e] = on[e] = 1;
+      direct[e] = 1;
+      if (on[e] || e >= graph.m) drawn[e] = on[e] = 1;
+      else more.push(e);
     }
   }
+  const size = (e) => (graph.score ? Math.abs(graph.score[e]) : 0);
+  if (more.length > BROUGHT) more.sort((a, b) => size(b) - size(a) || a - b).splice(BROUGHT);
+  for (const e of more) drawn[e] = on[e] = 1;
   const up = reach(graph, on, node, false), down = reach(graph, on, node, true);
-  const focus = { node, direct, up, down, path: null };
+  const focus = { node, direct, drawn, up, down, path: null };
   const other = state.to === null ? -1 : graph.index.get(state.to) ?? -1;
   if (other >= 0 && other !== node) focus.path = pathsBetween(graph, on, node, other);
   return focus;

@@ -1,10 +1,11 @@
 // The tooltip of a node or an edge, for pointer and keyboard alike.
 
 function createTooltip(app, tip) {
-  const place = (x, y) => {
+  // Placed by the style engine (100 % is the tip's own size): asking for its size would lay out the whole graph at every move of the pointer.
+  const place = (x, y, lines) => {
+    const { width, height } = app.view.size(), below = y + 16 + 18 * lines + 14 <= height;
+    tip.style.transform = `translate(max(4px, min(${x + 14}px, ${width - 6}px - 100%)), ${below ? `${y + 16}px` : `max(4px, ${y - 8}px - 100%)`})`;
     tip.hidden = false;
-    const left = Math.min(x + 14, app.stage.clientWidth - tip.offsetWidth - 6), top = y + 16 + tip.offsetHeight > app.stage.clientHeight ? y - tip.offsetHeight - 8 : y + 16;
-    tip.style.transform = `translate(${Math.max(4, left)}px, ${Math.max(4, top)}px)`;
   };
   const nodeLines = (i) => {
     const graph = app.graph(), lines = [graph.said[i] + (graph.role[i] ? ` – ${graph.role[i]}` : "")];
@@ -14,7 +15,7 @@ function createTooltip(app, tip) {
   const edgeLines = tellEdge(app);
   const show = (lines, x, y) => {
     tip.replaceChildren(...lines.map((line, k) => htmlElement(k ? "span" : "b", {}, line)));
-    place(x, y);
+    place(x, y, lines.length);
   };
   return {
     hide: () => (tip.hidden = true),

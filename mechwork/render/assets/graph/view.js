@@ -56,7 +56,7 @@ function createView(stage, onChange) {
   }
 
   const toWorld = (px, py) => [(px - view.x) / view.k, (py - view.y) / view.k];
-  return { view, measure, zoom, zoomAt, pan, fit, reveal, toWorld, touched: () => touched };
+  return { view, measure, zoom, zoomAt, pan, fit, reveal, toWorld, size: () => size, touched: () => touched };
 }
 
 // Pointer handling on the stage: drag the background to pan, a node to move it, click to focus, two fingers to zoom.
