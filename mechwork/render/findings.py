@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 from ..ablation.heads import HeadStudy
 from ..circuits.graph.circuit import Circuit
-from ..circuits.scoring.positions import AttentionEdges, PositionScores
+from ..circuits.scoring.attention_edges import AttentionEdges
+from ..circuits.scoring.positions import PositionScores
 from ..circuits.scoring.scores import EdgeScores
 from ..circuits.scoring.stability import Stability
 from ..circuits.testing.completeness import Completeness, Minimality
