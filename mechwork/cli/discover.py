@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import shlex
 import signal
 import time
@@ -33,6 +34,7 @@ from .options import (
     add_pairs,
     at_least,
     check_pair_options,
+    executor_kind,
     fraction,
     load,
     path,
@@ -129,7 +131,22 @@ def run(args: argparse.Namespace, console: Console) -> None:
         require_correspondence(task)
         plan = make_plan(model, task, settings, mode=mode, budget=budget, again=again is not None)
         rows = [vars(row) for row in plan.rows]
-        console.result(repr(plan), {"plan": rows, **plan.facts()})
+        data = {"plan": rows, **plan.facts()}
+        kind, said = executor_kind(args), [repr(plan)]
+        if kind != "local":
+            from ..discovery.shared import share_plan
+
+            n_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
+            shared = share_plan(
+                plan, kind, args.workers or 1, n_bytes=n_bytes, gpus_per_worker=args.gpus_per_worker,
+                cores=os.cpu_count() or 1,
+            )  # fmt: skip
+            said.append(repr(shared))
+            data["workers"] = {
+                "kind": kind, "n": shared.n_workers, "gpus": shared.gpus, "seconds": shared.seconds,
+                "paying": shared.paying, "stages": [vars(row) for row in shared.rows],
+            }  # fmt: skip
+        console.result("\n\n".join(said), data)
         return
     request = {
         "task": args.task, "model": args.model, "n_pairs": args.n_pairs, "dtype": args.dtype, "bos": args.bos,

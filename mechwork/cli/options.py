@@ -278,13 +278,21 @@ def add_executor(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def executor_kind(args: argparse.Namespace) -> str:
+    """Which executor `add_executor`'s options mean."""
+    return args.executor or ("ray" if args.address else "forked" if (args.workers or 1) > 1 else "local")
+
+
 @contextmanager
 def workers(args: argparse.Namespace) -> Iterator[None]:
     """The workers that `add_executor`'s options describe; nothing for verbs without them, or when none is given."""
     if not hasattr(args, "executor"):
         yield
         return
-    kind = args.executor or ("ray" if args.address else "forked" if (args.workers or 1) > 1 else "local")
+    kind = executor_kind(args)
+    if getattr(args, "plan", False):  # nothing is run, so nobody is started
+        yield
+        return
     if kind == "local" and args.workers in (None, 1) and args.ledger is None and not args.gpus_per_worker:
         yield
         return

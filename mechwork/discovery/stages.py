@@ -41,6 +41,7 @@ class Stage:
     instead: str = ""
     possible: Callable[[Shape], bool] = lambda _: True
     bytes: Callable[[Shape], int] = lambda shape: shape.memory
+    here: bool = False
 
 
 def _score(shape: Shape) -> float:
@@ -59,7 +60,7 @@ def _few(shape: Shape) -> int:
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
-        Stage("check", "checking the data", ("check",), work.check, lambda _: 4.0),
+        Stage("check", "checking the data", ("check",), work.check, lambda _: 4.0, here=True),
         Stage("scores", "scoring edges", ("scores",), work.score, _score),
         Stage("estimates", "estimating effects", ("estimated",), work.estimate, lambda s: 2.2 * s.n_steps + 1),
         Stage(
@@ -99,11 +100,11 @@ STAGES: dict[str, Stage] = {
         Stage(
             "components", "looking at components", ("attention", "components"), work.look,
             lambda s: (2 + 0.01 * min(work.N_COMPONENTS, s.n_layers * (s.n_heads + 1))) * s.share(min(64, s.n_test)),
-            needs=("scores", "sizing", "study"),
+            needs=("scores", "sizing", "study"), here=True,
         ),
         Stage(
             "stream", "reading the stream", ("lens", "lens-tuned", "direct"), work.read,
-            lambda s: (4 + 3 * s.n_layers * s.unembedding) * s.share(min(work.N_READ, s.n_test)),
+            lambda s: (4 + 3 * s.n_layers * s.unembedding) * s.share(min(work.N_READ, s.n_test)), here=True,
         ),
         Stage(
             "positions", "scoring edges by position", ("positions", "movements"), work.by_position,
@@ -122,6 +123,7 @@ STAGES: dict[str, Stage] = {
             "completeness", "testing completeness", ("completeness",), work.completeness,
             lambda s: _circuits(s, 14, _few(s)) + 6 * 18 * s.share(_few(s)), needs=("scores", "sizing"),
             possible=lambda s: s.n_tested() > 0, bytes=lambda s: s.pair_bytes * _few(s),
+            here=True,  # almost all of it learns a knockout, step by step
         ),
         Stage(
             "minimality", "testing minimality", ("minimality",), work.minimality,

@@ -22,32 +22,36 @@ from .unit import Run, Tensors, Unit, Work
 
 
 def run_units(
-    work: Work, units: Iterable[Unit], here: Run, *, ledger: Ledger | None = None, execution: Execution | None = None
-) -> Iterator[tuple[Unit, Tensors]]:
+    work: Work, units: Iterable[Unit], here: Run, *, ledger: Ledger | None = None, execution: Execution | None = None,
+    keep: bool = True, most: int | None = None,
+) -> Iterator[tuple[Unit, Tensors]]:  # fmt: skip
     """The units' results in their order, on the CPU or wherever `here` leaves them.
 
     `here` runs a unit in this process (and in its forks). `units` may be made as they are needed. Without a `ledger`
-    the execution's is used, if it has one.
+    the execution's is used, if it has one and `keep` is set. `most`: units on their way, or waiting for an earlier
+    one's result, at a time.
     """
     execution = execution or current_execution()
     with ExitStack() as stack:
-        if ledger is None and execution.ledger is not None:
+        if ledger is None and keep and execution.ledger is not None:
             folder = execution.ledger / f"{work.operation}-{work.key[:16]}"
             ledger = stack.enter_context(Ledger(folder, work.identity()))
-        drive = _Drive(execution, iter(units), ledger)
+        drive = _Drive(execution, iter(units), ledger, most)
         pool = stack.enter_context(closing(execution.executor.open(work, here)))
         yield from drive.run(pool)
 
 
 class _Drive:
-    def __init__(self, execution: Execution, units: Iterator[Unit], ledger: Ledger | None) -> None:
+    def __init__(
+        self, execution: Execution, units: Iterator[Unit], ledger: Ledger | None, most: int | None = None
+    ) -> None:
         self.execution, self.units, self.ledger = execution, units, ledger
         self.order: deque[Unit] = deque()
         self.waiting: deque[Unit] = deque()
         self.ready: dict[str, Tensors | Exception | None] = {}
         self.attempts: dict[str, int] = {}
         self.given_up: list[tuple[Unit, Exception]] = []
-        self.on_the_way = 0
+        self.on_the_way, self.most = 0, most
         self.more = True
 
     def run(self, pool: Pool) -> Iterator[tuple[Unit, Tensors]]:
@@ -81,7 +85,7 @@ class _Drive:
 
     def _take(self, window: int) -> None:
         """Units up to the window; those that the ledger has are ready."""
-        while self.more and len(self.order) < window:
+        while self.more and len(self.order) < min(window, self.most or window):
             unit = next(self.units, None)
             if unit is None:
                 self.more = False

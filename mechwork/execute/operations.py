@@ -16,11 +16,18 @@ if TYPE_CHECKING:
 
 OPERATIONS = {
     "patch.block": "mechwork.patching.units:build",
+    "patch.share": "mechwork.patching.subspace:build",
+    "paths.block": "mechwork.patching.path_units:build",
     "attribute.batch": "mechwork.patching.attribution:build",
     "ablate.block": "mechwork.ablation.units:build",
     "study.block": "mechwork.ablation.units:build_study",
     "edges.batch": "mechwork.circuits.scoring.units:build",
     "edges.exact": "mechwork.circuits.scoring.exact_edges:build",
+    "edges.attention": "mechwork.circuits.scoring.attention_edges:build",
+    "neurons.batch": "mechwork.circuits.scoring.neurons:build",
+    "text.states": "mechwork.lenses.units:build",
+    "lens.rows": "mechwork.lenses.evaluate:build",
+    "features.batch": "mechwork.features.evaluate:build",
     "circuits.measure": "mechwork.circuits.testing.units:build",
 }
 """Name -> module and function."""

@@ -15,7 +15,7 @@ as in training) are left as they are and not counted. Cost: per batch 1 forward,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +24,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..errors import InputError
+from ..execute import ModelRef, Unit, Work
+from ..execute.drive import run_units
+from ..execute.unit import Run, Tensors
 from ..lenses.readout import BITS
-from ..lenses.text import TextStream, forward_batches, open_text
+from ..lenses.text import TextStream, open_text, pad, row_batches
 from ..models.anatomy import device_of
 from ..models.borrow import hooked
 from ..models.identity import identify_model
@@ -36,13 +39,16 @@ from ..sites import hook_name
 from ..statistics import bootstrap_weights, percentile_interval
 from .activations import TopK
 from .coder import SparseCoder, as_vectors, working
-from .feature_set import FeatureSet
+from .feature_set import FeatureSet, pack_coder, unpack_coder, working_copy
 from .record import record_sites
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 ALL = "all places"
+CELLS = 2048
+"""Cells of one forward pass."""
+OPERATION = "features.batch"
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,33 +161,24 @@ def evaluate_features(
             f"features are measured on two rows or more of over {skip + 1} tokens; the text has {len(rows)} from row "
             f"{start} on"
         )
-    batches = [
-        (b.tokens.to(device_of(model)), _counted(b.mask, skip).to(device_of(model)))
-        for b in forward_batches(rows, 2048)
-    ]
-    coders = list(features)
+    coders = [working_copy(coder) for coder in features]
     sums = [_Sums.of(coder) for coder in coders]
-    for tokens, mask in batches:
-        found = record_sites(model, tokens, [site for c in coders for site in (c.reads, c.writes)])
-        for coder, total in zip(coders, sums, strict=True):
-            total.add(coder, found[coder.reads][mask], found[coder.writes][mask])
+    batches = [(len(part), part) for part in row_batches(rows, CELLS)]
+    for found in _measured(model, batches, skip, coders):
+        for i, total in enumerate(sums):
+            total.add(found, f"{i}.")
     means = [total.mean for total in sums]
     controls = [
-        _random_coder(coder, mean, max(1, round(total.l0)), seed + i)
+        working_copy(_random_coder(coder, mean, max(1, round(total.l0)), seed + i))
         for i, (coder, mean, total) in enumerate(zip(coders, means, sums, strict=True))
     ]
     left = [_Sums.of(control) for control in controls]
     losses: dict[str, list[Tensor]] = {"plain": [], "spliced": [], "random": [], "flat": [], "n": []}
-    singles = [[i] for i in range(len(coders))] + [list(range(len(coders)))]
-    for tokens, mask in batches:
-        found = record_sites(model, tokens, [site for c in coders for site in (c.reads, c.writes)])
-        for control, total in zip(controls, left, strict=True):
-            total.add(control, found[control.reads][mask], found[control.writes][mask])
-        losses["plain"].append(_surprisal(model, tokens, mask))
-        losses["n"].append(mask[:, :-1].logical_and(mask[:, 1:]).sum(dim=1).double().cpu())
-        for name, used in (("spliced", coders), ("random", controls), ("flat", means)):
-            runs = [_surprisal(model, tokens, mask, [(coders[i], used[i]) for i in chosen]) for chosen in singles]
-            losses[name].append(torch.stack(runs))
+    for found in _measured(model, batches, skip, coders, controls, means):
+        for i, total in enumerate(left):
+            total.add(found, f"{i}.")
+        for name, parts in losses.items():
+            parts.append(found[name])
     provenance = build_provenance(
         method="evaluation of features", text=stream.facts, rows=[start, start + n_rows], skip=skip, seed=seed,
         features=features.describe(), model=identify_model(model),
@@ -211,16 +208,14 @@ class _Sums:
     def of(cls, coder: SparseCoder) -> _Sums:
         return cls(torch.zeros(coder.n_features, dtype=torch.bool), torch.zeros(coder.d_out, dtype=torch.float64))
 
-    def add(self, coder: SparseCoder, read: Float[Tensor, "n d_in"], written: Float[Tensor, "n d_out"]) -> None:
-        with torch.no_grad():
-            f = coder.encode(read)
-            y = working(written)
-            self.missed += float((y - coder.decode(f, read)).double().pow(2).sum())
-        self.fired |= (f > 0).any(dim=0).cpu()
-        self.active += int((f > 0).sum())
-        self.total += y.double().sum(dim=0).cpu()
-        self.squares += float(y.double().pow(2).sum())
-        self.n += len(read)
+    def add(self, found: Tensors, at: str) -> None:
+        """Take in what `_sums` found on some positions."""
+        self.missed += float(found[f"{at}missed"])
+        self.fired |= found[f"{at}fired"]
+        self.active += int(found[f"{at}active"])
+        self.total += found[f"{at}total"]
+        self.squares += float(found[f"{at}squares"])
+        self.n += int(found[f"{at}n"])
 
     @property
     def mean(self) -> Float[Tensor, " d"]:
@@ -237,6 +232,79 @@ class _Sums:
     @property
     def dead(self) -> float:
         return 1 - float(self.fired.float().mean())
+
+
+@torch.no_grad()
+def _sums(coder: SparseCoder, read: Float[Tensor, "n d_in"], written: Float[Tensor, "n d_out"], at: str) -> Tensors:
+    """What `_Sums` adds up, of some positions."""
+    f, y = coder.encode(read), working(written)
+    found = {
+        "missed": (y - coder.decode(f, read)).double().pow(2).sum(),
+        "fired": (f > 0).any(dim=0),
+        "active": (f > 0).sum(),
+        "total": y.double().sum(dim=0),
+        "squares": y.double().pow(2).sum(),
+        "n": torch.tensor(len(read)),
+    }
+    return {f"{at}{name}": value.cpu() for name, value in found.items()}
+
+
+def _measured(
+    model: TransformerBridge, batches: Sequence[tuple[int, Any]], skip: int, coders: Sequence[SparseCoder],
+    controls: Sequence[SparseCoder] = (), means: Sequence[Tensor] = (),
+) -> Iterator[Tensors]:  # fmt: skip
+    """What `_Batches` finds on each batch of rows, one unit each."""
+    settings: dict[str, Any] = {"skip": skip}
+    data: dict[str, Tensors] = {f"mean.{i}": {"mean": mean} for i, mean in enumerate(means)}
+    for kind, given in (("coder", coders), ("control", controls)):
+        packed = [pack_coder(coder) for coder in given]
+        settings[kind] = [facts for facts, _ in packed]
+        data |= {f"{kind}.{i}": tensors for i, (_, tensors) in enumerate(packed)}
+    work = Work(OPERATION, ModelRef.of(model), settings, data)
+    units = (work.unit(slice(0, n), rows) for n, rows in batches)
+    run = _Batches(model, skip, coders, controls, means).run
+    return (values for _, values in run_units(work, units, run))
+
+
+def build(model: TransformerBridge, work: Work) -> Run:
+    """What measures the batches in a process that has the work's data and the model alone."""
+    coders, controls = (
+        [unpack_coder(facts, work.data[f"{kind}.{i}"]) for i, facts in enumerate(work.settings[kind])]
+        for kind in ("coder", "control")
+    )
+    means = [work.data[f"mean.{i}"]["mean"] for i in range(len(controls))]
+    return _Batches(model, work.settings["skip"], coders, controls, means).run
+
+
+@dataclass(frozen=True, eq=False)
+class _Batches:
+    """Measures one batch of rows at a time: the sums of `coders`; given `controls` and `means`, the sums of these, and
+    surprisals with each put in.
+    """
+
+    model: TransformerBridge
+    skip: int
+    coders: Sequence[SparseCoder]
+    controls: Sequence[SparseCoder]
+    means: Sequence[Tensor]
+
+    def run(self, unit: Unit) -> Tensors:
+        batch = pad(unit.says)
+        tokens = batch.tokens.to(device_of(self.model))
+        mask = _counted(batch.mask, self.skip).to(tokens.device)
+        recorded = record_sites(self.model, tokens, [site for c in self.coders for site in (c.reads, c.writes)])
+        found: Tensors = {}
+        for i, coder in enumerate(self.controls or self.coders):
+            found |= _sums(coder, recorded[coder.reads][mask], recorded[coder.writes][mask], f"{i}.")
+        if not self.controls:
+            return found
+        found["plain"] = _surprisal(self.model, tokens, mask)
+        found["n"] = mask[:, :-1].logical_and(mask[:, 1:]).sum(dim=1).double().cpu()
+        singles = [[i] for i in range(len(self.coders))] + [list(range(len(self.coders)))]
+        for name, used in (("spliced", self.coders), ("random", self.controls), ("flat", self.means)):
+            runs = [_surprisal(self.model, tokens, mask, [(self.coders[i], used[i]) for i in one]) for one in singles]
+            found[name] = torch.stack(runs)
+        return found
 
 
 def _random_coder(coder: SparseCoder, mean: Float[Tensor, " d"], k: int, seed: int) -> SparseCoder:

@@ -7,7 +7,7 @@ refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -142,12 +142,7 @@ class FeatureSet(Readable):
         facts = {
             "name": self.name, "model": self.model,
             "coders": [
-                {
-                    "reads": _site_json(c.reads), "writes": _site_json(c.writes), "activation": c.activation.name,
-                    "settings": c.activation.settings(),
-                    "provenance": stable(c.provenance),
-                }
-                for c in self.coders
+                {**pack_coder(c)[0], "provenance": stable(c.provenance)} for c in self.coders
             ],
             "provenance": stable(self.provenance),
         }  # fmt: skip
@@ -168,11 +163,39 @@ class FeatureSet(Readable):
 
 def _coder(entry: dict[str, Any], tensors: dict[str, Tensor]) -> SparseCoder:
     """One coder of a folder, in float32."""
-    writes = Site(*entry["writes"])
-    own = {n.partition("/")[2]: t for n, t in tensors.items() if n.partition("/")[0] == str(writes)}
+    writes = str(Site(*entry["writes"]))
+    return unpack_coder(entry, {n.partition("/")[2]: t for n, t in tensors.items() if n.partition("/")[0] == writes})
+
+
+def working_copy(coder: SparseCoder) -> SparseCoder:
+    """The coder with its numbers in rows: the same bits wherever it is sent."""
+    facts, tensors = pack_coder(coder)
+    return unpack_coder(facts, tensors)
+
+
+def pack_coder(coder: SparseCoder) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """JSON values and tensors from which `unpack_coder` makes it, without its provenance."""
+    reads, writes = ([site.kind, site.layer, site.head] for site in (coder.reads, coder.writes))
+    facts = {
+        "reads": reads, "writes": writes, "activation": coder.activation.name, "settings": coder.activation.settings(),
+    }  # fmt: skip
+    return facts, {
+        name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in coder.tensors().items()
+    }  # some share memory, which files do not
+
+
+def unpack_coder(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SparseCoder:
+    """The coder that `pack_coder` packed."""
+    own = dict(tensors)
     parts = {name: own.pop(name) for name in ("W_enc", "b_enc", "W_dec", "b_dec", "b_in", "W_skip") if name in own}
-    activation = build_activation(entry["activation"], own, entry["settings"])
-    return SparseCoder(Site(*entry["reads"]), writes, activation=activation, **parts, provenance=entry["provenance"])
+    activation = build_activation(facts["activation"], own, facts["settings"])
+    return SparseCoder(
+        Site(*facts["reads"]),
+        Site(*facts["writes"]),
+        activation=activation,
+        **parts,
+        provenance=facts.get("provenance", {}),
+    )
 
 
 def check_coder(model: TransformerBridge, anatomy: ModelAnatomy, coder: SparseCoder) -> None:
@@ -201,7 +224,3 @@ def site_width(model: TransformerBridge, anatomy: ModelAnatomy, site: Site) -> i
 def _place(coder: SparseCoder) -> tuple[int, int, int]:
     site = coder.writes
     return (-1 if site.layer is None else site.layer, _ORDER.index(site.kind), -1 if site.head is None else site.head)
-
-
-def _site_json(site: Site) -> list[Any]:
-    return [site.kind, site.layer, site.head]

@@ -16,7 +16,8 @@ about five products of tokens by features by width.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,22 +30,20 @@ from ..checkpoint import Checkpoint
 from ..display import Readable
 from ..errors import InputError, MetricError
 from ..lenses.fingerprint import fingerprint
-from ..lenses.states import record_states
-from ..lenses.text import Row, TextStream, forward_batches, open_text
+from ..lenses.text import Row, TextStream, open_text
+from ..lenses.units import States, rows_states, states_ahead
 from ..models.anatomy import check_ready, device_of
 from ..models.borrow import borrows
 from ..provenance import build_provenance, hash_json
 from ..sites import Site
 from .activations import Relu, TopK
-from .coder import SparseCoder, as_vectors, check_feature_site
+from .coder import SparseCoder, check_feature_site
 from .feature_set import FeatureSet
 from .recipe import FeatureRecipe
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-FORWARD_TOKENS = 4096
-"""Cells of one forward pass."""
 STATE = ("cursor", "data", "step", "tokens", "seconds", "history")
 WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec")
 
@@ -127,10 +126,11 @@ def train_features(
     kept = None if keeper is None else keeper.load()
     run = work.begin() if kept is None else work.resume(*kept)
     end = recipe.steps if stop_after is None else min(recipe.steps, run.step + stop_after)
-    while run.step < end:
-        work.step(run, progress)
-        if keeper is not None and run.step % checkpoint_every == 0:
-            keeper.save(*work.state(run))
+    with closing(work.ahead(run.cursor)) as ahead:
+        while run.step < end:
+            work.step(run, ahead, progress)
+            if keeper is not None and run.step % checkpoint_every == 0:
+                keeper.save(*work.state(run))
     if keeper is not None:
         keeper.save(*work.state(run))
     return work.result(run)
@@ -182,10 +182,20 @@ class _FeatureWork:
         silent = torch.zeros(n, recipe.n_features, dtype=torch.int64, device=self.device)
         return _FeatureRun(*self._optimizer(weights), silent, norms, cursor)
 
-    def step(self, run: _FeatureRun, progress: Callable[[FeatureProgress], None] | None) -> None:
+    def ahead(self, cursor: int) -> Generator[tuple[list[Row], int, States]]:
+        """The rows of every step from `cursor` on, with the cursor after it and their states."""
+        batches = self.stream.batches(cursor, self.recipe.step_tokens, self.recipe.held_out_rows)
+        yield from states_ahead(self.model, batches, self.sites, skip=self.recipe.skip)
+
+    def step(
+        self,
+        run: _FeatureRun,
+        ahead: Iterator[tuple[list[Row], int, States]],
+        progress: Callable[[FeatureProgress], None] | None,
+    ) -> None:
         begun, recipe = time.monotonic(), self.recipe
-        rows, cursor = next(self.stream.batches(run.cursor, recipe.step_tokens, recipe.held_out_rows))
-        x, y = self._inputs(run, rows)
+        rows, cursor, states = next(ahead)
+        x, y = self._inputs(run, self._vectors(states))
         f, loss, left = self._losses(run, x, y)
         if not bool(loss.isfinite()):
             place = int((~left.isfinite()).nonzero()[0]) if not bool(left.isfinite().all()) else 0
@@ -245,21 +255,16 @@ class _FeatureWork:
             )
         return f, loss, left.detach()
 
-    def _states(self, rows: Sequence[Row]) -> dict[Site, Float[Tensor, "token d"]]:
-        """Vectors at every site at the real positions that are not skipped."""
-        found: dict[Site, list[Tensor]] = {site: [] for site in self.sites}
-        for batch in forward_batches([row for row in rows if len(row) > self.recipe.skip], FORWARD_TOKENS):
-            mask = batch.mask.clone()
-            mask[:, : self.recipe.skip] = False
-            for site, state in zip(self.sites, record_states(self.model, batch.tokens, self.sites), strict=True):
-                state = state if site.head is None else state[:, :, site.head]
-                found[site].append(as_vectors(state)[mask.to(state.device)].float())
-        return {site: torch.cat(parts) for site, parts in found.items()}
+    def _vectors(self, states: States) -> dict[Site, Float[Tensor, "token d"]]:
+        """Vectors at every site at the real positions that are not skipped; the heads of a position side by side."""
+        parts = zip(*states, strict=True)
+        return {
+            site: torch.cat([x.flatten(1).float() for x in part]) for site, part in zip(self.sites, parts, strict=True)
+        }
 
     def _inputs(
-        self, run: _FeatureRun, rows: Sequence[Row]
+        self, run: _FeatureRun, states: dict[Site, Float[Tensor, "token d"]]
     ) -> tuple[Float[Tensor, "place token d_in"], Float[Tensor, "place token d_out"]]:
-        states = self._states(rows)
         scaled = {s: (v - run.norms[f"centre.{s}"]) / run.norms[f"scale.{s}"] for s, v in states.items()}
         x = torch.stack([scaled[a] for a, _ in self.places])
         return x, x if all(a == b for a, b in self.places) else torch.stack([scaled[b] for _, b in self.places])
@@ -270,7 +275,8 @@ class _FeatureWork:
             self.stream.batches(self.recipe.held_out_rows, self.recipe.scale_tokens, self.recipe.held_out_rows)
         )
         norms = {}
-        for site, value in self._states(rows).items():
+        states = rows_states(self.model, rows, self.sites, self.recipe.skip)
+        for site, value in self._vectors(states).items():
             centre = value.double().mean(dim=0)
             scale = (value.double() - centre).pow(2).mean().sqrt()
             if not bool(scale.isfinite()) or float(scale) <= 0:

@@ -14,7 +14,7 @@ together. The transfer matrix is D(model || translator of place i at place j): h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,20 +23,27 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import InputError
+from ..execute import ModelRef, Unit, Work
+from ..execute.drive import run_units
+from ..execute.unit import Run, Tensors
 from ..models.anatomy import read_anatomy
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
+from ..sites import Site
 from .distil import divergences
-from .lens import Lens
+from .lens import Lens, LogitLens
 from .readout import BITS, Readout
 from .states import lens_sites, record_states
-from .text import Row, TextStream, forward_batches, open_text
+from .text import Row, TextStream, open_text, pad, row_batches
+from .translators import find_form
+from .tuned import TunedLens
+from .units import FORWARD_TOKENS
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-FORWARD_TOKENS = 4096
+OPERATION = "lens.rows"
 COLUMNS = ("kl", "logit_kl", "ce", "logit_ce", "top1", "logit_top1")
 
 
@@ -137,29 +144,75 @@ def evaluate_lens(
     return LensEvaluation(lens.name, *found, provenance)
 
 
-@torch.no_grad()
 def measure_rows(
     model: TransformerBridge, lens: Lens, rows: Sequence[Row], *, transfer: bool
 ) -> tuple[tuple[str, ...], dict[str, Tensor], Tensor, Tensor, Tensor | None]:
-    """Places, sums, counts and the transfer matrix of `LensEvaluation`, row by row in order of length."""
-    readout = Readout.of(model)
-    kind = lens.kinds[0]
-    sites = lens_sites(read_anatomy(model), [kind])
-    n_places = len(sites)
-    parts: dict[str, list[Tensor]] = {name: [] for name in COLUMNS}
-    counts, next_counts = [], []
-    matrix, seen = torch.zeros(n_places - 1, n_places - 1, dtype=torch.float64), 0
-    for batch in forward_batches(rows, FORWARD_TOKENS):
-        states = [x[batch.mask.to(x.device)] for x in record_states(model, batch.tokens, sites)]
+    """Places, sums, counts and the transfer matrix of `LensEvaluation`, row by row in order of length.
+
+    One unit per forward batch.
+    """
+    facts, parts = pack_lens(lens)
+    why = None if facts else f"{lens.name} is an object of this process; use forked workers"
+    settings = {"lens": facts, "transfer": transfer}
+    work = Work(OPERATION, ModelRef.of(model), settings, {"lens": parts} if parts else {}, why)
+    units = (work.unit(slice(0, len(part)), part) for part in row_batches(rows, FORWARD_TOKENS))
+    run = _Rows(model, unpack_lens(facts, parts) if facts else lens, transfer=transfer).run
+    found = [values for _, values in run_units(work, units, run)]
+    sums = {name: torch.cat([values[name] for values in found]) for name in COLUMNS}
+    counts, next_counts = (torch.cat([values[name] for values in found]) for name in ("n", "n_next"))
+    places = tuple(map(str, lens_sites(read_anatomy(model), [lens.kinds[0]])))
+    if not transfer:
+        return places, sums, counts, next_counts, None
+    matrix = torch.stack([values["transfer"] for values in found]).sum(dim=0)
+    return places, sums, counts, next_counts, matrix / counts.sum()
+
+
+def pack_lens(lens: Lens) -> tuple[Provenance, Tensors]:
+    """A logit or tuned lens as JSON values and tensors; nothing for any other."""
+    if isinstance(lens, LogitLens):
+        return {"name": lens.name, "kinds": list(lens.kinds)}, {}
+    if isinstance(lens, TunedLens):
+        parts = {name: part.detach().contiguous() for name, part in lens.parts.items()}
+        return {"form": lens.form.name, "kind": lens.kind, "model": lens.model}, parts
+    return {}, {}
+
+
+def unpack_lens(facts: Mapping[str, Any], parts: Tensors) -> Lens:
+    """The lens that `pack_lens` packed."""
+    if "form" not in facts:
+        return LogitLens(facts["name"], tuple(facts["kinds"]))
+    return TunedLens(find_form(facts["form"]), facts["kind"], dict(parts), dict(facts["model"]))
+
+
+def build(model: TransformerBridge, work: Work) -> Run:
+    """What measures the batches in a process that has the work's data and the model alone."""
+    lens = unpack_lens(work.settings["lens"], work.data.get("lens", {}))
+    return _Rows(model, lens, transfer=work.settings["transfer"]).run
+
+
+class _Rows:
+    """Measures one forward batch of rows at a time."""
+
+    def __init__(self, model: TransformerBridge, lens: Lens, *, transfer: bool) -> None:
+        self.model, self.lens, self.transfer = model, lens, transfer
+        self.readout = Readout.of(model)
+        self.sites = lens_sites(read_anatomy(model), [lens.kinds[0]])
+
+    @torch.no_grad()
+    def run(self, unit: Unit) -> Tensors:
+        """Sums ``[row, place]`` by column, counts per row, and the batch's part of the transfer matrix."""
+        batch, sites, n_places = pad(unit.says), self.sites, len(self.sites)
+        states = [x[batch.mask.to(x.device)] for x in record_states(self.model, batch.tokens, sites)]
         last = states[-1]
-        translated = [*(lens.translate(x, s) for x, s in zip(states[:-1], sites[:-1], strict=True)), last]
+        translated = [*(self.lens.translate(x, s) for x, s in zip(states[:-1], sites[:-1], strict=True)), last]
         owner = torch.arange(len(batch))[:, None].expand_as(batch.mask)[batch.mask]
         following = torch.cat([batch.tokens[:, 1:], batch.tokens[:, :1]], dim=1)[batch.mask]
         has_next = torch.cat([batch.mask[:, 1:], torch.zeros(len(batch), 1, dtype=torch.bool)], dim=1)[
             batch.mask
         ].double()
-        readings = [readout.read_places(xs, top_k=1, targets=following, reference=last) for xs in (translated, states)]
-        for prefix, reading in zip(("", "logit_"), readings, strict=True):
+        found: Tensors = {}
+        for prefix, xs in (("", translated), ("logit_", states)):
+            reading = self.readout.read_places(xs, top_k=1, targets=following, reference=last)
             assert reading.kl is not None
             assert reading.surprisal is not None
             assert reading.top_ids is not None
@@ -169,16 +222,15 @@ def measure_rows(
                 ("ce", reading.surprisal.double() * has_next),
                 ("top1", agrees),
             ):
-                sums = torch.zeros(len(batch), n_places, dtype=torch.float64).index_add_(
-                    0, owner, values.T.contiguous()
-                )
-                parts[prefix + name].append(sums)
-        counts.append(batch.mask.sum(dim=1).double())
-        next_counts.append(torch.zeros(len(batch), dtype=torch.float64).index_add_(0, owner, has_next))
-        if transfer:
-            for i, site in enumerate(sites[:-1]):
-                maps = [lambda x, site=site: lens.translate(x, site)] * (n_places - 1)
-                matrix[i] += divergences(readout, maps, states).double().sum(dim=1).cpu() * BITS
-            seen += len(last)
-    sums = {name: torch.cat(found) for name, found in parts.items()}
-    return tuple(map(str, sites)), sums, torch.cat(counts), torch.cat(next_counts), matrix / seen if transfer else None
+                sums = torch.zeros(len(batch), n_places, dtype=torch.float64)
+                found[prefix + name] = sums.index_add_(0, owner, values.T.contiguous())
+        found["n"] = batch.mask.sum(dim=1).double()
+        found["n_next"] = torch.zeros(len(batch), dtype=torch.float64).index_add_(0, owner, has_next)
+        if self.transfer:
+            found["transfer"] = torch.stack([self._moved(site, states) for site in sites[:-1]])
+        return found
+
+    def _moved(self, site: Site, states: list[Tensor]) -> Float[Tensor, " origin"]:
+        """Divergences, summed over positions, of every place read by the translator of `site`."""
+        maps = [lambda x: self.lens.translate(x, site)] * (len(states) - 1)
+        return divergences(self.readout, maps, states).double().sum(dim=1).cpu() * BITS

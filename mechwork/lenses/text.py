@@ -91,14 +91,19 @@ def pad(rows: Sequence[Row]) -> Prompts:
 
 def forward_batches(rows: Sequence[Row], n_tokens: int) -> Iterator[Prompts]:
     """The rows, shortest first (ties in the given order), in padded batches of about `n_tokens` cells."""
+    return map(pad, row_batches(rows, n_tokens))
+
+
+def row_batches(rows: Sequence[Row], n_tokens: int) -> Iterator[list[Row]]:
+    """The rows of each of `forward_batches`."""
     batch: list[Row] = []
     for row in sorted(rows, key=len):
         if batch and (len(batch) + 1) * len(row) > n_tokens:
-            yield pad(batch)
+            yield batch
             batch = []
         batch.append(row)
     if batch:
-        yield pad(batch)
+        yield batch
 
 
 def open_text(

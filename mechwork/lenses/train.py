@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,18 +35,16 @@ from .distil import descend, divergences
 from .fingerprint import fingerprint
 from .readout import BITS, Readout
 from .recipe import LensRecipe
-from .states import lens_sites, record_states
-from .text import Row, TextStream, forward_batches, open_text
+from .states import lens_sites
+from .text import Row, TextStream, open_text
 from .translators import Form, Parts, PlaceMoments, find_form, translate
 from .tuned import TunedLens
+from .units import FORWARD_TOKENS, States, rows_states, states_ahead
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 log = logging.getLogger(__name__)
-
-FORWARD_TOKENS = 4096
-"""Cells of one forward pass."""
 
 
 @dataclass(frozen=True)
@@ -135,10 +134,12 @@ def train_lens(
     run = (load_run(keeper, work) if keeper is not None else None) or work.begin()
     end = recipe.steps if stop_after is None else min(recipe.steps, run.step + stop_after)
     try:
-        while run.step < end and not run.stopped:
-            work.step(run, progress)
-            if keeper is not None and run.step % checkpoint_every == 0:
-                save_run(keeper, run)
+        if run.step < end and not run.stopped:
+            with closing(work.ahead(run.cursor, recipe.step_tokens)) as ahead:
+                while run.step < end and not run.stopped:
+                    work.step(run, ahead, progress)
+                    if keeper is not None and run.step % checkpoint_every == 0:
+                        save_run(keeper, run)
     except KeyboardInterrupt:
         if keeper is not None:
             save_run(keeper, run)
@@ -169,27 +170,25 @@ class _LensWork:
         self.dtype = torch.promote_types(dtype_of(model), torch.float32)
         self.device = device_of(model)
 
-    def states(self, rows: Sequence[Row]) -> list[list[Tensor]]:
-        """Per forward batch: every place's states ``[n, d_model]`` at real positions, the last place's last."""
-        found = []
-        for batch in forward_batches(rows, FORWARD_TOKENS):
-            states = record_states(self.model, batch.tokens, self.sites)
-            found.append([x[batch.mask.to(x.device)].to(self.dtype) for x in states])
-        return found
+    def ahead(self, cursor: int, n_tokens: int) -> Generator[tuple[list[Row], int, States]]:
+        """Batches of at least `n_tokens` tokens from `cursor` on, with the cursor after each and their states."""
+        first = self.recipe.held_out_rows
+        yield from states_ahead(self.model, self.stream.batches(cursor, n_tokens, first), self.sites)
 
     def begin(self) -> LensRun:
         """The start of a run: the ridge regression, or where that reads worse than nothing, the identity."""
         recipe = self.recipe
         moments = [PlaceMoments.zeros(self.anatomy.d_model, self.device) for _ in range(self.n_places)]
         norm, seen, cursor = final_norm(self.model), 0, recipe.held_out_rows
-        for rows, cursor in self.stream.batches(recipe.held_out_rows, FORWARD_TOKENS, recipe.held_out_rows):
-            for *places, last in self.states(rows):
-                weight = torch.ones(len(last), device=last.device) if norm is None else norm.scale(last)[:, 0] ** -2
-                for place, x in zip(moments, places, strict=True):
-                    place.add(x, last, weight)
-                seen += len(last)
-            if seen >= recipe.ridge_tokens or (not self.stream.endless and cursor == recipe.held_out_rows):
-                break
+        with closing(self.ahead(recipe.held_out_rows, FORWARD_TOKENS)) as ahead:
+            for _, cursor, batches in ahead:
+                for *places, last in map(self.wide, batches):
+                    weight = torch.ones(len(last), device=last.device) if norm is None else norm.scale(last)[:, 0] ** -2
+                    for place, x in zip(moments, places, strict=True):
+                        place.add(x, last, weight)
+                    seen += len(last)
+                if seen >= recipe.ridge_tokens or (not self.stream.endless and cursor == recipe.held_out_rows):
+                    break
         fitted = [self.form.fit(place, recipe.ridge) for place in moments]
         ridge = {name: torch.stack([one[name] for one in fitted]).to(self.device, self.dtype) for name in fitted[0]}
         start, untrained = self.measure(ridge), self.measure(self.form.still(ridge))
@@ -224,11 +223,19 @@ class _LensWork:
         live = {name: part.clone().requires_grad_(True) for name, part in parts.items()}
         return live, torch.optim.Adam(list(live.values()), lr=self.recipe.learning_rate)
 
-    def step(self, run: LensRun, progress: Callable[[LensProgress], None] | None) -> None:
+    def wide(self, states: Sequence[Tensor]) -> list[Tensor]:
+        """States in the working type, float32 at least."""
+        return [x.to(self.dtype) for x in states]
+
+    def step(
+        self,
+        run: LensRun,
+        ahead: Iterator[tuple[list[Row], int, States]],
+        progress: Callable[[LensProgress], None] | None,
+    ) -> None:
         begun, recipe = time.monotonic(), self.recipe
-        rows, cursor = next(self.stream.batches(run.cursor, recipe.step_tokens, recipe.held_out_rows))
-        batches = self.states(rows)
-        states = [torch.cat(place) for place in zip(*batches, strict=True)]
+        _, cursor, batches = next(ahead)
+        states = [torch.cat(place) for place in zip(*map(self.wide, batches), strict=True)]
         n = len(states[0])
         if recipe.share < 1:
             chosen = torch.randperm(n, generator=run.generator)[: max(1, round(recipe.share * n))].to(self.device)
@@ -286,7 +293,7 @@ class _LensWork:
     def measure(self, parts: Parts) -> Float[Tensor, " place"]:
         """Mean divergence in bits on the validation rows."""
         total, n = torch.zeros(self.n_places, dtype=torch.float64), 0
-        for states in self.states(self.validation):
+        for states in map(self.wide, rows_states(self.model, self.validation, self.sites)):
             maps = [
                 lambda x, i=i: translate(self.form, {name: part[i] for name, part in parts.items()}, x)
                 for i in range(self.n_places)

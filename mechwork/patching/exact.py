@@ -175,7 +175,7 @@ class Job:
         """The sweep as pure data."""
         facts, tensors = pack_task(self.task)
         why = "what it puts in is a function of this process; use forked workers"
-        own = self.share is not None or (self.given is not None and self.operation == OPERATION)
+        own = (self.share is not None or self.given is not None) and self.operation == OPERATION
         return Work(
             self.operation,
             ModelRef.of(self.model),

@@ -20,7 +20,8 @@ from torch import Tensor
 from ..directions import Examples, record_examples
 from ..display import Readable
 from ..errors import InputError
-from ..execute import MemoryBudget
+from ..execute import MemoryBudget, Work
+from ..execute.unit import Run
 from ..models.anatomy import ModelAnatomy, device_of, dtype_of
 from ..models.borrow import borrows, run_tail
 from ..runs.record import check_task
@@ -31,9 +32,13 @@ from .exact import plan_sweep
 from .memory import d_mlp_of
 from .result import Effect
 from .sides import SQUARE, Share
+from .units import build as build_sweep
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
+
+
+OPERATION = "patch.share"
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +50,7 @@ class Subspace(Readable):
 
     def __post_init__(self) -> None:
         rank = self.basis.shape[1]
+        object.__setattr__(self, "basis", self.basis.contiguous())  # the same bits after it was sent elsewhere
         gram = self.basis.T @ self.basis
         if rank < 1 or not torch.allclose(gram, torch.eye(rank, dtype=gram.dtype, device=gram.device), atol=1e-4):
             raise InputError(
@@ -121,6 +127,10 @@ class SubspaceAsFar:
         return host + move * (length / move.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(move.dtype).tiny))
 
 
+SHARES = {share.__name__: share for share in (SubspaceExchange, Across, SubspaceAsFar)}
+"""What can be sent to another process: the name of the class, and the bases of its subspaces."""
+
+
 @borrows
 def patch_subspace(
     model: TransformerBridge,
@@ -153,7 +163,17 @@ def measure_share(
     """The effect of putting in a `share` of the donor at one site. Cost: 2 forwards and the patched cells."""
     check_subspace(model, check_task(model, task), site, subspace)
     job = plan_sweep(model, task, [site], direction=direction, positions=positions, memory_budget=memory_budget)
-    return replace(job, share=share).run()[site.kind]
+    sent: dict[str, Any] = {}
+    if type(share) in SHARES.values():  # other functions stay in this process
+        bases = {name: part.basis for name, part in vars(share).items()}
+        sent = {"operation": OPERATION, "settings": {"share": type(share).__name__}, "data": {"share": bases}}
+    return replace(job, share=share, **sent).run()[site.kind]
+
+
+def build(model: TransformerBridge, work: Work) -> Run:
+    """What runs the units of a sweep of shares in a process that has the work's data and the model alone."""
+    bases = {name: Subspace(basis.to(device_of(model))) for name, basis in work.data["share"].items()}
+    return build_sweep(model, work, share=SHARES[work.settings["share"]](**bases))
 
 
 def check_subspace(model: TransformerBridge, anatomy: ModelAnatomy, site: Site, subspace: Subspace) -> None:

@@ -59,8 +59,9 @@ class Blocks:
         return {"metric": self.at(slice(*unit.rows)).run(chunk)}
 
 
-def build(model: TransformerBridge, work: Work, given: GivenRows | None = None) -> Run:
+def build(model: TransformerBridge, work: Work, given: GivenRows | None = None, share: Share | None = None) -> Run:
     """What runs a sweep's units in a process that has the work's data and the model alone."""
     task = unpack_task(work.settings["task"], work.data["task"])
     metrics = tuple(METRICS[name] for name in work.settings["sweep"]["metrics"])
-    return Blocks(model, task, Sweep.from_json(work.settings["sweep"]), metrics, work.data["places"], given=given).run
+    sweep = Sweep.from_json(work.settings["sweep"])
+    return Blocks(model, task, sweep, metrics, work.data["places"], share, given).run

@@ -13,7 +13,8 @@ from typing import Any
 
 from ..ablation.heads import HeadStudy
 from ..circuits.graph.circuit import Circuit
-from ..circuits.scoring.positions import AttentionEdges, PositionScores
+from ..circuits.scoring.attention_edges import AttentionEdges
+from ..circuits.scoring.positions import PositionScores
 from ..circuits.scoring.scores import EdgeScores
 from ..circuits.testing.curves import CircuitEvaluation, FaithfulnessCurve
 from ..patching.result import Effect, Effects

@@ -16,7 +16,8 @@ from mechwork.circuits.graph.select import (
     select_random_same_degree,
     select_top_nodes,
 )
-from mechwork.circuits.scoring.nodes import measure_neurons, score_neurons, score_nodes
+from mechwork.circuits.scoring.neurons import measure_neurons, score_neurons
+from mechwork.circuits.scoring.nodes import score_nodes
 from mechwork.errors import InputError
 from mechwork.models.anatomy import read_anatomy
 from mechwork.patching import attribute

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from mechwork.circuits import score_edges
-from mechwork.circuits.scoring.positions import score_attention_edges, score_positions
+from mechwork.circuits.scoring.attention_edges import score_attention_edges
+from mechwork.circuits.scoring.positions import score_positions
 from mechwork.errors import InputError, UnsupportedModelError
 from mechwork.models.anatomy import read_anatomy
 from mechwork.patching import attribute

@@ -20,6 +20,10 @@ from mechwork.circuits.testing.leaderboard import run_leaderboard
 from mechwork.execute import executor
 from mechwork.execute.executors import Execution, _current
 from mechwork.execute.operations import OPERATIONS
+from mechwork.features import FeatureRecipe, evaluate_features, train_features
+from mechwork.lenses import LensRecipe, evaluate_lens, train_lens
+from mechwork.patching.memory import d_mlp_of
+from mechwork.patching.subspace import Across, SubspaceAsFar, SubspaceExchange, measure_share
 from mechwork.tasks.task import Task
 from tests.execute.work import Elsewhere, find_numbers
 from tests.gate import fewer
@@ -41,6 +45,35 @@ def one_length() -> Task:
     corrupt = clean.clone()
     corrupt[:, 4] = clean[:, 4] % 499 + 1
     return Task.from_tokens(clean, corrupt, list(range(1, 9)), list(range(11, 19)))
+
+
+def lens(model: Any) -> list[Any]:
+    """A tuned lens from text, and what it says on other rows."""
+    recipe = LensRecipe(steps=3, step_tokens=200, ridge_tokens=200, held_out_rows=4)
+    trained = train_lens(model, "gpt2-6l", recipe)
+    measured = [evaluate_lens(model, one, "gpt2-6l", n_rows=100) for one in (trained.lens,)]
+    return [trained.lens.parts, *(one.sums for one in measured)]
+
+
+def features(model: Any) -> list[Any]:
+    """Coders from text, and how much of the model they carry on other rows."""
+    recipe = FeatureRecipe(n_features=24, k=4, steps=3, step_tokens=200, scale_tokens=200, held_out_rows=4)
+    places = [mw.Site("resid_post", 1), mw.Site("mlp_out", 3)]
+    trained = train_features(model, "gpt2-6l", places, recipe)
+    measured = evaluate_features(model, trained.features, "gpt2-6l", n_rows=90)
+    return [[coder.tensors() for coder in trained.features], measured]
+
+
+def plane(model: Any, seed: int = 1) -> mw.patching.Subspace:
+    """Two directions among the neurons of an MLP."""
+    width = d_mlp_of(model)
+    return mw.patching.Subspace.of(torch.randn(width, 2, generator=torch.Generator().manual_seed(seed)))
+
+
+def shares(model: Any) -> list[Any]:
+    """What can be put in along a subspace."""
+    found = plane(model)
+    return [SubspaceExchange(found), Across(found), SubspaceAsFar(found, plane(model, 2))]
 
 
 def budget(model: Any) -> str:
@@ -66,14 +99,32 @@ CALLS: dict[str, Operation] = {
     "exact edges": lambda model, task: measure_edges(model, task[:2]).to_dataframe()["effect"].tolist(),
     "curve": lambda model, task: curve(model, task, batch_size=3),
     "curve, mean": lambda model, task: curve(model, task, ablation="mean"),
+    "positions": lambda model, task: mw.circuits.score_positions(
+        model, task[:2], positions="spans", preset="eap", memory_budget="2MB", intervals=False
+    ),
+    "attention edges": lambda model, task: mw.circuits.score_attention_edges(
+        model, task[:2], positions="spans", batch_size=1
+    ),
+    "neurons": lambda model, task: mw.circuits.score_neurons(model, task[:4], ig_steps=2, batch_size=2),
+    "paths": lambda model, task: mw.patching.patch_paths(
+        model, task, ["a0.h1", "m1", "input"], ["a2.h1<q>", "m3", "logits"], memory_budget=budget(model)
+    ),
+    "subspace": lambda model, task: [
+        measure_share(model, task[:4], mw.Site("mlp_post", 2), share, plane(model), "denoise", "spans")
+        for share in shares(model)
+    ],
+    "lens": lambda model, task: lens(model),
+    "features": lambda model, task: features(model),
     "curve, resample": lambda model, task: curve(model, one_length(), ablation="resample", batch_size=4),
 }
 """One call per operation and way of giving it its data. Each has several units."""
 
 USED = {
     "patch": "patch.block", "screened patch": "attribute.batch", "attribute": "attribute.batch",
-    "attribute, AtP*": "attribute.batch", "ablations": "ablate.block", "study": "study.block", "edges": "edges.batch",
-    "nodes": "edges.batch", "exact edges": "edges.exact", "curve": "circuits.measure",
+    "attribute, AtP*": "attribute.batch", "ablations": "ablate.block", "study": "study.block",
+    "edges": "edges.batch", "nodes": "edges.batch", "positions": "edges.batch", "attention edges": "edges.attention",
+    "neurons": "neurons.batch", "paths": "paths.block", "subspace": "patch.share", "exact edges": "edges.exact",
+    "lens": "lens.rows", "features": "features.batch", "curve": "circuits.measure",
     "curve, mean": "circuits.measure", "curve, resample": "circuits.measure",
 }  # fmt: skip
 
@@ -103,6 +154,8 @@ def elsewhere(model: Any, task: Task, name: str, seed: int) -> dict[str, torch.T
     finally:
         _current.reset(token)
     assert USED[name] in runner.seen
+    if name in ("lens", "features"):
+        assert "text.states" in runner.seen
     return found
 
 
@@ -161,4 +214,4 @@ def test_a_leaderboard() -> None:
 
 
 def test_every_operation_is_tried() -> None:
-    assert set(USED.values()) == set(OPERATIONS)
+    assert {*USED.values(), "text.states"} == set(OPERATIONS)

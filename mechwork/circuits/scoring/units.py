@@ -1,4 +1,4 @@
-"""Edge scores as units: one per micro-batch of pairs.
+"""Edge scores as units: one per micro-batch of pairs; by cells of positions where the work has some.
 
 What an estimator learns from the whole task (means, under ``ablation="mean"``) every process computes for itself, from
 the same prompts.
@@ -6,20 +6,21 @@ the same prompts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from ...execute import ModelRef, Unit, Work
 from ...execute.drive import run_units
 from ...execute.memory import cut
 from ...execute.task import pack_task, unpack_task, why_not_sent
 from ...execute.unit import Run, Tensors
+from ...models.anatomy import device_of
 from ...relevance import Composite
 from ...runs.record import Baseline
 from ...tasks.task import Task
 from ..graph.space import EdgeSpace
 from ..graph.writers import edge_space
-from .estimate import ESTIMATORS, Coefficients, WriterTotals
+from .estimate import ESTIMATORS, Cells, Coefficients, WriterTotals
 from .methods import Method
 from .rows import Rows
 
@@ -39,17 +40,18 @@ def run_batches(
     n_positions: int,
     seed: int,
     source: Task | None = None,
+    cells: Cells | None = None,
     *,
     nodes: bool = False,
 ) -> Iterator[tuple[Unit, Rows]]:
     """Scores and baselines of all pairs, `n_pairs` at a time; means are over the prompts of `source` (default: the
-    task's). `nodes`: summed over readers where that is cheaper, ``[batch, writer, 1]``.
+    task's), scores by `cells` of positions where some are given. `nodes`: summed over readers where that is cheaper,
+    ``[batch, writer, 1]``.
     """
     facts, tensors = pack_task(task)
     settings = {
         "task": facts,
-        "method": {name: getattr(method, name) for name in SETTINGS},
-        "rules": method.rules.to_json(),
+        **pack_method(method),
         "split_input": space.split_input,
         "n_positions": n_positions,
         "seed": seed,
@@ -58,8 +60,10 @@ def run_batches(
     data = {"task": tensors}
     if source is not None:
         settings["source"], data["source"] = pack_task(source)
+    if cells is not None:
+        data["cells"] = {"cells": cells}
     work = Work(OPERATION, ModelRef.of(model), settings, data, why_not_sent([task.metric]))
-    run = _runner(model, task, space, method, n_positions, seed, source, nodes=nodes)
+    run = _runner(model, task, space, method, n_positions, seed, source, cells, nodes=nodes)
     for unit, values in run_units(work, (work.unit(rows) for rows in cut(len(task), n_pairs)), run):
         yield unit, Rows(values["values"], Baseline(values["clean"], values["corrupt"]))
 
@@ -68,17 +72,32 @@ def build(model: TransformerBridge, work: Work) -> Run:
     """What runs the batches in a process that has the work's data and the model alone."""
     settings = work.settings
     task = unpack_task(settings["task"], work.data["task"])
-    method = Method(Composite.from_json(settings["rules"]), **settings["method"])
+    method = unpack_method(settings)
+    cells = work.data["cells"]["cells"] if "cells" in work.data else None
     space = edge_space(model, task, split_input=settings["split_input"], aligned=None)
     source = unpack_task(settings["source"], work.data["source"]) if "source" in settings else None
-    return _runner(
-        model, task, space, method, settings["n_positions"], settings["seed"], source, nodes=settings["nodes"]
-    )
+    n_positions, seed, nodes = settings["n_positions"], settings["seed"], settings["nodes"]
+    return _runner(model, task, space, method, n_positions, seed, source, cells, nodes=nodes)
+
+
+def pack_method(method: Method) -> dict[str, Any]:
+    """A method as JSON values, from which `unpack_method` makes it."""
+    return {"method": {name: getattr(method, name) for name in SETTINGS}, "rules": method.rules.to_json()}
+
+
+def unpack_method(settings: Mapping[str, Any]) -> Method:
+    """What `pack_method` packed."""
+    return Method(Composite.from_json(settings["rules"]), **settings["method"])
+
+
+def pack_baseline(ends: Baseline) -> Tensors:
+    """The metric at both ends, as part of a unit's result."""
+    return {"clean": ends.clean_per_example, "corrupt": ends.corrupt_per_example}
 
 
 def _runner(
     model: TransformerBridge, task: Task, space: EdgeSpace, method: Method, n_positions: int, seed: int,
-    source: Task | None, *, nodes: bool,
+    source: Task | None, cells: Cells | None, *, nodes: bool,
 ) -> Run:  # fmt: skip
     estimator = ESTIMATORS[method.estimator]
     if nodes and estimator is Coefficients and method.path != "activations" and not method.rules.grad_drop:
@@ -86,8 +105,13 @@ def _runner(
     estimate = estimator(model, source or task, space, method, n_positions, seed)
 
     def run(unit: Unit) -> Tensors:
-        rows = estimate(task[slice(*unit.rows)])
-        ends = rows.baseline
-        return {"values": rows.values, "clean": ends.clean_per_example, "corrupt": ends.corrupt_per_example}
+        piece = task[slice(*unit.rows)]
+        if cells is None:
+            rows = estimate(piece)
+        else:
+            assert isinstance(estimate, Coefficients)
+            width = piece.pairs.clean_tokens.shape[1]
+            rows = estimate.by_cell(piece, cells[:, slice(*unit.rows), :width].to(device_of(model)))
+        return {"values": rows.values, **pack_baseline(rows.baseline)}
 
     return run

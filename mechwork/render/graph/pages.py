@@ -11,7 +11,8 @@ from typing import Any
 from ...circuits.graph.circuit import Circuit
 from ...circuits.graph.compare import CircuitComparison
 from ...circuits.graph.graph_file import AttributionGraph
-from ...circuits.scoring.positions import AttentionEdges, PositionScores
+from ...circuits.scoring.attention_edges import AttentionEdges
+from ...circuits.scoring.positions import PositionScores
 from ...display import draws, draws_still
 from ...runs.attention import AttentionPatterns
 from ...tasks.task import Task

@@ -16,7 +16,8 @@ import numpy as np
 
 from ...circuits.graph.graph_file import AttributionGraph
 from ...circuits.graph.space import EdgeSpace
-from ...circuits.scoring.positions import AttentionEdges, PositionScores
+from ...circuits.scoring.attention_edges import AttentionEdges
+from ...circuits.scoring.positions import PositionScores
 from ...errors import InputError
 from ..page.text import plain, show_token
 from .layout import ERROR, FEATURE, HEAD, INPUT, LOGITS, MLP
