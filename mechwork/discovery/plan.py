@@ -29,7 +29,7 @@ from .stages import GLANCE, LEAST, MORE, MOST, STAGES
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-DEFAULT, FORWARDS, SHORT = 250.0, 145.0, 0.75
+DEFAULT, FORWARDS, SHORT = 280.0, 145.0, 0.75
 SPEED = 6e10
 """Multiplications and additions per second of a small machine, for plans without a budget."""
 FEWEST = 8
@@ -47,8 +47,8 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Plan(Result, what="discovery plan"):
-    """Stages in order. `n_train` pairs score edges, `n_size` others choose the circuit's size (0: the same ones do),
-    `n_test` test it; `forward` is the seconds of one forward of the first.
+    """Stages in order. `n_train` pairs score edges, `n_size` others help to choose the circuit's size, `n_test`
+    test it; `forward` is the seconds of one forward of the first.
     """
 
     rows: tuple[Step, ...]
@@ -97,7 +97,7 @@ class Plan(Result, what="discovery plan"):
             ),
             f"{'all':<13}{self.forwards:>9.1f}{duration(self.seconds):>10}",
             f"{self.n_train} pairs to find the circuit, "
-            + (f"{self.n_size} to choose its size, " if self.n_size else "")
+            + (f"{self.n_size} others to choose its size too, " if self.n_size else "")
             + f"{self.n_test} to test it; one forward {duration(self.forward)}",
         ]
         return "\n".join(lines)
@@ -151,6 +151,8 @@ def make_plan(
     shape = full
     while _cost(short, shape) * unit > limit and shape.n_train > FEWEST:
         shape, unit, forward = _halve(shape), unit / 2, forward / 2
+        left = min(N_CHOOSE, shape.n_train, full.n_train - shape.n_train)
+        shape = replace(shape, n_size=left if task.splits and full.scored and left >= FEWEST else 0)
     if budget is None and unit > SHORT:
         limit = min(limit, FORWARDS * unit)
     names = [name for name in short if name in LEAST]
@@ -164,8 +166,7 @@ def make_plan(
         wanted = [*(n for n in names if n != STAGES[name].instead), name]
         if _cost(wanted, shape) * unit <= limit:
             names = wanted
-    left = min(N_CHOOSE, shape.n_train, full.n_train - shape.n_train) if task.splits and full.scored else 0
-    return replace(_plan(names, shape, forward), n_size=left if left >= FEWEST else 0)
+    return _plan(names, shape, forward)
 
 
 def extend_plan(old: Plan, new: Plan, done: tuple[str, ...]) -> Plan:
@@ -183,7 +184,7 @@ def _plan(names: Any, shape: Shape, forward: float) -> Plan:
         for stage in STAGES.values()
         if stage.name in names and stage.name not in superfluous and stage.possible(shape)
     )
-    return Plan(rows, shape.n_train, shape.n_test, forward)
+    return Plan(rows, shape.n_train, shape.n_test, forward, shape.n_size)
 
 
 def _cost(names: Any, shape: Shape) -> float:

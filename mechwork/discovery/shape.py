@@ -19,14 +19,16 @@ SITES = ("resid_pre", "attn_out", "mlp_out", "z")
 
 @dataclass(frozen=True)
 class Shape:
-    """Of a model, a task and settings. `flops` is what one forward of the train pairs multiplies and adds, roughly,
-    and `unembedding` the share of it that turns states into logits.
+    """Of a model, a task and settings. `n_size` train pairs beside `n_train` help to choose the size. `flops` is what
+    one forward of the train pairs multiplies and adds, roughly, and `unembedding` the share of it that turns states
+    into logits.
     """
 
     n_layers: int
     n_heads: int
     n_pos: int
     n_train: int
+    n_size: int
     n_test: int
     n_edges: int
     n_cells: int
@@ -56,6 +58,7 @@ class Shape:
             n_heads=anatomy.n_heads,
             n_pos=n_pos,
             n_train=n_train,
+            n_size=0,
             n_test=len(task.test),
             n_edges=space.n_edges,
             n_cells=cells,

@@ -1,25 +1,29 @@
 """How large a circuit must be: the fewest edges that reach a target faithfulness on pairs that are not the test's.
 
-Sizes grow along MIB's fractions until |1 - faithfulness| <= 1 - target; then the gap between the last two is halved (by
-geometric mean) `N_REFINE` times. Choosing on the train pairs leaves the test pairs untouched. Where no size reaches the
-target the one closest to 1 is taken, and the reason says so. Where there are train pairs that did not score the edges
-(`Task.sizing`) they choose: scored pairs flatter a circuit (induction on SmolLM2-135M, 10.8 % of the edges by 16 pairs:
-.92 on these, .72 on others like them). Cost: 3 forwards, and 1 per size, of at most `N_CHOOSE` pairs.
+Sizes grow along MIB's fractions until |1 - faithfulness| <= 1 - target; then the gap between the last two is halved
+(by geometric mean) `N_REFINE` times. Choosing on the train pairs leaves the test pairs untouched. Pairs that scored the
+edges flatter a circuit (induction on SmolLM2-135M, 10.8 % of the edges by 16 pairs: .92 on these, .72 on others like
+them), so where a plan leaves train pairs over (`Task.sizing`) both must reach the target: a size counts by the worse of
+them. Where no size reaches the target the one closest to 1 is taken, and the reason says so. Cost: 3 forwards, and 1
+per size, of at most `N_CHOOSE` pairs of either kind.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from typing import TYPE_CHECKING
 
-from ..circuits import EdgeScores
+from torch import Tensor
+
+from ..circuits import EdgeScores, EdgeSpace
 from ..circuits.testing.curves import MIB_FRACTIONS, faithfulness
 from ..circuits.testing.evaluate import EvaluationSettings, measure_circuits
 from ..circuits.testing.units import SharedRuns
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table, table_rows
+from ..shapes import EdgeMask
 from ..tasks.task import Task
 
 if TYPE_CHECKING:
@@ -64,13 +68,11 @@ def find_size(
     model: TransformerBridge, task: Task, scores: EdgeScores, target: float, settings: EvaluationSettings,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Sizing:  # fmt: skip
-    """The size for `target` on (the first `N_CHOOSE` of) `task.sizing`."""
-    held, space = task.sizing, scores.space
-    few = held[: min(N_CHOOSE, len(held))]
-    which = "train pairs that did not score the edges" if "size" in task.splits else "train pairs"
-    tried: dict[int, Tried] = {}
-    shared = SharedRuns()
-    whole, empty = measure_circuits(model, few, space, [space.mask, space.mask & False], settings, shared).metric
+    """The size for `target` on (the first `N_CHOOSE` of) ``task.train``, and of `task.sizing` where that is another."""
+    space, tried = scores.space, dict[int, Tried]()
+    halves = [task.train, *([task.sizing] if "size" in task.splits else [])]
+    parts = [_Part.of(model, half[: min(N_CHOOSE, len(half))], space, settings) for half in halves]
+    which = "train pairs and on as many others" if len(parts) > 1 else "train pairs"
 
     def test(n: int) -> bool:
         if n not in tried:
@@ -79,8 +81,7 @@ def find_size(
             if kept == 0 or known is not None:  # nothing left, or (sizes are nested) the same circuit
                 value = 0.0 if known is None else known.faithfulness
             else:
-                (metric,) = measure_circuits(model, few, space, [mask], settings, shared).metric
-                value = faithfulness(metric, empty, whole)
+                value = max((part.faithfulness(model, mask) for part in parts), key=lambda found: abs(1 - found))
             tried[n] = Tried(n, kept, value)
             if progress is not None:
                 progress(len(tried), len(MIB_FRACTIONS) + N_REFINE, "trying sizes")
@@ -96,7 +97,7 @@ def find_size(
     if found is None:
         best = min(tried.values(), key=lambda t: (abs(1 - t.faithfulness), t.n_edges))
         reason = f"no size reaches faithfulness {target:g} on the {which}; this is closest ({best.faithfulness:.3f})"
-        return _sizing(tried, best.n_edges, reason, held, scores)
+        return _sizing(tried, best.n_edges, reason, parts, scores)
     for _ in range(N_REFINE):
         middle = round(sqrt(max(below, 1) * found))
         if not below < middle < found:
@@ -107,9 +108,33 @@ def find_size(
             below = middle
     value = tried[found].faithfulness
     reason = f"the fewest edges tried that reach faithfulness {target:g} on the {which} ({value:.3f})"
-    return _sizing(tried, found, reason, held, scores)
+    return _sizing(tried, found, reason, parts, scores)
 
 
-def _sizing(tried: dict[int, Tried], n: int, reason: str, task: Task, scores: EdgeScores) -> Sizing:
-    provenance = build_provenance(method="circuit size", task=task.provenance(), subject=scores.provenance)
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """Pairs on which sizes are tried; what every circuit on them shares is run once."""
+
+    task: Task
+    space: EdgeSpace
+    settings: EvaluationSettings
+    shared: SharedRuns
+    ends: tuple[Tensor, Tensor]
+
+    @classmethod
+    def of(cls, model: TransformerBridge, task: Task, space: EdgeSpace, settings: EvaluationSettings) -> _Part:
+        shared = SharedRuns()
+        whole, empty = measure_circuits(model, task, space, [space.mask, space.mask & False], settings, shared).metric
+        return cls(task, space, settings, shared, (empty, whole))
+
+    def faithfulness(self, model: TransformerBridge, mask: EdgeMask) -> float:
+        (metric,) = measure_circuits(model, self.task, self.space, [mask], self.settings, self.shared).metric
+        return faithfulness(metric, *self.ends)
+
+
+def _sizing(tried: dict[int, Tried], n: int, reason: str, parts: Sequence[_Part], scores: EdgeScores) -> Sizing:
+    tasks = [part.task.provenance() for part in parts]
+    provenance = build_provenance(
+        method="circuit size", task=tasks[0], subject=scores.provenance, **({"others": tasks[1]} if tasks[1:] else {})
+    )
     return Sizing(tuple(tried[k] for k in sorted(tried)), n, reason, provenance)

@@ -65,7 +65,8 @@ STAGES: dict[str, Stage] = {
         Stage("estimates", "estimating effects", ("estimated",), work.estimate, lambda s: 2.2 * s.n_steps + 1),
         Stage(
             "size", "choosing a size", ("sizing",), work.choose_size,
-            lambda s: _circuits(s, 10, min(32, s.n_train)) if s.scored else 0.0, needs=("scores",),
+            lambda s: _circuits(s, 10, min(32, s.n_train)) * (1 + (s.n_size > 0)) if s.scored else 0.0,
+            needs=("scores",),
         ),
         Stage(
             "test", "testing the circuit", ("evaluation",), work.test, lambda s: _circuits(s, 4, s.n_test),

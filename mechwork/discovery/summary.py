@@ -183,7 +183,7 @@ def _head(found: Discovery, data: dict[str, Any]) -> list[str]:
     questions = f" ({task['n_train'] // n} and {task['n_test'] // n} questions of {n} pairs)" if n > 1 else ""
     pairs = (
         f"{task['n_train']} pairs to find the circuit, "
-        + (f"{task['n_size']} others to choose its size, " if task["n_size"] else "")
+        + (f"{task['n_size']} others to choose its size too, " if task["n_size"] else "")
         + f"{task['n_test']} others{_unlike(found)} to test it"
         if task["held_out"]
         else f"{task['n_train']} pairs, used both to find and to test the circuit: faithfulness is not held out"

@@ -43,7 +43,7 @@ def test_a_larger_budget_gives_a_deeper_plan_that_fits(model: TransformerBridge,
     assert len(plans[0].cut(task).train) == plans[0].n_train
 
 
-def test_pairs_that_scored_do_not_choose_the_size_where_others_are_left(model: TransformerBridge, task: Task) -> None:
+def test_pairs_that_scored_do_not_choose_the_size_alone(model: TransformerBridge, task: Task) -> None:
     short = make_plan(model, task, Settings(), budget=60, seconds=1.0)
     part = short.cut(task)
     assert len(part.sizing) == short.n_size >= 8
@@ -53,8 +53,13 @@ def test_pairs_that_scored_do_not_choose_the_size_where_others_are_left(model: T
     assert not asked[0] & asked[1]
     assert part.train.pairs.fingerprint() == task.train[: short.n_train].pairs.fingerprint()
     sizing = find_size(model, part, mw.score_edges(model, part.train, preset="eap"), 0.9, EvaluationSettings())
-    assert "did not score" in sizing.reason
-    assert sizing.provenance["task"]["sha256"] == part.sizing.pairs.fingerprint()
+    assert "as many others" in sizing.reason
+    assert sizing.provenance["others"]["sha256"] == part.sizing.pairs.fingerprint()
+    chosen = next(row for row in sizing.rows if row.n_edges == sizing.n_edges)
+    scores = mw.score_edges(model, part.train, preset="eap")
+    found = [mw.evaluate(model, one, scores.circuit(chosen.n_edges), n_random=0) for one in (part.train, part.sizing)]
+    worse = max((one.faithfulness for one in found), key=lambda value: abs(1 - value))
+    assert chosen.faithfulness == pytest.approx(worse, abs=1e-5)
     whole = make_plan(model, task, Settings(), mode="thorough", seconds=1.0)
     assert whole.n_size == 0
     assert whole.cut(task).sizing.pairs.fingerprint() == task.train.pairs.fingerprint()
