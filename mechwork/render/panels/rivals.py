@@ -29,7 +29,7 @@ def rivals_fragment(rivals: Rivals) -> Fragment:
     """What the rivals say in a sentence, the figure, the numbers folded."""
     equal = rivals.equal()
     said = (
-        f"{plural(len(equal), 'rival')} of {len(rivals.overlaps)} as faithful as the given circuit (within 0.1), "
+        f"{plural(len(equal), 'rival')} of {len(rivals.overlaps)} as faithful as the given circuit (within 0.1); "
         + ", ".join(
             f"{name} shares {fixed(overlap, 2)} of the edges (chance {fixed(rivals.chance[name], 2)})"
             for name, overlap in rivals.overlaps.items()
@@ -81,7 +81,11 @@ def rivals_figure(rivals: Rivals) -> Figure:
         for name in names
     ]
     figure.update_yaxes(
-        tickvals=list(range(len(names))), ticktext=labels, autorange="reversed", automargin=True, zeroline=False
+        tickvals=list(range(len(names))),
+        ticktext=labels,
+        range=[len(names) - 0.4, -0.6],
+        automargin=True,
+        zeroline=False,
     )
     figure.update_xaxes(
         title={"text": "faithfulness: 0 as the empty circuit, 1 as the model"}, showgrid=True, zeroline=False
@@ -90,7 +94,7 @@ def rivals_figure(rivals: Rivals) -> Figure:
         margin={"l": 60, "r": 24, "t": 70, "b": 96}, legend={"orientation": "h", "x": 0, "y": -0.3, "yanchor": "top"}
     )
     return titled(
-        figure, "Do other edges do the same?", "held-out pairs; bars: 95 % over pairs", width=640,
+        figure, "The circuit and its rivals", "held-out pairs; bars: 95 % over pairs", width=640,
         height=200 + 62 * len(names),
     )  # fmt: skip
 
@@ -152,7 +156,7 @@ def backups_figure(found: BackupCompletion) -> Figure:
     helpers = {row.head: [r.backup for r in found.rows if r.head == row.head] for row in rows}
     labels = [row.head + (f"<br>{', '.join(helpers[row.head][:3])}" if helpers[row.head] else "") for row in rows]
     figure.update_yaxes(
-        tickvals=list(range(len(rows))), ticktext=labels, autorange="reversed", automargin=True, zeroline=False
+        tickvals=list(range(len(rows))), ticktext=labels, range=[len(rows) - 0.4, -0.6], automargin=True, zeroline=False
     )
     figure.update_xaxes(
         title={"text": "difference between circuit and model when the head is ablated, share of the gap"},
@@ -163,4 +167,4 @@ def backups_figure(found: BackupCompletion) -> Figure:
         legend={"orientation": "h", "x": 0, "y": -62 / (34 + 40 * len(rows)), "yanchor": "top"},
     )
     subtitle = "further left: circuit and model react alike; below each head what takes over for it"
-    return titled(figure, "What takes over when a head is gone?", subtitle, width=640, height=200 + 40 * len(rows))
+    return titled(figure, "Circuit against model, without a head", subtitle, width=640, height=200 + 40 * len(rows))
