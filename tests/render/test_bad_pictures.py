@@ -52,5 +52,8 @@ def test_results_of_two_models_are_refused_with_one_message() -> None:
     with pytest.raises(InputError, match=r"one model.*gpt2-6l and of llama-6l.*mechwork compare") as caught:
         render_report(synthetic.task(), synthetic.effects(), of_another_model(synthetic.circuit()))
     assert "\n" not in str(caught.value)
+    lens = replace(synthetic.lens_table(), provenance={"model": {"name": "llama-6l", "weights_sha256": "7" * 64}})
+    with pytest.raises(InputError, match=r"one model"):  # also of what is drawn alone
+        render_report(synthetic.task(), synthetic.effects(), lens)
     alone = render_report(synthetic.task(), of_another_model(synthetic.circuit()))
     assert "llama-6l" in alone

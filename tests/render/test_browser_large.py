@@ -106,3 +106,33 @@ def test_the_large_graph_says_what_it_shows_and_draws_the_rest_beneath(open_page
     assert lit == min(n_own, 2000)
     assert lit > 0
     tab.picture("large-focus")
+
+
+@pytest.mark.slow
+def test_a_hub_and_a_wide_search_stay_readable_and_say_what_they_leave_out(open_page: OpenPage) -> None:
+    tab = open_page(render_graph(synthetic.large_circuit()))
+    hub, n_own = tab.page.evaluate(
+        """() => { const g = mechwork.graphs[0].graph();
+        const size = (i) => g.outgoing.of(i).length + g.incoming.of(i).length;
+        const heads = [...g.core.keys()].filter((i) => g.core[i] && g.type[i] === 'head');
+        const i = heads.sort((a, b) => size(b) - size(a))[0];
+        return [g.names[i], size(i)] }"""
+    )
+    assert n_own > 300
+    drawn = tab.page.locator(".mw-nodes .mw-node:visible")
+    before = drawn.count()
+    tab.click_node(hub)
+    lit = tab.page.locator(".mw-lit .is-direct").count()
+    assert 100 <= lit <= 140
+    assert f"Of this node's {n_own} edges the {lit} strongest are drawn" in tab.page.locator(".mw-panel").inner_text()
+    assert before < drawn.count() <= before + 121
+    tab.page.keyboard.press("Escape")
+    tab.page.locator(".mw-search").fill("a")
+    tab.settle()
+    assert drawn.count() == before
+    assert "nodes found" in tab.page.locator(".mw-counted").text_content()
+    assert "type more" in tab.page.locator(".mw-counted").text_content()
+    tab.page.locator(".mw-search").fill("a20.h1")  # a20.h1 and a20.h10 to a20.h19
+    tab.settle()
+    assert tab.page.locator(".mw-node.is-found:visible").count() == 11
+    tab.picture("large-search")

@@ -230,6 +230,16 @@ def test_a_narrow_window_has_no_sideways_scroll(open_page: OpenPage) -> None:
     tab.picture("report-narrow", full_page=True)
 
 
+def test_a_figure_of_several_panels_fits_its_window_and_begins_at_its_left(open_page: OpenPage) -> None:
+    tab = open_page(page(synthetic.lens_table()), wait=".js-plotly-plot .main-svg", width=800)
+    sizes = tab.page.evaluate(
+        "() => [...document.querySelectorAll('[data-mw-figure]')].map((f) => [f.scrollWidth - f.clientWidth, "
+        "f.scrollLeft])"
+    )
+    assert sizes
+    assert all(over <= 1 and left == 0 for over, left in sizes)
+
+
 def test_without_scripts_the_numbers_are_still_there(open_page: OpenPage) -> None:
     tab = open_page(render_report(synthetic.task(), *synthetic.everything()), scripts=False, width=1280)
     assert tab.page.locator("[data-mw-number='faithfulness']").inner_text().startswith("0.93")

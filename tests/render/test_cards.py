@@ -134,6 +134,18 @@ def test_other_modules_add_their_results_to_a_section() -> None:
         render_report(synthetic.task(), Reading())
 
 
+def test_what_is_registered_is_the_only_list_of_what_a_report_shows() -> None:
+    """Also for results that stand side by side, such as stability beside completeness."""
+    stability = next(r for r in synthetic.robustness() if type(r).__name__ == "Stability")
+    assert "bootstrap resamples" in render_report(synthetic.task(), synthetic.circuit(), stability)
+    kept = EXTENSIONS.pop(type(stability))
+    try:
+        with pytest.raises(InputError, match="got Stability"):
+            render_report(synthetic.task(), synthetic.circuit(), stability)
+    finally:
+        EXTENSIONS[type(stability)] = kept
+
+
 def test_a_single_pair_has_no_interval() -> None:
     effects = synthetic.effects()
     one = replace(effects["z"], per_example=effects["z"].per_example[:1])

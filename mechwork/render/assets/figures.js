@@ -19,13 +19,13 @@ function themed(spec) {
   if (layout.coloraxis && isDark()) layout.coloraxis.colorscale = DARK_SCALE.map((value, i) => [i / (DARK_SCALE.length - 1), value]);
   const data = structuredClone(spec.data);
   for (const trace of data) {
-    for (const part of [trace.line, trace.marker, trace.error_y]) if (part?.color) part.color = Array.isArray(part.color) ? part.color.map(paint) : paint(part.color);
+    for (const part of [trace.line, trace.marker, trace.error_x, trace.error_y]) if (part?.color) part.color = Array.isArray(part.color) ? part.color.map(paint) : paint(part.color);
   }
   return { data, layout };
 }
 
 // The palette's light colours and their dark counterparts.
-const DARK_COLOURS = { "#0072B2": "#4aa8e0", "#D55E00": "#f0833a", "#6e7781": "#919ba6", "#1b1f24": "#e8ebef", "#57606a": "#a3adb8" };
+const DARK_COLOURS = { "#0072B2": "#4aa8e0", "#D55E00": "#f0833a", "#6e7781": "#919ba6", "#1b1f24": "#e8ebef", "#57606a": "#a3adb8", "#000000": "#e8ebef", "#7A5195": "#b48fd1", "#8C564B": "#c78f82", "#4D4D4D": "#b3b9c0" };
 const paint = (colour) => (isDark() && DARK_COLOURS[colour]) || colour;
 
 function mountFigure(root, spec) {
@@ -39,7 +39,8 @@ function mountFigure(root, spec) {
     layout.shapes = [...(layout.shapes ?? []), ...outlines(root, spec)];
     return Plotly.react(plot, data, layout, config);
   };
-  draw().then(() => (root.scrollLeft = root.scrollWidth)); // what is cut off is where the prompt begins, not where the answer is made
+  // Of a map that is cut off the end is shown, where the answer is made; the prompt begins at the other.
+  draw().then(() => (root.scrollLeft = spec.data.some((trace) => trace.type === "heatmap") ? root.scrollWidth : 0));
   for (const query of [prefersDark, onPaper]) query.addEventListener("change", draw);
   const view = { select: draw };
   plot.on("plotly_click", (event) => {
@@ -55,7 +56,7 @@ function mountFigure(root, spec) {
 const LETTER = { title: 8.6, subtitle: 6.6 }, MANY_COLUMNS = 16;
 
 function narrowed(root, data, layout) {
-  const room = root.parentElement.clientWidth, many = data.some((trace) => trace.type === "heatmap" && trace.x?.length > MANY_COLUMNS);
+  const room = root.clientWidth, many = data.some((trace) => trace.type === "heatmap" && trace.x?.length > MANY_COLUMNS);
   if (onPaper.matches || room < 280 || room >= layout.width) return;
   if (!many) layout.width = room;
   const title = wrapped(layout.title.text, room / LETTER.title), subtitle = wrapped(layout.title.subtitle?.text ?? "", room / LETTER.subtitle), more = 20 * (title.length - 1) + 16 * (subtitle.length - 1);

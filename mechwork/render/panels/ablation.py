@@ -100,11 +100,15 @@ def interactions_figure(study: Interactions) -> Figure:
         [f"{a} and {b}: {signed(v)}" for b, v in zip(study.targets, row, strict=True)]
         for a, row in zip(study.targets, values, strict=True)
     ]
-    subtitle = (
-        f"effect of both less the effects of each, {study.kind} ablation, {words(study.metric_name)}; blue: "
-        "redundant, red: synergistic"
+    subtitle = f"effect of both less the effects of each, {words(study.metric_name)}, {study.kind} ablation"
+    return labelled_map(
+        values,
+        study.targets,
+        study.targets,
+        text,
+        "Pairwise interactions: blue redundant, orange synergistic",
+        subtitle,
     )
-    return labelled_map(values, study.targets, study.targets, text, "Pairwise interactions", subtitle)
 
 
 @draws(Interactions)

@@ -12,6 +12,7 @@ from ..page.table import Column, table
 from ..page.text import count, escape, fixed, percent, plural
 
 N_EDGES = 60
+MARKS = {"pass": "✓ pass", "fail": "✗ fail", "inconclusive": "? inconclusive"}
 
 
 @draws(CircuitReview)
@@ -31,7 +32,7 @@ def review_fragment(review: CircuitReview) -> Fragment:
     trials = review.trials
     columns = [
         Column("claim", [f"{t.name}: {CLAIMS.get(t.name, '')}" for t in trials]),
-        Column("verdict", [t.verdict for t in trials]),
+        Column("verdict", [MARKS[t.verdict] for t in trials]),
         Column("estimate", [fixed(t.estimate) if t.estimate == t.estimate else "" for t in trials], numeric=True),
         Column("p for", [_p(t.q_for) for t in trials], numeric=True),
         Column("p against", [_p(t.q_against) for t in trials], numeric=True),
@@ -40,8 +41,16 @@ def review_fragment(review: CircuitReview) -> Fragment:
     ]
     if review.null:
         null = {t.name: t.verdict for t in review.null}
-        columns.insert(2, Column(f"on the null task ({review.null_kind})", [null.get(t.name, "") for t in trials]))
-    parts = [f"<p>{escape(lead)}</p>", table(columns, caption="Claims about the circuit, measured")]
+        columns.insert(
+            2, Column(f"on the null task ({review.null_kind})", [MARKS.get(null.get(t.name, ""), "") for t in trials])
+        )
+    verdict = f"<p><b>{escape(MARKS[review.verdict])}</b></p>"
+    parts = [
+        "<h3>What a referee asks</h3>",
+        verdict,
+        f"<p>{escape(lead)}</p>",
+        table(columns, caption="Claims about the circuit, measured"),
+    ]
     if review.null_reason:
         parts.append(f"<p>{escape(f'Null task: {review.null_reason}.')}</p>")
     if review.edges:
@@ -55,7 +64,7 @@ def _edges(review: CircuitReview) -> str:
     columns = [
         Column("edge", [row.edge for row in shown]),
         Column("share of the gap", [percent(row.effect, 2) for row in shown], numeric=True),
-        Column("verdict", [row.verdict for row in shown]),
+        Column("verdict", [MARKS[row.verdict] for row in shown]),
         Column("p for", [_p(row.q_for) for row in shown], numeric=True),
         Column("p against", [_p(row.q_against) for row in shown], numeric=True),
     ]
