@@ -24,6 +24,7 @@ from ..shapes import PositionMask, Tokens
 from ..sites import SITE_KINDS, Site, hook_name
 from ..tasks.pairs import END
 from ..tasks.task import Task
+from ..tasks.token_rows import TokenBatch, token_rows
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -110,7 +111,7 @@ class Examples(Readable):
     @checked
     def of_tokens(
         cls,
-        prompts: Sequence[Sequence[int]],
+        prompts: TokenBatch,
         labels: Sequence[bool],
         groups: Sequence[int] | None = None,
         *,
@@ -119,6 +120,7 @@ class Examples(Readable):
         """Token ids of any length with their labels, read at the last token or `everywhere`; every prompt is its own
         group unless told.
         """
+        prompts = token_rows(prompts)
         if not prompts or any(not len(prompt) for prompt in prompts):
             raise InputError("every prompt needs at least one token; got an empty prompt or no prompts")
         if strange := sorted({repr(label) for label in labels if label not in (0, 1)}):

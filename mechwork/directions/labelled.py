@@ -25,6 +25,7 @@ from ..display import Readable
 from ..errors import InputError, UnknownNameError
 from ..provenance import hash_tensors
 from ..shapes import PositionMask, Tokens
+from ..tasks.token_rows import TokenBatch, token_rows
 from .examples import Examples
 
 LEAST = 2
@@ -76,7 +77,7 @@ class Labelled(Readable):
     @checked
     def of_tokens(
         cls,
-        prompts: Sequence[Sequence[int]],
+        prompts: TokenBatch,
         labels: Sequence[str] | Sequence[float],
         groups: Sequence[int] | None = None,
         *,
@@ -88,6 +89,7 @@ class Labelled(Readable):
 
         Raises `InputError` for labels of both kinds, or truth values (which have `Examples`).
         """
+        prompts = token_rows(prompts)
         if not prompts or any(not len(prompt) for prompt in prompts):
             raise InputError("every prompt needs at least one token; got an empty prompt or no prompts")
         if len(labels) != len(prompts):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from ..models.anatomy import check_ready
 from ..shapes import PositionMask, Tokens
 from ..tasks.encode import answer_token, tokenise
 from ..tasks.marks import check_marks, plain_tokens
+from ..tasks.token_rows import token_rows
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -38,14 +39,19 @@ class Prompts(Readable):
         return self.mask.sum(dim=1) - 1
 
 
-def as_prompts(model: TransformerBridge, prompts: str | Tensor | Prompts | Sequence[Prompt] | Sequence[int]) -> Prompts:
-    """A text, several texts, lists of token ids, or a tensor ``[pos]`` or ``[batch, pos]``, as `Prompts`.
+def as_prompts(
+    model: TransformerBridge, prompts: str | Tensor | Prompts | Sequence[Prompt] | Sequence[int] | Mapping[str, Any]
+) -> Prompts:
+    """A text, several texts, lists of token ids, a tensor ``[pos]`` or ``[batch, pos]``, or a tokenizer's ``input_ids``
+    with their ``attention_mask``, padded on either side, as `Prompts`.
 
     Raises `InputError` for empty text, ids outside the vocabulary, or prompts longer than the context.
     """
     anatomy = check_ready(model)
     if isinstance(prompts, Prompts):
         rows = [row[mask].tolist() for row, mask in zip(prompts.tokens, prompts.mask, strict=True)]
+    elif isinstance(prompts, Mapping):
+        rows = token_rows(prompts)
     elif isinstance(prompts, Tensor):
         rows = prompts.reshape(-1, prompts.shape[-1]).tolist() if prompts.ndim else []
     else:

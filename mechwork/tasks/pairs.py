@@ -7,7 +7,6 @@ partition every prompt, so that pairs of different length can be compared by spa
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,6 +22,7 @@ from ..shapes import Logits, PositionMask, Tokens
 from .continuations import ABSENT as NO_TOKEN
 from .continuations import TENSORS, Continuations
 from .marks import plain_tokens
+from .token_rows import TokenBatch, token_id, token_rows
 
 END = "END"
 ABSENT = NO_TOKEN
@@ -78,8 +78,8 @@ class PromptPairs(Readable):
     @classmethod
     def from_tokens(
         cls,
-        clean: Tensor | Sequence[Sequence[int]],
-        corrupt: Tensor | Sequence[Sequence[int]],
+        clean: TokenBatch,
+        corrupt: TokenBatch,
         correct: Tensor | Sequence[int] | Sequence[Sequence[int]],
         incorrect: Tensor | Sequence[int] | Sequence[Sequence[int]],
         *,
@@ -90,11 +90,11 @@ class PromptPairs(Readable):
         continuations: Continuations | None = None,
         alone: bool = False,
     ) -> PromptPairs:
-        """Pairs from token ids: tensors ``[batch, pos]`` or lists of lists (of different lengths), answers ``[batch]``
-        or ``[batch, n]``.
+        """Pairs from token ids: tensors ``[batch, pos]``, lists of lists (of different lengths) or what a tokenizer
+        returns, padded on either side (`mechwork.tasks.token_rows`); answers ``[batch]`` or ``[batch, n]``.
 
-        `spans` names positions of each clean prompt; the gaps between them become spans of their own. `corrupt_spans`
-        defaults to `spans` and is required when a pair's prompts differ in length.
+        `spans` names positions of each clean prompt (0: its first real token); the gaps between them become spans of
+        their own. `corrupt_spans` defaults to `spans` and is required when a pair's prompts differ in length.
         """
         clean_rows, corrupt_rows = token_rows(clean), token_rows(corrupt)
         if len(clean_rows) != len(corrupt_rows):
@@ -301,30 +301,6 @@ class PromptPairs(Readable):
         if self.continuations is not None:
             tensors |= {f"continuations.{n}": getattr(self.continuations, n) for n in TENSORS}
         return hash_tensors(tensors)
-
-
-def token_rows(prompts: Tensor | Sequence[Sequence[int]]) -> list[list[int]]:
-    """A user's prompts as lists of ids; raises `InputError` for what are no token ids."""
-    if isinstance(prompts, Tensor):
-        if prompts.ndim != 2 or prompts.is_floating_point():
-            raise InputError(
-                f"prompts must be integer token ids [batch, pos]; got {prompts.dtype} {tuple(prompts.shape)}"
-            )
-        if prompts.numel() and int(prompts.min()) < 0:
-            raise InputError(f"token ids are whole numbers from 0; prompts have {int(prompts.min())}")
-        return prompts.tolist()
-    return [[token_id(token, f"prompt {number}") for token in row] for number, row in enumerate(prompts)]
-
-
-def token_id(token: Any, where: str, least: int = 0) -> int:
-    """`token` as an id; raises `InputError` for what is not a whole number from `least`."""
-    try:
-        value = operator.index(token)
-    except TypeError:
-        value = least - 1
-    if value < least or isinstance(token, bool):
-        raise InputError(f"token ids are whole numbers from 0; {where} has {token!r}")
-    return value
 
 
 def _pad(rows: list[list[int]], width: int, pad_token: int) -> Tokens:
