@@ -41,6 +41,9 @@ def review_fragment(review: CircuitReview) -> Fragment:
     if review.null:
         null = {t.name: t.verdict for t in review.null}
         columns.insert(2, Column(f"on the null task ({review.null_kind})", [null.get(t.name, "") for t in trials]))
+    if review.random:
+        shuffled = {t.name: t.verdict for t in review.random}
+        columns.insert(-4, Column("with shuffled weights", [shuffled.get(t.name, "") for t in trials]))
     parts = [f"<p>{escape(lead)}</p>", table(columns, caption="Claims about the circuit, measured")]
     if review.null_reason:
         parts.append(f"<p>{escape(f'Null task: {review.null_reason}.')}</p>")
