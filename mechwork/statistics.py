@@ -14,6 +14,8 @@ have one order everywhere; scipy, which would move them to numpy, is not used.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -94,6 +96,25 @@ def benjamini_hochberg(p_values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
 def rank_p(value: float, others: Float[Tensor, " n"]) -> float:
     """Share of `value` and `others` that are at least `value`: a p-value when all are exchangeable."""
     return float(1 + (others >= value).sum()) / (1 + len(others))
+
+
+def binomial_interval(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Interval of a share of which `k` of `n` were seen (Clopper & Pearson 1934), by bisection of the binomial sum."""
+    if not 0 <= k <= n or n < 1 or not 0 < level < 1:
+        raise InputError(f"a share is k of n >= 1, 0 <= k <= n, with a level in (0, 1); got {k} of {n}, {level}")
+
+    def at_most(count: int, p: float) -> float:
+        return sum(math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(count + 1))
+
+    def solve(wanted: float, count: int) -> float:
+        low, high = 0.0, 1.0
+        for _ in range(60):
+            middle = (low + high) / 2
+            low, high = (middle, high) if at_most(count, middle) > wanted else (low, middle)
+        return low
+
+    tail = (1 - level) / 2
+    return (0.0 if k == 0 else solve(1 - tail, k - 1)), (1.0 if k == n else solve(tail, k))
 
 
 def hsic(x: Float[Tensor, " n"], y: Float[Tensor, " n"]) -> float:

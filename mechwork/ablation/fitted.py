@@ -23,6 +23,7 @@ from torch import Tensor
 from ..artefact import read_artefact, write_artefact
 from ..display import Readable
 from ..errors import ArtefactError, InputError
+from ..execute.memory import MemoryBudget
 from ..files import reading
 from ..interventions import other_prompts, require_examples, require_spans
 from ..models.anatomy import check_ready
@@ -33,6 +34,7 @@ from ..tasks.pairs import PromptPairs
 from ..tasks.task import Task
 from .bind import Bound, bind
 from .record import record_examples, record_moments
+from .room import DEFAULT_BUDGET
 from .spec import NEEDS_REFERENCE, AblationSpec, directions_of
 
 if TYPE_CHECKING:
@@ -132,13 +134,16 @@ class Ablation(Readable):
             return cls(spec, tables, found.facts["model"], found.facts["reference"])
 
 
-def fit_ablation(model: TransformerBridge, spec: AblationSpec, reference: Task | None = None) -> Ablation:
+def fit_ablation(
+    model: TransformerBridge, spec: AblationSpec, reference: Task | None = None, *,
+    memory_budget: MemoryBudget = DEFAULT_BUDGET,
+) -> Ablation:  # fmt: skip
     """The spec with its values: recorded on the clean prompts of `reference`, or learned on them.
 
     Raises `InputError` for targets that the model does not have, a kind that needs a reference without one, a reference
     of fewer than 8 prompts (at some position or span, for means by position or span), or without the spans the spec
-    names; all before any forward. Cost: nothing, or 1 forward per batch of 32 prompts; ``optimal``: about 60 x (forward
-    + backward).
+    names; all before any forward. Cost: nothing, or 1 forward per batch of prompts that fits `memory_budget`;
+    ``optimal``: about 60 x (forward + backward).
 
     >>> ablation = fit_ablation(model, AblationSpec(["a1.h0"], "mean"), task)
     """
@@ -156,15 +161,17 @@ def fit_ablation(model: TransformerBridge, spec: AblationSpec, reference: Task |
         return Ablation(spec, {}, identity)
     if reference is None:
         raise InputError(f"{spec.kind!r} ablation takes its values from a reference set; pass reference=task")
-    tables = _tables(model, spec, reference)
+    tables = _tables(model, spec, reference, memory_budget)
     facts = {**reference.provenance(), "n_pos": reference.pairs.clean_tokens.shape[1], "prompts": "clean"}
     return Ablation(spec, tables, identity, facts)
 
 
-def _tables(model: TransformerBridge, spec: AblationSpec, reference: Task) -> dict[str, Tensor]:
+def _tables(
+    model: TransformerBridge, spec: AblationSpec, reference: Task, memory_budget: MemoryBudget
+) -> dict[str, Tensor]:
     if spec.kind == "resample":
         order = other_prompts(reference, spec.seed)
-        tables = record_examples(model, spec, reference)
+        tables = record_examples(model, spec, reference, memory_budget)
         return {**tables, "order": order, "lengths": reference.pairs.lengths, "tokens": reference.pairs.clean_tokens}
     if spec.kind == "mean_by_span":
         require_spans(reference)
@@ -180,7 +187,7 @@ def _tables(model: TransformerBridge, spec: AblationSpec, reference: Task) -> di
         from .optimal import learn_constants
 
         return learn_constants(model, spec, reference)
-    return record_moments(model, spec, reference)
+    return record_moments(model, spec, reference, memory_budget)
 
 
 def _width(model: TransformerBridge, kind: str) -> int:

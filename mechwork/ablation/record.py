@@ -11,19 +11,19 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..errors import InputError
+from ..execute.memory import MemoryBudget
 from ..interventions import Moments, watch_experts
 from ..models.anatomy import device_of, read_anatomy
 from ..runs.record import Run, check_task, record_run
 from ..sites import Site
 from ..tasks.pairs import END, PromptPairs
 from ..tasks.task import Task
+from .room import DEFAULT_BUDGET, prompts_that_fit
 from .spec import AblationSpec
 from .targets import Target
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
-
-BATCH = 32
 
 Values = dict[str, tuple[Float[Tensor, "batch pos ..."], Bool[Tensor, "batch pos"]]]
 """Per table: activations, and which of their positions count."""
@@ -118,8 +118,9 @@ def values_in(spec: AblationSpec, run: Run, order: list[Site], pairs: PromptPair
 
 
 def _each_batch(
-    model: TransformerBridge, spec: AblationSpec, reference: Task, take: Callable[[PromptPairs, Values], None]
-) -> None:
+    model: TransformerBridge, spec: AblationSpec, reference: Task, take: Callable[[PromptPairs, Values], None],
+    memory_budget: MemoryBudget,
+) -> None:  # fmt: skip
     """Run the reference's clean prompts and hand the activations of each batch to `take`. Cost: 1 forward per batch."""
     check_task(model, reference)
     order = sites_needed(spec)
@@ -127,7 +128,7 @@ def _each_batch(
     for target in spec.parsed:
         if target.kind == "expert":
             experts.setdefault(target.layer, []).append(target.index[0])
-    for pairs in reference.pairs.batches(BATCH):
+    for pairs in reference.pairs.batches(prompts_that_fit(model, reference.pairs, memory_budget, sites=order)):
         pairs = pairs.to(device_of(model))
         values: Values = {}
 
@@ -145,7 +146,9 @@ def _each_batch(
         take(pairs, values)
 
 
-def record_moments(model: TransformerBridge, spec: AblationSpec, reference: Task) -> dict[str, Tensor]:
+def record_moments(
+    model: TransformerBridge, spec: AblationSpec, reference: Task, memory_budget: MemoryBudget = DEFAULT_BUDGET
+) -> dict[str, Tensor]:
     """Means (or, for ``noise``, standard deviations) over the reference, as the kind of the spec wants them."""
     columns = reference.pairs.clean_tokens.shape[1] if spec.kind == "mean_by_position" else 1
     edges = {str(target): target for target in spec.parsed if target.kind == "edge"}
@@ -166,7 +169,7 @@ def record_moments(model: TransformerBridge, spec: AblationSpec, reference: Task
             else:
                 moments.setdefault(key, Moments(columns)).add(value, mask)
 
-    _each_batch(model, spec, reference, take)
+    _each_batch(model, spec, reference, take, memory_budget)
     tables = {}
     for key, found in moments.items():
         if key.split("|")[0] in {str(t) for t in spec.parsed if t.kind == "expert"} and not float(found.count.sum()):
@@ -193,7 +196,9 @@ def _edge_weights(
     return pattern.flatten(1), cells.flatten(1)
 
 
-def record_examples(model: TransformerBridge, spec: AblationSpec, reference: Task) -> dict[str, Tensor]:
+def record_examples(
+    model: TransformerBridge, spec: AblationSpec, reference: Task, memory_budget: MemoryBudget = DEFAULT_BUDGET
+) -> dict[str, Tensor]:
     """Activations of every reference prompt, ``[prompt, pos, ...]``, zeros beyond each prompt."""
     width = reference.pairs.clean_tokens.shape[1]
     rows: dict[str, list[Tensor]] = {}
@@ -207,5 +212,5 @@ def record_examples(model: TransformerBridge, spec: AblationSpec, reference: Tas
             rows.setdefault(key, []).append(torch.nn.functional.pad(value, sides).cpu())
 
     edges = {str(target) for target in spec.parsed if target.kind == "edge"}
-    _each_batch(model, spec, reference, take)
+    _each_batch(model, spec, reference, take, memory_budget)
     return {key: torch.cat(parts) for key, parts in rows.items()}

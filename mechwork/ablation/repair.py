@@ -27,6 +27,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import InputError
+from ..execute.memory import MemoryBudget
 from ..models.anatomy import ModelAnatomy, device_of
 from ..models.borrow import borrows
 from ..models.identity import identify_model
@@ -36,11 +37,13 @@ from ..runs.attention import parse_head
 from ..runs.record import check_task, record_run
 from ..runs.restart import restart_at
 from ..runs.writes import answer_directions, at_ends, final_scale, head_writes, through_final_norm
+from ..sites import Site
 from ..statistics import holm, sign_flip_p
 from ..tasks.pairs import PromptPairs
 from ..tasks.task import Task
 from .fitted import Ablation
-from .run import BATCH, ensure_fitted
+from .room import DEFAULT_BUDGET, prompts_that_fit
+from .run import ensure_fitted
 from .sets import Progress
 from .spec import AblationSpec
 from .targets import all_heads
@@ -142,6 +145,7 @@ def study_self_repair(
     kind: str = "mean",
     reference: Task | None = None,
     seed: int = 0,
+    memory_budget: MemoryBudget = DEFAULT_BUDGET,
     progress: Progress | None = None,
 ) -> SelfRepair:
     """The split for every head (or `heads`), ablated at all positions.
@@ -159,10 +163,12 @@ def study_self_repair(
         )
     names = tuple(heads or all_heads(anatomy))
     places = [parse_head(anatomy, name) for name in names]
-    fitted = ensure_fitted(model, task, AblationSpec(names, kind, seed=seed), reference)
+    streams = [Site("resid_post", layer) for layer in range(anatomy.n_layers)]
+    size = prompts_that_fit(model, task.pairs, memory_budget, sites=streams * 4)
+    fitted = ensure_fitted(model, task, AblationSpec(names, kind, seed=seed), reference, memory_budget)
     batches, clean = [], []
-    for first in range(0, len(task), BATCH):
-        pairs = task.pairs[first : first + BATCH].to(device_of(model))
+    for first in range(0, len(task), size):
+        pairs = task.pairs[first : first + size].to(device_of(model))
         with torch.no_grad():
             rows, base = _split_batch(model, anatomy, task, pairs, fitted, names, places, first)
         batches.append(rows)

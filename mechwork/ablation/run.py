@@ -14,6 +14,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from ..errors import InputError
+from ..execute.memory import MemoryBudget
 from ..models.anatomy import device_of
 from ..models.borrow import borrows
 from ..models.identity import identify_model
@@ -25,12 +26,11 @@ from ..statistics import bootstrap_interval, kl_nats, sign_flip_p
 from ..tasks.metrics import accuracy
 from ..tasks.task import Task
 from .fitted import Ablation, fit_ablation
+from .room import DEFAULT_BUDGET, prompts_that_fit
 from .spec import NEEDS_REFERENCE, AblationSpec
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
-
-BATCH = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,12 +112,13 @@ def ablate(
     ablation: AblationSpec | Ablation | Sequence[str],
     *,
     reference: Task | None = None,
+    memory_budget: MemoryBudget = DEFAULT_BUDGET,
 ) -> AblationResult:
     """The effect of an ablation on the clean prompts of a task.
 
     Targets alone (``["a1.h3"]``) are ablated by their mean. A spec is fitted first, to `reference` (default: the task
-    itself; the result's provenance says which). Cost: 2 forwards per batch of 32 pairs, and the fitting. Raises what
-    `fit_ablation` and `Ablation.bind` raise.
+    itself; the result's provenance says which). Cost: 2 forwards per batch of pairs that fits `memory_budget`, and the
+    fitting. Raises what `fit_ablation` and `Ablation.bind` raise.
 
     >>> print(ablate(model, task, AblationSpec(["a1.h3"], "mean")))
     """
@@ -125,10 +126,10 @@ def ablate(
     if not isinstance(ablation, AblationSpec | Ablation):
         ablation = AblationSpec([ablation] if isinstance(ablation, str) else ablation)
     _check_columns(ablation if isinstance(ablation, AblationSpec) else ablation.spec, task)
-    fitted = ensure_fitted(model, task, ablation, reference)
+    size, per_question = prompts_that_fit(model, task.pairs, memory_budget), task.pairs.per_question
+    fitted = ensure_fitted(model, task, ablation, reference, memory_budget)
     parts: list[tuple[Tensor, ...]] = []
     routed: dict[tuple[int, int], int] = {}
-    size, per_question = task.pairs.whole(BATCH), task.pairs.per_question
     for first in range(0, len(task), size):
         pairs = task.pairs[first : first + size].to(device_of(model))
         with torch.no_grad():
@@ -157,8 +158,9 @@ def _check_columns(spec: AblationSpec, task: Task) -> None:
 
 
 def ensure_fitted(
-    model: TransformerBridge, task: Task, ablation: AblationSpec | Ablation, reference: Task | None
-) -> Ablation:
+    model: TransformerBridge, task: Task, ablation: AblationSpec | Ablation, reference: Task | None,
+    memory_budget: MemoryBudget = DEFAULT_BUDGET,
+) -> Ablation:  # fmt: skip
     """The ablation itself, or the spec fitted to `reference` (default: the task)."""
     if isinstance(ablation, Ablation):
         if reference is not None:
@@ -166,7 +168,7 @@ def ensure_fitted(
         ablation.check_model(model)
         return ablation
     source = (reference or task) if ablation.kind in NEEDS_REFERENCE else None
-    return fit_ablation(model, ablation, source)
+    return fit_ablation(model, ablation, source, memory_budget=memory_budget)
 
 
 def _routing(layer: int, expert: int, n: int) -> str:

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..errors import InputError
+from ..execute.memory import MemoryBudget
 from ..execute.progress import Progress
 from ..interventions import Positional, Replacement, Write, intervene, replace_at
 from ..models.anatomy import device_of, dtype_of, read_anatomy
@@ -32,13 +33,13 @@ from ..tasks.pairs import PromptPairs
 from ..tasks.task import Task
 from .bind import Bound, bind
 from .fitted import Ablation
+from .room import DEFAULT_BUDGET, prompts_that_fit
 from .targets import check_disjoint, parse_target
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 TargetSet = tuple[str, ...]
-BATCH = 32
 PARTS = ("head", "attn", "mlp", "neurons", "layer")
 """Kinds of target that sets are made of."""
 
@@ -80,6 +81,7 @@ def run_sets(
     sets: Sequence[Sequence[str]],
     *,
     what: str = "ablating sets",
+    memory_budget: MemoryBudget = DEFAULT_BUDGET,
     progress: Progress | None = None,
 ) -> SetMetrics:
     """The task's metric with each set of targets ablated (an empty set: the model itself).
@@ -102,7 +104,10 @@ def run_sets(
     metric, correct = [], []
     clean: list[Tensor] = []
     right: list[Tensor] = []
-    size, per_question = task.pairs.whole(BATCH), task.pairs.per_question
+    layers = range(read_anatomy(model).n_layers)
+    streams = [Site("resid_pre", layer) for layer in layers]
+    size = prompts_that_fit(model, task.pairs, memory_budget, sites=streams)
+    per_question = task.pairs.per_question
     n_batches = -(-len(task) // size)
     with torch.no_grad():
         for i, first in enumerate(range(0, len(task), size)):

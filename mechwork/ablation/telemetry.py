@@ -27,6 +27,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..errors import InputError
+from ..execute.memory import MemoryBudget
 from ..interventions import Write, intervene
 from ..models.anatomy import check_ready, device_of
 from ..models.identity import identify_model
@@ -36,6 +37,7 @@ from ..runs.record import check_task, record_run
 from ..sites import Site
 from ..tasks.pairs import PromptPairs
 from ..tasks.task import Task
+from .room import DEFAULT_BUDGET, prompts_that_fit
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -45,6 +47,7 @@ MASSIVE, RATIO = 100.0, 1000.0
 SHARES = tuple(i / 20 for i in range(21))
 """Grid of the sparsity search."""
 BATCH = 32
+"""Most prompts per pass: medians are of a batch, so that a smaller budget alone may change them in the last digits."""
 
 
 @dataclass(frozen=True)
@@ -141,17 +144,21 @@ def record_telemetry(
     tolerance: float = 0.01,
     sparsity: bool = True,
     name: str = "",
+    memory_budget: MemoryBudget = DEFAULT_BUDGET,
 ) -> Telemetry:
     """Telemetry of `model` on the clean prompts of a task; `n_largest` activations are kept per layer.
 
-    Raises `InputError` for a negative tolerance. Models of experts have no one table of activations, so their sparsity
-    is left out and a note says so.
+    Raises `InputError` for a negative tolerance, or a budget that does not hold one prompt. Models of experts have no
+    one table of activations, so their sparsity is left out and a note says so.
     """
     if tolerance < 0 or n_largest < 1:
         raise InputError(f"tolerance is at least 0 and n_largest at least 1; got {tolerance} and {n_largest}")
     anatomy = check_task(model, task)
     pairs = task.pairs.to(device_of(model))
-    parts = [_summarise(model, batch) for batch in pairs.batches(BATCH)]
+    sites = [Site(kind, layer) for kind in ("resid_post", "pattern") for layer in range(anatomy.n_layers)]
+    width = pairs.clean_tokens.shape[1]
+    size = min(BATCH, prompts_that_fit(model, pairs, memory_budget, sites=sites, n_tail=width))
+    parts = [_summarise(model, batch) for batch in pairs.batches(size)]
     largest = tuple(one for layer in range(anatomy.n_layers) for one in _largest(parts, layer, n_largest))
     weights = torch.tensor([part.n for part in parts], dtype=torch.float64)
     weights = weights / weights.sum()
@@ -163,7 +170,7 @@ def record_telemetry(
     note = (
         () if can or not sparsity else (f"sparsity left out: {anatomy.architecture} has no MLP activations of its own",)
     )
-    found = [_sparsity(model, pairs, layer, tolerance) for layer in range(anatomy.n_layers)] if can else []
+    found = [_sparsity(model, pairs, layer, tolerance, size) for layer in range(anatomy.n_layers)] if can else []
     facts = build_provenance(
         method="telemetry",
         model=identify_model(model),
@@ -174,8 +181,8 @@ def record_telemetry(
     return Telemetry(
         name or str(model.cfg.model_name), largest, mean("median"), mean("norm"), mean("norm_first"), mean("sink"),
         mean("entropy"),
-        _perplexity(model, pairs), tuple(share for share, _ in found), tuple(zeros for _, zeros in found), tolerance,
-        facts, note,
+        _perplexity(model, pairs, size), tuple(share for share, _ in found), tuple(zeros for _, zeros in found),
+        tolerance, facts, note,
     )  # fmt: skip
 
 
@@ -245,10 +252,10 @@ def _largest(parts: Sequence[_Part], layer: int, n: int) -> list[LargeActivation
     return list(seen.values())[:n]
 
 
-def _perplexity(model: TransformerBridge, pairs: PromptPairs) -> float:
+def _perplexity(model: TransformerBridge, pairs: PromptPairs, size: int) -> float:
     total, n = 0.0, 0
     with torch.no_grad():
-        for batch in pairs.batches(BATCH):
+        for batch in pairs.batches(size):
             logs = model(batch.clean_tokens)[:, :-1].log_softmax(dim=-1)
             picked = logs.gather(-1, batch.clean_tokens[:, 1:, None])[..., 0].double()
             total -= float((picked * batch.mask[:, 1:]).sum())
@@ -266,24 +273,26 @@ class _Smallest:
         return torch.where(activation.abs() <= self.threshold, torch.zeros_like(activation), activation)
 
 
-def _sparsity(model: TransformerBridge, pairs: PromptPairs, layer: int, tolerance: float) -> tuple[float, float]:
+def _sparsity(
+    model: TransformerBridge, pairs: PromptPairs, layer: int, tolerance: float, size: int
+) -> tuple[float, float]:
     """(largest share of the grid that can be zeroed within the tolerance, share of exact zeros); by bisection."""
     site = Site("mlp_post", layer)
     values = torch.cat(
         [
             _real(record_run(model, batch, [site], n_tail=1).layers["mlp_post"][0], batch.mask)
-            for batch in pairs.batches(BATCH)
+            for batch in pairs.batches(size)
         ]
     )
     ordered = values.abs().flatten().sort().values
-    limit = _perplexity(model, pairs) * (1 + tolerance)
+    limit = _perplexity(model, pairs, size) * (1 + tolerance)
 
     def within(share: float) -> bool:
         if share == 0:
             return True
         threshold = float(ordered[max(0, round(share * len(ordered)) - 1)])
         with intervene(model, [Write(site, _Smallest(threshold))]):
-            return _perplexity(model, pairs) <= limit
+            return _perplexity(model, pairs, size) <= limit
 
     low, high = 0, len(SHARES)
     while high - low > 1:

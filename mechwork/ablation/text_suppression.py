@@ -17,13 +17,14 @@ times what is written, the *negative* part along the token's own logit,
 
 with L the final norm's linear part, so that u is the direction of the stream that raises t's logit over the others';
 plus the head's mean write less this sum's mean. Base rate: a token's mean logit over all positions. Interval:
-bootstrap over windows. Cost: V forwards of two tokens for the weights; 1 forward per batch, and 2 per head.
+bootstrap over windows. Means are over all positions of all windows, so that what is found does not depend on how many
+windows run at a time. Cost: V forwards of two tokens for the weights; 3 forwards per batch, and 2 per head.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -31,27 +32,28 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..errors import InputError, check_whole
+from ..execute.memory import MemoryBudget
 from ..execute.progress import Progress
 from ..interventions import Add, Chosen, Write, intervene
-from ..models.anatomy import check_ready, device_of, final_norm, read_anatomy
+from ..models.anatomy import check_ready, device_of, dtype_of, final_norm, read_anatomy
 from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance, hash_tensors
 from ..result import Result, table_rows
 from ..runs.attention import parse_head
-from ..runs.record import record_run
+from ..runs.record import Run, record_run
 from ..runs.writes import head_writes
 from ..sites import Site
 from ..statistics import bootstrap_weights, kl_nats, percentile_interval
 from ..tasks.pairs import PromptPairs
+from .room import DEFAULT_BUDGET, prompts_that_fit
 from .suppression_weights import kv_head, logit_directions, weigh_suppressors
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 N_SOURCES = 8
-BATCH = 4
-"""Windows per pass."""
+KINDS = ("z", "v", "pattern", "resid_pre")
 
 
 @dataclass(frozen=True)
@@ -120,13 +122,14 @@ def study_text_suppression(
     n_heads: int = 4,
     n_sources: int = N_SOURCES,
     seed: int = 0,
+    memory_budget: MemoryBudget = DEFAULT_BUDGET,
     progress: Progress | None = None,
 ) -> TextSuppression:
     """The share of each head's effect on text that copy suppression explains (see the module).
 
     `tokens` are windows of running text without padding; `heads` default to the `n_heads` of strongest evidence in the
     weights. Raises `InputError` for windows that are no token ids, fewer than two, or shorter than two tokens, norms
-    after attention, or a soft cap on logits.
+    after attention, a soft cap on logits, or a `memory_budget` that does not hold one window.
 
     >>> study_text_suppression(model, tokens, ["a4.h1"]).rows[0].share
     """
@@ -145,18 +148,17 @@ def study_text_suppression(
     check_whole("n_heads", n_heads, least=1)
     for head in heads or ():
         parse_head(anatomy, head)
+    size = _windows_that_fit(model, tokens, memory_budget)
     weighed = {row.head: row for row in weigh_suppressors(model, seed=seed)}
     names = list(heads) if heads else list(weighed)[:n_heads]
-    sums = torch.zeros(len(names), 2, len(tokens), dtype=torch.float64)
-    means = _mean_writes(model, tokens, names)
-    done = 0
-    for first in range(0, len(tokens), BATCH):
-        windows = tokens[first : first + BATCH]
-        found = _divergences(model, windows, names, means, n_sources)
-        sums[:, :, first : first + len(windows)] = found
-        done += len(windows)
+    batches = [tokens[first : first + size] for first in range(0, len(tokens), size)]
+    means = _means(model, batches, names, n_sources)
+    parts: list[Tensor] = []
+    for i, windows in enumerate(batches):
+        parts.append(_divergences(model, windows, means, n_sources))
         if progress is not None:
-            progress(done, len(tokens), "replacing heads on text")
+            progress(min((i + 1) * size, len(tokens)), len(tokens), "replacing heads on text")
+    sums = torch.cat(parts, dim=2)
     weights = bootstrap_weights(len(tokens), 1000, seed).double()
     rows = []
     for name, (explained, ablated) in zip(names, sums, strict=True):
@@ -183,42 +185,86 @@ def _pairs(model: TransformerBridge, windows: Int[Tensor, "batch pos"]) -> Promp
     return PromptPairs.from_tokens(windows, windows, zeros, [1] * len(windows), alone=True).to(device_of(model))
 
 
-def _mean_writes(
-    model: TransformerBridge, tokens: Int[Tensor, "batch pos"], names: Sequence[str]
-) -> list[Float[Tensor, " d_model"]]:
-    """Each head's mean write over all positions."""
+def _windows_that_fit(model: TransformerBridge, tokens: Int[Tensor, "batch pos"], budget: MemoryBudget) -> int:
+    """Windows per pass: the runs, what is recorded at one layer, and predictions of all distinct tokens."""
+    width = tokens.shape[1]
+    predictions = 4 * dtype_of(model).itemsize * width * len(tokens.unique())
+    sites = [Site(kind, layer) for kind in KINDS for layer in range(read_anatomy(model).n_layers)]
+    return prompts_that_fit(model, _pairs(model, tokens), budget, sites=sites, n_tail=width, extra=predictions)
+
+
+@dataclass(frozen=True, eq=False)
+class _Means:
+    """Of one head, over all positions of the text: what it writes, what copy suppression writes, and the scaled stream
+    before it, whose readout is every token's base rate.
+    """
+
+    layer: int
+    head: int
+    write: Float[Tensor, " d_model"]
+    stream: Float[Tensor, " d_model"]
+    kept: Float[Tensor, " d_model"] | None = None
+
+
+def _record(
+    model: TransformerBridge, windows: Int[Tensor, "batch pos"], layers: Sequence[int], n_tail: int = 1
+) -> tuple[PromptPairs, Run]:
+    pairs = _pairs(model, windows)
+    return pairs, record_run(model, pairs, [Site(kind, layer) for kind in KINDS for layer in layers], n_tail=n_tail)
+
+
+def _means(
+    model: TransformerBridge, batches: Sequence[Int[Tensor, "batch pos"]], names: Sequence[str], n_sources: int
+) -> list[_Means]:
+    """Two passes over the text: base rates and writes, then copy suppression alone, which needs the base rates."""
     places = [parse_head(read_anatomy(model), name) for name in names]
-    sites = [Site("z", layer) for layer in sorted({layer for layer, _ in places})]
-    layers = [site.layer for site in sites]
+    layers = sorted({layer for layer, _ in places})
+    n = sum(windows.numel() for windows in batches)
     totals: list[Tensor | int] = [0] * len(names)
-    for first in range(0, len(tokens), BATCH):
-        run = record_run(model, _pairs(model, tokens[first : first + BATCH]), sites, n_tail=1)
-        for i, (layer, head) in enumerate(places):
-            totals[i] = totals[i] + head_writes(model, layer, run.layers["z"][layers.index(layer)])[head].sum((0, 1))
-    return [torch.as_tensor(total) / tokens.numel() for total in totals]
+    streams: list[Tensor | int] = [0] * len(layers)
+    for windows in batches:
+        _, run = _record(model, windows, layers)
+        for at, layer in enumerate(layers):
+            streams[at] = streams[at] + _scaled(model, run.layers["resid_pre"][at]).double().sum((0, 1))
+            for i in (i for i, place in enumerate(places) if place[0] == layer):
+                write = head_writes(model, layer, run.layers["z"][at])[places[i][1]]
+                totals[i] = totals[i] + write.double().sum((0, 1))
+    found = [
+        _Means(layer, head, torch.as_tensor(total) / n, torch.as_tensor(streams[layers.index(layer)]) / n)
+        for (layer, head), total in zip(places, totals, strict=True)
+    ]
+    kept: list[Tensor | int] = [0] * len(names)
+    for windows in batches:
+        pairs, run = _record(model, windows, layers)
+        for i, one in enumerate(found):
+            part = {kind: run.layers[kind][layers.index(one.layer)] for kind in KINDS}
+            alone = suppression_alone(model, pairs.clean_tokens, part, one.layer, one.head, n_sources, one.stream)
+            kept[i] = kept[i] + alone.double().sum((0, 1))
+    return [replace(one, kept=torch.as_tensor(total) / n) for one, total in zip(found, kept, strict=True)]
+
+
+def _scaled(model: TransformerBridge, stream: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+    """The stream over the scale that the final norm would give it: linear readouts of it are logits."""
+    norm = final_norm(model)
+    return stream if norm is None else stream / norm.scale(stream)
 
 
 def _divergences(
-    model: TransformerBridge, windows: Int[Tensor, "batch pos"], names: Sequence[str], means: Sequence[Tensor],
-    n_sources: int,
-) -> Float[Tensor, "head 2 batch"]:  # fmt: skip
+    model: TransformerBridge, windows: Int[Tensor, "batch pos"], means: Sequence[_Means], n_sources: int
+) -> Float[Tensor, "head 2 batch"]:
     """Mean KL over each window's positions: with copy suppression alone, and with the head's mean."""
-    pairs = _pairs(model, windows)
-    width = windows.shape[1]
-    places = [parse_head(read_anatomy(model), name) for name in names]
-    layers = sorted({layer for layer, _ in places})
-    sites = [Site(kind, layer) for kind in ("z", "v", "pattern", "resid_pre") for layer in layers]
-    run = record_run(model, pairs, sites, n_tail=width)
+    layers = sorted({one.layer for one in means})
+    pairs, run = _record(model, windows, layers, n_tail=windows.shape[1])
     reference = run.logits.log_softmax(dim=-1)
     everywhere = torch.ones_like(pairs.clean_tokens, dtype=torch.bool)
-    found = torch.zeros(len(names), 2, len(windows), dtype=torch.float64)
-    for i, ((layer, head), mean) in enumerate(zip(places, means, strict=True)):
-        at = layers.index(layer)
-        part = {kind: run.layers[kind][at] for kind in ("z", "v", "pattern", "resid_pre")}
-        write = head_writes(model, layer, part["z"])[head]
-        kept = suppression_alone(model, pairs.clean_tokens, part, layer, head, n_sources)
-        for column, replaced in enumerate((mean + kept - kept.mean(dim=(0, 1)), mean)):
-            change = Write(Site("attn_out", layer), Chosen(Add(replaced - write), everywhere))
+    found = torch.zeros(len(means), 2, len(windows), dtype=torch.float64)
+    for i, one in enumerate(means):
+        part = {kind: run.layers[kind][layers.index(one.layer)] for kind in KINDS}
+        write = head_writes(model, one.layer, part["z"])[one.head]
+        kept = suppression_alone(model, pairs.clean_tokens, part, one.layer, one.head, n_sources, one.stream)
+        assert one.kept is not None
+        for column, replaced in enumerate((kept + (one.write - one.kept).to(kept), one.write.to(write))):
+            change = Write(Site("attn_out", one.layer), Chosen(Add(replaced - write), everywhere))
             with torch.no_grad(), intervene(model, [change]):
                 logits = model(pairs.clean_tokens)
             found[i, column] = kl_nats(reference, logits.log_softmax(dim=-1)).double().mean(dim=1).cpu()
@@ -227,17 +273,19 @@ def _divergences(
 
 def suppression_alone(
     model: TransformerBridge, tokens: Int[Tensor, "batch pos"], part: dict[str, Tensor], layer: int, head: int,
-    n_sources: int,
+    n_sources: int, mean_stream: Float[Tensor, " d_model"] | None = None,
 ) -> Float[Tensor, "batch pos d_model"]:  # fmt: skip
-    """What a head would write if all it did were to lower, at every query, the predicted tokens that it attends to."""
+    """What a head would write if all it did were to lower, at every query, the predicted tokens that it attends to.
+
+    `mean_stream`: the mean scaled stream, whose readout is the base rate (default: that of these positions).
+    """
     attn = model.blocks[layer].attn
     ids, place = tokens.unique(return_inverse=True)
     raw = logit_directions(model, ids)
     towards = raw / raw.norm(dim=1, keepdim=True).clamp(min=1e-12)
-    stream, norm = part["resid_pre"], final_norm(model)
-    scale = torch.ones_like(stream[..., :1]) if norm is None else norm.scale(stream)
-    logits = stream @ raw.T.to(stream) / scale
-    above = logits - logits.mean(dim=(0, 1))
+    scaled = _scaled(model, part["resid_pre"])
+    base = scaled.mean(dim=(0, 1)) if mean_stream is None else mean_stream.to(scaled)
+    above = (scaled - base) @ raw.T.to(scaled)
     v = part["v"][:, :, kv_head(model, head)]
     sources = v @ attn.W_O[head].detach()
     own = towards[place].to(sources)

@@ -26,6 +26,7 @@ from .graph.shipped import load_circuit as load_circuit
 from .graph.space import EdgeSpace as EdgeSpace
 from .scoring.attention_edges import AttentionEdges as AttentionEdges
 from .scoring.attention_edges import score_attention_edges as score_attention_edges
+from .scoring.bootstrapped import sure_first as sure_first
 from .scoring.ensemble import ensemble as ensemble
 from .scoring.exact_edges import EdgeEffects as EdgeEffects
 from .scoring.exact_edges import measure_edges as measure_edges
@@ -58,7 +59,11 @@ from .testing.curves import FaithfulnessCurve as FaithfulnessCurve
 from .testing.evaluate import evaluate as evaluate
 from .testing.leaderboard import Leaderboard as Leaderboard
 from .testing.leaderboard import run_leaderboard as run_leaderboard
+from .testing.mechanisms import Mechanisms as Mechanisms
+from .testing.mechanisms import study_mechanisms as study_mechanisms
 from .testing.null_task import null_task as null_task
+from .testing.power import PowerCurves as PowerCurves
+from .testing.power import study_power as study_power
 from .testing.referee import CircuitReview as CircuitReview
 from .testing.referee import referee as referee
 from .testing.reuse import CircuitReuse as CircuitReuse

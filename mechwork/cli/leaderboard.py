@@ -3,6 +3,7 @@ them.
 
 mechwork leaderboard
 mechwork leaderboard ioi docstring --model gpt2-6l --exact
+mechwork leaderboard ioi --presets eap-ig --rules greedy integer
 mechwork leaderboard ioi --presets relp eap-ig --n-pairs 64 --out standings.csv --html standings.html
 """
 
@@ -25,6 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "tasks", metavar="TASK", nargs="*", help="names of tasks (default: all that the model was made for)"
     )
     parser.add_argument("--presets", nargs="+", metavar="NAME", help="ways to score edges (default: all but exact)")
+    parser.add_argument(
+        "--rules", nargs="*", metavar="RULE",
+        help="ways to choose edges by the default's scores: greedy, positive, sure, integer (default: all)",
+    )  # fmt: skip
     parser.add_argument("--exact", action="store_true", help="also measured effects: half a forward per edge")
     add_pairs(parser, 128)
     parser.add_argument("--ablation", default="corrupt", help="what cut edges carry (default: %(default)s)")
@@ -55,7 +60,13 @@ def run(args: argparse.Namespace, console: Console) -> None:
             with console.step(name) as progress:
                 boards.append(
                     run_leaderboard(
-                        model, task, presets=presets, ablation=args.ablation, seed=args.seed, progress=progress
+                        model,
+                        task,
+                        presets=presets,
+                        rules=args.rules,
+                        ablation=args.ablation,
+                        seed=args.seed,
+                        progress=progress,
                     )
                 )
         except MechworkError as error:
@@ -88,6 +99,7 @@ def _data(boards: list[Any], ranks: dict[str, Any], left_out: dict[str, str]) ->
                 "n_test": board.n_test,
                 "ablation": board.ablation,
                 "random": {"cpr": board.random_cpr, "cmd": board.random_cmd},
+                "chosen": dict(zip(("method", "why"), (board.chosen[0].method, board.chosen[1]), strict=True)),
                 "standings": [asdict(standing) for standing in board.standings],
             }
             for board in boards

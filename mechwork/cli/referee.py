@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--null", choices=("answers", "corruption", "none"), default="answers", help="the null task (default: answers)"
     )
+    parser.add_argument("--no-random-model", action="store_true", help="leave out the model with shuffled weights")
     add_executor(parser)
 
 
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
         review = referee(
             model, task.test, circuit, ablation=args.ablation, level=args.level, margin=args.margin,
             n_random=args.n_random, max_edges=args.max_edges, null=None if args.null == "none" else args.null,
-            seed=args.seed, progress=line,
+            random_model=not args.no_random_model, seed=args.seed, progress=line,
         )  # fmt: skip
     data = {
         "verdict": review.verdict,
@@ -69,6 +70,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
         "trials": [asdict(trial) for trial in review.trials],
         "null": [asdict(trial) for trial in review.null],
         "null_reason": review.null_reason,
+        "random_model": [asdict(trial) for trial in review.random],
         "superfluous": list(review.edges_that("fail")),
     }
     deliver(args, console, review, str(review), data)

@@ -74,6 +74,9 @@ from .panels.lens_tables import render_attribution as render_attribution
 from .panels.lens_tables import render_decoders as render_decoders
 from .panels.lens_tables import render_directions as render_directions
 from .panels.lens_tables import render_head as render_head
+from .panels.mechanisms import render_mechanisms as render_mechanisms
+from .panels.power import power_figure as power_figure
+from .panels.power import render_power as render_power
 from .panels.query_key import query_key_figure as query_key_figure
 from .panels.query_key import render_query_key as render_query_key
 from .panels.referee import render_review as render_review

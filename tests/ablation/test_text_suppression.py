@@ -9,7 +9,7 @@ import torch
 
 from mechwork.ablation import study_copy_suppression, study_text_suppression, weigh_suppressors
 from mechwork.ablation.suppression_weights import logit_directions
-from mechwork.ablation.text_suppression import suppression_alone, top_sources
+from mechwork.ablation.text_suppression import _windows_that_fit, suppression_alone, top_sources
 from mechwork.errors import InputError
 from mechwork.runs import record_run
 from tests.ablation.test_suppression import V, suppressed_task, suppressor
@@ -86,6 +86,19 @@ def test_only_the_context_counts_and_only_so_many_tokens() -> None:
     above = torch.tensor([[9.0, 1, 5], [9, 1, 5], [9, 1, 5], [0, 3, 5]])
     found = top_sources(above, torch.tensor([1, 2, 0, 1]), 2)
     assert found.int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [1, 1, 0, 1]]
+
+
+def test_what_is_found_does_not_depend_on_the_memory_budget() -> None:
+    """Base rates and means are of the whole text, also when one window runs at a time."""
+    model, tokens = build_model("gpt2"), build_task(n=4).pairs.clean_tokens
+    with pytest.raises(InputError, match="must hold the runs of one prompt") as refused:
+        study_text_suppression(model, tokens, ["a1.h0"], memory_budget=1)
+    least = int(str(refused.value).split(" bytes")[0].split()[-1].replace(",", ""))
+    assert [_windows_that_fit(model, tokens, b) for b in (least, 2**30)] == [1, 4]
+    studies = [study_text_suppression(model, tokens, ["a1.h0"], memory_budget=b) for b in (least, 2**30)]
+    a, b = (study.rows[0] for study in studies)
+    assert a.kl_explained > 0.01
+    assert (a.share, a.kl_explained) == pytest.approx((b.share, b.kl_explained), rel=1e-9)
 
 
 def test_contracts() -> None:

@@ -3,12 +3,11 @@
 Real metrics (IOI; default gpt2-6l, 128 pairs, half held out, the circuit of 100 edges), 200 null data sets made of
 them, each of 24 pairs drawn without replacement. Every null lies on its claim's bound: residuals keep their sizes and
 get random signs, the rest's metrics are reordered, the circuit is itself one of 240 random ones. Nominal rate 5 %; the
-interval is Clopper and Pearson's at 95 %, by bisection of the binomial sum.
+interval is Clopper and Pearson's at 95 %.
 """
 
 from __future__ import annotations
 
-import math
 import sys
 from dataclasses import replace
 
@@ -19,27 +18,9 @@ import mechwork as mw
 from mechwork.circuits.testing.evaluate import EvaluationSettings
 from mechwork.circuits.testing.referee import draw_masks
 from mechwork.circuits.testing.trials import Bounds, Sample, over_rows, try_edges, try_equivalence, try_gap, try_rank
-from mechwork.statistics import hsic_p
+from mechwork.statistics import binomial_interval, hsic_p
 
 N_NULL, N_PAIRS, N_POOL, N_REFERENCE, LEVEL = 200, 24, 240, 99, 0.05
-
-
-def at_most(k: int, n: int, p: float) -> float:
-    """P(X <= k) of a binomial."""
-    return sum(math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(k + 1))
-
-
-def interval(k: int, n: int) -> tuple[float, float]:
-    """Clopper and Pearson."""
-
-    def solve(wanted: float, count: int) -> float:
-        low, high = 0.0, 1.0
-        for _ in range(60):
-            middle = (low + high) / 2
-            low, high = (middle, high) if at_most(count, n, middle) > wanted else (low, middle)
-        return low
-
-    return (0.0 if k == 0 else solve(0.975, k - 1)), (1.0 if k == n else solve(0.025, k))
 
 
 def null_p_values(sample: Sample, seed: int) -> dict[str, float]:
@@ -91,7 +72,7 @@ def main(name: str) -> None:
     print(f"{name}, IOI: rejections at {LEVEL:.0%} in {N_NULL} null data sets of {N_PAIRS} pairs")
     for test in found[0]:
         k = sum(p[test] <= LEVEL for p in found)
-        low, high = interval(k, N_NULL)
+        low, high = binomial_interval(k, N_NULL)
         print(f"  {test:<32}{k / N_NULL:7.3f}  [{low:.3f}, {high:.3f}]")
 
 

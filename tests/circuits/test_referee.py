@@ -5,18 +5,22 @@ say.
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor
 
 import mechwork as mw
 from mechwork.circuits import Circuit, CircuitReview, null_task
+from mechwork.circuits.graph.ablated import find_ablation
+from mechwork.circuits.graph.run import as_circuit
 from mechwork.circuits.ground_truth.cases import find_case
 from mechwork.circuits.testing.evaluate import EvaluationSettings, measure_circuits
-from mechwork.circuits.testing.null_task import draw_signs
+from mechwork.circuits.testing.null_task import draw_signs, shuffled_weights
 from mechwork.circuits.testing.referee import different_pairs, draw_masks, grow
 from mechwork.circuits.testing.trials import (
     Bounds,
@@ -31,7 +35,21 @@ from mechwork.circuits.testing.trials import (
     try_rank,
 )
 from mechwork.errors import InputError, UnknownNameError
-from mechwork.statistics import benjamini_hochberg, hsic, hsic_p, rank_p
+from mechwork.statistics import (
+    area_under_roc,
+    average_ranks,
+    benjamini_hochberg,
+    bootstrap_interval,
+    holm,
+    hsic,
+    hsic_p,
+    kl_nats,
+    pearson,
+    percentile_interval,
+    rank_p,
+    sign_flip_p,
+    spearman,
+)
 from mechwork.tasks.task import Task
 from tests.reference.referee import (
     literal_benjamini_hochberg,
@@ -61,8 +79,53 @@ def test_statistics_equal_their_literal_forms(seed: int) -> None:
     assert hsic(x, x) == pytest.approx(1)
     p = torch.tensor([0.04, 0.001, 0.2, 0.04, 0.9], dtype=torch.float64)
     assert benjamini_hochberg(p).tolist() == pytest.approx(literal_benjamini_hochberg(p.tolist()))
-    scipy = pytest.importorskip("scipy.stats", reason="scipy is no dependency; the literal form is compared above")
-    assert benjamini_hochberg(p).tolist() == pytest.approx(scipy.false_discovery_control(p.numpy()).tolist())
+    assert benjamini_hochberg(p).tolist() == pytest.approx(stats.false_discovery_control(p.numpy()).tolist())
+
+
+def test_statistics_equal_those_of_scipy(seed: int) -> None:
+    """Ranks, correlations, areas, divergences, permutation p-values and intervals of one mean, each against scipy's."""
+    x, y = torch.randn(2, 11, dtype=torch.float64)
+    y = y + 0.4 * x
+    assert pearson(x, y) == pytest.approx(stats.pearsonr(x.numpy(), y.numpy()).statistic)
+    ties = torch.tensor([1.0, 3, 3, 2, 1, 0, 3, 5, 4, 4, 1], dtype=torch.float64)
+    assert average_ranks(ties).tolist() == stats.rankdata(ties.numpy()).tolist()
+    assert spearman(ties, y) == pytest.approx(stats.spearmanr(ties.numpy(), y.numpy()).statistic)
+    labels = ties > 2
+    u = stats.mannwhitneyu(y[labels].numpy(), y[~labels].numpy()).statistic
+    assert area_under_roc(y, labels) == pytest.approx(u / (int(labels.sum()) * int((~labels).sum())))
+    p, q = torch.randn(2, 7, dtype=torch.float64).softmax(dim=-1)
+    assert float(kl_nats(p.log(), q.log())) == pytest.approx(stats.entropy(p.numpy(), q.numpy()))
+    for alternative in ("greater", "two-sided"):  # 2 ** 11 patterns: both are exact
+        flips = stats.permutation_test(
+            (x.numpy(),), lambda a, axis: a.mean(axis=axis), permutation_type="samples", n_resamples=10**5,
+            alternative=alternative, vectorized=True,
+        )  # fmt: skip
+        found = sign_flip_p(x[:, None], n=2**11, alternative=alternative)
+        assert float(found) == pytest.approx(flips.pvalue)
+    whole = torch.arange(2000.0, dtype=torch.float64)[:, None] / 1999
+    low, high = percentile_interval(whole, 0.9)
+    assert [float(low), float(high)] == pytest.approx(
+        stats.mstats.mquantiles(whole.numpy(), [0.05, 0.95], 1, 1).tolist()
+    )
+    ends = bootstrap_interval(x[:, None], 0.95, n=4000)
+    theirs = stats.bootstrap((x.numpy(),), lambda a, axis: a.mean(axis=axis), n_resamples=4000, method="percentile")
+    spread = float(x.std()) / 11**0.5
+    assert abs(float(ends[0]) - theirs.confidence_interval.low) < 0.2 * spread
+    assert abs(float(ends[1]) - theirs.confidence_interval.high) < 0.2 * spread
+
+
+def test_p_values_equal_permutation_oracles(seed: int) -> None:
+    """HSIC against all reorderings of five values; the rank test against scipy's exact Mann-Whitney; Holm by hand."""
+    x, y = torch.randn(2, 5, dtype=torch.float64)
+    rows = [hsic(x, y[list(order)]) for order in permutations(range(5))]
+    exact = sum(row >= hsic(x, y) * (1 - 1e-12) for row in rows) / len(rows)
+    sampled = hsic_p(x, y, n=2000, seed=seed)
+    assert abs(sampled - exact) < 4 * (exact * (1 - exact) / 2000) ** 0.5 + 1e-3
+    others = torch.randn(19, dtype=torch.float64)
+    u = stats.mannwhitneyu([float(x[0])], others.numpy(), alternative="greater", method="exact")
+    assert rank_p(float(x[0]), others) == pytest.approx(u.pvalue)
+    raw = torch.tensor([0.01, 0.04, 0.03], dtype=torch.float64)
+    assert holm(raw).tolist() == pytest.approx([0.03, 0.06, 0.06])
 
 
 def test_corrections_leave_what_is_no_test() -> None:
@@ -136,6 +199,8 @@ def test_a_known_circuit_passes_and_a_damaged_one_fails(name: str) -> None:
     review = mw.referee(case.model, case.task, true, n_random_edges=20)
     assert review.verdict == "pass", review
     assert not any(trial.verdict == "pass" for trial in review.null), review
+    assert review.random
+    assert not all(trial.verdict == "pass" for trial in review.random), review
     mask = true.mask.clone()
     mask[tuple(mask.nonzero()[-1].tolist())] = False
     damaged = mw.referee(case.model, case.task, Circuit(true.space, mask), null=None)
@@ -204,6 +269,28 @@ def test_the_null_task_shuffles_and_its_shortcut_is_exact(tiny_gpt2: Any, tiny_t
         null_task(tiny_task[:1])
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_the_random_model_is_put_back_to_the_bit(family: str) -> None:
+    """Shuffled weights keep what a tensor holds, change what the model says, and graph and model still agree."""
+    from tests.families import build_model, build_task
+
+    model, task = build_model(family), build_task(n=2)
+    tokens = task.pairs.clean_tokens
+    before, weights = model(tokens), {name: p.detach().clone() for name, p in model.named_parameters()}
+    space = mw.score_edges(model, task, rules="gradient").space
+    with pytest.raises(KeyboardInterrupt), shuffled_weights(model, 1):
+        inside = model(tokens)
+        for name, p in model.named_parameters():
+            assert torch.equal(p.flatten().sort().values, weights[name].flatten().sort().values)
+        ablated = find_ablation(model, task, space, "corrupt").writes(task.pairs, 0)
+        with as_circuit(model, space, space.mask, ablated):
+            torch.testing.assert_close(model(tokens), inside)
+        assert float((inside - before).abs().max()) > 0.1
+        raise KeyboardInterrupt
+    assert torch.equal(model(tokens), before)
+    assert all(torch.equal(p, weights[name]) for name, p in model.named_parameters())
+
+
 def test_random_circuits_are_of_its_size_and_the_knocked_out_ones_of_the_rest() -> None:
     case = find_case("hist")
     true = case.truth()
@@ -229,5 +316,5 @@ def test_a_review_is_saved_shown_and_drawn(tmp_path: Path) -> None:
     review = mw.referee(case.model, case.task, case.truth(), n_random=30, n_random_edges=3)
     again = CircuitReview.load(review.save(tmp_path / "review"))
     assert str(again) == str(review)
-    assert list(again.to_dataframe()["task"].unique()) == ["task", "null"]
+    assert list(again.to_dataframe()["task"].unique()) == ["task", "null", "random model"]
     assert "input-&gt;a0.h0&lt;v&gt;" in review.to_html()

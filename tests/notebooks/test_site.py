@@ -59,6 +59,9 @@ def test_every_function_is_called_in_code_that_runs(package: str) -> None:
         "render_check",
         "render_discovery",
         "render_review",
+        "power_figure",
+        "render_mechanisms",
+        "render_power",
         "render_stability_card",
         "stability_card_figure",
     }  # called by results' show() and by what registers a drawing

@@ -6,6 +6,9 @@ by | what is kept:
 - ``"signed"`` | the n edges of largest score: what helps
 - ``"greedy"``, ``"greedy_signed"`` | grown from the logits: always the best edge into a reader that is already useful
   (Hanna et al. 2024)
+- ``"positive"`` | `POSITIVE` of the n edges by largest score, the others by largest absolute one: what helps first, but
+  not only (the ratio rule of arXiv:2510.25786)
+- ``"integer"``, ``"integer_signed"`` | the connected circuit of largest total score (see `integer`; needs scipy)
 
 `select_above` keeps everything beyond a threshold; `select_nodes` keeps nodes and every edge between them.
 """
@@ -13,6 +16,7 @@ by | what is kept:
 from __future__ import annotations
 
 import heapq
+import math
 from typing import Literal, get_args
 
 import torch
@@ -23,7 +27,9 @@ from ...errors import InputError, check_whole
 from ...shapes import EdgeMask, EdgeMatrix
 from .space import EdgeSpace
 
-Ranking = Literal["absolute", "signed", "greedy", "greedy_signed"]
+Ranking = Literal["absolute", "signed", "greedy", "greedy_signed", "positive", "integer", "integer_signed"]
+POSITIVE = 0.5
+"""Share of the edges that ``"positive"`` takes by signed score."""
 
 
 def select(space: EdgeSpace, values: EdgeMatrix, n_edges: int, *, by: Ranking = "absolute") -> EdgeMask:
@@ -32,7 +38,25 @@ def select(space: EdgeSpace, values: EdgeMatrix, n_edges: int, *, by: Ranking = 
         raise InputError(f"edges are selected by {', '.join(map(repr, get_args(Ranking)))} score; got {by!r}")
     if by in ("greedy", "greedy_signed"):
         return select_greedy(space, values, n_edges, by="signed" if by == "greedy_signed" else "absolute")
+    if by == "positive":
+        return select_positive(space, values, n_edges)
+    if by in ("integer", "integer_signed"):
+        from .integer import select_integer
+
+        grown = select_greedy(space, values, n_edges, by="signed" if by == "integer_signed" else "absolute")
+        return select_integer(space, values, n_edges, grown, signed=by == "integer_signed")
     return select_top(space, values, n_edges, by=by)
+
+
+def select_positive(space: EdgeSpace, values: EdgeMatrix, n_edges: int, share: float = POSITIVE) -> EdgeMask:
+    """The `share` of `n_edges` edges of largest score (rounded up), then those of largest absolute score."""
+    if not 0 <= share <= 1:
+        raise InputError(f"the share of edges by signed score is from 0 to 1; got {share}")
+    n_first = min(n_edges, math.ceil(share * n_edges))
+    _check_size(space, n_edges)
+    first = select_top(space, values, n_first, by="signed") if n_first else torch.zeros_like(space.mask)
+    rank = values.abs().masked_fill(first, torch.inf)
+    return select_top(space, rank, n_edges)
 
 
 def select_top(space: EdgeSpace, values: EdgeMatrix, n_edges: int, *, by: Ranking = "absolute") -> EdgeMask:

@@ -18,6 +18,7 @@ from .cases import all_cases as all_cases
 from .cases import find_case as find_case
 from .compare import TruthComparison as TruthComparison
 from .compare import compare as compare
+from .planted import plant_circuit as plant_circuit
 from .rank import ALL_METHODS as ALL_METHODS
 from .rank import available_methods as available_methods
 from .rank import rank_edges as rank_edges

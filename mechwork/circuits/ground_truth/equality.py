@@ -89,14 +89,16 @@ def build_equality() -> TransformerBridge:
     return build_from(read_tensors(folder / WEIGHTS)[1])
 
 
-def build_from(weights: Weights, recipe: EqualityRecipe = RECIPE) -> TransformerBridge:
+def build_from(
+    weights: Weights, recipe: EqualityRecipe = RECIPE, program: Program = PROGRAM, name: str = "equality"
+) -> TransformerBridge:
     """A native model with these weights."""
     from transformer_lens.config import TransformerBridgeConfig
     from transformer_lens.model_bridge.sources import boot_native
 
-    settings: dict[str, Any] = recipe.config(PROGRAM.d_vocab, N_POS)
-    model: Any = boot_native(TransformerBridgeConfig(**settings, init_weights=False), model_name="equality")
-    found = model.load_state_dict({**weights, "head.bias": torch.zeros(PROGRAM.d_vocab)}, strict=False)
+    settings: dict[str, Any] = recipe.config(program.d_vocab, program.n_pos)
+    model: Any = boot_native(TransformerBridgeConfig(**settings, init_weights=False), model_name=name)
+    found = model.load_state_dict({**weights, "head.bias": torch.zeros(program.d_vocab)}, strict=False)
     assert not found.unexpected_keys, found.unexpected_keys
     return load_model(model)
 

@@ -13,6 +13,8 @@ method | what ranks the edges:
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from ...errors import UnknownNameError
 from ...patching.result import Direction
@@ -42,7 +44,16 @@ def available_methods(ablation: str = "corrupt") -> tuple[str, ...]:
 
 
 def rank_edges(case: KnownCircuit, method: str, ablation: str = "corrupt") -> EdgeMatrix:
+    """What `rank_pairs` gives, without the pairs."""
+    return rank_pairs(case, method, ablation)[0]
+
+
+def rank_pairs(
+    case: KnownCircuit, method: str, ablation: str = "corrupt"
+) -> tuple[EdgeMatrix, Float[Tensor, "batch edge"] | None]:
     """One number per edge, in the direction of patching in which the case states its truth (noise, for zero and mean).
+
+    Beside it the numbers per pair whose mean it is (packed); None for searches, which have none.
 
     Raises `UnknownNameError` for a method outside `ALL_METHODS`, `InputError` for one that the ablation excludes.
     """
@@ -51,13 +62,15 @@ def rank_edges(case: KnownCircuit, method: str, ablation: str = "corrupt") -> Ed
     direction: Direction = case.direction if ablation == "corrupt" else "noise"
     model, task = case.model, case.task
     if method == "exact":
-        return measure_edges(model, task, ablation=ablation, direction=direction).magnitude
+        effects = measure_edges(model, task, ablation=ablation, direction=direction)
+        return effects.magnitude, effects.per_example.abs()[:, effects.space.mask]
     if method == "acdc":
         kept = [find_acdc(model, task, threshold, measure="metric", ablation=ablation).mask for threshold in THRESHOLDS]
-        return torch.stack(kept).double().sum(dim=0)
+        return torch.stack(kept).double().sum(dim=0), None
     if method == "learned":
         found = learn_circuit(model, task, case.truth(ablation).n_edges, ablation=ablation).scores
         assert found is not None
-        return found
+        return found, None
     preset = "eap" if method == "gradient" else method
-    return score_edges(model, task, preset=preset, direction=direction, ablation=ablation).values
+    scores = score_edges(model, task, preset=preset, direction=direction, ablation=ablation, keep="pairs")
+    return scores.values, scores.require_pairs()[:, scores.space.mask]

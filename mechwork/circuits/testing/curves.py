@@ -11,14 +11,13 @@ what people look at, then count as much as large ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...errors import MetricError
+from ...errors import MetricError, UnknownNameError
 from ...provenance import Provenance
 from ...result import Result, Table
 from ...shapes import PerExample
@@ -221,11 +220,28 @@ class FaithfulnessCurve(Result):
 
     def cpr_interval(self, level: float = 0.95, n_resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
         """Bootstrap interval of `cpr` over pairs."""
-        return self._area_interval(self.signed_per_example, lambda f: f, level, n_resamples, seed)
+        return _ends(self.resampled_areas("cpr", n_resamples, seed), level)
 
     def cmd_interval(self, level: float = 0.95, n_resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
         """Bootstrap interval of `cmd` over pairs."""
-        return self._area_interval(self.per_example, lambda f: (1 - f).abs(), level, n_resamples, seed)
+        return _ends(self.resampled_areas("cmd", n_resamples, seed), level)
+
+    def resampled_areas(self, what: str = "cmd", n_resamples: int = 1000, seed: int = 0) -> Float[Tensor, " resample"]:
+        """`cmd`, `cmd_log`, `cpr` or `cpr_log` on bootstrap resamples of the pairs: the same resamples for every curve
+        over as many pairs, so that differences are paired.
+        """
+        known = ("cmd", "cmd_log", "cpr", "cpr_log")
+        if what not in known:
+            raise UnknownNameError("area", what, known)
+        metrics = self.per_example if what.startswith("cmd") else self.signed_per_example
+        ratios = resampled_faithfulness(
+            metrics, self.empty_per_example, self.model_per_example, n_resamples=n_resamples, seed=seed
+        )
+        heights = (1 - ratios).abs() if what.startswith("cmd") else ratios
+        x = torch.tensor(self.fractions, dtype=torch.float64)
+        if what.endswith("log"):
+            x = x.log10() / (x[-1] / x[0]).log10()
+        return torch.trapezoid(heights, x, dim=1)
 
     @property
     def random_cpr(self) -> float:
@@ -287,21 +303,6 @@ class FaithfulnessCurve(Result):
             [faithfulness(row, self.empty_per_example, self.model_per_example) for row in metrics], dtype=torch.float64
         )
 
-    def _area_interval(
-        self,
-        metrics: Float[Tensor, "size batch"],
-        height: Callable[[Tensor], Tensor],
-        level: float,
-        n_resamples: int,
-        seed: int,
-    ) -> tuple[float, float]:
-        ratios = resampled_faithfulness(
-            metrics, self.empty_per_example, self.model_per_example, n_resamples=n_resamples, seed=seed
-        )
-        areas = torch.trapezoid(height(ratios), torch.tensor(self.fractions, dtype=torch.float64), dim=1)
-        low, high = percentile_interval(areas[:, None], level)
-        return float(low), float(high)
-
     def _log_area(self, heights: Float[Tensor, " size"]) -> float:
         x = torch.tensor(self.fractions, dtype=torch.float64).log10()
         return float(torch.trapezoid(heights.double(), x) / (x[-1] - x[0]))
@@ -312,3 +313,9 @@ class FaithfulnessCurve(Result):
 
     def _area(self, heights: Float[Tensor, " size"]) -> float:
         return float(torch.trapezoid(heights.double(), torch.tensor(self.fractions, dtype=torch.float64)))
+
+
+def _ends(areas: Float[Tensor, " resample"], level: float) -> tuple[float, float]:
+    """The central `level` of resampled areas."""
+    low, high = percentile_interval(areas[:, None], level)
+    return float(low), float(high)

@@ -36,6 +36,11 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 
+SELECTIONS: dict[str, tuple[Ranking, Ranking]] = {
+    "top": ("absolute", "signed"), "greedy": ("greedy", "greedy_signed"), "positive": ("positive", "signed"),
+    "integer": ("integer", "integer_signed"),
+}  # fmt: skip
+"""How a curve's circuits are chosen by absolute and by signed score (see `select`)."""
 RANDOM_EVERY = 3
 """Of ten sizes four then have random circuits beside them: one in a decade."""
 
@@ -98,8 +103,8 @@ def evaluate(
 
     Beside each: the whole model, the empty circuit, `n_random` random circuits of the same size (on a curve at every
     `random_every`-th size, counted from the largest) and `n_same_degree` that also keep every node's number of edges;
-    accuracy and KL beside the metric. `selection` is ``"top"`` or
-    ``"greedy"``; `source` is the task whose prompts means and learned constants come from (default: the tested one).
+    accuracy and KL beside the metric. `selection` is ``"top"``, ``"greedy"``, ``"positive"`` or ``"integer"`` (see
+    `select`); `source` is the task whose prompts means and learned constants come from (default: the tested one).
     Cost per batch of pairs: 1 forward, and 1 per circuit.
 
     In pairs of unequal length a cut edge carries the corrupt run's write at the corresponding token (by spans), and at
@@ -160,11 +165,9 @@ def _sizes(space: EdgeSpace, fractions: Sequence[float]) -> tuple[int, ...]:
 
 def _rankings(selection: str) -> tuple[Ranking, Ranking]:
     """How circuits are chosen by absolute and by signed score."""
-    if selection == "top":
-        return "absolute", "signed"
-    if selection == "greedy":
-        return "greedy", "greedy_signed"
-    raise InputError(f"circuits of a curve are selected by 'top' or 'greedy'; got {selection!r}")
+    if selection not in SELECTIONS:
+        raise InputError(f"circuits of a curve are selected by {', '.join(map(repr, SELECTIONS))}; got {selection!r}")
+    return SELECTIONS[selection]
 
 
 @dataclass(frozen=True, eq=False)

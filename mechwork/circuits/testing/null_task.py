@@ -4,19 +4,27 @@
 |---|---|---|
 | ``answers`` | right and wrong answers change places in a random half of the pairs: no behaviour | prompts |
 | ``corruption`` | a pair gets another pair's corrupt prompt: cut edges carry unrelated runs | clean prompts, answers |
+| `shuffled_weights` | every weight matrix of the model has its entries shuffled: nothing learned | sizes, norms, task |
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from ...errors import InputError, UnknownNameError, check_seed
+from ...models.borrow import surely
 from ...tasks.pairs import ABSENT
 from ...tasks.task import Task
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
 
 NULLS = ("answers", "corruption")
 
@@ -76,3 +84,29 @@ def _swap(task: Task, rows: Tensor) -> Task:
     right[rows], wrong[rows] = sides[1][rows], sides[0][rows]
     moved = replace(pairs, correct=right, incorrect=wrong)
     return replace(task, name=f"{task.name} (shuffled answers)", pairs=moved, answer_texts=())
+
+
+@contextmanager
+def shuffled_weights(model: TransformerBridge, seed: int = 0) -> Iterator[None]:
+    """Inside, the entries of every matrix of the model (biases and norms stay) are shuffled: a random model of the same
+    shape and the same sizes of weights. Afterwards the weights are what they were, to the bit, whatever happened.
+
+    Takes a copy of the matrices meanwhile. Call inside a function that borrows the model.
+    """
+    weights = [p for p in model.parameters() if p.ndim > 1]
+    before = [p.detach().clone() for p in weights]
+    generator = torch.Generator().manual_seed(check_seed(seed))
+
+    @torch.no_grad()
+    def undo() -> None:
+        for weight, old in zip(weights, before, strict=True):
+            weight.copy_(old)
+
+    try:
+        with torch.no_grad():
+            for weight, old in zip(weights, before, strict=True):
+                order = torch.randperm(old.numel(), generator=generator).to(old.device)
+                weight.copy_(old.flatten()[order].view_as(old))
+        yield
+    finally:
+        surely(undo)

@@ -5,9 +5,10 @@
     review.verdict                      # "fail" when one fails, "pass" when all pass
 
 Test on pairs that the circuit was not found on. Beside the task the same claims are judged on a null task (see
-`null_task`); a circuit that passes there too has passed nothing. Random circuits are connected ones (grown from the
-logits), a stricter control than random edges, most of which lead nowhere. Cost per batch of pairs: 2 forwards, and
-4 + 2 `n_random` + `n_random_edges` + min(`max_edges`, edges) circuits of about 1.5 forwards.
+`null_task`) and in the model with shuffled weights; a circuit that passes there too has passed nothing. Random circuits
+are connected ones (grown from the logits), a stricter control than random edges, most of which lead nowhere. Cost per
+batch of pairs: 4 forwards, and 4 + 2 `n_random` + `n_random_edges` + min(`max_edges`, edges) circuits of about 1.5
+forwards.
 """
 
 from __future__ import annotations
@@ -35,8 +36,21 @@ from ..graph.select import select_greedy
 from ..graph.space import EdgeSpace
 from ..graph.writers import edge_space
 from .evaluate import EvaluationSettings, measure_circuits
-from .null_task import NULLS, draw_signs, null_task
-from .trials import CLAIMS, N_LEAST, Bounds, EdgeTrial, Sample, Trial, Verdict, judge, over_rows, try_edges, undecided
+from .null_task import NULLS, draw_signs, null_task, shuffled_weights
+from .trials import (
+    CLAIMS,
+    N_LEAST,
+    Bounds,
+    EdgeTrial,
+    Sample,
+    Trial,
+    Verdict,
+    judge,
+    over_rows,
+    try_edges,
+    try_gap,
+    undecided,
+)
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -49,6 +63,7 @@ class CircuitReview(Result):
     """The claims about a circuit, its edges one by one, and the same claims on the null task.
 
     `n_pairs` counts different pairs (identical ones are dropped). `null_reason` says why there is no null task.
+    `random` are the claims on the model with shuffled weights.
     """
 
     trials: tuple[Trial, ...]
@@ -63,15 +78,19 @@ class CircuitReview(Result):
     metric_name: str
     null_kind: str = ""
     null_reason: str = ""
+    random: tuple[Trial, ...] = ()
     provenance: Provenance = field(default_factory=dict)
 
     @property
     def verdict(self) -> Verdict:
-        """``"fail"`` when a claim fails; ``"pass"`` when all pass here and not all on the null task."""
+        """``"fail"`` when a claim fails; ``"pass"`` when all pass here and not all on the null task or in the random
+        model.
+        """
         found = [trial.verdict for trial in self.trials]
         if "fail" in found:
             return "fail"
-        fooled = bool(self.null) and all(trial.verdict == "pass" for trial in self.null)
+        controls = [control for control in (self.null, self.random) if control]
+        fooled = any(all(trial.verdict == "pass" for trial in control) for control in controls)
         return "pass" if set(found) == {"pass"} and not fooled else "inconclusive"
 
     def trial(self, name: str) -> Trial:
@@ -86,9 +105,9 @@ class CircuitReview(Result):
         return tuple(row.edge for row in self.edges if row.verdict == verdict)
 
     def _table(self) -> Table:
-        """One row per claim, then those of the null task."""
-        here, null = table_rows(self.trials, task="task"), table_rows(self.null, task="null")
-        return [*here, *null]
+        """One row per claim, then those of the null task and of the random model."""
+        parts = {"task": self.trials, "null": self.null, "random model": self.random}
+        return [row for name, trials in parts.items() for row in table_rows(trials, task=name)]
 
     def __str__(self) -> str:
         lines = [
@@ -109,6 +128,10 @@ class CircuitReview(Result):
             lines.append(f"superfluous: {', '.join(spare[:N_SHOWN])}{more}")
         said = ", ".join(f"{t.name} {t.verdict}" for t in self.null) or self.null_reason
         lines.append(f"null task{f' ({self.null_kind})' if self.null_kind else ''}: {said}")
+        if self.random:
+            shown = [t for t in self.random if t.verdict != "inconclusive" or t.name == "gap"]
+            said = ", ".join(f"{t.name} {t.verdict}" for t in shown)
+            lines.append(f"random model (weights shuffled): {said}{_gap_of(self.random[0])}")
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -116,6 +139,10 @@ class CircuitReview(Result):
 
 def _cell(value: float, form: str) -> str:
     return "" if value != value else format(value, form)
+
+
+def _gap_of(trial: Trial) -> str:
+    return "" if trial.estimate != trial.estimate else f" (gap {trial.estimate:.3g})"
 
 
 def _power(trial: Trial) -> str:
@@ -140,6 +167,7 @@ def referee(
     n_random_edges: int = 39,
     max_edges: int = 100,
     null: str | None = "answers",
+    random_model: bool = True,
     seed: int = 0,
     batch_size: int | None = None,
     memory_budget: int | str = DEFAULT_BUDGET,
@@ -151,7 +179,8 @@ def referee(
     `level` holds for each claim after Benjamini and Hochberg's correction; `margin` is how far the faithfulness may be
     from 1, `least` the share of the gap below which an edge does not count (or, if larger, the 90 % quantile of
     `n_random_edges` random edges added to the circuit). Of more than `max_edges` edges as many are drawn at random.
-    `null` is ``"answers"``, ``"corruption"`` or None.
+    `null` is ``"answers"``, ``"corruption"`` or None. `random_model`: judge the circuit in the model with shuffled
+    weights too (2 forwards where no gap is shown there, else as many as here less those of the edges).
 
     Too few or identical pairs, an empty circuit or the whole model, a metric that does not vary, a null that cannot be
     built: the claims concerned are inconclusive, and `reason` says why; never an error, never a pass.
@@ -190,7 +219,7 @@ def referee(
     )  # fmt: skip
     blank = CircuitReview(
         (), (), (), circuit, len(task) // task.pairs.n_per_question, n_random, level, margin, ablation,
-        task.metric.name, null or "", "" if null else "none was asked for", provenance,
+        task.metric.name, null or "", "" if null else "none was asked for", provenance=provenance,
     )  # fmt: skip
     if why := _why_not(circuit, blank.n_pairs):
         return replace(blank, trials=undecided(list(CLAIMS), why), null_kind="", null_reason=why)
@@ -204,6 +233,8 @@ def referee(
     else:
         rows, minimality = (), undecided(["minimality"], trials[1].reason)[0]
     review = replace(blank, trials=(*trials, minimality), edges=rows)
+    if random_model:
+        review = replace(review, random=judge_random_model(model, task, drawn, settings, bounds))
     if null is None:
         return review
     try:
@@ -304,6 +335,20 @@ def null_sample(
 
         return over_rows(sample, turned)
     return replace(drawn, edges=[], added=[]).measure(model, other, settings)
+
+
+def judge_random_model(
+    model: TransformerBridge, task: Task, drawn: Masks, settings: EvaluationSettings, bounds: Bounds
+) -> tuple[Trial, ...]:
+    """The claims but minimality in the model with shuffled weights: the gap first, the others where it is shown."""
+    space = drawn.circuit.space
+    with shuffled_weights(model, bounds.seed):
+        whole, empty = measure_circuits(model, task, space, [space.mask, torch.zeros_like(space.mask)], settings).metric
+        gap = try_gap(Sample(whole, empty, empty, empty), bounds)
+        if gap.verdict == "pass":
+            return judge(replace(drawn, edges=[], added=[]).measure(model, task, settings), bounds)
+    others = [name for name in CLAIMS if name not in ("gap", "minimality")]
+    return (gap, *undecided(others, f"the random model does not show the behaviour (gap: {gap.verdict})"))
 
 
 def _without(mask: EdgeMask, edge: list[int]) -> EdgeMask:

@@ -24,6 +24,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from ...errors import InputError, check_whole
+from ...execute.memory import MemoryBudget
 from ...execute.progress import Progress
 from ...models.anatomy import device_of
 from ...models.borrow import borrows
@@ -34,17 +35,16 @@ from ...runs.record import run_to_metric
 from ...shapes import PerExample
 from ...tasks.task import Task
 from ..graph.ablated import find_ablation
+from ..graph.budget import DEFAULT_BUDGET, parse_bytes
 from ..graph.run import as_circuit
 from ..graph.space import EdgeSpace
 from ..graph.writers import edge_space
 from ..scoring.positions import PositionScores
 from .curves import bootstrap_faithfulness, faithfulness
+from .evaluate import EvaluationSettings
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
-
-BATCH = 8
-"""Pairs per pass."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +120,8 @@ def evaluate_spans(
     *,
     n_random: int = 3,
     seed: int = 0,
-    batch_size: int = BATCH,
+    batch_size: int | None = None,
+    memory_budget: MemoryBudget = DEFAULT_BUDGET,
     progress: Progress | None = None,
 ) -> SpanEvaluation:
     """Faithfulness of a span circuit under ``corrupt`` ablation, beside `n_random` random ones of its size.
@@ -142,10 +143,13 @@ def evaluate_spans(
     every = space.mask.expand_as(circuit.mask)
     randoms = [_random(every, circuit.n_edges, generator) for _ in range(check_whole("n_random", n_random))]
     masks = [torch.zeros_like(circuit.mask), circuit.mask, *randoms]
+    size = EvaluationSettings("corrupt", batch_size, parse_bytes(memory_budget)).n_pairs(
+        space, task, int(model.cfg.d_model)
+    )
     ablation = find_ablation(model, task, space, "corrupt")
     parts: list[Tensor] = []
     done = 0
-    for pairs in task.pairs.batches(batch_size):
+    for pairs in task.pairs.batches(size):
         here = cells[:, done : done + len(pairs), : pairs.clean_tokens.shape[1]].to(device_of(model))
         done += len(pairs)
         pairs = pairs.to(device_of(model))

@@ -190,6 +190,21 @@ def render_leaderboard(board: Leaderboard) -> str:
             [*(f"[{fixed(s.cpr_interval[0])}, {fixed(s.cpr_interval[1])}]" for s in rows), ""],
             numeric=True,
         ),
+        Column("CMD, log sizes", [*(fixed(s.cmd_log) for s in rows), ""], numeric=True),
+        Column(
+            "behind the best",
+            [
+                *(
+                    f"{fixed(s.behind)} [{', '.join(map(fixed, s.behind_interval))}]" if s.behind == s.behind else ""
+                    for s in rows
+                ),
+                "",
+            ],
+            numeric=True,
+        ),
+        Column(
+            "accuracy", [*(fixed(s.accuracy, 2) if s.accuracy == s.accuracy else "" for s in rows), ""], numeric=True
+        ),
         Column("overshoot", [*(fixed(s.overshoot, 2) for s in rows), ""], numeric=True),
         Column("mean KL", [*(fixed(s.kl) if s.kl == s.kl else "" for s in rows), ""], numeric=True),
         Column("CPU-seconds", [*(fixed(s.seconds, 1) for s in rows), ""], numeric=True),

@@ -44,6 +44,9 @@ def review_fragment(review: CircuitReview) -> Fragment:
         columns.insert(
             2, Column(f"on the null task ({review.null_kind})", [MARKS.get(null.get(t.name, ""), "") for t in trials])
         )
+    if review.random:
+        shuffled = {t.name: t.verdict for t in review.random}
+        columns.insert(-4, Column("with shuffled weights", [MARKS.get(shuffled.get(t.name, ""), "") for t in trials]))
     verdict = f"<p><b>{escape(MARKS[review.verdict])}</b></p>"
     parts = [
         "<h3>What a referee asks</h3>",

@@ -22,7 +22,7 @@ def render_truth(result: TruthTable) -> str:
         Column("true edges", [_size(result, name) for name in names], numeric=True),
     ]
     methods = list(next(iter(result.auroc.values()), {}))
-    columns += [Column(m, [f"{result.auroc[name][m]:.3f}" for name in names], numeric=True) for m in methods]
+    columns += [Column(m, [_auroc(result, name, m) for name in names], numeric=True) for m in methods]
     caption = f"AUROC of rankings of edges, {result.ablation} ablation. Measured: exact. Estimated: the others"
     notes = "".join(f"<li>{escape(note.removeprefix('- '))}</li>" for note in (*result.notes(), *result.hidden_notes()))
     return _page("Known circuits", f"{table(columns, caption=caption)}<ul>{notes}</ul>")
@@ -43,6 +43,11 @@ def render_edge_effects(effects: EdgeEffects) -> str:
         f"{words(effects.metric_name)}, {effects.ablation} ablation"
     )
     return _page("Measured edges", table(columns, caption=caption))
+
+
+def _auroc(result: TruthTable, name: str, method: str) -> str:
+    ends = result.intervals.get(name, {}).get(method)
+    return f"{result.auroc[name][method]:.3f}" + (f" [{ends[0]:.2f}, {ends[1]:.2f}]" if ends else "")
 
 
 def _size(result: TruthTable, name: str) -> str:
