@@ -28,13 +28,12 @@ from ..files import reading
 from ..interventions import other_prompts, require_examples, require_spans
 from ..models.anatomy import check_ready
 from ..models.identity import identify_model
-from ..patching.memory import d_mlp_of
 from ..provenance import Provenance
+from ..runs.room import DEFAULT_BUDGET, d_mlp_of
 from ..tasks.pairs import PromptPairs
 from ..tasks.task import Task
 from .bind import Bound, bind
 from .record import record_examples, record_moments
-from .room import DEFAULT_BUDGET
 from .spec import NEEDS_REFERENCE, AblationSpec, directions_of
 
 if TYPE_CHECKING:

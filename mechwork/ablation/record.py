@@ -15,10 +15,10 @@ from ..execute.memory import MemoryBudget
 from ..interventions import Moments, watch_experts
 from ..models.anatomy import device_of, read_anatomy
 from ..runs.record import Run, check_task, record_run
+from ..runs.room import DEFAULT_BUDGET, prompts_that_fit
 from ..sites import Site
 from ..tasks.pairs import END, PromptPairs
 from ..tasks.task import Task
-from .room import DEFAULT_BUDGET, prompts_that_fit
 from .spec import AblationSpec
 from .targets import Target
 

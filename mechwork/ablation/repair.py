@@ -36,13 +36,13 @@ from ..result import Result, Table
 from ..runs.attention import parse_head
 from ..runs.record import check_task, record_run
 from ..runs.restart import restart_at
+from ..runs.room import DEFAULT_BUDGET, prompts_that_fit
 from ..runs.writes import answer_directions, at_ends, final_scale, head_writes, through_final_norm
 from ..sites import Site
 from ..statistics import holm, sign_flip_p
 from ..tasks.pairs import PromptPairs
 from ..tasks.task import Task
 from .fitted import Ablation
-from .room import DEFAULT_BUDGET, prompts_that_fit
 from .run import ensure_fitted
 from .sets import Progress
 from .spec import AblationSpec

@@ -21,12 +21,12 @@ from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
 from ..runs.record import check_task, run_to_metric
+from ..runs.room import DEFAULT_BUDGET, prompts_that_fit
 from ..shapes import PerExample
 from ..statistics import bootstrap_interval, kl_nats, sign_flip_p
 from ..tasks.metrics import accuracy
 from ..tasks.task import Task
 from .fitted import Ablation, fit_ablation
-from .room import DEFAULT_BUDGET, prompts_that_fit
 from .spec import NEEDS_REFERENCE, AblationSpec
 
 if TYPE_CHECKING:

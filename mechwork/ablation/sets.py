@@ -21,11 +21,11 @@ from ..execute.memory import MemoryBudget
 from ..execute.progress import Progress
 from ..interventions import Positional, Replacement, Write, intervene, replace_at
 from ..models.anatomy import device_of, dtype_of, read_anatomy
-from ..patching.memory import d_mlp_of, sizes_of
 from ..patching.sweep import CHUNK_BYTES
 from ..result import Result, Table
 from ..runs.record import check_task, read_columns, record_run, run_to_metric
 from ..runs.restart import restart_at
+from ..runs.room import DEFAULT_BUDGET, d_mlp_of, prompts_that_fit, sizes_of
 from ..shapes import PerExample
 from ..sites import Site
 from ..tasks.metrics import accuracy
@@ -33,7 +33,6 @@ from ..tasks.pairs import PromptPairs
 from ..tasks.task import Task
 from .bind import Bound, bind
 from .fitted import Ablation
-from .room import DEFAULT_BUDGET, prompts_that_fit
 from .targets import check_disjoint, parse_target
 
 if TYPE_CHECKING:

@@ -34,10 +34,10 @@ from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
 from ..runs.record import check_task, record_run
+from ..runs.room import DEFAULT_BUDGET, prompts_that_fit
 from ..sites import Site
 from ..tasks.pairs import PromptPairs
 from ..tasks.task import Task
-from .room import DEFAULT_BUDGET, prompts_that_fit
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

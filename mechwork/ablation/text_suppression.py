@@ -42,11 +42,11 @@ from ..provenance import Provenance, build_provenance, hash_tensors
 from ..result import Result, table_rows
 from ..runs.attention import parse_head
 from ..runs.record import Run, record_run
+from ..runs.room import DEFAULT_BUDGET, prompts_that_fit
 from ..runs.writes import head_writes
 from ..sites import Site
 from ..statistics import bootstrap_weights, kl_nats, percentile_interval
 from ..tasks.pairs import PromptPairs
-from .room import DEFAULT_BUDGET, prompts_that_fit
 from .suppression_weights import kv_head, logit_directions, weigh_suppressors
 
 if TYPE_CHECKING:

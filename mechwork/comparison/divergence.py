@@ -27,12 +27,13 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..lenses import Readout
-from ..models.anatomy import device_of
+from ..models.anatomy import device_of, read_anatomy
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table, table_rows
 from ..runs.record import read_columns, record_run
-from ..sites import SITE_KINDS
+from ..runs.room import prompts_that_fit
+from ..sites import SITE_KINDS, Site
 from ..statistics import kl_nats
 from ..tasks.pairs import PromptPairs
 from ..tasks.task import Task
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 STREAM = "resid_post"
-BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -192,6 +192,13 @@ def find_divergence(
     )
 
 
+def _at_a_time(models: Sequence[TransformerBridge], task: Task, kinds: Sequence[str], n_tail: int | None) -> int:
+    """Pairs of which two runs are held: of both models, or of one with and without noise."""
+    kept = [[Site(kind, i) for i in range(read_anatomy(model).n_layers) for kind in kinds] for model in models]
+    each = zip(models, kept, strict=True)
+    return min(prompts_that_fit(model, task.pairs, sites=2 * sites, n_tail=n_tail) for model, sites in each)
+
+
 @torch.no_grad()
 def _null(
     model: TransformerBridge, task: Task, kinds: Sequence[str], sizes: dict[str, float], n_null: int, seed: int
@@ -203,7 +210,7 @@ def _null(
     largest: dict[str, Tensor] = {}
     for draw in range(n_null):
         parts: dict[str, list[Tensor]] = {name: [] for name in (*kinds, "kl")}
-        for pairs in task.pairs.batches(BATCH):
+        for pairs in task.pairs.batches(_at_a_time([model], task, kinds, 1)):
             plain = record_run(model, pairs.to(device_of(model)), kinds, n_tail=1)
             log_p = readout.log_probabilities(_at_end(plain[STREAM], pairs))
             with with_noise(model, sizes, seed + draw):
@@ -240,7 +247,7 @@ def _compare(model_a: TransformerBridge, model_b: TransformerBridge, task: Task,
     cosines: dict[str, list[Tensor]] = {kind: [] for kind in kinds}
     kl, output, metrics, heard = [], [], ([], []), set[str]()
     readouts = [Readout.of(model) for model in (model_a, model_b)]
-    for pairs in task.pairs.batches(BATCH):
+    for pairs in task.pairs.batches(_at_a_time([model_a, model_b], task, kinds, None)):
         tail = read_columns(task, pairs)
         runs = [record_run(model, pairs.to(device_of(model)), kinds, n_tail=tail) for model in (model_a, model_b)]
         for kind in kinds:

@@ -17,9 +17,11 @@ from torch import Tensor
 from ..arguments import checked
 from ..display import Readable
 from ..errors import InputError
+from ..execute.memory import cut
 from ..models.anatomy import check_ready, device_of
 from ..models.borrow import hooked, run_tail
 from ..provenance import hash_tensors
+from ..runs.room import rows_that_fit
 from ..shapes import PositionMask, Tokens
 from ..sites import SITE_KINDS, Site, hook_name
 from ..tasks.pairs import END
@@ -28,8 +30,6 @@ from ..tasks.token_rows import TokenBatch, token_rows
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
-
-BATCH = 64
 
 
 @runtime_checkable
@@ -200,8 +200,8 @@ def record_positions(model: TransformerBridge, examples: ReadPrompts, site: Site
         rows.append((activation if site.head is None else activation[:, :, site.head]).cpu())
 
     with torch.no_grad(), hooked(model, [(hook_name(site), hook)]):
-        for start in range(0, len(examples), BATCH):
-            run_tail(model, examples.tokens[start : start + BATCH].to(device_of(model)), 1)
+        for block in cut(len(examples), rows_that_fit(model, examples.tokens, sites=[site])):
+            run_tail(model, examples.tokens[block].to(device_of(model)), 1)
     return torch.cat(rows) * examples.where[..., None]
 
 
@@ -218,9 +218,8 @@ def record_examples(
         check_vector_site(site)
         anatomy.check_site(site)
     rows: list[Tensor] = []
-    for start in range(0, len(examples), BATCH):
-        tokens = examples.tokens[start : start + BATCH].to(device_of(model))
-        where = examples.where[start : start + BATCH].to(device_of(model))
+    for block in cut(len(examples), rows_that_fit(model, examples.tokens, sites=sites)):
+        tokens, where = examples.tokens[block].to(device_of(model)), examples.where[block].to(device_of(model))
         found: dict[Site, Tensor] = {}
 
         def keep(site: Site, found: dict[Site, Tensor] = found, where: Tensor = where) -> Callable[..., None]:

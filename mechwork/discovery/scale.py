@@ -26,9 +26,9 @@ from ..errors import InputError, UnknownNameError
 from ..execute.memory import cut, parse_budget
 from ..execute.simulate import Simulation, paying_workers, simulate
 from ..models.anatomy import ModelAnatomy
-from ..patching.memory import Sizes
 from ..patching.memory import fit as fit_sweep
 from ..result import Result, Table
+from ..runs.room import Sizes
 from .plan import duration
 
 KINDS = ("resid_pre", "attn_out", "mlp_out")

@@ -25,10 +25,12 @@ from torch import Tensor
 
 from ..directions import Examples
 from ..errors import InputError
+from ..execute.memory import cut
 from ..models.anatomy import device_of
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table, table_rows
+from ..runs.room import rows_that_fit
 from ..tasks.continuations import require_one_token
 from ..tasks.encode import answer_token
 from ..tasks.pairs import END
@@ -40,7 +42,6 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 N_BINS = 8
-BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -134,10 +135,10 @@ def record_concept(
     sites = [site for c in features for site in (c.reads, c.writes)]
     coded: list[list[Tensor]] = [[] for _ in features]
     plain: list[list[Tensor]] = [[] for _ in features]
-    for start in range(0, len(examples), BATCH):
-        tokens = examples.tokens[start : start + BATCH]
+    for rows in cut(len(examples), rows_that_fit(model, examples.tokens, sites=sites)):
+        tokens = examples.tokens[rows]
         found = record_sites(model, tokens, sites)
-        where = examples.where[start : start + BATCH].to(device_of(model))
+        where = examples.where[rows].to(device_of(model))
         for i, coder in enumerate(features):
             f = coder.encode(found[coder.reads])
             weights = where.to(f) / where.sum(dim=1, keepdim=True)

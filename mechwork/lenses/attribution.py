@@ -27,11 +27,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import InputError
+from ..execute.memory import cut
 from ..models.anatomy import ModelAnatomy, Norm, block_norm, check_ready, final_norm
 from ..models.borrow import borrows, hooked
 from ..models.identity import identify_model
 from ..names import head_name
 from ..provenance import build_provenance
+from ..runs.room import rows_that_fit
 from ..sites import FINAL_NORM, Site, hook_name
 from ..tasks.continuations import require_one_token
 from ..tasks.marks import plain_tokens
@@ -43,9 +45,6 @@ from .states import run_to_the_end
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
-
-BATCH = 32
-"""Prompts per forward."""
 
 Answers = str | int | Sequence[str | int]
 
@@ -86,8 +85,8 @@ def attribute_logits(
     given, right, wrong, task_facts = _gather(model, prompts, correct, incorrect)
     ends = _positions(prompts, given, position)
     parts = []
-    for start in range(0, len(given), BATCH):
-        rows = slice(start, start + BATCH)
+    kept = [Site(kind, layer) for layer in range(anatomy.n_layers) for kind in (("v", "pattern") if sources else ())]
+    for rows in cut(len(given), rows_that_fit(model, given.tokens, sites=kept)):
         batch = Prompts(given.tokens[rows], given.mask[rows])
         u, bias = _direction(model, right[rows], None if wrong is None else wrong[rows])
         parts.append(_attribute(model, anatomy, batch, ends[rows], u, bias, neurons=neurons, sources=sources))

@@ -21,11 +21,13 @@ from torch import Tensor
 
 from ..artefact import Artefact
 from ..errors import InputError, UnknownNameError
+from ..execute.memory import cut
 from ..models.anatomy import read_anatomy
 from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
+from ..runs.room import rows_that_fit
 from ..shapes import PositionMask, Tokens
 from ..tasks.marks import plain_tokens
 from ..tasks.task import Task
@@ -36,9 +38,6 @@ from .states import RESIDUAL, lens_sites, record_states
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
-
-BATCH = 64
-"""Prompts per forward."""
 
 Target = str | int | Tensor | None
 """One token for all positions, ids ``[batch]`` or ``[batch, pos]``, or None: the prompt's own next token."""
@@ -198,8 +197,8 @@ def read_lens(
     wanted = _targets(model, given, target)
     readout = Readout.of(model)
     parts: list[Reading] = []
-    for start in range(0, len(given), BATCH):
-        rows = torch.arange(start, min(start + BATCH, len(given)))
+    for block in cut(len(given), rows_that_fit(model, given.tokens, sites=sites)):
+        start, rows = block.start, torch.arange(block.start, block.stop)
         states = record_states(model, run.tokens[rows], sites)
         if target is None:
             last = readout.read(states[-1][rows - start, given.ends[rows]], top_k=1).top_ids

@@ -29,8 +29,8 @@ from ..errors import InputError, UnknownNameError, check_whole
 from ..interventions import ByPosition, Entries, Scale, Write, Zero, intervene
 from ..models.anatomy import ModelAnatomy, device_of
 from ..names import Place, parse_place
-from ..patching.memory import d_mlp_of
 from ..runs.record import align_donor
+from ..runs.room import d_mlp_of
 from ..sites import Site
 from ..tasks.pairs import ABSENT
 from ..tasks.task import Task

@@ -24,9 +24,9 @@ from ..errors import InputError, check_whole
 from ..models.anatomy import ModelAnatomy, check_ready, device_of
 from ..models.borrow import hooked
 from ..patching.execute import can_step
-from ..patching.memory import d_mlp_of
 from ..runs.record import check_task, read_columns, record_run, run_to_metric
 from ..runs.restart import StopForward, restart_at
+from ..runs.room import d_mlp_of
 from ..shapes import Tokens
 from ..sites import Site, hook_name
 from ..statistics import kl_nats

@@ -32,13 +32,14 @@ from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance, stable
 from ..relevance import Composite, find_composite
 from ..runs.record import Baseline, check_task
+from ..runs.room import d_mlp_of, sizes_of
 from ..sites import Site
 from ..tasks.marks import is_marked
 from ..tasks.metrics import Metric, MetricFunction
 from ..tasks.task import Task
 from .execute import Baselines, Chunk, Done, GivenRows, can_step
 from .grids import PATCHABLE, Neurons, effect_of
-from .memory import d_mlp_of, fit, sizes_of, tail_of
+from .memory import fit, tail_of
 from .result import Direction, Effect, Effects, check_direction
 from .screen import ScreenedEffects, check_shares, run_screen
 from .sides import Share, host_pairs

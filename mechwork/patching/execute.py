@@ -29,13 +29,14 @@ from ..models.anatomy import ModelAnatomy, device_of
 from ..models.borrow import hooked
 from ..runs.frame import take_columns
 from ..runs.restart import restart_at
+from ..runs.room import RECORDED_AS, Sizes, d_mlp_of, sizes_of
 from ..sites import SITE_KINDS, Site, hook_name
 from ..tasks.metrics import Metric
 from ..tasks.task import Task
 from .changes import effective_mask, entrance, entries_of, square_entries, stream_rows
-from .memory import Sizes, d_mlp_of, sizes_of, tail_of
+from .memory import tail_of
 from .readout import MetricReadout, build_readout
-from .sides import RECORDED_AS, SQUARE, Given, Share, Sides, record_sides
+from .sides import SQUARE, Given, Share, Sides, record_sides
 from .sweep import Cell, Sweep
 
 if TYPE_CHECKING:

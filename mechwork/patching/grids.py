@@ -14,11 +14,12 @@ from ..errors import InputError
 from ..models.anatomy import ModelAnatomy
 from ..provenance import Provenance
 from ..runs.record import Baseline
+from ..runs.room import RECORDED_AS
 from ..sites import SITE_KINDS, Site, site_kind
 from ..tasks.pairs import PromptPairs
 from ..tasks.task import Task
 from .result import Direction, Effect
-from .sides import RECORDED_AS, SQUARE, check_square
+from .sides import SQUARE, check_square
 from .sweep import Grid
 
 PATCHABLE = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "z", "mlp_post")

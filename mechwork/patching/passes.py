@@ -14,13 +14,12 @@ import torch
 
 from ..execute.memory import MemoryBudget, items_that_fit, parse_budget, require_room
 from ..models.anatomy import check_ready, dtype_of
+from ..runs.room import DEFAULT_BUDGET, Sizes, d_mlp_of, sizes_of
 from ..tasks.task import Task
-from .memory import Sizes, d_mlp_of, sizes_of, tail_of
+from .memory import tail_of
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
-
-DEFAULT_BUDGET = 2**30
 
 
 def pairs_per_pass(

@@ -29,8 +29,9 @@ from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..provenance import build_provenance
 from ..runs.record import Baseline, check_task
+from ..runs.room import d_mlp_of, sizes_of
 from ..tasks.task import Task
-from .memory import d_mlp_of, fit, sizes_of, tail_of
+from .memory import fit, tail_of
 from .nodes import Group, as_groups
 from .path_units import KINDS, OPERATION, PathBlocks, chunks, parse_groups, reached_paths
 from .result import Effect, Effects, check_direction

@@ -15,6 +15,7 @@ from ..errors import InputError
 from ..models.anatomy import ModelAnatomy, device_of, read_anatomy
 from ..runs.frame import Frame, build_frame, keep_attention_calls
 from ..runs.record import Run, align_donor, record_run
+from ..runs.room import RECORDED_AS
 from ..sites import SQUARE_KINDS
 from ..tasks.marks import is_marked
 from ..tasks.pairs import PromptPairs
@@ -23,9 +24,6 @@ from .result import Direction
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
-
-RECORDED_AS = {"result": "z"}
-"""A head's write is linear in its z, so patching one is patching the other."""
 
 Share = Callable[[Tensor, Tensor], Tensor]
 """``(donor, host) -> what is put in``: the donor itself, or its part along some directions."""

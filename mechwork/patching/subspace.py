@@ -25,11 +25,11 @@ from ..execute.unit import Run
 from ..models.anatomy import ModelAnatomy, device_of, dtype_of
 from ..models.borrow import borrows, run_tail
 from ..runs.record import check_task
+from ..runs.room import d_mlp_of
 from ..sites import SITE_KINDS, Site, hook_name, site_kind
 from ..tasks.continuations import require_one_token
 from ..tasks.task import Task
 from .exact import plan_sweep
-from .memory import d_mlp_of
 from .result import Effect
 from .sides import SQUARE, Share
 from .units import build as build_sweep

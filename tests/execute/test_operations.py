@@ -22,8 +22,8 @@ from mechwork.execute.executors import Execution, _current
 from mechwork.execute.operations import OPERATIONS
 from mechwork.features import FeatureRecipe, evaluate_features, train_features
 from mechwork.lenses import LensRecipe, evaluate_lens, train_lens
-from mechwork.patching.memory import d_mlp_of
 from mechwork.patching.subspace import Across, SubspaceAsFar, SubspaceExchange, measure_share
+from mechwork.runs.room import d_mlp_of
 from mechwork.tasks.task import Task
 from tests.execute.work import Elsewhere, find_numbers
 from tests.gate import fewer

@@ -23,8 +23,8 @@ from mechwork.patching import (
     patch_subspace,
 )
 from mechwork.patching.illusion import split_subspace
-from mechwork.patching.memory import d_mlp_of
 from mechwork.patching.subspace import Across, SubspaceAsFar, SubspaceExchange
+from mechwork.runs.room import d_mlp_of
 from mechwork.sites import Site, hook_name
 from mechwork.tasks.task import Task
 from tests.families import borrowed, build_model, build_task, kv_head, rounding

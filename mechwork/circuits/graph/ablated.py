@@ -28,6 +28,7 @@ from ...interventions import Moments, other_prompts, require_examples
 from ...models.anatomy import device_of
 from ...runs.prefix import Prefix
 from ...runs.record import record_run
+from ...runs.room import prompts_that_fit
 from ...statistics import kl_nats
 from ...tasks.pairs import PromptPairs
 from ...tasks.task import Task
@@ -46,7 +47,7 @@ CONSTANT = ("zero", "mean", "optimal")
 PAIRED = ("corrupt", "resample")
 """Ablations whose writes are those of one other run of as many tokens."""
 
-BATCH = 16
+PAIRS_PER_STEP = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +123,8 @@ def mean_writes(
     """
     require_examples(task, by_position=by_position)
     moments = Moments(task.pairs.clean_tokens.shape[1] if by_position else 1)
-    for pairs in task.pairs.batches(BATCH):
+    writes_of_one = 4 * space.n_writers * task.pairs.clean_tokens.shape[1] * int(model.cfg.d_model)
+    for pairs in task.pairs.batches(prompts_that_fit(model, task.pairs, n_tail=1, extra=2 * writes_of_one)):
         pairs = pairs.to(device_of(model))
         writes = _writes_of(model, space, pairs, corrupt=False)
         moments.add(rearrange(writes, "writer batch pos d_model -> batch pos writer d_model"), pairs.mask)
@@ -144,7 +146,7 @@ def learn_constants(
     shift = torch.zeros_like(start, requires_grad=True)
     optimiser = torch.optim.Adam([shift], lr=rate)
     for step in range(n_steps):
-        rows = torch.randperm(len(task), generator=generator)[:BATCH].tolist()
+        rows = torch.randperm(len(task), generator=generator)[:PAIRS_PER_STEP].tolist()
         pairs = task.pairs[rows].to(device_of(model))
         share = 0.2 + 0.78 * float(torch.rand((), generator=generator))
         mask = select_random(space, max(1, int(share * space.n_edges)), seed * 1000 + step)
