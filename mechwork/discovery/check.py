@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from ..lenses.prompts import token_text
 from ..models.anatomy import device_of
 from ..models.borrow import run_tail
 from ..models.identity import identify_model
@@ -90,7 +91,7 @@ def check_data(model: TransformerBridge, task: Task, *, min_accuracy: float | No
     corrupt, _, _ = _run(model, task, task.pairs.corrupt_tokens, corrupt=True)
     rate, chance = float(right.mean()), _chance(task)
     least = chance + MARGIN if min_accuracy is None else min_accuracy
-    answers = _answers(task, rate, chance, least, answered)
+    answers = _answers(model, task, rate, chance, least, answered)
     rows = (_count(task), _alignment(task), _duplicates(task), answers, *_gap(task, clean, corrupt))
     provenance = build_provenance(method="data check", model=identify_model(model), task=task.provenance())
     return DataCheck(rows, rate, chance, float(clean.mean()), float(corrupt.mean()), provenance)
@@ -184,12 +185,14 @@ def _duplicates(task: Task) -> Finding:
     return Finding("duplicates", "green", "none")
 
 
-def _answers(task: Task, rate: float, chance: float, least: float, answered: list[int]) -> Finding:
+def _answers(
+    model: TransformerBridge, task: Task, rate: float, chance: float, least: float, answered: list[int]
+) -> Finding:
     said = f"the model answers {rate:.0%} correctly (chance {chance:.0%})"
     if rate >= max(least, min(GOOD, 1.0)):
         return Finding("answers", "green", said)
     wrong = Counter(answered).most_common(N_ANSWERS)
-    instead = ", ".join(f"{_text(task, token)} ({n} of {len(task)})" for token, n in wrong)
+    instead = ", ".join(f"{token_text(model, token)!r} ({n} of {len(task)})" for token, n in wrong)
     said += f"; its most frequent answers: {instead}"
     if rate < least:
         return Finding(
@@ -197,20 +200,6 @@ def _answers(task: Task, rate: float, chance: float, least: float, answered: lis
             f"Below {least:.0%} there is nothing to explain: try another task, model or wording, or the other --bos.",
         )  # fmt: skip
     return Finding("answers", "yellow", said, "The circuit is of a behaviour that often fails.")
-
-
-def _text(task: Task, token: int) -> str:
-    """The token as the task's texts spell it, or its number."""
-    for side, texts in ((0, 0), (1, 1)):
-        ids = (task.pairs.correct, task.pairs.incorrect)[side]
-        for row, answers in enumerate(task.answer_texts):
-            if ids.shape[1] == 1 and int(ids[row, 0]) == token:
-                return repr(answers[texts])
-    for row, (clean, _) in enumerate(task.texts):
-        ids = task.pairs.clean_tokens[row, : len(clean)].tolist()
-        if token in ids:
-            return repr(clean[ids.index(token)])
-    return f"token {token}"
 
 
 def _gap(task: Task, clean: Tensor, corrupt: Tensor) -> list[Finding]:
