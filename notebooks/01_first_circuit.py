@@ -149,6 +149,15 @@ report = mw.report(
 print(report)
 
 # %% [markdown]
+# ## Ask the model live
+#
+# The picture can ask the model. Press *Tour* (three minutes), or click a box of step 2 and press *Ablate*: beside each
+# effect stands what the same does at random other places. Then try the strongest head of your circuit, and one outside.
+
+# %%
+course.workbench(model, task, scores=scores, circuit=circuit)
+
+# %% [markdown]
 # ## Optional: now with GPT-2
 #
 # Set the switch to True. The weights (0.5 GB) are downloaded once, and the run takes some minutes on a laptop.

@@ -194,11 +194,15 @@ circuit.save(course.place("ioi_circuit.json"))
 circuit
 
 # %% [markdown]
-# ## Optional: ask the model live
+# ## Ask the model live
 #
-# In a terminal, `mechwork serve gpt2-6l --task ioi` opens a page: click a head, press *Ablate*, and compare with the
-# random controls beside it. Try the strongest head of your circuit, then one outside it.
-#
+# Take nodes out of your circuit by a click and watch its faithfulness beside random circuits; ablate its strongest
+# head, then one outside it. *Tour* is a walk of three minutes.
+
+# %%
+course.workbench(model, task, scores=scores, circuit=circuit)
+
+# %% [markdown]
 # ## Optional: now with GPT-2
 #
 # Set the switch to True (0.5 GB, downloaded once; some minutes).

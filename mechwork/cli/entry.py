@@ -34,6 +34,7 @@ VERBS = {
     "discover": "find the circuit of a task and write a report",
     "check": "look at pairs before a discovery: answers, gap, alignment, duplicates",
     "serve": "ask a model live, in the browser: ablate, patch, steer what you click",
+    "ask": "ask the same gestures in the shell, and print the answers",
     "verify": "check a report's hashes, or compute its numbers again",
     "leaderboard": "compare ways to score edges on held-out pairs",
     "referee": "judge a circuit: formal tests with p-values, beside a null task",

@@ -134,6 +134,7 @@ LACKS: Mapping[str, Mapping[str, str]] = {
         **_all(("--dtype", "--bos", "--split-kv", "--seed"), "the report says which"),
     },
     "serve": _all(FILES, "a page that lives; its button saves it"),
+    "ask": _all(FILES, "answers to be read; --json prints all of them"),
     "compare": {**_all(MODEL, "reads circuits, runs no model"), "--out": "its one product is the page, --html"},
     "diverge": {"--model": "two models, by position"},
     "save": _all(("--out", "--html"), "its one product is the folder, named by position"),

@@ -4,6 +4,7 @@
   mechwork serve gpt2-12l --task greater_than --row 3
   mechwork serve reports/ioi
   mechwork serve model.gguf --task pairs.csv --port 8080 --no-browser
+  mechwork serve gpt2-6l --features features/mine
 
 MODEL is whatever --model takes elsewhere; a folder of `mechwork discover` brings its task, scores and circuit. The
 address that is printed works once, on this machine alone. Ctrl+C ends it.
@@ -27,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--task", default="ioi", metavar="TASK", help="a task's name, or a file of pairs (default: ioi)"
     )
     parser.add_argument("--row", type=at_least(0), default=0, metavar="N", help="pair to begin with (default: 0)")
+    parser.add_argument("--features", metavar="SOURCE", help="a folder of sparse features (default: shipped ones)")
     parser.add_argument("--port", type=at_least(0, 65535), default=0, metavar="N", help="(default: any free one)")
     parser.add_argument("--no-browser", action="store_true", help="only print the address")
     add_pairs(parser, 64, least=8, what="pairs of the task, from which means are taken")
@@ -68,11 +70,25 @@ def open_session(args: argparse.Namespace, console: Console) -> Any:
         if weights_sha256(model) != found.request["weights"]:
             raise InputError(f"{folder} is of a model with other weights than {args.model} has here")
         circuit = found.circuit if "circuit" in found.named else None
-        return Session(model, found.task, row=args.row, circuit=circuit, scores=found.named.get("scores"))
+        return Session(
+            model, found.task, row=args.row, circuit=circuit, scores=found.named.get("scores"),
+            features=_features(args, model), origin=Origin(folder=str(folder)),
+        )  # fmt: skip
     args.model = args.what or args.model
     build = task_builder(args.task)
     with console.step(f"loading {args.model}"):
         model = load(args)
         task = build(model, n=args.n_pairs, seed=args.seed)
     named = not args.task.endswith((".csv", ".jsonl", ".ndjson"))
-    return Session(model, task, row=args.row, origin=Origin(args.task if named else "", args.n_pairs, args.seed))
+    origin = Origin(args.task if named else "", args.n_pairs, args.seed)
+    return Session(model, task, row=args.row, features=_features(args, model), origin=origin)
+
+
+def _features(args: argparse.Namespace, model: Any) -> Any:
+    """The features named by --features, else those shipped with the model, else none."""
+    from ..features import feature_names, load_features
+
+    named = getattr(args, "features", None)
+    if named is None and str(model.cfg.model_name) not in feature_names():
+        return None
+    return load_features(model, named)

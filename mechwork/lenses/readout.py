@@ -24,6 +24,7 @@ from torch import Tensor
 from ..display import Readable
 from ..errors import InputError
 from ..models.anatomy import check_ready
+from ..models.pulse import beat
 from ..sites import FINAL_NORM
 
 if TYPE_CHECKING:
@@ -131,6 +132,7 @@ class Readout(Readable):
             log_p = None if truth is None else self.log_probabilities(truth[part])
             p = None if log_p is None else log_p.exp()
             for place, x in enumerate(rows):
+                beat(self.model)
                 log_q = self.log_probabilities(x[part])
                 found = {"entropy": -(log_q.exp() * log_q.clamp(min=torch.finfo(log_q.dtype).min)).sum(dim=-1) * BITS}
                 if top_k:

@@ -22,9 +22,11 @@ from .gestures import Gesture as Gesture
 from .gestures import KeepEdges as KeepEdges
 from .gestures import Patch as Patch
 from .gestures import PatchEach as PatchEach
+from .gestures import ReadFeatures as ReadFeatures
 from .gestures import ReadLens as ReadLens
 from .gestures import Rescale as Rescale
 from .gestures import Restore as Restore
+from .gestures import ScaleFeature as ScaleFeature
 from .gestures import ScoreEdges as ScoreEdges
 from .gestures import Steer as Steer
 from .gestures import ToggleParts as ToggleParts

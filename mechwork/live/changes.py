@@ -6,6 +6,7 @@
 | `PatchAt` | what the other prompt of the pair has there | the same |
 | `ScaleAt` | a multiple of what is there | the same |
 | `SteerAfter` | the stream plus s times the task's fitted direction | random directions as long |
+| `FeatureAt` | a multiple of one sparse feature | the same to random other active features |
 
 A place is written as everywhere (`mechwork.names`), with ``@END`` or ``@5`` for one position. The change of the metric
 is m(with it) - m(without it): negative when what was taken away had raised the metric.
@@ -13,7 +14,6 @@ is m(with it) - m(without it): negative when what was taken away had raised the 
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -35,22 +35,13 @@ from ..sites import Site
 from ..tasks.pairs import ABSENT
 from ..tasks.task import Task
 from .desk import Desk, Install
+from .feature_change import FeatureAt
+from .parts import PrintedCode, check_number
 
 STREAM = ("resid_pre", "resid_post")
 """Kinds of site that a change may name by themselves; all others are components."""
 
 COMPONENTS = ("head", "attn", "mlp", "layer", "neurons", "expert")
-FACTOR = 100.0
-"""Largest factor and strength."""
-
-
-@dataclass(frozen=True)
-class PrintedCode:
-    """A change in Python: lines before, and the context in which the model runs with it."""
-
-    imports: tuple[str, ...]
-    lines: tuple[str, ...]
-    context: str
 
 
 def read_place(text: str, anatomy: ModelAnatomy, d_mlp: int) -> Place:
@@ -194,7 +185,7 @@ class ScaleAt(_AtPlace):
 
     def check(self, desk: Desk, pair: Task) -> None:
         super().check(desk, pair)
-        _check_number("a factor", self.factor)
+        check_number("a factor", self.factor)
         if self.where.what in ("expert", "layer"):
             raise InputError(f"a head, an attention, an MLP, neurons or the stream are scaled; got {self.place}")
 
@@ -242,7 +233,7 @@ class SteerAfter:
         desk.anatomy.check_writable(Site("resid_post", self.layer))
         if self.method not in METHODS:
             raise UnknownNameError("way to steer", self.method, METHODS)
-        _check_number("a strength", self.strength)
+        check_number("a strength", self.strength)
 
     def controls(self, desk: Desk, pair: Task, n: int) -> list[Any]:
         """The same along random directions as long."""
@@ -268,12 +259,7 @@ class SteerAfter:
         return PrintedCode(imports, tuple(lines), f"intervene(model, [{write}])")
 
 
-AnyChange = AblateAt | PatchAt | ScaleAt | SteerAfter
-
-
-def _check_number(what: str, value: float) -> None:
-    if isinstance(value, bool) or not math.isfinite(value) or abs(value) > FACTOR:
-        raise InputError(f"{what} is a number from -{FACTOR:g} to {FACTOR:g}; got {value!r}")
+AnyChange = AblateAt | PatchAt | ScaleAt | SteerAfter | FeatureAt
 
 
 def _site(place: Place) -> Site:

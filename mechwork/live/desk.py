@@ -21,6 +21,7 @@ from ..ablation import Ablation, AblationSpec, fit_ablation
 from ..directions import Direction, fit_direction
 from ..directions.examples import Examples
 from ..errors import InputError, check_whole
+from ..features import FeatureSet
 from ..models.anatomy import ModelAnatomy, check_ready, device_of
 from ..models.borrow import hooked
 from ..patching.execute import can_step
@@ -44,6 +45,10 @@ Emit = Callable[[str, dict[str, Any]], None]
 
 KEPT_FITS = 256
 """Fitted ablations that a desk keeps."""
+KEPT_BOUND = 256
+"""Values of changes that a desk keeps of the pair that is looked at."""
+KEPT_TOLD = 16
+"""What the model said in the last states."""
 
 
 @runtime_checkable
@@ -92,15 +97,30 @@ class _Streams:
     task: Task
     resid: list[Tensor]
     plain: Tensor
-    bound: dict[str, Install] = field(default_factory=dict)
+    bound: OrderedDict[str, Install] = field(default_factory=OrderedDict)
+    told: OrderedDict[tuple[str, ...], Told] = field(default_factory=OrderedDict)
+
+
+def _keep(kept: OrderedDict[Any, Any], key: Any, value: Any, most: int) -> None:
+    """Among the last `most`."""
+    kept[key] = value
+    while len(kept) > most:
+        kept.popitem(last=False)
 
 
 class Desk:
-    """A model and a task; see the module. Raises what `check_task` raises. Cost: 2 forwards of one pair."""
+    """A model and a task (and sparse `features`); see the module. Cost: 2 forwards of one pair.
 
-    def __init__(self, model: TransformerBridge, task: Task, *, seed: int = 0) -> None:
+    Raises what `check_task` and `FeatureSet.check` raise.
+    """
+
+    def __init__(
+        self, model: TransformerBridge, task: Task, *, seed: int = 0, features: FeatureSet | None = None
+    ) -> None:
         check_task(model, task)
-        self.model, self.task, self.seed = model, task, seed
+        self.model, self.task, self.seed, self.features = model, task, seed, features
+        if features is not None:
+            features.check(model)
         self.anatomy: ModelAnatomy = check_ready(model)
         self.restarts = can_step(model, task)
         self._fits: OrderedDict[str, Ablation] = OrderedDict()
@@ -140,16 +160,21 @@ class Desk:
     # ---- runs ------------------------------------------------------------------------------------------------------
 
     def tell(self, choice: PairChoice, changes: Sequence[Change] = ()) -> Told:
-        """What the model says under `changes`. Cost: the blocks from the first changed one on; nothing without any."""
+        """What the model says under `changes`. Cost: the blocks from the first changed one on; nothing without any, or
+        for what was asked a moment ago.
+        """
         kept = self._recorded(choice)
         pairs = kept.task.pairs.to(device_of(self.model))
         with torch.no_grad():
             if not changes:
                 return self._told(kept, pairs, kept.plain, 0.0)
-            with self.changed(choice, changes):
-                logits = run_to_metric(self.model, kept.task, pairs)
-            before, now = (pairs.read(x).log_softmax(dim=-1) for x in (kept.plain, logits))
-            return self._told(kept, pairs, logits, float(kl_nats(before, now).mean()))
+            key = tuple(change.key for change in changes)
+            if key not in kept.told:
+                with self.changed(choice, changes):
+                    logits = run_to_metric(self.model, kept.task, pairs)
+                before, now = (pairs.read(x).log_softmax(dim=-1) for x in (kept.plain, logits))
+                _keep(kept.told, key, self._told(kept, pairs, logits, float(kl_nats(before, now).mean())), KEPT_TOLD)
+            return kept.told[key]
 
     def changed(self, choice: PairChoice, changes: Sequence[Change], *, restart: bool = True) -> ExitStack:
         """Inside, forwards of the pair's clean prompt run under `changes` (from the first changed block on)."""
@@ -169,7 +194,7 @@ class Desk:
 
     def _bound(self, kept: _Streams, change: Change) -> Install:
         if change.key not in kept.bound:
-            kept.bound[change.key] = change.bind(self, kept.task)
+            _keep(kept.bound, change.key, change.bind(self, kept.task), KEPT_BOUND)
         return kept.bound[change.key]
 
     def _told(self, kept: _Streams, pairs: Any, logits: Tensor, kl: float) -> Told:
@@ -190,9 +215,7 @@ class Desk:
             parts = list(spec.targets)
         key = f"{spec.kind} {spec.positions} {parts}"  # a table holds all heads of a layer, all neurons of an MLP
         if key not in self._fits:
-            self._fits[key] = fit_ablation(self.model, spec, self.task)
-            if len(self._fits) > KEPT_FITS:
-                self._fits.popitem(last=False)
+            _keep(self._fits, key, fit_ablation(self.model, spec, self.task), KEPT_FITS)
         self._fits.move_to_end(key)
         return replace(self._fits[key], spec=spec)
 

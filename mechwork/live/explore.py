@@ -17,9 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..circuits import Circuit, EdgeScores
 from ..discovery.found import Discovery
-from ..errors import InputError
+from ..errors import InputError, MechworkError
+from ..features import FeatureSet
 from ..models.identity import weights_sha256
+from ..tasks import find_task
 from ..tasks.task import Task
+from .commands import Origin
 from .freeze import freeze, session_record
 from .page import live_page
 from .session import Session
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 
 HEIGHT = 980
 """Pixels of the frame."""
+FEWEST = 8
+"""Pairs of a task that the command line makes."""
 MOST_LETTERS = 64 * 1024
 """Of a message from the page."""
 
@@ -72,11 +77,16 @@ class Explorer:
         return self._widget
 
     def _ipython_display_(self) -> None:
-        from IPython.display import HTML, display
+        from IPython.display import display
 
         widget = self.widget
-        display(HTML(self.page()))
+        display({"text/html": self.page(), "text/plain": repr(self)}, raw=True)
         display(widget)
+
+    def _display_(self) -> Any:
+        """What marimo shows."""
+        marimo: Any = importlib.import_module("marimo")
+        return marimo.vstack([marimo.Html(self.page()), marimo.ui.anywidget(self.widget)])
 
 
 def _close(worker: Worker, session: Session) -> None:
@@ -118,12 +128,16 @@ def make_widget(worker: TakesRequests, name: str) -> Any:
 
 
 def hear(worker: TakesRequests, content: Any, send: Any) -> None:
-    """One message of a page: queued, or answered with an error."""
+    """One message of a page: acknowledged, then queued, or answered with an error."""
     if not isinstance(content, dict) or not isinstance(content.get("client"), str) or len(str(content)) > MOST_LETTERS:
         return
     message = {name: value for name, value in content.items() if name != "client"}
     client, number = content["client"], message.get("id")
-    if message.pop("what", None) == "cancel":
+    send({"what": "heard", "client": client})  # a page that hears nothing says that the kernel is busy, or has gone
+    what = message.pop("what", None)
+    if what == "ping":
+        return
+    if what == "cancel":
         worker.cancel(client, number if isinstance(number, int) else None)
         return
     try:
@@ -139,12 +153,13 @@ def explore(
     row: int = 0,
     circuit: Circuit | None = None,
     scores: EdgeScores | None = None,
+    features: FeatureSet | None = None,
 ) -> Explorer:
     """The live workbench on a model and a task, or on a discovery: ablate, patch and steer what you click.
 
     ``explore(found)`` brings the discovery's task, scores and circuit; one that was read from a folder needs its model:
     ``explore(found, model)``. In a notebook the result, at the end of a cell, is the page; `Explorer.session` takes the
-    same gestures from code. Cost: 3 forwards of one pair.
+    same gestures from code; `features` are sparse coders whose features can be scaled. Cost: 3 forwards of one pair.
 
     Raises `InputError` for what is neither, a model of other weights, a task of another model.
 
@@ -162,10 +177,31 @@ def explore(
             raise InputError(f"this discovery is of {found.model_name} with other weights. Pass that model.")
         kept = found.circuit if "circuit" in found.named else None
         return Explorer(
-            Session(given, found.task, row=row, circuit=circuit or kept, scores=scores or found.named.get("scores"))
+            Session(
+                given,
+                found.task,
+                row=row,
+                circuit=circuit or kept,
+                scores=scores or found.named.get("scores"),
+                features=features,
+            )
         )
     if not isinstance(task, Task):
         raise InputError(
             f"explore takes (model, task) or a discovery; got {type(model).__name__}, {type(task).__name__}"
         )
-    return Explorer(Session(model, task, row=row, circuit=circuit, scores=scores))
+    return Explorer(
+        Session(
+            model, task, row=row, circuit=circuit, scores=scores, features=features, origin=find_origin(model, task)
+        )
+    )
+
+
+def find_origin(model: TransformerBridge, task: Task) -> Origin:
+    """How the task was made, where making it of its name and size with seed 0 gives the same pairs."""
+    try:
+        again = find_task(task.name)(model, n=len(task), seed=0)
+    except MechworkError:
+        return Origin()
+    same = len(task) >= FEWEST and again.provenance() == task.provenance()
+    return Origin(task.name, len(task), 0) if same else Origin()

@@ -9,14 +9,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, VerificationError
+from ..errors import InputError, MechworkError, VerificationError
 from ..files import write_text
 from ..provenance import stable
+from .changing import controls_beside
 from .desk import Desk
-from .gestures import Ablate, ChooseRow, EditPrompts, Patch, Rescale, Restore, Steer, controls_beside
+from .gestures import Ablate, ChooseRow, EditPrompts, Patch, Rescale, Restore, ScaleFeature, Steer
 from .page import live_page
 from .session import Session
 from .state import LiveState
+from .views import attribute
 
 MOST = 60
 """Steps that are computed again and shown, the last ones."""
@@ -25,19 +27,25 @@ MOST = 60
 def session_record(session: Session) -> dict[str, Any]:
     """What a frozen page holds, as JSON values; raises `VerificationError` for a number that is not found again.
 
-    Cost: a fitting and 2 forwards per changing step, 3 more for its controls.
+    Cost: a fitting and 2 forwards per changing step, 3 more for its controls, and 1.
     """
     with session.alone():
         steps = session.history[-MOST:]
         before = session.history[-MOST - 1].state if len(session.history) > MOST else session.first
-        desk = Desk(session.model, session.task, seed=session.desk.seed)
+        desk = Desk(session.model, session.task, seed=session.desk.seed, features=session.desk.features)
         desk.restarts = False  # every block runs: nothing that the session kept is trusted
         for step in steps:
             _again(desk, before, step.answer.gesture, step.answer.data)
             before = step.state
         look = session.look()
+        try:
+            shares = attribute(desk, session.state)
+        except MechworkError:  # of a metric that is no difference of logits
+            shares = {"values": None, "what": ""}
         return {
             "look": look,
+            "values": shares["values"],
+            "values_what": shares["what"],
             "answers": [step.answer.to_json() for step in steps],
             "provenance": stable(session.provenance()),
             "setup": session.setup(),
@@ -45,7 +53,7 @@ def session_record(session: Session) -> dict[str, Any]:
 
 
 def _again(desk: Desk, before: LiveState, gesture: Any, data: dict[str, Any]) -> None:
-    if not isinstance(gesture, Ablate | Patch | Rescale | Steer | ChooseRow | EditPrompts | Restore):
+    if not isinstance(gesture, Ablate | Patch | Rescale | Steer | ScaleFeature | ChooseRow | EditPrompts | Restore):
         return  # circuits are measured by `mw.evaluate` itself
     after = gesture.then(before)
     found = desk.tell(after.choice, after.changes).metric

@@ -14,30 +14,37 @@ HOW = (
 BODY = f"""
 <main class="lv">
 <header class="lv-head"><h1>Live workbench</h1><span id="lv-what" class="mw-muted"></span>
+<button type="button" id="lv-tour" aria-expanded="false" aria-controls="lv-guide">Tour</button>
 <div class="lv-tools"><span id="lv-status" class="mw-muted"></span><progress id="lv-work" aria-label="work" hidden>
 </progress><button type="button" id="lv-cancel" hidden>Cancel</button>
 <button type="button" id="lv-undo" disabled>Undo</button><button type="button" id="lv-redo" disabled>Redo</button>
 <button type="button" id="lv-pinA" data-live disabled aria-pressed="false">Pin A</button>
 <button type="button" id="lv-pinB" data-live disabled aria-pressed="false">Pin B</button>
-<button type="button" id="lv-difference" disabled>A → B</button>
+<button type="button" id="lv-difference" disabled aria-pressed="false">A → B</button>
 <button type="button" id="lv-freeze" data-live disabled>Save page</button></div></header>
+<section id="lv-guide" class="lv-card" aria-label="tour" hidden><p id="lv-guide-says"></p><div>
+<button type="button" id="lv-guide-do" data-live disabled>Do it</button>
+<button type="button" id="lv-guide-back">Back</button>
+<button type="button" id="lv-guide-next">Next</button><button type="button" id="lv-guide-end">End</button>
+<span id="lv-guide-where" class="mw-muted"></span></div></section>
 <p id="lv-offline">{HOW}</p>
 <p id="lv-error" role="alert" hidden></p>
 <section class="lv-card" aria-labelledby="lv-h1">
 <h2 id="lv-h1"><span class="lv-step">1</span>Read the prompt. What does the model say next?</h2>
 <div class="lv-line"><span>clean</span><div id="lv-clean" class="lv-tokens"></div></div>
 <div class="lv-line"><span>other</span><div id="lv-corrupt" class="lv-tokens"></div></div>
+<div class="lv-line"><span>spans</span><div id="lv-spans" class="lv-tokens"></div></div>
 <div class="lv-says-row"><ol id="lv-top" class="lv-top" aria-label="most probable next tokens"></ol>
 <p><span id="lv-metric" class="lv-big"></span> <span id="lv-lead" class="mw-muted"></span></p></div>
 <div><button type="button" id="lv-edit" data-live disabled aria-expanded="false"
 aria-controls="lv-form">Edit the prompts</button>
 <button type="button" id="lv-next" data-live disabled>Next pair</button></div>
-<form id="lv-form" hidden>
+<div id="lv-form" role="group" aria-label="prompts of your own" hidden>
 <label>clean prompt<textarea id="lv-c1" rows="2"></textarea></label>
 <label>other prompt, as long, with another answer<textarea id="lv-c2" rows="2"></textarea></label>
 <label>its answer, with the space before it<input id="lv-a1"></label>
 <label>the other answer<input id="lv-a2"></label>
-<div><button type="submit">Ask these</button></div></form>
+<div><button type="button" id="lv-ask">Ask these</button></div></div>
 </section>
 <div class="lv-body">
 <section class="lv-card" aria-labelledby="lv-h2">
@@ -49,6 +56,12 @@ Click a token above to change it there alone.</p>
 <div><button type="button" id="lv-direct" data-live disabled>Direct shares</button>
 <button type="button" id="lv-sweep" data-live disabled>Patch every part (measured)</button>
 <button type="button" id="lv-all" aria-pressed="true">At every token</button></div>
+<div id="lv-write"><label>or write a place <input id="lv-text" placeholder="m3.n17+20, l3, resid_post.2@END"
+autocomplete="off" spellcheck="false"></label>
+<button type="button" id="lv-choose" data-live disabled>Choose</button></div>
+<div id="lv-features" hidden><label>features at <select id="lv-site"></select></label>
+<button type="button" id="lv-active" data-live disabled>Most active ones</button></div>
+<p id="lv-changes" class="mw-muted" hidden></p>
 </section>
 <section class="lv-card" aria-labelledby="lv-h3">
 <h2 id="lv-h3"><span class="lv-step">3</span><span id="lv-place">Click a box of the model</span></h2>
@@ -75,9 +88,17 @@ Click a token above to change it there alone.</p>
 <section class="lv-card" aria-labelledby="lv-h4"><h2 id="lv-h4">The circuit</h2>
 <p id="lv-circuit-says" class="mw-muted">Which edges carry the behaviour? Score them all (an estimate), then keep the
 strongest and see whether they alone still do it.</p>
-<div><button type="button" id="lv-score" data-live disabled>Score all edges</button>
+<div><label>estimate by <select id="lv-method"><option value="relp">relp (quick)</option>
+<option value="eap-ig">EAP-IG, 5 steps (a job)</option></select></label>
+<button type="button" id="lv-score" data-live disabled>Score all edges</button>
 <label>keep <input id="lv-edges" type="range" min="5" max="400" value="80" disabled>
-<span id="lv-edges-n">80</span> edges</label></div></section>
+<span id="lv-edges-n">80</span> edges</label></div>
+<div id="lv-parts" hidden><div><button type="button" id="lv-several" aria-pressed="false">Choose several</button>
+<button type="button" id="lv-together" disabled>Take out together</button></div>
+<div id="lv-nodes" role="group" aria-label="nodes of the circuit"></div>
+<details><summary>Edges</summary><div id="lv-edge-list" role="group" aria-label="edges of the circuit"></div></details>
+<div class="lv-code"><pre id="lv-circuit-python" tabindex="0" aria-label="the circuit in Python"></pre>
+<button type="button" data-copies="#lv-circuit-python">Copy</button></div></div></section>
 <section class="lv-card" aria-labelledby="lv-h5"><h2 id="lv-h5">What was done</h2>
 <p id="lv-nothing" class="mw-muted">Nothing yet.</p><ol id="lv-history"></ol>
 <details><summary>As a Python script</summary><div class="lv-code">

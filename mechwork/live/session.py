@@ -22,15 +22,18 @@ from typing import TYPE_CHECKING, Any
 
 from ..circuits import Circuit, EdgeScores
 from ..errors import InputError
+from ..features import FeatureSet
 from ..harmless import visible
 from ..models.borrow import borrow, share
 from ..models.identity import identify_model, source_of
+from ..models.pulse import pulsing
 from ..provenance import Provenance, build_provenance
 from ..tasks.task import Task
-from .circuits import Circuits
+from .circuits import Circuits, told
 from .commands import Origin, say_command
 from .desk import Desk, Emit
-from .gestures import ChooseRow, Gesture, gesture_json, read_gesture
+from .difference import subtract_views
+from .gestures import VIEWS, ChooseRow, Gesture, gesture_json, read_gesture
 from .state import METRIC, LiveState, say_changes, say_pair, to_json
 from .views import prompt_words, top_words
 
@@ -76,8 +79,9 @@ def _silent(what: str, data: dict[str, Any]) -> None:
 class Session:
     """See the module. Cost of making one: 3 forwards of one pair.
 
-    `circuit` and `scores` are what circuit gestures begin with; `origin` says how the task was made, so that printed
-    lines are whole. Raises `InputError` for a task of another model, and what `Desk` raises.
+    `circuit` and `scores` are what circuit gestures begin with, `features` what feature gestures change; `origin` says
+    how the task was made, so that printed lines are whole. Raises `InputError` for a task of another model,
+    and what `Desk` raises.
     """
 
     def __init__(
@@ -88,6 +92,7 @@ class Session:
         row: int = 0,
         circuit: Circuit | None = None,
         scores: EdgeScores | None = None,
+        features: FeatureSet | None = None,
         origin: Origin | None = None,
         seed: int = 0,
     ) -> None:
@@ -95,7 +100,7 @@ class Session:
         self.model, self.task, self.origin = model, task, origin or Origin()
         self._close = weakref.finalize(self, share(model))
         with borrow(model, passing=True, patience=PATIENCE):
-            self.desk = Desk(model, task, seed=seed)
+            self.desk = Desk(model, task, seed=seed, features=features)
             self.circuits = Circuits(self.desk, circuit, scores)
             self.state = ChooseRow(row).then(LiveState())
             ChooseRow(row).check(self.desk, self.circuits, self.state)
@@ -120,12 +125,12 @@ class Session:
         """
         gesture = read_gesture(gesture) if isinstance(gesture, dict) else gesture
         begun = time.perf_counter()
-        with self._lock, self._model(emit):
+        with self._lock, self._model(emit, gesture.do):
             emit("working", {"done": 0, "total": 0, "words": gesture.do})  # stops what was cancelled while it waited
             before = self.state
             gesture.check(self.desk, self.circuits, before)
             data = gesture.ask(self.desk, self.circuits, before, emit)
-            command = say_command(gesture, self.origin, source_of(self.model) or self._name(), before)
+            command = say_command(gesture, self.origin, source_of(self.model) or self._name(), before, self.circuits)
             answer = Answer(gesture, data, gesture.python(before), command, time.perf_counter() - begun)
             after = gesture.then(before)
             if after != before:
@@ -149,6 +154,7 @@ class Session:
                 "has_mlps": not anatomy.attn_only,
                 "has_circuit": self.circuits.given is not None,
                 "has_scores": self.circuits.scores is not None,
+                "feature_sites": [] if self.desk.features is None else list(self.desk.features.places),
                 "state": to_json(self.state),
                 "plain": {"metric": plain.metric, "top": top_words(self.desk, plain)},
                 "now": {"metric": told.metric, "kl": told.kl, "top": top_words(self.desk, told)},
@@ -187,18 +193,31 @@ class Session:
         with self._lock:
             self.pins[name] = self.state
 
-    def difference(self, k: int = 5) -> dict[str, Any]:
-        """What the model says in B less what it says in A (not pinned: now): metric, and the tokens that moved most.
+    def difference(
+        self, view: Gesture | dict[str, Any] | None = None, k: int = 5, emit: Emit = _silent
+    ) -> dict[str, Any]:
+        """What B says less what A says (B not pinned: now): the metric, and the tokens that moved most; or a `view`
+        (lens, attention, direct shares, features) in both states, and its difference.
 
         Raises `InputError` when the two look at different prompts, or A is not pinned. Cost: 1 forward each.
         """
-        with self._lock, self._model(_silent):
+        view = read_gesture(view) if isinstance(view, dict) else view
+        if view is not None and not isinstance(view, VIEWS):
+            raise InputError(f"two states are compared in a view: {', '.join(cls.do for cls in VIEWS)}; got {view.do}")
+        with self._lock, self._model(emit, "comparing"):
             if "A" not in self.pins:
                 raise InputError("a difference is from pin A to pin B (or to now); pin A first")
-            a, b = self.pins["A"], self.pins.get("B", self.state)
+            states = self.pins["A"], self.pins.get("B", self.state)
+            a, b = states
             if a.choice != b.choice:
                 raise InputError("two states are compared on one pair of prompts; these look at different ones")
-            first, second = (self.desk.tell(state.choice, state.changes) for state in (a, b))
+            if view is not None:
+                for state in states:
+                    view.check(self.desk, self.circuits, state)
+                first, second = (view.ask(self.desk, self.circuits, state, emit) for state in states)
+                python = {"a": view.python(a), "b": view.python(b)}
+                return {"view": view.do, **subtract_views(first, second), "python": python}
+            first, second = (self.desk.tell(state.choice, state.changes) for state in states)
             p, q = (told.logits.double().softmax(dim=0) for told in (first, second))
             moved = (q - p).abs().topk(min(k, len(p))).indices.tolist()
             words = [{"word": self.desk.word(i), "a": float(p[i]), "b": float(q[i])} for i in moved]
@@ -222,7 +241,10 @@ class Session:
             f"task = mw.tasks.{made.task}(model, n={made.n}, seed={made.seed})" if made.task
             else f"# task: {visible(self.task.name)}, {len(self.task)} pairs"
         )  # fmt: skip
-        return ["import mechwork as mw", model, task, say_pair(self.state.choice)]
+        lines = ["import mechwork as mw", model, task, say_pair(self.state.choice)]
+        if self.desk.features is not None:
+            lines.insert(3, f"features = mw.features.load_features(model)  # {visible(self.desk.features.name)}")
+        return lines
 
     def provenance(self) -> Provenance:
         """Model, task and versions."""
@@ -248,13 +270,17 @@ class Session:
         return sum(parameter._version for parameter in self.model.parameters())
 
     @contextmanager
-    def _model(self, emit: Emit) -> Iterator[None]:
-        """The model for this thread alone; says so when it has to wait, and forgets what edited weights made stale."""
+    def _model(self, emit: Emit, what: str = "") -> Iterator[None]:
+        """The model for this thread alone; says so when it has to wait, and forgets what edited weights made stale.
+
+        Who listens hears of every block that runs, so that a cancel is heard at once.
+        """
+        hears = None if emit is _silent else told(emit)
 
         def waits() -> None:
             emit("working", {"done": 0, "total": 0, "words": "waiting: other code is using the model"})
 
-        with borrow(self.model, passing=True, patience=PATIENCE, waits=waits):
+        with borrow(self.model, passing=True, patience=PATIENCE, waits=waits), pulsing(self.model, hears, what):
             self._refresh()
             yield
 
@@ -262,4 +288,5 @@ class Session:
         version = self._version()
         if version != self._weights:
             self.desk.forget()
+            self.circuits.forget()
             self._weights = version

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .changes import AnyChange, PrintedCode
+from .changes import AnyChange
 from .circuits import CircuitChoice
 from .desk import PairChoice
+from .parts import PrintedCode
 
 METRIC = "metric = float(pair.measure(run_to_metric(model, pair, pair.pairs)).mean())"
 

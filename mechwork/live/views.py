@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from ..lenses import attribute_logits, read_lens
 from ..lenses.readout import Readout
 from ..lenses.states import lens_sites, record_states
@@ -17,9 +19,11 @@ from ..runs import record_attention
 from .changes import AnyChange, SteerAfter
 from .circuits import told as progress_of
 from .desk import Desk, Emit, PairChoice, Told
+from .feature_change import parse_feature, record_coder
 from .state import LiveState, say_changes
 
 TOP = 5
+TOP_FEATURES = 12
 
 
 def top_words(desk: Desk, told: Told, k: int = TOP) -> list[dict[str, Any]]:
@@ -61,7 +65,7 @@ def say_control(change: AnyChange) -> str:
 
 
 def read_column(desk: Desk, state: LiveState, column: int) -> dict[str, Any]:
-    """The logit lens at one column (-1: at all) in the state reached. Cost: 1 forward, one product per place."""
+    """The logit lens at one column (-1: at all) in the state reached. Cost: 1 forward, 1 product."""
     pair = desk.pair(state.choice)
     if column < 0:
         with desk.changed(state.choice, state.changes, restart=False):
@@ -71,8 +75,7 @@ def read_column(desk: Desk, state: LiveState, column: int) -> dict[str, Any]:
         sites = lens_sites(desk.anatomy)
         with desk.changed(state.choice, state.changes, restart=False):
             states = record_states(desk.model, pair.pairs.clean_tokens, sites)
-        at = [x[:, column : column + 1] for x in states]
-        reading = Readout.of(desk.model).read_places(at, top_k=TOP)
+        reading = Readout.of(desk.model).read(torch.stack([x[:, column : column + 1] for x in states]), top_k=TOP)
         assert reading.top_ids is not None
         assert reading.top_probabilities is not None
         places = tuple(map(str, sites))
@@ -86,6 +89,19 @@ def read_head(desk: Desk, state: LiveState, head: str) -> dict[str, Any]:
     with desk.changed(state.choice, state.changes, restart=False):
         found = record_attention(desk.model, desk.pair(state.choice), [head])
     return {"head": head, "pattern": found.patterns[0].tolist()}
+
+
+def read_active(desk: Desk, state: LiveState, site: str, column: int) -> dict[str, Any]:
+    """The most active features of a coder at one column in the state reached. Cost: 1 forward."""
+    coder, _, _ = parse_feature(desk, f"{site}/f0")
+    with desk.changed(state.choice, state.changes, restart=False):
+        values = record_coder(desk, desk.pair(state.choice), coder)[0, column]
+    top = values.topk(min(TOP_FEATURES, len(values)))
+    rows = [
+        {"place": f"{site}/f{i}", "value": value}
+        for i, value in zip(top.indices.tolist(), top.values.tolist(), strict=True) if value > 0
+    ]  # fmt: skip
+    return {"site": site, "column": column, "features": rows, "n_active": int((values > 0).sum())}
 
 
 def attribute(desk: Desk, state: LiveState) -> dict[str, Any]:
@@ -137,17 +153,24 @@ def view_code(view: str, state: LiveState, *about: Any) -> str:
             body = [f"result = mw.read_lens(model, pair, top_k={TOP})"]
         case "lens":
             imports = [
+                "from torch import stack",
                 "from mechwork.lenses.readout import Readout",
                 "from mechwork.lenses.states import lens_sites, record_states",
                 "from mechwork.models.anatomy import read_anatomy",
             ]
-            column = f"[x[:, {about[0]}:{about[0] + 1}] for x in states]"
+            column = f"stack([x[:, {about[0]}:{about[0] + 1}] for x in states])"
             body = [
                 "states = record_states(model, pair.pairs.clean_tokens, lens_sites(read_anatomy(model)))",
-                f"result = Readout.of(model).read_places({column}, top_k={TOP})",
+                f"result = Readout.of(model).read({column}, top_k={TOP})",
             ]
         case "attention":
             body = [f"result = mw.record_attention(model, pair, [{about[0]!r}])"]
+        case "features":
+            imports = ["from mechwork.features import record_features"]
+            body = [
+                f"coded = record_features(model, pair.pairs.clean_tokens, [features[{about[0]!r}]])",
+                f"result = coded[0].features[0, {about[1]}].topk({TOP_FEATURES})",
+            ]
         case "attribution":
             body = ["result = mw.attribute_logits(model, pair)"]
         case _:

@@ -154,7 +154,7 @@ class Worker:
             case "pin":
                 session.pin(str(message.get("name", "")))
             case "difference":
-                return {"difference": session.difference()}
+                return {"difference": session.difference(message.get("view"), emit=emit)}
             case "freeze":
                 return {"page": freeze(session)}
         return {"look": session.look()}

@@ -15,7 +15,7 @@ from .start import begin, place
 
 try:
     from . import n0, n1, n2, n3, n4, n5, n6, n7, n8, n9, n10, n11  # noqa: F401 - each adds its exercises
-    from .draw import lines, show
+    from .draw import lines, show, workbench
     from .exercise import EXERCISES, check, export, hint, passed, solution
     from .real import live, real_model
 except (ImportError, SyntaxError) as problem:  # an older Python, or no mechwork: begin() says which
@@ -35,4 +35,5 @@ __all__ = [
     "real_model",
     "show",
     "solution",
+    "workbench",
 ]

@@ -5,7 +5,8 @@ results.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -35,6 +36,22 @@ def show(figure: Figure, words: str) -> Shown:
 
     height = int(figure.layout.height or 400) + 110
     return Shown(figures_page(words, [figure_fragment(figure, words)]), height, words)
+
+
+def workbench(model: Any, task: Any, **given: Any) -> Any:
+    """The live workbench where the notebook extra is installed; else words that say how to get it.
+
+    >>> course.workbench(model, task, scores=scores, circuit=circuit)
+    """
+    if find_spec("anywidget") is None:
+        print(
+            "The live workbench is not installed here: pip install 'mechwork[notebook]' and restart the kernel, or "
+            f"run  mechwork serve {model.cfg.model_name} --task {task.name}  in a terminal."
+        )
+        return None
+    import mechwork as mw
+
+    return mw.explore(model, task, **given)
 
 
 def lines(x: Sequence[float], ys: Mapping[str, Sequence[float]], *, title: str, x_title: str, y_title: str) -> Shown:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from importlib import resources
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any
 import pytest
 
 import mechwork as mw
+from mechwork.cli import main
 from mechwork.errors import InputError
-from mechwork.live import Ablate, Explorer
+from mechwork.live import Ablate, Explorer, gesture_json
 from mechwork.live.explore import hear
 from tests.browser import OpenPage
 
@@ -50,10 +52,15 @@ def test_messages_go_to_the_worker_and_back_to_their_own_page() -> None:
     for wrong in ("look", {"id": 1}, {"client": 3, "id": 1}, {"client": "a", "id": 1, "pad": "x" * 70000}):
         hear(worker, wrong, sent.append)
     assert worker.asked == [("a", {"id": 1, "ask": "look"}), ("a", "cancel", 1)]
-    assert sent == [
+    heard = [{"what": "heard", "client": name} for name in "aab"]  # said at once, whatever comes of it
+    assert [message for message in sent if message["what"] == "heard"] == heard
+    assert [message for message in sent if message["what"] != "heard"] == [
         {"id": 1, "what": "result", "client": "a"},
         {"id": 13, "client": "b", "what": "error", "message": "too many"},
     ]
+    hear(worker, {"client": "a", "what": "ping"}, sent.append)
+    assert sent[-1] == {"what": "heard", "client": "a"}
+    assert len(worker.asked) == 2
 
 
 def test_what_cannot_be_explored(bundled_model: Any, live: Explorer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,8 +107,8 @@ def test_a_stored_notebook_keeps_the_page_and_the_relay_makes_it_live(
         relay.replace("export default { render };", "")
         + """
     const heard = {}; window.told = [];
-    const model = { get: () => document.querySelector("iframe").id, on: (_, f) => { heard.f = f; }, off: () => {},
-      send: (m) => { told.push(m); heard.f({ id: m.id, client: m.client, what: "result", look: window.look,
+    const model = { get: () => document.querySelector("iframe").id, on: (k, f) => { heard[k] = f; }, off: () => {},
+      send: (m) => { told.push(m); heard["msg:custom"]({ id: m.id, client: m.client, what: "result", look: window.look,
                      answer: { gesture: m.gesture ?? {}, data: { values: {}, what: "direct share" } } }); } };
     render({ model, el: document.body }); null;  // what is left would be called
     """
@@ -117,7 +124,7 @@ def test_a_stored_notebook_keeps_the_page_and_the_relay_makes_it_live(
 
 
 @pytest.mark.slow
-def test_a_discovery_brings_its_task_and_circuit(tmp_path: Path) -> None:
+def test_a_discovery_brings_its_task_and_circuit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = mw.load_model("attn-only-2l")
     task = mw.tasks.induction(model, n=16, seed=0)
     found = mw.discover(model, task, out=tmp_path / "found", mode="quick")
@@ -126,6 +133,12 @@ def test_a_discovery_brings_its_task_and_circuit(tmp_path: Path) -> None:
         assert live.session.circuits.given is not None
         answer = live.session.do({"do": "keep", "n_edges": 0})
         assert answer.data["n_edges"] == found.circuit.n_edges
+        answer = live.session.do({"do": "toggle", "parts": [found.circuit.nodes[1]]})
+        assert answer.data["n_edges"] < found.circuit.n_edges
+        capsys.readouterr()
+        gesture = json.dumps(gesture_json(answer.gesture))
+        assert main(["ask", str(tmp_path / "found"), gesture, "--json"]) == 0  # opened as `mechwork serve FOLDER` does
+        assert json.loads(capsys.readouterr().out)["answers"][0]["data"] == json.loads(json.dumps(answer.data))
         read = mw.load_discovery(tmp_path / "found")
         with pytest.raises(InputError, match="needs its model"):
             mw.explore(read)

@@ -1,5 +1,6 @@
 """The page in a real browser: a host of canned answers hands it a port; mouse, keyboard, phone, no host, a frozen page;
-and once the whole way, from `serve` to the screen.
+and the whole way, from `serve` to the screen. The how-to page's picture is one of these (MECHWORK_ARTEFACTS=DIR keeps
+them): live.png of the first test.
 """
 
 from __future__ import annotations
@@ -7,12 +8,16 @@ from __future__ import annotations
 import html
 import json
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import mechwork as mw
+from mechwork.features import load_features
 from mechwork.live import Ablate, Origin, Patch, Session, Worker, freeze
 from mechwork.live.page import live_page
 from mechwork.live.serve import Doorkeeper, build_app, listen
@@ -22,7 +27,8 @@ from tests.browser import OpenPage, Tab
 @pytest.fixture(scope="module")
 def session() -> Any:
     model = mw.load_model("gpt2-6l")
-    made = Session(model, mw.tasks.ioi(model, n=16, seed=0), origin=Origin("ioi", 16, 0))
+    task, features = mw.tasks.ioi(model, n=16, seed=0), load_features(model)
+    made = Session(model, task, origin=Origin("ioi", 16, 0), features=features)
     yield made
     made.close()
 
@@ -62,6 +68,11 @@ def canned(session: Session) -> dict[str, Any]:
         session.undo()
     found["undo"] = {"look": session.look()}
     return found
+
+
+def shown(x: float) -> str:
+    """As the screen writes a number."""
+    return (f"{x:.2f}" if abs(x) < 10 else f"{x:.1f}").replace("-", "\u2212")
 
 
 def script(value: Any) -> str:
@@ -157,8 +168,28 @@ def test_hostile_text_is_text(open_page: OpenPage, session: Session) -> None:
     assert html.unescape("&lt;/script") in tab.page.locator("#lv-top").inner_text()
 
 
-def test_the_whole_way_from_the_printed_address_to_the_answer(browser: Any, session: Session) -> None:
-    """Two tabs in one browser, one real server; the number on the screen is the session's."""
+@dataclass
+class Served:
+    """A real server of a session, and a browser that opened its address."""
+
+    server: Any
+    thread: threading.Thread
+    context: Any
+    tab: Any
+    errors: list[str]
+
+    @property
+    def page(self) -> Any:
+        return self.tab.frame_locator("iframe")
+
+    def end(self) -> None:
+        self.server.should_exit = True
+        self.thread.join(20)
+
+
+@contextmanager
+def serving(browser: Any, session: Session, **viewport: Any) -> Iterator[Served]:
+    """`mechwork serve` without its command line, opened; no error may be logged but those of a server that ends."""
     pytest.importorskip("starlette")
     import uvicorn
 
@@ -169,7 +200,7 @@ def test_the_whole_way_from_the_printed_address_to_the_answer(browser: Any, sess
     )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [door_socket]}, daemon=True)
     thread.start()
-    context = browser.new_context(viewport={"width": 1280, "height": 1000})
+    context = browser.new_context(**(viewport or {"viewport": {"width": 1280, "height": 1000}}))
     errors: list[str] = []
     try:
         tab = context.new_page()
@@ -177,27 +208,162 @@ def test_the_whole_way_from_the_printed_address_to_the_answer(browser: Any, sess
         tab.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
         tab.goto(door.address)
         assert "token" not in tab.url
-        page = tab.frame_locator("iframe")
-        page.locator('[data-place="a4.h1"]').click(timeout=60000)
-        page.locator('[data-action="ablate"]').click()
-        page.locator("#lv-scale .control").nth(2).wait_for(state="attached", timeout=60000)
-        metric = session.history[-1].answer.data["metric"]
-        assert f"to {metric:.1f} (" in page.locator("#lv-says").inner_text()
-        second = context.new_page()
-        second.goto(tab.url)
-        other = second.frame_locator("iframe")
-        other.locator("#lv-history li").first.wait_for(timeout=60000)
-        assert "ablate a4.h1" in other.locator("#lv-history").inner_text()
-        second.close()
-        assert page.locator("#lv-error").is_hidden()
-        server.should_exit = True
-        thread.join(20)
-        page.locator("#lv-error:not([hidden])").wait_for(timeout=20000)
-        assert "The model has gone" in page.locator("#lv-error").inner_text()
+        served = Served(server, thread, context, tab, errors)
+        served.page.locator("#lv-freeze:not([disabled])").wait_for(timeout=60000)
+        yield served
         real = [e for e in errors if "ERR_CONNECTION_REFUSED" not in e and "ERR_INCOMPLETE_CHUNKED" not in e]
         assert real == []
     finally:
         context.close()
         server.should_exit = True
         worker.close()
-        session.undo()
+
+
+def test_the_whole_way_from_the_printed_address_to_the_answer(browser: Any, session: Session) -> None:
+    """Two tabs in one browser, one real server; the number on the screen is the session's."""
+    with serving(browser, session) as served:
+        page = served.page
+        page.locator('[data-place="a4.h1"]').click(timeout=60000)
+        page.locator('[data-action="ablate"]').click()
+        page.locator("#lv-scale .control").nth(2).wait_for(state="attached", timeout=60000)
+        metric = session.history[-1].answer.data["metric"]
+        assert f"to {metric:.1f} (" in page.locator("#lv-says").inner_text()
+        second = served.context.new_page()
+        second.goto(served.tab.url)
+        other = second.frame_locator("iframe")
+        other.locator("#lv-history li").first.wait_for(timeout=60000)
+        assert "ablate a4.h1" in other.locator("#lv-history").inner_text()
+        second.close()
+        assert page.locator("#lv-error").is_hidden()
+        served.end()
+        page.locator("#lv-error:not([hidden])").wait_for(timeout=20000)
+        assert "The model has gone" in page.locator("#lv-error").inner_text()
+    session.undo()
+
+
+WRITTEN = [
+    ("m3.n17+20", "ablate", "Without m3.n17+20"), ("a4.h1@END", "patch", "value at a4.h1@END"),
+    ("a4.h1@5", "scale", "With a scaled a4.h1@5"), ("resid_post.3/f414@END", "ablate", "Without resid_post.3/f414@END"),
+    ("a9.h9", "ablate", ""),
+]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_every_gesture_by_mouse_and_touch(browser: Any, session: Session, artefacts: Path) -> None:
+    """Each answers with the session's own number, also where only its place was written; then again on a phone."""
+    with serving(browser, session) as served:
+        page = served.page
+
+        def says(selector: str, text: str) -> str:
+            page.locator(selector, has_text=text).wait_for(timeout=60000)
+            return page.locator(selector).inner_text()
+
+        for place, action, words in WRITTEN:
+            page.locator("#lv-text").fill(place)
+            page.locator("#lv-choose").click()
+            page.locator(f'[data-action="{action}"]').click()
+            if not words:
+                assert "layers of this model" in says("#lv-error", "layer")
+                continue
+            said = says("#lv-says", words)  # with the effect; then come the controls
+            assert ("active feature" if "/f" in place else "other place") in says("#lv-control", "changes it by")
+            answer = session.history[-1].answer.data
+            assert f"to {shown(answer['metric'])} (" in said
+        assert page.locator("#lv-changes button").count() == 4
+        page.locator("#lv-changes button").first.click()
+        page.locator("#lv-changes button").nth(3).wait_for(state="detached", timeout=60000)
+        page.locator('#lv-spans [data-at="S2"]').click()
+        page.locator('[data-place="resid_pre.3"]').click()
+        page.locator('[data-action="patch"]').click()
+        says("#lv-says", "value at resid_pre.3@S2")
+        page.locator('[data-action="steer"]').click()
+        says("#lv-says", "Steered after resid_post.3")
+        page.locator("#lv-active").click()
+        says("#lv-view", "are active")
+        # a pair of one's own
+        page.locator("#lv-edit").click()
+        page.locator("#lv-c1").fill("When Mary and John went to the shop, John gave a drink to")
+        page.locator("#lv-c2").fill("When Mary and John went to the shop, Mary gave a drink to")
+        page.locator("#lv-a1").fill(" Maryland ho")
+        page.locator("#lv-a2").fill(" John")
+        page.locator("#lv-ask").click()
+        says("#lv-error", "token")  # an answer of two tokens: said here, and the session goes on
+        page.locator("#lv-a1").fill(" Mary")
+        page.locator("#lv-a1").press("Enter")
+        says("#lv-lead", "Mary")
+        page.locator("#lv-undo").click()
+        says("#lv-lead", "Erin")
+        # two states, and views as their difference
+        page.locator("#lv-pinB").click()
+        for _ in range(len(session.state.changes)):
+            page.locator("#lv-undo").click()
+        page.locator('[data-action="restore"]').click()
+        page.locator("#lv-pinA").click()
+        page.locator("#lv-difference:not([disabled])").click()
+        says("#lv-view", "From A to B")
+        says("#lv-colours", "difference in direct share")
+        page.locator('[data-action="lens"]').click()
+        says("#lv-view", "in A and in B")
+        page.locator('[data-place="a5.h0"]').click()
+        page.locator("#lv-attention").click()
+        says("#lv-view", "less in A")
+        page.locator("#lv-difference").click()
+        # a circuit: scored, kept, an edge and two nodes together taken out
+        page.locator("#lv-method").select_option("eap-ig")
+        page.locator("#lv-score").click()
+        says("#lv-circuit-says", "scored by eap-ig")
+        page.locator("#lv-edges").fill("60")
+        says("#lv-circuit-says", "On this pair the circuit alone says")
+        page.locator("#lv-parts summary").click()
+        page.locator("#lv-edge-list button").first.click()
+        page.locator('#lv-edge-list [aria-pressed="false"]').wait_for(timeout=60000)
+        page.locator("#lv-several").click()
+        for i in (1, 2):
+            page.locator("#lv-nodes button").nth(i).click()
+        page.locator("#lv-together").click()
+        page.locator('#lv-nodes [aria-pressed="false"]').nth(1).wait_for(timeout=60000)
+        assert session.state.circuit is not None
+        assert len(session.state.circuit.without) == 3
+        faithfulness = session.history[-1].answer.data["faithfulness"]
+        assert f"faithfulness {shown(faithfulness)}" in says("#lv-circuit-says", "held-out")
+        served.tab.screenshot(path=str(artefacts / "live-circuit.png"), full_page=True)
+    phone = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
+    with serving(browser, session, **phone) as served:
+        page = served.page
+        page.locator('[data-place="a4.h1"]').tap()
+        for action, words in (
+            ("ablate", "Without"),
+            ("patch", "other prompt"),
+            ("scale", "scaled"),
+            ("steer", "Steered"),
+        ):
+            page.locator(f'[data-action="{action}"]').tap()
+            page.locator("#lv-says", has_text=words).wait_for(timeout=60000)
+        page.locator('[data-action="attention"]').tap()
+        page.locator("#lv-view h3", has_text="looks").wait_for(timeout=60000)
+        served.tab.screenshot(path=str(artefacts / "live-phone-served.png"))
+    while session.undo():
+        pass
+
+
+@pytest.mark.slow
+def test_the_tour_goes_through_by_itself(browser: Any, session: Session, artefacts: Path) -> None:
+    """*Do it* at every step that has it; the keyboard alone would do."""
+    with serving(browser, session) as served:
+        page = served.page
+        page.locator("#lv-tour").click()
+        for step in range(1, 9):
+            page.locator("#lv-guide-says", has_text=f"{step} of 8").wait_for(timeout=60000)
+            if page.locator("#lv-guide-do").is_visible():
+                page.locator("#lv-guide-do").press("Enter")
+                done = {4: ("#lv-says", "Without"), 5: ("#lv-says", "other prompt"), 6: ("#lv-view", "stream says"),
+                        7: ("#lv-circuit-says", "held-out")}  # fmt: skip
+                if step in done:
+                    page.locator(done[step][0], has_text=done[step][1]).wait_for(timeout=60000)
+                if step == 4:
+                    served.tab.screenshot(path=str(artefacts / "live-tour.png"))
+            page.locator("#lv-guide-next").press("Enter")
+        page.locator("#lv-guide").wait_for(state="hidden")
+        assert page.locator("#lv-error").is_hidden()
+    while session.undo():
+        pass

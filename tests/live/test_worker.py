@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import mechwork as mw
-from mechwork.errors import BusyError, InputError
-from mechwork.live import Ablate, ChooseRow, Patch, Restore, Session, Worker
+from mechwork.errors import BusyError, Cancelled, InputError
+from mechwork.live import Ablate, ChooseRow, Patch, PatchEach, ReadLens, Restore, Session, Worker
 from mechwork.live.worker import MOST_WAITING
 from mechwork.models.borrow import borrow
 from mechwork.runs.record import record_run
@@ -87,6 +87,37 @@ def test_a_job_is_cancelled_between_units_and_the_session_goes_on(worker: Worker
     model, pairs = worker.session.model, worker.session.task.pairs
     assert all(not point.fwd_hooks for point in model.hook_dict.values()), "the job's hooks are gone"
     assert torch.isfinite(record_run(model, pairs[:1], ["resid_pre"]).logits).all()
+
+
+@pytest.mark.parametrize("gesture", [PatchEach(), ReadLens(-1), Ablate("a4.h1")], ids=lambda gesture: gesture.do)
+def test_a_cancel_is_heard_at_any_block_and_leaves_nothing_behind(
+    session: Session, gesture: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks that run say so, whichever way they are run; here each does, instead of one in a tenth of a second."""
+    monkeypatch.setattr("mechwork.models.pulse.SECONDS", 0.0)
+    session.do(Restore())
+    right = session.do(Patch("a3.h2")).data["metric"]
+    heard: list[int] = []
+    session.undo()
+    session.do(gesture, lambda what, data: heard.append(1))
+    assert len(heard) > session.desk.anatomy.n_layers
+    for n in (2, len(heard) // 2, len(heard) - 1):
+        session.do(Restore())
+        left = [n]
+
+        def emit(what: str, data: dict[str, Any], left: list[int] = left) -> None:
+            left[0] -= 1
+            if left[0] <= 0:
+                raise Cancelled("stopped, as asked")
+
+        before = session.state
+        with pytest.raises(Cancelled):
+            session.desk.forget()
+            session.do(gesture, emit)
+        assert session.state == before
+        assert all(not point.fwd_hooks for point in session.model.hook_dict.values())
+        assert session.do(Patch("a3.h2")).data["metric"] == right
+    session.do(Restore())
 
 
 def test_errors_limits_and_a_client_that_goes_away(worker: Worker) -> None:

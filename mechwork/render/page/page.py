@@ -61,7 +61,7 @@ GRAPH_SCRIPTS = (
     "graph/mount.js",
 )
 
-LIVE_SCRIPTS = tuple(f"live/{name}.js" for name in ("words", "port", "screen", "views", "act"))
+LIVE_SCRIPTS = tuple(f"live/{name}.js" for name in ("words", "port", "screen", "views", "act", "tour"))
 
 BUNDLES: dict[str, Bundle] = {
     "base": Bundle(styles=("base.css",), scripts=("links.js",)),

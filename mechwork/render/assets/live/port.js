@@ -1,8 +1,11 @@
-// The one way out of this page: a message port that the framing window hands over, once. Without it nothing is live.
+// The one way out of this page: a message port that the framing window hands over; a newer one takes its place. Without
+// it nothing is live.
 const line = { port: null, next: 1, open: new Map() };
 
 window.addEventListener("message", (event) => {
-  if (line.port || event.source !== window.parent || event.data !== "mechwork-live" || event.ports.length !== 1) return;
+  if (event.source !== window.parent || event.data !== "mechwork-live" || event.ports.length !== 1) return;
+  line.port?.close();
+  drop();
   line.port = event.ports[0];
   line.port.onmessage = ({ data }) => hear(data);
   connected();
@@ -10,7 +13,8 @@ window.addEventListener("message", (event) => {
 
 function hear(message) {
   if (message.what === "gone") { gone(); return; }
-  if (message.what === "hello") { if (screen.lost) connected(); return; }
+  if (message.what === "hello") { if (screen.lost) connected(); else hush(); return; }
+  if (message.what === "silent") { silent(); return; }
   const request = line.open.get(message.id);
   if (!request) return;
   if (message.what === "working" || message.what === "progress") { request.hears?.(message); return; }
@@ -30,6 +34,13 @@ function ask(message, hears) {
     busy();
     line.port.postMessage({ id, ...message });
   });
+}
+
+// Nobody will answer what is open.
+function drop() {
+  for (const [, { done }] of line.open) done(null);
+  line.open.clear();
+  busy();
 }
 
 function cancelAll() {

@@ -1,8 +1,11 @@
 // What is on the screen, drawn from one object; parts are updated in place, so the focus stays where it is.
-const screen = { look: null, component: "", at: "", answer: null, gesture: null, values: null, valuesWhat: "", lost: false, column: null };
+const screen = { look: null, component: "", at: "", answer: null, gesture: null, values: null, valuesWhat: "", lost: false, chosen: new Set() };
 
+const isFeature = () => screen.component.includes("/f");
+// The one token that is meant: the chosen one, the last of a chosen span, or the prompt's last.
+const column = () => (screen.at === "" ? screen.look.clean.length - 1 : /^\d+$/.test(screen.at) ? Number(screen.at) : screen.look.spans[screen.at].at(-1));
 const place = () => (screen.component && screen.at !== "" ? `${screen.component}@${screen.at}` : screen.component);
-const layerOf = (component) => Number(/^(?:[aml]|resid_pre\.)(\d+)/.exec(component)?.[1] ?? 0);
+const layerOf = (component) => Number(/^(?:[aml]|[a-z_]+\.)(\d+)/.exec(component)?.[1] ?? 0);
 const lead = () => {
   const [right, wrong] = screen.look.answers;
   return screen.look.metric_name === "logit_difference" ? `lead of “${shown(right)}” over “${shown(wrong)}”` : screen.look.metric_name;
@@ -34,6 +37,10 @@ function drawPrompt() {
     });
     replace(box, cells);
   }
+  const spans = Object.entries(look.spans).filter(([, columns]) => columns.length);
+  replace(find("#lv-spans"), spans.map(([name, columns]) => el("button", { cls: "lv-token", type: "button", "aria-pressed": name === screen.at, data: { at: name },
+    title: `positions ${columns.join(", ")}` }, bdi(name))));
+  find("#lv-spans").parentElement.hidden = !spans.length;
   drawTop(find("#lv-top"), look.now.top.slice(0, 3), look.state.changes.length ? look.plain.top : null);
   find("#lv-metric").textContent = num(look.now.metric);
   find("#lv-lead").textContent = lead();
@@ -87,28 +94,36 @@ function drawGrid() {
     cell.tabIndex = -1;
   }
   (cells.find((cell) => cell.dataset.place === screen.component) ?? cells[0]).tabIndex = 0;
+  const sites = look.feature_sites ?? [], select = find("#lv-site");
+  find("#lv-features").hidden = !sites.length;
+  if (select.options.length !== sites.length) select.replaceChildren(...sites.map((site) => el("option", { text: site })));
+  const chips = find("#lv-changes");
+  chips.hidden = !look.state.changes.length;
+  chips.replaceChildren("changed now: ", ...look.state.changes.map((change) => el("button", { type: "button", cls: "lv-node", data: { restores: change.place },
+    title: "take this change back", disabled: !line.port, text: `${change.do} ${change.place} ✕` })));
   find("#lv-colours").textContent = screen.values ? `colour: ${screen.valuesWhat}; blue raises the ${lead()}, orange lowers it` : "";
 }
 
 function drawPanel() {
   const look = screen.look, chosen = place();
-  const words = look.clean[screen.at] === undefined ? "every token" : `token ${screen.at} “${shown(look.clean[screen.at])}”`;
+  const words = screen.at === "" ? "every token" : look.clean[screen.at] === undefined ? `span ${screen.at}` : `token ${screen.at} “${shown(look.clean[screen.at])}”`;
   find("#lv-place").textContent = chosen ? `${screen.component} at ${words}` : "Click a box of the model";
   const off = !line.port || !chosen;
   for (const button of document.querySelectorAll(".lv-actions button")) button.disabled = off;
   find("#lv-attention").disabled = off || !/^a\d+\.h/.test(screen.component);
   find("#lv-restore").disabled = !line.port || !look.state.changes.length;
+  if (isFeature()) for (const name of ["patch", "steer"]) find(`[data-action="${name}"]`).disabled = true;
   drawAnswer();
 }
 
-const DONE = { ablate: "Without", patch: "With the other prompt’s value at", scale: "With a scaled", steer: "Steered after" };
+const DONE = { ablate: "Without", patch: "With the other prompt’s value at", scale: "With a scaled", steer: "Steered after", feature: "With a scaled" };
 
 function drawAnswer() {
   const box = find("#lv-answer"), answer = screen.answer;
   box.hidden = !answer;
   if (!answer) return;
   const { data, gesture } = answer;
-  const what = `${DONE[gesture.do]} ${data.place}`;
+  const what = `${gesture.do === "feature" && gesture.factor === 0 ? "Without" : DONE[gesture.do]} ${data.place}`;
   find("#lv-says").replaceChildren(`${what} the ${lead()} goes from `, el("b", { text: num(data.before) }), " to ", el("b", { text: num(data.metric) }),
     ` (${num(data.change, true)}).`);
   find("#lv-control").textContent = data.controls ? controlSentence(data, gesture) : "Random controls are being run …";
@@ -122,7 +137,7 @@ function drawAnswer() {
 function controlSentence(data, gesture) {
   if (!data.controls.length) return "There is no other place of this kind to compare with.";
   const largest = Math.max(...data.controls.map((c) => Math.abs(c.change)));
-  const kind = gesture.do === "steer" ? "A random direction as long" : "The same at a random other place";
+  const kind = gesture.do === "steer" ? "A random direction as long" : gesture.do === "feature" ? "The same to a random other active feature" : "The same at a random other place";
   const verdict = Math.abs(data.change) > 2 * largest ? "more than chance" : "no more than twice a random control: read nothing into it";
   return `${kind} changes it by ${data.controls.map((c) => `${num(c.change, true)} (${c.place})`).join(", ")}: ${verdict}.`;
 }
@@ -149,7 +164,7 @@ function drawScale(data) {
 function drawHistory() {
   const list = find("#lv-history"), steps = screen.look.history;
   const say = (step) => ({ ablate: `ablate ${step.place} (${step.kind})`, patch: `patch ${step.place}`, scale: `scale ${step.place} × ${step.factor}`,
-    steer: `steer after layer ${step.layer}, strength ${step.strength}`, row: `pair ${step.row + 1}`, edit: "own prompts", restore: `restore ${step.place || "all"}`,
+    steer: `steer after layer ${step.layer}, strength ${step.strength}`, feature: `feature ${step.place} × ${step.factor}`, row: `pair ${step.row + 1}`, edit: "own prompts", restore: `restore ${step.place || "all"}`,
     keep: `keep ${step.n_edges || "all"} edges`, toggle: `toggle ${(step.parts ?? []).join(", ")}` })[step.do] ?? step.do;
   const result = (step) => (step.change !== undefined ? num(step.change, true) : step.faithfulness !== undefined ? `faithfulness ${num(step.faithfulness)}`
     : step.metric !== undefined ? num(step.metric) : "");
