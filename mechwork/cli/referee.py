@@ -3,18 +3,33 @@
 mechwork referee ioi
 mechwork referee ioi --n-edges 200 --null corruption --html review.html
 mechwork referee ioi --model llama-6l --circuit mine.json --margin 0.2 --out review.safetensors
+mechwork referee ioi --also all --html card.html
+mechwork referee ioi --model SmolLM2.gguf -n 16 --n-edges 700 --n-random 19 --max-edges 5 --also stability mechanisms
 
-Without --circuit one is found on the task's training pairs. It is judged on the held-out pairs.
+Without --circuit one is found on the task's training pairs. It is judged on the held-out pairs. --also adds the rest of
+the card: stability (other pairs, templates, ablations, seeds, presets), mechanisms (one or several), power (with how
+many pairs is it decided), backups (what takes over) and rivals (other circuits as faithful).
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import asdict
+from typing import Any
 
 from .console import Console
 from .options import add_executor, add_pairs, at_least, fraction, load, path, task_builder
 from .output import deliver
+
+ALSO = {
+    "stability": "choosing again",
+    "mechanisms": "one or several",
+    "power": "judging samples of pairs",
+    "backups": "what takes over",
+    "rivals": "learning other circuits",
+}
+"""What `--also` adds, and what is said meanwhile."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--null", choices=("answers", "corruption", "none"), default="answers", help="the null task (default: answers)"
     )
+    parser.add_argument(
+        "--n-seeds", type=at_least(1), default=3, metavar="N", help="draws of pairs for stability (default: 3)"
+    )
+    parser.add_argument(
+        "--also", nargs="+", choices=(*ALSO, "all"), default=[], metavar="PART", help=f"{', '.join(ALSO)}, or all"
+    )
     parser.add_argument("--no-random-model", action="store_true", help="leave out the model with shuffled weights")
     add_executor(parser)
 
@@ -63,7 +84,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
             n_random=args.n_random, max_edges=args.max_edges, null=None if args.null == "none" else args.null,
             random_model=not args.no_random_model, seed=args.seed, progress=line,
         )  # fmt: skip
-    data = {
+    data: dict[str, Any] = {
         "verdict": review.verdict,
         "n_edges": circuit.n_edges,
         "n_pairs": review.n_pairs,
@@ -73,4 +94,39 @@ def run(args: argparse.Namespace, console: Console) -> None:
         "random_model": [asdict(trial) for trial in review.random],
         "superfluous": list(review.edges_that("fail")),
     }
-    deliver(args, console, review, str(review), data)
+    parts = ALSO if "all" in args.also else tuple(dict.fromkeys(args.also))
+    results: list[Any] = [review]
+    for name in parts:
+        with console.step(f"{name}: {ALSO[name]}") as line:
+            results.append(_study(name, args, model, build, task, circuit, line))
+    data["also"] = {
+        name: result.to_dataframe().to_dict("records") for name, result in zip(parts, results[1:], strict=True)
+    }
+    deliver(args, console, results if parts else review, "\n\n".join(map(str, results)), data)
+
+
+def _study(
+    name: str, args: argparse.Namespace, model: Any, build: Callable[..., Any], task: Any, circuit: Any, line: Any
+) -> Any:
+    """One more part of the card, with this run's preset, size and seed."""
+    from ..circuits import complete_with_backups, find_rivals, study_mechanisms, study_power, study_stability
+    from ..circuits.scoring.methods import DEFAULT
+
+    preset, n_edges = args.preset or DEFAULT, circuit.n_requested or circuit.n_edges
+    match name:
+        case "stability":
+            return study_stability(
+                model, task, n_edges=n_edges, preset=preset, seed=args.seed, progress=line,
+                again=lambda seed: build(model, n=args.n_pairs, seed=seed), n_seeds=args.n_seeds,
+            )  # fmt: skip
+        case "mechanisms":
+            return study_mechanisms(
+                model, task, n_edges=n_edges, preset=preset, margin=args.margin, seed=args.seed, progress=line
+            )
+        case "power":
+            return study_power(
+                model, task.test, circuit, level=args.level, margin=args.margin, seed=args.seed, progress=line
+            )
+        case "backups":
+            return complete_with_backups(model, task.test, circuit, source=task.train, seed=args.seed, progress=line)
+    return find_rivals(model, task, circuit, seed=args.seed, progress=line)
