@@ -27,7 +27,6 @@ from ..errors import UnsupportedModelError
 from ..interventions import Where, Write, intervene
 from ..models.anatomy import ModelAnatomy, device_of
 from ..models.borrow import hooked
-from ..models.pulse import beat
 from ..runs.frame import take_columns
 from ..runs.restart import restart_at
 from ..runs.room import RECORDED_AS, Sizes, d_mlp_of, sizes_of
@@ -219,7 +218,6 @@ def _step_through(
     stream: Tensor | None = None
     for at in range(min(level for level, _, _ in groups), frame.n_layers + 1):
         entering = [] if stream is None else [_advance(frame, at - 1, stream, chunk.start, ends)]
-        beat(sides.model)  # blocks are stepped through by their parts, whose hooks do not say that one has run
         for (level, number, layer), cells in groups.items():
             if level != at:
                 continue
