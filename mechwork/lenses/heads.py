@@ -45,7 +45,7 @@ from .states import record_states
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-BATCH = 512
+VOCABULARY_SLICE = 512
 """Tokens per forward when their states are made."""
 
 
@@ -154,7 +154,7 @@ def token_states(model: TransformerBridge, layer: int) -> Float[Tensor, "d_vocab
     begin = [int(model.tokenizer.bos_token_id)] if model.tokenizer is not None and prepends_bos(model) else []
     site = Site("resid_pre", 0) if layer == 0 else Site("resid_post", 0)
     found = []
-    for ids in torch.arange(anatomy.d_vocab).split(BATCH):
+    for ids in torch.arange(anatomy.d_vocab).split(VOCABULARY_SLICE):
         prompt = torch.cat([torch.tensor(begin, dtype=torch.long).expand(len(ids), -1), ids[:, None]], dim=1)
         found.append(record_states(model, prompt.to(device_of(model)), [site])[0][:, -1])
     return torch.cat(found).to(torch.promote_types(model.W_U.dtype, torch.float32))
