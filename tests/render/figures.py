@@ -192,8 +192,13 @@ def main() -> None:
             else:
                 target.write_text(_drawn(browser, made, Path(place) / "page.html"), encoding="utf-8")
             record[name] = {"recipe": recipe_hash(name), "numbers": numbers(made)}
+            keep(record)
             print(f"{target}: {target.stat().st_size / 1e3:.0f} kB", flush=True)
         browser.close()
+
+
+def keep(record: dict[str, Any]) -> None:
+    """Writes the record, a line per figure's numbers."""
     text = json.dumps({name: record[name] for name in RECIPES if name in record}, indent=1)
     RECORD.write_text(
         text.replace(",\n   ", ", ").replace("[\n   ", "[").replace("\n  ]", "]") + "\n", encoding="utf-8"

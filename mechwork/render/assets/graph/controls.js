@@ -47,7 +47,8 @@ function createControls(app) {
     const graph = app.graph(), shown = prefixOf(graph, state.shown);
     if (document.activeElement !== search) search.value = state.query;
     slider.value = stepOf(state.shown, m);
-    if (slider.ariaValueText !== `${state.shown} of ${m} edges`) slider.ariaValueText = `${state.shown} of ${m} edges`;
+    const valued = `${state.shown} of ${m} edges`;
+    if (slider.getAttribute("aria-valuetext") !== valued) slider.setAttribute("aria-valuetext", valued);
     exact.value = String(state.shown);
     const of = payload.nEdgesOfGraph.toLocaleString("en");
     const least = graph.score && shown > 0 ? `, |score| ≥ ${formatNumber(leastOf(graph.score, shown))}` : "";
