@@ -71,7 +71,8 @@ def load_model(
     `source` is one of
 
     - a bundled name: ``"gpt2-6l"``; ``"attn-only-2l@500"`` as it was after 500 steps of training;
-    - a folder in Hugging Face format, or a hub name ``"owner/name"``, at a `revision` (branch, tag or commit);
+    - a folder in Hugging Face format, or a hub name ``"owner/name"``, at a `revision` (branch, tag or commit), also
+      written ``"owner/name@revision"``;
     - a GGUF file: ``"model.gguf"``, ``"lmstudio:PUBLISHER/REPO"``, ``"ollama:NAME:TAG"``; its weights are dequantised;
     - a ready Hugging Face module, wrapped in place, or a ready bridge.
 
@@ -119,7 +120,7 @@ def load_model(
         model = wrap_module(module, loaded.tokenizer if tokenizer is None else tokenizer, loaded.name)
         record_origin(model, loaded.origin | ({"split_kv": True} if split_kv else {}))
         dtype = placement.dtype
-        remember_source(model, source)
+        remember_source(model, loaded.origin.get("hub", source))
     else:
         raise InputError(
             "load_model takes a name, a file, a folder, a Hugging Face module or a TransformerBridge; got "
@@ -175,8 +176,11 @@ def _load_named(source: str | Path, revision: str | None, placement: Placement) 
             f"no model {name!r}: not bundled ({', '.join(known)}){nearest(name, known)} and no such file or folder. "
             "Hub models are named 'owner/name', e.g. 'openai-community/gpt2'; GGUF files end in .gguf."
         )
-    folder, commit = fetch_hub(name, revision)
-    return Loaded(*_load_folder(folder, placement), name, {"hub": name, "revision": commit})
+    hub, _, at = name.partition("@")
+    if at and revision is not None:
+        raise InputError(f"one revision is needed; got {at!r} in {name!r} and revision={revision!r}. Leave one out.")
+    folder, commit = fetch_hub(hub, revision or at or None)
+    return Loaded(*_load_folder(folder, placement), hub, {"hub": hub, "revision": commit})
 
 
 def _load_folder(folder: Path, placement: Placement, weights: Path | None = None) -> tuple[nn.Module, Any]:

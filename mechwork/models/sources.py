@@ -1,4 +1,5 @@
-"""A list of models that are points of one training: folders, GGUF files, hub names, bundled checkpoints, first to last.
+"""A list of models that are points of one training: folders, GGUF files, hub names (``owner/name@revision``), bundled
+checkpoints, first to last.
 
 They are loaded one at a time; what does not fit together is found beforehand, from configs and headers.
 """

@@ -38,6 +38,8 @@ ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'mech
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]  # Ray's own warnings are not ours
 
 ROOT = Path(__file__).resolve().parents[2]
+QUIET = {**os.environ, "RAY_DASHBOARD_AGENT_CHECK_PARENT_INTERVAL_S": "1", "RAY_memory_monitor_refresh_ms": "0"}
+"""Ray's agents look every second whether their node is alive, and nobody kills workers when others need memory."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -136,7 +138,7 @@ from tests.execute import actors
 engine._Inside = actors.Squares
 folder = Path(sys.argv[1])
 work, units = actors.squares(24, folder / "log", seconds=0.2)
-with executor("ray", workers=2), Ledger(folder / "l", work.identity()) as ledger:
+with executor("ray", workers=1), Ledger(folder / "l", work.identity()) as ledger:
     for unit, values in run_units(work, units, None, ledger=ledger):
         print(int(values["square"]), flush=True)
 """
@@ -148,7 +150,7 @@ def test_a_driver_that_is_stopped_leaves_nothing_and_goes_on(sent: int, tmp_path
 
     folder, log = tmp_path, tmp_path / "log"
     driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(folder)], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        [sys.executable, "-c", DRIVER, str(folder)], cwd=ROOT, env=QUIET | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     until = time.monotonic() + 150
@@ -204,41 +206,45 @@ node = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 80 * 2
 cluster = Cluster(initialize_head=True, head_node_args=node)
 second = cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
 cluster.wait_for_nodes()
-model = mw.load_model("gpt2-6l")
-task = mw.tasks.ioi(model, n=8, seed=1)
-with executor("local"):
-    serial = mw.score_edges(model, task, batch_size=2).values
-with executor("ray", workers=2, address=cluster.address):
-    same = torch.equal(mw.score_edges(model, task, batch_size=2).values, serial)
+same = True
+if sys.argv[2] == "with a model":
+    model = mw.load_model("gpt2-6l")
+    task = mw.tasks.ioi(model, n=8, seed=1)
+    with executor("local"):
+        serial = mw.score_edges(model, task, batch_size=2).values
+    with executor("ray", workers=2, address=cluster.address):
+        same = torch.equal(mw.score_edges(model, task, batch_size=2).values, serial)
 engine._Inside = actors.Squares
 log = Path(sys.argv[1]) / "log"
-work, units = actors.squares(60, log, seconds=0.1)
-values, before = [], set()
+work, units = actors.squares(100_000, log, seconds=0.1)  # the second worker may be late: more than are run
+values, before, left = [], set(), 30
 with executor("ray", workers=2, address=cluster.address):
     for unit, found in run_units(work, units, None):
         values.append(int(found["square"]))
-        if len({line.split()[1] for line in log.read_text().splitlines()}) == 2 and not before:
-            before = {line.split()[1] for line in log.read_text().splitlines()}
+        if before:
+            left -= 1
+        elif len(seen := {line.split()[1] for line in log.read_text().splitlines()}) == 2:
+            before = seen
             cluster.remove_node(second, allow_graceful=False)
+        if not left:
+            break
 cluster.shutdown()
 print(json.dumps({"values": values, "workers": len(before), "same": same}))
 """
 
 
-@pytest.mark.skipif(
-    "MECHWORK_RAY_CLUSTER" not in os.environ,
-    reason="set MECHWORK_RAY_CLUSTER=1: passes by itself, and failed once after the other Ray tests on a busy machine",
-)
-def test_a_cluster_of_two_machines_one_of_which_goes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", fewer(["with a model"], ["without"]))
+def test_a_cluster_of_two_machines_one_of_which_goes(what: str, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", TWO_NODES, str(tmp_path)], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        [sys.executable, "-c", TWO_NODES, str(tmp_path), what], cwd=ROOT, env=QUIET | {"PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, timeout=170, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     said = json.loads(done.stdout.splitlines()[-1])
     assert said["same"], "two machines give the bits of one process"
     assert said["workers"] == 2, "each machine, of one core, had a worker"
-    assert said["values"] == [i**2 for i in range(60)]
+    assert said["values"] == [i**2 for i in range(len(said["values"]))]
+    assert len(said["values"]) > 30, "the other goes on"
 
 
 def test_bad_input_is_one_message_before_any_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

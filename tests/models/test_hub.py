@@ -92,21 +92,42 @@ def test_loads_revisions_and_failures(hub: Hub, client: Client) -> None:
                 {"name": "lab/good", "revision": "v1"},
                 {"name": "lab/good", "revision": OLD},
                 {"name": "lab/good", "revision": "nowhere"},
+                {"name": "lab/good@v1"},
+                {"name": "lab/good@v1", "revision": "main"},
                 *({"name": name} for name in names),
                 {"name": "lab/good", "offline": True},
                 {"name": "lab/other", "offline": True},
                 {"name": "too/many/parts"},
             ],
         )
-        first, tag, commit, nowhere, pickles, packed, own, mapped, bare, torn, missing, offline, unseen, parts = found
+        (
+            first,
+            tag,
+            commit,
+            nowhere,
+            short,
+            twice,
+            pickles,
+            packed,
+            own,
+            mapped,
+            bare,
+            torn,
+            missing,
+            offline,
+            unseen,
+            parts,
+        ) = found
     assert first["logits"] == pytest.approx(expected(0), rel=1e-5)
     assert first["origin"] == {"hub": "lab/good", "revision": MAIN}
     assert tag["logits"] == commit["logits"] == pytest.approx(expected(1), rel=1e-5)
     assert tag["origin"] == commit["origin"] == {"hub": "lab/good", "revision": OLD}
+    assert short == tag
     assert offline == first
     assert mapped["logits"] == pytest.approx(expected(0), rel=1e-5)  # the claimed class, not the author's
     for answer, error, words in (
         (nowhere, "NotFoundError", "no revision 'nowhere'"),
+        (twice, "InputError", "one revision is needed"),
         (pickles, "NotFoundError", "safetensors files only"),
         (packed, "UnsupportedModelError", "4-bit weights packed by bitsandbytes"),
         (own, "UnsupportedModelError", "OwnForCausalLM"),
