@@ -38,7 +38,9 @@ def test_the_budget_changes_nothing_and_is_checked(tiny_gpt2: Any, tiny_task: Ta
     with pytest.raises(InputError, match="the neurons of one pair") as refused:
         study_neurons(tiny_gpt2, tiny_task, positions="all", memory_budget=1)
     least = int(str(refused.value).split(" bytes")[0].split()[-1].replace(",", ""))
-    one, all_ = (study_neurons(tiny_gpt2, tiny_task, positions="all", counts=(5,), memory_budget=b) for b in (least, 2**30))
+    one, all_ = (
+        study_neurons(tiny_gpt2, tiny_task, positions="all", counts=(5,), memory_budget=b) for b in (least, 2**30)
+    )
     torch.testing.assert_close(one.scores, all_.scores)
     assert one.rows[0].faithfulness == pytest.approx(all_.rows[0].faithfulness, rel=1e-6)
     with pytest.raises(InputError, match="from 1"):

@@ -4,7 +4,8 @@
     print(study)                                  # faithfulness against the number of neurons, random ones beside
     study.top(10)                                 # ("m3.n17@S2", score), strongest first
 
-A unit is a neuron at a span of the prompt (`positions="spans"`), at a token (``"each"``) or everywhere (``"all"``). Its score as a writer is
+A unit is a neuron at a span of the prompt (`positions="spans"`), at a token (``"each"``) or everywhere (``"all"``). Its
+score as a writer is
 
     sum over the span's positions of (clean - corrupt activation) . coefficient at mlp_post
 
