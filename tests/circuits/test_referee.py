@@ -15,7 +15,7 @@ from scipy import stats
 from torch import Tensor
 
 import mechwork as mw
-from mechwork.circuits import Circuit, CircuitReview, null_task
+from mechwork.circuits import Circuit, CircuitReview, EdgeSpace, null_task
 from mechwork.circuits.graph.ablated import find_ablation
 from mechwork.circuits.graph.run import as_circuit
 from mechwork.circuits.ground_truth.cases import find_case
@@ -35,6 +35,7 @@ from mechwork.circuits.testing.trials import (
     try_rank,
 )
 from mechwork.errors import InputError, UnknownNameError
+from mechwork.models.anatomy import read_anatomy
 from mechwork.statistics import (
     area_under_roc,
     average_ranks,
@@ -249,6 +250,32 @@ def test_a_constant_metric_is_inconclusive() -> None:
     found = try_independence(Sample(3 * flat, 0 * flat, 2 * flat, torch.arange(16.0).double()), Bounds())
     assert found.verdict == "inconclusive"
     assert "same on every pair" in found.reason
+
+
+def test_a_model_that_answers_all_alike_is_inconclusive_to_the_end() -> None:
+    """End to end: nothing is judged, nothing passes, and every claim says why."""
+    from tests.circuits.test_mechanisms import symbols, two_mechanisms
+
+    model, task = two_mechanisms(size=0.0), symbols(digits=False)
+    circuit = Circuit.from_edges(EdgeSpace.of(read_anatomy(model)), ["input->a0.h0<v>", "a0.h0->logits"])
+    review = mw.referee(model, task, circuit, n_random=19, n_random_edges=3)
+    assert review.verdict == "inconclusive"
+    assert {t.verdict for t in (*review.trials, *review.null, *review.random)} == {"inconclusive"}
+    assert all("does not show the behaviour" in t.reason for t in review.trials[1:])
+
+
+def test_a_null_that_cannot_be_built_is_said(tiny_gpt2: Any) -> None:
+    from tests.families import build_hard_task
+
+    task = build_hard_task(n=8, aligned=False)
+    space = mw.score_edges(tiny_gpt2, task, rules="gradient").space
+    circuit = Circuit(space, grow(space, 20, torch.Generator().manual_seed(0)))
+    review = mw.referee(
+        tiny_gpt2, task, circuit, null="corruption", n_random=19, n_random_edges=2, max_edges=2, random_model=False
+    )
+    assert review.null == ()
+    assert "no null task: unrelated corruption needs pairs of equal length" in review.null_reason
+    assert "no null task" in str(review)
 
 
 def test_the_null_task_shuffles_and_its_shortcut_is_exact(tiny_gpt2: Any, tiny_task: Task) -> None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from ...circuits.testing.card import CORE, StabilityCard
 from ...display import draws
 from ..findings import reports
+from ..graph.graph import DRAWN_LIMIT, graph_fragment
+from ..graph.payload import GraphOptions, graph_payload
 from ..page.figure import MUTED, POSITIVE, figure_fragment, figures_page, plotly_text, titled
 from ..page.page import Fragment
 from ..page.table import Column, table
@@ -23,7 +25,15 @@ LEAST = 5
 @draws(StabilityCard)
 def render_stability_card(card: StabilityCard) -> str:
     """One page."""
-    return figures_page("Stability card", [stability_section(card)])
+    graph = [core_graph(card)] if card.circuit.n_edges and card.core.n_edges else []
+    return figures_page("Stability card", [stability_section(card), *graph])
+
+
+def core_graph(card: StabilityCard) -> Fragment:
+    """The circuit with its core over it: the legend's filters show core edges alone, or contingent ones."""
+    names = ("contingent", "core, and not in the circuit")
+    options = GraphOptions(title="Core (in both) and contingent edges", names=names, shown=DRAWN_LIMIT)
+    return graph_fragment(graph_payload(card.circuit, options, other=card.core))
 
 
 @reports(StabilityCard, section="robustness")
