@@ -99,12 +99,16 @@ class Session:
         self._lock = threading.RLock()
         self.model, self.task, self.origin = model, task, origin or Origin()
         self._close = weakref.finalize(self, share(model))
-        with borrow(model, passing=True, patience=PATIENCE):
-            self.desk = Desk(model, task, seed=seed, features=features)
-            self.circuits = Circuits(self.desk, circuit, scores)
-            self.state = ChooseRow(row).then(LiveState())
-            ChooseRow(row).check(self.desk, self.circuits, self.state)
-            self.desk.tell(self.state.choice)
+        try:
+            with borrow(model, passing=True, patience=PATIENCE):
+                self.desk = Desk(model, task, seed=seed, features=features)
+                self.circuits = Circuits(self.desk, circuit, scores)
+                self.state = ChooseRow(row).then(LiveState())
+                ChooseRow(row).check(self.desk, self.circuits, self.state)
+                self.desk.tell(self.state.choice)
+        except BaseException:
+            self.close()  # who is refused leaves the model as it was
+            raise
         self.history: list[LiveStep] = []
         self.pins: dict[str, LiveState] = {}
         self._undone: list[LiveStep] = []

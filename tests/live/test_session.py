@@ -242,14 +242,14 @@ def test_every_gesture_has_a_command_that_answers_the_same_to_the_bit(
         ChooseRow(2), Patch("a3.h2"), Ablate("m2", "zero"), Rescale("m3", 0.5), Steer(2, -1.0),
         ScaleFeature("resid_post.3/f414@END", 0.0), ReadLens(-1), Attention("a5.h0"), Attribution(),
         ReadFeatures("resid_post.4", 3), Restore("m3"), PatchEach(), ScoreEdges("eap-ig"), KeepEdges(50),
-        ToggleParts(("a1.h0",)), ToggleParts(("m0", "a1.h0")), EditPrompts(*texts), Ablate("a4.h1"),
+        ToggleParts(("a1.h0",)), ToggleParts(("a1.h1", "a1.h0")), EditPrompts(*texts), Ablate("a4.h1"),
     )  # fmt: skip
     few = (
         Ablate("a4.h1"),
         Steer(2, -1.0),
         ScoreEdges("relp"),
-        KeepEdges(50),
-        ToggleParts(("a1.h0",)),
+        KeepEdges(60),
+        ToggleParts(("a4.h1",)),
         Attention("a5.h0"),
     )
     chosen = fewer(everything, few)
@@ -316,8 +316,8 @@ def test_a_graph_or_scores_of_another_model_are_refused(session: Session) -> Non
     for given in givens:
         with pytest.raises(InputError, match="belongs to another graph"):
             Session(session.model, session.task, **given)
-    with pytest.raises(InputError):
-        Session(session.model, task)  # a task of another model
+    with pytest.raises(InputError, match="pairs 0 to 15"):
+        Session(session.model, session.task, row=99)
     assert session.do(ChooseRow(0)).data["metric"], "the session goes on"
 
 

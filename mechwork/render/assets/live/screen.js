@@ -183,8 +183,8 @@ function busy() {
 function working(message) {
   const { done, total, words } = message.data;
   const bar = find("#lv-work");
-  if (total) { bar.max = total; bar.value = done; } else bar.removeAttribute("value");
-  find("#lv-status").textContent = `${words}${total ? ` ${done}/${total}` : ""}`;
+  if (total > 1) { bar.max = total; bar.value = done; } else bar.removeAttribute("value");
+  find("#lv-status").textContent = `${words}${total > 1 ? ` ${done}/${total}` : ""}`;
 }
 
 const announce = (text) => { find("#lv-live").textContent = text; };
