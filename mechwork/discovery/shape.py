@@ -28,6 +28,7 @@ class Shape:
     n_pos: int
     n_train: int
     n_test: int
+    n_per_question: int
     n_edges: int
     n_cells: int
     n_steps: int
@@ -57,6 +58,7 @@ class Shape:
             n_pos=n_pos,
             n_train=n_train,
             n_test=len(task.test),
+            n_per_question=pairs.n_per_question,
             n_edges=space.n_edges,
             n_cells=cells,
             n_steps=settings.ig_steps,
