@@ -149,7 +149,7 @@ def make_plan(
     else:
         short, extra = (*LEAST, *MORE[:5]), (*MORE[5:], *MOST)
     shape = full
-    while _cost(short, shape) * unit > limit and shape.n_train > FEWEST:
+    while _cost(short, shape) * unit > limit and shape.n_train > _fewest(shape):
         shape, unit, forward = _halve(shape), unit / 2, forward / 2
         left = min(N_CHOOSE, shape.n_train, full.n_train - shape.n_train)
         shape = replace(shape, n_size=left if task.splits and full.scored and left >= FEWEST else 0)
@@ -170,7 +170,10 @@ def make_plan(
 
 
 def extend_plan(old: Plan, new: Plan, done: tuple[str, ...]) -> Plan:
-    """`old` with the stages that `new` adds; what is done stays, also where a fuller stage takes its place."""
+    """`old` with the stages that `new` adds; what is done stays, also where a fuller stage takes its place. A folder's
+    ledger, given as `done`, has what is no stage too (its task).
+    """
+    done = tuple(name for name in done if name in STAGES)
     names = {*done, *old.stages, *new.stages}
     dropped = {STAGES[n].instead for n in names} - set(done)
     rows = {row.stage: row for row in (*new.rows, *old.rows)}
@@ -192,5 +195,10 @@ def _cost(names: Any, shape: Shape) -> float:
 
 
 def _halve(shape: Shape) -> Shape:
-    n_train, n_test = max(FEWEST, shape.n_train // 2), max(FEWEST, shape.n_test // 2)
+    n_train, n_test = (max(_fewest(shape), n // 2) for n in (shape.n_train, shape.n_test))
     return replace(shape, n_train=n_train, n_test=min(n_test, shape.n_test))
+
+
+def _fewest(shape: Shape) -> int:
+    """Pairs of `FEWEST` questions: answers of several tokens can have several pairs each."""
+    return FEWEST * shape.n_per_question

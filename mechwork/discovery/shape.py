@@ -30,6 +30,7 @@ class Shape:
     n_train: int
     n_size: int
     n_test: int
+    n_per_question: int
     n_edges: int
     n_cells: int
     n_steps: int
@@ -60,6 +61,7 @@ class Shape:
             n_train=n_train,
             n_size=0,
             n_test=len(task.test),
+            n_per_question=pairs.n_per_question,
             n_edges=space.n_edges,
             n_cells=cells,
             n_steps=settings.ig_steps,

@@ -111,7 +111,8 @@ def _stream_data(found: Discovery) -> dict[str, Any]:
             for table in found.tables
             for path in (trajectory(table),)
         },
-        "direct": dict(found["direct"].top(N_EDGES)),
+        # Of whole answers there is none: no one difference of logits is the metric.
+        "direct": dict(found["direct"].top(N_EDGES)) if "direct" in found.named else {},
     }
 
 
