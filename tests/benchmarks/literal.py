@@ -63,11 +63,11 @@ def _record(model: Any, tokens: Tensor) -> tuple[dict[Any, Tensor], Tensor]:
         handles += [keep(block.attn.o, (layer, "z"), given=True), keep(block.mlp, (layer, "mlp"))]
         handles += [keep(block.ln1, (layer, "pre"), given=True), keep(block.ln2, (layer, "mid"), given=True)]
         handles.append(keep(block.ln2, (layer, "ln2")))
+    handles.append(model.blocks[0].register_forward_pre_hook(_needs_grad))
     try:
-        first = model.blocks[0].register_forward_pre_hook(_needs_grad)
         logits = model(tokens)
     finally:
-        for handle in [*handles, first]:
+        for handle in handles:
             handle.remove()
     return kept, logits
 

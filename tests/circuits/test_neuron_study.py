@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mechwork.circuits import score_neurons, study_neurons
-from mechwork.circuits.scoring.nodes import measure_neurons
+from mechwork.circuits.scoring.neurons import measure_neurons
 from mechwork.circuits.testing.neurons import measure_units
 from mechwork.errors import InputError
 from mechwork.tasks.task import Task

@@ -50,7 +50,7 @@ def seconds(text: str) -> float:
     return (1.0 if amount == "a" else float(amount)) * SECONDS[unit]
 
 
-def dots(rows: dict[str, list[tuple[float, float, float]]], names: list[str], spread: float = 0.14) -> go.Figure:
+def dots(rows: dict[str, list[tuple[float, ...]]], names: list[str], spread: float = 0.14) -> go.Figure:
     """One line of dots per name; every series has a colour, a symbol and a place of its own within the line."""
     figure = go.Figure()
     for k, (series, values) in enumerate(rows.items()):

@@ -115,8 +115,9 @@ def _solve(space: EdgeSpace, scores: Tensor, index: Tensor, n_edges: int, second
     scale = float(scores.abs().max()) or 1.0
     gain = np.zeros(n + writers)
     gain[:n] = -(scores / scale).numpy()
+    limits: Any = upper  # scipy's stubs know a number alone
     found = milp(
-        gain, integrality=integral, bounds=Bounds(0, 1), constraints=LinearConstraint(table, -np.inf, upper),
+        gain, integrality=integral, bounds=Bounds(0, 1), constraints=LinearConstraint(table, -np.inf, limits),
         options={"time_limit": seconds, "mip_rel_gap": GAP},
     )  # fmt: skip
     return None if found.x is None else torch.from_numpy(found.x[:n] > 0.5)

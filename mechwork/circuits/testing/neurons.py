@@ -35,10 +35,10 @@ from ...execute.progress import Progress
 from ...models.anatomy import device_of
 from ...models.borrow import borrows, hooked
 from ...models.identity import identify_model
-from ...patching.memory import d_mlp_of, sizes_of
 from ...provenance import Provenance, build_provenance
 from ...result import Result, Table
 from ...runs.record import check_task, record_run, run_to_metric
+from ...runs.room import d_mlp_of, sizes_of
 from ...sites import Site, hook_name
 from ...tasks.pairs import PromptPairs
 from ...tasks.task import Task
