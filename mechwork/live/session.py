@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..circuits import Circuit, EdgeScores
 from ..errors import InputError
-from ..features import FeatureSet
+from ..features import FeatureSet, feature_names
 from ..harmless import visible
 from ..models.borrow import borrow, share
 from ..models.identity import identify_model, source_of
@@ -246,8 +246,11 @@ class Session:
             else f"# task: {visible(self.task.name)}, {len(self.task)} pairs"
         )  # fmt: skip
         lines = ["import mechwork as mw", model, task, say_pair(self.state.choice)]
-        if self.desk.features is not None:
-            lines.insert(3, f"features = mw.features.load_features(model)  # {visible(self.desk.features.name)}")
+        features = self.desk.features
+        if features is not None and self._name() in feature_names():
+            lines += ["from mechwork.features import load_features", "features = load_features(model)"]
+        elif features is not None:
+            lines.append(f"# features: {visible(features.name)}, those of this session")
         return lines
 
     def provenance(self) -> Provenance:
