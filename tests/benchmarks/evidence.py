@@ -108,7 +108,7 @@ def circuits(bench: Bench) -> str:
         scores = mw.score_edges(bench.model, task.train, preset="eap-ig")
         chosen[name] = scores.circuit(max(1, scores.space.n_edges // 100))
         tested = mw.evaluate(bench.model, task.test, chosen[name], n_random=1, seed=bench.seed)
-        lines.append([name, chosen[name].n_edges, float(tested.faithfulness[0]), float(tested.random[0].mean())])
+        lines.append([name, chosen[name].n_edges, tested.faithfulness, tested.random[0]])
     (both,) = compare_circuits(chosen).overlaps
     tests = table(["task", "edges", "faithfulness on held-out pairs", "a random circuit"], lines)
     shared = table(

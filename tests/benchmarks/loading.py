@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 
 IMPORTS = """
-import json, resource, sys, time, warnings
+import json, sys, time, warnings
 warnings.simplefilter("ignore")
 import torch, transformers, gguf, numpy
 import mechwork as mw
@@ -29,8 +29,9 @@ from mechwork.models.gguf import load_gguf
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 torch.set_num_threads(1)
 path = sys.argv[1]
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def peak():  # getrusage would say the parent's, which a new process inherits
+    line = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
 before, begun = peak(), time.process_time()
 """
 READS = {

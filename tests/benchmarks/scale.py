@@ -1,11 +1,13 @@
-"""Do workers pay? Two workers against one process, on the same calls, with the same bits; and what the simulator said.
+"""Do workers pay? Forked workers and Ray against one process, on the same calls, with the same bits; and what the
+simulator said.
 
-    python -m tests.benchmarks.scale --model PATH.gguf      # an idle machine; about ten minutes on two cores
-    python -m tests.benchmarks.scale --ray                  # Ray too, its start apart
+    python -m tests.benchmarks.scale                        # an idle machine of two cores; under six minutes
+    python -m tests.benchmarks.scale --no-ray --calls patch ablations attribute edges curve leaderboard
     python -m tests.benchmarks.scale --model gpt2-12l --n-pairs 16 --workers 3
 
-Wall time, for that is what workers save: run it where nothing else runs (the load average is printed). Units, their
-seconds and the driver's overhead come from the ledger of the serial run; `predicted` is `execute.simulate` on these.
+Wall time, for that is what workers save: run it where nothing else runs (the load average is printed). Every run keeps
+a ledger, so that all pay for it; units, their seconds and the driver's overhead come from the serial one's. `predicted`
+is `execute.simulate` on these. Starts are said apart: a fork's is within its run, Ray's and its actors' before it.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +34,13 @@ from tests.execute.work import find_numbers
 
 
 def main() -> None:
-    """One row per call."""
+    """One row per call and executor."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=os.environ.get("MECHWORK_REAL_MODEL", "gpt2-12l"))
-    parser.add_argument("--n-pairs", type=int, default=16)
+    parser.add_argument("--n-pairs", type=int, default=8)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--ray", action="store_true")
-    parser.add_argument("--only", nargs="+", metavar="CALL")
+    parser.add_argument("--ray", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--calls", nargs="+", metavar="CALL", default=["patch", "edges", "leaderboard"])
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -47,13 +50,22 @@ def main() -> None:
     where = f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
     n_pos = task.pairs.clean_tokens.shape[1]
     print(f"{Path(args.model).name}, {len(task)} pairs of {n_pos} tokens, F = {forward:.2f} s; {where}")
-    head = f"{'call':<14}{'units':>6}{'unit / F':>9}{'here':>9}"
-    print(f"{head}{f'{args.workers} forked':>10}{'faster':>8}{'predicted':>11}{'overhead / unit':>17}  bits")
-    chosen = {name: call for name, call in calls(model, task).items() if not args.only or name in args.only}
+    head = f"{'call':<13}{'units':>6}{'unit / F':>9}{'here':>9}"
+    print(
+        f"{head}{f'{args.workers} workers':>12}{'faster':>8}{'predicted':>11}{'overhead / unit':>17}  bits", flush=True
+    )
+    chosen = {name: call for name, call in calls(model, task).items() if name in args.calls}
+    serial: dict[str, Timed] = {}
     for name, call in chosen.items():
-        _row(name, call, args.workers, forward)
+        serial[name] = _timed(call, "local", 1)
+        found = _timed(call, "forked", args.workers)
+        _row(f"{name}, forked", serial[name], found, args.workers, forward)
+    begun = time.perf_counter()
+    with mw.executor("forked", workers=args.workers):
+        mw.attribute(model, task[:1], ["z"], rules="gradient")
+    print(f"forked: a call of one unit takes {time.perf_counter() - begun:.2f} s with its start")
     if args.ray:
-        _with_ray(chosen, args.workers)
+        _with_ray(model, task, chosen, serial, args.workers, forward)
 
 
 def calls(model: Any, task: mw.Task) -> dict[str, Callable[[], Any]]:
@@ -61,44 +73,58 @@ def calls(model: Any, task: mw.Task) -> dict[str, Callable[[], Any]]:
     scores = mw.score_edges(model, task, preset="relp")
     test = {"fractions": (0.002, 0.02, 0.1, 0.5), "n_random": 1, "across_tasks": True}
     found: dict[str, Callable[[], Any]] = {
-        "patch": lambda: mw.patch(model, task, ["resid_pre", "mlp_out"], memory_budget="1GB"),
+        "patch": lambda: mw.patch(model, task, ["mlp_out"], positions="spans", memory_budget="1GB"),
         "ablations": lambda: sweep_ablations(model, task, ["heads"], kind="zero", memory_budget="1GB"),
         "attribute": lambda: mw.attribute(model, task, ["z", "mlp_out"], ig_steps=5, memory_budget="200MB"),
         "edges": lambda: mw.score_edges(model, task, preset="eap-ig", batch_size=2),
         "curve": lambda: mw.evaluate(model, task, scores, **test),
     }
     if task.splits:
-        found["leaderboard"] = lambda: run_leaderboard(model, task, presets=["eap", "relp", "eap-ig"], n_random=1)
+        found["leaderboard"] = lambda: run_leaderboard(model, task, presets=["eap", "relp"], n_random=1)
     return found
 
 
-def _row(name: str, call: Callable[[], Any], n_workers: int, forward: float) -> None:
-    with tempfile.TemporaryDirectory() as place, mw.executor("local", ledger=place):
-        call()
-        seconds = _seconds(Path(place))
-    here, wanted = _clock(call)
-    with mw.executor("forked", workers=n_workers):
-        there, found = _clock(call)
-    units = sum(map(len, seconds))
-    serial = sum(map(sum, seconds))
-    per_unit = max(0.0, there * n_workers - here) / max(1, units)
-    predicted = sum(simulate(one, n_workers, overhead=3e-4).seconds for one in seconds) + max(0.0, here - serial)
+@dataclass
+class Timed:
+    """Wall seconds of a call, seconds of the units of each of its works, and what it gave."""
+
+    wall: float
+    units: list[list[float]]
+    found: Any
+
+
+def _timed(call: Callable[[], Any], kind: str, n_workers: int) -> Timed:
+    with tempfile.TemporaryDirectory() as place, mw.executor(kind, workers=n_workers, ledger=place):
+        wall, found = _clock(call)
+        return Timed(wall, _seconds(Path(place)), found)
+
+
+def _row(name: str, here: Timed, there: Timed, n_workers: int, forward: float) -> None:
+    units = sum(map(len, here.units))
+    serial = sum(map(sum, here.units))
+    rest = max(0.0, here.wall - serial)
+    predicted = sum(simulate(one, n_workers, overhead=3e-4).seconds for one in here.units) + rest
+    per_unit = max(0.0, there.wall - predicted) / max(1, units)
     print(
-        f"{name:<14}{units:>6}{serial / units / forward:>9.2f}{here:>8.1f}s{there:>9.1f}s{here / there:>7.2f}x"
-        f"{here / predicted:>10.2f}x{per_unit / (serial / units):>16.1%}  {_same(wanted, found)}",
+        f"{name:<20}{units:>5}{serial / units / forward:>9.2f}{here.wall:>8.1f}s{there.wall:>8.1f}s"
+        f"{here.wall / there.wall:>7.2f}x{here.wall / predicted:>10.2f}x{per_unit / (serial / units):>16.1%}  "
+        f"{_same(here.found, there.found)}",
         flush=True,
     )
 
 
-def _with_ray(chosen: dict[str, Callable[[], Any]], n_workers: int) -> None:
+def _with_ray(
+    model: Any, task: mw.Task, chosen: dict[str, Callable[[], Any]], serial: dict[str, Timed], n_workers: int,
+    forward: float,
+) -> None:  # fmt: skip
     begun = time.perf_counter()
-    with mw.executor("ray", workers=n_workers):
+    with tempfile.TemporaryDirectory() as place, mw.executor("ray", workers=n_workers, ledger=place):
         opened = time.perf_counter() - begun
-        first = next(iter(chosen.values()))
-        starting = _clock(first)[0]
-        print(f"Ray: {opened:.1f} s to start, {starting:.1f} s for the first call, actors and models included")
+        starting = _clock(lambda: mw.attribute(model, task, ["z"], rules="gradient", memory_budget="200MB"))[0]
+        print(f"Ray: {opened:.1f} s to start, {starting:.1f} s for a first call, actors and models included")
         for name, call in chosen.items():
-            print(f"{name:<14}{_clock(call)[0]:>8.1f}s on {n_workers} actors", flush=True)
+            wall, found = _clock(call)
+            _row(f"{name}, Ray", serial[name], Timed(wall, [], found), n_workers, forward)
 
 
 def _clock(call: Callable[[], Any]) -> tuple[float, Any]:
