@@ -29,6 +29,7 @@ class Shape:
     n_train: int
     n_test: int
     n_per_question: int
+    aligned: bool
     n_edges: int
     n_cells: int
     n_steps: int
@@ -59,6 +60,7 @@ class Shape:
             n_train=n_train,
             n_test=len(task.test),
             n_per_question=pairs.n_per_question,
+            aligned=pairs.aligned,
             n_edges=space.n_edges,
             n_cells=cells,
             n_steps=settings.ig_steps,
