@@ -31,6 +31,7 @@ class Shape:
     n_size: int
     n_test: int
     n_per_question: int
+    aligned: bool
     n_edges: int
     n_cells: int
     n_steps: int
@@ -62,6 +63,7 @@ class Shape:
             n_size=0,
             n_test=len(task.test),
             n_per_question=pairs.n_per_question,
+            aligned=pairs.aligned,
             n_edges=space.n_edges,
             n_cells=cells,
             n_steps=settings.ig_steps,

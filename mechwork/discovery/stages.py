@@ -57,6 +57,11 @@ def _few(shape: Shape) -> int:
     return max(1, shape.n_tested())
 
 
+def _tested(shape: Shape) -> bool:
+    """Whether a circuit's parts can be knocked out one after another: pairs fit the memory, and have one length."""
+    return shape.aligned and shape.n_tested() > 0
+
+
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
@@ -123,13 +128,13 @@ STAGES: dict[str, Stage] = {
         Stage(
             "completeness", "testing completeness", ("completeness",), work.completeness,
             lambda s: _circuits(s, 14, _few(s)) + 6 * 18 * s.share(_few(s)), needs=("scores", "sizing"),
-            possible=lambda s: s.n_tested() > 0, bytes=lambda s: s.pair_bytes * _few(s),
+            possible=_tested, bytes=lambda s: s.pair_bytes * _few(s),
             here=True,  # almost all of it learns a knockout, step by step
         ),
         Stage(
             "minimality", "testing minimality", ("minimality",), work.minimality,
             lambda s: _circuits(s, min(work.SCREENED, s.n_layers * (s.n_heads + 1)), _few(s)),
-            needs=("scores", "sizing"), possible=lambda s: s.n_tested() > 0,
+            needs=("scores", "sizing"), possible=_tested,
         ),
     )
 }  # fmt: skip

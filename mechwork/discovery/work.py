@@ -92,8 +92,10 @@ def add(named: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check(work: StageWork) -> Found:
-    """Answers, gap, alignment, duplicates."""
-    return {"check": check_data(work.model, work.task, min_accuracy=work.settings.min_accuracy)}
+    """Answers, gap, alignment, duplicates, of the pairs that find the circuit and of those that test it."""
+    splits = work.task.splits
+    task = work.task[[row for row, split in enumerate(splits) if split != "size"]] if "size" in splits else work.task
+    return {"check": check_data(work.model, task, min_accuracy=work.settings.min_accuracy)}
 
 
 def score(work: StageWork) -> Found:
