@@ -4,7 +4,7 @@ mechwork referee ioi
 mechwork referee ioi --n-edges 200 --null corruption --html review.html
 mechwork referee ioi --model llama-6l --circuit mine.json --margin 0.2 --out review.safetensors
 mechwork referee ioi --also all --html card.html
-mechwork referee ioi --model SmolLM2.gguf -n 16 --n-edges 700 --n-random 19 --max-edges 5 --also stability mechanisms
+mechwork referee ioi --model SmolLM2.gguf -n 16 --n-edges 700 --n-random 39 --max-edges 5 --also mechanisms
 
 Without --circuit one is found on the task's training pairs. It is judged on the held-out pairs. --also adds the rest of
 the card: stability (other pairs, templates, ablations, seeds, presets), mechanisms (one or several), power (with how
@@ -47,8 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--margin", type=fraction, default=0.1, metavar="X", help="of the faithfulness around 1 (default: 0.1)"
     )
     parser.add_argument(
-        "--n-random", type=at_least(1), default=99, metavar="N", help="random circuits of its size (default: 99)"
-    )
+        "--n-random", type=at_least(1), default=99, metavar="N",
+        help="random circuits of its size; with 19 they pass only when all claims do (default: 99)",
+    )  # fmt: skip
     parser.add_argument(
         "--max-edges", type=at_least(1), default=100, metavar="N", help="edges removed one by one (default: 100)"
     )

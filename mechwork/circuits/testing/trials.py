@@ -158,7 +158,8 @@ def undecided(names: list[str], why: str) -> tuple[Trial, ...]:
 
 
 def decide(p_for: float, p_against: float, level: float) -> Verdict:
-    """NaN decides nothing."""
+    """NaN decides nothing. Corrected values such as .05 x 3 / 3 may be rounded just above the level that they equal."""
+    level *= 1 + 1e-12
     return "pass" if p_for <= level else "fail" if p_against <= level else "inconclusive"
 
 
