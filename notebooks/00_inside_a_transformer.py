@@ -108,6 +108,10 @@ course.check("0.3", induction_score)
 # over the 2,500 steps, or suddenly? And which of the two kinds of head comes first?
 
 # %%
+prediction = ...
+course.predict("0", prediction)
+
+# %% jupyter={"outputs_hidden": true}
 print("step   previous token   induction   (the best head of each)")
 steps, previous, induction = (0, 300, 400, 500, 600, 800, 1000, 2500), [], []
 for step in steps:
@@ -118,13 +122,17 @@ for step in steps:
     print(f"{step:>4} {previous[-1]:>16.2f} {induction[-1]:>11.2f}")
 
 # %% [markdown]
+# <details><summary>What came out: open it after your own guess</summary>
+#
 # Induction hardly exists at step 300 and is strong by step 800. A weak
 # previous-token head is there first, then both rise together. Both fall a little towards the end. These are random
 # tokens; on the words of its own task the model keeps getting better (see its card).
 #
+# </details>
+#
 # As a picture:
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 course.lines(
     steps,
     {"previous token (best head)": previous, "induction (best head)": induction},

@@ -42,6 +42,21 @@ print(task.describe(2))
 # The pairs have different lengths, so positions have names instead of numbers: `IO` (the indirect object), `S1` and
 # `S2` (the subject, first and second time), `END` (the last word), and `S2+` for what lies between `S2` and `END`.
 #
+# ### Exercise 1.4 (build it; easy; about 10 minutes)
+# `gap(clean, corrupt, right, wrong)`: how far the metric of the clean run lies above that of the corrupt run, for one
+# pair. `clean` and `corrupt` are each one row of logits, one number per word of the vocabulary; `right` and `wrong` are
+# the two names as numbers of words. The right name is the *clean* prompt's, in both runs. Which sign do you expect?
+
+
+# %%
+def gap(clean, corrupt, right, wrong):
+    """The metric of the clean run minus that of the corrupt run."""
+
+
+course.check("1.4", gap)
+# Stuck? Run course.hint("1.4"), then course.solution("1.4")
+
+# %% [markdown]
 # ## Predict first
 #
 # We will copy one activation of the clean run into the corrupt run and look whether the right answer comes back. The
@@ -49,6 +64,10 @@ print(task.describe(2))
 # work in layer 0? And in the last layer?
 
 # %%
+prediction = ...
+course.predict("1", prediction)
+
+# %% jupyter={"outputs_hidden": true}
 exact = mw.patch(model, task, sites=["resid_pre"])
 exact["resid_pre"]
 
@@ -56,7 +75,7 @@ exact["resid_pre"]
 # Each cell of the map is one experiment. Numbers are in units of the metric; `normalized()` divides them by the gap
 # between the two runs, so that 1 means "the whole answer came back".
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 effect = exact["resid_pre"].normalized()
 positions = effect.labels["pos"]
 for layer in (0, 5):

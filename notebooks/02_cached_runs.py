@@ -47,13 +47,21 @@ for kind in run.layers:
 # enters block 0 and add everything that all attention layers and all MLPs write, what do you get? Exactly, or nearly?
 
 # %%
+prediction = ...
+course.predict("2", prediction)
+
+# %% jupyter={"outputs_hidden": true}
 total = run["resid_pre"][0] + run["attn_out"].sum(dim=0) + run["mlp_out"].sum(dim=0)
 print("largest difference to the stream after the last block:", float((total - run["resid_post"][-1]).abs().max()))
 print("largest number in that stream:                        ", float(run["resid_post"][-1].abs().max()))
 
 # %% [markdown]
+# <details><summary>What came out: open it after your own guess</summary>
+#
 # The stream *is* the sum. This is why "who wrote it?" is a question that has an answer. The small difference is
 # rounding.
+#
+# </details>
 #
 # ### Exercise 2.1 (easy; about 5 minutes)
 # The same for one block: rebuild the stream **after block 2** from three recorded tensors. (Give the tensor itself.)
@@ -75,6 +83,23 @@ written = torch.einsum("bphe,hed->bphd", run["z"][2], attention.W_O)
 print("one write per head:", tuple(written.shape))
 print("heads alone:     ", float((written.sum(dim=2) - run["attn_out"][2]).abs().max()))
 print("heads and bias:  ", float((written.sum(dim=2) + attention.b_O - run["attn_out"][2]).abs().max()))
+
+# %% [markdown]
+# ### Exercise 2.5 (build it; medium; about 10 minutes)
+# The same for one head, and without `record_run`: `head_write(model, tokens, layer, head)` returns what this head adds
+# to the stream, with the shape (pair, position, width of the stream) and without the bias.
+# `model.run_with_cache(tokens, names_filter=name)` returns the logits and a dictionary of what was recorded; `z` of
+# block 2 is called `blocks.2.attn.hook_z`, with the shape (pair, position, head, width of a head). `model.W_O[layer,
+# head]` is the head's own matrix. It is tried on two models.
+
+
+# %%
+def head_write(model, tokens, layer, head):
+    """What one head adds to the stream at every position."""
+
+
+course.check("2.5", head_write)
+# Stuck? Run course.hint("2.5"), then course.solution("2.5")
 
 # %% [markdown]
 # ## From the stream to the answer

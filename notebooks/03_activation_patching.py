@@ -126,6 +126,10 @@ course.check("3.2", straight, denoise, noise)
 # for OR, by denoise and by noise.
 
 # %%
+prediction = ...
+course.predict("3", prediction)
+
+# %% jupyter={"outputs_hidden": true}
 for gate in ("and_gate", "or_gate"):
     case = mw.ground_truth.find_case(gate)
     for direction in ("denoise", "noise"):
@@ -133,9 +137,13 @@ for gate in ("and_gate", "or_gate"):
         print(f"{gate:<9} {direction:<8} switch A {float(effects[0]):.0f}   switch B {float(effects[1]):.0f}")
 
 # %% [markdown]
+# <details><summary>What came out: open it after your own guess</summary>
+#
 # One of the two directions sees nothing at all: an AND hides its inputs from denoise (one input is not enough), an OR
 # hides them from noise (no input is needed, since the other one is still there). Nobody tells you which kind of gate is
 # in your model.
+#
+# </details>
 #
 # ### Exercise 3.3 (medium; about 10 minutes)
 # A model has a head that names the answer, and a *backup* head that takes over when the first one fails. Each alone is
@@ -189,7 +197,7 @@ denoise["z"]
 # `patch_stream(model, task, layer, position)`: put the clean run's stream at `layer` and `position` into the corrupt
 # run. Return the mean over pairs of the metric of the patched run, minus that of the corrupt run, as one number.
 # (`task.pairs.clean_tokens`, `task.pairs.corrupt_tokens`, `task.measure(logits)`; all prompts of this task have one
-# length.) It is tried on three models.
+# length.) It is tried on three models. Values are enough here, so `with torch.no_grad():` saves time.
 
 
 # %%

@@ -104,6 +104,10 @@ course.check("4.2", n_steps)
 # the line be straight?
 
 # %%
+prediction = ...
+course.predict("4", prediction)
+
+# %% jupyter={"outputs_hidden": true}
 import torch
 
 import mechwork as mw
@@ -131,13 +135,19 @@ course.lines(
     y_title="logit difference",
 )
 
-# %%
+# %% jupyter={"outputs_hidden": true}
 print("slope of the first step, times the whole way:", round((difference[1] - difference[0]) * 20, 2))
 print("what really happens:                         ", round(difference[-1] - difference[0], 2))
 
 # %% [markdown]
+# <details><summary>What came out: open it after your own guess</summary>
+#
 # The line is flat at both ends, and at the start it even goes *down*. Norms and attention saturate too. So the slope at
-# the corrupt run has the wrong sign, and this is what it does to the map:
+# the corrupt run has the wrong sign.
+#
+# </details>
+#
+# This is what it does to the map:
 
 # %%
 exact = mw.patch(model, task, ["resid_pre", "mlp_out", "z"])

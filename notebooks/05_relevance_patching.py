@@ -46,14 +46,22 @@ def metric(logits):
 # about 440, more, or less?
 
 # %%
+prediction = ...
+course.predict("5", prediction)
+
+# %% jupyter={"outputs_hidden": true}
 by_gradient = mw.check_conservation(model, task.pairs.clean_tokens, metric, "gradient")
 print(f"the metric, summed over pairs:                 {by_gradient.value:8.2f}")
 print(f"activation x gradient after the last block:    {by_gradient.relevance[-1]:8.2f}")
 
 # %% [markdown]
+# <details><summary>What came out: open it after your own guess</summary>
+#
 # Nothing! A norm divides by the size of its input: make the stream twice as long, and the answer stays the same. So the
 # gradient *along the stream itself* is zero, however much the stream says. It is not a small error but a wrong
 # question: the gradient asks "what if there were a little more of everything?"
+#
+# </details>
 #
 # **The LN-rule** treats the norm's divisor as a constant. Then the norm is linear, and what goes in comes out.
 #
@@ -85,7 +93,8 @@ course.check("5.1", under_rule)
 #
 # ### Exercise 5.5 (build it; medium; about 15 minutes)
 # `layer_norm(x, gain, bias)`: LayerNorm over the last axis (centre, divide by the root of the variance plus 1e-5, gain,
-# bias), whose backward pass follows the **LN-rule**: the divisor is a constant, the centring is not.
+# bias), whose backward pass follows the **LN-rule**: the divisor is a constant, the centring is not. (The variance is
+# the *mean* squared distance; torch's `x.var()` divides by one less, unless told otherwise.)
 
 
 # %%

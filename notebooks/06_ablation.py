@@ -51,6 +51,10 @@ print(task.describe(1))
 # five kinds? A positive effect means: the head helps.
 
 # %%
+prediction = ...
+course.predict("6", prediction)
+
+# %% jupyter={"outputs_hidden": true}
 kinds = ("zero", "mean", "mean_by_position", "resample", "corrupt")
 sweeps = {kind: sweep_ablations(model, task, ["heads"], kind=kind)["z"] for kind in kinds}
 heads = [(0, 0), (0, 3), (1, 3), (4, 1), (5, 1)]
@@ -59,11 +63,15 @@ for kind, effect in sweeps.items():
     print(f"{kind:<20}" + "".join(f"{float(effect.values[head]):>+9.2f}" for head in heads))
 
 # %% [markdown]
+# <details><summary>What came out: open it after your own guess</summary>
+#
 # The late heads `a4.h1` and `a5.h1` help under all five, by 2 to 4 logits. `a1.h3` even changes its **sign**. Nothing
 # is broken: with its message taken away altogether, this model does *better*; with a message that says the wrong name,
 # it follows that.
 #
 # So "the effect of ablating this head" is not one number. Say which kind.
+#
+# </details>
 #
 # ### Exercise 6.1 (easy; about 5 minutes)
 # Under which kinds does `a1.h3` help (a positive effect)? Give a list of names.

@@ -40,12 +40,20 @@ print(model.tokenizer.decode(int(model(run_tokens)[0, -1].argmax())), "is what t
 # position *before* that, in the middle layers: nothing, " Mary" ever more clearly, or something else?
 
 # %%
+prediction = ...
+course.predict("7", prediction)
+
+# %% jupyter={"outputs_hidden": true}
 table = read_lens(model, prompt, LOGIT_LENS, target=" Mary")
 print(table)
 
 # %% [markdown]
+# <details><summary>What came out: open it after your own guess</summary>
+#
 # Something else: first the current word, then the *wrong* name, and only at the very end the right one. A lens does not
 # show how an answer grows. It shows what would come out if the rest of the model were left out.
+#
+# </details>
 #
 # ### Exercise 7.1 (medium; about 10 minutes)
 # Do it by hand. Give the most probable word (as text) of the stream that enters **block 4**, at the last position:
@@ -127,7 +135,8 @@ course.check("7.3", gains_most, model, text, lens)
 # A translator needs no training loop: **ridge regression** has a closed form. `translate(x, y, new, penalty)`: find the
 # matrix A and the vector b for which `x @ A + b` is as near to `y` as can be in squares, plus `penalty` times the
 # squared entries of A (b is free), and return `new @ A + b`. `x` are early streams (tokens, width), `y` the last
-# streams of the same tokens. With both centred, A = (x'x + penalty I)^-1 x'y; `torch.linalg.solve` does the inverse.
+# streams of the same tokens. With both centred, A = (x'x + penalty I)^-1 x'y, where I is the identity matrix;
+# `torch.linalg.solve` does the inverse (`import torch` first).
 
 
 # %%

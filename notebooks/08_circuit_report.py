@@ -46,7 +46,7 @@ print(circuit)
 # One edge by hand: from head `a{layer}.h{head}` to the logits. `score_edge(model, task, layer, head)` returns (clean
 # write - corrupt write) times the slope of the metric at the last stream (`blocks.5.hook_resid_post` in a model of six
 # blocks), the slope taken at the **corrupt** run; summed over width and positions, averaged over pairs. The write of a
-# head is `z @ model.W_O[layer, head]`.
+# head is `z @ model.W_O[layer, head]`. (No cell above has said `import torch`.)
 
 
 # %%
@@ -102,14 +102,22 @@ course.check("8.1", wiring, result)
 # give the lowest faithfulness?
 
 # %%
+prediction = ...
+course.predict("8", prediction)
+
+# %% jupyter={"outputs_hidden": true}
 for ablation in ("corrupt", "zero", "mean"):
     print(mw.evaluate(model, task.test, circuit, ablation=ablation, source=task.train), "\n")
 
 # %% [markdown]
+# <details><summary>What came out: open it after your own guess</summary>
+#
 # The same circuit is nearly the whole model under one ablation and worthless under two others. Both answers are right;
 # the questions differ. With `corrupt` values everything that the two prompts share stays as it was: the grammar, the
 # template, which names are in play. With zeros and means that is gone as well, and sixty edges cannot rebuild it. **A
 # faithfulness without its ablation is no result.**
+#
+# </details>
 #
 # ## Is it stable?
 #

@@ -153,8 +153,12 @@ course.check("9.5", screen)
 # measure some places *at random* among those that look unimportant. **Before you run the next cell, write down:** of
 # ten random heads, how many will have an effect as large as the typical head that the estimate chose?
 
-
 # %%
+prediction = ...
+course.predict("9", prediction)
+
+
+# %% jupyter={"outputs_hidden": true}
 def screened():
     """15 heads chosen by the estimate and 10 by lot, measured."""
     task = mw.tasks.pronoun(model, n=8, seed=0)
@@ -169,8 +173,12 @@ for place, measured, estimated in heads["strongest"][:8]:
     print(f"{place:<10}{measured:>9.2f}{estimated:>11.2f}")
 
 # %% [markdown]
+# <details><summary>What came out: open it after your own guess</summary>
+#
 # The control is small, and so its promise is weak: with ten random heads none of which is large, up to a quarter of the
 # others might be. More control, a better promise; that is a choice, and it should be in your report.
+#
+# </details>
 #
 # ## One place can fool you
 #

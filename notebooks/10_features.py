@@ -112,6 +112,10 @@ course.check("10.3", better, found)
 # lost: all, half, or a tenth?
 
 # %%
+prediction = ...
+course.predict("10", prediction)
+
+# %% jupyter={"outputs_hidden": true}
 plural = " are"
 answers = [model.tokenizer.decode(int(token)) for token in task.test.pairs.correct[:, 0]]
 plurals = task.test[[i for i, word in enumerate(answers) if word == plural]]
@@ -122,8 +126,12 @@ study = ft.study_suppression(model, shipped, "resid_post.4", best, number, plura
 print(study)
 
 # %% [markdown]
+# <details><summary>What came out: open it after your own guess</summary>
+#
 # Less than a tenth (*concept*: the share of the metric that is left). The feature can be read perfectly, and the model
 # hardly needs it: the same thing is said again elsewhere. **Decodable is not used.**
+#
+# </details>
 #
 # ### Exercise 10.4 (build it; medium; about 20 minutes)
 # `ablate_feature(model, task, coder, feature)`: the drop of the metric on the clean prompts when one feature is set to

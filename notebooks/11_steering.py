@@ -127,6 +127,10 @@ course.check("11.4", random_control)
 # probable than " he"?
 
 # %%
+prediction = ...
+course.predict("11", prediction)
+
+# %% jupyter={"outputs_hidden": true}
 direction = fit_direction(model, Examples.of_task(train), mw.Site("resid_post", 1))
 others = [mw.tasks.agreement(model, n=32, seed=0).test]
 strengths = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -137,10 +141,14 @@ study = study_steering(
 print(study)
 
 # %% [markdown]
+# <details><summary>What came out: open it after your own guess</summary>
+#
 # *Accuracy* is that share. The random vector reaches it in nearly every prompt, and a success above one half: it
 # destroys the answer " he", and what is left is a model that says much the same to everything. Look at *others* and
 # *KL*: it has forgotten the grammar of other sentences as well. **Success without its side effects is no result**, and
 # a success of one half is what mere destruction gives.
+#
+# </details>
 #
 # The two other methods ask first: `mirror_below` reflects a state at the boundary between the classes, and only if it
 # lies on the wrong side; `rotate_below` turns it and keeps its length.

@@ -38,6 +38,10 @@ class _TooSlowError(BaseException):
     """Raised by the clock; no ``except Exception`` of the student's catches it."""
 
 
+AVERAGED_TWICE = (
+    "the mean over pairs was taken twice: once in the metric whose slope was asked for, once at the end. Ask for the "
+    "slope of the *sum* of the metric over pairs."
+)
 NO_FUNCTION = "the answer is the function itself: its name, without parentheses."
 
 
@@ -98,6 +102,9 @@ def _compare(got: Any, case: Case, tolerance: float) -> str | None:
     if not numbers.is_floating_point():
         return f"it returned {numbers.dtype}; real numbers are asked for (did something get rounded or compared?)."
     if numbers.shape != truth.shape:
+        for sentence, value in case.mistakes:
+            if _alike(numbers.double(), torch.as_tensor(value).detach().double(), tolerance):
+                return sentence
         shape = "a single number" if truth.ndim == 0 else f"the shape {tuple(truth.shape)}"
         return f"on {case.label} it returned the shape {tuple(numbers.shape)}; {shape} is asked for."
     numbers = numbers.double()
@@ -107,10 +114,7 @@ def _compare(got: Any, case: Case, tolerance: float) -> str | None:
     if float((numbers - truth).abs().max()) <= tolerance * max(size, 1e-6):
         return None
     for sentence, value in case.mistakes:
-        other = torch.as_tensor(value).detach().double()
-        if other.shape == numbers.shape and float((numbers - other).abs().max()) <= tolerance * float(
-            other.abs().max()
-        ):
+        if _alike(numbers, torch.as_tensor(value).detach().double(), tolerance):
             return sentence
     if float((numbers + truth).abs().max()) <= tolerance * size:
         return "the sign is the wrong way round."
@@ -118,25 +122,55 @@ def _compare(got: Any, case: Case, tolerance: float) -> str | None:
     return f"on {case.label} the largest deviation is {off:.3g}, where the largest value is {size:.3g}."
 
 
+def _alike(numbers: Any, other: Any, tolerance: float) -> bool:
+    if other.shape != numbers.shape:
+        return False
+    return float((numbers - other).abs().max()) <= tolerance * float(other.abs().max())
+
+
 @contextlib.contextmanager
 def _borrowed(model: Any) -> Iterator[Callable[[], str | None]]:
-    """Whatever the call does to `model` is seen, said and undone. `model` may be None, for a function without one."""
-    if model is None:
-        yield lambda: None
-        return
+    """Whatever the call does to `model` is seen, said and undone; so is a switch of torch's own that it leaves over.
+
+    `model` may be None, for a function without one.
+    """
+    import torch
+
+    gradients, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
+    with contextlib.nullcontext(lambda: None) if model is None else _lent(model) as changed:
+
+        def anything_changed() -> str | None:
+            if torch.is_grad_enabled() != gradients:
+                return "gradients are switched off (or on) for good: write `with torch.no_grad():` around your lines."
+            if torch.get_default_dtype() != dtype:
+                return "torch's default number type is another one afterwards."
+            return changed()
+
+        try:
+            yield anything_changed
+        finally:
+            torch.set_grad_enabled(gradients)
+            torch.set_default_dtype(dtype)
+
+
+@contextlib.contextmanager
+def _lent(model: Any) -> Iterator[Callable[[], str | None]]:
     module = getattr(model, "original_model", model)  # the weights themselves; the bridge hands out views of some
     weights = {name: tensor.detach().clone() for name, tensor in module.named_parameters()}
+    constants = {name: tensor.clone() for name, tensor in module.named_buffers()}
     asked = {name: tensor.requires_grad for name, tensor in module.named_parameters()}
-    training, hooks = model.training, _n_hooks(model)
+    training, hooks, own = model.training, _n_hooks(model), _own_hooks(model)
 
     def changed() -> str | None:
-        if _n_hooks(model) != hooks:
+        if _n_hooks(model) != hooks or _own_hooks(model) != own:
             return "a hook is still on the model afterwards: use run_with_hooks, which takes it off again."
         for name, tensor in module.named_parameters():
             if not bool((tensor == weights[name]).all()):
                 return "the model's weights are changed afterwards: work on copies."
             if tensor.requires_grad != asked[name]:
                 return "some weights ask for gradients afterwards that did not before, or the other way round."
+        if any(not bool((tensor == constants[name]).all()) for name, tensor in module.named_buffers()):
+            return "the model's constants (its masks, say) are changed afterwards: work on copies."
         return None if model.training == training else "the model is in another mode afterwards (train or eval)."
 
     try:
@@ -144,11 +178,41 @@ def _borrowed(model: Any) -> Iterator[Callable[[], str | None]]:
     finally:
         if _n_hooks(model) != hooks:
             model.reset_hooks()
+        for which, key in _own_hooks(model) - own:
+            del which.hooks[key]
+        for name, tensor in module.named_buffers():
+            tensor.copy_(constants[name])
         for name, tensor in module.named_parameters():
             tensor.data.copy_(weights[name])
             tensor.requires_grad_(asked[name])
             tensor.grad = None
         model.train(training)
+
+
+@dataclass(frozen=True)
+class _Hooks:
+    """One table of torch's own hooks, which not counted by TransformerLens; equal if it is the same table."""
+
+    hooks: Any
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Hooks) and self.hooks is other.hooks
+
+    def __hash__(self) -> int:
+        return id(self.hooks)
+
+
+def _own_hooks(model: Any) -> set[tuple[_Hooks, int]]:
+    """What hangs on any module by ``register_forward_hook`` and its like."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    modules = {*model.modules(), *getattr(model, "original_model", model).modules()}
+    tables = [getattr(module, kind) for module in modules for kind in kinds]
+    return {
+        (_Hooks(table), key)
+        for table in tables
+        for key, hook in table.items()
+        if not str(getattr(hook, "__module__", "")).startswith("transformer")  # libraries hang up their own
+    }
 
 
 def _n_hooks(model: Any) -> int:

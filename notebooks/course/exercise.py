@@ -89,6 +89,16 @@ def check(name: str, answer: Any, *evidence: Any) -> None:
     print(f"{name}  right. {exercise.why}")
 
 
+def predict(lesson: str, prediction: Any) -> None:
+    """Takes down what a student expects before a number is shown. Nothing is judged, and it is in no grade."""
+    if prediction is Ellipsis or prediction is None or not str(prediction).strip():
+        print(f"Prediction {lesson}  not written down yet: put a sentence in quotes in place of the dots, then go on.")
+        return
+    print(
+        f"Prediction {lesson}  written down: {prediction}\nNow run the next cell and compare; nothing is judged here."
+    )
+
+
 def passed(name: str) -> bool:
     """Whether the last answer to `name` was right."""
     return _PASSED.get(name, False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .build import Case, judges
 from .exercise import Exercise, add, close, same
 
 
@@ -47,7 +48,53 @@ def _smallest(answer: Any, curve: Any) -> str | None:
     return f"the table has the sizes {', '.join(map(str, curve.sizes))}."
 
 
+@judges
+def _gap() -> list[Case]:
+    import torch
+
+    import mechwork as mw
+
+    cases = []
+    for name in ("gpt2-6l", "llama-6l"):
+        model = mw.load_model(name)
+        pairs = mw.tasks.ioi(model, n=2, seed=3).pairs
+        with torch.no_grad():
+            runs = [
+                model(tokens)[0, int(pairs.lengths[0]) - 1] for tokens in (pairs.clean_tokens, pairs.corrupt_tokens)
+            ]
+        right, wrong = int(pairs.correct[0, 0]), int(pairs.incorrect[0, 0])
+        clean, corrupt = (float(row[right] - row[wrong]) for row in runs)
+        p_clean, p_corrupt = (float(row.softmax(-1)[right] - row.softmax(-1)[wrong]) for row in runs)
+        mistakes = (
+            ("this is the difference of the clean run alone: take that of the corrupt run off.", clean),
+            (
+                "added, or the names swapped in the corrupt run: there, too, it is right minus wrong.",
+                clean + corrupt,
+            ),
+            ("these are probabilities: no softmax here, logits as they are.", p_clean - p_corrupt),
+            ("this is the right name alone. What about the wrong one?", float(runs[0][right] - runs[1][right])),
+        )
+        cases.append(Case(f"a pair in {name}", None, (*runs, right, wrong), clean - corrupt, mistakes))
+    return cases
+
+
+GAP = """
+def gap(clean, corrupt, right, wrong):
+    clean_difference = clean[right] - clean[wrong]
+    corrupt_difference = corrupt[right] - corrupt[wrong]
+    return clean_difference - corrupt_difference
+"""
+
+
 add(
+    Exercise(
+        "1.4",
+        _gap,
+        hint="Index a row by a token's number. First the metric of each run, with the same right name; then what lies "
+        "between.",
+        solution=GAP,
+        why="The mean of this over all pairs is the gap: the whole that every effect below is a share of.",
+    ),
     Exercise(
         "1.1",
         _where,

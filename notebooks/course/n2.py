@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .build import Case, judges, trials
 from .exercise import Exercise, add, close
 
 GPT2_BYTES = 12 * 64 * 128 * 768 * 4
@@ -61,7 +62,48 @@ def _n_bytes(answer: Any) -> str | None:
     return "multiply layers, prompts, tokens, width, and bytes per number."
 
 
+@judges
+def _head_write() -> list[Case]:
+    import torch
+
+    cases = []
+    for name, model, task in trials(("gpt2-6l", "llama-6l"), n=3):
+        tokens, layer, head = task.pairs.clean_tokens, 4, 1
+        with torch.no_grad():
+            z = model.run_with_cache(tokens, names_filter=f"blocks.{layer}.attn.hook_z")[1][
+                f"blocks.{layer}.attn.hook_z"
+            ]
+            out = model.W_O[layer]
+            truth = z[:, :, head] @ out[head]
+            mistakes = (
+                ("this is z, in the head's own small space: W_O is still to come.", z[:, :, head]),
+                ("these are all heads together: one is asked for.", torch.einsum("bphe,hed->bpd", z, out)),
+                ("this is W_O of head 0: every head has its own.", z[:, :, head] @ out[0]),
+                ("this is head 0: the third axis of z is the head.", z[:, :, 0] @ out[head]),
+                ("the second axis of z is the position; the head is the third.", z[:, head] @ out[head]),
+                ("W_O has a layer and a head in front; this is layer 0.", z[:, :, head] @ model.W_O[0, head]),
+            )
+        cases.append(Case(name, model, (model, tokens, layer, head), truth, mistakes))
+    return cases
+
+
+HEAD_WRITE = """
+def head_write(model, tokens, layer, head):
+    name = f"blocks.{layer}.attn.hook_z"
+    _, cache = model.run_with_cache(tokens, names_filter=name)
+    return cache[name][:, :, head] @ model.W_O[layer, head]
+"""
+
+
 add(
+    Exercise(
+        "2.5",
+        _head_write,
+        hint="The cache is indexed by the place's name. Which axis of z picks the head? Then a matrix product "
+        "takes the head's width to the stream's.",
+        solution=HEAD_WRITE,
+        why="Two lines, on a model with shared keys too: what a head writes is what later parts can read from it.",
+    ),
     Exercise(
         "2.1",
         _rebuilt,
@@ -72,7 +114,8 @@ add(
     Exercise(
         "2.2",
         _share,
-        hint="task.measure(run.logits) has one number per pair; compare with 0, then take the mean.",
+        hint="task.measure(run.logits) has one number per pair; compare with 0. A mean wants numbers, not True and "
+        "False: .float() makes them.",
         solution="share = float((task.measure(run.logits) > 0).double().mean())",
         why="A metric per pair, never averaged too early, lets you ask such questions afterwards.",
     ),

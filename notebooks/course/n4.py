@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from .build import Case, judges, trials
+from .build import AVERAGED_TWICE, Case, judges, trials
 from .exercise import Exercise, add, close
 
 
@@ -117,6 +117,7 @@ def _attribution() -> list[Case]:
             truth, n = estimates.values[layer], len(task)
             mistakes = (
                 ("this is summed over pairs; the mean is asked for.", truth * n),
+                (AVERAGED_TWICE, truth / n),
                 ("the slope was taken at the clean run.", at_clean.values[layer]),
                 (
                     "this is the mean of the absolute values: signs are lost.",
@@ -141,6 +142,7 @@ def _integrated() -> list[Case]:
                 ("the slope is the one at the start: exercise 4.5 again.", start),
                 ("the slopes are added up; their mean is asked for.", truth * n_steps),
                 ("this is summed over pairs; the mean is asked for.", truth * len(task)),
+                (AVERAGED_TWICE, truth / len(task)),
             )
             cases.append(Case(f"{name}, {n_steps} steps", model, (model, task, n_steps), truth, mistakes))
     return cases

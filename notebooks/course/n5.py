@@ -97,11 +97,18 @@ def _derivative(function: Any, x: Any, *others: Any) -> tuple[Any, Any]:
     return value.detach(), torch.autograd.grad((value * weights).sum(), x)[0]
 
 
-def _judge_rule(answer: Any, inputs: tuple[Any, ...], right: Any, forward: Any, mistakes: dict[str, Any]) -> str | None:
+def _judge_rule(
+    answer: Any,
+    inputs: tuple[Any, ...],
+    right: Any,
+    forward: Any,
+    mistakes: dict[str, Any],
+    other_values: dict[str, Any] | None = None,
+) -> str | None:
     """Values first, then the backward pass: both must be those of `right`."""
     if not callable(answer):
         return "the answer is the function itself: its name, without parentheses."
-    value_case = Case("random numbers (the value)", None, inputs, forward(*inputs))
+    value_case = Case("random numbers (the value)", None, inputs, forward(*inputs), tuple((other_values or {}).items()))
     if (wrong := judge_function(answer, [value_case], 1e-5)) is not None:
         return wrong
     known = tuple((sentence, _derivative(other, *inputs)[1]) for sentence, other in mistakes.items())
@@ -132,7 +139,20 @@ def _layer_norm(answer: Any) -> str | None:
         "the mean is held too: the LN-rule holds the divisor alone.": all_held,
         "everything is detached: nothing gets through.": lambda x, gain, bias: plain(x, gain, bias).detach(),
     }
-    return _judge_rule(answer, (x, gain, bias), right, plain, mistakes)
+    centred = x - x.mean(-1, keepdim=True)
+    variance = centred.pow(2).mean(-1, keepdim=True)
+    unbiased = variance * 8 / 7
+    other_values = {
+        "the variance is divided by the width less one, as torch's var and std do: take the mean of the squares.": (
+            centred / (unbiased + 1e-5).sqrt() * gain + bias
+        ),
+        "the variance is divided by the width less one, and 1e-5 is added after the root.": (
+            centred / (unbiased.sqrt() + 1e-5) * gain + bias
+        ),
+        "the bias is missing.": centred / (variance + 1e-5).sqrt() * gain,
+        "the gain is missing.": centred / (variance + 1e-5).sqrt() + bias,
+    }
+    return _judge_rule(answer, (x, gain, bias), right, plain, mistakes, other_values)
 
 
 def _gelu(answer: Any) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .build import Case, judges, trials
+from .build import AVERAGED_TWICE, Case, judges, trials
 from .exercise import Exercise, add, close, same
 
 
@@ -105,6 +105,8 @@ def _score_edge() -> list[Case]:
             truth = float(scores.values[writer, reader])
             mistakes = (
                 ("this is summed over pairs; the mean is asked for.", truth * len(task)),
+                (AVERAGED_TWICE, truth / len(task)),
+                ("this is the mean over positions; they add up.", truth / task.pairs.clean_tokens.shape[1]),
                 ("the slope was taken at the clean run.", float(noise.values[writer, reader])),
             )
             cases.append(Case(f"{name}, a{layer}.h{head}", model, (model, task, layer, head), truth, mistakes))

@@ -14,6 +14,8 @@ from typing import Any
 
 NOTEBOOKS = Path(__file__).resolve().parents[1]
 MARK = "# %%"
+HIDDEN = '# %% jupyter={"outputs_hidden": true}'
+"""The mark of a code cell whose stored output is folded: a student opens it after predicting it."""
 METADATA = {
     "jupytext": {"formats": "ipynb,py:percent"},
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -30,13 +32,18 @@ def read_cells(text: str) -> list[tuple[str, str]]:
     """(``"markdown"`` or ``"code"``, text) of every cell of a percent source; what stands before the first is its
     header.
     """
-    cells: list[tuple[str, list[str]]] = []
+    return [(kind, content) for kind, content, _ in _marked_cells(text)]
+
+
+def _marked_cells(text: str) -> list[tuple[str, str, str]]:
+    """Kind, text and mark of every cell."""
+    cells: list[tuple[str, list[str], str]] = []
     for line in text.splitlines():
         if line.startswith(MARK):
-            cells.append(("markdown" if "[markdown]" in line else "code", []))
+            cells.append(("markdown" if "[markdown]" in line else "code", [], line))
         elif cells:
             cells[-1][1].append(line)
-    return [(kind, _text(kind, lines)) for kind, lines in cells]
+    return [(kind, _text(kind, lines), mark) for kind, lines, mark in cells]
 
 
 def _text(kind: str, lines: list[str]) -> str:
@@ -48,8 +55,9 @@ def _text(kind: str, lines: list[str]) -> str:
 def build(text: str) -> dict[str, Any]:
     """The notebook of a percent source, as nbformat 4.5 without outputs."""
     cells: list[dict[str, Any]] = []
-    for number, (kind, content) in enumerate(read_cells(text)):
-        cell: dict[str, Any] = {"cell_type": kind, "id": f"cell-{number:02d}", "metadata": {}}
+    for number, (kind, content, mark) in enumerate(_marked_cells(text)):
+        folded = {"jupyter": {"outputs_hidden": True}} if mark == HIDDEN else {}
+        cell: dict[str, Any] = {"cell_type": kind, "id": f"cell-{number:02d}", "metadata": folded}
         if kind == "code":
             cell |= {"execution_count": None, "outputs": []}
         cells.append(cell | {"source": content.splitlines(keepends=True)})

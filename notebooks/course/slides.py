@@ -20,6 +20,9 @@ from .pairing import pair, sources
 CODE_LINES, TEXT_LINES = 14, 12
 """Of a cell and of what it printed, at most; the rest is in the notebook."""
 SECTION = re.compile(r"(?m)^(?=#{1,3} )")
+ASKS = re.compile(r"^course\.(?:check|predict)\(", re.MULTILINE)
+FOLDED = re.compile(r"</?details>(?:<summary>.*?</summary>)?\n*")
+"""What is folded in a notebook stands on the slide after the number."""
 LEFT_OUT = ("import course\n", "NOW_WITH_GPT2")
 
 STYLE = """
@@ -104,9 +107,9 @@ def slides_of(notebook: dict[str, Any]) -> list[Slide]:
     for cell in notebook["cells"]:
         text = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
-            for section in filter(str.strip, SECTION.split(text)):
+            for section in filter(str.strip, SECTION.split(FOLDED.sub("", text))):
                 _add_words(slides, section)
-        elif not text.startswith(LEFT_OUT) and "course.check(" not in text:
+        elif not text.startswith(LEFT_OUT) and not ASKS.search(text):
             _add_code(slides, text, cell["outputs"])
     return [slide for slide in slides if not slide.title.startswith("Optional: now with")]
 

@@ -30,6 +30,13 @@ WRONG: dict[str, tuple[str, ...]] = {
         "left_over = 0.5",
     ),
     "1.3": ("smallest = curve.sizes[-1]", "smallest = curve.sizes[0]", "smallest = 80", "smallest = 'few'"),
+    "1.4": (
+        _wrong("1.4", "return clean_difference - corrupt_difference", "return corrupt_difference - clean_difference"),
+        _wrong("1.4", "return clean_difference - corrupt_difference", "return clean_difference"),
+        _wrong("1.4", "corrupt[right] - corrupt[wrong]", "corrupt[wrong] - corrupt[right]"),
+        _wrong("1.4", "wrong):", "wrong):\n    clean, corrupt = clean.softmax(-1), corrupt.softmax(-1)"),
+        _wrong("1.4", " - clean[wrong]", "").replace(" - corrupt[wrong]", ""),
+    ),
     "2.1": (
         'rebuilt = run["resid_pre"][2] + run["attn_out"][2]',
         'rebuilt = run["resid_pre"][1] + run["attn_out"][1] + run["mlp_out"][1]',
@@ -42,6 +49,14 @@ WRONG: dict[str, tuple[str, ...]] = {
     ),
     "2.3": ("shape = (6, 8, 28, 4, 32)", "shape = (6, 8, 28, 64)", "shape = (8, 6, 28, 2, 32)"),
     "2.4": ("n_bytes = 12 * 64 * 128 * 768", "n_bytes = 64 * 128 * 768 * 4", "n_bytes = 302", "n_bytes = 2 ** 30"),
+    "2.5": (
+        _wrong("2.5", " @ model.W_O[layer, head]", ""),
+        _wrong("2.5", "W_O[layer, head]", "W_O[layer, 0]"),
+        _wrong("2.5", "W_O[layer, head]", "W_O[0, head]"),
+        _wrong("2.5", "[:, :, head]", "[:, :, 0]"),
+        _wrong("2.5", "[:, :, head]", "[:, head]"),
+        _wrong("2.5", "[:, :, head] @ model.W_O[layer, head]", ".flatten(2) @ model.W_O[layer].flatten(0, 1)"),
+    ),
     "3.1": ("s2_in_corrupt = 10", "s2_in_corrupt = 9", "s2_in_corrupt = 4"),
     "3.2": ('straight = "probability_difference"', 'straight = "log_probability"', 'straight = "accuracy"'),
     "3.3": ('direction = "noise"', 'direction = "both"'),
@@ -74,11 +89,13 @@ WRONG: dict[str, tuple[str, ...]] = {
     "4.5": (
         _wrong("4.5", ".mean(0)", ".sum(0)"),
         _wrong("4.5", ".mean(0)", ".mean()"),
+        _wrong("4.5", ".sum(), kept", ".mean(), kept"),
         _wrong("4.5", "(clean - kept", "(kept").replace('kept["x"].detach()) *', 'kept["x"].detach() - clean) *'),
         _wrong("4.5", "task.pairs.corrupt_tokens, fwd", "task.pairs.clean_tokens, fwd"),
     ),
     "4.6": (
         _wrong("4.6", "total / n_steps", "total"),
+        _wrong("4.6", ".sum(), point", ".mean(), point"),
         _wrong("4.6", "(k + 0.5) / n_steps", "0.0"),
     ),
     "5.1": ("under_rule = 0.0", "under_rule = 3", "under_rule = 1 / 5"),
@@ -89,6 +106,7 @@ WRONG: dict[str, tuple[str, ...]] = {
         _wrong("5.5", ".detach()", ""),
         _wrong("5.5", "x.mean(dim=-1, keepdim=True)", "x.mean(dim=-1, keepdim=True).detach()"),
         _wrong("5.5", " + bias", ""),
+        _wrong("5.5", ".detach()", ".detach() * (8 / 7) ** 0.5"),
     ),
     "5.6": (
         _wrong("5.6", ".detach()", ""),
@@ -134,6 +152,8 @@ WRONG: dict[str, tuple[str, ...]] = {
     ),
     "8.5": (
         _wrong("8.5", ".mean())", ".sum())"),
+        _wrong("8.5", ".sum(), kept", ".mean(), kept"),
+        _wrong("8.5", ".sum(dim=(-1, -2)).mean())", ".sum(dim=-1).mean())"),
         _wrong("8.5", "task.pairs.corrupt_tokens, fwd", "task.pairs.clean_tokens, fwd"),
         _wrong("8.5", '(clean - kept["z"])', '(kept["z"] - clean)'),
     ),

@@ -34,6 +34,27 @@ def _leaves_hook(model: Any) -> torch.Tensor:
     return TRUTH
 
 
+def _leaves_torch_s_own_hook(model: Any) -> torch.Tensor:
+    module = next(iter(model.original_model.children()))
+    module.register_forward_hook(lambda module, given, made: None)
+    return TRUTH
+
+
+def _switches_gradients_off(model: Any) -> torch.Tensor:
+    torch.set_grad_enabled(False)
+    return TRUTH
+
+
+def _changes_the_number_type(model: Any) -> torch.Tensor:
+    torch.set_default_dtype(torch.float64)
+    return TRUTH
+
+
+def _changes_constants(model: Any) -> torch.Tensor:
+    next(model.original_model.buffers()).data.add_(1)
+    return TRUTH
+
+
 def _trains(model: Any) -> torch.Tensor:
     model.train()
     return TRUTH
@@ -54,6 +75,10 @@ BAD = {
     "raises": (lambda model: {}["x"], r"raised KeyError"),
     "weights": (_changes_weights, r"weights are changed afterwards"),
     "hook": (_leaves_hook, r"a hook is still on the model"),
+    "torch's own hook": (_leaves_torch_s_own_hook, r"a hook is still on the model"),
+    "gradients": (_switches_gradients_off, r"with torch.no_grad"),
+    "number type": (_changes_the_number_type, r"default number type"),
+    "constants": (_changes_constants, r"constants \(its masks, say\) are changed"),
     "mode": (_trains, r"another mode afterwards"),
     "forever": (_runs_forever, r"ran for more than 1 seconds"),
 }
@@ -72,7 +97,10 @@ def test_a_bad_function_is_named_and_the_model_put_back(kind: str, model: Any, m
     assert torch.equal(model(tokens), before)
     assert model.training == mode
     assert not build._n_hooks(model)
-    assert judge_function(lambda model: TRUTH, [Case("the case", model, (model,), TRUTH)]) is None
+    assert torch.is_grad_enabled()
+    assert torch.get_default_dtype() == torch.float32
+    good = [Case("the case", model, (model,), TRUTH)]
+    assert judge_function(lambda model: model.run_with_cache(tokens) and TRUTH, good) is None  # libraries' own hooks
 
 
 def test_grades_are_exported_with_attempts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from notebooks.course import EXERCISES, check, hint, passed, solution, start
+from notebooks.course import EXERCISES, check, hint, passed, predict, solution, start
 from notebooks.course.exercise import Exercise
 
 NO_NUMBER = object()
@@ -146,6 +146,15 @@ def test_a_strange_answer_gets_a_message_and_no_traceback(name: str, capsys: pyt
     hint(name)
     solution(name)
     assert "one solution" in capsys.readouterr().out
+
+
+def test_a_prediction_is_taken_down_and_not_judged(capsys: pytest.CaptureFixture[str]) -> None:
+    for nothing in (..., None, " "):
+        predict("1", nothing)
+        assert "not written down yet" in capsys.readouterr().out
+    predict("1", "at S2, then at END")
+    assert "written down: at S2, then at END" in capsys.readouterr().out
+    assert not passed("1")
 
 
 def test_an_unknown_exercise_names_the_known_ones() -> None:

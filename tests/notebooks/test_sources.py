@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from notebooks.course import EXERCISES
-from notebooks.course.pairing import NOTEBOOKS, pair, read_cells, sources, to_json
+from notebooks.course.pairing import NOTEBOOKS, build, pair, read_cells, sources, to_json
 
 from .answers import WRONG
 from .second_pass import exercises_in
@@ -49,6 +49,15 @@ def test_it_has_what_a_lesson_has(source: Path) -> None:
     assert code[0] == f'import course\n\ncourse.begin("{int(source.name[:2])}")'
     assert prose.count("## Predict first") == 1
     assert re.search(r"Before you run", prose)
+    asked = f'prediction = ...\ncourse.predict("{int(source.name[:2])}", prediction)'
+    assert asked in code
+    assert prose.count("<details>") == prose.count("</details>") == prose.count("<summary>")
+    folded = [
+        "".join(cell["source"])
+        for cell in build(text)["cells"]
+        if cell["cell_type"] == "code" and cell["metadata"].get("jupyter", {}).get("outputs_hidden")
+    ]
+    assert code[code.index(asked) + 1] in folded
     assert 3 <= len(exercises_in(source)) <= 6
     assert next(line.split("=")[0].strip() for line in code[-1].splitlines()) == "NOW_WITH_GPT2"
     assert code[-1].startswith("NOW_WITH_GPT2 = False\nif NOW_WITH_GPT2:\n")
