@@ -156,6 +156,15 @@ course.check("1.3", smallest, curve)
 # Stuck? Run course.hint("1.3"), then course.solution("1.3")
 
 # %% [markdown]
+# ## Ask the model live
+#
+# The picture can ask the model. Press *Tour* (three minutes), or click a box of step 2 and press *Ablate*: beside each
+# effect stands what the same does at random other places. Then try the strongest head of your circuit, and one outside.
+
+# %%
+course.workbench(model, task, scores=scores, circuit=circuit)
+
+# %% [markdown]
 # ## Keep it
 #
 # Everything above as one file that opens in any browser, without a network. `audience="class"` puts a question before
@@ -166,15 +175,6 @@ report = mw.report(
     course.place("first_circuit.html"), task, exact, approx, scores, circuit, curve, force=True, audience="class"
 )
 print(report)
-
-# %% [markdown]
-# ## Ask the model live
-#
-# The picture can ask the model. Press *Tour* (three minutes), or click a box of step 2 and press *Ablate*: beside each
-# effect stands what the same does at random other places. Then try the strongest head of your circuit, and one outside.
-
-# %%
-course.workbench(model, task, scores=scores, circuit=circuit)
 
 # %% [markdown]
 # ## Optional: now with GPT-2

@@ -148,6 +148,15 @@ course.check("8.2", always, inclusion)
 # Stuck? Run course.hint("8.2"), then course.solution("8.2")
 
 # %% [markdown]
+# ## Ask the model live
+#
+# Take nodes out of your circuit by a click and watch its faithfulness beside random circuits; ablate its strongest
+# head, then one outside it. *Tour* is a walk of three minutes.
+
+# %%
+course.workbench(model, task, scores=scores, circuit=circuit)
+
+# %% [markdown]
 # ## Two tasks, one circuit?
 #
 # Three tasks of this model: indirect objects, gendered pronouns (" he" or " she" after a first name), and greater-than
@@ -200,15 +209,6 @@ words = {
 print(mw.report(course.place("circuit_report.html"), task, scores, circuit, result, curve, texts=words, force=True))
 circuit.save(course.place("ioi_circuit.json"))
 circuit
-
-# %% [markdown]
-# ## Ask the model live
-#
-# Take nodes out of your circuit by a click and watch its faithfulness beside random circuits; ablate its strongest
-# head, then one outside it. *Tour* is a walk of three minutes.
-
-# %%
-course.workbench(model, task, scores=scores, circuit=circuit)
 
 # %% [markdown]
 # ## Optional: now with GPT-2

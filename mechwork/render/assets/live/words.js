@@ -22,7 +22,10 @@ function el(tag, options = {}, ...children) {
   if (cls) made.className = cls;
   if (text !== undefined) made.textContent = text;
   for (const [key, value] of Object.entries(data ?? {})) made.dataset[key] = value;
-  for (const [key, value] of Object.entries(attributes)) if (value !== false && value !== null) made.setAttribute(key, value === true ? "" : value);
+  for (const [key, value] of Object.entries(attributes)) {
+    if (key.startsWith("aria-")) made.setAttribute(key, value); // "false" is a value of these
+    else if (value !== false && value !== null) made.setAttribute(key, value === true ? "" : value);
+  }
   made.append(...children);
   return made;
 }
