@@ -22,9 +22,9 @@ from ..models.borrow import hooked, run_tail
 from ..provenance import hash_tensors
 from ..shapes import PositionMask, Tokens
 from ..sites import SITE_KINDS, Site, hook_name
+from ..tasks.padding import TokenBatch, token_rows
 from ..tasks.pairs import END
 from ..tasks.task import Task
-from ..tasks.token_rows import TokenBatch, token_rows
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
