@@ -24,9 +24,9 @@ from ..provenance import hash_tensors
 from ..runs.room import rows_that_fit
 from ..shapes import PositionMask, Tokens
 from ..sites import SITE_KINDS, Site, hook_name
+from ..tasks.padding import TokenBatch, token_rows
 from ..tasks.pairs import END
 from ..tasks.task import Task
-from ..tasks.token_rows import TokenBatch, token_rows
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

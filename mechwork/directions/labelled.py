@@ -25,7 +25,7 @@ from ..display import Readable
 from ..errors import InputError, UnknownNameError
 from ..provenance import hash_tensors
 from ..shapes import PositionMask, Tokens
-from ..tasks.token_rows import TokenBatch, token_rows
+from ..tasks.padding import TokenBatch, token_rows
 from .examples import Examples
 
 LEAST = 2

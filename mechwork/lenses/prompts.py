@@ -15,7 +15,7 @@ from ..models.anatomy import check_ready
 from ..shapes import PositionMask, Tokens
 from ..tasks.encode import answer_token, tokenise
 from ..tasks.marks import check_marks, plain_tokens
-from ..tasks.token_rows import token_rows
+from ..tasks.padding import token_rows
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

@@ -24,8 +24,8 @@ from ..errors import InputError
 from .continuations import Continuations, beginnings, pad_questions, tabulate
 from .encode import answer_token, require_tokenizer
 from .metrics import Metric
+from .padding import token_id
 from .pairs import END, Spans
-from .token_rows import token_id
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

@@ -22,7 +22,7 @@ from ..shapes import Logits, PositionMask, Tokens
 from .continuations import ABSENT as NO_TOKEN
 from .continuations import TENSORS, Continuations
 from .marks import plain_tokens
-from .token_rows import TokenBatch, token_id, token_rows
+from .padding import TokenBatch, token_id, token_rows
 
 END = "END"
 ABSENT = NO_TOKEN
@@ -91,7 +91,7 @@ class PromptPairs(Readable):
         alone: bool = False,
     ) -> PromptPairs:
         """Pairs from token ids: tensors ``[batch, pos]``, lists of lists (of different lengths) or what a tokenizer
-        returns, padded on either side (`mechwork.tasks.token_rows`); answers ``[batch]`` or ``[batch, n]``.
+        returns, padded on either side (`mechwork.tasks.padding`); answers ``[batch]`` or ``[batch, n]``.
 
         `spans` names positions of each clean prompt (0: its first real token); the gaps between them become spans of
         their own. `corrupt_spans` defaults to `spans` and is required when a pair's prompts differ in length.

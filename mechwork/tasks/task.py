@@ -19,8 +19,8 @@ from ..provenance import Provenance
 from .answers import Asked, arrange, nested_ids
 from .marks import check_marks
 from .metrics import METRICS, Metric, MetricFunction, accuracy, find_metric, logit_difference
+from .padding import TokenBatch, token_rows
 from .pairs import PromptPairs, Spans
-from .token_rows import TokenBatch, token_rows
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -75,7 +75,7 @@ class Task(Readable):
         corrupt_spans: Sequence[Spans] | None = None,
     ) -> Task:
         """A task from token ids: lists of any lengths, a tensor ``[batch, pos]``, or a tokenizer's ``input_ids`` with
-        their ``attention_mask``, padded on either side (`mechwork.tasks.token_rows`). Answers are ``[batch]`` or
+        their ``attention_mask``, padded on either side (`mechwork.tasks.padding`). Answers are ``[batch]`` or
         ``[batch, n]``; see `PromptPairs.from_tokens`. Under metrics of answers of several tokens (``first_token``,
         ``first_difference``, ``sequence_...``) an answer is a list of ids, and each pair has a list of answers:
         ``correct=[[[5, 6]]]``.

@@ -17,8 +17,8 @@ from mechwork.lenses.prompts import as_prompts
 from mechwork.models.borrow import run_tail
 from mechwork.patching import attribute, patch
 from mechwork.tasks import from_file
+from mechwork.tasks.padding import token_rows
 from mechwork.tasks.task import Task
-from mechwork.tasks.token_rows import token_rows
 from tests.families import CHOSEN, D_VOCAB, padded, rounding
 from tests.gate import QUICK_FAMILIES, fewer
 from tests.reference import literal
