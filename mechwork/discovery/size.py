@@ -71,7 +71,7 @@ def find_size(
     """The size for `target` on (the first `N_CHOOSE` of) ``task.train``, and of `task.sizing` where that is another."""
     space, tried = scores.space, dict[int, Tried]()
     halves = [task.train, *([task.sizing] if "size" in task.splits else [])]
-    parts = [_Part.of(model, half[: min(N_CHOOSE, len(half))], space, settings) for half in halves]
+    parts = [_SizePart.of(model, half[: min(N_CHOOSE, len(half))], space, settings) for half in halves]
     which = "train pairs and on as many others" if len(parts) > 1 else "train pairs"
 
     def test(n: int) -> bool:
@@ -112,7 +112,7 @@ def find_size(
 
 
 @dataclass(frozen=True, eq=False)
-class _Part:
+class _SizePart:
     """Pairs on which sizes are tried; what every circuit on them shares is run once."""
 
     task: Task
@@ -122,7 +122,7 @@ class _Part:
     ends: tuple[Tensor, Tensor]
 
     @classmethod
-    def of(cls, model: TransformerBridge, task: Task, space: EdgeSpace, settings: EvaluationSettings) -> _Part:
+    def of(cls, model: TransformerBridge, task: Task, space: EdgeSpace, settings: EvaluationSettings) -> _SizePart:
         shared = SharedRuns()
         whole, empty = measure_circuits(model, task, space, [space.mask, space.mask & False], settings, shared).metric
         return cls(task, space, settings, shared, (empty, whole))
@@ -132,7 +132,7 @@ class _Part:
         return faithfulness(metric, *self.ends)
 
 
-def _sizing(tried: dict[int, Tried], n: int, reason: str, parts: Sequence[_Part], scores: EdgeScores) -> Sizing:
+def _sizing(tried: dict[int, Tried], n: int, reason: str, parts: Sequence[_SizePart], scores: EdgeScores) -> Sizing:
     tasks = [part.task.provenance() for part in parts]
     provenance = build_provenance(
         method="circuit size", task=tasks[0], subject=scores.provenance, **({"others": tasks[1]} if tasks[1:] else {})

@@ -46,7 +46,7 @@ QUESTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class PlantedPlan:
     """What a seed draws."""
 
     letters: tuple[int, int]
@@ -61,7 +61,7 @@ class Plan:
         return f"{self.question} of {' and '.join(names)}, through {heads} and m{self.mlp}"
 
 
-def draw_plan(seed: int) -> Plan:
+def draw_plan(seed: int) -> PlantedPlan:
     """The plan of a seed. Letters are drawn so that switching one often changes the answer either way."""
     g = torch.Generator().manual_seed(check_seed(seed))
     i, j = sorted(torch.randperm(3, generator=g)[:2].tolist())
@@ -89,10 +89,10 @@ def draw_plan(seed: int) -> Plan:
         answer=lambda values: torch.where(holds(values[:, 0], values[:, 1]), YES, NO),
         carriers=(fetch[0], fetch[1]), output=(f"m{mlp}->logits",),
     )  # fmt: skip
-    return Plan((i, j), question, (heads[0], heads[1]), mlp, program)
+    return PlantedPlan((i, j), question, (heads[0], heads[1]), mlp, program)
 
 
-def planted_task(plan: Plan, n: int = 48, seed: int = 0) -> Task:
+def planted_task(plan: PlantedPlan, n: int = 48, seed: int = 0) -> Task:
     """Pairs with opposite answers; all letters may differ."""
     generator = torch.Generator().manual_seed(seed)
     (clean, _), (corrupt, _) = (plan.program.draw(generator, 20 * n) for _ in range(2))
@@ -128,7 +128,7 @@ def plant_circuit(
     )  # fmt: skip
 
 
-def measure_planted(model: TransformerBridge, task: Task, plan: Plan) -> dict[str, Any]:
+def measure_planted(model: TransformerBridge, task: Task, plan: PlantedPlan) -> dict[str, Any]:
     """Accuracy on the task, the smallest mean absolute effect of a planted edge and the largest of another one."""
     with torch.no_grad():
         right = accuracy(model(task.pairs.clean_tokens), task.pairs).double().mean()
