@@ -90,7 +90,7 @@ class TruthTable(Result):
             lines += ["", "Where an estimate is below 1:", *notes]
         if self.hidden:
             lines += ["", "Exact effects in the other direction of patching:", *self.hidden_notes()]
-        return "\n".join(lines)
+        return "\n".join(line.rstrip() for line in lines)
 
     def notes(self) -> Iterable[str]:
         """A line for every case and reason: which methods of the default columns, what they miss, why."""

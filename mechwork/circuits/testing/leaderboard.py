@@ -153,7 +153,7 @@ class Leaderboard(Result):
                 f"{'*' if s.overshoot > OVERSHOT else ' '}{s.kl:7.3f}{s.accuracy:6.2f}{s.seconds:8.1f}"
             )
         lines.append(f"{'random circuits':<22}{self.random_cmd:7.3f}  {'':<17}{self.random_cpr:6.3f}")
-        if self.curves:
+        if {s.method for s in self.standings} <= set(self.curves):
             found, why = self.chosen
             lines.append(f"chosen: {found.method}: {why}")
         return "\n".join(lines)
