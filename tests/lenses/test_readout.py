@@ -104,7 +104,7 @@ def test_places_between_attention_and_mlp(tiny_gpt2: Any) -> None:
 
 def test_many_prompts_are_read_in_parts(tiny_gpt2_64: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = read_lens(tiny_gpt2_64, TOKENS.repeat(3, 1))
-    monkeypatch.setattr("mechwork.lenses.table.BATCH", 4)
+    monkeypatch.setattr("mechwork.lenses.table.rows_that_fit", lambda *_, **__: 4)
     parts = read_lens(tiny_gpt2_64, TOKENS.repeat(3, 1))
     for name in ("kl", "surprisal", "entropy", "top_ids", "targets"):
         torch.testing.assert_close(getattr(parts, name), getattr(whole, name), rtol=1e-9, atol=1e-9)
