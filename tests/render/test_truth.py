@@ -9,7 +9,7 @@ from mechwork.circuits.ground_truth import build_table, find_case
 def test_the_table_of_known_circuits_as_a_page() -> None:
     html = build_table([find_case("induction"), find_case("and_gate")]).to_html()
     assert "3 of 29" in html
-    assert ">0.667<" in html
+    assert ">0.667 [0.67, 0.67]<" in html
     assert "attends with certainty" in html
     assert "http://" not in html.replace("http://www.w3.org", "")
 

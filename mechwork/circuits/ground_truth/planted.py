@@ -107,6 +107,9 @@ def plant_circuit(
     """Train the model of a seed, and measure that it has the circuit. About 20 CPU-seconds.
 
     Raises `MetricError` for a model that did not learn it: say another seed, or a recipe of more steps.
+
+    >>> case = plant_circuit(0)
+    >>> print(build_table([case], methods=["eap-ig", "relp"]))
     """
     plan = draw_plan(seed)
     recipe = replace(recipe or RECIPE, seed=seed)
