@@ -100,7 +100,8 @@ def test_a_saved_json_brings_back_notes_pins_and_filters(tab: Tab, tmp_path: Pat
     page.get_by_role("button", name="Show MLPs").click()
     tab.settle()
     saved = exported(tab, "JSON (graph").read_text(encoding="utf-8")
-    page.reload()  # the address keeps the state; without its part behind the # the page is fresh
+    page.wait_for_timeout(400)  # the address is written once the reader rests
+    page.reload()  # it keeps the state; without its part behind the # the page is fresh
     page.wait_for_selector(".mw-nodes .mw-node", state="attached")
     assert tab.state()["notes"] == {"a4.h1": "moves the name"}
     page.goto(page.url.split("#")[0])
