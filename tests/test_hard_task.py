@@ -170,8 +170,9 @@ def test_paths_logits_and_self_repair_do_not_depend_on_how_pairs_are_cut(monkeyp
         "repair": repair.study_self_repair(model, task, ["a0.h1", "a1.h2"], kind="resample").gains,
         "ablate": ablate(model, task, AblationSpec(["a1.h2"], "resample")).per_example,
     }
-    for module in (attribution, repair, run):
-        monkeypatch.setattr(module, "BATCH", 2)
+    monkeypatch.setattr(attribution, "rows_that_fit", lambda *_, **__: 2)
+    for module in (repair, run):
+        monkeypatch.setattr(module, "prompts_that_fit", lambda *_, **__: 2)
     with pytest.raises(mw.errors.InputError) as refusal:
         patch_paths(model, task, *names, memory_budget=1)
     least = int(str(refusal.value).split("one pair, ")[1].split(" bytes")[0].replace(",", ""))

@@ -52,6 +52,7 @@ from mechwork.statistics import (
     spearman,
 )
 from mechwork.tasks.task import Task
+from tests.gate import fewer
 from tests.reference.referee import (
     literal_benjamini_hochberg,
     literal_edge,
@@ -193,7 +194,7 @@ def test_power_is_what_is_stated() -> None:
     assert many.verdict == "pass"
 
 
-@pytest.mark.parametrize("name", ["induction", "frac_prevs", "hist", "equality"])
+@pytest.mark.parametrize("name", fewer(["induction", "frac_prevs", "hist", "equality"], ["induction", "hist"]))
 def test_a_known_circuit_passes_and_a_damaged_one_fails(name: str) -> None:
     case = find_case(name)
     true = case.truth()

@@ -78,7 +78,7 @@ MODELS = ("gpt2", "gemma2", "32 layers")
 
 
 @pytest.mark.parametrize(
-    ("name", "metric"), fewer([*product(MODELS, METRICS)], [*zip(MODELS, (*METRICS, METRICS[1]), strict=True)])
+    ("name", "metric"), fewer([*product(MODELS, METRICS)], [*zip(MODELS[:2], METRICS, strict=True)])
 )
 def test_the_peak_stays_within_the_budget(name: str, metric: str) -> None:
     model = deep_model() if name == "32 layers" else build_model(name, torch.float32)
