@@ -3,7 +3,7 @@
 name | what runs:
 
 - (none), ``whole`` | format, lint, types, layers, every test (on six architecture families; of a few that take
-  minutes, some cases or none) and every notebook
+  minutes, some cases or none) and eight of the notebooks
 - ``quick`` | the same four checks; tests that are not slow, on three architecture families, without browser and
   notebooks
 - ``unit``, ``families``, ``browser``, ``pages`` | shards of the tests, which together are all of them (a test checks
@@ -55,7 +55,12 @@ SHARDS = ("unit", "families", "browser", "pages")
 
 DEAR = frozenset(
     {
+        "notebooks/03_activation_patching.ipynb::03_activation_patching.ipynb",
+        "notebooks/06_ablation.ipynb::06_ablation.ipynb",
         "notebooks/09_real_model.ipynb::09_real_model.ipynb",
+        "notebooks/11_steering.ipynb::11_steering.ipynb",
+        "tests/circuits/test_search.py::test_learned_masks_beat_random_ones_and_meet_their_size",
+        "tests/execute/test_ray.py::test_workers_killed_at_ten_random_moments",
         "tests/circuits/test_ground_truth.py::test_every_method_has_a_column",
         "tests/circuits/test_search.py::test_acdc_is_one_trial_after_another",
         "tests/discovery/test_resume.py::test_killed_at_random_moments_it_ends_in_the_same_bytes",

