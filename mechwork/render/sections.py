@@ -38,6 +38,7 @@ from .panels.heads import heads_fragment
 from .panels.heatmap import heatmap_fragment
 from .words import METRIC_WORDS, comparable, limits, summary_sentences
 
+SPLIT_WORDS = {"size": "for the circuit's size"}
 N_PAIRS = 2
 N_BY_POSITION = 100
 
@@ -104,7 +105,7 @@ def _task(findings: Findings) -> list[Fragment]:
     task = findings.task
     metric = METRIC_WORDS.get(task.metric.name, "number that the user's own function gives")
     splits = {split: task.splits.count(split) for split in dict.fromkeys(task.splits)}
-    divided = f" ({', '.join(f'{n} {split}' for split, n in splits.items())})" if splits else ""
+    divided = f" ({', '.join(f'{n} {SPLIT_WORDS.get(split, split)}' for split, n in splits.items())})" if splits else ""
     lines = [
         (
             f"<p><b>{escape(task.name)}</b>: {escape(plural(len(task), 'clean/corrupt pair'))}{escape(divided)}. "

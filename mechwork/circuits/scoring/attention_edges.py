@@ -31,7 +31,7 @@ from ...execute.task import pack_task, unpack_task, why_not_sent
 from ...execute.unit import Run as RunUnit
 from ...execute.unit import Tensors
 from ...models.anatomy import device_of
-from ...models.borrow import hooked
+from ...models.borrow import borrows, hooked
 from ...names import head_name
 from ...patching.queries_keys import check_open
 from ...patching.result import Direction
@@ -89,6 +89,7 @@ class AttentionEdges(Result):
         return dict(zip(("reader", "from", "to", "score"), columns, strict=True))
 
 
+@borrows
 def score_attention_edges(
     model: TransformerBridge,
     task: Task,

@@ -1,7 +1,7 @@
 """Scores of nodes (heads, MLPs): the same estimators at coarser grain than edges.
 
 A node's score is the sum of its outgoing edges' scores: the estimated effect of its whole write. Selecting nodes gives
-a `Circuit` with every edge between them. Cost as for edges.
+a `Circuit` with every edge between them. Cost: the passes of edges, without a product per edge.
 """
 
 from __future__ import annotations
