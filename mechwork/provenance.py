@@ -12,7 +12,7 @@ import json
 import platform
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -26,22 +26,28 @@ Provenance = dict[str, Any]
 VOLATILE = ("time", "command", "machine")
 """Keys that differ between two runs of the same computation."""
 
+PIECE = 2**25
+"""Bytes hashed between two signs of life."""
 
-def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 over names, dtypes, shapes and bytes, in name order."""
+
+def hash_tensors(tensors: Mapping[str, Tensor], told: Callable[[], object] | None = None) -> str:
+    """sha256 over names, dtypes, shapes and bytes, in name order. `told` is called all along: it may take a second."""
     import torch
 
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+        for piece in tensor.flatten().view(torch.uint8).split(PIECE):
+            digest.update(piece.numpy().data)
+            if told is not None:
+                told()
     return digest.hexdigest()
 
 
-def hash_weights(module: nn.Module) -> str:
+def hash_weights(module: nn.Module, told: Callable[[], object] | None = None) -> str:
     """sha256 of the parameters actually used by `module` (after any folding), tied weights once."""
-    return hash_tensors(dict(module.named_parameters()))
+    return hash_tensors(dict(module.named_parameters()), told)
 
 
 def hash_json(value: object) -> str:

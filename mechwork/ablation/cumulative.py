@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..models.anatomy import read_anatomy
+from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
@@ -90,6 +91,7 @@ class CumulativeAblation(Result):
         return "\n".join(lines)
 
 
+@borrows
 def study_cumulative(
     model: TransformerBridge,
     task: Task,

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..models.anatomy import read_anatomy
+from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
@@ -83,6 +84,7 @@ class Interactions(Result):
         return "\n".join(lines)
 
 
+@borrows
 def study_interactions(
     model: TransformerBridge,
     task: Task,
@@ -153,6 +155,7 @@ class KnockOutIn(Result):
         return "\n".join(lines)
 
 
+@borrows
 def study_knock_out_in(
     model: TransformerBridge,
     task: Task,

@@ -21,6 +21,7 @@ from ..execute.memory import MemoryBudget
 from ..execute.progress import Progress
 from ..interventions import Positional, Replacement, Write, intervene, replace_at
 from ..models.anatomy import device_of, dtype_of, read_anatomy
+from ..models.borrow import borrows
 from ..patching.sweep import CHUNK_BYTES
 from ..result import Result, Table
 from ..runs.record import check_task, read_columns, record_run, run_to_metric
@@ -73,6 +74,7 @@ class SetMetrics(Result, strongest="effect"):
         return self.clean_correct.float().mean() - self.correct.float().mean(dim=1)
 
 
+@borrows
 def run_sets(
     model: TransformerBridge,
     task: Task,

@@ -4,6 +4,7 @@ for the token that is predicted. See `suppression` for both pieces of evidence.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ from torch import Tensor
 from ..errors import check_seed, check_whole
 from ..models.anatomy import block_norm, check_ready, device_of, final_norm, read_anatomy
 from ..models.borrow import borrows, hooked
+from ..models.pulse import beat
+from ..runs.restart import StopForward
 from ..sites import Site, hook_name
 from .targets import all_heads
 
@@ -53,6 +56,7 @@ def weigh_suppressors(model: TransformerBridge, *, n_tokens: int = N_TOKENS, see
     effective, towards = effective_embeddings(model, sample), logit_directions(model, sample)
     rows = []
     for i, name in enumerate(all_heads(anatomy)):
+        beat()
         layer, head = divmod(i, anatomy.n_heads)
         e, attn = effective[min(layer, 1)], model.blocks[layer].attn
         with torch.no_grad():
@@ -87,9 +91,11 @@ def effective_embeddings(
 
         def keep(activation: Tensor, hook: object, kept: dict[str, Tensor] = kept) -> None:
             kept[str(getattr(hook, "name", len(kept)))] = activation[:, -1]
+            if len(kept) == 2:
+                raise StopForward
 
         before, after = hook_name(Site("resid_pre", 0)), hook_name(Site("resid_post", 0))
-        with torch.no_grad(), hooked(model, [(before, keep), (after, keep)]):
+        with torch.no_grad(), hooked(model, [(before, keep), (after, keep)]), suppress(StopForward):
             model(chunk, logits_to_keep=1)
         first, second = kept.values()
         parts.append((first, second))
@@ -123,6 +129,7 @@ def ov_evidence(
     norm = final_norm(model)
     lowest, below = 0, 0.0
     for rows, own in zip(e.split(CHUNK), tokens.to(e.device).split(CHUNK), strict=True):
+        beat()
         write = normed_input(model, layer, rows) @ attn.W_V[kv_head(model, head)] @ attn.W_O[head]
         logits = (
             write if norm is None else norm.linear(write, torch.ones_like(write[:, :1])).to(write.dtype)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from ..errors import InputError
 from ..execute.progress import Progress
 from ..interventions import is_replacement
+from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..result import Result
@@ -120,6 +121,7 @@ class SteeringStudy(Result):
         return "\n".join(lines)
 
 
+@borrows
 def study_steering(
     model: TransformerBridge,
     task: Task,

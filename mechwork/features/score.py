@@ -34,7 +34,7 @@ from ..circuits.graph.writers import require_aligned
 from ..errors import InputError
 from ..execute.progress import Progress
 from ..models.anatomy import device_of
-from ..models.borrow import hooked, run_tail
+from ..models.borrow import borrows, hooked, run_tail
 from ..models.identity import identify_model
 from ..patching.attribution import find_coefficients
 from ..patching.result import check_direction
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 PATHS = ("site", "inputs")
 
 
+@borrows
 def score_features(
     model: TransformerBridge,
     task: Task,

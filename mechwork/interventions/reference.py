@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..errors import InputError
+from ..models.pulse import beat
 from ..tasks.task import Task
 
 MIN_EXAMPLES = 8
@@ -36,7 +37,9 @@ class Moments:
         values = values.to(torch.promote_types(values.dtype, torch.float32))
         weights = mask.to(values)
         flat = values.flatten(2) if values.ndim > 2 else values[..., None]
+        beat()
         sums = [torch.einsum("bpd,bp->pd", part, weights) for part in (flat, flat * flat)]
+        beat()
         counted = mask.sum(dim=0).double().cpu()
         if self.n_columns == 1:
             sums, counted = [part.sum(dim=0, keepdim=True) for part in sums], counted.sum().reshape(1)

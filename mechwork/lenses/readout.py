@@ -132,7 +132,7 @@ class Readout(Readable):
             log_p = None if truth is None else self.log_probabilities(truth[part])
             p = None if log_p is None else log_p.exp()
             for place, x in enumerate(rows):
-                beat(self.model)
+                beat()
                 log_q = self.log_probabilities(x[part])
                 found = {"entropy": -(log_q.exp() * log_q.clamp(min=torch.finfo(log_q.dtype).min)).sum(dim=-1) * BITS}
                 if top_k:

@@ -32,6 +32,7 @@ from ..directions import Direction, Examples, best_threshold, fit_directions, st
 from ..directions.examples import record_positions
 from ..errors import InputError, UnknownNameError
 from ..models.anatomy import check_ready, device_of
+from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
@@ -149,6 +150,7 @@ def join_tables(tables: Sequence[SteerableTable]) -> SteerableTable:
     return SteerableTable(rows, tables[0].max_kl, {"tables": [table.provenance for table in tables]})
 
 
+@borrows
 def compare_steering_and_decoding(
     model: TransformerBridge,
     train: Task,

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 from ..bundled import model_names
 from ..provenance import Provenance, hash_weights
 from .anatomy import dtype_of, read_anatomy
+from .pulse import beat
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -38,7 +39,7 @@ def weights_sha256(model: TransformerBridge) -> str:
     version = sum(p._version for p in model.parameters())
     cached = _hashes.get(model)
     if cached is None or cached[0] != version:
-        cached = (version, hash_weights(model))
+        cached = (version, hash_weights(model, beat))
         _hashes[model] = cached
     return cached[1]
 

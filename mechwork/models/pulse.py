@@ -9,23 +9,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import torch
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-SECONDS = 0.1
+SECONDS = 0.05
 """How often, at most, progress is told again."""
 
-_pulses: WeakKeyDictionary[Any, Pulse] = WeakKeyDictionary()
+_current: ContextVar[Pulse | None] = ContextVar("pulse", default=None)
 
 
-def beat(model: TransformerBridge) -> None:
+def beat() -> None:
     """Between passes: long work on what they gave says that it is alive, where somebody listens."""
-    if (pulse := _pulses.get(model)) is not None:
+    if (pulse := _current.get()) is not None:
         pulse.beat()
 
 
@@ -47,7 +47,7 @@ class Pulse:
 
 @contextmanager
 def pulsing(model: TransformerBridge, told: Any, what: str) -> Iterator[Any]:
-    """Inside, every block of `model` beats, in forward and backward passes; gives the callback to hand on.
+    """Inside, `model` beats at each of its products forward and each block backward; gives the callback to hand on.
 
     One that beats already, and None, come back as they are.
     """
@@ -57,21 +57,25 @@ def pulsing(model: TransformerBridge, told: Any, what: str) -> Iterator[Any]:
     pulse = Pulse(told, what)
 
     def ran(module: Any, given: Any, output: Any) -> None:
-        pulse.beat()
         stream = output[0] if isinstance(output, tuple) else output
         if isinstance(stream, torch.Tensor) and stream.requires_grad:
             stream.register_hook(pulse.beat)
 
     handles: list[Any] = []
-    before = _pulses.get(model)
+    before = _current.set(pulse)
     try:
-        _pulses[model] = pulse
         handles += [block.register_forward_hook(ran) for block in getattr(model, "blocks", ())]
+        handles += [module.register_forward_hook(pulse.beat) for module in _products(model)]
         yield pulse
     finally:
         for handle in handles:
             handle.remove()
-        if before is None:
-            _pulses.pop(model, None)
-        else:
-            _pulses[model] = before
+        _current.reset(before)
+
+
+def _products(model: TransformerBridge) -> Iterator[torch.nn.Module]:
+    """The modules that hold a matrix: projections, embedding and unembedding."""
+    for module in model.modules():
+        weight = module._parameters.get("weight")
+        if weight is not None and weight.ndim == 2:
+            yield module

@@ -20,6 +20,7 @@ import torch
 
 from ..errors import InputError
 from ..models.anatomy import read_anatomy
+from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance, hash_json, stable
 from ..relevance import PRESETS, Composite
@@ -151,6 +152,7 @@ class AgreementStudy(Result):
         return "\n".join(lines)
 
 
+@borrows
 def study_agreement(
     model: TransformerBridge,
     tasks: Sequence[Task],

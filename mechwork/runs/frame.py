@@ -29,7 +29,6 @@ from torch import Tensor
 from ..errors import UnsupportedModelError
 from ..models.anatomy import ModelAnatomy, mlp_norm_name, read_anatomy
 from ..models.borrow import borrow, hooked
-from ..models.pulse import beat
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -152,7 +151,6 @@ class Frame:
         self, layer: int, x: Float[Tensor, "row column d_model"], start: int, hooks: Hooks = ()
     ) -> Float[Tensor, "row column d_model"]:
         """What attention of `layer` adds to the stream at columns ``start ..`` for rows entering the block with `x`."""
-        beat(self.model)
         call = self.calls[layer]
         x = x.to(call.keys.device)
         arguments = call.at(start, start + x.shape[1], len(x))
@@ -173,7 +171,6 @@ class Frame:
         """What the MLP of `layer` adds to the stream; `mid` is the stream it reads (``resid_pre`` in parallel
         blocks).
         """
-        beat(self.model)
         mlp: Any = self.model.blocks[layer].mlp
         with hooked(self.model, list(hooks)):
             output = mlp(self.norm(layer, mlp_norm_name(self.model, layer), mid))

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import mechwork as mw
+from mechwork import ablation
 from mechwork.models import pulse
 
 WORK = {
@@ -17,6 +18,9 @@ WORK = {
     ),
     "patch": lambda model, task, **given: mw.patch(model, task, ["mlp_out", "z"], **given)["z"].values,
     "attribute": lambda model, task, **given: mw.attribute(model, task, ["resid_pre"], **given)["resid_pre"].values,
+    "interactions": lambda model, task, **given: (
+        ablation.study_interactions(model, task, ["a0.h0", "a1.h1"], kind="zero", **given).per_example
+    ),
 }
 
 

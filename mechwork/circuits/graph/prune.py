@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from ...models.pulse import beat
 from ...shapes import EdgeMask
 from .space import EdgeSpace
 
@@ -63,5 +64,6 @@ def effective(space: EdgeSpace, mask: EdgeMask, coupled: tuple[bool, ...], *, pa
     Edges into readers that lead nowhere never do. When cut edges carry the writes of one other run (`paired`), a
     component that no path reaches from the input computes its write in that run, so that edges from it do not either.
     """
+    beat()
     kept = mask & useful(space, mask, coupled)[None, :]
     return kept & living(space, kept, coupled)[:, None] if paired else kept

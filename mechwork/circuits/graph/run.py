@@ -23,6 +23,7 @@ from torch import Tensor
 from ...errors import InputError
 from ...models.anatomy import block_norm, heads_share_scale, mlp_norm_name
 from ...models.borrow import hooked
+from ...models.pulse import beat
 from ...sites import Site, hook_name
 from .space import EdgeSpace
 from .writers import head_writes, input_writes
@@ -175,6 +176,7 @@ class _Runner:
                 if rows.start <= row < rows.stop:
                     total = total + torch.tensordot(self.cut[row : row + len(block), columns].T, block, dims=1)
                 row += len(block)
+                beat()
             return total.to(self.stream.device)
         assert self.difference is not None
         seen = self.difference[rows]
@@ -214,13 +216,16 @@ class _Runner:
                 self._start(stream.unsqueeze(0))
                 assert self.difference is not None
                 copies = self.difference[: len(before)].unflatten(1, (-1, before.shape[1]))
-                copies.copy_(before.unsqueeze(1))
-                self.whole += self.difference[: len(before)].sum(dim=0)
+                for copy in copies.unbind(dim=1):
+                    copy.copy_(before)
+                    beat()
+                self.whole += before.sum(dim=0).repeat(copies.shape[1], 1, 1)
             elif layer == 0:
                 self.blocks = []
                 self._write(slice(0, self.space.n_inputs), input_writes(self.space, stream, self.embed))
             if len(self.columns[layer]):
                 self._read(layer)
+            beat()
 
         return hook
 

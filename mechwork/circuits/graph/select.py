@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ...errors import InputError, check_whole
+from ...models.pulse import beat
 from ...shapes import EdgeMask, EdgeMatrix
 from .space import EdgeSpace
 
@@ -62,6 +63,7 @@ def select_positive(space: EdgeSpace, values: EdgeMatrix, n_edges: int, share: f
 def select_top(space: EdgeSpace, values: EdgeMatrix, n_edges: int, *, by: Ranking = "absolute") -> EdgeMask:
     """Mask of the `n_edges` edges of largest score; ties go to the edge that comes first in the graph."""
     _check_size(space, n_edges)
+    beat()
     if by not in ("absolute", "signed"):
         raise InputError(f"edges are ranked by 'absolute' or 'signed' score; got {by!r}")
     edges = values[space.mask]
@@ -79,6 +81,7 @@ def select_greedy(space: EdgeSpace, values: EdgeMatrix, n_edges: int, *, by: Ran
     What is chosen always leads to the logits; `Circuit.pruned` then only drops what is not fed from the input.
     """
     _check_size(space, n_edges)
+    beat()
     rank = values.abs() if by == "absolute" else values
     mask, reached = torch.zeros_like(space.mask), torch.zeros(space.n_readers, dtype=torch.bool)
     queue: list[tuple[float, int, int]] = []

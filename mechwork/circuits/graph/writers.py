@@ -20,6 +20,7 @@ from torch import Tensor
 from ...errors import InputError, UnsupportedModelError
 from ...interventions.pairs import carrying_nodes
 from ...models.anatomy import block_norm
+from ...models.pulse import beat
 from ...runs.record import Run, align_donor, check_task
 from ...runs.writes import head_writes
 from ...sites import MLP_KINDS
@@ -113,6 +114,7 @@ def record_writers(model: TransformerBridge, space: EdgeSpace, run: Run, positio
     for layer in range(space.n_layers):
         z = run.layers["z"][layer][:, positions].detach()
         head_writes(model, layer, z, out=writes[space.head_writers(layer)])
+        beat()
     for layer in space.mlps:
         writes[space.mlp_writer(layer)] = run.layers["mlp_out"][layer][:, positions].detach()
     return writes
@@ -155,6 +157,7 @@ def write_differences(
         else:
             ends = (head_writes(model, layer, run.layers["z"][layer][:, positions].detach()) for run in (donor, host))
             torch.sub(*(end.to(writes) for end in ends), out=writes[rows])
+        beat()
     for layer in space.mlps:
         writes[space.mlp_writer(layer)] = difference("mlp_out", layer)
     return writes

@@ -206,7 +206,7 @@ class Coefficients:
     ) -> None:
         """Adds weight x writes . coefficients; `rows` limits the writers (activation paths)."""
         for layers, columns in self._groups():
-            beat(self.model)
+            beat()
             if rows is not None and int(self.space.n_seen[columns].max()) <= rows.start:
                 continue
             coefficients = writes.new_empty(columns.stop - columns.start, *writes.shape[1:])
@@ -227,14 +227,14 @@ class Coefficients:
     def _average(self, point: Point, mean: Float[Tensor, "reader batch pos d_model"], weight: float) -> None:
         """Adds weight x the coefficients of every reader."""
         for layers, columns in self._groups():
-            beat(self.model)
+            beat()
             coefficients = mean.new_empty(columns.stop - columns.start, *mean.shape[1:])
             self._fill(point, layers, coefficients, slice(None))
             mean[columns].add_(coefficients, alpha=weight)
 
     def _multiply_all(self, mean: Tensor, chunk: slice, writes: Tensor, cells: Cells | None) -> None:
         for _, columns in self._groups():
-            beat(self.model)
+            beat()
             self._multiply(mean[columns][:, :, chunk], columns, chunk, writes, cells, 1.0)
 
     def _multiply(
@@ -301,7 +301,7 @@ class WriterTotals(Coefficients):
         totals = like.new_empty(len(self._ranges), *like.shape)
         total, left = torch.zeros_like(like), len(self._ranges)
         for layers, columns in reversed(list(self._groups())):
-            beat(self.model)
+            beat()
             coefficients = like.new_empty(columns.stop - columns.start, *like.shape)
             self._fill(point, layers, coefficients, positions)
             seen = self.space.n_seen[columns].to(like.device)

@@ -12,7 +12,7 @@ is that of one trial after another. Cost: at most one part of a forward per edge
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,7 @@ from ...files import reading
 from ...models.anatomy import device_of
 from ...models.borrow import borrows
 from ...models.identity import identify_model
+from ...models.pulse import beat
 from ...provenance import build_provenance, hash_json
 from ...runs.record import Run, record_run, run_to_metric
 from ...runs.restart import restart_at
@@ -127,6 +128,7 @@ class _Trials:
     ablated: AblatedWrites
     difference: Writes
     measure: str
+    stacks: dict[int, AblatedWrites] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -141,9 +143,9 @@ class _Trials:
     def distances(self, masks: EdgeMask | Tensor, column: int) -> list[float]:
         """Distance to the whole model of each of the circuits ``[copy, writer, reader]``."""
         layer = min(column // self.space.readers_per_layer, self.space.n_layers - 1)
-        n, shape = len(masks), self.ablated.shape
+        n = len(masks)
         before = Resume(layer, self.difference[: self.space.n_seen_by_attention(layer)])
-        ablated = self.ablated if shape[1] == 1 else self.ablated.repeat(1, n, 1, 1)
+        ablated = self.ablated if self.ablated.shape[1] == 1 else self._stacked(n)
         stream = self.clean.layers["resid_pre"][layer].repeat(n, 1, 1)
         tokens = self.pairs.clean_tokens.repeat(n, 1)
         with (
@@ -153,6 +155,17 @@ class _Trials:
         ):
             logits = run_to_metric(self.model, self.task, self.pairs, tokens)
         return [self._distance(part) for part in logits.split(len(self.pairs))]
+
+    def _stacked(self, n: int) -> AblatedWrites:
+        """The ablated writes `n` times, kept until another number of trials is asked for."""
+        if n not in self.stacks:
+            self.stacks.clear()
+            rows = self.ablated.shape[1]
+            self.stacks[n] = stack = self.ablated.new_empty(len(self.ablated), n * rows, *self.ablated.shape[2:])
+            for copy in stack.split(rows, dim=1):
+                copy.copy_(self.ablated)
+                beat()
+        return self.stacks[n]
 
     def _distance(self, logits: Float[Tensor, "batch tail d_vocab"]) -> float:
         if self.measure == "metric":

@@ -21,6 +21,7 @@ from ...errors import InputError
 from ...models.anatomy import device_of
 from ...models.borrow import borrows
 from ...models.identity import identify_model
+from ...models.pulse import beat
 from ...provenance import Provenance, build_provenance
 from ...result import Result, Table
 from ...shapes import EdgeMask
@@ -256,6 +257,7 @@ def _suspects(circuit: Circuit, nodes: list[str], n: int, generator: torch.Gener
 
 def without_node(space: EdgeSpace, mask: EdgeMask, node: str) -> EdgeMask:
     """The mask without the node's outgoing edges, and without those into readers that it alone uses."""
+    beat()
     row = space.writers.index(node)
     result = mask.clone()
     result[row] = False

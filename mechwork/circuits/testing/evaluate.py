@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, overload
 
+import numpy as np
 import torch
 
 from ...errors import InputError, UnknownNameError, check_seed, check_whole
@@ -289,9 +290,12 @@ def measure_circuits(
     ablation = find_ablation(model, task, space, settings.ablation, seed=settings.seed, source=settings.source)
     paired = ablation.paired and (ablation.kind != "corrupt" or task.pairs.aligned)
     coupled = tuple(heads_share_scale(model, layer) for layer in range(space.n_layers))
-    reduced = [effective(space, mask, coupled, paired=paired) for mask in masks]
-    keys = [mask.numpy().tobytes() for mask in reduced]
-    wanted = dict(zip(keys, reduced, strict=True))
+    keys: list[bytes] = []
+    wanted: dict[bytes, EdgeMask] = {}
+    for mask in masks:
+        reduced = effective(space, mask, coupled, paired=paired)
+        keys.append(np.packbits(reduced.numpy()).tobytes())
+        wanted.setdefault(keys[-1], reduced)
     measured = run_circuits(
         model, task, space, list(wanted.values()), ablation, size, settings.seed, settings.progress, shared
     )  # one row per circuit that differs

@@ -215,6 +215,7 @@ def _score(
     return total if method.direction == "denoise" else -total
 
 
+@borrows
 def measure_units(
     model: TransformerBridge,
     task: Task,

@@ -22,6 +22,7 @@ from ...execute.memory import cut
 from ...execute.task import pack_task, unpack_task, why_not_sent
 from ...execute.unit import Run, Tensors, Unit
 from ...models.anatomy import device_of, heads_share_scale
+from ...models.pulse import beat
 from ...runs.prefix import Prefix, record_prefix
 from ...runs.record import run_to_metric
 from ...shapes import EdgeMask
@@ -86,8 +87,11 @@ def run_circuits(
 
 def pack_masks(space: EdgeSpace, masks: Sequence[EdgeMask]) -> Tensor:
     """A bit per edge of the graph, ``[circuit, byte]``."""
-    edges = torch.stack([mask[space.mask] for mask in masks]).cpu().numpy()
-    return torch.from_numpy(np.packbits(edges, axis=1))
+    places, rows = space.mask.flatten().nonzero().flatten(), []
+    for mask in masks:
+        beat()
+        rows.append(np.packbits(mask.flatten()[places].cpu().numpy()))
+    return torch.from_numpy(np.stack(rows))
 
 
 def unpack_masks(space: EdgeSpace, packed: Tensor) -> list[EdgeMask]:
