@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..models.anatomy import read_anatomy
+from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
@@ -121,6 +122,7 @@ class Impairment(Result):
         return "\n".join(lines)
 
 
+@borrows
 def study_impairment(
     model: TransformerBridge,
     tasks: Sequence[Task],

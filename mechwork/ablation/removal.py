@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import InputError, UnknownNameError
 from ..models.anatomy import read_anatomy
+from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
@@ -90,6 +91,7 @@ class Removal(Result):
         return "\n".join(lines)
 
 
+@borrows
 def remove_top_heads(
     model: TransformerBridge,
     tasks: Sequence[Task] = (),

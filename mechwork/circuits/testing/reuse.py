@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from ...errors import InputError
 from ...execute.progress import Progress
+from ...models.borrow import borrows
 from ...result import Result, Table
 from ...tasks.task import Task
 from ..graph.circuit import Circuit
@@ -68,6 +69,7 @@ class CircuitReuse(Result):
     __repr__ = __str__
 
 
+@borrows
 def study_reuse(
     model: TransformerBridge,
     tasks: Sequence[Task],
