@@ -63,6 +63,7 @@ DEAR = frozenset(
         "tests/execute/test_ray.py::test_workers_killed_at_ten_random_moments",
         "tests/circuits/test_ground_truth.py::test_every_method_has_a_column",
         "tests/circuits/test_search.py::test_acdc_is_one_trial_after_another",
+        "tests/discovery/test_card.py::test_a_finished_discovery_gets_the_card_and_nothing_is_run_again",
         "tests/discovery/test_resume.py::test_killed_at_random_moments_it_ends_in_the_same_bytes",
         "tests/execute/test_operations.py::test_a_real_model",
         "tests/models/test_hub.py::test_a_cached_model_needs_no_hub_and_a_broken_download_goes_on",

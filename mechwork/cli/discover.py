@@ -6,6 +6,7 @@ budget goes on when the same command is given again; --thorough later adds what 
   mechwork discover ioi
   mechwork discover ioi --model openai-community/gpt2 --budget 5min
   mechwork discover ioi --plan
+  mechwork discover ioi --card
   mechwork discover pairs.csv --target 0.85 --out reports/mine --thorough
   mechwork discover chat.jsonl --chat --metric sequence_difference --model SmolLM2.gguf
 
@@ -57,6 +58,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which = depth.add_mutually_exclusive_group()
     which.add_argument("--quick", action="store_true", help="a glance: scores, the circuit, its test")
     which.add_argument("--thorough", action="store_true", help="everything, however long it takes")
+    depth.add_argument(
+        "--card", action="store_true",
+        help="also what a referee asks: formal tests, stability, mechanisms, backups, a rival (see 'mechwork referee')",
+    )  # fmt: skip
     depth.add_argument("--budget", metavar="TIME", help="as deep as this time allows, e.g. 5min, 1.5h")
     depth.add_argument("--memory-budget", default="2GB", metavar="SIZE", help="beside the weights (default: 2GB)")
     depth.add_argument("--plan", action="store_true", help="print the stages and their costs, and stop")
@@ -129,7 +134,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
 
         check_ready(model)
         require_correspondence(task)
-        plan = make_plan(model, task, settings, mode=mode, budget=budget, again=again is not None)
+        plan = make_plan(model, task, settings, mode=mode, budget=budget, again=again is not None, card=args.card)
         rows = [vars(row) for row in plan.rows]
         data = {"plan": rows, **plan.facts()}
         kind, said = executor_kind(args), [repr(plan)]
@@ -154,8 +159,8 @@ def run(args: argparse.Namespace, console: Console) -> None:
     }  # fmt: skip
     with _stoppable(), _written(out):
         found = discover(
-            model, task, out=out, budget=budget, mode=mode, settings=settings, force=args.force, audience=args.audience,
-            again=again, request=request, command=request["command"], observer=Lines(console),
+            model, task, out=out, budget=budget, mode=mode, card=args.card, settings=settings, force=args.force,
+            audience=args.audience, again=again, request=request, command=request["command"], observer=Lines(console),
         )  # fmt: skip
     data = {**summarise(found), "request": dict(found.request)}
     files = {file.name: str(file) for file in sorted(out.iterdir()) if file.is_file()}

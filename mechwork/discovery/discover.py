@@ -74,6 +74,7 @@ def discover(
     out: str | Path | None = None,
     budget: float | str | None = None,
     mode: Mode = "default",
+    card: bool = False,
     settings: Settings | None = None,
     force: bool = False,
     audience: str = "research",
@@ -83,7 +84,7 @@ def discover(
     observer: Observer | None = None,
 ) -> Discovery:
     """Find, test and describe the circuit of `task`. `budget`: seconds or ``"5min"``; `mode`: ``"quick"``,
-    ``"thorough"``.
+    ``"thorough"``; `card`: also what a referee asks (formal tests, stability, mechanisms, backups, a rival).
 
     `again` makes the task with another seed, for stability over seeds. `force` replaces an earlier discovery in `out`.
 
@@ -110,10 +111,17 @@ def discover(
         if folder.begun and not force:  # the words of the first command stand in every result
             asked = {key: value for key, value in folder.request().items() if key != "format"}
     known = None if folder is None or force or not folder.begun else folder.plan()
-    plan = known or make_plan(model, task, settings, mode=mode, budget=seconds, again=again is not None)
-    if known is not None and (mode == "thorough" or seconds is not None):
+    plan = known or make_plan(model, task, settings, mode=mode, budget=seconds, again=again is not None, card=card)
+    if known is not None and (mode == "thorough" or seconds is not None or card):
         more = make_plan(
-            model, known.cut(task), settings, mode=mode, budget=seconds, again=again is not None, seconds=known.forward
+            model,
+            known.cut(task),
+            settings,
+            mode=mode,
+            budget=seconds,
+            again=again is not None,
+            seconds=known.forward,
+            card=card,
         )
         plan = extend_plan(known, more, tuple(folder.ledger()) if folder else ())
     found = Discovery(
@@ -208,6 +216,7 @@ def go_on(
     model: TransformerBridge | None,
     *,
     thorough: bool,
+    card: bool,
     budget: float | str | None,
     observer: Observer | None,
 ) -> Discovery:
@@ -231,8 +240,9 @@ def go_on(
         budget=seconds,
         again=found.again is not None,
         seconds=found.plan.forward,
+        card=card,
     )
-    plan = extend_plan(found.plan, more, found.done) if thorough or seconds is not None else found.plan
+    plan = extend_plan(found.plan, more, found.done) if thorough or card or seconds is not None else found.plan
     found = replace(found, model=model, plan=plan)
     folder = None if found.folder is None else Folder(found.folder)
     hold = contextlib.nullcontext() if folder is None else folder.claim(found.request, force=False)

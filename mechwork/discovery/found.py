@@ -133,8 +133,9 @@ class Discovery(Displayable):
         """Everything that a report shows, in its order."""
         names = (
             "estimated", "scores", "circuit", "curve", "evaluation", "under-zero", "under-mean", "under-resample",
-            "stability-pairs", "stability-templates", "stability-seeds", "completeness", "minimality", "study",
-            "attention", "components", "positions", "movements", "direct", "lens", "lens-tuned", "check",
+            "stability-pairs", "stability-templates", "stability-seeds", "completeness", "minimality", "referee",
+            "card", "mechanisms", "backups", "rivals", "study", "attention",
+            "components", "positions", "movements", "direct", "lens", "lens-tuned", "check",
         )  # fmt: skip
         found: list[object] = [] if self.measured is None else [self.measured]
         for name in names:
@@ -154,17 +155,19 @@ class Discovery(Displayable):
         model: TransformerBridge | None = None,
         *,
         thorough: bool = False,
+        card: bool = False,
         budget: float | str | None = None,
         progress: Any = None,
     ) -> Discovery:
-        """Go on in the same folder: what was planned, and with `thorough` or a larger `budget` further stages.
+        """Go on in the same folder: what was planned, and with `thorough`, `card` (what a referee asks) or a larger
+        `budget` further stages.
         Nothing is run again.
 
         `model` is needed where this was read from a folder.
         """
         from .discover import go_on
 
-        return go_on(self, model, thorough=thorough, budget=budget, observer=progress)
+        return go_on(self, model, thorough=thorough, card=card, budget=budget, observer=progress)
 
     def __repr__(self) -> str:
         lines = [f"Discovery of {self.task.name} in {self.model_name}"]

@@ -24,7 +24,7 @@ from ..tasks.task import Task
 from .settings import Mode, Settings
 from .shape import Shape
 from .size import N_CHOOSE
-from .stages import GLANCE, LEAST, MORE, MOST, STAGES
+from .stages import CARD, GLANCE, LEAST, MORE, MOST, STAGES
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -131,9 +131,10 @@ def time_forward(model: TransformerBridge, task: Task) -> float:
 
 def make_plan(
     model: TransformerBridge, task: Task, settings: Settings, *, mode: Mode = "default", budget: float | None = None,
-    again: bool = False, seconds: float | None = None,
+    again: bool = False, seconds: float | None = None, card: bool = False,
 ) -> Plan:  # fmt: skip
-    """The deepest plan that fits. `seconds`: of one forward of all train pairs, where it is known.
+    """The deepest plan that fits. `seconds`: of one forward of all train pairs, where it is known. `card` adds what a
+    referee asks, within a budget last.
 
     Raises `InputError` for a budget that the least plan exceeds (it says what that costs), and sizes the graph lacks.
     """
@@ -142,8 +143,7 @@ def make_plan(
     unit = forward if budget is not None else full.flops / SPEED
     limit = DEFAULT if budget is None else budget
     if mode == "thorough":
-        names = (*LEAST, *MORE, *MOST)
-        return _plan(names, full, forward)
+        return _plan((*LEAST, *MORE, *MOST, *(CARD if card else ())), full, forward)
     if mode == "quick":
         short, extra = GLANCE, ()
     else:
@@ -166,6 +166,9 @@ def make_plan(
         wanted = [*(n for n in names if n != STAGES[name].instead), name]
         if _cost(wanted, shape) * unit <= limit:
             names = wanted
+    for name in CARD if card else ():
+        if budget is None or _cost([*names, name], shape) * unit <= limit:
+            names = [*names, name]
     return _plan(names, shape, forward)
 
 

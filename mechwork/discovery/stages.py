@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ..result import Result
-from . import work
+from . import card, work
 from .shape import Shape
 from .work import StageWork
 
@@ -51,6 +51,11 @@ def _score(shape: Shape) -> float:
 def _circuits(shape: Shape, n: float, n_pairs: int) -> float:
     """`n` circuits on so many pairs."""
     return (2 + n * EVALUATED) * shape.share(n_pairs) + n * PREPARED
+
+
+def _judged(shape: Shape) -> float:
+    """The formal tests: on the task, on a null task, and on a model with shuffled weights."""
+    return 1.5 * _circuits(shape, 4 + 2 * card.N_RANDOM + card.N_RANDOM_EDGES + card.MAX_EDGES, shape.n_test)
 
 
 def _few(shape: Shape) -> int:
@@ -136,6 +141,25 @@ STAGES: dict[str, Stage] = {
             lambda s: _circuits(s, min(work.SCREENED, s.n_layers * (s.n_heads + 1)), _few(s)),
             needs=("scores", "sizing"), possible=_tested,
         ),
+        Stage("referee", "judging the circuit", ("referee",), card.judge, _judged, needs=("scores", "sizing")),
+        Stage(
+            "card", "choosing again in other ways", ("card",), card.choose_again,
+            lambda s: (6 + card.N_SEEDS * s.again) * _score(s) + _circuits(s, 150, s.n_test),
+            needs=("scores", "sizing"),
+        ),
+        Stage(
+            "mechanisms", "asking for several mechanisms", ("mechanisms",), card.tell_mechanisms,
+            lambda s: _score(s) * 2 + _circuits(s, 6, s.n_test), needs=("scores", "sizing"),
+        ),
+        Stage(
+            "backups", "looking for what takes over", ("backups",), card.find_backups,
+            lambda s: _circuits(s, 0.8 * card.N_BACKED * s.n_layers * s.n_heads, s.n_test),
+            needs=("scores", "sizing", "estimated"), possible=lambda s: s.aligned,
+        ),
+        Stage(
+            "rivals", "learning another circuit", ("rivals",), card.learn_rival, lambda _: 200 * 3.0,
+            needs=("scores", "sizing"), possible=lambda s: s.aligned, here=True,
+        ),
     )
 }  # fmt: skip
 """In the order in which they run."""
@@ -147,3 +171,5 @@ MORE = ("curve", "screen", "heads", "components", "stream", "positions", "ablati
 """What a budget adds, most telling first."""
 MOST = ("curve-all", "measure", "heads-all", "completeness", "minimality")
 """What is left after that."""
+CARD = ("referee", "card", "mechanisms", "backups", "rivals")
+"""What a referee asks; run only when asked for."""

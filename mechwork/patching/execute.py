@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,7 +37,7 @@ from .changes import effective_mask, entrance, entries_of, square_entries, strea
 from .memory import tail_of
 from .readout import MetricReadout, build_readout
 from .sides import SQUARE, Given, Share, Sides, record_sides
-from .sweep import Cell, Sweep
+from .sweep import LEAST_TOKENS, SHARES, Cell, Sweep
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -153,7 +153,7 @@ def record_block(
     item = sides.host.logits.element_size()
     sizes = sizes_of(sides.anatomy, d_mlp_of(model), sides.pairs, n_tail, item)
     changing, same = _sort(sweep, sides, masks, read)
-    return Block(sweep, base, tuple(same), tuple(_chunks(sweep, changing, read, sizes)), sides, masks, read)
+    return Block(sweep, base, tuple(same), tuple(_chunks(sweep, sides, changing, read, sizes)), sides, masks, read)
 
 
 def _sort(
@@ -182,8 +182,11 @@ def _sort(
     return changing, same
 
 
-def _chunks(sweep: Sweep, changing: list[tuple[int, Cell]], read: MetricReadout, sizes: Sizes) -> Iterator[Chunk]:
+def _chunks(
+    sweep: Sweep, sides: Sides, changing: list[tuple[int, Cell]], read: MetricReadout, sizes: Sizes
+) -> Iterator[Chunk]:
     """Cells with the same first column, lowest entrance first; restarted ones of one kind and layer only."""
+    n_layers, least = sides.anatomy.n_layers, LEAST_TOKENS.get(device_of(sides.model).type, LEAST_TOKENS["cuda"])
 
     def order(item: tuple[int, Cell]) -> tuple[int, ...]:
         start, cell = item
@@ -191,17 +194,27 @@ def _chunks(sweep: Sweep, changing: list[tuple[int, Cell]], read: MetricReadout,
             return (start, cell.grid, cell.layer)
         return (start, entrance(sweep.grids[cell.grid].kind, cell.layer), cell.grid, cell.layer)
 
+    def work(item: tuple[int, Cell]) -> int:
+        """Blocks times columns that a stepped cell runs."""
+        start, cell = item
+        return (n_layers + 1 - entrance(sweep.grids[cell.grid].kind, cell.layer)) * (columns - start)
+
     ordered = sorted(changing, key=order)
+    columns = read.pairs.clean_tokens.shape[1]
+    most = sum(map(work, ordered)) / SHARES
     together = (lambda item: item[0]) if sweep.tricks.suffix else order
     for _, group in groupby(ordered, key=together):
         items = list(group)
         start = items[0][0]
-        columns = read.pairs.clean_tokens.shape[1]
         logits = 0 if read.narrow else columns if read.ends is None else read.ends.shape[1]
         per_cell = len(read.pairs) * sizes.run(columns - start, logits)
         step = max(1, sweep.chunk_bytes // per_cell)
-        for first in range(0, len(items), step):
-            yield Chunk(start, tuple(cell for _, cell in items[first : first + step]))
+        fewest = -(-least // (len(read.pairs) * (columns - start)))
+        while items:
+            taken = accumulate(map(work, items[:step]))
+            n = step if not sweep.tricks.suffix else max(fewest, sum(done <= most for done in taken))
+            yield Chunk(start, tuple(cell for _, cell in items[: min(n, step)]))
+            items = items[min(n, step) :]
 
 
 def _step_through(

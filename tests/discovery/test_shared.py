@@ -45,5 +45,5 @@ def test_long_work_pays_many_actors() -> None:
 
 def test_stages_say_where_they_run() -> None:
     assert {stage.name for stage in STAGES.values() if stage.here} == {
-        "check", "components", "stream", "completeness",
+        "check", "components", "stream", "completeness", "rivals",
     }  # fmt: skip
