@@ -59,10 +59,10 @@ def measure_span_roles(
     n_null = n_null or enough_draws(len(names))
     pairs = task.pairs.to(device_of(model))
     rows = torch.arange(len(pairs))
-    run = record_run(model, pairs, ["pattern", "v"], n_tail=1)
     ends = pairs.lengths.cpu() - 1
+    run = record_run(model, pairs, ["pattern", "v"], n_tail=1, keep={"pattern": lambda p: p[rows, :, ends].cpu()})
     io, s1 = (spans[name].cpu().int().argmax(dim=1) for name in ("IO", "S1"))
-    patterns = torch.stack([p.cpu().double()[rows, :, ends] for p in run.layers["pattern"]])  # layer batch head key
+    patterns = torch.stack([p.double() for p in run.layers["pattern"]])  # layer batch head key
     generator = torch.Generator().manual_seed(seed)
     drawn = (torch.rand(n_null, len(pairs), generator=generator) * ends).long()
     attention = rearrange(patterns[:, rows, :, io], "batch layer head -> (layer head) batch")
@@ -142,8 +142,8 @@ def _inhibition(
     sites = [Site("pattern", layer) for layer in layers]
 
     def movers_preference() -> Float[Tensor, "mover batch"]:
-        run = record_run(model, pairs, sites, n_tail=1)
-        found = {layer: p.cpu().double()[rows, :, ends] for layer, p in zip(layers, run.layers["pattern"], strict=True)}
+        run = record_run(model, pairs, sites, n_tail=1, keep={"pattern": lambda p: p[rows, :, ends].cpu()})
+        found = {layer: p.double() for layer, p in zip(layers, run.layers["pattern"], strict=True)}
         return torch.stack(
             [
                 found[i // anatomy.n_heads][rows, i % anatomy.n_heads, io]

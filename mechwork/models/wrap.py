@@ -36,7 +36,17 @@ def wrap_module(module: nn.Module, tokenizer: Any, name: str) -> TransformerBrid
             module, type(module).__name__, hf_config=config, tokenizer=tokenizer, model_name=name
         )
     follow_tokenizer(model, tokenizer)
+    for block in model.blocks:
+        attn: Any = block.attn
+        attn.register_forward_hook(_forget_pattern)
     return model
+
+
+def _forget_pattern(attn: Any, *_: Any) -> None:
+    """Attention with queries, keys and values in one weight keeps its last pattern, which nobody reads: of a prompt of
+    1,024 tokens 600 MB on GPT-2 small, and in a gradient pass the graph with it.
+    """
+    attn._pattern = None
 
 
 def check_tokenizer(tokenizer: Any) -> None:

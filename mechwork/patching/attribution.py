@@ -35,12 +35,13 @@ from ..provenance import build_provenance
 from ..relevance import Binding, Composite, Rule, find_composite
 from ..relevance.drop import droppable_layers
 from ..runs.record import Baseline, Run, align_donor, check_task, join_baselines, record_run
+from ..runs.remake import remade_blocks
 from ..sites import Site, hook_name
 from ..tasks.pairs import PromptPairs
 from ..tasks.task import Task
 from .grids import Masks, build_grid, check_patchable, effect_of
 from .memory import tail_of
-from .passes import pairs_per_pass
+from .passes import plan_passes
 from .queries_keys import QUERY_KEY, check_open, fixed_cells, patched_scores
 from .result import Direction, Effects, check_direction
 from .sides import host_pairs
@@ -104,16 +105,17 @@ def attribute(
     pairs = host_pairs(task.pairs, direction).to(device_of(model))
     grids = {kind: build_grid(anatomy, task, pairs, kind, named.positions(kind, positions)) for kind in sites}
     masks = {kind: mask for kind, (_, mask) in grids.items()}
-    size = task.pairs.whole(pairs_per_pass(model, task, sites, memory_budget, through_softmax=bool(exactly)))
+    plan = plan_passes(model, task, sites, memory_budget, through_softmax=bool(exactly), whole=composite.grad_drop)
     facts, tensors = pack_task(task)
     settings = {
         "task": facts, "rules": composite.to_json(), "ig_steps": ig_steps, "direction": direction,
-        "exactly": list(exactly),
+        "exactly": list(exactly), "remade": plan.remade,
     }  # fmt: skip
     work = Work(OPERATION, ModelRef.of(model), settings, {"task": tensors, "masks": masks}, why_not_sent([task.metric]))
-    run = Batches(model, task, composite, direction, masks, exactly, ig_steps).run
+    run = Batches(model, task, composite, direction, masks, exactly, ig_steps, plan.remade).run
     found: list[Tensors] = []
-    for unit, values in run_units(work, (work.unit(rows) for rows in cut(len(task), size)), run):
+    batches = cut(len(task), task.pairs.whole(plan.n_pairs))
+    for unit, values in run_units(work, (work.unit(rows) for rows in batches), run):
         found.append(values)
         if progress is not None:
             progress(unit.rows[1], len(task), "attributing")
@@ -154,11 +156,14 @@ class Batches:
     masks: Masks
     exactly: tuple[str, ...]
     ig_steps: int
+    remade: bool
 
     def run(self, unit: Unit) -> Tensors:
         """Estimates ``[batch, layer, cell]`` by kind, and the metric at both ends."""
         rows, estimates = slice(*unit.rows), {kind: list[Tensor]() for kind in self.masks}
-        batch = Batch(self.model, self.task[rows], self.composite, self.direction, self.masks, rows, self.exactly)
+        batch = Batch(
+            self.model, self.task[rows], self.composite, self.direction, self.masks, rows, self.exactly, self.remade
+        )
         ends = batch.run(self.ig_steps, estimates)
         found = {f"of.{kind}": torch.cat(parts) for kind, parts in estimates.items()}
         return {**found, "clean": ends.clean_per_example, "corrupt": ends.corrupt_per_example}
@@ -168,14 +173,16 @@ def build(model: TransformerBridge, work: Work) -> RunUnit:
     """What runs the batches in a process that has the work's data and the model alone."""
     says, task = work.settings, unpack_task(work.settings["task"], work.data["task"])
     composite, masks = Composite.from_json(says["rules"]), dict(work.data["masks"])
-    return Batches(model, task, composite, says["direction"], masks, tuple(says["exactly"]), says["ig_steps"]).run
+    return Batches(
+        model, task, composite, says["direction"], masks, tuple(says["exactly"]), says["ig_steps"], says["remade"]
+    ).run
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
     """One micro-batch of pairs, `rows` of the task; `masks` of positions by kind.
 
-    `exactly`: kinds whose cells go through the softmax exactly.
+    `exactly`: kinds whose cells go through the softmax exactly; `remade`: blocks run again in backward passes.
     """
 
     model: TransformerBridge
@@ -185,6 +192,7 @@ class Batch:
     masks: Masks
     rows: slice
     exactly: tuple[str, ...]
+    remade: bool
 
     def run(self, ig_steps: int, estimates: dict[str, list[Tensor]]) -> Baseline:
         """Adds the estimates ``[batch, layer, cell]`` of every kind. Cost: 2 forwards + 1 backward; see the module."""
@@ -205,7 +213,7 @@ class Batch:
         for point in coefficient_points(
             self.model, self.task, pairs, self.composite, [*kinds, *(["pattern"] if self.exactly else [])],
             path_fractions(ig_steps), ends, also_record=[*embeds, *also] if host is None else [],
-            grad_drop=self.composite.grad_drop, n_tail=n_tail,
+            grad_drop=self.composite.grad_drop, n_tail=n_tail, remade=self.remade,
         ):  # fmt: skip
             host = host or detached(point.run)  # the gradient run at the host's own embeddings is the host's run
             cells = cells or Cells.of(self, pairs, donor, host)
@@ -311,12 +319,14 @@ def coefficient_points(
     also_record: Sequence[str] = (),
     grad_drop: bool = False,
     n_tail: int | None = None,
+    remade: bool = False,
 ) -> Iterator[PathPoint]:
     """Coefficients at each point of the path between `ends`, the host's and the donor's embeddings.
 
     A fraction of 0 is the host run itself and needs no `ends`. `pairs` has the host as its clean side; `n_tail`: the
     last columns alone are unembedded. With `grad_drop`, every point comes once per layer, with that layer's writes left
-    out of the backward pass (one layer alone: not). Cost per point: 1 forward + 1 backward, or n_layers backwards.
+    out of the backward pass (one layer alone: not). Cost per point: 1 forward + 1 backward, or n_layers backwards;
+    where blocks are `remade` (not with `grad_drop`) 1 forward more.
     """
     for fraction in fractions:
         with (
@@ -324,11 +334,13 @@ def coefficient_points(
             droppable_layers(model) if grad_drop else nullcontext() as drop,
             between_sides(model, pairs.corrupt_tokens, fraction),
             _embedding_at(model, None if not fraction or ends is None else ends[0] + fraction * (ends[1] - ends[0])),
+            remade_blocks(model, when=remade),
         ):
             run = record_run(model, pairs, list(dict.fromkeys([*kinds, *also_record])), grad=True, n_tail=n_tail)
             value = task.measure(run.logits, pairs).sum()
+            found = find_coefficients(run, value, kinds) if drop is None else {}
         if drop is None:
-            yield PathPoint(run, find_coefficients(run, value, kinds), binding)
+            yield PathPoint(run, found, binding)
             continue
         n_layers = len(model.blocks)
         for layer in range(n_layers):

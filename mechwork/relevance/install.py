@@ -11,7 +11,6 @@ reads last: so recorded tensors have the coefficients of the rules, and rules fo
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, cast
@@ -26,18 +25,19 @@ from .fittings import fit_all
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-_stacks: dict[tuple[int, int], list[object]] = {}
-"""Contexts entered per (model, thread); the last is the active one."""
+_stacks: dict[int, list[object]] = {}
+"""Contexts entered per model; the last is the active one. Not per thread: one alone holds the model, and on a GPU the
+backward pass, in which blocks may run again, has threads of torch's own."""
 
 
 @contextmanager
 def install(model: TransformerBridge, rules: Rules, *, probing: bool = False) -> Iterator[Bench]:
     """Install the rules on the model's modules; restores on exit. While `probing`, the bench notes which rules act."""
-    key, token = (id(model), threading.get_ident()), object()
+    key, token = id(model), object()
     stack = _stacks.setdefault(key, [])
 
     def is_innermost() -> bool:
-        mine = _stacks.get((id(model), threading.get_ident()))
+        mine = _stacks.get(key)
         return bool(mine) and mine[-1] is token and torch.is_grad_enabled()
 
     active = cast(Callable[[], bool], torch.compiler.disable(is_innermost))  # a compiled graph would keep its answer

@@ -17,12 +17,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import InputError, MetricError
-from ..models.anatomy import check_ready, device_of
+from ..execute.memory import MemoryBudget, parse_budget, require_room
+from ..models.anatomy import check_ready, device_of, dtype_of
 from ..models.borrow import borrows, hooked, run_tail
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
 from ..runs.record import leaf_at_embedding
+from ..runs.remake import remade_blocks
+from ..runs.room import DEFAULT_BUDGET, Sizes, d_mlp_of
 from ..sites import Site, hook_name
 from ..tasks.encode import answer_token, tokenise
 from .composite import Composite
@@ -71,15 +74,18 @@ def attribute_tokens(
     metric: Target,
     *,
     rules: str | Composite = "relp_ah",
+    memory_budget: MemoryBudget | None = None,
 ) -> TokenRelevance:
     """Relevance of the tokens of `prompt` for the next token.
 
     `metric` is an answer (``" Mary"`` or a token id: its logit), a contrast (``(" Mary", " John")``: their logit
     difference), or a function of the logits ``[1, pos, d_vocab]`` that returns one number. Cost: 1 forward + 1
-    backward.
+    backward, and 1 forward more where that does not fit `memory_budget` beside the weights (bytes or ``"2GB"``;
+    default: 1 GiB, or what the prompt takes): blocks then run again in the backward pass.
 
     Raises `InputError` for an empty prompt, an answer of several tokens, an id outside the vocabulary, or text on a
-    model without tokenizer; `MetricError` for a metric that is not one finite number with a gradient.
+    model without tokenizer, a budget too small for the prompt; `MetricError` for a metric that is not one finite number
+    with a gradient.
 
     >>> relevance = attribute_tokens(
     ...     model, "When Mary and John went to the shop, John gave a drink to", (" Mary", " John")
@@ -100,9 +106,13 @@ def attribute_tokens(
         )
     function, name = _metric_of(model, metric, anatomy.d_vocab)
     n_tail = None if callable(metric) else 1
+    remade = _must_remake(model, len(ids), n_tail, memory_budget)
     streams: list[Tensor] = []
     hooks = [(hook_name(Site("resid_pre", 0)), lambda x, **_: streams.append(x))]
-    with torch.enable_grad(), composite.context(model), leaf_at_embedding(model), hooked(model, hooks):
+    with (
+        torch.enable_grad(), composite.context(model), leaf_at_embedding(model), hooked(model, hooks),
+        remade_blocks(model, when=remade),
+    ):  # fmt: skip
         value = function(run_tail(model, torch.tensor([ids], device=device_of(model)), n_tail))
         if value.numel() != 1 or not value.requires_grad or not bool(torch.isfinite(value).all()):
             raise MetricError(f"a metric is one finite number that depends on the logits; got {value.detach()}")
@@ -113,6 +123,17 @@ def attribute_tokens(
         method="token relevance", rules=composite.to_json(), metric=name, tokens=ids, model=identify_model(model)
     )
     return TokenRelevance(texts, values, float(value.detach()), name, composite.name, provenance)
+
+
+def _must_remake(model: TransformerBridge, n_pos: int, n_tail: int | None, budget: MemoryBudget | None) -> bool:
+    """Whether the graph of one prompt is larger than the budget; raises `InputError` where nothing helps."""
+    item = torch.finfo(dtype_of(model)).bits // 8
+    sizes = Sizes(check_ready(model), d_mlp_of(model), n_pos, n_tail or n_pos, item)
+    size = DEFAULT_BUDGET if budget is None else parse_budget(budget)
+    if budget is not None:
+        least = sizes.graph((), 1, remade=True)
+        require_room(size, least, "the backward pass of the prompt", "Give more, or use a shorter prompt.")
+    return size < sizes.graph((), 1)
 
 
 def _metric_of(model: TransformerBridge, metric: Target, d_vocab: int) -> tuple[Callable[[Any], Tensor], str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .. import names
@@ -16,9 +16,12 @@ from ..models.anatomy import ModelAnatomy, read_anatomy
 from ..models.borrow import borrows
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
+from ..sites import Site
 from ..tasks.encode import tokenise
+from ..tasks.pairs import PromptPairs
 from ..tasks.task import Task
 from .record import check_task, record_run
+from .room import prompts_that_fit
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -67,18 +70,22 @@ def record_attention(
         names.head_name(i, j) for i in range(anatomy.n_layers) for j in range(anatomy.n_heads)
     )
     places = [parse_head(anatomy, head) for head in heads]
+    layers = sorted({layer for layer, _ in places})
+    sites = [Site("pattern", layer) for layer in layers]
     if isinstance(task, str):
-        run = record_run(model, task, ["pattern"])
-        patterns = torch.stack([run.layers["pattern"][layer][0, head] for layer, head in places])
+        run = record_run(model, task, sites, n_tail=1)
+        found = dict(zip(layers, run.layers["pattern"], strict=True))
+        patterns = torch.stack([found[layer][0, head] for layer, head in places])
         texts = tuple(model.tokenizer.decode([i]) for i in tokenise(model, task))
         facts = build_provenance(method="attention patterns", prompt=task)
         return AttentionPatterns(texts, tuple(heads), patterns.cpu(), "one prompt", facts)
     if not -len(task) <= row < len(task):
         raise InputError(f"task {task.name!r} has pairs 0 to {len(task) - 1}; got row {row}")
     one = task[[row % len(task)]]
-    run = record_run(model, one.pairs, ["pattern"], n_tail=1)
+    run = record_run(model, one.pairs, sites, n_tail=1)
     length = int(one.pairs.lengths[0])
-    patterns = torch.stack([run.layers["pattern"][layer][0, head, :length, :length] for layer, head in places])
+    found = dict(zip(layers, run.layers["pattern"], strict=True))
+    patterns = torch.stack([found[layer][0, head, :length, :length] for layer, head in places])
     provenance = build_provenance(method="attention patterns", task=task.provenance(), row=row)
     return AttentionPatterns(one.prompt_texts(0)[0], tuple(heads), patterns.cpu(), task.name, provenance)
 
@@ -98,7 +105,7 @@ def attention_between(
     model: TransformerBridge, task: Task, spans: Sequence[tuple[str, str]]
 ) -> dict[tuple[str, str], Float[Tensor, "layer head"]]:
     """Mean attention from the positions of one span to those of another, on clean prompts, for every head. Cost: 1
-    forward.
+    forward; no pattern outlives its layer.
 
     A value is the probability mass that a query of the first span puts on all keys of the second, averaged over queries
     and over the pairs that have both spans; NaN when none has. Raises `InputError` for a span the task does not have.
@@ -110,16 +117,27 @@ def attention_between(
             raise InputError(f"task {task.name!r} has the spans {', '.join(masks) or 'none'}; got {name!r}")
     sums = {pair: torch.zeros(anatomy.n_layers, anatomy.n_heads, dtype=torch.float64) for pair in spans}
     counts = dict.fromkeys(spans, 0)
-    for pairs in task.pairs.batches(32):
-        run = record_run(model, pairs, ["pattern"], n_tail=1)
-        for pair in spans:
-            query, key = (pairs.spans[name].to(run.logits.device) for name in pair)
+    for pairs in task.pairs.batches(min(32, prompts_that_fit(model, task.pairs, sites=[Site("pattern", 0)]))):
+
+        def masses(pattern: Tensor, pairs: PromptPairs = pairs) -> Float[Tensor, "span batch head"]:
+            return torch.stack([_mass(pattern, *(pairs.spans[name].to(pattern.device) for name in s)) for s in spans])
+
+        run = record_run(model, pairs, ["pattern"], n_tail=1, keep={"pattern": masses})
+        for i, pair in enumerate(spans):
+            query, key = (pairs.spans[name].cpu() for name in pair)
             both = query.any(dim=1) & key.any(dim=1)
-            weights = query.double() / query.sum(dim=1, keepdim=True).clamp(min=1)
             counts[pair] += int(both.sum())
-            for layer, pattern in enumerate(run.layers["pattern"]):
-                mass = torch.einsum("bhqk,bq,bk->bh", pattern.double(), weights, key.double())
-                sums[pair][layer] += mass[both].sum(dim=0).cpu()
+            for layer, mass in enumerate(run.layers["pattern"]):
+                sums[pair][layer] += mass[i].cpu()[both].sum(dim=0)
     return {
         pair: sums[pair] / counts[pair] if counts[pair] else torch.full_like(sums[pair], torch.nan) for pair in spans
     }
+
+
+def _mass(
+    pattern: Float[Tensor, "batch head query key"], query: Bool[Tensor, "batch query"], key: Bool[Tensor, "batch key"]
+) -> Float[Tensor, "batch head"]:
+    """Attention from `query` positions (their mean) to `key` positions (summed)."""
+    weights = query.double() / query.sum(dim=1, keepdim=True).clamp(min=1)
+    asked = query.any(dim=0)
+    return torch.einsum("bhqk,bq,bk->bh", pattern[:, :, asked].double(), weights[:, asked], key.double())

@@ -7,7 +7,7 @@ coefficient through that place alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -64,6 +64,7 @@ def record_run(
     grad: bool = False,
     n_tail: int | None = None,
     prefix: Prefix | None = None,
+    keep: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
 ) -> Run:
     """Run the clean (or corrupt) prompts of pairs or a task, or one text, once and keep the activations of `kinds` at
     every layer. Cost: 1 forward.
@@ -71,7 +72,9 @@ def record_run(
     A `Site` among `kinds` is recorded at its layer alone. With `grad`, run inside whatever composite of rules is
     active;
     gradients start at the embedding. `n_tail`: unembed the last columns only (for metrics that read no others).
-    `prefix`: columns that have run already; only those after them run and are kept.
+    `prefix`: columns that have run already; only those after them run and are kept. `keep` says by kind what of an
+    activation is kept (some queries of a pattern, say), so that no layer's whole one outlives its block; not with
+    `grad`.
     """
     anatomy = check_ready(model)
     if isinstance(kinds, str | Site):
@@ -87,14 +90,16 @@ def record_run(
         tokens = (pairs.corrupt_tokens if corrupt else pairs.clean_tokens).to(device_of(model))
     sites = [site for kind in kinds for site in ([kind] if isinstance(kind, Site) else sites_of(anatomy, kind))]
     store: dict[str, list[Tensor]] = {site.kind: [] for site in sites}
+    part = dict(keep or {})
     homes = layer_devices(model)  # what is kept of a layer lies with its weights, wherever it was handed over
 
-    def keep(site: Site) -> Any:
+    def keeps(site: Site) -> Any:
         def hook(activation: Tensor, hook: Any) -> Tensor | None:
             if site.layer is not None and not (grad and site.kind in EDITS_ONE_BRANCH):
                 activation = activation.to(homes[site.layer])
             if not grad:
-                store[site.kind].append(activation.detach())
+                of = part.get(site.kind)
+                store[site.kind].append(activation.detach() if of is None else of(activation.detach()))
                 return None
             node = activation if site.kind in EDITS_ONE_BRANCH else activation.view_as(activation)
             store[site.kind].append(node)
@@ -102,7 +107,7 @@ def record_run(
 
         return hook
 
-    hooks = [(hook_name(site), keep(site)) for site in sites]
+    hooks = [(hook_name(site), keeps(site)) for site in sites]
     with ExitStack() as stack:
         stack.enter_context(torch.set_grad_enabled(grad))
         if grad:

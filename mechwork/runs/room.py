@@ -58,6 +58,20 @@ class Sizes:
         mlp = columns * 5 * self.d_mlp * (2 if a.n_experts else 1)
         return self.item * (5 * columns * a.d_model + max(attention, mlp, 4 * a.d_vocab * logits))
 
+    def graph(self, kinds: Sequence[str], copies: int = 4, *, remade: bool = False) -> int:
+        """Bytes of one pair at the peak of its backward pass; `remade`: see `runs.remake`.
+
+        Per block: about twelve tensors as wide as the stream, queries to heads' outputs and their rotated copies, six
+        tensors as wide as the MLP's hidden layer, five patterns; and at every site `copies` (donor, host, change and
+        coefficient).
+        """
+        a, n = self.anatomy, self.n_pos
+        heads = 3 * a.n_heads * a.d_head + 6 * a.n_kv_heads * a.d_head
+        mlp = 6 * self.d_mlp * (max(2, a.n_experts or 0) if a.n_experts else 1)
+        block = n * (12 * a.d_model + heads + mlp) + 5 * a.n_heads * n**2
+        kept = copies * sum(self.activation(kind) for kind in dict.fromkeys(("resid_pre", *kinds)))
+        return self.item * ((1 if remade else a.n_layers) * block + a.n_layers * kept + 5 * self.n_tail * a.d_vocab)
+
     def recorded(self, kinds: Sequence[str]) -> int:
         """Bytes per pair that stay while a block of pairs is swept."""
         a = self.anatomy
@@ -89,7 +103,7 @@ def sizes_of(anatomy: ModelAnatomy, d_mlp: int, pairs: PromptPairs, n_tail: int 
 def prompts_that_fit(
     model: TransformerBridge,
     pairs: PromptPairs,
-    budget: MemoryBudget = DEFAULT_BUDGET,
+    budget: MemoryBudget | None = None,
     *,
     sites: Sequence[Site] = (),
     n_tail: int | None = None,
@@ -105,7 +119,7 @@ def prompts_that_fit(
 def rows_that_fit(
     model: TransformerBridge,
     tokens: Int[Tensor, "batch pos"],
-    budget: MemoryBudget = DEFAULT_BUDGET,
+    budget: MemoryBudget | None = None,
     *,
     sites: Sequence[Site] = (),
     n_tail: int = 1,
@@ -114,12 +128,13 @@ def rows_that_fit(
     """How many rows of `tokens` one pass takes, at least one.
 
     `sites` are recorded, `n_tail` columns of logits kept, `extra` bytes per row are the caller's own. Raises
-    `InputError` when not even one row fits the budget.
+    `InputError` when not even one row fits a budget that was given; without one it is 1 GiB, or what one row takes.
     """
-    size, item = parse_budget(budget), torch.finfo(dtype_of(model)).bits // 8
+    size, item = DEFAULT_BUDGET if budget is None else parse_budget(budget), torch.finfo(dtype_of(model)).bits // 8
     sizes = Sizes(read_anatomy(model), d_mlp_of(model), tokens.shape[1], n_tail, item)
     recorded = sum(sizes.activation(RECORDED_AS.get(site.kind, site.kind)) for site in sites)
     logits = N_KEPT * n_tail * sizes.anatomy.d_vocab
     one = sizes.run(sizes.n_pos, n_tail) + item * (recorded + logits) + extra
-    require_room(size, one, "the runs of one prompt", "Give more, or use shorter prompts.")
+    if budget is not None:
+        require_room(size, one, "the runs of one prompt", "Give more, or use shorter prompts.")
     return items_that_fit(size, one, len(tokens))

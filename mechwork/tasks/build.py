@@ -66,6 +66,13 @@ def build_task(
             )
     measure = find_metric(metric)
     has_spans = any(pair.spans for pair in pairs)
+    for row, (pair, a, b) in enumerate(zip(pairs, clean, corrupt, strict=True)):
+        if has_spans and not pair.spans and len(a) != len(b):
+            raise InputError(
+                f"pair {row} has prompts of {len(a)} and {len(b)} tokens and names no span, while others do, so "
+                "nothing says which tokens correspond. Name spans in every pair of different length, or in none: then "
+                "they are found."
+            )
     spans = [_token_spans(model, p.clean, p.spans, p) for p in pairs] if has_spans else None
     corrupt_spans = (
         [_token_spans(model, p.corrupt, p.corrupt_spans or p.spans, p) for p in pairs] if has_spans else None
@@ -129,8 +136,9 @@ def from_file(
     prompts go through the tokenizer's chat template (see `mechwork.tasks.chat`). Raises `NotFoundError` for a missing
     file and `InputError`, naming the row, for a file that is not UTF-8, a missing, doubled or surplus column, a split
     that is neither train nor test, answers of several tokens under a metric of one
-    (``metric="sequence_difference"`` and others read them whole), spans that are not in the prompt, prompts that cannot
-    be aligned, an identical pair.
+    (``metric="sequence_difference"`` and others read them whole), spans that are not in the prompt, spans in some pairs
+    of different length and not in others, prompts that cannot be aligned, an identical pair. Tokens that the spans
+    leave out are spans of their own, and the description says which.
     """
     path = Path(path)
     rows = [row for _, row in read_rows(path)]
@@ -236,7 +244,19 @@ def _from_rows(
     template = chat_template(model) if chat else ""
     pairs, said = draw_split(text_pairs(rows, model if chat else None, system=system), name)
     description = f"{description}; {said}" if said else description
-    return replace(build_task(model, name, pairs, metric=metric, description=description), chat_template=template)
+    task = build_task(model, name, pairs, metric=metric, description=description)
+    if said := _left_out(rows, task):
+        task = replace(task, description=f"{task.description}; {said}")
+    return replace(task, chat_template=template)
+
+
+def _left_out(rows: Sequence[Mapping[str, Any]], task: Task) -> str:
+    """Where rows name spans, a sentence on the tokens that no span names; nothing where there are none."""
+    if not any(row.get("spans") for row in rows):
+        return ""
+    spans = {**task.pairs.spans, **task.pairs.corrupt_spans}
+    others = [name for name in spans if name == "start" or name.endswith("+")]
+    return f"tokens that no span names are spans too: {', '.join(others)}" if others else ""
 
 
 def _token_spans(model: TransformerBridge, text: str, spans: Mapping[str, tuple[int, int]], pair: TextPair) -> Spans:

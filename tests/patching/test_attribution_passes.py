@@ -13,6 +13,7 @@ import transformers as hf
 from mechwork.errors import InputError
 from mechwork.models.load import load_model
 from mechwork.patching import attribute
+from mechwork.patching.passes import PassPlan
 from mechwork.tasks.task import Task
 from tests.families import UNLIKE, build_model, build_task
 from tests.patching.test_memory import measured
@@ -49,7 +50,7 @@ def test_micro_batches_give_the_same_numbers(
 ) -> None:
     task, sites = build_task(n=5), ["resid_pre", "q", "z"]
     whole = attribute(tiny_gpt2_64, task, sites, rules=rules, direction=direction)
-    monkeypatch.setattr("mechwork.patching.attribution.pairs_per_pass", lambda *args, **settings: 2)
+    monkeypatch.setattr("mechwork.patching.attribution.plan_passes", lambda *args, **settings: PassPlan(2))
     parts = attribute(tiny_gpt2_64, task, sites, rules=rules, direction=direction)
     for kind in sites:
         assert float(whole[kind].values.abs().max()) > 1e-4

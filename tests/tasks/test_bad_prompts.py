@@ -50,6 +50,13 @@ def file(**change: Any) -> Callable[[Any, Path], Any]:
     return build
 
 
+def half_named(model: Any, folder: Path) -> Any:
+    longer = {**TEXT, "corrupt": f"Yesterday, {TEXT['corrupt']}"}
+    rows = [{**TEXT, "spans": {"PLACE": "the store"}}, longer]
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return from_file(model, folder / "pairs.jsonl")
+
+
 def tokens(**spans: Any) -> Callable[[Any, Path], Any]:
     return lambda *_: Task.from_tokens([[1, 2, 3]], [[1, 4, 3]], [5], [6], **spans)
 
@@ -63,6 +70,7 @@ BAD: dict[str, tuple[Callable[[Any, Path], Any], str]] = {
     ),
     "spans that overlap": (tokens(spans=[{"A": [0, 1], "B": [1, 2]}]), "spans must not overlap; position 1"),
     "spans that overlap in a file": (file(spans={"A": [0, 9], "B": [5, 13]}), "overlap"),
+    "spans in some pairs of different length only": (half_named, "pair 1 has prompts of .* and names no span"),
     "a span of no token": (tokens(spans=[{"A": [3]}]), "names position 3; the prompt has 3 tokens"),
     "a prompt longer than the context": (text(clean=TEXT["clean"] + " the store" * 200), "context of [0-9]+ tokens"),
     "a chat longer than the context": (chat(clean="the store" + " the store" * 200), "context of [0-9]+ tokens"),
@@ -93,3 +101,5 @@ def test_one_message_before_any_pass(
 def test_what_spans_leave_out_is_a_span_of_its_own(bundled_model: Any, tmp_path: Path) -> None:
     task = file(spans={"PLACE": "the store"})(bundled_model, tmp_path)
     assert {"start", "PLACE", "PLACE+", "END"} == set(task.pairs.spans)
+    assert "tokens that no span names are spans too: start, PLACE+" in task.describe()
+    assert "no span names" not in file()(bundled_model, tmp_path).describe()

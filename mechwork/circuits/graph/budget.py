@@ -38,10 +38,13 @@ def layers_per_product(space: EdgeSpace) -> int:
 
 @dataclass(frozen=True)
 class Fit:
-    """What fits: pairs per pass, and positions per product of writes and coefficients."""
+    """What fits: pairs per pass, positions per product of writes and coefficients, and whether blocks run again in the
+    backward pass, since one pair's do not fit together (`runs.remake`).
+    """
 
     n_pairs: int
     n_positions: int
+    remade: bool = False
 
 
 def fit(
@@ -67,9 +70,12 @@ def fit(
     scores = 2 * n_cells * space.n_writers * space.n_readers
     readers = (1 + layers_per_product(space)) * space.readers_per_layer + (space.n_readers if averaged else 0)
     per_position = (n_copies * space.n_writers + readers) * d
+    remade = budget / 2 < n_bytes * graph
+    if remade:
+        graph = n_pos * ((40 + 13 * layers) * d + 5 * anatomy.n_heads * n_pos) + 3 * n_tail * anatomy.d_vocab
     n_pairs = items_that_fit(budget / 2, n_bytes * (graph + scores), _MANY)
     while True:
         n_positions = items_that_fit(budget / 2, max(n_bytes, 4) * per_position * n_pairs, n_pos)
         if n_pairs == 1 or n_positions >= min(4, n_pos):
-            return Fit(n_pairs, n_positions)
+            return Fit(n_pairs, n_positions, remade)
         n_pairs //= 2

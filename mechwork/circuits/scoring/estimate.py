@@ -50,6 +50,7 @@ class Coefficients:
     method: Method
     n_positions: int
     seed: int
+    remade: bool = False
 
     @property
     def n_columns(self) -> int:
@@ -69,8 +70,9 @@ class Coefficients:
         in one).
         """
         passes = Passes.of(
-            self.model, task, self.method.rules, self.method.direction, share_prefix=self.ablated is None
-        )
+            self.model, task, self.method.rules, self.method.direction, share_prefix=self.ablated is None,
+            remade=self.remade,
+        )  # fmt: skip
         if cells is not None and passes.prefix is not None:
             cells = cells[:, :, passes.prefix.n :]
         if not self.method.rules.grad_drop or self.space.n_layers == 1:

@@ -23,6 +23,7 @@ from ...relevance import Binding, Composite
 from ...relevance.drop import droppable_layers
 from ...runs.prefix import Prefix, record_prefix
 from ...runs.record import Run, record_run
+from ...runs.remake import remade_blocks
 from ...shapes import PerExample
 from ...sites import Site, hook_name
 from ...tasks.pairs import PromptPairs
@@ -50,7 +51,8 @@ class Passes:
     """Runs the model on one micro-batch of pairs: `pairs` has the host as its clean side.
 
     `drop` is a layer whose writes backward passes go around (GradDrop). With `prefix` only the columns after it run:
-    those before are the same in both runs and at every point between them.
+    those before are the same in both runs and at every point between them. `remade`: blocks run again in backward
+    passes (`runs.remake`).
     """
 
     model: TransformerBridge
@@ -59,6 +61,7 @@ class Passes:
     composite: Composite
     drop: int | None = None
     prefix: Prefix | None = None
+    remade: bool = False
 
     @classmethod
     def of(
@@ -69,10 +72,11 @@ class Passes:
         direction: Direction,
         *,
         share_prefix: bool = False,
+        remade: bool = False,
     ) -> Passes:
         pairs = task.pairs.corrupt_as_host() if direction == "denoise" else task.pairs
         prefix = record_prefix(model, task, pairs) if share_prefix else None
-        return cls(model, task, pairs.to(device_of(model)), composite, prefix=prefix)
+        return cls(model, task, pairs.to(device_of(model)), composite, prefix=prefix, remade=remade)
 
     @property
     def n_tail(self) -> int | None:
@@ -96,7 +100,8 @@ class Passes:
         share: float = 0.0,
     ) -> Point:
         """Coefficients at a run of the host's prompts in which `put` replaces activations, and which has the donor's
-        writes to `share`, where the two sides differ in writes. Cost: 1 forward, 1 backward.
+        writes to `share`, where the two sides differ in writes. Of the run, `also_record` is kept. Cost: 1 forward, 1
+        backward (and 1 forward where blocks are remade).
         """
         wanted = list(dict.fromkeys([*kinds, *also_record]))
         with ExitStack() as stack:
@@ -105,11 +110,13 @@ class Passes:
                 stack.enter_context(droppable_layers(self.model)).layer = self.drop
             stack.enter_context(between_sides(self.model, self.pairs.corrupt_tokens, share))
             stack.enter_context(hooked(self.model, list(put)))
+            stack.enter_context(remade_blocks(self.model, when=self.remade))
             run = record_run(self.model, self.pairs, wanted, grad=True, n_tail=self.n_tail, prefix=self.prefix)
             values = self.measure(run)
-        names = list(dict.fromkeys(kind.kind if isinstance(kind, Site) else kind for kind in kinds))
-        coefficients = find_coefficients(run, values.sum(), names)
-        detached = {kind: [t.detach() for t in tensors] for kind, tensors in run.layers.items()}
+            names = list(dict.fromkeys(kind.kind if isinstance(kind, Site) else kind for kind in kinds))
+            coefficients = find_coefficients(run, values.sum(), names)
+        kept = {kind.kind if isinstance(kind, Site) else kind for kind in also_record}
+        detached = {kind: [t.detach() for t in run.layers[kind]] for kind in kept}
         return Point(Run(run.logits.detach(), detached), coefficients, binding, values.detach())
 
 

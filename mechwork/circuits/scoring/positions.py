@@ -147,8 +147,9 @@ def score_positions(
     stream = Stream(len(task) // n, len(names) * space.n_edges, keep=False, n_resamples=n_resamples, seed=seed)
     mask, ends = space.mask, list[Baseline]()
     for unit, rows in run_batches(
-        model, task, space, method, plan.n_pairs, plan.n_positions, seed, cells=cells.cpu().contiguous()
-    ):
+        model, task, space, method, plan.n_pairs, plan.n_positions, seed, cells=cells.cpu().contiguous(),
+        remade=plan.remade,
+    ):  # fmt: skip
         stream.add(task.pairs.per_question(rows.values[:, :, mask.to(rows.values.device)].flatten(1)))
         ends.append(rows.baseline)
         if progress is not None:

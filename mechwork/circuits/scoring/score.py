@@ -139,10 +139,13 @@ def score_edges(
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How many pairs go through a pass, and how many positions through a product."""
+    """How many pairs go through a pass, how many positions through a product, and whether blocks run again in the
+    backward pass.
+    """
 
     n_pairs: int
     n_positions: int
+    remade: bool = False
 
 
 def plan_batches(
@@ -174,7 +177,7 @@ def plan_batches(
     )
     n_batches = -(-len(task) // size.n_pairs)
     n_pairs = task.pairs.whole(min(batch_size or -(-len(task) // n_batches), len(task)))
-    return BatchPlan(n_pairs, size.n_positions)
+    return BatchPlan(n_pairs, size.n_positions, size.remade)
 
 
 def batch_rows(
@@ -190,7 +193,9 @@ def batch_rows(
     nodes: bool = False,
 ) -> Iterator[Rows]:
     """Scores and baselines of all pairs, micro-batch by micro-batch; of `nodes`, see `run_batches`."""
-    batches = run_batches(model, task, space, method, plan.n_pairs, plan.n_positions, seed, source, nodes=nodes)
+    batches = run_batches(
+        model, task, space, method, plan.n_pairs, plan.n_positions, seed, source, nodes=nodes, remade=plan.remade
+    )
     for unit, rows in batches:
         yield rows
         if progress is not None:

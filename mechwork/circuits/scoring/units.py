@@ -43,10 +43,11 @@ def run_batches(
     cells: Cells | None = None,
     *,
     nodes: bool = False,
+    remade: bool = False,
 ) -> Iterator[tuple[Unit, Rows]]:
     """Scores and baselines of all pairs, `n_pairs` at a time; means are over the prompts of `source` (default: the
     task's), scores by `cells` of positions where some are given. `nodes`: summed over readers where that is cheaper,
-    ``[batch, writer, 1]``.
+    ``[batch, writer, 1]``; `remade`: see `runs.remake`.
     """
     facts, tensors = pack_task(task)
     settings = {
@@ -56,6 +57,7 @@ def run_batches(
         "n_positions": n_positions,
         "seed": seed,
         "nodes": nodes,
+        "remade": remade,
     }
     data = {"task": tensors}
     if source is not None:
@@ -63,7 +65,7 @@ def run_batches(
     if cells is not None:
         data["cells"] = {"cells": cells}
     work = Work(OPERATION, ModelRef.of(model), settings, data, why_not_sent([task.metric]))
-    run = _runner(model, task, space, method, n_positions, seed, source, cells, nodes=nodes)
+    run = _runner(model, task, space, method, n_positions, seed, source, cells, nodes=nodes, remade=remade)
     for unit, values in run_units(work, (work.unit(rows) for rows in cut(len(task), n_pairs)), run):
         yield unit, Rows(values["values"], Baseline(values["clean"], values["corrupt"]))
 
@@ -76,8 +78,9 @@ def build(model: TransformerBridge, work: Work) -> Run:
     cells = work.data["cells"]["cells"] if "cells" in work.data else None
     space = edge_space(model, task, split_input=settings["split_input"], aligned=None)
     source = unpack_task(settings["source"], work.data["source"]) if "source" in settings else None
-    n_positions, seed, nodes = settings["n_positions"], settings["seed"], settings["nodes"]
-    return _runner(model, task, space, method, n_positions, seed, source, cells, nodes=nodes)
+    n_positions, seed = settings["n_positions"], settings["seed"]
+    how = {name: settings[name] for name in ("nodes", "remade")}
+    return _runner(model, task, space, method, n_positions, seed, source, cells, **how)
 
 
 def pack_method(method: Method) -> dict[str, Any]:
@@ -97,12 +100,14 @@ def pack_baseline(ends: Baseline) -> Tensors:
 
 def _runner(
     model: TransformerBridge, task: Task, space: EdgeSpace, method: Method, n_positions: int, seed: int,
-    source: Task | None, cells: Cells | None, *, nodes: bool,
+    source: Task | None, cells: Cells | None, *, nodes: bool, remade: bool,
 ) -> Run:  # fmt: skip
     estimator = ESTIMATORS[method.estimator]
     if nodes and estimator is Coefficients and method.path != "activations" and not method.rules.grad_drop:
         estimator = WriterTotals
     estimate = estimator(model, source or task, space, method, n_positions, seed)
+    if isinstance(estimate, Coefficients):
+        estimate.remade = remade
 
     def run(unit: Unit) -> Tensors:
         piece = task[slice(*unit.rows)]
