@@ -3,6 +3,7 @@
 const CAP = 2000; // edges above this many are drawn on the canvas beneath (see canvas.js)
 const VALUES = 14; // values written beside the edges of a node under the pointer
 const HEAVY = 400; // from this many edges on, moving is simplified
+const LIT = 250; // edges of a focus in a graph of so many: what hangs on the node first, then what is strongest
 
 // `backdrop` lies beneath the canvas and holds the bands of the layers, `svg` above it and holds the graph.
 function createDrawing(svg, backdrop, id) {
@@ -105,11 +106,11 @@ function createDrawing(svg, backdrop, id) {
     lit.replaceChildren();
     litEdges = [];
     if (!focus) return;
-    const most = paths.length < HEAVY ? CAP : HEAVY; // of a large graph what hangs on the node comes first, then what is strongest
+    const most = paths.length < HEAVY ? CAP : LIT;
     for (let e = 0; e < graph.all && litEdges.length < CAP; e++) if (roles.edges[e] && roles.edges[e] !== "is-reach") litEdges.push(e);
     for (let e = 0; e < graph.all && litEdges.length < most; e++) if (roles.edges[e] === "is-reach") litEdges.push(e);
     litEdges.sort((a, b) => a - b);
-    for (const e of [...litEdges].reverse()) edgePath(e, lit, ` ${roles.edges[e]}`);
+    lit.append(...litEdges.map((e) => edgePath(e, null, ` ${roles.edges[e]}`)).reverse());
   }
 
   // Redraws what hangs on one node while it is dragged.
