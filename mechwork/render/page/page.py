@@ -46,6 +46,7 @@ GRAPH_SCRIPTS = (
     "graph/reach.js",
     "graph/arrange.js",
     "graph/derive.js",
+    "graph/pills.js",
     "graph/draw.js",
     "graph/canvas.js",
     "graph/view.js",
