@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 from .errors import MechworkError
 from .harmless import visible
+from .sharing import kernel_shell, lend
 
 _DRAWINGS: dict[type, Callable[[Any], str]] = {}
 _STILLS: dict[type, Callable[[Any], str]] = {}
@@ -167,7 +168,7 @@ class Displayable(Readable):
         """Display in Jupyter; outside it, write the page to a temporary file and open a browser on it (or say where it
         is).
         """
-        if _in_notebook():
+        if kernel_shell() is not None:
             from IPython.display import display
 
             display(self)
@@ -187,21 +188,13 @@ class Displayable(Readable):
 def frame(page: str, still: str = "", *, height: int = 640) -> str:
     """`page` in a sandboxed frame of fixed height, the form that survives JupyterLab, VS Code, Colab and nbconvert.
 
+    In a notebook the large scripts of figures stand in one output, and other frames ask it for them (`sharing`).
     `still` lies beneath the frame and comes to light where a host strips the frame. Its box is no stop for the Tab key
     (Chromium makes every scrolling box one), since it is covered wherever the frame is shown.
     """
     box = "position:absolute;top:0;left:0;width:100%;height:100%"
     return (
         f'<div style="position:relative;height:{height}px"><div tabindex="-1" style="{box};overflow:auto">{still}</div>'
-        f'<iframe srcdoc="{html.escape(page)}" sandbox="allow-scripts allow-downloads" allow="fullscreen" '
+        f'<iframe srcdoc="{html.escape(lend(page))}" sandbox="allow-scripts allow-downloads" allow="fullscreen" '
         f'style="{box};border:0;background:#fff" title="mechwork figure"></iframe></div>'
     )
-
-
-def _in_notebook() -> bool:
-    try:
-        from IPython.core.getipython import get_ipython
-    except ImportError:
-        return False
-    shell = get_ipython()
-    return shell is not None and "IPKernelApp" in getattr(shell, "config", {})

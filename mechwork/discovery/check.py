@@ -15,7 +15,7 @@ Pairs needed: n with 1.96 sd(gap) / (mean gap sqrt(n)) = 0.1. Cost: 2 forwards.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -52,9 +52,22 @@ class Finding:
     remedy: str = ""
 
 
+@dataclass(frozen=True)
+class AnswerShares:
+    """What the model answers to one clean prompt: its token ids, the probabilities of the correct and the incorrect
+    answer.
+    """
+
+    tokens: tuple[int, ...]
+    correct: float
+    incorrect: float
+
+
 @dataclass(frozen=True, eq=False)
 class DataCheck(Result):
-    """What is said of the pairs. `accuracy`, `chance`, `clean` and `corrupt` (mean metric) are of all pairs."""
+    """What is said of the pairs. `accuracy`, `chance`, `clean` and `corrupt` (mean metric) are of all pairs; `example`
+    is of the first test pair, where it has one correct and one incorrect answer, of one token each.
+    """
 
     rows: tuple[Finding, ...]
     accuracy: float
@@ -62,6 +75,7 @@ class DataCheck(Result):
     clean: float
     corrupt: float
     provenance: Provenance
+    example: AnswerShares | None = None
 
     @property
     def level(self) -> Level:
@@ -87,34 +101,51 @@ class DataCheck(Result):
 
 def check_data(model: TransformerBridge, task: Task, *, min_accuracy: float | None = None) -> DataCheck:
     """Look at the pairs, and at what the model answers to them. `min_accuracy` replaces chance + `MARGIN`."""
-    clean, right, answered = _run(model, task, task.pairs.clean_tokens)
-    corrupt, _, _ = _run(model, task, task.pairs.corrupt_tokens, corrupt=True)
+    first = task.splits.index("test") if "test" in task.splits else 0
+    clean, right, answered, logits = _run(model, task, first)
+    corrupt, _, _, _ = _run(model, task, first, corrupt=True)
     rate, chance = float(right.mean()), _chance(task)
     least = chance + MARGIN if min_accuracy is None else min_accuracy
     answers = _answers(model, task, rate, chance, least, answered)
     rows = (_count(task), _alignment(task), _duplicates(task), answers, *_gap(task, clean, corrupt))
     provenance = build_provenance(method="data check", model=identify_model(model), task=task.provenance())
-    return DataCheck(rows, rate, chance, float(clean.mean()), float(corrupt.mean()), provenance)
+    return DataCheck(
+        rows, rate, chance, float(clean.mean()), float(corrupt.mean()), provenance, _example(task, first, logits)
+    )
+
+
+def _example(task: Task, row: int, logits: Tensor) -> AnswerShares | None:
+    pairs = task.pairs
+    if pairs.continuations is not None or any(
+        (side[row] != ABSENT).sum() != 1 for side in (pairs.correct, pairs.incorrect)
+    ):
+        return None
+    shares = logits.double().softmax(dim=-1)
+    correct, incorrect = (float(shares[side[row].max()]) for side in (pairs.correct, pairs.incorrect))
+    return AnswerShares(tuple(pairs.clean_tokens[row, : int(pairs.lengths[row])].tolist()), correct, incorrect)
 
 
 def _run(
-    model: TransformerBridge, task: Task, tokens: Tensor, *, corrupt: bool = False
-) -> tuple[Tensor, Tensor, list[int]]:
-    """Metric and correctness per question, best (first) token per pair, in batches of 16."""
-    metrics, right, best = [], [], []
+    model: TransformerBridge, task: Task, example: int, *, corrupt: bool = False
+) -> tuple[Tensor, Tensor, list[int], Tensor]:
+    """Metric and correctness per question, best (first) token per pair, in batches of 16; one pair's logits."""
+    metrics, right, best, shown = [], [], [], torch.zeros(0)
     for rows in torch.arange(len(task)).split(task.pairs.whole(16)):
         part = task[rows.tolist()]
-        pairs = part.pairs.to(device_of(model))
+        pairs = part.pairs.to(device_of(model))  # as wide as the longest prompt of the batch
         if corrupt:  # the answer is read at the end of the corrupt prompt
-            pairs = replace(pairs, lengths=pairs.corrupt_lengths)
+            pairs = pairs.corrupt_as_host()
         tail = pairs.n_tail if part.metric.reads_final else None
         with torch.no_grad():
-            logits = run_tail(model, tokens[rows].to(device_of(model)), tail)
+            logits = run_tail(model, pairs.clean_tokens, tail)
         metrics.append(part.measure(logits, pairs).cpu())
         right.append(accuracy(logits, pairs).float().cpu())
-        best += pairs.read(logits)[:, -1].argmax(dim=-1).tolist()  # an answer's first token
+        said = pairs.read(logits)[:, -1]  # an answer's first token
+        best += said.argmax(dim=-1).tolist()
+        if example in rows:
+            shown = said[example - int(rows[0])].cpu()
     per_question = task.pairs.per_question
-    return per_question(torch.cat(metrics).double()), per_question(torch.cat(right)), best
+    return per_question(torch.cat(metrics).double()), per_question(torch.cat(right)), best, shown
 
 
 def _chance(task: Task) -> float:

@@ -1,8 +1,8 @@
 """One real prompt of the task with what was measured on it: its tokens' effects, and what the model answers.
 
 Nothing is run here. Effects are means over the pairs they were measured on, laid onto this prompt by span or position;
-the probabilities are those of the last place of a lens table, which is the model's own output, where one read this
-prompt.
+the probabilities are those of the data check, or of the last place of a lens table, which is the model's own output,
+where one read this prompt.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from ..discovery.check import DataCheck
 from ..lenses.table import LensTable
 from ..patching.result import Effect
 from ..tasks.task import Task
@@ -91,11 +92,12 @@ def _places(effect: Effect, task: Task, n: int) -> list[int | None] | None:
 
 
 def _probabilities(findings: Findings, task: Task, answer: str, wrong: str) -> tuple[float | None, float | None]:
+    prompt = task.pairs.clean_tokens[0, : int(task.pairs.lengths[0])].tolist()
+    for check in findings.of(DataCheck):
+        if check.example is not None and list(check.example.tokens) == prompt:
+            return check.example.correct, check.example.incorrect
     for table in findings.of(LensTable):
-        if not table.places[-1].startswith("resid_post"):
-            continue
-        tokens = table.tokens[0][table.mask[0]].tolist()
-        if tokens != task.pairs.clean_tokens[0, : int(task.pairs.lengths[0])].tolist():
+        if not table.places[-1].startswith("resid_post") or table.tokens[0][table.mask[0]].tolist() != prompt:
             continue
         said = dict(table.words(-1, 0, int(table.mask[0].nonzero()[-1])))
         return said.get(answer), said.get(wrong)

@@ -49,7 +49,8 @@ def renew(source: Path, picture: Picture) -> Path:
     with tempfile.TemporaryDirectory() as folder:
         paths = os.pathsep.join(filter(None, [str(NOTEBOOKS), str(NOTEBOOKS.parent), os.environ.get("PYTHONPATH", "")]))
         client = NotebookClient(notebook, timeout=900, resources={"metadata": {"path": folder}})
-        client.execute(env={**os.environ, "PYTHONPATH": paths})
+        whole = {"MECHWORK_WHOLE_FIGURES": "1"}  # each is photographed alone
+        client.execute(env={**os.environ, "PYTHONPATH": paths, **whole})
     made = json.loads(nbformat.writes(notebook))
     cells = [cell for cell in made["cells"] if "storing" not in cell["metadata"].get("tags", ())]
     outputs = [

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import html
+import re
+from dataclasses import replace
+
 import pytest
+import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 import mechwork as mw
@@ -13,6 +18,7 @@ from mechwork.discovery.settings import Settings, parse_seconds
 from mechwork.discovery.size import find_size
 from mechwork.discovery.stages import LEAST, STAGES
 from mechwork.errors import InputError
+from mechwork.render import render_report
 from mechwork.tasks.task import Task
 
 
@@ -137,6 +143,35 @@ def test_good_pairs_are_green_and_wrong_ones_red(model: TransformerBridge) -> No
     assert one.level == "yellow"
     twice = check_data(model, task[[0, 0, 1, 2, 3, 4, 5, 6, 7]])
     assert next(row for row in twice.rows if row.what == "duplicates").level == "yellow"
+
+
+def test_the_check_of_prompts_of_several_lengths_is_that_of_all_at_once(model: TransformerBridge, task: Task) -> None:
+    assert len(set(task.pairs.lengths.tolist())) > 3
+    check = check_data(model, task)
+    assert check.accuracy == pytest.approx(task.accuracy(model))
+    with torch.no_grad():
+        logits = (model(task.pairs.clean_tokens), model(task.pairs.corrupt_tokens))
+    hosts = (task.pairs, task.pairs.corrupt_as_host())
+    clean, corrupt = (float(task.measure(*one).mean()) for one in zip(logits, hosts, strict=True))
+    assert check.clean == pytest.approx(clean, rel=1e-4)
+    assert check.corrupt == pytest.approx(corrupt, rel=1e-4)
+
+
+def test_the_check_has_the_answers_probabilities_for_the_first_screen(model: TransformerBridge, task: Task) -> None:
+    """Also of a quick plan, whose report has no lens: the model's own output for the first test pair."""
+    check, pairs = check_data(model, task), task.test.pairs
+    row = pairs.clean_tokens[:1, : int(pairs.lengths[0])]
+    with torch.no_grad():
+        shares = model(row)[0, -1].double().softmax(dim=-1)
+    assert check.example is not None
+    assert list(check.example.tokens) == row[0].tolist()
+    assert check.example.correct == pytest.approx(float(shares[pairs.correct[0, 0]]), rel=1e-4)
+    assert check.example.incorrect == pytest.approx(float(shares[pairs.incorrect[0, 0]]), rel=1e-4)
+    assert check.example.correct > 0.5 > check.example.incorrect
+    page, (right, wrong) = render_report(task, check), task.test.answer_texts[0]
+    said = html.unescape(re.sub(r"<[^>]*>", "", page[page.index("data-mw-answer>") :].split("</p>")[0]))
+    assert re.search(rf"→ {right.strip()} \d+\s%, not {wrong.strip()} [\d.]+\s%$", said), said
+    assert "%" not in render_report(task, replace(check, example=None)).split("data-mw-answer>")[1].split("</p>")[0]
 
 
 def test_a_task_that_the_model_cannot_do_is_stopped_before_any_long_step(

@@ -117,6 +117,55 @@ def test_jupyterlab(browser: Any, tmp_path: Path, artefacts: Path) -> None:
     context.close()
 
 
+FIGURE = "iframe[title='mechwork figure']"
+
+
+@pytest.mark.slow
+def test_figures_of_a_jupyterlab_notebook_share_one_script(browser: Any, tmp_path: Path, artefacts: Path) -> None:
+    made = ["from tests.render import synthetic", *(f"synthetic.effects()['{k}']" for k in ("resid_pre", "z"))]
+    write_notebook(tmp_path / "n.ipynb", *made, "synthetic.curve()")
+
+    def drawn(page: Any, *cells: int) -> None:
+        for i in cells:
+            frame = page.locator(".jp-CodeCell").nth(i).locator(FIGURE)
+            frame.scroll_into_view_if_needed(timeout=PATIENCE)
+            frame.content_frame.locator(".main-svg").first.wait_for(timeout=PATIENCE)
+
+    def holders(page: Any) -> list[int]:
+        page.keyboard.press("Control+s")
+        page.wait_for_function("() => !document.querySelector('.jp-mod-dirty')", timeout=PATIENCE)
+        cells = json.loads((tmp_path / "n.ipynb").read_text())["cells"]
+        return [i for i, cell in enumerate(cells) if len(json.dumps(cell["outputs"])) > 1_000_000]
+
+    context = browser.new_context(viewport={"width": 1400, "height": 1200})
+    with jupyter_lab(tmp_path) as (root, _):
+        page = context.new_page()
+        page.goto(f"{root}/lab/tree/n.ipynb?token={TOKEN}")
+        page.locator(".jp-CodeCell").first.wait_for(timeout=PATIENCE)
+        for i in range(4):
+            run_cell(page, i)
+        drawn(page, 1, 2, 3)
+        assert holders(page) == [1]
+        run_cell(page, 1)  # the holder alone, again
+        drawn(page, 1, 2, 3)
+        page.screenshot(path=str(artefacts / "jupyterlab-shared.png"))
+        assert holders(page) == [1]
+        reopened = context.new_page()
+        reopened.goto(f"{root}/lab/tree/n.ipynb")
+        drawn(reopened, 1, 2, 3)
+        reopened.close()
+        page.locator(".jp-CodeCell .jp-InputPrompt").nth(1).click()
+        page.keyboard.press("d")
+        page.keyboard.press("d")  # the holder is deleted
+        run_cell(page, 2)
+        drawn(page, 1, 2)
+        assert holders(page) == [2]
+        reopened = context.new_page()
+        reopened.goto(f"{root}/lab/tree/n.ipynb")
+        drawn(reopened, 1, 2)
+    context.close()
+
+
 MARIMO = f"""import marimo
 app = marimo.App()
 

@@ -71,6 +71,32 @@ def test_the_state_is_in_the_address_and_comes_back(tab: Tab) -> None:
     assert tab.state()["focus"] is None
 
 
+def test_a_reload_right_after_a_gesture_loses_nothing(tab: Tab) -> None:
+    page = tab.page
+
+    def again() -> dict[str, object]:
+        page.wait_for_selector(".mw-nodes .mw-node", state="attached")
+        return tab.state()
+
+    tab.node("a4.h1").click()
+    page.reload()
+    assert again()["focus"] == "a4.h1"
+    # within one task, before any frame could be drawn
+    with page.expect_navigation():
+        page.evaluate("() => { mechwork.graphs[0].actions.pin('a4.h1'); location.reload() }")
+    assert again()["pins"] == ["a4.h1"]
+    # what follows faster than the address is written: put aside, or left and come back to
+    several = "() => { for (const n of [3, 4, 5, 6]) mechwork.graphs[0].store.set({ shown: n }, 'shown') }"
+    page.evaluate(several)
+    page.evaluate("() => { Object.defineProperty(document, 'hidden', { get: () => true }); "
+                  "document.dispatchEvent(new Event('visibilitychange')) }")  # fmt: skip
+    assert "shown%22%3A6" in page.evaluate("() => location.hash")
+    page.evaluate(several.replace("5, 6", "5, 7"))
+    page.goto("about:blank")
+    page.go_back()
+    assert again()["shown"] == 7
+
+
 def test_a_click_on_an_edge_tells_it_and_a_node_under_the_pointer_shows_its_edges(tab: Tab) -> None:
     x, y = tab.page.evaluate(
         """() => { const path = document.querySelector('.mw-edges path:last-child'),

@@ -26,15 +26,52 @@ const mechwork = {
 };
 window.mechwork = mechwork;
 
-async function inflate(element) {
-  const packed = Uint8Array.from(atob(element.textContent), (character) => character.charCodeAt(0));
-  return new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
-}
+const bytesOf = (text) => Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
+const unzip = (packed) => new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+const inflate = async (element) => unzip(bytesOf(element.textContent));
 
 async function unpack(element) {
+  const { key } = element.dataset, text = await unzip((held[key] ??= await borrow(key)));
   const script = document.createElement("script");
-  script.textContent = await inflate(element);
+  script.textContent = text;
   document.head.append(script);
+}
+
+// In a notebook one output holds the packed script and the frames beside it ask for it (sharing.py). Whatever they are sent, the page's policy runs no other script.
+const held = {}, awaited = {}, PATIENCE = 6000;
+const neighbours = function* () {
+  for (let i = 0; parent !== window && i < parent.length; i++) if (parent[i] !== window) yield parent[i];
+};
+const tell = (frame, mechwork, key, packed = null) => frame.postMessage({ mechwork, key, packed }, "*");
+
+for (const element of document.querySelectorAll("script[data-key]")) {
+  const { key } = element.dataset;
+  if (!element.textContent) continue;
+  held[key] = bytesOf(element.textContent);
+  for (const frame of neighbours()) tell(frame, "has", key);
+}
+
+window.addEventListener("message", ({ data, source }) => {
+  const { mechwork: said, key, packed } = data ?? {};
+  if (said === "wants" && held[key]) tell(source, "lends", key, held[key]);
+  if (said === "has" && awaited[key] && !held[key]) tell(source, "wants", key);
+  if (said === "lends" && awaited[key] && packed instanceof Uint8Array) awaited[key](packed);
+});
+
+// A neighbour may be drawn later than this frame, or never.
+function borrow(key) {
+  const missing = document.createElement("p");
+  missing.setAttribute("role", "status");
+  missing.className = "mw-missing";
+  missing.textContent = "The script that draws this stood in the output of another cell, which is gone or not yet shown. Run this cell once more.";
+  const late = setTimeout(() => document.body.prepend(missing), PATIENCE);
+  return new Promise((done) => {
+    awaited[key] = done;
+    for (const frame of neighbours()) tell(frame, "wants", key);
+  }).finally(() => {
+    clearTimeout(late);
+    missing.remove();
+  });
 }
 
 // Calls `draw` with the data that stand in a drawing's element: at once, or once they are unpacked where they are large.

@@ -20,6 +20,8 @@ from .table import GraphTable
 SIZES = (60, 150)
 """Edges of the levels after the first; a level's edges are all routed."""
 MAX_GHOSTS = 120
+GROWTH = 14.0
+"""Room beside a node, into which it grows with its name on a small screen (`assets/graph/pills.js`)."""
 
 
 def graph_levels(table: GraphTable, shown: int) -> list[dict[str, Any]]:
@@ -127,7 +129,7 @@ def crosses(layout: Layout, types: ndarray, source: ndarray, target: ndarray, po
     px, py = sample_curves(layout, types, source, target, port, bends.astype(float), n=240)
     found = np.zeros(len(source), dtype=bool)
     for node in range(len(types)):
-        inside = (np.abs(px - layout.x[node]) < WIDTHS[types[node]] / 2 + 2) & (
+        inside = (np.abs(px - layout.x[node]) < WIDTHS[types[node]] / 2 + GROWTH) & (
             np.abs(py - layout.y[node]) < HEIGHTS[types[node]] / 2 + 2
         )
         found |= inside.any(axis=1) & (source != node) & (target != node)

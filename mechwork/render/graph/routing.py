@@ -19,7 +19,7 @@ from numpy import ndarray
 from .layout import HEIGHTS, INPUT, KV, LOGITS, MLP, WIDTHS, Band
 
 SWEEPS, SETTLES = 16, 24
-SLOT, GAP, CLEAR = 11.0, 30.0, 14.0
+SLOT, GAP, CLEAR = 11.0, 38.0, 19.0
 """Room of an edge between two edges, between two nodes, and between a node and an edge."""
 LEAST_PITCH, MOST_PITCH, ASPECT, MARGIN = 74.0, 118.0, 1.75, 70.0
 MOST_ROWS, MOST_IN_ROW = 11, 8

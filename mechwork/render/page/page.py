@@ -46,6 +46,7 @@ GRAPH_SCRIPTS = (
     "graph/reach.js",
     "graph/arrange.js",
     "graph/derive.js",
+    "graph/pills.js",
     "graph/draw.js",
     "graph/canvas.js",
     "graph/view.js",
@@ -192,8 +193,12 @@ def _packed(vendor: str) -> str:
     """A third-party script, packed: the page unpacks it when a figure needs it, and a notebook stays a third
     as large.
     """
-    packed = base64.b64encode(_vendor(vendor)[0]).decode()
-    return f'<script type="text/plain" data-vendor="{vendor}" data-licence="{_LICENCES[vendor]}">{packed}</script>'
+    source, found = _vendor(vendor)
+    key, packed = f"{vendor}-{hashlib.sha256(found.encode()).hexdigest()[:12]}", base64.b64encode(source).decode()
+    licence = _LICENCES[vendor]
+    return (
+        f'<script type="text/plain" data-vendor="{vendor}" data-key="{key}" data-licence="{licence}">{packed}</script>'
+    )
 
 
 def _plotly() -> str:

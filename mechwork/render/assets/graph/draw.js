@@ -3,6 +3,7 @@
 const CAP = 2000; // edges above this many are drawn on the canvas beneath (see canvas.js)
 const VALUES = 14; // values written beside the edges of a node under the pointer
 const HEAVY = 400; // from this many edges on, moving is simplified
+const LIT = 250; // edges of a focus in a graph of so many: what hangs on the node first, then what is strongest
 
 // `backdrop` lies beneath the canvas and holds the bands of the layers, `svg` above it and holds the graph.
 function createDrawing(svg, backdrop, id) {
@@ -16,7 +17,7 @@ function createDrawing(svg, backdrop, id) {
   const faint = layer("mw-ghosts"), base = layer("mw-edges"), lit = layer("mw-lit"), near = layer("mw-near");
   const nodes = svgElement("g", { class: "mw-nodes" }, world);
   const gutter = svgElement("g", { class: "mw-gutter", "aria-hidden": "true" }, svg);
-  let graph = null, ghosts = [], paths = [], links = [], on = null, boxes = [], looks = [], showing = [], litEdges = [], resting = 0, drawnAt = null, settling = 0, lettered = "";
+  let graph = null, ghosts = [], paths = [], links = [], on = null, boxes = [], looks = [], showing = [], litEdges = [], resting = 0, drawnAt = null, settling = 0, lettered = LETTERS.least, widths = [];
 
   function build(next) {
     graph = next;
@@ -31,18 +32,19 @@ function createDrawing(svg, backdrop, id) {
       label.textContent = band.label;
     });
     for (const place of graph.places) drawPlace(place, graph.bottom, bands);
-    ghosts = graph.ghosts.map(([e, bend]) => [e, svgElement("path", { d: pathOf(curve({ ...graph, bend: { [e]: bend }, routes: {} }, e)), class: `mw-edge is-ghost ${edgeClass(graph, e)}` }, faint)]);
+    ghosts = graph.ghosts.map(([e, bend]) => [e, svgElement("path", { d: pathOf(curve({ ...graph, bend: { [e]: bend }, routes: {} }, e)), "data-ends": `${graph.source[e]} ${graph.target[e]}`, class: `mw-edge is-ghost ${edgeClass(graph, e)}` }, faint)]);
     for (let e = graph.m; e < graph.all; e++) {
       links.push(edgePath(e, base));
       links.at(-1).style.display = "none"; // as `on` says
     }
     boxes = new Array(graph.n); // a node is made when it is first shown: of a thousand few are
     looks = [];
+    widths = [];
     showing = new Array(graph.n).fill(false);
   }
 
   function edgePath(e, parent, extra = "") {
-    const path = svgElement("path", { d: pathOf(shortened(graph, e, curve(graph, e))), "stroke-width": strokeOf(graph, e).toFixed(2), class: edgeClass(graph, e) + extra });
+    const path = svgElement("path", { d: pathOf(shortened(graph, e, curve(graph, e))), "data-ends": `${graph.source[e]} ${graph.target[e]}`, "stroke-width": strokeOf(graph, e).toFixed(2), class: edgeClass(graph, e) + extra });
     if (graph.kind[e] !== LINK) path.setAttribute("marker-end", `url(#${id}-${graph.score ? signOf(graph.score[e]) : "neutral"})`);
     if (parent) parent.append(path);
     return path;
@@ -77,6 +79,7 @@ function createDrawing(svg, backdrop, id) {
       const shown = Boolean(seen.nodeOn[i] || (part && part !== "is-dim" && (part !== "is-reach" || paths.length < HEAVY)));
       if (shown && !boxes[i]) {
         boxes[i] = drawNode(graph, i, null);
+        widen(i);
         last ? last.after(boxes[i]) : nodes.prepend(boxes[i]);
         showing[i] = true;
       }
@@ -105,11 +108,11 @@ function createDrawing(svg, backdrop, id) {
     lit.replaceChildren();
     litEdges = [];
     if (!focus) return;
-    const most = paths.length < HEAVY ? CAP : HEAVY; // of a large graph what hangs on the node comes first, then what is strongest
+    const most = paths.length < HEAVY ? CAP : LIT;
     for (let e = 0; e < graph.all && litEdges.length < CAP; e++) if (roles.edges[e] && roles.edges[e] !== "is-reach") litEdges.push(e);
     for (let e = 0; e < graph.all && litEdges.length < most; e++) if (roles.edges[e] === "is-reach") litEdges.push(e);
     litEdges.sort((a, b) => a - b);
-    for (const e of [...litEdges].reverse()) edgePath(e, lit, ` ${roles.edges[e]}`);
+    lit.append(...litEdges.map((e) => edgePath(e, null, ` ${roles.edges[e]}`)).reverse());
   }
 
   // Redraws what hangs on one node while it is dragged.
@@ -152,13 +155,30 @@ function createDrawing(svg, backdrop, id) {
     for (const group of [world, bands]) group.setAttribute("transform", `translate(${view.x} ${view.y}) scale(${view.k})`);
     svg.classList.toggle("far", view.k < 0.62);
     svg.classList.toggle("very-far", view.k < 0.34 && (graph.core === null || view.k < 0.25));
-    const size = `${Math.round(2 * Math.min(25, Math.max(13, 11 / view.k))) / 2}px`; // a name stays readable while the graph shrinks
-    if (size !== lettered) for (const group of [nodes, bands]) group.style.setProperty("--label", (lettered = size));
+    letter(lettersAt(view.k));
     graph.bands.forEach((band, i) => {
       const label = gutter.children[i], height = (band.bottom - band.top) * view.k;
       label.setAttribute("y", (band.top + band.bottom) / 2 * view.k + view.y + 4);
       label.style.display = height < 13 ? "none" : "";
     });
+  }
+
+  function letter(size) {
+    if (size === lettered) return;
+    lettered = size;
+    for (const group of [nodes, bands]) group.style.setProperty("--label", `${size}px`);
+    for (let i = 0; i < graph.n; i++) if (boxes[i]) widen(i);
+  }
+
+  // A node as wide as its name is now.
+  function widen(i) {
+    const name = boxes[i].querySelector(".mw-label"), { wide, shrink } = pillOf(graph, i, lettered, name.textContent);
+    name.style.fontSize = shrink < 1 ? `calc(var(--label, ${LETTERS.least}px) * ${shrink * (graph.type[i] === "kv" ? KV_SHARE : 1)})` : "";
+    if (widths[i] === wide) return;
+    widths[i] = wide;
+    const [ring, shape] = boxes[i].firstChild.children, h = graph.height[i];
+    ring.setAttribute("d", outlineOf(graph.type[i], wide + 10, h + 10));
+    shape.setAttribute("d", outlineOf(graph.type[i], wide, h));
   }
 
   // Large graphs are drawn more simply while they move and in full once they rest.

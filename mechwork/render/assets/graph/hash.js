@@ -11,20 +11,31 @@ function readHash(id) {
   }
 }
 
-const HASH_REST = 250; // the address is written once the reader rests: browsers take tens of milliseconds for it
-const waiting = new Map();
+const HASH_REST = 60; // milliseconds between two writings: browsers take no more than 200 in ten seconds
+const waiting = new Map(); // by graph: when it was written last, and what still waits
 
+// At once, so that a reload right after a click keeps it (a page that goes can no longer change what is reloaded); what
+// changes faster, such as a slider that is dragged, is written when it rests.
 function writeHash(id, state, first) {
-  clearTimeout(waiting.get(id)?.timer);
+  const { timer, last = -HASH_REST } = waiting.get(id) ?? {}, rest = last + HASH_REST - performance.now();
   const write = () => {
-    waiting.delete(id);
+    waiting.set(id, { last: performance.now() });
     putHash(id, state, first);
   };
-  waiting.set(id, { write, timer: setTimeout(write, HASH_REST) });
+  clearTimeout(timer);
+  if (rest <= 0) write();
+  else waiting.set(id, { last, write, timer: setTimeout(write, rest) });
 }
 
-// What still waits is written before the page goes.
-window.addEventListener("pagehide", () => [...waiting.values()].forEach(({ write, timer }) => (clearTimeout(timer), write())));
+// What still waits is written before the page is left or put aside.
+function writeWaiting() {
+  for (const { write, timer } of waiting.values()) {
+    clearTimeout(timer);
+    write?.();
+  }
+}
+window.addEventListener("pagehide", writeWaiting);
+document.addEventListener("visibilitychange", () => document.hidden && writeWaiting());
 
 function putHash(id, state, first) {
   const changed = Object.fromEntries(HASH_KEYS.filter((key) => !same(state[key], first[key])).map((key) => [key, state[key]]));

@@ -39,7 +39,7 @@ function mountGraph(root, id, payload) {
       drawing.build(graph);
       drawing.place(view.view, true);
     }
-    seen = visibility(graph, state);
+    seen = visibility(graph, state, seen);
     focus = focusOf(graph, state, seen);
     if (before && before.shown !== state.shown) drawing.moving();
     const extras = placeExtras(graph, seen, focus).filter(([i, x]) => graph.x[i] !== x);
@@ -53,13 +53,13 @@ function mountGraph(root, id, payload) {
     keyboard.restore(held);
     if (rearranged) app.actions.fit();
     else if ((relaid || own) && !view.touched()) actionsFit();
-    if (before) writeHash(id, state, fresh);
   }
   const actionsFit = () => requestAnimationFrame(() => view.touched() || app.actions.fit());
 
   let pending = null;
   store.subscribe((state, before) => {
     pending ??= before;
+    writeHash(id, state, fresh);
     cancelAnimationFrame(queued);
     queued = requestAnimationFrame(() => flush());
     if (before.focus !== state.focus) mechwork.select(graph.payload.places.length && graph.index.has(state.focus) ? graph.label[graph.index.get(state.focus)] : state.focus, app);

@@ -72,7 +72,11 @@ function badgeLine(certainty, label, text) {
 }
 
 function reachLine(app, focus) {
-  const count = (mask) => mask.reduce((sum, on) => sum + on, 0);
+  const count = (mask) => {
+    let sum = 0;
+    for (let k = 0; k < mask.length; k++) sum += mask[k];
+    return sum;
+  };
   const up = count(focus.up.nodes), down = count(focus.down.nodes);
   const all = count(focus.direct), drawn = count(focus.drawn);
   const few = drawn < all ? ` Of this node's ${all} edges the ${drawn} strongest are drawn.` : "";

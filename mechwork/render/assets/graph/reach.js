@@ -1,37 +1,46 @@
 // What is drawn, and what follows from a focus: visible edges, ancestors, descendants, paths. Pure functions.
 
-// Which edges pass threshold and filters; also which nodes are drawn. `forced` edges ignore the threshold.
-function visibility(graph, state) {
-  const nodeOn = new Uint8Array(graph.n), edgeOn = new Uint8Array(graph.all), used = new Uint8Array(graph.n);
+// Which edges pass threshold and filters; also which nodes are drawn. `last` is what was seen of this graph: of thousands of edges those that are drawn are looked for
+// again only when something changed that decides it.
+function visibility(graph, state, last = null) {
+  const part = last && last.part.graph === graph && DECIDES.every((key) => last.part.state[key] === state[key]) ? last.part : edgesSeen(graph, state);
+  const { allowed, edgeOn, used, nEdges, pins } = part, nodeOn = new Uint8Array(graph.n);
+  let nNodes = 0;
+  const focus = state.focus === null ? -1 : graph.index.get(state.focus) ?? -1;
+  const searched = searchMask(graph, state.query), brought = searched && broughtBySearch(graph, searched, used);
+  for (let i = 0; i < graph.n; i++) {
+    const stays = used[i] || state.isolated || pins.has(i) || i === focus || (brought && brought.has(i));
+    nodeOn[i] = allowed[i] && stays ? 1 : 0;
+    nNodes += nodeOn[i];
+  }
+  return { part, nodeOn, edgeOn, used, nEdges, nNodes, searched, pins };
+}
+
+const DECIDES = ["shown", "nodes", "kinds", "types", "signs", "members", "confidence", "pins", "only"]; // with the graph itself
+
+function edgesSeen(graph, state) {
+  const allowed = new Uint8Array(graph.n), edgeOn = new Uint8Array(graph.all), used = new Uint8Array(graph.n);
   const kept = new Set(graph.order.slice(0, Math.max(state.nodes, 2)));
   const pins = new Set(state.pins.map((name) => graph.index.get(name)));
   if (state.only) for (let i = 0; i < graph.n; i++) pins.add(i);
   for (let i = 0; i < graph.n; i++) {
     const type = graph.type[i] === "kv" || graph.type[i] === "group" ? "head" : graph.type[i];
-    nodeOn[i] = (state.types[type] && kept.has(i)) || pins.has(i) ? 1 : 0;
+    allowed[i] = (state.types[type] && kept.has(i)) || pins.has(i) ? 1 : 0;
   }
   const first = prefixOf(graph, state.shown);
   let nEdges = 0;
   for (let e = 0; e < graph.m; e++) {
     const s = graph.source[e], t = graph.target[e];
     const within = e < first || (pins.has(s) && pins.has(t));
-    if (!within || !nodeOn[s] || !nodeOn[t] || !passes(graph, state, e)) continue;
+    if (!within || !allowed[s] || !allowed[t] || !passes(graph, state, e)) continue;
     edgeOn[e] = used[s] = used[t] = 1;
     nEdges++;
   }
   for (let e = graph.m; e < graph.all; e++) {
     const s = graph.source[e], t = graph.target[e];
-    if (used[s] && used[t] && nodeOn[s] && nodeOn[t]) edgeOn[e] = 1;
+    if (used[s] && used[t] && allowed[s] && allowed[t]) edgeOn[e] = 1;
   }
-  let nNodes = 0;
-  const focus = state.focus === null ? -1 : graph.index.get(state.focus) ?? -1;
-  const searched = searchMask(graph, state.query), brought = searched && broughtBySearch(graph, searched, used);
-  for (let i = 0; i < graph.n; i++) {
-    const stays = used[i] || state.isolated || pins.has(i) || i === focus || (brought && brought.has(i));
-    nodeOn[i] = nodeOn[i] && stays ? 1 : 0;
-    nNodes += nodeOn[i];
-  }
-  return { nodeOn, edgeOn, used, nEdges, nNodes, searched, pins };
+  return { graph, state, allowed, edgeOn, used, nEdges, pins };
 }
 
 // The nodes that a search brings in: all it finds, unless they are too many to be looked at. What is drawn already is marked in either case.
