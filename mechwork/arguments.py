@@ -30,6 +30,8 @@ RAW = (TypeError, AttributeError, ValueError, LookupError, ArithmeticError, Runt
 """What a wrong argument causes somewhere inside."""
 MOST = 1000
 """Entries of a sequence that are looked at."""
+LATE = {"TransformerBridge": "transformer_lens.model_bridge"}
+"""Names in hints that only type checkers import, and where they are once something else has loaded that."""
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
@@ -52,6 +54,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 def misfit(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
     """The first argument that is not what its hint says, in words; nothing where all are, or nobody can tell."""
     plain = inspect.unwrap(function)
+    late = {name: vars(sys.modules[place])[name] for name, place in LATE.items() if place in sys.modules}
     try:
         given = inspect.signature(plain).bind(*args, **kwargs).arguments
     except TypeError:
@@ -61,7 +64,7 @@ def misfit(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[
         if text is None:
             continue
         try:
-            hint = eval(text, plain.__globals__) if isinstance(text, str) else text  # noqa: S307 - our own source
+            hint = eval(text, plain.__globals__, late) if isinstance(text, str) else text  # noqa: S307 - our own source
         except Exception:  # noqa: BLE001, S112 - names that only type checkers import
             continue
         if not fits(value, hint):
@@ -86,8 +89,11 @@ def fits(value: Any, hint: Any, *, deep: bool = True) -> bool:
     if hint in (int, float):
         return not isinstance(value, bool) and _is_number(value, hint)
     container: Any = origin if origin is not None else hint
-    if container is Callable or container is types.FunctionType or getattr(container, "_is_protocol", False):
-        return callable(value) or "__call__" not in vars(container)
+    if container is Callable or container is types.FunctionType:
+        return callable(value)
+    if getattr(container, "_is_protocol", False):
+        named = {name for cls in container.__mro__ if getattr(cls, "_is_protocol", False) for name in _members(cls)}
+        return all(hasattr(value, name) for name in named)
     if isinstance(container, type) and issubclass(container, Mapping):
         return isinstance(value, Mapping)
     if container in (Sequence, Iterable, list, tuple):
@@ -101,6 +107,12 @@ def fits(value: Any, hint: Any, *, deep: bool = True) -> bool:
         return isinstance(value, getattr(container, "array_type", container))
     except TypeError:
         return True
+
+
+def _members(protocol: type) -> set[str]:
+    """What a class of the protocol must have."""
+    named = {*vars(protocol), *vars(protocol).get("__annotations__", ())}
+    return {name for name in named if not name.startswith("_") or name == "__call__"}
 
 
 def _is_number(value: Any, hint: type) -> bool:
