@@ -67,6 +67,8 @@ def misfit(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[
             hint = eval(text, plain.__globals__, late) if isinstance(text, str) else text  # noqa: S307 - our own source
         except Exception:  # noqa: BLE001, S112 - names that only type checkers import
             continue
+        if name == "seed" and type(value) is int and not 0 <= value < 2**63:
+            return f"seed of {plain.__name__} is a whole number from 0 to 2**63 - 1; got {value}"
         if not fits(value, hint):
             return f"{name} of {plain.__name__} is {text if isinstance(text, str) else hint}; got {value!r:.80}"
     return ""
@@ -99,6 +101,8 @@ def fits(value: Any, hint: Any, *, deep: bool = True) -> bool:
     if container in (Sequence, Iterable, list, tuple):
         if isinstance(value, str | bytes | Mapping) or not hasattr(value, "__iter__") or getattr(value, "ndim", 1) == 0:
             return False
+        if deep and hasattr(value, "ndim") and container is not Iterable:
+            return False  # an array is no sequence: it has no truth value
         alike = deep and inner and container is not tuple and hasattr(value, "__len__") and len(value) <= MOST
         return not alike or all(fits(one, inner[0]) for one in value)
     if container is Path:

@@ -18,6 +18,7 @@ from mechwork.ablation import AblationSpec
 from mechwork.arguments import checked, fits, misfit
 from mechwork.artefact import write_artefact
 from mechwork.checkpoint import Checkpoint
+from mechwork.circuits import measure_completeness
 from mechwork.directions import Direction, Examples
 from mechwork.errors import BusyError, InputError, MetricError, StorageError
 from mechwork.files import read_json, write_json
@@ -168,6 +169,10 @@ SILENT: dict[str, Callable[[Any, Task], object]] = {
 }
 
 
+def completeness(model: Any, task: Task, **more: Any) -> object:
+    return measure_completeness(model, task, mw.score_edges(model, task).circuit(9), **more)
+
+
 def mw_learn(model: Any, task: Task, **more: Any) -> object:
     from mechwork.circuits import learn_circuit
 
@@ -268,6 +273,10 @@ NAMED: dict[str, tuple[Callable[[Any, Task, Any], object], tuple[Any, ...]]] = {
     "a device that is none": (lambda m, t, bad: mw.load_model("no/such", bad), (10**30,)),
     "a folder that is none": (lambda m, t, bad: mw.load_discovery(bad), ([None], True)),
     "answers that are none": (lambda m, t, bad: Task.from_tokens([[1]], [[2]], bad, [5]), (torch.tensor(1.0), "x")),
+    "targets that are none": (lambda m, t, bad: mw.ablate(m, t, AblationSpec(bad, "zero")), (torch.ones(2),)),
+    "fractions that are none": (lambda m, t, bad: mw.evaluate(m, t, mw.score_edges(m, t), fractions=bad), (torch.ones(2),)),
+    "a flag that is none": (lambda m, t, bad: mw.score_edges(m, t).circuit(9, prune=bad), (torch.ones(2),)),
+    "a seed of 100 bits": (lambda m, t, bad: completeness(m, t, seed=bad), (2**100,)),
     "documents that are none": (lambda m, t, bad: open_text(m, bad), ([None], [[1.5, 2]], [b"x"], lambda: None)),
 }  # fmt: skip
 
@@ -277,7 +286,9 @@ def test_arguments_of_a_wrong_type_are_named_not_met_inside(name: str, tiny_gpt2
     """Each ended in an AttributeError, a ValueError or an OverflowError, or, as [[1.7, 2]], in other prompts."""
     call, values = NAMED[name]
     here = (
-        (InputError, TypeError) if name in ("a kind that is none", "a layer that is none") else InputError
+        (InputError, TypeError)
+        if name in ("a kind that is none", "a layer that is none", "targets that are none")
+        else InputError
     )  # the tests' check of hints
     for bad in values:
         with pytest.raises(here) as refusal:
