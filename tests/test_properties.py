@@ -10,9 +10,12 @@ import torch
 import mechwork as mw
 from mechwork.ablation import AblationSpec
 from mechwork.errors import InputError
+from mechwork.interventions.replacements import Constant
+from mechwork.interventions.writes import as_interventions, is_replacement
 from mechwork.lenses.lens import LOGIT_LENS
 from mechwork.lenses.text import row_batches
 from mechwork.patching.subspace import Subspace
+from mechwork.sites import Site
 from mechwork.tasks.task import Task
 from tests.families import D_VOCAB, rounding
 
@@ -80,3 +83,12 @@ def test_an_interval_lies_around_the_median_and_grows_with_its_level(tiny_gpt2: 
     torch.testing.assert_close(point[0], point[1], rtol=1e-6, atol=0)
     assert bool(((wide[0] <= half[0]) & (half[0] <= point[0]) & (point[0] <= half[1]) & (half[1] <= wide[1])).all())
     assert bool((wide[0] < wide[1]).any())
+
+
+def test_a_replacement_is_written_at_a_site_and_interventions_say_theirs() -> None:
+    place = Site("resid_pre", 1)
+    written = as_interventions(place, Constant(1.0))
+    assert is_replacement(Constant(1.0))
+    assert not is_replacement(written)
+    assert [write.site for write in written] == [place]  # pyright: ignore[reportAttributeAccessIssue]
+    assert as_interventions(Site("mlp_out", 0), written) == written

@@ -169,6 +169,10 @@ SILENT: dict[str, Callable[[Any, Task], object]] = {
 }
 
 
+def evaluation(model: Any, task: Task, **more: Any) -> object:
+    return mw.evaluate(model, task, mw.score_edges(model, task), **more)
+
+
 def completeness(model: Any, task: Task, **more: Any) -> object:
     return measure_completeness(model, task, mw.score_edges(model, task).circuit(9), **more)
 
@@ -274,7 +278,7 @@ NAMED: dict[str, tuple[Callable[[Any, Task, Any], object], tuple[Any, ...]]] = {
     "a folder that is none": (lambda m, t, bad: mw.load_discovery(bad), ([None], True)),
     "answers that are none": (lambda m, t, bad: Task.from_tokens([[1]], [[2]], bad, [5]), (torch.tensor(1.0), "x")),
     "targets that are none": (lambda m, t, bad: mw.ablate(m, t, AblationSpec(bad, "zero")), (torch.ones(2),)),
-    "fractions that are none": (lambda m, t, bad: mw.evaluate(m, t, mw.score_edges(m, t), fractions=bad), (torch.ones(2),)),
+    "fractions that are none": (lambda m, t, bad: evaluation(m, t, fractions=bad), (torch.ones(2),)),
     "a flag that is none": (lambda m, t, bad: mw.score_edges(m, t).circuit(9, prune=bad), (torch.ones(2),)),
     "a seed of 100 bits": (lambda m, t, bad: completeness(m, t, seed=bad), (2**100,)),
     "documents that are none": (lambda m, t, bad: open_text(m, bad), ([None], [[1.5, 2]], [b"x"], lambda: None)),
