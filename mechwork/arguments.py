@@ -30,6 +30,8 @@ RAW = (TypeError, AttributeError, ValueError, LookupError, ArithmeticError, Runt
 """What a wrong argument causes somewhere inside."""
 MOST = 1000
 """Entries of a sequence that are looked at."""
+LATE = {"TransformerBridge": "transformer_lens.model_bridge"}
+"""Names in hints that only type checkers import, and where they are once something else has loaded that."""
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
@@ -52,6 +54,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 def misfit(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
     """The first argument that is not what its hint says, in words; nothing where all are, or nobody can tell."""
     plain = inspect.unwrap(function)
+    late = {name: vars(sys.modules[place])[name] for name, place in LATE.items() if place in sys.modules}
     try:
         given = inspect.signature(plain).bind(*args, **kwargs).arguments
     except TypeError:
@@ -61,9 +64,11 @@ def misfit(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[
         if text is None:
             continue
         try:
-            hint = eval(text, plain.__globals__) if isinstance(text, str) else text  # noqa: S307 - our own source
+            hint = eval(text, plain.__globals__, late) if isinstance(text, str) else text  # noqa: S307 - our own source
         except Exception:  # noqa: BLE001, S112 - names that only type checkers import
             continue
+        if name == "seed" and type(value) is int and not 0 <= value < 2**63:
+            return f"seed of {plain.__name__} is a whole number from 0 to 2**63 - 1; got {value}"
         if not fits(value, hint):
             return f"{name} of {plain.__name__} is {text if isinstance(text, str) else hint}; got {value!r:.80}"
     return ""
@@ -86,13 +91,18 @@ def fits(value: Any, hint: Any, *, deep: bool = True) -> bool:
     if hint in (int, float):
         return not isinstance(value, bool) and _is_number(value, hint)
     container: Any = origin if origin is not None else hint
-    if container is Callable or container is types.FunctionType or getattr(container, "_is_protocol", False):
-        return callable(value) or "__call__" not in vars(container)
+    if container is Callable or container is types.FunctionType:
+        return callable(value)
+    if getattr(container, "_is_protocol", False):
+        named = {name for cls in container.__mro__ if getattr(cls, "_is_protocol", False) for name in _members(cls)}
+        return all(hasattr(value, name) for name in named)
     if isinstance(container, type) and issubclass(container, Mapping):
         return isinstance(value, Mapping)
     if container in (Sequence, Iterable, list, tuple):
         if isinstance(value, str | bytes | Mapping) or not hasattr(value, "__iter__") or getattr(value, "ndim", 1) == 0:
             return False
+        if deep and hasattr(value, "ndim") and container is not Iterable:
+            return False  # an array is no sequence: it has no truth value
         alike = deep and inner and container is not tuple and hasattr(value, "__len__") and len(value) <= MOST
         return not alike or all(fits(one, inner[0]) for one in value)
     if container is Path:
@@ -101,6 +111,12 @@ def fits(value: Any, hint: Any, *, deep: bool = True) -> bool:
         return isinstance(value, getattr(container, "array_type", container))
     except TypeError:
         return True
+
+
+def _members(protocol: type) -> set[str]:
+    """What a class of the protocol must have."""
+    named = {*vars(protocol), *vars(protocol).get("__annotations__", ())}
+    return {name for name in named if not name.startswith("_") or name == "__call__"}
 
 
 def _is_number(value: Any, hint: type) -> bool:

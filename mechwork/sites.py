@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from .errors import InputError, UnknownNameError
+from .errors import InputError, UnknownNameError, check_whole
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,9 @@ class Site:
             raise InputError(
                 f"site kind {self.kind!r} {'needs a' if kind.per_layer else 'has no'} layer; got {self.layer}"
             )
+        for what, number in (("layer", self.layer), ("head", self.head)):
+            if number is not None and type(number) is not int:
+                check_whole(f"{what} of a site", number)
         if self.head is not None and not kind.per_head:
             raise InputError(f"site kind {self.kind!r} has no head axis; got head={self.head}. Leave head out.")
 
@@ -95,7 +98,7 @@ class Site:
 
 def site_kind(name: str) -> SiteKind:
     """The kind called `name`; raises `UnknownNameError` with the nearest names otherwise."""
-    if name not in SITE_KINDS:
+    if not isinstance(name, str) or name not in SITE_KINDS:
         raise UnknownNameError("site kind", name, SITE_KINDS)
     return SITE_KINDS[name]
 

@@ -1,10 +1,12 @@
-"""What the tests notice: ``python -m tests.mutants [--path mechwork/patching ...] [--n 40] [--seed 0] [--tests ...]``.
+"""What the tests notice: ``python -m tests.mutants [--path mechwork/patching ...] [--n 40] [--seed 0] [--keep FILE]``.
 
 A mutant is one small change in the body of one function: a comparison, an operator, a bound, a sign, a constant, a
 condition, a refusal that is left out. It is *killed* when a test that calls the function fails. Once per run each test
 of the folders is run with a profiler, which tells what functions it calls and how long it takes; a mutant then runs the
-tests that call its function, the quickest first, in a fork of a process that has everything loaded: the function's code
-is exchanged in place, so nothing is imported again. Survivors are printed with their line, to be killed or explained.
+tests that call its function, those of its own file and folder first, in a fork of a process that has everything loaded:
+the function's code is exchanged in place, so nothing is imported again. Survivors are printed with their line, to be
+killed or explained. With ``--keep FILE`` a run that was stopped goes on where it was, and ``--again survived`` tries
+survivors anew, after tests were added or without ``--quick``.
 
 Not mutated: module constants, default values, annotations, texts, messages, ``__repr__`` and ``__str__``.
 """
@@ -12,7 +14,7 @@ Not mutated: module constants, default values, annotations, texts, messages, ``_
 from __future__ import annotations
 
 import argparse
-import ast
+import contextlib
 import gc
 import importlib
 import json
@@ -26,165 +28,19 @@ import time
 import types
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tests.mutations import ROOT, Mutant, mutants_of
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-ROOT = Path(__file__).resolve().parents[1]
 CORE = ("patching", "circuits", "relevance", "interventions", "ablation", "lenses", "tasks")
 ALWAYS = ("tests/test_hard_task.py", "tests/test_bad_calls.py")
 PLAIN = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "addopts=--import-mode=importlib", "-W", "ignore"]
-SKIPPED = ("__repr__", "__str__", "_table", "provenance", "describe")
-LONGEST, MOST_TESTS = 4.0, 40
-"""A mutant may take this many times what its tests took; and this many tests are tried."""
-
-COMPARE: dict[type, type] = {
-    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
-    ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
-}  # fmt: skip
-BINARY: dict[type, type] = {
-    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult,
-    ast.Mod: ast.FloorDiv, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd, ast.MatMult: ast.Mult,
-}  # fmt: skip
-NAMES = {"min": "max", "max": "min", "any": "all", "all": "any", "amin": "amax", "amax": "amin", "zeros": "ones",
-         "zeros_like": "ones_like", "argmax": "argmin", "argmin": "argmax", "sum": "mean", "mean": "sum"}  # fmt: skip
-DROPPED = ("abs", "detach", "clone", "double", "float", "mean", "relu", "contiguous", "clamp", "copysign", "long")
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """One change: `source` is the whole file with it."""
-
-    file: str
-    function: str
-    line: int
-    what: str
-    source: str
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line} {self.function}: {self.what}"
-
-
-# ---- making them -----------------------------------------------------------------------------------------------------
-
-
-def mutants_of(path: Path) -> Iterator[Mutant]:
-    """Every mutant of a file."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for qualname, function in _functions(tree):
-        if function.name in SKIPPED:
-            continue
-        for node in _nodes(function):
-            for what, change, back in _changes(node):
-                change()
-                try:
-                    source = ast.unparse(tree)
-                finally:
-                    back()
-                yield Mutant(path.relative_to(ROOT).as_posix(), qualname, getattr(node, "lineno", 0), what, source)
-
-
-def _functions(tree: ast.Module) -> Iterator[tuple[str, ast.FunctionDef]]:
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef):
-            yield node.name, node
-        elif isinstance(node, ast.ClassDef):
-            yield from ((f"{node.name}.{f.name}", f) for f in node.body if isinstance(f, ast.FunctionDef))
-
-
-def _nodes(function: ast.FunctionDef) -> Iterator[ast.AST]:
-    """Nodes of the body, without docstrings, messages and annotations."""
-    todo: list[ast.AST] = list(function.body)
-    while todo:
-        node = todo.pop(0)
-        if isinstance(node, ast.Raise | ast.JoinedStr | ast.Assert | ast.Import | ast.ImportFrom):
-            if isinstance(node, ast.Raise):
-                yield node
-            continue
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            continue
-        yield node
-        for name, value in ast.iter_fields(node):
-            if name in ("annotation", "returns", "decorator_list", "defaults"):
-                continue
-            todo += [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, ast.AST)]
-
-
-Change = tuple[str, Any, Any]
-
-
-def swap(owner: Any, name: str, new: Any, what: str) -> Change:
-    old = getattr(owner, name)
-    return what, lambda: setattr(owner, name, new), lambda: setattr(owner, name, old)
-
-
-def _changes(node: Any) -> Iterator[Change]:
-    """What can be done to a node: a word for it, the doing, the undoing."""
-    yield from _operators(node)
-    yield from _calls(node)
-    if isinstance(node, ast.If | ast.IfExp):
-        yield swap(node, "test", ast.UnaryOp(ast.Not(), node.test), "condition turned round")
-    if isinstance(node, ast.Constant) and type(node.value) in (int, float, bool):
-        value: Any = node.value
-        new = (not value) if isinstance(value, bool) else value + 1 if value != 1 else 0
-        yield swap(node, "value", new, f"{node.value} -> {new}")
-    if isinstance(node, ast.Slice) and node.lower is not None and node.upper is None:
-        yield "x[a:] -> x[:a]", *_both(node, None, node.lower)
-    elif isinstance(node, ast.Slice) and node.upper is not None and node.lower is None:
-        yield "x[:a] -> x[a:]", *_both(node, node.upper, None)
-
-
-def _operators(node: Any) -> Iterator[Change]:
-    if isinstance(node, ast.Compare) and type(node.ops[0]) in COMPARE:
-        new = COMPARE[type(node.ops[0])]()
-        yield swap(node, "ops", [new, *node.ops[1:]], f"{type(node.ops[0]).__name__} -> {type(new).__name__}")
-    if isinstance(node, ast.BinOp | ast.AugAssign) and type(node.op) in BINARY:
-        new = BINARY[type(node.op)]()
-        yield swap(node, "op", new, f"{type(node.op).__name__} -> {type(new).__name__}")
-    if isinstance(node, ast.BoolOp):
-        new = ast.Or() if isinstance(node.op, ast.And) else ast.And()
-        yield swap(node, "op", new, "and <-> or")
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        yield swap(node, "op", ast.UAdd(), "the minus sign left out")
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Invert | ast.Not):
-        dropped = ast.Invert() if isinstance(node.op, ast.Invert) else ast.Not()
-        yield swap(node, "operand", ast.UnaryOp(dropped, node.operand), "not left out")
-
-
-def _calls(node: Any) -> Iterator[Change]:
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute):
-        name = "id" if isinstance(node.func, ast.Name) else "attr"
-        said = getattr(node.func, name)
-        if said in NAMES and not (said in ("sum", "mean") and isinstance(node.func, ast.Name)):
-            yield swap(node.func, name, NAMES[said], f"{said} -> {NAMES[said]}")
-    for name, value in ast.iter_fields(node):
-        for i, inner in enumerate(value if isinstance(value, list) else [value]):
-            if (
-                isinstance(inner, ast.Call)
-                and isinstance(inner.func, ast.Attribute)
-                and inner.func.attr in DROPPED
-                and not isinstance(inner.func.value, ast.Name | ast.Constant)
-            ):
-                new = inner.func.value
-                whole = [*value[:i], new, *value[i + 1 :]] if isinstance(value, list) else new
-                yield swap(node, name, whole, f".{inner.func.attr}() left out")
-        if isinstance(value, list):
-            for i, inner in enumerate(value):
-                if isinstance(inner, ast.Raise):
-                    yield swap(node, name, [*value[:i], ast.Pass(), *value[i + 1 :]], "refusal left out")
-
-
-def _both(node: ast.Slice, lower: Any, upper: Any) -> tuple[Any, Any]:
-    kept = node.lower, node.upper
-
-    def put(pair: tuple[Any, Any]) -> None:
-        node.lower, node.upper = pair
-
-    return lambda: put((lower, upper)), lambda: put(kept)
+LONGEST, MOST_TESTS, MOST_SECONDS = 4.0, 60, 40.0
+"""A mutant may take this many times what its tests took; so many tests are tried, of so many seconds together."""
 
 
 # ---- running them ----------------------------------------------------------------------------------------------------
@@ -277,7 +133,10 @@ def pytest_run(arguments: list[str], *plugins: Any) -> int:
     return int(pytest.main([*PLAIN, *arguments], plugins=list(plugins)))
 
 
-def coverage_map(tests: list[str], place: Path) -> dict[str, list[tuple[float, str]]]:
+Rows = list[tuple[float, str]]
+
+
+def coverage_map(tests: list[str], place: Path) -> dict[str, Rows]:
     """Function -> (seconds, test), the quickest first. Kept in a file, and used again while it is there."""
     if not place.is_file():
 
@@ -290,18 +149,34 @@ def coverage_map(tests: list[str], place: Path) -> dict[str, list[tuple[float, s
 
         in_child(work)
     data = json.loads(place.read_text(encoding="utf-8"))
-    found: dict[str, list[tuple[float, str]]] = defaultdict(list)
+    found: dict[str, Rows] = defaultdict(list)
     for test, functions in data["calls"].items():
         for function in functions:
             found[function].append((data["seconds"].get(test, 9.0), test))
     return {name: sorted(rows) for name, rows in found.items()}
 
 
-def judge(mutant: Mutant, rows: list[tuple[float, str]]) -> str:
+def chosen_tests(mutant: Mutant, rows: Rows) -> Rows:
+    """Tests of the mutant's file, then of its folder, then the others; within the limits, at least one."""
+    stem, folder = Path(mutant.file).stem, Path(mutant.file).parts[1]
+
+    def order(row: tuple[float, str]) -> tuple[bool, bool, float]:
+        file = row[1].partition("::")[0]
+        return f"test_{stem}.py" not in file, not file.startswith((f"tests/{folder}/", *ALWAYS)), row[0]
+
+    chosen: Rows = []
+    for row in sorted(rows, key=order)[:MOST_TESTS]:
+        if chosen and sum(seconds for seconds, _ in chosen) + row[0] > MOST_SECONDS:
+            continue
+        chosen.append(row)
+    return chosen
+
+
+def judge(mutant: Mutant, rows: Rows) -> str:
     """``killed``, ``survived``, ``not called`` by any test, or ``no code`` where it could not be put in."""
     if not rows:
         return "not called"
-    chosen = rows[:MOST_TESTS]
+    chosen = chosen_tests(mutant, rows)
     limit = 10 + LONGEST * sum(seconds for seconds, _ in chosen)
 
     def work() -> tuple[int, str]:
@@ -311,6 +186,14 @@ def judge(mutant: Mutant, rows: list[tuple[float, str]]) -> str:
 
     code, _ = in_child(work, limit)
     return {0: "survived", 7: "no code"}.get(code, "killed")
+
+
+def judged(place: Path | None) -> dict[str, str]:
+    """Outcome of each mutant that a run before this one kept in `place`, by its words."""
+    if place is None or not place.is_file():
+        return {}
+    rows = [json.loads(line) for line in place.read_text(encoding="utf-8").splitlines()]
+    return {row["mutant"]: row["outcome"] for row in rows}
 
 
 def load_everything() -> None:
@@ -328,6 +211,18 @@ def load_everything() -> None:
     assert pytest
 
 
+def warm(tests: list[str], calls: dict[str, Rows]) -> None:
+    """Import the tests and build the models that they share, so that forks need not."""
+    quickest: dict[str, tuple[float, str]] = {}
+    for seconds, test in sorted({row for rows in calls.values() for row in rows}):
+        family = test.partition("[")[2].rstrip("]").partition("-")[0]
+        for word in (family, "bundled" if "bundled" in test else ""):
+            quickest.setdefault(word, (seconds, test))
+    with Path(os.devnull).open("w", encoding="utf-8") as null, contextlib.redirect_stdout(null):
+        pytest_run(["--collect-only", *tests])
+        pytest_run([test for _, test in quickest.values()][:12])
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Print every survivor and the score per folder; exit status 1 below the floor."""
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
@@ -338,6 +233,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--floor", type=float, default=0.0, help="least share killed")
     parser.add_argument("--quick", action="store_true", help="only the tests that the quick gate runs")
     parser.add_argument("--map", type=Path, default=None, help="where to keep which test calls what")
+    parser.add_argument(
+        "--keep", type=Path, default=None, help="a .jsonl of outcomes: written as they come, read first"
+    )
+    parser.add_argument("--again", action="append", default=[], choices=["survived", "not called"], help="try anew")
     args = parser.parse_args(arguments)
     os.chdir(ROOT)
     os.environ["MECHWORK_FAMILIES"] = os.environ.get("MECHWORK_FAMILIES", "gpt2,llama")
@@ -356,9 +255,16 @@ def main(arguments: list[str] | None = None) -> int:
     kept = args.map or ROOT / "reports" / "mutants" / f"{'-'.join(sorted(folders))}.json"
     calls = coverage_map(tests, kept)
     print(f"{len(chosen)} of {len(every)} mutants, tests: {' '.join(tests)}", flush=True)
+    warm(tests, calls)
     score: dict[str, Counter[str]] = defaultdict(Counter)
-    for mutant in sorted(chosen, key=lambda m: (m.file, m.line)):
-        outcome = judge(mutant, calls.get(f"{mutant.file}::{mutant.function}", []))
+    known = judged(args.keep)
+    for mutant in chosen:
+        outcome = known.get(str(mutant), "")
+        if not outcome or outcome in args.again:
+            outcome = judge(mutant, calls.get(f"{mutant.file}::{mutant.function}", []))
+            if args.keep is not None:
+                with args.keep.open("a", encoding="utf-8") as stream:
+                    stream.write(json.dumps({"mutant": str(mutant), "outcome": outcome}) + "\n")
         score[Path(mutant.file).parts[1]][outcome] += 1
         if outcome != "killed":
             print(f"  {outcome:<10} {mutant}", flush=True)

@@ -75,11 +75,12 @@ class AblationSpec:
     directions: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if isinstance(self.targets, str) or not self.targets:
+        if isinstance(self.targets, str) or not isinstance(self.targets, Sequence) or not self.targets:
             raise InputError(f"targets is a list of at least one target, e.g. ['a1.h0', 'm2']; got {self.targets!r}")
         if self.kind not in KINDS:
             raise UnknownNameError("ablation", self.kind, KINDS)
-        if isinstance(self.positions, str) or (self.positions is not None and not self.positions):
+        listed = isinstance(self.positions, Sequence) and not isinstance(self.positions, str) and self.positions
+        if self.positions is not None and not listed:
             raise InputError(f"positions is a list of spans or columns, or None for all; got {self.positions!r}")
         check_fields(self)
         for position in self.positions or ():

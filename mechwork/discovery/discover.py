@@ -22,6 +22,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from ..arguments import checked
 from ..circuits import EdgeSpace
 from ..circuits.graph.writers import require_correspondence
 from ..errors import InputError
@@ -193,6 +194,7 @@ def _gate(found: Discovery) -> None:
         raise InputError(f"{found.task.name} on {found.model_name} is stopped before any long step: {said}")
 
 
+@checked
 def load_discovery(path: str | Path) -> Discovery:
     """What a folder holds so far; its model is not loaded. Raises `ArtefactError` for other or damaged folders."""
     folder = Folder(path)

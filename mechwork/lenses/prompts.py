@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -53,14 +53,14 @@ def as_prompts(
     elif isinstance(prompts, Mapping):
         rows = token_rows(prompts)
     elif isinstance(prompts, Tensor):
-        rows = prompts.reshape(-1, prompts.shape[-1]).tolist() if prompts.ndim else []
+        rows = token_rows(prompts.reshape(-1, prompts.shape[-1])) if prompts.numel() else []
     else:
-        given: list[Any] = [prompts] if isinstance(prompts, str) else list(prompts)
+        given: list[Any] = [prompts] if isinstance(prompts, str) else _listed(prompts)
         if given and all(isinstance(item, int) for item in given):
             given = [given]
         if any(isinstance(text, str) and not text for text in given):
             raise InputError("a prompt needs at least one character; got an empty text")
-        rows = [tokenise(model, p) if isinstance(p, str) else [int(i) for i in p] for p in given]
+        rows = [tokenise(model, p) if isinstance(p, str) else token_rows([_listed(p)])[0] for p in given]
     if not rows or not all(rows):
         raise InputError("prompts need at least one token each; got an empty one")
     ids = torch.tensor([i for row in rows for i in row])
@@ -79,6 +79,13 @@ def as_prompts(
         tokens[i, : len(row)] = torch.tensor(row)
         mask[i, : len(row)] = True
     return Prompts(tokens, mask)
+
+
+def _listed(prompts: Any) -> list[Any]:
+    """What can be gone through; raises `InputError` for anything else."""
+    if isinstance(prompts, bytes) or not isinstance(prompts, Iterable):
+        raise InputError(f"prompts are texts or token ids, one or a list of them; got {prompts!r:.80}")
+    return prompts.tolist() if isinstance(prompts, Tensor) and prompts.ndim == 1 else list(prompts)
 
 
 def one_token(model: TransformerBridge, target: str | int) -> int:

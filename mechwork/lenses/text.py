@@ -17,6 +17,7 @@ where there is one, into rows without any padding.
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -130,7 +131,7 @@ def open_text(
         ids = (
             require_tokenizer(model)(document, add_special_tokens=False)["input_ids"]
             if isinstance(document, str)
-            else [int(i) for i in document]
+            else _ids(document)
         )
         if ids and not 0 <= min(ids) <= max(ids) < anatomy.d_vocab:
             raise InputError(
@@ -203,7 +204,9 @@ def _documents(source: Any, column: str) -> tuple[Callable[[], Iterator[Any]], P
         files = [Path(source)] if isinstance(source, str | Path) else list(source)
         missing = [str(file) for file in files if not file.is_file()]
         if missing:
-            raise NotFoundError(f"no text at {', '.join(missing)}")
+            raise NotFoundError(
+                f"no text at {', '.join(map(repr, missing))}: no such file. Name one, or give texts in a list."
+            )
         facts = {"files": [{"name": f.name, "bytes": f.stat().st_size} for f in files]}
         return lambda: (document for file in files for document in _read_file(file, column)), facts
     if isinstance(source, Tensor):
@@ -213,7 +216,7 @@ def _documents(source: Any, column: str) -> tuple[Callable[[], Iterator[Any]], P
         }
     if callable(source):
         make = cast(Callable[[], Iterable[Any]], source)
-        return lambda: (_document(item, column) for item in make()), {
+        return lambda: (_document(item, column) for item in _made(make())), {
             "function": getattr(source, "__name__", "function")
         }
     if isinstance(source, Iterator) or not hasattr(source, "__iter__"):
@@ -229,6 +232,23 @@ def _documents(source: Any, column: str) -> tuple[Callable[[], Iterator[Any]], P
             "sha256": hash_json([item if isinstance(item, str) else str(item) for item in source]),
         }
     return lambda: (_document(item, column) for item in documents), facts
+
+
+def _made(found: Any) -> Iterable[Any]:
+    """What a user's function returned, if it is documents."""
+    if isinstance(found, str) or not hasattr(found, "__iter__"):
+        raise InputError(f"a function that gives text returns an iterator of documents; it returned {found!r:.80}")
+    return found
+
+
+def _ids(document: Any) -> Row:
+    """A document that is no text, as token ids."""
+    try:
+        if not isinstance(document, bytes | bool):
+            return list(map(operator.index, document.tolist() if isinstance(document, Tensor) else document))
+    except TypeError:
+        pass
+    raise InputError(f"a document is a text or a list of token ids; got {document!r:.80}")
 
 
 def _document(item: Any, column: str) -> Any:

@@ -35,6 +35,7 @@ from ..arguments import checked
 from ..errors import BusyError
 from ..shapes import Tokens
 from ..sites import UNEMBED_INPUT
+from .hooks import Hooks
 from .pulse import pulsing
 
 if TYPE_CHECKING:
@@ -50,11 +51,17 @@ LONGEST = 600.0
 
 @dataclass(eq=False)
 class _Loan:
-    """Who holds a model, how many contexts of his are open, and whether it ends by itself."""
+    """Who holds a model, the contexts of his that are open, and whether it ends by itself.
+
+    `before`: the model's hooks when it was lent; they are put back where a context ended by an exception, for an
+    interrupt can come between putting a hook on and noting it, or between two steps of taking it off.
+    """
 
     holder: threading.Thread
     passing: bool
-    depth: int = 0
+    contexts: set[object]
+    before: Hooks
+    failed: bool = False
 
     def refusal(self) -> BusyError:
         return BusyError(
@@ -67,7 +74,10 @@ class _Loan:
 _loans: WeakKeyDictionary[Any, _Loan] = WeakKeyDictionary()
 _queues: WeakKeyDictionary[Any, list[threading.Thread]] = WeakKeyDictionary()
 _shared: WeakKeyDictionary[Any, tuple[int, ExitStack]] = WeakKeyDictionary()
-_turns = threading.Condition()
+_lock = threading.RLock()
+_turns = threading.Condition(_lock)
+"""Entered by the lock itself, in one step: an interrupt inside the condition's own ``__enter__`` would leave it locked.
+"""
 
 
 @contextmanager
@@ -79,36 +89,59 @@ def borrow(
     A `passing` loan of another thread is waited for. A passing loan itself waits up to `patience` seconds for others;
     `waits` is called once when it has to.
     """
-    loan = _take(model, patience, waits, passing=passing)
-    guard = None
+    context = object()
     try:
-        if loan.depth == 1:
-            # Forwards that go past mechwork (a plain ``model(tokens)``) are refused to others as well.
-            guard = model.register_forward_pre_hook(lambda module, _: _check(module))
-        yield
-    finally:
-        with _turns:
-            loan.depth -= 1
-            if loan.depth == 0:
-                _loans.pop(model, None)
-                _turns.notify_all()
-        if guard is not None:
-            guard.remove()
+        try:
+            _take(model, context, patience, waits, passing=passing)
+            yield
+        except BaseException:
+            _note_failure(model)
+            raise
+        finally:
+            _give_back(model, context)
+    except BaseException:  # also of that: an interrupt in its middle
+        _note_failure(model)
+        _give_back(model, context)
+        raise
 
 
-def _take(model: Any, patience: float, waits: Callable[[], None] | None, *, passing: bool) -> _Loan:
-    """The loan of this thread, one deeper; waits for its turn where that will come by itself."""
+def _note_failure(model: Any) -> None:
+    with _lock:
+        if (loan := _loans.get(model)) is not None and loan.holder is threading.current_thread():
+            loan.failed = True
+
+
+def _give_back(model: Any, context: object) -> None:
+    """The loan without this context, which it may not know; bears being run twice."""
+    with _lock:
+        loan = _loans.get(model)
+        if loan is None:
+            return
+        loan.contexts.discard(context)
+        if not loan.contexts:
+            if loan.failed:
+                loan.before.put_back()
+            for key in [key for key, hook in model._forward_pre_hooks.items() if hook is _guard]:
+                model._forward_pre_hooks.pop(key, None)
+            _loans.pop(model, None)
+            _turns.notify_all()
+
+
+def _take(model: Any, context: object, patience: float, waits: Callable[[], None] | None, *, passing: bool) -> None:
+    """This thread's loan has the context; waits for its turn where that will come by itself."""
     me, begun = threading.current_thread(), time.monotonic()
-    with _turns:
+    with _lock:
         queue = _queues.setdefault(model, [])
         try:
             while (loan := _loans.get(model)) is None or loan.holder is not me:
                 if loan is None and (not queue or queue[0] is me):
-                    loan = _loans[model] = _Loan(me, passing)
+                    loan = _loans[model] = _Loan(me, passing, {context}, Hooks.of(model))
+                    # Forwards that go past mechwork (a plain ``model(tokens)``) are refused to others as well.
+                    model.register_forward_pre_hook(_guard)
                     break
                 longest = LONGEST if loan is None or loan.passing else patience
                 if (left := begun + longest - time.monotonic()) <= 0:
-                    raise (loan or _Loan(queue[0], passing)).refusal()
+                    raise (loan or _Loan(queue[0], passing, set(), Hooks.of(None))).refusal()
                 if me not in queue:
                     queue.append(me)
                     if waits is not None:
@@ -118,13 +151,17 @@ def _take(model: Any, patience: float, waits: Callable[[], None] | None, *, pass
             if me in queue:
                 queue.remove(me)
                 _turns.notify_all()
-        loan.depth += 1
-        return loan
+        loan.contexts.add(context)
+
+
+def _guard(model: Any, _: Any) -> None:
+    """The hook by which a model that is held refuses forwards of other threads."""
+    _check(model)
 
 
 def _check(model: Any) -> None:
     """Raises `BusyError` for a forward of another thread; one of a shared model waits by itself."""
-    with _turns:
+    with _lock:
         loan = _loans.get(model)
         waits = loan is not None and loan.passing and model in _shared
         if loan is not None and loan.holder is not threading.current_thread() and not waits:
@@ -143,7 +180,7 @@ def share(model: TransformerBridge) -> Callable[[], None]:
         with borrow(model, passing=True):
             return run(*args, **kwargs)
 
-    with borrow(model, passing=True), _turns:
+    with borrow(model, passing=True), _lock:
         n, undo = _shared.get(model, (0, None))
         if undo is None:
             undo = ExitStack()
@@ -152,7 +189,7 @@ def share(model: TransformerBridge) -> Callable[[], None]:
 
     def end() -> None:
         nonlocal ended
-        with _turns:
+        with _lock:
             n, undo = _shared.get(model, (0, ExitStack()))
             if ended:
                 return

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from .. import bundled
+from ..arguments import checked
 from ..errors import InputError, NotFoundError, nearest
 from .anatomy import read_anatomy
 from .bos import choose_bos
@@ -55,6 +56,7 @@ class Loaded:
     origin: dict[str, Any] = field(default_factory=dict)
 
 
+@checked
 def load_model(
     source: ModelSource,
     device: torch.device | str | None = None,

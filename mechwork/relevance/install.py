@@ -42,8 +42,8 @@ def install(model: TransformerBridge, rules: Rules, *, probing: bool = False) ->
 
     active = cast(Callable[[], bool], torch.compiler.disable(is_innermost))  # a compiled graph would keep its answer
 
-    stack.append(token)
     try:
+        stack.append(token)
         with borrow(model), ExitStack() as undo:
             bench = Bench(model, rules, active, undo, probing)
             bench.make(bench.point("embed"), _leaf)
@@ -51,9 +51,18 @@ def install(model: TransformerBridge, rules: Rules, *, probing: bool = False) ->
             bench.before(model, lambda _: bench.order())
             yield bench
     finally:
+        try:
+            _leave(key, token)
+        finally:  # also where an interrupt came in its middle
+            _leave(key, token)
+
+
+def _leave(key: tuple[int, int], token: object) -> None:
+    stack = _stacks.get(key, [])
+    if token in stack:
         stack.remove(token)
-        if not stack:
-            _stacks.pop(key, None)
+    if not stack:
+        _stacks.pop(key, None)
 
 
 def _leaf(embedding: Tensor) -> Tensor | None:

@@ -28,6 +28,7 @@ from ..runs.remake import remade_blocks
 from ..runs.room import DEFAULT_BUDGET, Sizes, d_mlp_of
 from ..sites import Site, hook_name
 from ..tasks.encode import answer_token, tokenise
+from ..tasks.padding import token_id
 from .composite import Composite
 from .presets import find_composite
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 Answer = str | int
-Target = Answer | tuple[Answer, Answer] | Callable[[Any], Tensor]
+Target = Answer | Sequence[Answer] | Callable[[Any], Tensor]
 """An answer, a pair (answer, what it is contrasted with), or any function of the logits ``[batch, pos, d_vocab]``."""
 
 
@@ -139,10 +140,10 @@ def _must_remake(model: TransformerBridge, n_pos: int, n_tail: int | None, budge
 def _metric_of(model: TransformerBridge, metric: Target, d_vocab: int) -> tuple[Callable[[Any], Tensor], str]:
     if callable(metric):
         return metric, getattr(metric, "__name__", "metric")
-    answers: tuple[Answer, ...] = metric if isinstance(metric, tuple) else (metric,)
+    answers: tuple[Answer, ...] = (metric,) if isinstance(metric, str | int) else tuple(metric)
     if len(answers) not in (1, 2):
         raise InputError(f"a metric is an answer or a pair (answer, contrast); got {len(answers)} answers")
-    ids = [answer_token(model, a) if isinstance(a, str) else int(a) for a in answers]
+    ids = [answer_token(model, a) if isinstance(a, str) else token_id(a, "the metric") for a in answers]
     if not all(0 <= i < d_vocab for i in ids):
         raise InputError(f"token ids of this model are 0 to {d_vocab - 1}; got {ids}")
     if len(ids) == 1:

@@ -7,7 +7,7 @@ partition every prompt, so that pairs of different length can be compared by spa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -308,7 +308,9 @@ def _pad(rows: list[list[int]], width: int, pad_token: int) -> Tokens:
 
 
 def _answers(answers: Any, n_rows: int, name: str) -> Int[Tensor, "batch n"]:
-    rows = answers.tolist() if isinstance(answers, Tensor) else list(answers)
+    rows = answers.tolist() if isinstance(answers, Tensor) else answers
+    if isinstance(rows, str | bytes | Mapping) or not isinstance(rows, Iterable):
+        raise InputError(f"{name} answers are token ids, one or a list per pair; got {answers!r:.80}")
     lists = [row if isinstance(row, list) else list(row) if isinstance(row, tuple) else [row] for row in rows]
     if len(lists) != n_rows:
         raise InputError(f"{name} answers must be one row per pair; got {len(lists)} rows for {n_rows} pairs")

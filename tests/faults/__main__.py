@@ -18,6 +18,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 PARTS = {
     "interrupts": "exceptions and interrupts at module calls, lines and times of every operation",
+    "state": "1,000 faults one after another on the same models: state at the end against the beginning",
+    "gim": "the same under gim, whose rules replace forwards and softmaxes, on every family",
     "kills": "SIGKILL, SIGTERM and SIGINT at every rename and at random times, then resume",
     "disk": "no space, no right, I/O errors at any write",
     "together": "two threads on one model, threads and processes on one file or folder",

@@ -28,7 +28,8 @@ from tests.faults.core import Tally, changes, forget, model_of, small_task, whol
 from tests.faults.kills import LENS, ROWS
 
 Calls = dict[str, tuple[Callable[..., Any], dict[str, Any]]]
-CLEAR = ("unexpected keyword", "missing", "required positional", "positional argument")
+CLEAR = ("unexpected keyword", "missing", "required positional", "positional argument", "Type-check error")
+"""The last: under pytest the tests' own check of hints comes before a constructor's."""
 SLOW = {"n", "n_random", "n_same_degree", "ig_steps", "n_steps", "steps", "n_resamples", "width", "n_copies"}
 """Counts for which a huge value is honest work and not a mistake."""
 

@@ -132,7 +132,7 @@ def one(tally: Tally, family: str, name: str, kind: str) -> None:
     error: BaseException = draw.choice([InjectedError("injected"), KeyboardInterrupt("injected")])
     if kind == "cpu time":
         what = f"{family} {name}: interrupt after {(delay := draw.uniform(0.001, 0.15)):.3f} s of CPU"
-        run: Callable[[], None] = lambda: _interrupted(OPERATIONS[name], model, task, delay)  # noqa: E731
+        run: Callable[[], None] = lambda: interrupted(OPERATIONS[name], model, task, delay)  # noqa: E731
     else:
         n = total(family, name, kind)
         if not n:
@@ -167,7 +167,7 @@ def one(tally: Tally, family: str, name: str, kind: str) -> None:
         _scores.clear()
 
 
-def _interrupted(operation: Operation, model: Any, task: Any, delay: float) -> None:
+def interrupted(operation: Operation, model: Any, task: Any, delay: float) -> None:
     def handler(*_: Any) -> None:
         raise KeyboardInterrupt("injected")
 

@@ -83,7 +83,9 @@ def printed(text: str, what: str, tally: Tally) -> None:
 
 def run(tally: Tally) -> None:
     """Every text everywhere."""
-    plain = {name: shape(page).tags for name, page in pages("harmless").items()}
+    twins = [pages(text) for text in ("harmless", "<harmless>")]  # a word, and what looks like a special token
+    plain = {name: [sorted(shape(twin[name]).tags) for twin in twins] for name in twins[0]}
+    tally.check(not any("harmless" in tags for known in plain.values() for tags in known), "a twin became a tag")
     for text in HOSTILE if tally.scale >= 1 else tally.draw.sample(HOSTILE, tally.times(len(HOSTILE) * 2)):
         try:
             made = pages(text)
@@ -92,9 +94,8 @@ def run(tally: Tally) -> None:
             made = {}
         for name, page in made.items():
             found = shape(page)
-            extra = [a for a, b in zip(found.tags, plain[name], strict=False) if a != b][:2]
-            same = sorted(found.tags) == sorted(plain[name])
-            tally.check(same, f"{name} with {text!r:.40}: {len(found.tags)} tags, not {len(plain[name])}: {extra}")
+            same = sorted(found.tags) in plain[name]
+            tally.check(same, f"{name} with {text!r:.40}: {len(found.tags)} tags, not {len(plain[name][0])}")
             tally.check(not found.handlers, f"{name} with {text!r:.40}: {found.handlers[:2]}")
         task = task_with(text)
         printed(task.describe(3), f"describe with {text!r:.40}", tally)

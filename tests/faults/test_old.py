@@ -18,9 +18,11 @@ from mechwork.ablation import AblationSpec
 from mechwork.arguments import checked, fits, misfit
 from mechwork.artefact import write_artefact
 from mechwork.checkpoint import Checkpoint
+from mechwork.circuits import measure_completeness
 from mechwork.directions import Direction, Examples
 from mechwork.errors import BusyError, InputError, MetricError, StorageError
 from mechwork.files import read_json, write_json
+from mechwork.lenses import open_text
 from mechwork.models.borrow import borrow
 from mechwork.relevance.install import install
 from mechwork.sites import Site
@@ -92,6 +94,52 @@ def test_cleanup_that_fails_once_leaves_no_hook(tiny_gpt2: Any, monkeypatch: pyt
     assert [len(point.fwd_hooks) for point in tiny_gpt2.hook_dict.values()] == entries
 
 
+def test_an_interrupt_at_any_line_of_a_loan_gives_the_model_back() -> None:
+    """Between counting a context and entering its ``try``, one left the model lent for good: other threads refused."""
+    from mechwork.models.borrow import _loans
+
+    model: Any = torch.nn.Linear(1, 1)
+
+    def lent(k: int | None) -> int:
+        counter, error = Counter(k, KeyboardInterrupt("injected")), None
+        try:
+            with fault("line", counter), borrow(model), borrow(model):
+                pass
+        except KeyboardInterrupt as caught:
+            error = caught
+        if error is not None:
+            error.__traceback__ = None  # its frames hold contexts open
+        assert (error is None) == (k is None)
+        return counter.n
+
+    for k in range(1, lent(None) + 1):
+        lent(k)
+        assert model not in _loans, k
+        assert not model._forward_pre_hooks, k
+
+
+def test_an_interrupt_between_putting_a_hook_on_and_noting_it_leaves_none(
+    tiny_gpt2: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformer_lens.hook_points import HookPoint
+
+    composite = mw.find_composite("relp").bind(tiny_gpt2)
+    entries = [len(point.fwd_hooks) for point in tiny_gpt2.hook_dict.values()]
+    real, calls = HookPoint.add_hook, [0]
+
+    def interrupted(*args: Any, **more: Any) -> Any:
+        handle = real(*args, **more)
+        calls[0] += 1
+        if calls[0] == 3:
+            raise KeyboardInterrupt("injected")
+        return handle
+
+    monkeypatch.setattr(HookPoint, "add_hook", interrupted)
+    with pytest.raises(KeyboardInterrupt), install(tiny_gpt2, composite.rules):
+        pass
+    assert [len(point.fwd_hooks) for point in tiny_gpt2.hook_dict.values()] == entries
+
+
 def test_6_parts_of_a_killed_run_are_no_strangers(tmp_path: Path, tiny_gpt2: Any, tiny_task: Task) -> None:
     (tmp_path / ".plan.json.part").write_text("{")
     (tmp_path / f".plan.json.{os.getpid()}.7.part").write_text("{")
@@ -119,6 +167,14 @@ SILENT: dict[str, Callable[[Any, Task], object]] = {
     "a seed below 0": lambda m, t: mw.evaluate(m, t, mw.score_edges(m, t), seed=-1),
     "a seed of 100 bits": lambda m, t: AblationSpec(["a0.h1"], "noise", seed=2**100),
 }
+
+
+def evaluation(model: Any, task: Task, **more: Any) -> object:
+    return mw.evaluate(model, task, mw.score_edges(model, task), **more)
+
+
+def completeness(model: Any, task: Task, **more: Any) -> object:
+    return measure_completeness(model, task, mw.score_edges(model, task).circuit(9), **more)
 
 
 def mw_learn(model: Any, task: Task, **more: Any) -> object:
@@ -208,3 +264,37 @@ def test_wrong_types_are_named_and_right_ones_are_not() -> None:
     ):  # fmt: skip
         assert fits(value, hint) is expected, (value, hint)
     assert misfit(search, (task,), {"nonsense": 3}) == ""
+
+
+NAMED: dict[str, tuple[Callable[[Any, Task, Any], object], tuple[Any, ...]]] = {
+    "a model that is none": (lambda m, t, bad: mw.read_lens(bad, [[1, 2]]), ([], 0, "\x00")),
+    "a lens that is none": (lambda m, t, bad: mw.read_lens(m, [[1, 2]], bad), (None, -1, len, Path("x"))),
+    "an answer that is none": (lambda m, t, bad: mw.attribute_tokens(m, [1, 2], bad), ([-1], [None], torch.ones(2))),
+    "prompts of floats": (lambda m, t, bad: mw.attribute_logits(m, bad), (torch.ones(2), [[1.7, 2]], [None], b"x")),
+    "a kind that is none": (lambda m, t, bad: Site(bad, 1), ({}, [None], "x")),
+    "a layer that is none": (lambda m, t, bad: Site("resid_pre", bad), ("x", 1.5, True)),
+    "a revision that is none": (lambda m, t, bad: mw.load_model("no/such", revision=bad), (math.nan, b"x", len)),
+    "a device that is none": (lambda m, t, bad: mw.load_model("no/such", bad), (10**30,)),
+    "a folder that is none": (lambda m, t, bad: mw.load_discovery(bad), ([None], True)),
+    "answers that are none": (lambda m, t, bad: Task.from_tokens([[1]], [[2]], bad, [5]), (torch.tensor(1.0), "x")),
+    "targets that are none": (lambda m, t, bad: mw.ablate(m, t, AblationSpec(bad, "zero")), (torch.ones(2),)),
+    "fractions that are none": (lambda m, t, bad: evaluation(m, t, fractions=bad), (torch.ones(2),)),
+    "a flag that is none": (lambda m, t, bad: mw.score_edges(m, t).circuit(9, prune=bad), (torch.ones(2),)),
+    "a seed of 100 bits": (lambda m, t, bad: completeness(m, t, seed=bad), (2**100,)),
+    "documents that are none": (lambda m, t, bad: open_text(m, bad), ([None], [[1.5, 2]], [b"x"], lambda: None)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_arguments_of_a_wrong_type_are_named_not_met_inside(name: str, tiny_gpt2: Any, tiny_task: Task) -> None:
+    """Each ended in an AttributeError, a ValueError or an OverflowError, or, as [[1.7, 2]], in other prompts."""
+    call, values = NAMED[name]
+    here = (
+        (InputError, TypeError)
+        if name in ("a kind that is none", "a layer that is none", "targets that are none")
+        else InputError
+    )  # the tests' check of hints
+    for bad in values:
+        with pytest.raises(here) as refusal:
+            call(tiny_gpt2, tiny_task, bad)
+        assert len(str(refusal.value)) > 15

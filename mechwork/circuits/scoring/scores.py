@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ...arguments import checked
 from ...artefact import Artefact
 from ...errors import InputError, MetricError, check_whole
 from ...patching.result import Direction
@@ -95,6 +96,7 @@ class EdgeScores(Result, version=3, strongest="score"):
             return self.per_example.std(dim=0) / self.n_pairs**0.5
         return self.unpack((self._streamed.variance / self.n_pairs).sqrt())
 
+    @checked
     def circuit(self, n_edges: int, *, by: Ranking = "absolute", prune: bool = True) -> Circuit:
         """The `n_edges` edges of largest absolute (or signed) score; edges on no path from input to logits are dropped.
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ...errors import InputError
+from ...errors import InputError, check_seed
 from ...models.anatomy import device_of
 from ...models.borrow import borrows
 from ...models.identity import identify_model
@@ -121,7 +121,7 @@ def measure_completeness(
     Raises `InputError` for an empty circuit or one of another graph.
     """
     space = _check(model, task, circuit)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(check_seed(seed))
     knocked = [_random_knockout(circuit, i, generator) for i in range(n_knockouts)]
     budget = parse_bytes(memory_budget)
     learned = learn_knockout(model, task, circuit, n_steps=n_steps, ablation=ablation, seed=seed, memory_budget=budget)
@@ -165,7 +165,7 @@ def learn_knockout(
     per_pair = GRAPH_COPIES * space.n_readers * n_pos * int(model.cfg.d_model) * like.element_size()
     size = task.pairs.whole(parse_bytes(memory_budget) // per_pair)
     pieces = [pairs.to(device_of(model)) for pairs in task.pairs.batches(size)]
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(check_seed(seed))
     member = circuit.mask.to(like)
     logit = torch.zeros_like(member).add_(0.1 * torch.randn(member.shape, generator=generator).to(member) - 1.0)
     logit.requires_grad_(True)
@@ -216,7 +216,7 @@ def measure_minimality(
     screen of a circuit without scores.
     """
     space = _check(model, task, circuit)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(check_seed(seed))
     everything = [node for node in circuit.nodes if node in space.writers[space.n_inputs :]]
     nodes = everything if screen is None else _suspects(circuit, everything, screen, generator)
     bases = [circuit.mask, *(circuit.mask & ~_random_knockout(circuit, i, generator) for i in range(n_knockouts))]
