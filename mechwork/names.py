@@ -198,8 +198,8 @@ def parse_node(text: str) -> Place:
     otherwise.
     """
     place = parse_place(text)
-    if not (place.what in NODES or (place.what in ("head", "mlp") and not place.query)):
-        raise InputError(f"nodes are written like input, a5.h1, a5.h1<q>, m3, logits; got {text!r}")
+    if not (place.what in NODES or (place.what in ("head", "mlp", "expert") and not place.query)):
+        raise InputError(f"nodes are written like input, a5.h1, a5.h1<q>, m3, m3.e1, logits; got {text!r}")
     return place
 
 
@@ -230,6 +230,11 @@ def head_name(layer: int | str, head: int | str, side: str = "") -> str:
 def mlp_name(layer: int | str) -> str:
     """``"m3"``."""
     return f"m{layer}"
+
+
+def expert_name(layer: int | str, expert: int | str) -> str:
+    """``"m3.e1"``."""
+    return f"m{layer}.e{expert}"
 
 
 def place_name(kind: str, labels: Mapping[str, str]) -> str:

@@ -105,7 +105,7 @@ def test_edges_of_a_writer_add_up_to_its_node_score(written: dict[str, Any]) -> 
     for layer in range(6):
         heads = scores.node_values[scores.space.head_writers(layer)]
         torch.testing.assert_close(heads, nodes["z"].values[layer], rtol=1e-3, atol=1e-4)
-        mlp = scores.node_values[scores.space.mlp_writer(layer)]
+        mlp = scores.node_values[scores.space.mlp_writers(layer).start]
         torch.testing.assert_close(mlp, nodes["mlp_out"].values[layer], rtol=1e-3, atol=1e-4)
 
 

@@ -12,9 +12,13 @@ below.
 from .across import AcrossModels as AcrossModels
 from .across import AcrossRow as AcrossRow
 from .across import patch_across as patch_across
+from .concept_shift import ConceptShift as ConceptShift
+from .concept_shift import fit_concept_shift as fit_concept_shift
 from .divergence import Divergence as Divergence
 from .divergence import DivergenceRow as DivergenceRow
 from .divergence import find_divergence as find_divergence
+from .growth import GrowthFit as GrowthFit
+from .growth import fit_growth as fit_growth
 from .likeness import DirectionLikeness as DirectionLikeness
 from .likeness import LensLikeness as LensLikeness
 from .likeness import compare_directions as compare_directions

@@ -74,6 +74,12 @@ class LayerChoice(Result):
     def site(self) -> Site:
         return self.sites[self.values.index(max(self.values))]
 
+    def above(self, limit: float = 0.0) -> tuple[Site, ...]:
+        """All sites that qualify, in order: those whose value is above `limit` (selective steering writes at all sites
+        with ``opposite_signs`` above 0).
+        """
+        return tuple(site for site, value in zip(self.sites, self.values, strict=True) if value > limit)
+
     def _table(self) -> Table:
         """One row per site."""
         chosen = self.site

@@ -107,6 +107,32 @@ class Routing:
         return (inside if self.stop is None else inside & (column < self.stop))[:, None]
 
 
+@contextmanager
+def change_routers(model: TransformerBridge, offsets: Float[Tensor, "layer expert"]) -> Iterator[None]:
+    """Inside, every layer's router has its row of `offsets` added, in the autograd graph: the weights of the experts
+    that are chosen have gradients, the choice has none.
+    """
+    handles = []
+
+    def changed(layer: int, gate: Any) -> Any:
+        def route(module: Any, args: tuple[Any, ...], output: Any) -> Any:
+            logits, scores, index = output
+            check_router(gate, logits, scores, index)
+            weights, chosen = choose_experts(gate, logits + offsets[layer].to(logits))
+            return logits, weights.to(scores), chosen
+
+        return route
+
+    try:
+        for layer in range(len(offsets)):
+            gate = _gate(model, layer)
+            handles.append(gate.register_forward_hook(changed(layer, gate)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def choose_experts(
     gate: Any, logits: Float[Tensor, "token expert"]
 ) -> tuple[Float[Tensor, "token k"], Int[Tensor, "token k"]]:
@@ -127,6 +153,25 @@ def check_router(gate: Any, logits: Tensor, scores: Tensor, index: Tensor) -> No
             f"{type(gate).__name__} does not route by softmax and top k of its logits; its choice is neither read nor "
             "changed"
         )
+
+
+def expert_writes(
+    model: TransformerBridge, layer: int, mlp_in: Float[Tensor, "batch pos d_model"]
+) -> Float[Tensor, "expert batch pos d_model"]:
+    """What every expert of a layer adds to the block's output for some inputs: its output times the router's weight,
+    zeros where a token is not routed to it. They add up to the block's output. Cost: the block once.
+    """
+    gate, experts = _gate(model, layer), _block(model, layer).experts
+    x = mlp_in.reshape(-1, mlp_in.shape[-1])
+    _, weights, index = gate(x)
+    rows = []
+    for expert in range(int(gate.num_experts)):
+        mine = index == expert
+        token = mine.any(dim=-1).nonzero().flatten()
+        own = torch.where(mine, weights, torch.zeros_like(weights)).sum(dim=-1, keepdim=True)[token]
+        said = experts.forward(x[token], torch.full_like(index[token, :1], expert), own)
+        rows.append(torch.zeros_like(x).index_copy(0, token, said))
+    return torch.stack(rows).view(len(rows), *mlp_in.shape)
 
 
 def read_router(model: TransformerBridge, layer: int, keep: Callable[[Tensor, Tensor], None]) -> Any:

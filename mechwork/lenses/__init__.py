@@ -23,6 +23,10 @@ from .directions import read_singular as read_singular
 from .directions import singular_directions as singular_directions
 from .directions import token_effects as token_effects
 from .directions import value_vectors as value_vectors
+from .displacement import Displacement as Displacement
+from .displacement import study_displacement as study_displacement
+from .entropy_neurons import EntropyNeurons as EntropyNeurons
+from .entropy_neurons import find_entropy_neurons as find_entropy_neurons
 from .evaluate import LensEvaluation as LensEvaluation
 from .evaluate import evaluate_lens as evaluate_lens
 from .generators import DecoderComparison as DecoderComparison
@@ -66,3 +70,5 @@ from .translators import Full as Full
 from .translators import LowRank as LowRank
 from .tuned import TunedLens as TunedLens
 from .tuned import load_lens as load_lens
+from .value_clusters import ValueClusters as ValueClusters
+from .value_clusters import cluster_values as cluster_values

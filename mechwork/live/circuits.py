@@ -44,7 +44,7 @@ class Circuits:
         for what, one in (("circuit", given), ("scores", scores)):
             if one is None:
                 continue
-            space = edge_space(desk.model, desk.task, split_input=one.space.split_input, aligned=None)
+            space = edge_space(desk.model, desk.task, **one.space.splits, aligned=None)
             if one.space != space:
                 raise InputError(f"the {what} belongs to another graph, {one.space}; this model's is {space}")
         if scores is not None:

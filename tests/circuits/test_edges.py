@@ -91,7 +91,7 @@ def test_edges_of_a_writer_add_up_to_its_node_score(
     assert abs(float(values[0] - nodes["resid_pre"].values[0])) <= bound
     for layer in range(3):
         heads = values[space.head_writers(layer)]
-        assert abs(float(values[space.mlp_writer(layer)] - nodes["mlp_out"].values[layer])) <= bound
+        assert abs(float(values[space.mlp_writers(layer).start] - nodes["mlp_out"].values[layer])) <= bound
         assert abs(float(heads.sum() - nodes["attn_out"].values[layer])) <= bound
         if anatomy.norm_place == "pre":
             assert float((heads - nodes["z"].values[layer]).abs().max()) <= bound

@@ -22,7 +22,7 @@ def test_differences_of_bfloat16_writes_are_taken_in_float32(family: str) -> Non
     assert found.dtype == torch.float32
     for layer in space.mlps:
         a, b = (run.layers["mlp_out"][layer].detach() for run in (clean, corrupt))
-        assert torch.equal(found[space.mlp_writer(layer)], a.float() - b.float())
+        assert torch.equal(found[space.mlp_writers(layer).start], a.float() - b.float())
         assert not torch.equal((a - b).float(), a.float() - b.float()), "the fixture does not tell"
     whole = record_writers(model, space, clean).float() - record_writers(model, space, corrupt).float()
     scale = float(whole.abs().max())

@@ -172,9 +172,7 @@ class Circuit(Result):
         >>> with circuit.run(model, task) as bridge:
         ...     logits = bridge(tokens)
         """
-        if self.space != edge_space(
-            model, task, split_input=self.space.split_input, aligned=None if ablation == "corrupt" else False
-        ):
+        if self.space != edge_space(model, task, **self.space.splits, aligned=None if ablation == "corrupt" else False):
             raise InputError(f"the circuit belongs to another graph, {self.space}")
         pairs = task.pairs.to(device_of(model))
         ablated = find_ablation(model, task, self.space, ablation, seed=seed).writes(pairs, 0)

@@ -95,6 +95,8 @@ def write_mib(circuit: Circuit, path: str | Path, *, d_model: int, convention: s
     sign = _sign(convention)
     if circuit.space.split_input:
         raise InputError("files of EAP-IG know one input node; score without split_input to write one")
+    if circuit.space.n_experts:
+        raise InputError("files of EAP-IG know MLPs as one node; score without split_experts to write one")
     space, nodes = circuit.space, set(circuit.nodes)
     before = circuit.extras.get("mib", {})
     cfg = {

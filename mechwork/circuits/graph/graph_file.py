@@ -113,6 +113,8 @@ def graph_of(circuit: Circuit, task: Task, *, row: int = 0, slug: str = "", scan
         raise InputError(f"the task has pairs 0 to {len(task) - 1}; got row {row}")
     if circuit.space.split_input:
         raise InputError("attribution graphs know one input node per token; score without split_input to write one")
+    if circuit.space.n_experts:
+        raise InputError("attribution graphs know MLPs as one node; score without split_experts to write one")
     space, tokens = circuit.space, list(task.prompt_texts(row)[0])
     last, answer = len(tokens) - 1, int(task.pairs.correct[row][0])
     ids = {name: _node_id(space, name, last, answer) for name in circuit.nodes}

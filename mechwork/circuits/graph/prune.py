@@ -37,9 +37,9 @@ def living(space: EdgeSpace, mask: EdgeMask, coupled: tuple[bool, ...] | None = 
         parallel = fed
         fed = fed | (mask[rows] & alive[rows, None]).any(dim=0)
         if not space.attn_only:
-            row = space.mlp_writer(layer)
-            alive[row] |= (parallel if space.parallel else fed)[space.mlp_reader(layer)]
-            fed = fed | (mask[row] & alive[row])
+            rows = space.mlp_writers(layer)
+            alive[rows] |= (parallel if space.parallel else fed)[space.mlp_reader(layer)]
+            fed = fed | (mask[rows] & alive[rows, None]).any(dim=0)
     return alive
 
 
@@ -48,7 +48,7 @@ def useful(space: EdgeSpace, mask: EdgeMask, coupled: tuple[bool, ...] | None = 
     heard = torch.zeros(space.n_readers, dtype=torch.bool)
     heard[space.logits_reader] = True
     for layer in reversed(range(space.n_layers)):
-        if not space.attn_only and bool((mask[space.mlp_writer(layer)] & heard).any()):
+        if not space.attn_only and bool((mask[space.mlp_writers(layer)] & heard).any()):
             heard[space.mlp_reader(layer)] = True
         rows = space.head_writers(layer)
         speaks = (mask[rows] & heard).any(dim=1)

@@ -26,7 +26,7 @@ from ...models.borrow import hooked
 from ...models.pulse import beat
 from ...sites import Site, hook_name
 from .space import EdgeSpace
-from .writers import head_writes, input_writes
+from .writers import expert_writes, head_writes, input_writes
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -109,6 +109,7 @@ class _Runner:
         self.stream: Tensor = ablated[0]
         self.embed: Tensor | None = None
         self.read: Tensor = ablated[0]
+        self.mlp_in: Tensor = ablated[0]
         self.whole: Tensor = ablated[0]
         self.projected: dict[str, Tensor] = {}
 
@@ -289,20 +290,22 @@ class _Runner:
         wanted = self.columns[layer][self.columns[layer] == column]
 
         def hook(activation: Tensor, hook: Any) -> Tensor | None:
+            self.mlp_in = activation
             if not len(wanted):
                 return None
             change = self.read[-1].to(self.stream.device)
             if not self.space.parallel:
                 change = change + self._change(self.space.head_writers(layer), wanted, ReaderRows(None, kept=False))[0]
             x = self.stream + change
-            return (x if norm is None else norm(x)).to(activation)
+            self.mlp_in = (x if norm is None else norm(x)).to(activation)
+            return self.mlp_in
 
         return hook
 
     def _mlp_writer(self, layer: int) -> Any:
         def hook(written: Tensor, hook: Any) -> None:
-            row = self.space.mlp_writer(layer)
-            self._write(slice(row, row + 1), written.unsqueeze(0))
+            parts = expert_writes(self.model, layer, self.mlp_in) if self.space.n_experts else written.unsqueeze(0)
+            self._write(self.space.mlp_writers(layer), parts)
 
         return hook
 

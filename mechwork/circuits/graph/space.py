@@ -3,7 +3,8 @@
 Writers write to the residual stream: ``input`` (the stream entering block 0; with `split_input` in its two parts,
 ``embed`` of the tokens and ``pos_embed`` of the positions), heads ``a3.h1``, MLPs ``m3``. Readers
 read from it: ``a3.h1<q>``, ``a3.h0<k>``, ``a3.h0<v>`` (under grouped-query attention k and v have one reader per
-key/value head), ``m3``, ``logits``. Writers are ordered as they run, so what a reader sees is a prefix of the writers,
+key/value head), ``m3``, ``logits``. With `n_experts` every expert of a mixture writes for itself (``m3.e1``), and all
+read what their router reads, ``m3``. Writers are ordered as they run, so what a reader sees is a prefix of the writers,
 and the whole edge set is one boolean ``[writer, reader]`` mask. Names are made only when somebody asks.
 
     >>> space = EdgeSpace(n_layers=2, n_heads=2, n_kv_heads=1)
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from ...errors import InputError, UnknownNameError
 from ...models.anatomy import ModelAnatomy
-from ...names import edge_name, head_name, mlp_name, split_edge
+from ...names import edge_name, expert_name, head_name, mlp_name, split_edge
 from ...shapes import EdgeMask
 
 INPUT, LOGITS = "input", "logits"
@@ -51,6 +52,7 @@ class EdgeSpace:
     attn_only: bool = False
     split_input: bool = False
     sources: Sequence[Any] = ()
+    n_experts: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sources", tuple(self.sources))
@@ -58,10 +60,23 @@ class EdgeSpace:
             raise InputError(f"an edge space needs layers, and heads in whole groups; got {asdict(self)}")
 
     @classmethod
-    def of(cls, anatomy: ModelAnatomy, *, split_input: bool = False, sources: Sequence[str] = ()) -> EdgeSpace:
+    def of(
+        cls,
+        anatomy: ModelAnatomy,
+        *,
+        split_input: bool = False,
+        split_experts: bool = False,
+        sources: Sequence[str] = (),
+    ) -> EdgeSpace:
         """The edge space of a model."""
         sizes = anatomy.n_layers, anatomy.n_heads, anatomy.n_kv_heads
-        return cls(*sizes, anatomy.parallel, anatomy.attn_only, split_input, sources)
+        n_experts = (anatomy.n_experts or 0) if split_experts else 0
+        return cls(*sizes, anatomy.parallel, anatomy.attn_only, split_input, sources, n_experts)
+
+    @property
+    def splits(self) -> dict[str, bool]:
+        """What of the graph is split finer than usual: arguments of `edge_space`, and settings of units of work."""
+        return {"split_input": self.split_input, "split_experts": self.n_experts > 0}
 
     # ---- writers -------------------------------------------------------------------------------------------------
 
@@ -71,8 +86,13 @@ class EdgeSpace:
         return range(0 if self.attn_only else self.n_layers)
 
     @property
+    def mlp_writers_per_layer(self) -> int:
+        """Rows of a layer's MLP: one, none, or one per expert."""
+        return 0 if self.attn_only else max(1, self.n_experts)
+
+    @property
     def writers_per_layer(self) -> int:
-        return self.n_heads + (not self.attn_only)
+        return self.n_heads + self.mlp_writers_per_layer
 
     @property
     def n_inputs(self) -> int:
@@ -88,9 +108,10 @@ class EdgeSpace:
         start = self.n_inputs + layer * self.writers_per_layer
         return slice(start, start + self.n_heads)
 
-    def mlp_writer(self, layer: int) -> int:
-        """Row of the MLP of one of the layers `mlps`."""
-        return self.n_inputs - 1 + (layer + 1) * (self.n_heads + 1)
+    def mlp_writers(self, layer: int) -> slice:
+        """Rows of the MLP of one of the layers `mlps`: one, or one per expert."""
+        start = self.head_writers(layer).stop
+        return slice(start, start + self.mlp_writers_per_layer)
 
     @cached_property
     def writers(self) -> tuple[str, ...]:
@@ -98,7 +119,10 @@ class EdgeSpace:
         names = list(INPUT_PARTS) if self.split_input else [INPUT]
         for layer in range(self.n_layers):
             names += [head_name(layer, h) for h in range(self.n_heads)]
-            names += [mlp_name(layer)] * (not self.attn_only)
+            if self.n_experts:
+                names += [expert_name(layer, e) for e in range(self.n_experts)]
+            else:
+                names += [mlp_name(layer)] * (not self.attn_only)
         return tuple(names)
 
     @cached_property
@@ -195,7 +219,7 @@ class EdgeSpace:
                 for kind in "kv":
                     feeds[row, self.attention_readers(layer, kind).start + head // group] = True
         for layer in self.mlps:
-            feeds[self.mlp_writer(layer), self.mlp_reader(layer)] = True
+            feeds[self.mlp_writers(layer), self.mlp_reader(layer)] = True
         return feeds
 
     def layer_of_writer(self, row: int) -> int:
@@ -222,4 +246,8 @@ class EdgeSpace:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON; a whole input, which is the rule, is left unsaid."""
-        return {name: value for name, value in asdict(self).items() if value or name not in ("split_input", "sources")}
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if value or name not in ("split_input", "sources", "n_experts")
+        }

@@ -11,7 +11,8 @@ coupled: one that leads nowhere still moves the scale of the others.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from ...errors import InputError, UnsupportedModelError
 from ...interventions.pairs import carrying_nodes
+from ...interventions.routing import expert_writes
 from ...models.anatomy import block_norm
 from ...models.pulse import beat
 from ...runs.record import Run, align_donor, check_task
@@ -42,6 +44,7 @@ Writes = Float[Tensor, "writer batch pos d_model"]
 def writer_kinds(space: EdgeSpace) -> tuple[str, ...]:
     """The writer kinds that a model of this graph has."""
     kinds = tuple(kind for kind in WRITER_KINDS if not (space.attn_only and kind in MLP_KINDS))
+    kinds = (*kinds, "mlp_in") if space.n_experts else kinds
     return (*kinds, "embed") if space.split_input else kinds
 
 
@@ -66,13 +69,18 @@ def require_correspondence(task: Task) -> None:
 
 
 def edge_space(
-    model: TransformerBridge, task: Task, *, split_input: bool = False, aligned: bool | None = True
+    model: TransformerBridge,
+    task: Task,
+    *,
+    split_input: bool = False,
+    split_experts: bool = False,
+    aligned: bool | None = True,
 ) -> EdgeSpace:
     """The graph of a model, after the checks that every method on edges makes.
 
     Raises `UnsupportedModelError` for models whose attention output is not a sum over heads; `InputError` for a task of
-    another model, for pairs of unequal length (unless `aligned` is False, or None and spans say what corresponds), and
-    for a split input where no positions are added to it.
+    another model, for pairs of unequal length (unless `aligned` is False, or None and spans say what corresponds), for
+    a split input where no positions are added to it, and for split experts of a model without or of steered pairs.
     """
     anatomy = check_task(model, task)
     if split_input and getattr(model, "pos_embed", None) is None:
@@ -80,6 +88,8 @@ def edge_space(
             f"{anatomy.architecture} adds no embedding of positions to the stream, so its input has one part. Leave "
             "split_input out."
         )
+    if split_experts and anatomy.n_experts is None:
+        raise InputError(f"{anatomy.architecture} has no experts; its MLPs are one node each. Leave split_experts out.")
     if aligned:
         require_aligned(task)
     elif aligned is None:
@@ -89,7 +99,15 @@ def edge_space(
             f"edges need head writes that add up; {anatomy.architecture} adds an output bias under a post-norm"
         )
     marked = is_marked(task.pairs.clean_tokens) or is_marked(task.pairs.corrupt_tokens)
-    return EdgeSpace.of(anatomy, split_input=split_input, sources=carrying_nodes(model) if marked else ())
+    if split_experts and marked:
+        raise InputError("writes of steered pairs are carried by the MLP as one node; score them without split_experts")
+    sources = carrying_nodes(model) if marked else ()
+    return EdgeSpace.of(anatomy, split_input=split_input, split_experts=split_experts, sources=sources)
+
+
+def splits_of(settings: Mapping[str, Any]) -> dict[str, bool]:
+    """`EdgeSpace.splits` among the settings of a unit of work."""
+    return {name: settings[name] for name in ("split_input", "split_experts")}
 
 
 def input_writes(
@@ -116,7 +134,11 @@ def record_writers(model: TransformerBridge, space: EdgeSpace, run: Run, positio
         head_writes(model, layer, z, out=writes[space.head_writers(layer)])
         beat()
     for layer in space.mlps:
-        writes[space.mlp_writer(layer)] = run.layers["mlp_out"][layer][:, positions].detach()
+        if space.n_experts:
+            mlp_in = run.layers["mlp_in"][layer][:, positions].detach()
+            writes[space.mlp_writers(layer)] = expert_writes(model, layer, mlp_in).to(writes)
+        else:
+            writes[space.mlp_writers(layer)] = run.layers["mlp_out"][layer][:, positions].detach()
     return writes
 
 
@@ -159,5 +181,10 @@ def write_differences(
             torch.sub(*(end.to(writes) for end in ends), out=writes[rows])
         beat()
     for layer in space.mlps:
-        writes[space.mlp_writer(layer)] = difference("mlp_out", layer)
+        rows = space.mlp_writers(layer)
+        if space.n_experts:
+            inputs = (run.layers["mlp_in"][layer][:, positions].detach() for run in (donor, host))
+            torch.sub(*(expert_writes(model, layer, x).to(writes) for x in inputs), out=writes[rows])
+        else:
+            writes[rows] = difference("mlp_out", layer)
     return writes

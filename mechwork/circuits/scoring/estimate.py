@@ -170,8 +170,7 @@ class Coefficients:
             yield self.space.head_writers(layer), "attn_out", layer
             if self.space.attn_only:
                 continue
-            row = self.space.mlp_writer(layer)
-            yield slice(row, row + 1), "mlp_out", layer
+            yield self.space.mlp_writers(layer), "mlp_out", layer
 
     # ---- products ------------------------------------------------------------------------------------------------
 

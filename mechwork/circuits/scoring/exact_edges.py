@@ -42,7 +42,7 @@ from ...sites import Site, hook_name
 from ...tasks.pairs import PromptPairs
 from ...tasks.task import Task
 from ..graph.space import EdgeSpace
-from ..graph.writers import edge_space, record_writers, stream_kinds, writer_kinds
+from ..graph.writers import edge_space, record_writers, splits_of, stream_kinds, writer_kinds
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -100,10 +100,11 @@ def measure_edges(
     ablation: str = "corrupt",
     direction: str = "noise",
     split_input: bool = False,
+    split_experts: bool = False,
     progress: Progress | None = None,
 ) -> EdgeEffects:
     """The effect of every single edge, measured. `ablation` is ``"corrupt"``, ``"zero"`` or ``"mean"``; `split_input`
-    as in `score_edges`.
+    and `split_experts` as in `score_edges`.
 
     Zero and mean ablations have no denoising direction: there is no run in which everything is ablated to begin with.
 
@@ -118,10 +119,10 @@ def measure_edges(
         raise UnknownNameError("ablation", ablation, ABLATIONS)
     if ablation != "corrupt" and direction == "denoise":
         raise InputError(f"{ablation} ablation replaces values of the clean run: use direction='noise'")
-    space = edge_space(model, task, split_input=split_input)
+    space = edge_space(model, task, split_input=split_input, split_experts=split_experts)
     sweep = record_sweep(model, task, space, ablation, direction)
     facts, tensors = pack_task(task)
-    settings = {"task": facts, "ablation": ablation, "direction": direction, "split_input": split_input}
+    settings = {"task": facts, "ablation": ablation, "direction": direction, **space.splits}
     work = Work(OPERATION, ModelRef.of(model), settings, {"task": tensors}, why_not_sent([task.metric]))
     effects = torch.zeros(len(task), space.n_writers, space.n_readers, dtype=sweep.delta.dtype)
     reference = task.measure(sweep.host.logits, sweep.pairs).detach().cpu()
@@ -163,7 +164,7 @@ def record_sweep(
 def build(model: TransformerBridge, work: Work) -> RunUnit:
     """What runs the units, a reader each, in a process that has the work's data and the model alone."""
     says, task = work.settings, unpack_task(work.settings["task"], work.data["task"])
-    space = edge_space(model, task, split_input=says["split_input"])
+    space = edge_space(model, task, **splits_of(says))
     return record_sweep(model, task, space, says["ablation"], says["direction"]).measured
 
 

@@ -77,6 +77,7 @@ def score_nodes(
     path: str | None = None,
     direction: str | None = None,
     ablation: str = "corrupt",
+    split_experts: bool = False,
     memory_budget: int | str = DEFAULT_BUDGET,
     progress: Progress | None = None,
 ) -> NodeScores:
@@ -86,7 +87,7 @@ def score_nodes(
     >>> score_nodes(model, task.train, rules="gradient").top(5)
     """
     method = find_method(preset, rules=rules, ig_steps=ig_steps, path=path, direction=direction, ablation=ablation)
-    space = edge_space(model, task, aligned=None)
+    space = edge_space(model, task, split_experts=split_experts, aligned=None)
     check_correspondence(method, task)
     plan = plan_batches(model, task, space, method, memory_budget, None)
     rows = list(_summed(batch_rows(model, task, space, method, plan, 0, progress, nodes=True)))

@@ -63,6 +63,7 @@ def score_edges(
     direction: str | None = None,
     ablation: str = "corrupt",
     split_input: bool = False,
+    split_experts: bool = False,
     memory_budget: int | str = DEFAULT_BUDGET,
     batch_size: int | None = None,
     keep: str = "auto",
@@ -86,7 +87,8 @@ def score_edges(
     a quarter of the budget.
 
     Works for grouped-query attention (k and v have one reader per key/value head, whose score is the sum over its query
-    heads), parallel blocks, post-norms (linear at the live scale) and mixtures of experts (an MLP as one node).
+    heads), parallel blocks, post-norms (linear at the live scale) and mixtures of experts (an MLP as one
+    node; with `split_experts` a writer per expert, ``m3.e1``, whose scores add up to the MLP's).
 
     Pairs of unequal length are aligned by spans: writes of the other run are moved to the host's positions. A token of
     the host's prompt that corresponds to nothing keeps its own writes, and adds nothing to a score; a token that only
@@ -100,7 +102,7 @@ def score_edges(
     >>> circuit = scores.circuit(n_edges=80)
     """
     method = find_method(preset, rules=rules, ig_steps=ig_steps, path=path, direction=direction, ablation=ablation)
-    space = edge_space(model, task, split_input=split_input, aligned=None)
+    space = edge_space(model, task, split_input=split_input, split_experts=split_experts, aligned=None)
     check_correspondence(method, task)
     plan = plan_batches(model, task, space, method, memory_budget, batch_size)
     budget = parse_bytes(memory_budget)

@@ -19,7 +19,7 @@ from ...relevance import Composite
 from ...runs.record import Baseline
 from ...tasks.task import Task
 from ..graph.space import EdgeSpace
-from ..graph.writers import edge_space
+from ..graph.writers import edge_space, splits_of
 from .estimate import ESTIMATORS, Cells, Coefficients, WriterTotals
 from .methods import Method
 from .rows import Rows
@@ -53,7 +53,7 @@ def run_batches(
     settings = {
         "task": facts,
         **pack_method(method),
-        "split_input": space.split_input,
+        **space.splits,
         "n_positions": n_positions,
         "seed": seed,
         "nodes": nodes,
@@ -76,7 +76,7 @@ def build(model: TransformerBridge, work: Work) -> Run:
     task = unpack_task(settings["task"], work.data["task"])
     method = unpack_method(settings)
     cells = work.data["cells"]["cells"] if "cells" in work.data else None
-    space = edge_space(model, task, split_input=settings["split_input"], aligned=None)
+    space = edge_space(model, task, **splits_of(settings), aligned=None)
     source = unpack_task(settings["source"], work.data["source"]) if "source" in settings else None
     n_positions, seed = settings["n_positions"], settings["seed"]
     how = {name: settings[name] for name in ("nodes", "remade")}

@@ -129,7 +129,7 @@ def complete_with_backups(
 
     >>> complete_with_backups(model, task, circuit).backups
     """
-    space = edge_space(model, task, split_input=circuit.space.split_input, aligned=None)
+    space = edge_space(model, task, **circuit.space.splits, aligned=None)
     if circuit.space != space:
         raise InputError(f"the circuit belongs to another graph, {circuit.space}; this model's is {space}")
     if ablation not in ABLATIONS:

@@ -279,7 +279,7 @@ def _random_knockout(circuit: Circuit, turn: int, generator: torch.Generator) ->
 
 
 def _check(model: TransformerBridge, task: Task, circuit: Circuit) -> EdgeSpace:
-    space = edge_space(model, task, split_input=circuit.space.split_input)
+    space = edge_space(model, task, **circuit.space.splits)
     if circuit.space != space or not circuit.n_edges:
         raise InputError(f"a circuit of this model's graph {space} with at least one edge is needed; got {circuit}")
     return space

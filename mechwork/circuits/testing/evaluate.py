@@ -129,7 +129,7 @@ def evaluate(
         raise InputError(f"n_random and n_same_degree count circuits, from 0; got {n_random} and {n_same_degree}")
     if ablation not in ABLATIONS:
         raise UnknownNameError("ablation", ablation, ABLATIONS)
-    space = edge_space(model, task, split_input=subject.space.split_input, aligned=None)
+    space = edge_space(model, task, **subject.space.splits, aligned=None)
     if subject.space != space:
         raise InputError(
             f"the {type(subject).__name__} belongs to another graph, {subject.space}; this model's is {space}"

@@ -207,7 +207,7 @@ def referee(
         raise UnknownNameError("null task", null, NULLS)
     if ablation == "corrupt":
         task.pairs.require_corrupt()
-    space = edge_space(model, task, split_input=circuit.space.split_input, aligned=None)
+    space = edge_space(model, task, **circuit.space.splits, aligned=None)
     if circuit.space != space:
         raise InputError(f"the circuit belongs to another graph, {circuit.space}; this model's is {space}")
     task = different_pairs(task)

@@ -128,7 +128,7 @@ def evaluate_spans(
 
     Raises `InputError` for a circuit of another graph, or of spans that the task does not have.
     """
-    space = edge_space(model, task, split_input=circuit.space.split_input, aligned=None)
+    space = edge_space(model, task, **circuit.space.splits, aligned=None)
     task.pairs.require_corrupt()
     if circuit.space != space:
         raise InputError(f"the circuit belongs to another graph, {circuit.space}; this model's is {space}")

@@ -34,7 +34,7 @@ from ..graph.ablated import CutWrites, restore_ablation
 from ..graph.prune import effective
 from ..graph.run import AblatedWrites, as_circuit
 from ..graph.space import EdgeSpace
-from ..graph.writers import edge_space
+from ..graph.writers import edge_space, splits_of
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -67,7 +67,7 @@ def run_circuits(
 ) -> Measured:
     """Every circuit on every pair, `n_pairs` at a time; `seed` is the ablation's."""
     facts, tensors = pack_task(task)
-    settings = {"task": facts, "ablation": ablation.kind, "split_input": space.split_input, "seed": seed}
+    settings = {"task": facts, "ablation": ablation.kind, **space.splits, "seed": seed}
     constant = {} if ablation.constant is None else {"ablated": {"constant": ablation.constant}}
     data = {"task": tensors, "circuits": {"edges": pack_masks(space, masks)}, **constant}
     work = Work(OPERATION, ModelRef.of(model), settings, data, why_not_sent([task.metric]))
@@ -109,7 +109,7 @@ def build(model: TransformerBridge, work: Work) -> Run:
     """What runs the units in a process that has the work's data and the model alone."""
     says = work.settings
     task = unpack_task(says["task"], work.data["task"])
-    space = edge_space(model, task, split_input=says["split_input"])
+    space = edge_space(model, task, **splits_of(says))
     constant = work.data["ablated"]["constant"].to(device_of(model)) if "ablated" in work.data else None
     ablation = restore_ablation(model, task, space, says["ablation"], constant, seed=says["seed"])
     return CircuitBench(model, task, space, unpack_masks(space, work.data["circuits"]["edges"]), ablation).run

@@ -80,6 +80,9 @@ def lay_out(
     gap = float(np.clip(ASPECT * height / (n_columns + has_mlp), MIN_GAP, MAX_GAP))
     x = np.zeros(len(types))
     x[types == MLP] = (n_columns / 2 + 0.5) * gap
+    for layer in range(n_layers):  # experts that are nodes stand side by side
+        side = np.flatnonzero((types == MLP) & (layers == layer))
+        x[side] += np.arange(len(side)) * gap
     for cell in cells:
         _spread(x, cell, gap)
     for sweep in range(SWEEPS):

@@ -1,7 +1,8 @@
 """What a graph is drawn from: nodes and edges as columns, whatever they come from, without one object per edge.
 
 A circuit has one node per component. Under grouped-query attention a key/value reader serves several heads; it is a
-small node of its own (``a3.kv0``), linked to its heads by lines that carry no score. Graphs with positions
+small node of its own (``a3.kv0``), linked to its heads by lines that carry no score; so is an MLP whose experts are
+nodes. Graphs with positions
 (`graph_positions`) have a node per component and place. Two circuits are laid over each other by the names of their
 nodes, so they may be of models of different shape; what is called alike then stands at the same place, and nothing more
 is claimed.
@@ -19,6 +20,7 @@ from numpy import ndarray
 from ...circuits.graph.circuit import Circuit
 from ...circuits.graph.space import EdgeSpace
 from ...errors import MetricError
+from ...names import mlp_name
 from .layout import HEAD, INPUT, KV, LOGITS, MLP
 from .skeleton import connected_order
 
@@ -186,13 +188,15 @@ def _tables(
     """Types and layers of every possible node (writers, logits, key/value groups); node and kind of every reader."""
     types = [
         *[INPUT] * space.n_inputs,
-        *([HEAD] * space.n_heads + [MLP] * (not space.attn_only)) * space.n_layers,
+        *([HEAD] * space.n_heads + [MLP] * space.mlp_writers_per_layer) * space.n_layers,
         LOGITS,
         *[KV] * space.n_layers * space.n_kv_heads,
+        *[MLP] * (space.n_layers if space.n_experts else 0),
     ]
     blocks = [layer for layer in range(space.n_layers) for _ in range(space.writers_per_layer)]
     layers = [*[-1] * space.n_inputs, *blocks, space.n_layers]
     layers += [layer for layer in range(space.n_layers) for _ in range(space.n_kv_heads)]
+    layers += range(space.n_layers if space.n_experts else 0)
     grouped = space.n_heads > space.n_kv_heads
     node, kind = np.full(space.n_readers, space.n_writers), np.full(space.n_readers, KINDS.index("logits"))
     for layer in range(space.n_layers):
@@ -204,13 +208,20 @@ def _tables(
             node[columns] = first + np.arange(columns.stop - columns.start)
             kind[columns] = code
     for layer in space.mlps:
-        node[space.mlp_reader(layer)] = space.mlp_writer(layer)
+        node[space.mlp_reader(layer)] = _mlp_node(space, layer)
         kind[space.mlp_reader(layer)] = KINDS.index("mlp")
     return np.array(types), np.array(layers), node, kind
 
 
+def _mlp_node(space: EdgeSpace, layer: int) -> int:
+    """The node that reads for a layer's MLP; with experts as nodes one of its own, behind all others."""
+    if not space.n_experts:
+        return space.mlp_writers(layer).start
+    return space.n_writers + 1 + space.n_layers * space.n_kv_heads + layer
+
+
 def _links(space: EdgeSpace, used: ndarray) -> Int[ndarray, "link 2"]:
-    """(key/value node, head) for every used group and used head of it."""
+    """(key/value node, head) for every used group and used head of it; (MLP, expert) where experts are nodes."""
     group = space.n_heads // space.n_kv_heads
     pairs = [
         (space.n_writers + 1 + layer * space.n_kv_heads + head // group, space.head_writers(layer).start + head)
@@ -218,6 +229,13 @@ def _links(space: EdgeSpace, used: ndarray) -> Int[ndarray, "link 2"]:
         for head in range(space.n_heads)
     ]
     kept = [(kv, head) for kv, head in pairs if group > 1 and used[kv] and used[head]]
+    if space.n_experts:
+        rows = [
+            (_mlp_node(space, layer), row)
+            for layer in space.mlps
+            for row in range(space.n_writers)[space.mlp_writers(layer)]
+        ]
+        kept += [(mlp, row) for mlp, row in rows if used[mlp] and used[row]]
     return np.array(kept, dtype=np.int64).reshape(-1, 2)
 
 
@@ -233,4 +251,6 @@ def _name(space: EdgeSpace, node: int) -> str:
     if node == space.n_writers:
         return "logits"
     layer, head = divmod(node - space.n_writers - 1, space.n_kv_heads)
+    if layer >= space.n_layers:
+        return mlp_name(node - _mlp_node(space, 0))
     return f"a{layer}.kv{head}"
