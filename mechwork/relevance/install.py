@@ -57,7 +57,7 @@ def install(model: TransformerBridge, rules: Rules, *, probing: bool = False) ->
             _leave(key, token)
 
 
-def _leave(key: tuple[int, int], token: object) -> None:
+def _leave(key: int, token: object) -> None:
     stack = _stacks.get(key, [])
     if token in stack:
         stack.remove(token)
