@@ -17,7 +17,7 @@ from .graph.payload import GraphOptions, graph_payload
 from .graph.skeleton import interpolate
 from .graph.static import PAGE, draw_graph
 from .page.page import Fragment
-from .page.text import count, escape, fixed, percent, plural, words
+from .page.text import count, escape, fixed, percent, plural, shorten, words
 from .words import SPAN_WORDS, main_caveat, term
 
 
@@ -111,7 +111,7 @@ def _roles(payload: dict, n: int) -> str:
     drawn = {*payload["edges"]["source"][:n], *payload["edges"]["target"][:n]}
     shown = {payload["nodes"]["role"][i] for i in drawn}
     keys = [
-        f'<span class="mw-role-key mw-role-{k}">{_spelled(role)}</span>'
+        f'<span class="mw-role-key mw-role-{k}">{_spelled(shorten(role, 48))}</span>'
         for k, role in enumerate(payload["roles"][:8])
         if role in shown
     ]

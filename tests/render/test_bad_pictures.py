@@ -10,7 +10,9 @@ import pytest
 from mechwork.circuits.graph.circuit import Circuit
 from mechwork.errors import InputError
 from mechwork.render import figure, graph_svg, render_graph, render_report
+from tests.browser import OpenPage
 from tests.render import synthetic
+from tests.render.geometry import measure
 
 
 def of_another_model(circuit: Circuit) -> Circuit:
@@ -57,3 +59,35 @@ def test_results_of_two_models_are_refused_with_one_message() -> None:
         render_report(synthetic.task(), synthetic.effects(), lens)
     alone = render_report(synthetic.task(), of_another_model(synthetic.circuit()))
     assert "llama-6l" in alone
+
+
+def test_hostile_names_and_right_to_left_text_stay_in_their_places(open_page: OpenPage) -> None:
+    """A prompt in Hebrew and Arabic that ends in one endless word; roles and supernodes of such names."""
+    endless = "<script>window.pwned=1</script>" + "W" * 300
+    texts = (
+        "<bos>",
+        "כאשר",
+        " מרים",
+        " ו",
+        " יוסף",
+        " הלכו",
+        " ل",
+        "حانوت",
+        ",",
+        " \u202eabc",
+        " يوسف",
+        " נתן",
+        endless,
+    )
+    task = synthetic.task((*texts, *synthetic.TOKENS[len(texts) :]))
+    circuit = replace(synthetic.circuit(), roles={"a4.h1": endless}, supernodes={endless: ("a5.h0", "a3.h3")})
+    for width, touch in ((1200, False), (390, True)):
+        tab = open_page(render_report(task, circuit), width=width, touch=touch)
+        assert tab.page.evaluate("() => window.pwned") is None
+        assert tab.page.evaluate("() => document.documentElement.scrollWidth") <= width
+        tab.picture(f"hostile-{width}")
+    tab = open_page(render_graph(circuit))
+    tab.picture("hostile-graph")
+    found = measure(tab.page)
+    assert found.overlaps == []
+    assert found.outside == []

@@ -13,7 +13,7 @@ function deriveGraph(base, state) {
     base = { ...base, role };
   }
   // Never the base itself: dragging writes positions.
-  let graph = groups.length ? merge(base, groups) : { ...base, x: base.x.slice(), y: base.y.slice() };
+  let graph = groups.length ? makeRoom(merge(base, groups)) : { ...base, x: base.x.slice(), y: base.y.slice() };
   if (state.only) graph = pinnedOnly(graph, state.pins);
   if (isArranged(state)) graph = arrange({ ...graph, baseLayer: base.layer }, state);
   for (const [name, [x, y]] of moved) {
@@ -56,6 +56,25 @@ function merge(base, groups) {
     members: column(base.members, (list) => list),
     ...edges,
   });
+}
+
+// A supernode is wider than its members were: what stands in its row moves aside, in the order in which it stands.
+function makeRoom(graph) {
+  const gap = 2 * GROWTH + 6;
+  for (const g of [...graph.names.keys()].filter((i) => graph.type[i] === "group")) {
+    const beside = (i) => (graph.core === null || graph.core[i]) && Math.abs(graph.y[i] - graph.y[g]) < (graph.height[i] + graph.height[g]) / 2 + 8;
+    const row = [...graph.names.keys()].filter((i) => i !== g && beside(i));
+    for (const side of [-1, 1]) {
+      let last = g;
+      for (const i of row.filter((i) => (graph.x[i] < graph.x[g] ? -1 : 1) === side).sort((a, b) => side * (graph.x[a] - graph.x[b]))) {
+        const away = (graph.width[last] + graph.width[i]) / 2 + gap, x = side * Math.max(side * graph.x[i], side * graph.x[last] + away);
+        if (x !== graph.x[i]) unroute(graph, i);
+        graph.x[i] = x;
+        last = i;
+      }
+    }
+  }
+  return graph;
 }
 
 // Edges between the same two places and of the same kind become one; edges inside a group vanish. They stay in the order of

@@ -17,7 +17,7 @@ function createLegend(app) {
   const width = () => payload.scored
     && sample((svg) => svgElement("path", { d: "M-16 .4L16 -3.4V3.4L-16 -.4Z", class: "mw-wedge" }, svg), `width: |score|, largest ${formatNumber(graph.largest)}`);
   const roles = () => payload.roles.slice(0, 8).map((role, k) => {
-    const item = sample((svg) => svgElement("path", { d: outlineOf("head", 28, 14), class: "mw-shape" }, svg), role);
+    const item = sample((svg) => svgElement("path", { d: outlineOf("head", 28, 14), class: "mw-shape" }, svg), shorten(role, 60));
     item.className = "mw-role-item";
     item.style.setProperty("--role", `var(--mw-role-${k})`);
     return item;

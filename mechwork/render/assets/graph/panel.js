@@ -118,7 +118,7 @@ function overview(app, state, seen) {
   const parts = [htmlElement("header", { class: "mw-panel-head" }, heading(1, "Overview"))];
   if (!graph.m) parts.push(htmlElement("p", { class: "mw-empty" }, "This circuit has no edges, so there is nothing to draw between input and logits."));
   parts.push(htmlElement("p", {}, said + (payload.scored ? metric : "")));
-  parts.push(htmlElement("p", { class: "mw-muted" }, `${thousands(seen.nNodes)} nodes and ${thousands(seen.nEdges)} edges are drawn. Click a node to see its inputs, outputs, ancestors and descendants; Shift-click a second one for the paths between them.`));
+  parts.push(htmlElement("p", { class: "mw-muted" }, `${thousands(seen.nNodes)} nodes and ${thousands(seen.nEdges)} ${seen.nEdges === 1 ? "edge" : "edges"} are drawn. Click a node to see its inputs, outputs, ancestors and descendants; Shift-click a second one for the paths between them.`));
   if (payload.compare) parts.push(compareCounts(app));
   const visible = [];
   for (let e = 0; e < graph.m; e++) if (seen.edgeOn[e]) visible.push(e);
