@@ -11,6 +11,8 @@ the study of steering: success against side effects. Imports `interventions` and
 
 from .attention_heads import HeadGain as HeadGain
 from .attention_heads import rank_attention_heads as rank_attention_heads
+from .axes import SignalAxes as SignalAxes
+from .axes import fit_axes as fit_axes
 from .bases import BASES as BASES
 from .bases import ActivationBasis as ActivationBasis
 from .bases import fit_basis as fit_basis

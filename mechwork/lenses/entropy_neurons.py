@@ -122,18 +122,21 @@ def find_entropy_neurons(
             f"measured); got n_null={n_null}, n={n}"
         )
     through = norm.linear(weight, torch.ones_like(weight[:, :1])).double()
-    null_share, variance = null_shares(through, model.W_U.detach().double(), n_null)
+    W_U = model.W_U.detach().double()
+    null_share = null_shares(through, W_U, n_null)
     score = weight.norm(dim=1).pow(2) * null_share
     best = score.argsort(descending=True)[:n].tolist()
     rest = torch.randperm(len(weight), generator=torch.Generator().manual_seed(seed)).tolist()
     lots = [i for i in rest if i not in best][:n]
+    cosines = torch.nn.functional.normalize(through[[*best, *lots]], dim=1) @ torch.nn.functional.normalize(W_U, dim=0)
+    variance = cosines.var(dim=1, unbiased=False).tolist()
     pairs = task.pairs.to(device_of(model))
     run = record_run(model, pairs, [Site("resid_post", layer), Site("mlp_post", layer)], n_tail=1)
     stream, activations = run.layers["resid_post"][0][pairs.mask], run.layers["mlp_post"][0][pairs.mask]
     readout, scale = Readout.of(model), norm.scale(stream.to(norm.gain))
     plain = _entropy(readout.logits(stream))
     rows = []
-    for index in (*best, *lots):
+    for spread, index in zip(variance, (*best, *lots), strict=True):
         own = activations[:, index]
         moved = stream + (own.mean() - own)[:, None] * weight[index].to(stream)
         total = (_entropy(readout.logits(moved)) - plain).abs().mean()
@@ -142,7 +145,7 @@ def find_entropy_neurons(
         rows.append(
             EntropyNeuron(
                 place_name("mlp_post", {"neuron": f"m{layer}.n{index}"}), float(weight[index].norm()),
-                float(null_share[index]), float(variance[index]), float(total), float(direct), index in lots,
+                float(null_share[index]), spread, float(total), float(direct), index in lots,
             )
         )  # fmt: skip
     facts = build_provenance(
@@ -153,14 +156,12 @@ def find_entropy_neurons(
 
 def null_shares(
     w: Float[Tensor, "neuron d_model"], W_U: Float[Tensor, "d_model d_vocab"], n_null: int
-) -> tuple[Float[Tensor, " neuron"], Float[Tensor, " neuron"]]:
-    """(share of each neuron's squared length in the weakest directions of the unembedding, variance over tokens of its
-    cosine with their directions).
+) -> Float[Tensor, " neuron"]:
+    """The share of each neuron's squared length in the `n_null` weakest left singular directions of the unembedding,
+    which are eigenvectors of U U^T: no matrix as wide as the vocabulary twice.
     """
-    left = torch.linalg.svd(W_U, full_matrices=True).U
-    unit = torch.nn.functional.normalize(w, dim=1)
-    cosines = unit @ torch.nn.functional.normalize(W_U, dim=0)
-    return (unit @ left[:, -n_null:]).pow(2).sum(dim=1), cosines.var(dim=1, unbiased=False)
+    weakest = torch.linalg.eigh(W_U @ W_U.T).eigenvectors[:, :n_null]
+    return (torch.nn.functional.normalize(w, dim=1) @ weakest).pow(2).sum(dim=1)
 
 
 def _entropy(logits: Float[Tensor, "*batch d_vocab"]) -> Float[Tensor, "*batch"]:

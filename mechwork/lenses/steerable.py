@@ -55,6 +55,8 @@ accuracy from which a state counts as decoded.
 """
 
 PROBES = {"linear probe": "linear", "two-layer probe": "two_layer"}
+INADMISSIBLE = "no admissible strength"
+"""What a place was reached with where every strength had a larger KL elsewhere than is allowed."""
 OUTCOMES = ("steerable and decodable", "steerable, not decodable", "decodable, not steerable", "neither")
 
 
@@ -137,6 +139,11 @@ class SteerableTable(Result):
         lines += [
             f"{name:<28}{''.join(f'{count:>27}' for count in self.counts(name).values())}" for name in self.decoders
         ]
+        if unknown := [str(row.site) for row in self.rows if row.reached_by == INADMISSIBLE]:
+            lines.append(
+                f"{INADMISSIBLE} at {', '.join(unknown)}: every one had a KL elsewhere above {self.max_kl:g}, so "
+                "whether these places steer is not known. Try smaller strengths or a larger max_kl"
+            )
         return "\n".join(lines)
 
 
@@ -207,7 +214,7 @@ def compare_steering_and_decoding(
         rows.append(
             SteerableRow(
                 train.name, site, best.success if best is not None and won else 0.0,
-                f"{best.method}, strength {best.strength:g}" if best is not None and won else "nothing",
+                INADMISSIBLE if best is None else f"{best.method}, strength {best.strength:g}" if won else "nothing",
                 best.accuracy if best is not None and won else 0.0, chance, decoded, control,
             )
         )  # fmt: skip

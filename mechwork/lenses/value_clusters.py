@@ -122,14 +122,20 @@ def cluster_values(
     d_mlp = len(rows[0])
     if not 1 <= check_whole("n_clusters", n_clusters) <= d_mlp * len(chosen):
         raise InputError(f"clusters are 1 to {d_mlp * len(chosen)}, the number of neurons; got {n_clusters}")
-    effects = token_effects(model, torch.cat(rows), LOGIT_LENS).double()
-    said = torch.nn.functional.normalize(effects, dim=1)
+    # v M are a vector's effects; M M^T = R R, so rows v R have the effects' lengths and angles in d_model numbers
+    vectors = torch.cat(rows).double()
+    through = token_effects(model, torch.eye(anatomy.d_model, device=vectors.device), LOGIT_LENS)
+    values, axes = torch.linalg.eigh((through @ through.T).double())
+    short = vectors @ (axes * values.clamp(min=0).sqrt()) @ axes.T
+    lengths = short.norm(dim=1, keepdim=True).clamp(min=1e-30)
+    said = short / lengths
     generator = torch.Generator().manual_seed(seed)
     index, centres = find_clusters(said, n_clusters, generator)
     names = [(layer, n) for layer in chosen for n in range(d_mlp)]
     tight, _ = _tightness(said, index, n_clusters)
     lots = index[torch.randperm(len(index), generator=generator)]
-    ids = centres.topk(min(N_TOKENS, centres.shape[1]), dim=1).indices.tolist()
+    means = torch.stack([(vectors / lengths)[index == k].mean(dim=0) for k in range(n_clusters)])
+    ids = (means.to(through) @ through).topk(min(N_TOKENS, through.shape[1]), dim=1).indices.tolist()
     parts = []
     for k in range(n_clusters):
         inside = (index == k).nonzero().flatten()

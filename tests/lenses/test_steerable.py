@@ -32,6 +32,18 @@ def test_the_four_outcomes() -> None:
         row(0.9, 0.9).outcome("probe")
 
 
+def test_a_limit_that_no_strength_keeps_is_said(tiny_gpt2_64: Any) -> None:
+    train, other = build_task(n=10), build_task(n=4, seed=2)
+    table = compare_steering_and_decoding(
+        tiny_gpt2_64, train, build_task(n=6, seed=1), others=[other], strengths=[1.0], methods=["add"], n_random=1,
+        directions=[Direction(torch.ones(32, dtype=torch.float64), Site("resid_post", 1))], n_controls=0, max_kl=0.0,
+    )  # fmt: skip
+    assert table.rows[0].reached_by == "no admissible strength"
+    assert table.rows[0].success == 0
+    assert "no admissible strength at resid_post.1" in str(table)
+    assert "not known" in str(table)
+
+
 def test_a_lens_is_read_as_by_hand(tiny_gpt2_64: Any) -> None:
     train, test = build_task(n=10), build_task(n=10, seed=1)
     table = compare_steering_and_decoding(
