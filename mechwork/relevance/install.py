@@ -34,7 +34,6 @@ backward pass, in which blocks may run again, has threads of torch's own."""
 def install(model: TransformerBridge, rules: Rules, *, probing: bool = False) -> Iterator[Bench]:
     """Install the rules on the model's modules; restores on exit. While `probing`, the bench notes which rules act."""
     key, token = id(model), object()
-    stack = _stacks.setdefault(key, [])
 
     def is_innermost() -> bool:
         mine = _stacks.get(key)
@@ -42,19 +41,20 @@ def install(model: TransformerBridge, rules: Rules, *, probing: bool = False) ->
 
     active = cast(Callable[[], bool], torch.compiler.disable(is_innermost))  # a compiled graph would keep its answer
 
-    try:
-        stack.append(token)
-        with borrow(model), ExitStack() as undo:
-            bench = Bench(model, rules, active, undo, probing)
-            bench.make(bench.point("embed"), _leaf)
-            fit_all(bench)
-            bench.before(model, lambda _: bench.order())
-            yield bench
-    finally:
+    with borrow(model):  # first of all: another thread's rules must not stand above those of the one that holds it
         try:
-            _leave(key, token)
-        finally:  # also where an interrupt came in its middle
-            _leave(key, token)
+            _stacks.setdefault(key, []).append(token)
+            with ExitStack() as undo:
+                bench = Bench(model, rules, active, undo, probing)
+                bench.make(bench.point("embed"), _leaf)
+                fit_all(bench)
+                bench.before(model, lambda _: bench.order())
+                yield bench
+        finally:
+            try:
+                _leave(key, token)
+            finally:  # also where an interrupt came in its middle
+                _leave(key, token)
 
 
 def _leave(key: int, token: object) -> None:
