@@ -298,3 +298,10 @@ def test_arguments_of_a_wrong_type_are_named_not_met_inside(name: str, tiny_gpt2
         with pytest.raises(here) as refusal:
             call(tiny_gpt2, tiny_task, bad)
         assert len(str(refusal.value)) > 15
+
+
+def test_exact_edges_of_a_model_in_half_precision() -> None:
+    """Gemma's scaled embedding made the changed stream float32, which the unembedding refused."""
+    model = build_model("gemma2", torch.bfloat16)
+    scores = mw.score_edges(model, build_task(n=1), preset="exact")
+    assert bool(scores.values.isfinite().all())
