@@ -12,6 +12,7 @@ cannot be read, or that say more than a type, are taken to fit. Bottom layer: im
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
 import inspect
 import operator
@@ -43,6 +44,10 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
         except MechworkError:
             raise
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            raise InputError(f"no file has so long a name; give {function.__name__} a shorter one") from error
         except RAW as error:
             if said := misfit(function, args, kwargs):
                 raise InputError(said) from error

@@ -277,6 +277,8 @@ NAMED: dict[str, tuple[Callable[[Any, Task, Any], object], tuple[Any, ...]]] = {
     "a device that is none": (lambda m, t, bad: mw.load_model("no/such", bad), (10**30,)),
     "a folder that is none": (lambda m, t, bad: mw.load_discovery(bad), ([None], True)),
     "answers that are none": (lambda m, t, bad: Task.from_tokens([[1]], [[2]], bad, [5]), (torch.tensor(1.0), "x")),
+    "a name that no file has": (lambda m, t, bad: (mw.load_circuit(bad), mw.load_model(bad)), ("z" * 300,)),
+    "a model that no file has": (lambda m, t, bad: mw.load_model(bad), ("z" * 300,)),
     "targets that are none": (lambda m, t, bad: mw.ablate(m, t, AblationSpec(bad, "zero")), (torch.ones(2),)),
     "fractions that are none": (lambda m, t, bad: evaluation(m, t, fractions=bad), (torch.ones(2),)),
     "a flag that is none": (lambda m, t, bad: mw.score_edges(m, t).circuit(9, prune=bad), (torch.ones(2),)),
@@ -298,3 +300,10 @@ def test_arguments_of_a_wrong_type_are_named_not_met_inside(name: str, tiny_gpt2
         with pytest.raises(here) as refusal:
             call(tiny_gpt2, tiny_task, bad)
         assert len(str(refusal.value)) > 15
+
+
+def test_exact_edges_of_a_model_in_half_precision() -> None:
+    """Gemma's scaled embedding made the changed stream float32, which the unembedding refused."""
+    model = build_model("gemma2", torch.bfloat16)
+    scores = mw.score_edges(model, build_task(n=1), preset="exact")
+    assert bool(scores.values.isfinite().all())

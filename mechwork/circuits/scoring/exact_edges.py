@@ -201,7 +201,7 @@ class EdgeSweep:
         delta = self.delta[rows].flatten(0, 1)
 
         def hook(activation: Tensor, hook: Any) -> Tensor:
-            return change(activation, delta)
+            return change(activation, delta).to(activation.dtype)  # sums of halves and float32 are float32
 
         tokens = self.pairs.clean_tokens.repeat(n, 1)
         stream = self.host.layers["resid_pre"][layer].repeat(n, 1, 1)
