@@ -14,7 +14,6 @@ lot. Cost: 2 forwards of the text to fit, about 10 of it to bisect, 3 of the hel
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -74,8 +73,8 @@ class CutByLot(Readable):
 
 @dataclass(frozen=True, eq=False)
 class ModelSparsity(Result, what="sparsity of a model"):
-    """Per layer the share dropped, its tail error and its threshold; `perplexity` has ``plain``, ``cut`` and ``by
-    lot``, on the held-out text.
+    """Per layer the share dropped, its tail error and its threshold; perplexities are of the held-out text: as it
+    is, with the cuts, and with as many activations dropped by lot.
     """
 
     rule: str
@@ -85,7 +84,9 @@ class ModelSparsity(Result, what="sparsity of a model"):
     errors: tuple[float, ...]
     thresholds: tuple[float, ...]
     exact_zeros: tuple[float, ...]
-    perplexity: Mapping[str, float]
+    perplexity: float
+    cut_perplexity: float
+    lot_perplexity: float
     provenance: Provenance = field(default_factory=dict)
 
     @property
@@ -96,7 +97,7 @@ class ModelSparsity(Result, what="sparsity of a model"):
     @property
     def rise_held_out(self) -> float:
         """By which share perplexity rises on the held-out text."""
-        return self.perplexity["cut"] / self.perplexity["plain"] - 1
+        return self.cut_perplexity / self.perplexity - 1
 
     def writes(self, model: TransformerBridge) -> list[Write]:
         """The cuts as writes, for `intervene` and generation."""
@@ -110,12 +111,12 @@ class ModelSparsity(Result, what="sparsity of a model"):
         }  # fmt: skip
 
     def __str__(self) -> str:
-        p = self.perplexity
+        layers = ", ".join(f"{share:.0%}" for share in self.shares)
         return (
             f"{self.share:.1%} of the MLP activations dropped by {self.rule} at a tail error of {self.tail_error:.3f} "
-            f"in every layer ({', '.join(f'{share:.0%}' for share in self.shares)}); held-out perplexity "
-            f"{p['plain']:.3f} -> {p['cut']:.3f} ({self.rise_held_out:+.1%}; allowed {self.rise:.1%} on the text), as "
-            f"many by lot {p['by lot']:.3f}"
+            f"in every layer ({layers}); held-out perplexity {self.perplexity:.3f} -> {self.cut_perplexity:.3f} "
+            f"({self.rise_held_out:+.1%}; allowed {self.rise:.1%} on the text), as many by lot "
+            f"{self.lot_perplexity:.3f}"
         )
 
 
@@ -155,21 +156,21 @@ def measure_sparsity(
             low, high = (middle, high) if perplexity_of(model, text) <= limit else (low, middle)
     cells = [_at(curve, levels, low) for curve, levels in zip(curves, thresholds, strict=True)]
     chosen = tuple(level for _, level, _ in cells)
-    perplexity = {"plain": perplexity_of(model, held_out)}
+    plain = perplexity_of(model, held_out)
     with intervene(model, _writes(model, rule, chosen)):
-        perplexity["cut"] = perplexity_of(model, held_out)
+        cut = perplexity_of(model, held_out)
     lots = [
         Write(Site("mlp_post", layer), CutByLot(share, seed * 1009 + layer))
         for layer, (share, _, _) in enumerate(cells)
     ]
     with intervene(model, lots):
-        perplexity["by lot"] = perplexity_of(model, held_out)
+        lot = perplexity_of(model, held_out)
     facts = build_provenance(
         method="model-wide sparsity", rule=rule, rise=rise, seed=seed, model=identify_model(model),
         text=hash_tensors({"text": text, "held_out": held_out}),
     )  # fmt: skip
     shares, errors = tuple(share for share, _, _ in cells), tuple(error for _, _, error in cells)
-    return ModelSparsity(rule, rise, low, shares, errors, chosen, zeros, perplexity, facts)
+    return ModelSparsity(rule, rise, low, shares, errors, chosen, zeros, plain, cut, lot, facts)
 
 
 @torch.no_grad()

@@ -53,7 +53,7 @@ def test_the_cut_is_the_largest_that_the_text_allows(family: str, rule: str, tmp
     assert float(cut / plain) <= 1.05
     with intervene(model, found.writes(model)):
         assert perplexity_of(model, text) == pytest.approx(float(cut), rel=1e-6)
-        assert perplexity_of(model, held_out) == pytest.approx(found.perplexity["cut"], rel=1e-9)
+        assert perplexity_of(model, held_out) == pytest.approx(found.cut_perplexity, rel=1e-9)
     assert 0 < found.share < 1
     assert ModelSparsity.load(found.save(tmp_path / "sparsity")).thresholds == found.thresholds
     assert "by lot" in str(found)
