@@ -40,7 +40,9 @@ def test_rows_are_the_agreements_of_the_parts(tiny_gpt2_64: Any, tiny_task: Task
     assert table.count("*") == 4 + 2
     assert table.splitlines()[-1].startswith("mean")
     assert len(study.to_dataframe()) == 8
-    assert seen == [f"{what} {task}" for task in study.tasks for what in ("measuring", "gradient of", "own of")]
+    assert list(dict.fromkeys(seen)) == [
+        f"{what} {task}" for task in study.tasks for what in ("measuring", "gradient of", "own of")
+    ]
 
 
 def test_a_sample_is_a_part_of_the_whole_and_goes_on(tiny_gpt2_64: Any, tmp_path: Path) -> None:
@@ -70,7 +72,7 @@ def test_a_sample_is_a_part_of_the_whole_and_goes_on(tiny_gpt2_64: Any, tmp_path
     study = study_agreement(
         tiny_gpt2_64, [task], rules=["gradient", "relp"], progress=lambda *a: seen.append(a[2]), **settings
     )
-    assert seen == ["relp of custom"]
+    assert set(seen) == {"relp of custom"}
     kept = json.loads(file.read_text())["facts"]
     assert kept["exact"]["z"][0] == 7.0
     assert set(kept["estimates"]) == {"gradient", "relp"}
