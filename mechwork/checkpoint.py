@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,5 +90,6 @@ def differing(found: Provenance, wanted: Provenance) -> list[str]:
 def clear_parts(folder: Path) -> None:
     """Remove what a killed process left half-written, once it is too old to be of one that still writes."""
     for part in folder.glob(".*.part"):
-        if time.time() - part.stat().st_mtime > OLD:
-            part.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # one that still writes has moved it into place
+            if time.time() - part.stat().st_mtime > OLD:
+                part.unlink()

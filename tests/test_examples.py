@@ -64,8 +64,13 @@ SLOW = {
     "mechwork.comparison.over_training.separation_over_training",
     "mechwork.patching.study.study_agreement",
     "mechwork.render.graph.pages.render_positions",
+    "mechwork.ablation.expert_effects.sweep_experts",
+    "mechwork.ablation.rewiring.rewire_experts",
+    "mechwork.directions.axes.fit_axes",
 }
-"""Examples of more than a second at the size at which they are of use; pages call these functions at a smaller one."""
+"""Examples of more than a second at the size at which they are of use, or of a model or data that is not here; pages
+call these functions at a smaller one.
+"""
 
 FOLDERS = sorted({info.name for info in pkgutil.iter_modules(mw.__path__)} - {"cli"})
 

@@ -131,7 +131,7 @@ def measure_sparsity(
     `text`, `held_out`: windows of token ids without padding. Raises `InputError` for windows of fewer than two tokens,
     the same windows twice, a `rise` outside (0, 10], models without one MLP per layer; `UnknownNameError` for a rule.
 
-    >>> found = measure_sparsity(model, tokens[:16], tokens[16:], rise=0.01)
+    >>> found = measure_sparsity(model, tokens[:8], tokens[8:], rise=0.01)
     >>> with intervene(model, found.writes(model)):
     ...     logits = model(tokens)
     """

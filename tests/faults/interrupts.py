@@ -15,6 +15,7 @@ import torch
 from torch.nn.modules import module as modules
 
 import mechwork as mw
+import mechwork.models.borrow as loans
 from mechwork.ablation import AblationSpec, study_self_repair, sweep_ablations
 from mechwork.circuits import find_acdc, learn_circuit, score_nodes
 from mechwork.circuits.scoring.methods import PRESETS as EDGE_PRESETS
@@ -111,6 +112,10 @@ def _lines(counter: Counter) -> Iterator[None]:
         yield
     finally:
         sys.settrace(before)
+        # Where a `with` ends, Python tells a tracer of the line before it unlocks, a moment at which no signal is
+        # handled: an exception from there leaves the lock to this thread, and every other one would wait for ever.
+        while loans._lock._is_owned():  # type: ignore[attr-defined]
+            loans._lock.release()
 
 
 @cache
