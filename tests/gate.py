@@ -67,6 +67,7 @@ DEAR = frozenset(
         "tests/discovery/test_resume.py::test_killed_at_random_moments_it_ends_in_the_same_bytes",
         "tests/execute/test_operations.py::test_a_real_model",
         "tests/models/test_hub.py::test_a_cached_model_needs_no_hub_and_a_broken_download_goes_on",
+        "tests/notebooks/test_claims.py::test_todays_table_is_made_again",
         "tests/relevance/test_composites.py::test_rules_hold_in_a_compiled_model",
         "tests/render/test_browser_large.py::test_it_is_faster_than_plotly_and_fast_enough",
     }

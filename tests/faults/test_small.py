@@ -9,8 +9,8 @@ import pytest
 from tests.faults.core import Tally
 
 SCALES = {
-    "interrupts": 0.04, "disk": 0.1, "together": 0.1, "loaders": 0.02, "commands": 0.03,
-    "state": 0.03, "gim": 0.03, "calls": 0.01, "strings": 0.05, "halves": 0.02, "kills": 0.1, "tampering": 0.1,
+    "interrupts": 0.04, "disk": 0.1, "together": 0.05, "loaders": 0.02, "commands": 0.03,
+    "state": 0.03, "gim": 0.03, "calls": 0.01, "strings": 0.05, "halves": 0.02, "kills": 0.05, "tampering": 0.1,
 }  # fmt: skip
 
 
