@@ -60,6 +60,7 @@ DEAR = frozenset(
         "notebooks/09_real_model.ipynb::09_real_model.ipynb",
         "notebooks/11_steering.ipynb::11_steering.ipynb",
         "tests/circuits/test_search.py::test_learned_masks_beat_random_ones_and_meet_their_size",
+        "tests/execute/test_ray.py::test_a_cluster_of_two_machines_one_of_which_goes",
         "tests/execute/test_ray.py::test_workers_killed_at_ten_random_moments",
         "tests/circuits/test_ground_truth.py::test_every_method_has_a_column",
         "tests/circuits/test_search.py::test_acdc_is_one_trial_after_another",
