@@ -160,8 +160,7 @@ class Discovery(Displayable):
         progress: Any = None,
     ) -> Discovery:
         """Go on in the same folder: what was planned, and with `thorough`, `card` (what a referee asks) or a larger
-        `budget` further stages.
-        Nothing is run again.
+        `budget` further stages. Nothing is run again.
 
         `model` is needed where this was read from a folder.
         """
