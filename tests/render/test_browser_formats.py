@@ -161,6 +161,7 @@ def test_where_a_host_strips_the_frame_picture_and_table_are_seen(open_page: Ope
     assert tab.page.locator("img").evaluate("(image) => image.naturalWidth") > 300
     assert tab.page.locator("tbody tr").count() == min(50, synthetic.circuit().n_edges)
     whole = open_page(f"<!doctype html><meta charset='utf-8'>{html}", wait="iframe", width=900)
+    whole.page.frame_locator("iframe").locator(".mw-nodes .mw-node").first.wait_for()  # Tab passes over an empty frame
     whole.page.bring_to_front()  # two tabs are open, and a key goes to the one that has the focus
     whole.page.wait_for_function("() => document.hasFocus()")
     whole.page.keyboard.press("Tab")
