@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from ..errors import ArtefactError, InputError, MechworkError
+from ..models.borrow import borrow
 from ..provenance import package_version
 from .executors import Outcome
 from .forked import LOOKAHEAD, MAX_IDLE_DEATHS, PATIENCE, QUEUE, WorkerLost
@@ -247,7 +248,8 @@ class _Inside:
             if key != self._key or self._run is None:
                 self._run = build_operation(self._model, _work(content))  # pyright: ignore[reportArgumentType]
                 self._key = key
-            values: Tensors = self._run(unit)
+            with borrow(self._model):  # pyright: ignore[reportArgumentType] - once, not by every hook within
+                values: Tensors = self._run(unit)
             return True, pack(values), time.perf_counter() - begun
         except Exception as error:  # noqa: BLE001 - whatever it is, the driver decides
             return False, pack_error(error), time.perf_counter() - begun
