@@ -72,6 +72,7 @@ if _TYPE_CHECKING:
     from .runs import record_attention as record_attention
     from .runs import record_run as record_run
     from .sites import Site as Site
+    from .tasks import metrics as metrics
     from .tasks.pairs import PromptPairs as PromptPairs
     from .tasks.task import Task as Task
 
@@ -96,6 +97,7 @@ _HOMES = {
     "render": "figure report",
     "runs": "AttentionPatterns record_attention record_run",
     "sites": "Site",
+    "tasks": "metrics",
     "tasks.pairs": "PromptPairs",
     "tasks.task": "Task",
 }

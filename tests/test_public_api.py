@@ -51,6 +51,7 @@ PUBLIC = {
     "load_discovery",
     "load_lens",
     "load_model",
+    "metrics",
     "patch",
     "read_lens",
     "record_attention",

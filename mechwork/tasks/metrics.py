@@ -1,17 +1,20 @@
 """Metrics: ``(logits, pairs) -> (batch,)``, never averaged, read at the last real token of each prompt.
 
-| name | value per pair | linear in the logits |
-|---|---|---|
-| `logit_difference` | mean logit of the correct answers minus mean logit of the incorrect ones | yes |
-| `probability_difference` | summed probability of the correct minus of the incorrect answers | no |
-| `kl_divergence` | KL(clean run ‖ this run) in nats over the vocabulary; 0 for the clean run itself | no |
-| `log_probability` | log of the summed probability of the correct answers, in nats | no |
-| `first_token` | `logit_difference` of the first tokens of answers of several | yes |
-| `first_difference` | `logit_difference` of the first tokens that differ, after those that all answers share | yes |
-| `sequence_difference` | mean log P(correct answer) minus mean log P(incorrect answer), in nats | no |
-| `sequence_difference_per_token` | the same with each log P divided by its answer's number of tokens | no |
-| `sequence_probability` | summed P(correct answer) | no |
-| `sequence_probability_difference` | summed P(correct answer) minus summed P(incorrect answer) | no |
+| name | value per pair | linear in the logits | pairs per question |
+|---|---|---|---|
+| `logit_difference` | mean logit of the correct answers minus mean logit of the incorrect ones | yes | 1 |
+| `probability_difference` | summed probability of the correct minus of the incorrect answers | no | 1 |
+| `kl_divergence` | KL(clean run ‖ this run) in nats; 0 for the clean run itself | no | 1, and a clean run |
+| `log_probability` | log of the summed probability of the correct answers, in nats | no | 1 |
+| `first_token` | `logit_difference` of the first tokens of answers of several | yes | 1 |
+| `first_difference` | `logit_difference` of the first tokens that differ, after what all answers share | yes | 1 |
+| `sequence_difference` | mean log P(correct answer) minus mean log P(incorrect answer), in nats | no | answers |
+| `sequence_difference_per_token` | the same with each log P divided by its answer's number of tokens | no | answers |
+| `sequence_probability` | summed P(correct answer) | no | answers |
+| `sequence_probability_difference` | summed P(correct answer) minus summed P(incorrect answer) | no | answers |
+
+A call costs its number of pairs times its passes; "answers" stands for the different beginnings of a question's answers
+(all but their last tokens), mostly 2.
 
 P(answer) is the product of the probabilities of its tokens after the prompt and the answer's earlier tokens. The four
 metrics of sequences read every column of an answer; the value of a pair is its part of the question's, times the
