@@ -6,8 +6,8 @@ simulator said.
     python -m tests.benchmarks.scale --model gpt2-12l --n-pairs 16 --workers 3
 
 Wall time, for that is what workers save: run it where nothing else runs (the load average is printed). Every run keeps
-a ledger, so that all pay for it; units, their seconds and the driver's overhead come from the serial one's. `predicted`
-is `execute.simulate` on these. Starts are said apart: a fork's is within its run, Ray's and its actors' before it.
+a ledger, so that all pay for it; units and their seconds come from it. `predicted` is
+`execute.simulate` on these. Starts are said apart: a fork's is within its run, Ray's and its actors' before it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,9 @@ def main() -> None:
     print(f"{Path(args.model).name}, {len(task)} pairs of {n_pos} tokens, F = {forward:.2f} s; {where}")
     head = f"{'call':<13}{'units':>6}{'unit / F':>9}{'here':>9}"
     print(
-        f"{head}{f'{args.workers} workers':>12}{'faster':>8}{'predicted':>11}{'overhead / unit':>17}  bits", flush=True
+        f"{head}{f'{args.workers} workers':>12}{'faster':>8}{'predicted':>11}{'units slower':>14}"
+        f"{'overhead / unit':>17}  bits",
+        flush=True,
     )
     chosen = {name: call for name, call in calls(model, task).items() if name in args.calls}
     serial: dict[str, Timed] = {}
@@ -96,19 +98,23 @@ class Timed:
 def _timed(call: Callable[[], Any], kind: str, n_workers: int) -> Timed:
     with tempfile.TemporaryDirectory() as place, mw.executor(kind, workers=n_workers, ledger=place):
         wall, found = _clock(call)
-        return Timed(wall, _seconds(Path(place)), found)
+        return Timed(wall, _seconds(Path(place).iterdir()), found)
 
 
 def _row(name: str, here: Timed, there: Timed, n_workers: int, forward: float) -> None:
-    units = sum(map(len, here.units))
-    serial = sum(map(sum, here.units))
+    """`units slower`: what a unit takes more beside the others (cores share their memory's bandwidth), recording it
+    anew included. `overhead`: what is left of the wall time when the workers' own seconds are played through.
+    """
+    units, serial = sum(map(len, here.units)), sum(map(sum, here.units))
     rest = max(0.0, here.wall - serial)
     predicted = sum(simulate(one, n_workers, overhead=3e-4).seconds for one in here.units) + rest
-    per_unit = max(0.0, there.wall - predicted) / max(1, units)
+    played = sum(simulate(one, n_workers, overhead=0.0).seconds for one in there.units) + rest
+    per_unit = max(0.0, there.wall - played) / max(1, units)
+    slower = sum(map(sum, there.units)) / serial - 1
     print(
         f"{name:<20}{units:>5}{serial / units / forward:>9.2f}{here.wall:>8.1f}s{there.wall:>8.1f}s"
-        f"{here.wall / there.wall:>7.2f}x{here.wall / predicted:>10.2f}x{per_unit / (serial / units):>16.1%}  "
-        f"{_same(here.found, there.found)}",
+        f"{here.wall / there.wall:>7.2f}x{here.wall / predicted:>10.2f}x{slower:>14.0%}"
+        f"{per_unit / (serial / units):>17.1%}  {_same(here.found, there.found)}",
         flush=True,
     )
 
@@ -123,8 +129,10 @@ def _with_ray(
         starting = _clock(lambda: mw.attribute(model, task, ["z"], rules="gradient", memory_budget="200MB"))[0]
         print(f"Ray: {opened:.1f} s to start, {starting:.1f} s for a first call, actors and models included")
         for name, call in chosen.items():
+            before = set(Path(place).iterdir())
             wall, found = _clock(call)
-            _row(f"{name}, Ray", serial[name], Timed(wall, [], found), n_workers, forward)
+            units = _seconds(set(Path(place).iterdir()) - before)
+            _row(f"{name}, Ray", serial[name], Timed(wall, units, found), n_workers, forward)
 
 
 def _clock(call: Callable[[], Any]) -> tuple[float, Any]:
@@ -133,9 +141,9 @@ def _clock(call: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - begun, found
 
 
-def _seconds(place: Path) -> list[list[float]]:
+def _seconds(places: Iterable[Path]) -> list[list[float]]:
     """Seconds of every unit, work by work, in the order in which the works were begun."""
-    ledgers = sorted(place.glob(f"*/{EVENTS}"), key=lambda path: path.stat().st_ctime)
+    ledgers = sorted((place / EVENTS for place in places), key=lambda path: path.stat().st_ctime)
     return [[json.loads(line)["seconds"] for line in path.read_text().splitlines()] for path in ledgers]
 
 
