@@ -64,11 +64,20 @@ def plain(model: Any, task: mw.Task) -> None:
         model(task.pairs.clean_tokens, logits_to_keep=1)
 
 
+BUDGET = "3GB"
+"""Of the first three calls; the default, 1 GiB, holds what a pass keeps and not what two runs record of every layer."""
+
 WORK: dict[str, Callable[[Any, mw.Task], Any]] = {
     "plain forward": plain,
-    "attribute relp, 3 sites": lambda m, t: mw.attribute(m, t, SITES, rules="relp", positions="spans"),
-    "relevance of tokens": lambda m, t: mw.attribute_tokens(m, t.pairs.clean_tokens[0].tolist(), (" Mary", " John")),
-    "edges by span, eap": lambda m, t: score_positions(m, t, positions="spans", preset="eap", intervals=False),
+    "attribute relp, 3 sites": lambda m, t: mw.attribute(
+        m, t, SITES, rules="relp", positions="spans", memory_budget=BUDGET
+    ),
+    "relevance of tokens": lambda m, t: mw.attribute_tokens(
+        m, t.pairs.clean_tokens[0].tolist(), (" Mary", " John"), memory_budget=BUDGET
+    ),
+    "edges by span, eap": lambda m, t: score_positions(
+        m, t, positions="spans", preset="eap", intervals=False, memory_budget=BUDGET
+    ),
     "edges, eap-ig 5": mw.score_edges,
     "effects of 3 heads": lambda m, t: study_heads(m, t, ["a0.h0", "a2.h1", "a5.h1"]),
     "attribute z": lambda m, t: mw.attribute(m, t, ["z"], rules="relp", positions="spans"),
