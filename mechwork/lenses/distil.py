@@ -42,34 +42,37 @@ class _Divergence(torch.autograd.Function):
 
 
 class _TopDivergence(torch.autograd.Function):
-    """The same over k tokens and the rest."""
+    """The same over k tokens and the rest, whose share is summed and not taken as what k tokens leave of 1: a reading
+    far from the model leaves less than a float tells from nothing.
+    """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, ids: Tensor, p: Tensor) -> Tensor:
-        tiny = torch.finfo(p.dtype).tiny
-        log_q = logits.to(p.dtype).log_softmax(dim=-1)
-        top = log_q.gather(-1, ids)
-        q_rest = (1 - top.exp().sum(dim=-1)).clamp(min=tiny)
-        p_rest = (1 - p.sum(dim=-1)).clamp(min=0)
-        rest = torch.where(p_rest > 0, p_rest * (p_rest.clamp(min=tiny).log() - q_rest.log()), torch.zeros_like(p_rest))
-        loss = (p * (p.clamp(min=tiny).log() - top)).sum(dim=-1) + rest
-        gradient = log_q.exp_().mul_((1 - p_rest / q_rest)[:, None])
+    def forward(ctx: Any, logits: Tensor, ids: Tensor, log_p: Tensor, log_p_rest: Tensor) -> Tensor:
+        log_q = logits.to(log_p.dtype).log_softmax(dim=-1)
+        top, p, p_rest = log_q.gather(-1, ids), log_p.exp(), log_p_rest.exp()
+        others = log_q.scatter_(-1, ids, -torch.inf)
+        log_q_rest = others.logsumexp(dim=-1)
+        surprise = torch.where(p_rest > 0, p_rest * (log_p_rest - log_q_rest), 0)
+        loss = torch.where(p > 0, p * (log_p - top), 0).sum(dim=-1) + surprise
+        gradient = others.exp() - p_rest[:, None] * (others - log_q_rest[:, None]).exp_()
         gradient.scatter_(-1, ids, top.exp() - p)
         ctx.save_for_backward(gradient.to(logits.dtype))
         return loss
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grads[0][:, None].to(gradient.dtype), None, None
+        return gradient * grads[0][:, None].to(gradient.dtype), None, None, None
 
 
 @dataclass(frozen=True, eq=False)
 class Teacher:
-    """The model's own distributions of a chunk: whole, or of its `ids` most probable tokens."""
+    """The model's own distributions of a chunk: probabilities and minus their entropy; or, of its `ids` most probable
+    tokens, the logarithms of theirs and of the share of all others.
+    """
 
-    p: Float[Tensor, "n v"]
-    minus_entropy: Float[Tensor, " n"]
+    values: Float[Tensor, "n v"]
+    rest: Float[Tensor, " n"]
     ids: Int[Tensor, "n v"] | None = None
 
     @classmethod
@@ -78,15 +81,16 @@ class Teacher:
             log_p = readout.log_probabilities(last)
             if top_k:
                 top = log_p.topk(top_k, dim=-1)
-                return cls(top.values.exp(), log_p[:, 0], top.indices)
+                rest = log_p.scatter(-1, top.indices, -torch.inf).logsumexp(dim=-1)
+                return cls(top.values, rest, top.indices)
             p = log_p.exp()
             return cls(p, torch.linalg.vecdot(p, log_p.clamp(min=torch.finfo(p.dtype).min)))
 
     def divergence(self, logits: Float[Tensor, "n d_vocab"]) -> Float[Tensor, " n"]:
         """Nats per row, differentiable in the logits."""
         if self.ids is not None:
-            return _TopDivergence.apply(logits, self.ids, self.p)
-        return _Divergence.apply(logits, self.p, self.minus_entropy)
+            return _TopDivergence.apply(logits, self.ids, self.values, self.rest)
+        return _Divergence.apply(logits, self.values, self.rest)
 
 
 def descend(

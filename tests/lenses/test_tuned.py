@@ -144,6 +144,31 @@ def test_a_top_k_teacher_lumps_the_others(tiny_gpt2_64: Any, seed: int) -> None:
     )
 
 
+def test_a_reading_that_is_sure_of_another_token_has_a_finite_loss_and_gradient() -> None:
+    """What its k tokens leave to the others is less than a float tells from nothing, and is what they have."""
+    log_p = torch.randn(3, D_VOCAB, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    top = log_p.topk(5, dim=-1)
+    rest = log_p.scatter(-1, top.indices, -torch.inf).logsumexp(-1)
+    found, logits = [], torch.randn(3, D_VOCAB, generator=torch.Generator().manual_seed(1))
+    logits[torch.arange(3), top.indices[:, 0]] = 200.0
+    for dtype in (torch.float32, torch.float64):
+        own = logits.to(dtype, copy=True).requires_grad_(True)
+        teacher = Teacher(top.values.to(dtype), rest.to(dtype), top.indices)
+        loss = teacher.divergence(own).sum()
+        loss.backward()
+        found.append((loss.detach().double(), own.grad.double()))  # type: ignore[union-attr]
+    literal = logits.double().requires_grad_(True)
+    log_q = literal.log_softmax(-1)
+    others = log_q.scatter(-1, top.indices, -torch.inf).logsumexp(-1)
+    own_top = log_q.gather(-1, top.indices)
+    p, p_rest = top.values.double().exp(), rest.double().exp()
+    wanted = ((p * (top.values - own_top)).sum(-1) + p_rest * (rest - others)).sum()
+    wanted.backward()
+    for loss, gradient in found:
+        torch.testing.assert_close(loss, wanted.detach(), rtol=1e-5, atol=0)
+        torch.testing.assert_close(gradient, literal.grad, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_training_beats_the_logit_lens_on_every_form(form: str) -> None:
     model = build_model("llama", torch.float32)
