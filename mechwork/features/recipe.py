@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, check_seed, check_whole
 
 KINDS = ("topk", "relu")
+AT_LEAST_ONE = ("n_features", "k", "step_tokens", "scale_tokens", "dead_tokens", "held_out_rows")
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,11 @@ class FeatureRecipe:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise InputError(f"features are trained as {' or '.join(KINDS)}; got kind={self.kind!r}")
-        counts = {
-            name: getattr(self, name) for name in ("n_features", "k", "step_tokens", "scale_tokens", "dead_tokens")
-        }
-        if min(counts.values()) < 1 or self.steps < 0 or self.held_out_rows < 1 or self.skip < 0:
-            raise InputError(
-                f"counts are at least 1, steps and skip at least 0; got {counts}, steps={self.steps}, "
-                f"held_out_rows={self.held_out_rows}"
-            )
+        for name in AT_LEAST_ONE:
+            check_whole(name, getattr(self, name), least=1)
+        for name in ("steps", "skip"):
+            check_whole(name, getattr(self, name), least=0)
+        check_seed(self.seed)
         if self.kind == "topk" and self.k > self.n_features:
             raise InputError(f"k is at most the number of features, {self.n_features}; got {self.k}")
         if not (self.learning_rate > 0 and self.penalty >= 0 and self.revive >= 0):

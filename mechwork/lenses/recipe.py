@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, check_seed, check_whole
 from .states import RESIDUAL
 from .translators import find_form
+
+AT_LEAST_ONE = ("step_tokens", "ridge_tokens", "check_every", "patience")
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,10 @@ class LensRecipe:
         find_form(self.form)
         if self.kind not in RESIDUAL:
             raise InputError(f"a lens reads one of {', '.join(RESIDUAL)}; got kind={self.kind!r}")
-        counts = {name: getattr(self, name) for name in ("step_tokens", "ridge_tokens", "check_every", "patience")}
-        if min(counts.values()) < 1 or self.steps < 0 or self.held_out_rows < 4 or self.top_k < 0:
-            raise InputError(
-                f"counts are at least 1, steps and top_k at least 0, held_out_rows at least 4; got {counts}, "
-                f"steps={self.steps}, "
-                f"held_out_rows={self.held_out_rows}, top_k={self.top_k}"
-            )
+        for names, least in ((AT_LEAST_ONE, 1), (("steps", "top_k"), 0), (("held_out_rows",), 4)):
+            for name in names:
+                check_whole(name, getattr(self, name), least=least)
+        check_seed(self.seed)
         if not (self.learning_rate > 0 and self.clip > 0 and self.ridge >= 0 and self.weight_decay >= 0):
             raise InputError("learning_rate and clip are positive, ridge and weight_decay at least 0")
         if not (0 < self.share <= 1 and 0 <= self.warm_up < 1):
