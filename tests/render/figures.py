@@ -1,6 +1,6 @@
 """The figures of the pages: ``python -m tests.render.figures [NAME ...]`` makes notebooks/docs/assets/figures/NAME.svg.
 
-Needs chromium and playwright; about half a minute of CPU. Beside the pictures stands ``figures.json``: the hash of
+Needs chromium and playwright; about a minute of CPU. Beside the pictures stands ``figures.json``: the hash of
 each recipe and the numbers drawn, so that tests can say when a picture is older than its recipe (at once) or than what
 the library finds (slow).
 """
@@ -138,11 +138,22 @@ def real_model() -> Any:
     return page_figures.real_model_figure("### Pearson correlation")
 
 
+def referee() -> Any:
+    """With how many pairs a referee decides: IOI in gpt2-6l, 100 edges."""
+    from mechwork.circuits import study_power
+    from mechwork.render.panels.power import power_figure
+
+    model = mw.load_model("gpt2-6l")
+    task = mw.tasks.ioi(model, n=96, seed=0)
+    circuit = mw.score_edges(model, task.train).circuit(n_edges=100)
+    return power_figure(study_power(model, task.test, circuit, sizes=(6, 8, 12, 16, 24), n_samples=30, n_random=39))
+
+
 RECIPES: dict[str, Callable[[], Any]] = {
     recipe.__name__: recipe
     for recipe in (
         patching, relevance, circuits, graph, lenses, ablation, features, edits, directions, leaderboard, scale, writes,
-        real_model,
+        real_model, referee,
     )
 }  # fmt: skip
 

@@ -105,6 +105,13 @@ def test_the_large_graph_says_what_it_shows_and_draws_the_rest_beneath(open_page
     lit = tab.page.locator(".mw-lit .is-direct").count()
     assert lit == min(n_own, 2000)
     assert lit > 0
+    told = tab.page.evaluate(
+        """() => { const a = mechwork.graphs[0], g = a.graph(), row = g.y[g.index.get(a.store.get().focus)];
+        return document.querySelectorAll('.mw-gutter text')[g.bands.findIndex((b) => b.top <= row && row < b.bottom)]
+        .textContent }"""
+    )
+    low, _, high = told.removeprefix("layers ").removeprefix("layer ").partition("–")
+    assert int(low) <= 20 <= int(high or low), "the row says which layers stand in it"
     tab.picture("large-focus")
 
 

@@ -163,6 +163,10 @@ function createDrawing(svg, backdrop, id) {
     });
   }
 
+  function nameBands(names) {
+    names.forEach((name, i) => { if (gutter.children[i].textContent !== name) gutter.children[i].textContent = name; });
+  }
+
   function letter(size) {
     if (size === lettered) return;
     lettered = size;
@@ -189,7 +193,7 @@ function createDrawing(svg, backdrop, id) {
     resting = setTimeout(() => svg.classList.remove("is-moving"), 180);
   }
 
-  return { build, update, place, moving, moveNode, hover, button: (i) => boxes[i]?.firstChild, isShown: (i) => showing[i], lit: () => litEdges };
+  return { build, update, place, moving, moveNode, nameBands, hover, button: (i) => boxes[i]?.firstChild, isShown: (i) => showing[i], lit: () => litEdges };
 }
 
 // The column of a token or span: a line at its left and its text at the foot.

@@ -56,3 +56,13 @@ function placeExtras(graph, seen, focus) {
   }
   return moved;
 }
+
+// What each band is called: nodes of other layers that were brought in stand in its row too.
+function bandNames(graph, brought) {
+  return graph.bands.map((band) => {
+    const strangers = brought.filter(([i]) => graph.y[i] >= band.top && graph.y[i] < band.bottom).map(([i]) => graph.layer[i]);
+    if (!strangers.length) return band.label;
+    const all = [...band.label.match(/\d+/g).map(Number), ...strangers], low = Math.min(...all), high = Math.max(...all);
+    return low === high ? `layer ${low}` : `layers ${low}–${high}`;
+  });
+}

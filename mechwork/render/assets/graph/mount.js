@@ -42,10 +42,11 @@ function mountGraph(root, id, payload) {
     seen = visibility(graph, state, seen);
     focus = focusOf(graph, state, seen);
     if (before && before.shown !== state.shown) drawing.moving();
-    const extras = placeExtras(graph, seen, focus).filter(([i, x]) => graph.x[i] !== x);
+    const brought = placeExtras(graph, seen, focus), extras = brought.filter(([i, x]) => graph.x[i] !== x);
     for (const [i, x] of extras) drawing.moveNode(i, x, graph.y[i]);
     if (extras.length) find = createEdgeFinder(graph);
     drawing.update(state, seen, focus);
+    drawing.nameBands(bandNames(graph, brought));
     underlay.set(graph, seen, state);
     underlay.soon(view.view, focus !== null);
     app.controls.update(state, seen);
