@@ -216,7 +216,7 @@ def test_exact_is_perfect_and_every_failure_is_explained() -> None:
         assert abs(row["random"] - 0.5) < 0.06
     assert "not explained" not in str(table)
     assert str(table) in README
-    assert list(table.to_dataframe().columns) == ["exact", "gradient", "relp", "eap-ig", "random"]
+    assert list(table.to_dataframe().columns) == ["case", "exact", "gradient", "relp", "eap-ig", "random"]
 
 
 @pytest.mark.parametrize("ablation", ["zero", "mean"])
@@ -256,7 +256,7 @@ def test_every_method_has_a_column() -> None:
     noising side.
     """
     table = build_table([CASES["linear"], CASES["and_gate"]], methods=ALL_METHODS)
-    assert list(table.to_dataframe().columns) == [*ALL_METHODS, "random"]
+    assert list(table.to_dataframe().columns) == ["case", *ALL_METHODS, "random"]
     assert not {"information-flow"} & set(ground_truth.available_methods("zero"))
     perfect = {m for m, value in table.auroc["linear"].items() if value == 1.0}
     print(table)

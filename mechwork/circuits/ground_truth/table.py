@@ -62,9 +62,7 @@ class TruthTable(Result):
 
     def _table(self) -> Table:
         """One row per case, one column per method: AUROC."""
-        import pandas
-
-        return pandas.DataFrame.from_dict({name: dict(row) for name, row in self.auroc.items()}, orient="index")
+        return [{"case": name, **row} for name, row in self.auroc.items()]
 
     def __str__(self) -> str:
         columns = list(next(iter(self.auroc.values())))
