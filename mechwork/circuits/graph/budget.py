@@ -63,7 +63,8 @@ def fit(
 
     Half of the budget is for the pass (activations that the backward pass needs, and what is recorded), half for the
     writes ``[writer, batch, pos, d_model]`` in `n_copies`, the coefficients of the layers of one product (of all
-    readers when they are `averaged` over a path), and the scores of `n_cells` spans.
+    readers when they are `averaged` over a path), and the scores of `n_cells` spans. A pass of one pair that takes more
+    than its half leaves the writes what remains, or an eighth.
     """
     d, layers = anatomy.d_model, anatomy.n_layers
     graph = layers * n_pos * (40 * d + 4 * anatomy.n_heads * n_pos) + 3 * n_tail * anatomy.d_vocab
@@ -74,8 +75,10 @@ def fit(
     if remade:
         graph = n_pos * ((40 + 13 * layers) * d + 5 * anatomy.n_heads * n_pos) + 3 * n_tail * anatomy.d_vocab
     n_pairs = items_that_fit(budget / 2, n_bytes * (graph + scores), _MANY)
+    over = max(0.0, n_bytes * (graph + scores) - budget / 2)  # of one pair
+    room = max(budget / 2 - over, budget / 8)
     while True:
-        n_positions = items_that_fit(budget / 2, max(n_bytes, 4) * per_position * n_pairs, n_pos)
+        n_positions = items_that_fit(room, max(n_bytes, 4) * per_position * n_pairs, n_pos)
         if n_pairs == 1 or n_positions >= min(4, n_pos):
             return Fit(n_pairs, n_positions, remade)
         n_pairs //= 2
