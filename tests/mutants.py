@@ -54,19 +54,27 @@ NO_CODE = 7
 # ---- running them ----------------------------------------------------------------------------------------------------
 
 
-def exchange(mutant: Mutant) -> bool:
+Functions = dict[tuple[str, str], list[types.FunctionType]]
+
+
+def functions_loaded() -> Functions:
+    """Every function of mechwork, by its file and its name there (one that is wrapped may be there several times)."""
+    found: Functions = defaultdict(list)
+    for thing in gc.get_objects():
+        if isinstance(thing, types.FunctionType) and thing.__code__.co_filename.startswith(str(ROOT / "mechwork")):
+            found[thing.__code__.co_filename, thing.__code__.co_qualname].append(thing)
+    return found
+
+
+def exchange(mutant: Mutant, functions: Functions) -> bool:
     """Put the mutant's code into the loaded function; False where that cannot be done."""
     file = str(ROOT / mutant.file)
     found = _code_of(compile(mutant.source(), file, "exec"), mutant.function)
-    if found is None:
-        return False
     changed = False
-    for thing in gc.get_objects():
-        if isinstance(thing, types.FunctionType) and thing.__code__.co_filename == file:
-            same = thing.__code__.co_qualname == mutant.function
-            if same and thing.__code__.co_freevars == found.co_freevars:
-                thing.__code__ = found
-                changed = True
+    for thing in functions.get((file, mutant.function), []):
+        if found is not None and thing.__code__.co_freevars == found.co_freevars:
+            thing.__code__ = found
+            changed = True
     return changed
 
 
@@ -136,10 +144,12 @@ class Judge:
     """A pytest plugin that runs chosen tests of the collected ones, again and again, in forks."""
 
     def __init__(self, work: Callable[[Judge], None]) -> None:
-        self.work, self.items, self.failed = work, {}, ""
+        self.work, self.failed = work, ""
+        self.items: dict[str, Any] = {}
+        self.functions: Functions = {}
 
     def pytest_runtestloop(self, session: Any) -> bool:
-        self.items: dict[str, Any] = {item.nodeid: item for item in session.items}
+        self.items = {item.nodeid: item for item in session.items}
         self.work(self)
         return True
 
@@ -165,6 +175,9 @@ class Judge:
         for name in chosen:  # each is torn down, also where one fails
             self.run([name])
         self.failed = ""
+        self.functions = functions_loaded()
+        gc.collect()
+        gc.freeze()  # forks share what is not touched
 
     def watched(self, name: str) -> tuple[int, str]:
         """Runs a test; which functions of mechwork it calls and how long it takes, as JSON (none of one that fails)."""
@@ -207,7 +220,7 @@ class Judge:
         limit = 10 + LONGEST * sum(seconds for seconds, _ in chosen)
 
         def work() -> tuple[int, str]:
-            return self.run([test for _, test in chosen]) if exchange(mutant) else (NO_CODE, "")
+            return self.run([test for _, test in chosen]) if exchange(mutant, self.functions) else (NO_CODE, "")
 
         code, by = in_child(work, limit)
         return {0: "survived", NO_CODE: "no code"}.get(code, "killed"), by

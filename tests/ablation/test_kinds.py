@@ -229,10 +229,11 @@ def test_an_expert_that_nothing_is_routed_to_is_reported(task: Task) -> None:
 
 
 def test_optimal_constants_hurt_less_than_means(model: Any, task: Task) -> None:
-    targets = ["a1.h2", "m0"]
-    mean, optimal = (ablate(model, task, AblationSpec(targets, kind)) for kind in ("mean", "optimal"))
+    task = task[list(range(8))]
+    fitted = [fit_ablation(model, AblationSpec(["a1.h2", "m0"], kind), task) for kind in ("mean", "optimal")]
+    mean, optimal = (ablate(model, task, one) for one in fitted)
     assert optimal.kl < mean.kl
-    assert set(fit_ablation(model, AblationSpec(targets, "optimal"), task).tables) == {"z.1", "mlp_out.0"}
+    assert set(fitted[1].tables) == {"z.1", "mlp_out.0"}
 
 
 def test_every_kind_is_here() -> None:
