@@ -148,6 +148,14 @@ def test_verdicts_on_circuits() -> None:
     assert rivals.equal() == ("near", "beyond")
     assert rivals.equal(0.2) == ("near", "beyond", "edge")
     assert rivals.faithfulness("edge", "mean") == 0.95
+    for names, nodes in (
+        (["input->a0.h0<q>", "input->a0.h0<k>"], ("input", "a0.h0")),  # h1 shares the keys, and is not in it otherwise
+        (["input->a0.h0<k>", "m0->logits"], ("input", "a0.h0", "a0.h1", "m0", "logits")),
+    ):
+        mask = torch.zeros_like(SPACE.mask)
+        for name in names:
+            mask[SPACE.edge_index(name)] = True
+        assert Circuit(SPACE, mask).nodes == nodes
     for verdict, faithfulness, hides in (("several", 0.95, True), ("several", 0.8, False), ("one", 1.0, False)):
         row = MechanismRow("mixture", "all", 8, 3, faithfulness, 0.0, 1.0)
         assert Mechanisms(verdict, "", {}, (row,), torch.zeros(2).long(), (), {}, {}).hides == hides

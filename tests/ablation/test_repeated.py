@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from mechwork.ablation import repeated_tokens
+from mechwork.ablation import measure_span_roles, repeated_tokens
 from mechwork.ablation.formation import _heads, _induction
 from mechwork.ablation.roles import RoleTable
 from mechwork.errors import InputError
+from tests.families import build_task
 
 
 def test_lists_are_said_again_and_read_one_token_ahead(tiny_gpt2_64: Any) -> None:
@@ -63,3 +64,37 @@ def test_heads_have_the_roles_that_their_scores_and_corrected_p_give_them() -> N
                                    (scores, nothing, nothing, p)), {})  # fmt: skip
     with pytest.raises(InputError, match=r"a0\.h2 is alone in its own"):
         _heads(alone)
+
+
+def test_inhibition_is_what_the_movers_lose_when_a_head_is_ablated_at_the_end(tiny_gpt2_64: Any) -> None:
+    model, (io, s1) = tiny_gpt2_64, (2, 5)
+    task = build_task(n=8, spans=[{"IO": [io], "S1": [s1]}] * 8)
+    table = measure_span_roles(model, task, n_null=3, n_movers=4)
+    tokens = task.pairs.clean_tokens
+    movers = [tuple(int(part[1:]) for part in name.split(".")) for name, _ in table.top("name mover", 4)]
+    assert {layer for layer, _ in movers} != {0}, "no head has a mover after it"
+
+    def preference(cache: Any, layer: int, head: int) -> torch.Tensor:
+        row = cache[f"blocks.{layer}.attn.hook_pattern"][:, head, -1]
+        return row[:, io] - row[:, s1]
+
+    with torch.no_grad():
+        plain = model.run_with_cache(tokens)[1]
+        expected = []
+        for layer in range(3):
+            mean = plain[f"blocks.{layer}.attn.hook_z"][:, -1].mean(dim=0)
+            for head in range(4):
+
+                def ablate(z: Any, hook: Any, head: int = head, mean: Any = mean) -> Any:
+                    z[:, -1, head] = mean[head]
+                    return z
+
+                with model.hooks(fwd_hooks=[(f"blocks.{layer}.attn.hook_z", ablate)]):
+                    changed = model.run_with_cache(tokens)[1]
+                later = [mover for mover in movers if mover[0] > layer]
+                lost = [float((preference(plain, *m) - preference(changed, *m)).mean()) for m in later]
+                expected.append(sum(lost) / len(lost) if lost else 0.0)
+        whole = sum(float(preference(plain, *mover).mean()) for mover in movers) / len(movers)
+    found = table.scores["S-inhibition"]
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64) / whole, rtol=0, atol=1e-6)
+    assert float(found.abs().max()) > 1e-3
