@@ -11,6 +11,7 @@ import torch
 
 import mechwork as mw
 from mechwork.ablation.expert_rates import ExpertChange, ExpertContrast, _by_lot
+from mechwork.ablation.telemetry import LargeActivation, _largest, _Part
 from mechwork.circuits import Circuit, EdgeScores, EdgeSpace
 from mechwork.circuits.scoring.ensemble import ensemble
 from mechwork.circuits.scoring.nodes import NodeScores
@@ -188,6 +189,19 @@ def test_experts_by_lot_are_as_many_others_of_each_layer() -> None:
     found = ExpertContrast(table, table.flip(1), table, changes, 1.0, "m")
     assert found.contrast.tolist() == [[0.25, -0.25]]
     assert changes[0].share_beaten == pytest.approx(2 / 3)
+
+
+def test_the_largest_entries_of_all_batches_are_one_per_place() -> None:
+    """Prompts are counted through: prompt 1 of the second batch, after three of the first, is prompt 4."""
+
+    def part(n: int, *values: tuple[int, int, float]) -> _Part:
+        rows = [LargeActivation(0, prompt, position, 7, value, 2.0) for prompt, position, value in values]
+        nothing = torch.zeros(1)
+        return _Part(n, nothing, nothing, nothing, nothing, nothing, [rows])
+
+    parts = [part(3, (0, 2, 5.0), (2, 0, -9.0)), part(2, (1, 2, -6.0), (0, 1, 1.0)), part(1, (0, 3, 2.0))]
+    found = [(one.prompt, one.position, one.value) for one in _largest(parts, 0, 3)]
+    assert found == [(2, 0, -9.0), (4, 2, -6.0), (5, 3, 2.0)]
 
 
 def test_what_has_a_name_is_found_and_the_rest_refused(tmp_path: Path) -> None:
