@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,32 +28,54 @@ DROPPED = ("abs", "detach", "clone", "double", "float", "mean", "relu", "contigu
 
 @dataclass(frozen=True)
 class Mutant:
-    """One change: `source` is the whole file with it."""
+    """One change: the `number`-th of its kind (`what`) in its function."""
 
     file: str
     function: str
     line: int
     what: str
-    source: str
+    number: int
+
+    @property
+    def name(self) -> str:
+        """What it is called: without the line, so that it stays the same when the file changes elsewhere."""
+        return f"{self.file} {self.function}: {self.what} #{self.number}"
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line} {self.function}: {self.what}"
+        return f"{self.file}:{self.line} {self.function}: {self.what} #{self.number}"
+
+    def source(self) -> str:
+        """The whole file with the change."""
+        tree = ast.parse((ROOT / self.file).read_text(encoding="utf-8"))
+        for found, change in _walk(tree, self.file):
+            if found == self:
+                change()
+                return ast.unparse(tree)
+        raise ValueError(f"no such mutant: {self}")
 
 
 def mutants_of(path: Path) -> Iterator[Mutant]:
     """Every mutant of a file."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
+    yield from (mutant for mutant, _ in _walk(tree, path.relative_to(ROOT).as_posix()))
+
+
+def drawn(mutants: list[Mutant], n: int, seed: int) -> list[Mutant]:
+    """`n` of them, each by its own number: a change elsewhere in the code draws no others."""
+    order = sorted(mutants, key=lambda mutant: hashlib.sha256(f"{seed} {mutant.name}".encode()).digest())
+    return order[:n] if n else order
+
+
+def _walk(tree: ast.Module, file: str) -> Iterator[tuple[Mutant, Any]]:
+    """Each mutant, and what makes the change in the tree."""
     for qualname, function in _functions(tree):
         if function.name in SKIPPED:
             continue
+        count: Counter[str] = Counter()
         for node in _nodes(function):
-            for what, change, back in _changes(node):
-                change()
-                try:
-                    source = ast.unparse(tree)
-                finally:
-                    back()
-                yield Mutant(path.relative_to(ROOT).as_posix(), qualname, getattr(node, "lineno", 0), what, source)
+            for what, change in _changes(node):
+                count[what] += 1
+                yield Mutant(file, qualname, getattr(node, "lineno", 0), what, count[what]), change
 
 
 def _functions(tree: ast.Module) -> Iterator[tuple[str, ast.FunctionDef]]:
@@ -80,16 +104,15 @@ def _nodes(function: ast.FunctionDef) -> Iterator[ast.AST]:
             todo += [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, ast.AST)]
 
 
-Change = tuple[str, Any, Any]
+Change = tuple[str, Any]
 
 
 def swap(owner: Any, name: str, new: Any, what: str) -> Change:
-    old = getattr(owner, name)
-    return what, lambda: setattr(owner, name, new), lambda: setattr(owner, name, old)
+    return what, lambda: setattr(owner, name, new)
 
 
 def _changes(node: Any) -> Iterator[Change]:
-    """What can be done to a node: a word for it, the doing, the undoing."""
+    """What can be done to a node: a word for it, and the doing."""
     yield from _operators(node)
     yield from _calls(node)
     if isinstance(node, ast.If | ast.IfExp):
@@ -99,9 +122,9 @@ def _changes(node: Any) -> Iterator[Change]:
         new = (not value) if isinstance(value, bool) else value + 1 if value != 1 else 0
         yield swap(node, "value", new, f"{node.value} -> {new}")
     if isinstance(node, ast.Slice) and node.lower is not None and node.upper is None:
-        yield "x[a:] -> x[:a]", *_both(node, None, node.lower)
+        yield "x[a:] -> x[:a]", _bounds(node, None, node.lower)
     elif isinstance(node, ast.Slice) and node.upper is not None and node.lower is None:
-        yield "x[:a] -> x[a:]", *_both(node, node.upper, None)
+        yield "x[:a] -> x[a:]", _bounds(node, node.upper, None)
 
 
 def _operators(node: Any) -> Iterator[Change]:
@@ -144,10 +167,8 @@ def _calls(node: Any) -> Iterator[Change]:
                     yield swap(node, name, [*value[:i], ast.Pass(), *value[i + 1 :]], "refusal left out")
 
 
-def _both(node: ast.Slice, lower: Any, upper: Any) -> tuple[Any, Any]:
-    kept = node.lower, node.upper
+def _bounds(node: ast.Slice, lower: Any, upper: Any) -> Any:
+    def put() -> None:
+        node.lower, node.upper = lower, upper
 
-    def put(pair: tuple[Any, Any]) -> None:
-        node.lower, node.upper = pair
-
-    return lambda: put((lower, upper)), lambda: put(kept)
+    return put

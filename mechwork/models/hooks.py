@@ -1,6 +1,7 @@
 """Every hook of a model and every replaced forward, as they were at a moment, to be put back after a failure.
 
-Cost: a look at each module, less than a tenth of a forward pass of a model of three blocks. Hooks that the host puts on
+Cost: a look at each module, some thirtieth of a forward pass of a model of three blocks: the list of modules is kept
+from one time to the next, and made anew when a module came or went. Hooks that the host puts on
 in its first forward pass, to stay, are left alone: only those of mechwork and of hook points are taken off.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary, ref
 
 from torch import nn
 
@@ -16,6 +18,41 @@ OURS = ("mechwork.", "transformer_lens.hook_points")
 """Where functions are made that are hooks for a while; the host's own, which stay, are made elsewhere."""
 HANDLES = ("fwd_hooks", "bwd_hooks")
 """Lists in which a hook point of the host keeps the handles of its hooks."""
+
+
+_lists: WeakKeyDictionary[nn.Module, tuple[list[ref[nn.Module]], list[int]]] = WeakKeyDictionary()
+"""Of each model its modules, held weakly, and the ids of all their children in that order."""
+
+
+def _modules_of(model: nn.Module) -> tuple[nn.Module, ...]:
+    """All modules of a model.
+
+    The kept list holds while its modules live and have the children that they had: what is reached from the model then
+    stands in it.
+    """
+    known, children = _lists.get(model, ([], []))
+    modules = tuple([module for one in known if (module := one()) is not None])
+    if not known or len(modules) < len(known) or _children(modules) != children:
+        modules = tuple(model.modules())
+        _lists[model] = [ref(module) for module in modules], _children(modules)
+    return modules
+
+
+def _children(modules: tuple[nn.Module, ...]) -> list[int]:
+    return [id(child) for module in modules for child in module.__dict__["_modules"].values()]
+
+
+def _has_any(own: dict[str, Any]) -> bool:
+    """Whether a module has a hook or a forward of its own; spelled out, for it is asked of every module."""
+    return bool(
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or own.get("fwd_hooks")
+        or own.get("bwd_hooks")
+        or "forward" in own
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,11 +66,10 @@ class Hooks:
     @classmethod
     def of(cls, model: Any) -> Hooks:
         """Those of a model now (None: of nothing)."""
-        modules = () if model is None else tuple(model.modules())
+        modules = () if model is None else _modules_of(model)
         tables: dict[tuple[int, str], tuple[Any, ...]] = {}
         forwards: dict[int, Any] = {}
-        for place, module in enumerate(modules):
-            own = vars(module)
+        for place, own in [(place, own) for place, module in enumerate(modules) if _has_any(own := module.__dict__)]:
             for name in (*TABLES, *HANDLES):
                 if table := own.get(name):
                     tables[place, name] = tuple(table)

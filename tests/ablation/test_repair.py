@@ -150,6 +150,7 @@ def test_a_planted_backup_is_named_with_its_gain() -> None:
     assert float(found.repaired[0].mean()) == pytest.approx(1 + 0.04 + 0.06 + 0.1, abs=1e-6)
     assert float(found.by_heads[0].mean()) == pytest.approx(-1.2, abs=1e-6)
     assert found.share() == pytest.approx(1.2, abs=1e-6)
+    assert found.share(least=1.0) == pytest.approx(1.2, abs=1e-6), "the strongest head alone"
     row = found.to_dataframe().set_index("head").loc["a0.h0"]
     assert row["backups"] == "a1.h0 a1.h2"
     assert row["by_heads"] == pytest.approx(1.2, abs=1e-6)

@@ -75,6 +75,7 @@ def test_bad_input_is_refused_first(tiny_gpt2_64: Any) -> None:
     refused("text itself", text, text.clone())
     refused("above 0", text, windows(1), rise=0)
     refused("at least two token ids", text[:, :1], windows(1))
+    refused("text itself", text[:, :2], text[:, :2])  # two are enough
     refused("rule of a cut", text, windows(1), rule="largest", error=UnknownNameError)
     with pytest.raises(InputError):
         measure_sparsity(build_model("mixtral"), text, windows(1))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from mechwork.ablation import study_copy_suppression
+from mechwork.ablation.suppression_weights import qk_evidence
 from mechwork.circuits.ground_truth.weights import SHARP, BlockWeights, Blueprint, HeadWeights, NamedStream
 from mechwork.errors import InputError
 from mechwork.tasks.task import Task
@@ -107,3 +109,38 @@ def test_sources_are_ranked_by_prediction_above_their_base_rate(seed: int) -> No
             continue
         expected = logits[:, 9, token] - sum(logits[b, p, token] for b in range(4) for p in range(10)) / 40
         torch.testing.assert_close(found[:, token], expected, rtol=0, atol=1e-9)
+
+
+def test_evidence_is_of_the_given_tokens_by_loops() -> None:
+    """Each sampled token alone after BOS; its own logit among all, its own key among the sampled ones."""
+    model, layer, head = build_model("gpt2"), 1, 2
+    model.tokenizer = SimpleNamespace(bos_token_id=11)
+    tokens = torch.tensor([3, 50, 7, 96, 20, 61])
+    attn, norm = model.blocks[layer].attn, model.blocks[layer].ln1
+    gain = model.ln_final.weight
+    streams, lowest, below = [], 0, 0.0
+    with torch.no_grad():
+        for token in tokens.tolist():
+            e = model.run_with_cache(torch.tensor([[11, token]]))[1]["blocks.0.hook_resid_post"][0, -1]
+            streams.append(e)
+            write = norm(e[None, None])[0, 0] @ attn.W_V[head] @ attn.W_O[head]
+            logits = ((write - write.mean()) * gain @ model.W_U).tolist()
+            rank = sum(value < logits[token] for value in logits)
+            lowest += rank < 20
+            below += rank / 96
+        columns = [model.W_U[:, token] for token in tokens.tolist()]
+        size = sum(float(e.norm()) for e in streams) / len(streams)
+        first, percentiles = 0, 0.0
+        keys = [norm(e[None, None])[0, 0] @ attn.W_K[head] + attn.b_K[head] for e in streams]
+        for i, column in enumerate(columns):
+            q = norm((column / column.norm() * size)[None, None])[0, 0] @ attn.W_Q[head] + attn.b_Q[head]
+            scores = [float(q @ k) for k in keys]
+            rank = sum(value < scores[i] for value in scores)
+            first += rank == len(tokens) - 1
+            percentiles += rank / (len(tokens) - 1)
+    found = study_copy_suppression(model, build_task(n=4), ["a1.h2"], tokens=tokens, n_lowest=20).rows[0]
+    assert (found.ov_among_lowest, found.ov_percentile) == pytest.approx((lowest / 6, below / 6))
+    assert (found.qk_first, found.qk_percentile) == pytest.approx((first / 6, percentiles / 6))
+    assert 0 < found.ov_among_lowest < 1
+    with torch.no_grad():
+        assert qk_evidence(model, layer, head, torch.stack(streams[:1]), tokens[:1]) == (1.0, 0.0), "alone it is first"

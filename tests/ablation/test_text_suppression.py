@@ -9,7 +9,7 @@ import torch
 
 from mechwork.ablation import study_copy_suppression, study_text_suppression, weigh_suppressors
 from mechwork.ablation.suppression_weights import logit_directions
-from mechwork.ablation.text_suppression import _windows_that_fit, suppression_alone, top_sources
+from mechwork.ablation.text_suppression import _means, _windows_that_fit, suppression_alone, top_sources
 from mechwork.errors import InputError
 from mechwork.runs import record_run
 from tests.ablation.test_suppression import V, suppressed_task, suppressor
@@ -107,3 +107,17 @@ def test_contracts() -> None:
         study_text_suppression(model, torch.ones(1, 4, dtype=torch.long))
     with pytest.raises(InputError, match="norm after"):
         study_text_suppression(build_model("gemma2"), torch.ones(2, 4, dtype=torch.long))
+
+
+def test_base_rates_are_means_over_every_position_of_every_batch() -> None:
+    model, tokens = build_model("gpt2"), torch.randint(97, (3, 6), generator=torch.Generator().manual_seed(1))
+    found = _means(model, [tokens[:2], tokens[2:]], ["a1.h2", "a0.h1"], 2)
+    with torch.no_grad():
+        cache = model.run_with_cache(tokens)[1]
+    for means, (layer, head) in zip(found, ((1, 2), (0, 1)), strict=True):
+        assert (means.layer, means.head) == (layer, head)
+        z, stream = cache[f"blocks.{layer}.attn.hook_z"][:, :, head], cache[f"blocks.{layer}.hook_resid_pre"]
+        writes = [row @ model.blocks[layer].attn.W_O[head] for row in z.flatten(0, 1)]
+        scaled = [row / (row.var(unbiased=False) + 1e-5).sqrt() for row in stream.flatten(0, 1)]
+        torch.testing.assert_close(means.write, sum(writes) / 18)
+        torch.testing.assert_close(means.stream, sum(scaled) / 18)

@@ -103,9 +103,10 @@ def test_mib_files_that_are_wrong(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="says that its scores"):
         read_mib(path, convention="loss")
     data = json.loads(path.read_text())
-    path.write_text(json.dumps({**data, "edges": {"m1->m0": {"score": 1.0, "in_graph": True}}}))
-    with pytest.raises(ArtefactError, match="m1->m0"):
-        read_mib(path)
+    for edge in ("m1->m0", "zz->m0", "m0->zz"):
+        path.write_text(json.dumps({**data, "edges": {edge: {"score": 1.0, "in_graph": True}}}))
+        with pytest.raises(ArtefactError, match=f"has an edge '{edge}' that the graph"):
+            read_mib(path)
     path.write_text(json.dumps({**data, "edges": {"m0->m1": {"score": float("nan"), "in_graph": True}}}))
     with pytest.raises(ArtefactError, match="finite"):
         read_mib(path)

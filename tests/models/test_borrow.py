@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -13,11 +15,13 @@ import mechwork as mw
 from mechwork.errors import BusyError
 from mechwork.interventions import Value, Write, intervene
 from mechwork.models.borrow import borrow, borrows, hooked
+from mechwork.models.hooks import Hooks
 from mechwork.relevance import RELP
 from mechwork.runs.record import record_run
 from mechwork.runs.restart import restart_at
 from mechwork.sites import Site
 from mechwork.tasks.task import Task
+from tests.families import build_model
 
 
 def elsewhere(work: Callable[[], Any]) -> Any:
@@ -105,6 +109,41 @@ def test_an_interrupt_while_hooks_come_off_leaves_none(tiny_gpt2: Any, monkeypat
     monkeypatch.undo()
     assert len(calls) == 2
     assert not any(point.fwd_hooks for point in tiny_gpt2.hook_dict.values())
+
+
+def test_a_module_that_comes_later_is_given_back_too() -> None:
+    """The list of modules is kept from loan to loan: it must notice what is put in, by whatever way, and what goes."""
+    model = build_model("gpt2")
+
+    def spoil(part: Any) -> None:
+        part.register_forward_hook(hooked)  # what mechwork makes, so that it may be taken off
+        part.forward = abs
+
+    def loan(parts: list[Any]) -> None:
+        with pytest.raises(KeyboardInterrupt), borrow(model):
+            for part in parts:
+                spoil(part)
+            raise KeyboardInterrupt
+        for part in parts:
+            assert not part._forward_hooks
+            assert "forward" not in vars(part)
+
+    loan([model.blocks[0]])
+    late = [torch.nn.Sequential(torch.nn.Linear(2, 2)) for _ in range(3)]
+    model.late = late[0]
+    loan([late[0], late[0][0]])
+    late[0].append(late[1])
+    loan([late[1]])
+    late[0]._modules["0"] = late[2]  # past what registers modules, as many as before
+    loan([late[2][0]])
+    del model.late
+    loan([model.blocks[1]])
+    assert late[2] not in Hooks.of(model).modules
+    assert set(Hooks.of(model).modules) == set(model.modules())
+    gone = weakref.ref(model)  # nor does the list keep a model
+    del model, loan
+    gc.collect()
+    assert gone() is None
 
 
 def test_a_borrowing_function_says_itself_what_is_no_model() -> None:
