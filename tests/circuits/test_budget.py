@@ -36,9 +36,11 @@ def literal(
     states = readers + sum(space.n_writers for _ in range(n_copies))
     held = max(n_bytes, 4) * d * states
     n_pairs = max(1, int(budget / 2 // (n_bytes * one)))
-    while n_pairs > 1 and max(1, min(n_pos, int(budget / 2 // (held * n_pairs)))) < min(4, n_pos):
+    left = budget - max(n_bytes * one, budget / 2)
+    left = budget / 8 if left < budget / 8 else left
+    while n_pairs > 1 and max(1, min(n_pos, int(left // (held * n_pairs)))) < min(4, n_pos):
         n_pairs = n_pairs // 2
-    return Fit(n_pairs, max(1, min(n_pos, int(budget / 2 // (held * n_pairs)))), remade)
+    return Fit(n_pairs, max(1, min(n_pos, int(left // (held * n_pairs)))), remade)
 
 
 @pytest.mark.parametrize("n_pos", [3, 11])
