@@ -92,7 +92,7 @@ def fit_clusters(
     x = record_examples(model, examples, [site])[0].double()
     if not bool(x.isfinite().all()):
         raise MetricError(f"activations at {site} are not finite; nothing can be fitted")
-    differences, states = _by_group(x, examples)
+    differences, states = differences_by_group(x, examples)
     n = len(differences)
     if check_whole("n_clusters", n_clusters) < 1 or n < 3 * n_clusters:
         raise InputError(f"each of {n_clusters} clusters needs 3 groups with prompts of both classes; there are {n}")
@@ -139,7 +139,7 @@ def find_clusters(
     return order.argsort()[index], centres[order]
 
 
-def _by_group(x: Tensor, examples: Examples) -> tuple[Tensor, Tensor]:
+def differences_by_group(x: Tensor, examples: Examples) -> tuple[Tensor, Tensor]:
     """Differences within groups that have both classes, and the mean state of their negative prompts."""
     differences, states = [], []
     for group in examples.groups.unique():

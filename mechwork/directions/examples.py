@@ -94,9 +94,9 @@ class Examples(Readable):
         positions.
         """
         pairs = task.pairs
-        sides = [_positions(pairs.mask, pairs.lengths, pairs.spans, position)]
+        sides = [marked_positions(pairs.mask, pairs.lengths, pairs.spans, position)]
         other = pairs.corrupt_as_host()
-        sides.append(_positions(other.mask, other.lengths, other.spans, position))
+        sides.append(marked_positions(other.mask, other.lengths, other.spans, position))
         n = len(pairs)
         return cls(
             torch.cat([pairs.clean_tokens, pairs.corrupt_tokens]),
@@ -159,7 +159,10 @@ class Examples(Readable):
         return hash_tensors({"tokens": self.tokens, "labels": self.labels, "where": self.where, "groups": self.groups})
 
 
-def _positions(mask: PositionMask, lengths: Tensor, spans: dict[str, PositionMask], position: str) -> PositionMask:
+def marked_positions(
+    mask: PositionMask, lengths: Tensor, spans: dict[str, PositionMask], position: str
+) -> PositionMask:
+    """Where prompts are read: a span, the last token, a token position or ``all``; raises `InputError` for others."""
     if position in spans:
         return spans[position]
     if position == "all":

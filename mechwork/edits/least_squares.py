@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..errors import InputError, MetricError
@@ -166,13 +166,10 @@ def edit_from_pairs(
     site = Site(INPUTS[kind], layer)
     check_ready(model).check_site(site)
     host = task.pairs.corrupt_as_host()
-    if position not in host.spans and position != END:
-        raise InputError(f"position is {END} or one of the spans {', '.join(host.spans) or '(none)'}; got {position!r}")
-    here, there = _inputs(model, host, site), _inputs(model, task.pairs, site)
+    chosen, clean = ends(host, position), ends(task.pairs, position)
+    here, there = inputs_of(model, host, site), inputs_of(model, task.pairs, site)
     moved = align_donor(there, here, host.alignment())
-    chosen = host.spans[position] if position in host.spans else _ends(host)
-    clean = task.pairs.spans[position] if position in task.pairs.spans else _ends(task.pairs)
-    kept = [there[clean], *(_inputs(model, other.pairs, site)[other.pairs.mask] for other in keep)]
+    kept = [there[clean], *(inputs_of(model, other.pairs, site)[other.pairs.mask] for other in keep)]
     W = find_weight(model, weight).read()
     x, y = here[chosen], (moved - here)[chosen].double() @ W.cpu().double()
     provenance = build_provenance(
@@ -186,14 +183,21 @@ def edit_from_pairs(
     )  # fmt: skip
 
 
-def _ends(pairs: PromptPairs) -> Tensor:
+def ends(pairs: PromptPairs, position: str) -> Bool[Tensor, "batch pos"]:
+    """Where the clean prompts of `pairs` are read; raises `InputError` for a span that they do not have."""
+    if position in pairs.spans:
+        return pairs.spans[position]
+    if position != END:
+        raise InputError(
+            f"position is {END} or one of the spans {', '.join(pairs.spans) or '(none)'}; got {position!r}"
+        )
     chosen = torch.zeros_like(pairs.mask)
     chosen[torch.arange(len(pairs)), pairs.lengths - 1] = True
     return chosen
 
 
 @torch.no_grad()
-def _inputs(model: TransformerBridge, pairs: PromptPairs, site: Site) -> Float[Tensor, "batch pos d_in"]:
+def inputs_of(model: TransformerBridge, pairs: PromptPairs, site: Site) -> Float[Tensor, "batch pos d_in"]:
     """What the weight reads at every position of the clean prompts (heads side by side)."""
     run = record_run(model, pairs.to(device_of(model)), [site], n_tail=1)
     return run.layers[site.kind][0].flatten(2).cpu()

@@ -35,6 +35,11 @@ from .evaluate import evaluate_features as evaluate_features
 from .feature_set import FeatureSet as FeatureSet
 from .layouts import LAYOUTS as LAYOUTS
 from .layouts import import_features as import_features
+from .reasoning import Implication as Implication
+from .reasoning import Proposition as Proposition
+from .reasoning import Reasoner as Reasoner
+from .reasoning import Reasoning as Reasoning
+from .reasoning import fit_propositions as fit_propositions
 from .recipe import FeatureRecipe as FeatureRecipe
 from .record import Coded as Coded
 from .record import record_features as record_features
@@ -43,6 +48,11 @@ from .scores import FeatureScores as FeatureScores
 from .scores import NodeTable as NodeTable
 from .shipped import feature_names as feature_names
 from .shipped import load_features as load_features
+from .signed_shift import FeatureTrace as FeatureTrace
+from .signed_shift import ShiftFit as ShiftFit
+from .signed_shift import SignedShift as SignedShift
+from .signed_shift import fit_signed_shift as fit_signed_shift
+from .signed_shift import trace_feature as trace_feature
 from .suppress import Attenuate as Attenuate
 from .suppress import AttenuateByPosterior as AttenuateByPosterior
 from .suppress import SuppressionStudy as SuppressionStudy

@@ -27,7 +27,8 @@ from torch import Tensor
 
 from ..display import Readable
 from ..errors import InputError
-from ..interventions import Positional, Replacement, Write, intervene, replace_at
+from ..interventions import Columns, Positional, Replacement, Write, intervene, replace_at
+from ..interventions.writes import Hook
 from ..models.anatomy import check_ready
 from ..models.borrow import hooked
 from ..shapes import PositionMask
@@ -54,6 +55,23 @@ class FeatureWrite(Readable):
         """(f' - f) W_dec for what was read, in the coder's working type."""
         f = self.coder.encode(as_vectors(x))
         return self.coder.write(replace_at(self.replacement, f, start) - f)
+
+    def check(self, model: TransformerBridge) -> None:
+        """Raises `InputError` for a layer or width that the model has not."""
+        anatomy = check_ready(model)
+        if isinstance(self.coder, SparseCoder):
+            check_coder(model, anatomy, self.coder)
+        anatomy.check_writable(self.coder.writes)
+
+    def hooks(self, columns: Columns) -> list[Hook]:
+        """Beside other interventions, in `intervene`; `intervene_features` reads every place before anything is
+        written.
+        """
+        read: list[Tensor] = []
+        hooks = Write(self.coder.writes, AddChange(self, read), self.where).hooks(columns)
+        if self.coder.reads == self.coder.writes:
+            return hooks
+        return [(hook_name(self.coder.reads), _keep(read, self.coder.reads)), *hooks]
 
 
 @dataclass(frozen=True, eq=False)

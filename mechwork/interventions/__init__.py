@@ -2,9 +2,9 @@
 
 Owns replacements (what; `steering` has those of the steering literature, `attention` those of where heads look, `curve`
 moves along a curve), positions (absolute, also with a key-value cache), writes (what, at which site; `dosed`: how much,
-by an earlier place), writes and routing of experts, the statistics of reference sets that means are taken from, files
-of writes, a guard against overflow, and the context managers that install writes and take them off again. Imports
-`runs` and below.
+by an earlier place; `gates`: by the prompt, once), writes and routing of experts, the statistics of reference sets
+that means are taken from, files of writes, a guard against overflow, and the context managers that install writes and
+take them off again. Imports `runs` and below.
 
     with intervene(model, [Write(Site("z", 2, head=1), Zero())]):
         logits = model(tokens)
@@ -24,6 +24,10 @@ from .experts import intervene_experts as intervene_experts
 from .experts import watch_experts as watch_experts
 from .files import load_writes as load_writes
 from .files import save_writes as save_writes
+from .gates import Always as Always
+from .gates import PerInput as PerInput
+from .gates import Route as Route
+from .gates import Similarity as Similarity
 from .overflow import guard_overflow as guard_overflow
 from .pairs import steered_pairs as steered_pairs
 from .positions import Columns as Columns

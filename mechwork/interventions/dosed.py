@@ -97,7 +97,7 @@ class Dosed(Readable):
         for site in (self.read, *(write.site for write in self.writes)):
             if site.kind not in ORDER:
                 raise InputError(f"doses are read and given at sites with positions, other than resid_mid; got {site}")
-        late = [str(write.site) for write in self.writes if not _before(self.read, write.site)]
+        late = [str(write.site) for write in self.writes if not comes_before(self.read, write.site)]
         if not self.writes or late or self.read.head is not None:
             raise InputError(
                 f"doses are read at a site without a head, before every write; read at {self.read}, too early: "
@@ -129,7 +129,7 @@ class Dosed(Readable):
         return [(hook_name(self.read), keep), *((hook_name(w.site), put(i, w)) for i, w in enumerate(self.writes))]
 
 
-def _before(first: Site, second: Site) -> bool:
+def comes_before(first: Site, second: Site) -> bool:
     """Whether the model computes `first` before `second`."""
 
     def place(site: Site) -> tuple[int, int]:

@@ -26,7 +26,7 @@ from ..files import reading
 from ..models.identity import weights_sha256
 from ..provenance import Provenance, stable
 from ..sites import Site
-from . import attention, curve, dosed, replacements, routing, steering
+from . import attention, curve, dosed, gates, replacements, routing, steering
 from .writes import Intervention, Write
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ WHAT = "mechwork interventions"
 @cache
 def _known() -> dict[str, type]:
     """Name -> class of everything that is a value: the frozen dataclasses of these modules, allowed in files."""
-    modules = (replacements, steering, attention, curve, dosed, routing)
+    modules = (replacements, steering, attention, curve, dosed, gates, routing)
     found = {
         name: value
         for module in modules

@@ -49,8 +49,10 @@ def test_planted_concepts_are_found_as_scipy_finds_them(family: str, tmp_path: A
     assert "by lot" in str(found)
 
 
-def test_writes_set_every_neuron_of_a_cluster(tiny_gpt2_64: Any) -> None:
-    model, tokens = tiny_gpt2_64, build_task().pairs.clean_tokens
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"], indirect=True)
+def test_writes_set_every_neuron_of_a_cluster(family_model64: Any) -> None:
+    model, tokens = family_model64, build_task().pairs.clean_tokens
+    settings: dict[str, Any] = {"max_new_tokens": 3, "do_sample": False, "verbose": False, "stop_at_eos": False}
     found = cluster_values(model, [1, 2], 5)
     assert sum(len(part) for part in found.members) == 2 * found.d_mlp
     for clusters in (found, found.control(1)):
@@ -69,6 +71,9 @@ def test_writes_set_every_neuron_of_a_cluster(tiny_gpt2_64: Any) -> None:
         with torch.no_grad():
             theirs = model.run_with_hooks(tokens, fwd_hooks=[(f"blocks.{i}.mlp.hook_post", put(i)) for i in (1, 2)])
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-9)
+        with torch.no_grad(), intervene(model, clusters.write(0, 1.5)):
+            made = [model.generate(tokens, use_past_kv_cache=cached, **settings) for cached in (True, False)]
+        assert torch.equal(*made)
     counts = [sorted(layer for layer, _ in c.members[0]) for c in (found, found.control(1))]
     assert counts[0] == counts[1]
 
