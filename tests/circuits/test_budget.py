@@ -37,7 +37,7 @@ def literal(
     held = max(n_bytes, 4) * d * states
     n_pairs = max(1, int(budget / 2 // (n_bytes * one)))
     left = budget - max(n_bytes * one, budget / 2)
-    left = budget / 8 if left < budget / 8 else left
+    left = max(left, budget / 8)
     while n_pairs > 1 and max(1, min(n_pos, int(left // (held * n_pairs)))) < min(4, n_pos):
         n_pairs = n_pairs // 2
     return Fit(n_pairs, max(1, min(n_pos, int(left // (held * n_pairs)))), remade)
