@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from ..circuits import complete_with_backups, find_rivals, referee, study_mechanisms, study_stability
 from ..circuits.scoring.methods import DEFAULT, PRESETS
+from ..circuits.search.learned import pairs_within
 from ..errors import InputError, MetricError
 from .settings import Settings
 from .work import Found, StageWork, strongest_heads
@@ -79,7 +80,10 @@ def learn_rival(work: StageWork) -> Found:
     if not circuit.n_edges or not work.task.splits:
         return {}
     try:
-        found = find_rivals(work.model, work.task, circuit, n=1, seed=work.settings.seed, progress=work.progress)
+        found = find_rivals(
+            work.model, work.task, circuit, n=1, checkpoint=work.units, seed=work.settings.seed, progress=work.progress,
+            batch_size=min(16, pairs_within(work.model, work.task.train, work.settings.memory)),
+        )  # fmt: skip
     except (InputError, MetricError):
         return {}
     return {"rivals": found}

@@ -10,6 +10,7 @@ import torch
 
 from mechwork.circuits import Circuit, EdgeSpace, Rivals, evaluate, find_rivals, learn_circuit
 from mechwork.circuits.ground_truth.weights import BlockWeights, Blueprint, HeadWeights, NamedStream
+from mechwork.circuits.search.learned import pairs_within
 from mechwork.errors import InputError, UnknownNameError
 from mechwork.models.anatomy import read_anatomy
 from mechwork.tasks.task import Task
@@ -46,6 +47,38 @@ def test_a_rival_takes_the_other_way(tmp_path: Path) -> None:
     assert found.faithfulness("given") == pytest.approx(evaluate(model, task, given).faithfulness)
     assert found.equal() == ("rival 1",)
     assert str(Rivals.load(found.save(tmp_path / "rivals"))) == str(found)
+
+
+def test_it_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
+    model, task = two_ways(), letters_task()
+    given = Circuit.from_edges(EdgeSpace.of(read_anatomy(model)), ["input->a0.h0<v>", "a0.h0->logits"])
+    how = {"n": 2, "n_steps": 40, "batch_size": 3, "seed": 5}
+    whole, seen = find_rivals(model, task, given, **how), list[int]()
+
+    def stop(done: int, of: int, what: str) -> None:
+        if of == 80 and done and seen[-1:] != [done]:  # blocks of a pass tell the same step again
+            seen.append(done)
+            if len(seen) == 65:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        find_rivals(model, task, given, **how, checkpoint=tmp_path, progress=stop)
+    again = find_rivals(model, task, given, **how, checkpoint=tmp_path, progress=stop)
+    assert seen == [*range(1, 66), 40, *range(61, 81)], (
+        "the first rival is not learnt again, the second from its last save"
+    )
+    for name, circuit in whole.circuits.items():
+        assert torch.equal(circuit.mask, again.circuits[name].mask)
+        if name != "given":
+            assert torch.equal(circuit.scores, again.circuits[name].scores)
+
+
+def test_pairs_that_fit_a_budget() -> None:
+    model, task = two_ways(), letters_task()
+    assert [pairs_within(model, task, budget) for budget in (1, "1GB")] == [1, len(task)]
+    fits = [pairs_within(model, task, budget) for budget in range(2000, 200_000, 2000)]
+    assert fits == sorted(fits)
+    assert set(fits) > {1, 4, len(task)}
 
 
 def test_contracts() -> None:

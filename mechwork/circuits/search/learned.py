@@ -23,9 +23,10 @@ from torch import Tensor
 
 from ...artefact import read_artefact, write_artefact
 from ...errors import InputError
+from ...execute.memory import MemoryBudget, items_that_fit, parse_budget
 from ...execute.progress import Progress
 from ...files import reading
-from ...models.anatomy import device_of
+from ...models.anatomy import device_of, read_anatomy
 from ...models.borrow import borrows
 from ...models.identity import identify_model
 from ...provenance import build_provenance, hash_json, hash_tensors
@@ -57,6 +58,18 @@ class _Training:
     multipliers: Tensor
     moments: list[Tensor]
     step: int = 0
+
+
+def pairs_within(model: TransformerBridge, task: Task, memory_budget: MemoryBudget) -> int:
+    """Pairs of a step that fit a budget, at least one: the differences of all writers before each layer, which its
+    readers sum and the backward pass reads again, and what the pass itself keeps.
+    """
+    anatomy, space = read_anatomy(model), edge_space(model, task)
+    n_pos = task.pairs.clean_tokens.shape[1]
+    writes = space.n_layers * space.n_writers * n_pos * anatomy.d_model
+    graph = anatomy.n_layers * n_pos * (40 * anatomy.d_model + 4 * anatomy.n_heads * n_pos)
+    one = 4 * (writes + graph + 3 * task.pairs.n_tail * anatomy.d_vocab)
+    return items_that_fit(parse_budget(memory_budget), one, len(task))
 
 
 @borrows

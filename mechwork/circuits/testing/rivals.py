@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -108,14 +109,17 @@ def find_rivals(
     penalty: float = 10.0,
     ablations: Sequence[str] = ("corrupt", "mean"),
     n_steps: int = 200,
+    batch_size: int = 16,
     rate: float = 0.1,
+    checkpoint: str | Path | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Rivals:
     """`n` further circuits of the size of `circuit`, each with few edges of those before it, and how all of them do.
 
     Learned on the training pairs under ``corrupt`` ablation, tested on the held-out ones. Means come from the training
-    pairs. Raises `InputError` for an empty circuit or the whole model, an unknown ablation, a penalty below 0.
+    pairs. `batch_size` pairs a step; with `checkpoint` (a folder) an interrupted run goes on where it was, to the same
+    circuits. Raises `InputError` for an empty circuit or the whole model, an unknown ablation, a penalty below 0.
 
     >>> find_rivals(model, task, circuit, n=2).overlaps
     """
@@ -133,12 +137,12 @@ def find_rivals(
     train, test = task.train, task.test
     circuits = {"given": circuit}
     for i in range(n):
+        place = None if checkpoint is None else Path(checkpoint) / f"rival-{i + 1}.safetensors"
         circuits[f"rival {i + 1}"] = learn_circuit(
-            model, train, circuit.n_edges, n_steps=n_steps, rate=rate, seed=seed + i, avoid=list(circuits.values()),
-            penalty=penalty,
+            model, train, circuit.n_edges, n_steps=n_steps, batch_size=batch_size, rate=rate, checkpoint=place,
+            avoid=list(circuits.values()), penalty=penalty, seed=seed + i,
+            progress=_after(progress, i * n_steps, n * n_steps),
         )  # fmt: skip
-        if progress is not None:
-            progress(i + 1, n, "learning rivals")
     rows: list[RivalRow] = []
     space = circuit.space
     masks = [space.mask, torch.zeros_like(space.mask), *(one.mask for one in circuits.values())]
@@ -159,10 +163,15 @@ def find_rivals(
         {name: circuit.expected_overlap(one) for name, one in others.items()},
         tuple(rows),
         build_provenance(
-            method="rivals", penalty=penalty, n_steps=n_steps, seed=seed, model=identify_model(model),
-            task=task.provenance(), circuit=circuit.provenance,
+            method="rivals", penalty=penalty, n_steps=n_steps, batch_size=batch_size, seed=seed,
+            model=identify_model(model), task=task.provenance(), circuit=circuit.provenance,
         ),
     )  # fmt: skip
+
+
+def _after(progress: Progress | None, done: int, of: int) -> Progress | None:
+    """The steps of one circuit as part of all circuits'."""
+    return progress and (lambda step, _, _what: progress(done + step, of, "learning rivals"))
 
 
 def _parts(task: Task) -> dict[str, list[int]]:
