@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from mechwork.circuits.testing.mechanisms import MechanismRow, Mechanisms
 from mechwork.circuits.testing.rivals import RivalRow, Rivals
 from mechwork.errors import InputError, UnknownNameError
 from mechwork.lenses.value_clusters import ValueClusters
+from mechwork.patching.grids import _neuron_sets
 from mechwork.patching.kept import Kept
 from mechwork.patching.result import Effect, agreement_of
 from mechwork.patching.screen import ScreenedEffects
@@ -216,6 +218,12 @@ def test_what_has_a_name_is_found_and_the_rest_refused(tmp_path: Path) -> None:
     for layers, heads, groups in ((0, 2, 1), (1, 0, 1), (1, 2, 0), (1, 3, 2)):
         with pytest.raises(InputError, match="whole groups"):
             EdgeSpace(layers, heads, groups)
+    anatomy = SimpleNamespace(n_layers=3)
+    sets = inspect.unwrap(_neuron_sets)
+    assert sets(anatomy, 16, {0: [0, (15, 0)], 2: [5]}) == ((0, (0,)), (0, (15, 0)), (2, (5,)))
+    for wrong in ({3: [0]}, {-1: [0]}, {0: [16]}, {0: [-1]}, {0: [()]}, {}):
+        with pytest.raises(InputError):
+            sets(anatomy, 16, wrong)
     bad = torch.full((4,), torch.nan)
     with pytest.raises(InputError, match="finite vector"):
         mw.AblationSpec(["resid_pre.1@x"], "zero", directions={"x": bad})
