@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,6 +38,7 @@ from mechwork.sites import Site
 from mechwork.tasks import find_task
 from mechwork.tasks.answers import _following
 from mechwork.tasks.marks import SHIFT, is_marked, marks_of, plain_tokens
+from mechwork.tasks.rows import _named
 
 SPACE = EdgeSpace(n_layers=1, n_heads=2, n_kv_heads=1)
 BASELINE = Baseline(torch.tensor([5.0, 7.0]), torch.tensor([1.0, 2.0]))
@@ -238,6 +240,16 @@ def test_tokens_spans_and_answers_of_tasks() -> None:
     mw.Task.from_tokens([[1], [2]], [[3], [4]], [5, 6], [6, 5])
     with pytest.raises(InputError, match="answer"):
         mw.Task.from_tokens([[1], [2]], [[3], [4]], [5, 6], [7, 6])  # one pair of two
+    uneven: Any = {"metric": "sequence_difference", "spans": [{"A": [0]}]}
+    asked = [[1, 2]], [[1, 2, 3]], [[[4, 5]]], [[[6, 7]]]
+    assert len(mw.Task.from_tokens(*asked, **uneven, corrupt_spans=[{"A": [0]}])) == 2  # one per answer
+    with pytest.raises(InputError, match="length"):
+        mw.Task.from_tokens(*asked, **uneven)
+    with pytest.raises(InputError, match="object, name to text"):
+        _named([1], "spans", 3, "some text")
+    task = mw.Task.from_tokens([[1]] * 4, [[2]] * 4, [5] * 4, [6] * 4)
+    for splits, n in ((("train", "size", "test", "size"), 2), (("train", "test", "train", "train"), 3)):
+        assert len(replace(task, splits=splits).sizing) == n
 
 
 def test_what_has_a_name_is_found_and_the_rest_refused(tmp_path: Path) -> None:
