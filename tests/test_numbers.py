@@ -243,7 +243,7 @@ def test_tokens_spans_and_answers_of_tasks() -> None:
     uneven: Any = {"metric": "sequence_difference", "spans": [{"A": [0]}]}
     asked = [[1, 2]], [[1, 2, 3]], [[[4, 5]]], [[[6, 7]]]
     assert len(mw.Task.from_tokens(*asked, **uneven, corrupt_spans=[{"A": [0]}])) == 2  # one per answer
-    with pytest.raises(InputError, match="length"):
+    with pytest.raises(InputError, match="same number of tokens"):
         mw.Task.from_tokens(*asked, **uneven)
     with pytest.raises(InputError, match="object, name to text"):
         _named([1], "spans", 3, "some text")
