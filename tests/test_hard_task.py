@@ -4,6 +4,7 @@ are cut into blocks; grouped heads are repeated heads.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,11 +16,11 @@ from mechwork.ablation import AblationSpec, ablate, fit_ablation, study_copy_sup
 from mechwork.circuits import find_acdc
 from mechwork.lenses import attribution
 from mechwork.models.load import load_model
-from mechwork.patching import patch
+from mechwork.patching import execute, patch
 from mechwork.patching.path import patch_paths
 from mechwork.runs.record import record_run
 from mechwork.tasks.task import Task
-from tests.families import alone, build_hard_task, build_model, build_module, rounding
+from tests.families import alone, build_hard_task, build_model, build_module, build_task, rounding
 
 KINDS = ["resid_pre", "z", "mlp_out"]
 HARD = pytest.mark.parametrize("aligned", [True, False], ids=["aligned", "uneven"])
@@ -157,6 +158,24 @@ def test_the_total_is_the_tasks_metric_and_spans_are_read_at_their_last_token(al
         right = [float(logits[row, at, a]) for a in pairs.correct[row].tolist() if a >= 0]
         wrong = [float(logits[row, at, a]) for a in pairs.incorrect[row].tolist() if a >= 0]
         assert float(found[row]) == pytest.approx(sum(right) / len(right) - sum(wrong) / len(wrong), abs=1e-9)
+
+
+def test_in_how_many_chunks_cells_run_changes_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each cell is in exactly one chunk, also where chunks end before the memory does."""
+    model, task, plain, cut = build_model("gpt2"), build_task(n=3), execute._chunks, []
+
+    def chunks(*given: Any) -> Any:
+        cut.append([chunk.cells for chunk in plain(*given)])
+        assert sorted(map(id, itertools.chain(*cut[-1]))) == sorted(id(cell) for _, cell in given[2])
+        return plain(*given)
+
+    monkeypatch.setattr(execute, "_chunks", chunks)
+    whole = patch(model, task, KINDS)
+    monkeypatch.setattr(execute, "LEAST_TOKENS", {"cpu": 1, "cuda": 1})
+    small = patch(model, task, KINDS)
+    assert len(cut[1]) > len(cut[0]) > 1
+    for kind in KINDS:
+        torch.testing.assert_close(small[kind].per_example, whole[kind].per_example, rtol=0, atol=1e-9)
 
 
 def test_paths_logits_and_self_repair_do_not_depend_on_how_pairs_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import math
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,15 +24,21 @@ from mechwork.circuits.scoring.sample import Streamed
 from mechwork.circuits.testing.curves import CircuitEvaluation
 from mechwork.circuits.testing.mechanisms import MechanismRow, Mechanisms
 from mechwork.circuits.testing.rivals import RivalRow, Rivals
-from mechwork.errors import InputError, UnknownNameError
+from mechwork.errors import InputError, UnknownNameError, UnsupportedModelError
+from mechwork.interventions.routing import check_router, choose_experts
 from mechwork.lenses.value_clusters import ValueClusters
+from mechwork.patching.grids import _neuron_sets
 from mechwork.patching.kept import Kept
 from mechwork.patching.result import Effect, agreement_of
 from mechwork.patching.screen import ScreenedEffects
 from mechwork.patching.study import _mean
+from mechwork.relevance.linear import _ratio
 from mechwork.runs.record import Baseline
 from mechwork.sites import Site
 from mechwork.tasks import find_task
+from mechwork.tasks.answers import _following
+from mechwork.tasks.marks import SHIFT, is_marked, marks_of, plain_tokens
+from mechwork.tasks.rows import _named
 
 SPACE = EdgeSpace(n_layers=1, n_heads=2, n_kv_heads=1)
 BASELINE = Baseline(torch.tensor([5.0, 7.0]), torch.tensor([1.0, 2.0]))
@@ -204,6 +213,45 @@ def test_the_largest_entries_of_all_batches_are_one_per_place() -> None:
     assert found == [(2, 0, -9.0), (4, 2, -6.0), (5, 3, 2.0)]
 
 
+def test_shares_of_nothing_are_nothing() -> None:
+    assert _ratio(torch.tensor([2.0, 3.0, 0.0]), torch.tensor([0.0, 1.0, 4.0])).tolist() == [0, 3, 0]
+
+
+def test_a_router_is_read_where_choice_and_weights_are_those_of_its_logits() -> None:
+    gate, logits = SimpleNamespace(top_k=2), torch.tensor([[0.0, 2.0, 1.0], [3.0, 0.0, 1.0]])
+    weights, index = choose_experts(gate, logits)
+    assert index.tolist() == [[1, 2], [0, 2]]
+    assert weights[0].tolist() == pytest.approx([1 / (1 + math.exp(-1)), 1 / (1 + math.exp(1))])
+    check_router(gate, logits, weights, index)
+    for wrong in ((2 * weights, index), (weights, index.flip(1))):
+        with pytest.raises(UnsupportedModelError, match="softmax and top k"):
+            check_router(gate, logits, *wrong)
+
+
+def test_tokens_spans_and_answers_of_tasks() -> None:
+    plain = torch.tensor([[1, 2]])
+    marked = torch.tensor([[1, (5 << SHIFT) | 2]])
+    assert (is_marked(plain), is_marked(marked), is_marked(plain[:, :0])) == (False, True, False)
+    assert (plain_tokens(marked).tolist(), marks_of(marked).tolist()) == ([[1, 2]], [[0, 5]])
+    given = {"A": [0]}
+    assert _following(given, 3, 2, end_is_last=True) == {"A": [0], "END": [4], "ANSWER": [3]}
+    assert _following(given, 3, 2, end_is_last=False) == {"A": [0], "END": [2], "ANSWER": [3, 4]}
+    assert _following({"END": [2]}, 3, 0, end_is_last=True) == {"END": [2]}
+    mw.Task.from_tokens([[1], [2]], [[3], [4]], [5, 6], [6, 5])
+    with pytest.raises(InputError, match="answer"):
+        mw.Task.from_tokens([[1], [2]], [[3], [4]], [5, 6], [7, 6])  # one pair of two
+    uneven: Any = {"metric": "sequence_difference", "spans": [{"A": [0]}]}
+    asked = [[1, 2]], [[1, 2, 3]], [[[4, 5]]], [[[6, 7]]]
+    assert len(mw.Task.from_tokens(*asked, **uneven, corrupt_spans=[{"A": [0]}])) == 2  # one per answer
+    with pytest.raises(InputError, match="same number of tokens"):
+        mw.Task.from_tokens(*asked, **uneven)
+    with pytest.raises(InputError, match="object, name to text"):
+        _named([1], "spans", 3, "some text")
+    task = mw.Task.from_tokens([[1]] * 4, [[2]] * 4, [5] * 4, [6] * 4)
+    for splits, n in ((("train", "size", "test", "size"), 2), (("train", "test", "train", "train"), 3)):
+        assert len(replace(task, splits=splits).sizing) == n
+
+
 def test_what_has_a_name_is_found_and_the_rest_refused(tmp_path: Path) -> None:
     assert find_task("ioi") is mw.tasks.ioi
     with pytest.raises(UnknownNameError, match="ioi"):
@@ -216,6 +264,12 @@ def test_what_has_a_name_is_found_and_the_rest_refused(tmp_path: Path) -> None:
     for layers, heads, groups in ((0, 2, 1), (1, 0, 1), (1, 2, 0), (1, 3, 2)):
         with pytest.raises(InputError, match="whole groups"):
             EdgeSpace(layers, heads, groups)
+    anatomy = SimpleNamespace(n_layers=3)
+    sets = inspect.unwrap(_neuron_sets)
+    assert sets(anatomy, 16, {0: [0, (15, 0)], 2: [5]}) == ((0, (0,)), (0, (15, 0)), (2, (5,)))
+    for wrong in ({3: [0]}, {-1: [0]}, {0: [16]}, {0: [-1]}, {0: [()]}, {}):
+        with pytest.raises(InputError):
+            sets(anatomy, 16, wrong)
     bad = torch.full((4,), torch.nan)
     with pytest.raises(InputError, match="finite vector"):
         mw.AblationSpec(["resid_pre.1@x"], "zero", directions={"x": bad})

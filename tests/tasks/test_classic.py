@@ -255,6 +255,7 @@ def test_in_context_refuses_what_it_cannot_show(model):
 def test_induction_refuses_impossible_lengths(model, length, again):
     with pytest.raises(InputError, match="induction"):
         induction(model, length=length, again=again)
+    assert len(induction(model, n=2, length=3)) == 2  # the least that is possible
 
 
 def test_a_template_of_ones_own(model):
