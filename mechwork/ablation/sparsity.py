@@ -14,6 +14,7 @@ lot. Cost: 2 forwards of the text to fit, about 10 of it to bisect, 3 of the hel
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +25,14 @@ from torch import Tensor
 from ..arguments import checked
 from ..display import Readable
 from ..errors import InputError, UnknownNameError
+from ..execute.memory import cut
 from ..interventions import Write, intervene
 from ..models.anatomy import check_ready, device_of
 from ..models.borrow import borrows, hooked
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance, hash_tensors
 from ..result import Result, Table
+from ..runs.room import rows_that_fit
 from ..sites import Site, hook_name
 
 if TYPE_CHECKING:
@@ -42,7 +45,6 @@ goes.
 """
 STEPS = 8
 """Halvings of the tail error."""
-BATCH = 32
 Windows = Int[Tensor, "batch pos"]
 
 
@@ -60,15 +62,21 @@ class Cut(Readable):
 
 @dataclass(frozen=True, eq=False)
 class CutByLot(Readable):
-    """Sets a share of the activations to zero, drawn by lot."""
+    """Sets a share of the activations to zero, drawn by lot: a pure function of seed and row, whatever the batch.
+
+    The first row of the activation is row `first_row` of the text.
+    """
 
     share: float
     seed: int
+    first_row: int = 0
 
     def __call__(self, activation: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        generator = torch.Generator().manual_seed(self.seed)
-        kept = torch.rand(activation.shape, generator=generator).to(activation.device) >= self.share
-        return activation * kept
+        drawn = []
+        for row in range(self.first_row, self.first_row + len(activation)):
+            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + row) % 2**63)
+            drawn.append(torch.rand(activation.shape[1:], generator=generator))
+        return activation * (torch.stack(drawn) >= self.share).to(activation.device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,27 +166,36 @@ def measure_sparsity(
     chosen = tuple(level for _, level, _ in cells)
     plain = perplexity_of(model, held_out)
     with intervene(model, _writes(model, rule, chosen)):
-        cut = perplexity_of(model, held_out)
-    lots = [
-        Write(Site("mlp_post", layer), CutByLot(share, seed * 1009 + layer))
-        for layer, (share, _, _) in enumerate(cells)
-    ]
-    with intervene(model, lots):
-        lot = perplexity_of(model, held_out)
+        after = perplexity_of(model, held_out)
+
+    def lots(first: int) -> list[Write]:
+        return [
+            Write(Site("mlp_post", layer), CutByLot(share, seed * 1009 + layer, first))
+            for layer, (share, _, _) in enumerate(cells)
+        ]
+
+    lot = perplexity_of(model, held_out, lots)
     facts = build_provenance(
         method="model-wide sparsity", rule=rule, rise=rise, seed=seed, model=identify_model(model),
         text=hash_tensors({"text": text, "held_out": held_out}),
     )  # fmt: skip
     shares, errors = tuple(share for share, _, _ in cells), tuple(error for _, _, error in cells)
-    return ModelSparsity(rule, rise, low, shares, errors, chosen, zeros, plain, cut, lot, facts)
+    return ModelSparsity(rule, rise, low, shares, errors, chosen, zeros, plain, after, lot, facts)
 
 
 @torch.no_grad()
-def perplexity_of(model: TransformerBridge, windows: Windows) -> float:
-    """exp of the mean negative log-probability of every token but each window's first. Cost: 1 forward."""
+def perplexity_of(
+    model: TransformerBridge, windows: Windows, writes: Callable[[int], list[Write]] | None = None
+) -> float:
+    """exp of the mean negative log-probability of every token but each window's first. Cost: 1 forward.
+
+    `writes`: from the first row of a batch to what is written in its forward.
+    """
     total = 0.0
-    for batch in windows.to(device_of(model)).split(BATCH):
-        logs = model(batch)[:, :-1].log_softmax(dim=-1)
+    for rows in cut(len(windows), rows_that_fit(model, windows, n_tail=windows.shape[1])):
+        batch = windows[rows].to(device_of(model))
+        with intervene(model, [] if writes is None else writes(rows.start)):
+            logs = model(batch)[:, :-1].log_softmax(dim=-1)
         total -= float(logs.gather(-1, batch[:, 1:, None]).double().sum())
     return float(torch.tensor(total / windows[:, 1:].numel(), dtype=torch.float64).exp())
 
@@ -213,9 +230,10 @@ def _tail_errors(
 
         return hook
 
-    with hooked(model, [(hook_name(Site("mlp_post", layer)), keep(layer)) for layer in range(n_layers)]):
-        for batch in text.to(device_of(model)).split(BATCH):
-            model(batch)
+    sites = [Site("mlp_post", layer) for layer in range(n_layers)]
+    with hooked(model, [(hook_name(site), keep(layer)) for layer, site in enumerate(sites)]):
+        for rows in cut(len(text), rows_that_fit(model, text, sites=sites, n_tail=text.shape[1])):
+            model(text[rows].to(device_of(model)))
     curves, levels, zeros = [], [], []
     for layer, parts in enumerate(found):
         a, weight = torch.cat(parts), _weights(model, layer)

@@ -26,11 +26,9 @@ from ..directions import Examples, record_examples
 from ..directions.clusters import differences_by_group
 from ..directions.spectrum import R_MAX, spectrum_of
 from ..display import Readable
-from ..edits import find_weight
-from ..edits.weights import post_norm
 from ..errors import InputError, MetricError, check_whole
 from ..interventions import Add, Entries, Scale, Write, intervene
-from ..models.anatomy import device_of
+from ..models.anatomy import block_norm, device_of
 from ..models.identity import identify_model
 from ..names import place_name
 from ..provenance import Provenance, build_provenance
@@ -252,7 +250,7 @@ def trace_feature(
     below = list(range(coder.reads.layer + (coder.reads.kind == "resid_post")))
     if not below:
         raise InputError(f"no neurons come before {coder.reads}; trace a feature of a later place")
-    if any(post_norm(model, f"W_out.{layer}") is not None for layer in below):
+    if any(block_norm(model, layer, "ln2_post") is not None for layer in below):
         raise InputError("MLP outputs of this model pass a norm before the stream: no neuron has a share of its own")
     sites = [Site("mlp_post", layer) for layer in below]
     *hidden, read = (
@@ -264,7 +262,7 @@ def trace_feature(
     def contrast(x: Tensor) -> Tensor:
         return x[examples.labels].mean(dim=0) - x[~examples.labels].mean(dim=0)
 
-    gains = [find_weight(model, f"W_out.{layer}").read().cpu().double() @ w for layer in below]
+    gains = [model.blocks[layer].mlp.W_out.detach().cpu().double() @ w for layer in below]
     shares = torch.stack([contrast(h) * gain for h, gain in zip(hidden, gains, strict=True)])
     d_mlp = shares.shape[1]
     if not 1 <= check_whole("n", n) <= shares.numel():

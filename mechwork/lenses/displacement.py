@@ -22,11 +22,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import InputError
+from ..execute.memory import cut
 from ..models.anatomy import check_ready, device_of, final_norm
 from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance, hash_json
 from ..result import Result, Table
+from ..runs.room import rows_that_fit
 from ..sites import Site
 from ..statistics import spearman
 from ..tasks.padding import TokenBatch, token_rows
@@ -36,7 +38,6 @@ from .states import record_states
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-BATCH = 32
 N_LOTS = 20
 
 
@@ -130,13 +131,13 @@ def _answers(model: TransformerBridge, prompts: list[list[int]], answers: list[l
     norm, readout, cap = final_norm(model), Readout.of(model), check_ready(model).final_soft_cap
     site = Site("resid_post", int(model.cfg.n_layers) - 1)
     found: list[Answer] = []
-    for first in range(0, len(prompts), BATCH):
-        rows = [p + a for p, a in zip(prompts[first : first + BATCH], answers[first : first + BATCH], strict=True)]
-        width = max(len(row) for row in rows)
-        tokens = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows]).to(device_of(model))
-        states = record_states(model, tokens, [site])[0]
-        for i, row in enumerate(rows):
-            n = len(answers[first + i])
+    joined = [p + a for p, a in zip(prompts, answers, strict=True)]
+    width = max(len(row) for row in joined)
+    tokens = torch.tensor([[*row, *[0] * (width - len(row))] for row in joined])
+    for block in cut(len(joined), rows_that_fit(model, tokens, sites=[site])):
+        states = record_states(model, tokens[block].to(device_of(model)), [site])[0]
+        for i, row in enumerate(joined[block]):
+            n = len(answers[block.start + i])
             before = states[i, len(row) - n - 1 : len(row) - 1]
             logits = readout.logits(before).double()
             ids = torch.tensor(row[-n:], device=logits.device)

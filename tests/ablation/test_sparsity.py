@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from mechwork.ablation import ModelSparsity, measure_sparsity
+from mechwork.ablation import ModelSparsity, measure_sparsity, sparsity
 from mechwork.ablation.sparsity import CutByLot, perplexity_of
 from mechwork.errors import InputError, UnknownNameError
 from mechwork.interventions import intervene
@@ -63,6 +63,17 @@ def test_the_control_drops_as_many() -> None:
     dropped = CutByLot(0.3, 1)(torch.ones(200, 50))
     assert float((dropped == 0).double().mean()) == pytest.approx(0.3, abs=0.02)
     assert torch.equal(dropped, CutByLot(0.3, 1)(torch.ones(200, 50)))
+
+
+def test_the_draws_do_not_depend_on_the_batch(tiny_gpt2_64: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings: dict[str, Any] = {"rise": 0.2, "seed": 3}
+    whole = measure_sparsity(tiny_gpt2_64, windows(0), windows(1), **settings)
+    assert whole.lot_perplexity != whole.perplexity
+    for size in (1, 3):
+        monkeypatch.setattr(sparsity, "rows_that_fit", lambda *args, size=size, **more: size)
+        again = measure_sparsity(tiny_gpt2_64, windows(0), windows(1), **settings)
+        assert again.lot_perplexity == pytest.approx(whole.lot_perplexity, rel=1e-12)
+        assert again.shares == whole.shares
 
 
 def test_bad_input_is_refused_first(tiny_gpt2_64: Any) -> None:
