@@ -88,7 +88,8 @@ course.check("0.2", looks_at)
 # %% [markdown]
 # ### Exercise 0.3 (build it; medium; about 15 minutes)
 # `induction_score(pattern, period)`: how much an attention pattern does what you have just worked out, as a mean over
-# all positions of the second half. `pattern` has the shape (query position, key position), twice `period` each.
+# all positions of the second half. `pattern` is a tensor of the shape (query position, key position), twice `period`
+# each: `pattern[q, k]` is how much position `q` looks at position `k`. It is tried on patterns that are made up.
 
 
 # %%
@@ -159,7 +160,9 @@ course.check("0.4", write_of)
 
 # %% [markdown]
 # If the token itself is among the highest of these logits, the head *copies*. The library measures both halves, where
-# heads look and what they write, on random repeated tokens:
+# heads look and what they write, on random repeated tokens. (*Duplicate token*: how much it attends to the same token
+# where it stood before. *Copying*: 1 if what it attends to is raised above the whole vocabulary, -1 if it is lowered
+# below it. *Anti-induction*: it finds the token that comes next, and lowers it. The last line is what chance gives.)
 
 # %%
 print(mw.ablation.measure_roles(model))

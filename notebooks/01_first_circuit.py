@@ -60,8 +60,8 @@ course.check("1.4", gap)
 # ## Predict first
 #
 # We will copy one activation of the clean run into the corrupt run and look whether the right answer comes back. The
-# two prompts differ at one position only. **Before you run the next cell, write down:** at which position will this
-# work in layer 0? And in the last layer?
+# two prompts differ at one position only. (`resid_pre` is the stream as it enters a layer; layers count from 0.)
+# **Before you run the next cell, write down:** at which position will this work in layer 0? And in the last layer?
 
 # %%
 prediction = ...
@@ -96,7 +96,8 @@ course.check("1.1", where, exact)
 # ## Estimate instead of measuring
 #
 # Measuring took one run per cell. Two forward passes and one backward pass *estimate* all cells at once. An estimate is
-# worth what its agreement with the measurement is worth, so the two always stand side by side.
+# worth what its agreement with the measurement is worth, so the two always stand side by side. (`relp` names the rules
+# of the backward pass; lessons 4 and 5 are about them.)
 
 # %%
 approx = mw.attribute(model, task, sites=exact.sites, rules="relp")
@@ -104,16 +105,20 @@ print(approx.agreement(exact))
 approx["resid_pre"]
 
 # %% [markdown]
-# A correlation near 1 says that the *pattern* is right. The relative error says how far the *sizes* are off. Both are
-# worth knowing: an estimate can rank places well and still be wrong about how much each of them matters.
+# A correlation near 1 says that the *pattern* is right: Pearson's compares the numbers themselves, Spearman's only
+# their ranks. The relative error says how far the *sizes* are off. Both are worth knowing: an estimate can rank places
+# well and still be wrong about how much each of them matters.
 #
 # ## The circuit
 #
 # Now every **edge** of the computational graph: which head or MLP reads what which other one wrote. An edge's *score*
 # estimates what happens to the metric when the clean value runs along this edge alone: (clean write - corrupt write)
 # times the slope of the metric at the reader (*edge attribution patching*, EAP). The default averages the slope over
-# five points between the two runs (EAP-IG). The circuit keeps the edges with the largest scores. We find it on the
-# training pairs. The test pairs have other names and other templates.
+# five points between the two runs (EAP-IG). The circuit keeps the edges with the largest scores, here 60, less those
+# that lead nowhere. We find it on the training pairs. The test pairs have other names and other templates.
+#
+# How to read an edge: in `input->a0.h3<v>` the embeddings (`input`) are read by head 3 of layer 0 as its value; `<q>`
+# and `<k>` are queries and keys, `m2` is the MLP of layer 2, `logits` the end. Numbers in brackets are a 95 % interval.
 
 # %%
 scores = mw.score_edges(model, task.train)
@@ -144,7 +149,9 @@ course.check("1.2", left_over, model, task, circuit)
 # %% [markdown]
 # ### Exercise 1.3 (easy; about 5 minutes)
 # How small can the circuit be? Give the smallest number of edges **in this table** whose faithfulness on the test pairs
-# is at least 0.8.
+# is at least 0.8. (Its row of 55 is a smaller circuit than the one above: the strongest 55, and then less those that
+# lead nowhere. CPR is the area under the curve, where more is better; CMD is the area between the curve and 1, where 0
+# is best.)
 
 # %%
 curve = mw.evaluate(model, task.test, scores)

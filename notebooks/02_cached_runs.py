@@ -114,8 +114,8 @@ print("metric per pair:", [round(value, 1) for value in task.measure(run.logits)
 
 # %% [markdown]
 # ### Exercise 2.2 (easy; about 5 minutes)
-# How often is the model right? A pair counts as right when its metric is positive. Give the share of right pairs,
-# between 0 and 1.
+# How often is the model right? The metric of this task is the logit of the right name minus that of the wrong one, so a
+# pair counts as right when it is positive. Give the share of right pairs, between 0 and 1.
 
 # %%
 share = ...

@@ -197,7 +197,8 @@ denoise["z"]
 # `patch_stream(model, task, layer, position)`: put the clean run's stream at `layer` and `position` into the corrupt
 # run. Return the mean over pairs of the metric of the patched run, minus that of the corrupt run, as one number.
 # (`task.pairs.clean_tokens`, `task.pairs.corrupt_tokens`, `task.measure(logits)`; all prompts of this task have one
-# length.) It is tried on three models. Values are enough here, so `with torch.no_grad():` saves time.
+# length.) It is tried on three models. Values are enough here, so `with torch.no_grad():` saves time (`import torch`
+# first: no cell above has).
 
 
 # %%

@@ -122,9 +122,11 @@ course.check("5.6", gelu)
 # %% [markdown]
 # ## Is relevance conserved?
 #
-# A *composite* is a list of rules, one per kind of module. If every rule hands on exactly what it gets, relevance and
-# the biases' share add up to the metric at every layer. `check_conservation` keeps the account, and says why it need
-# not close.
+# A *composite* is a list of rules, one per kind of module. Three are used here: `gradient` (no rule at all), `relp`
+# (the LN-rule, the Identity-rule, and halves where two factors are multiplied) and `relp_ah`, which adds the
+# **AH-rule**: the attention pattern is a constant, too. If every rule hands on exactly what it gets, relevance and the
+# biases' share add up to the metric at every layer. `check_conservation` keeps the account (the *residue* is what is
+# missing of the metric), and says why it need not close.
 
 # %%
 print(by_gradient)
@@ -138,7 +140,7 @@ print(conserved)
 
 # %% [markdown]
 # `relp` leaves attention as it is: its scores depend on both queries and keys, and relevance is counted on every way.
-# `relp_ah` holds the attention pattern constant as well, and the account closes.
+# `relp_ah` holds the pattern constant as well, and the account closes.
 #
 # Conservation is tidy, but it is not a proof: a method can share out the whole metric and still share it out wrongly.
 # The proof is agreement with measured effects, further down.

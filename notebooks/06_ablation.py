@@ -110,8 +110,8 @@ course.check("6.2", interaction, alone, both)
 #
 # A head writes something straight into the answer: its *direct* effect. When it is ablated, the metric drops by the
 # *total* effect. If the total is smaller than the direct effect, the rest of the model has made up for the loss; the
-# study says whether the final norm did, other heads, or MLPs. In large language models this has often been seen
-# (Rushing & Nanda 2024).
+# study says whether the final norm did, other heads, or MLPs (all in logits), and which heads step in as *backups*. In
+# large language models this has often been seen (Rushing & Nanda 2024).
 
 # %%
 repair = study_self_repair(model, task)
@@ -119,7 +119,8 @@ print(repair)
 
 # %% [markdown]
 # ### Exercise 6.3 (medium; about 5 minutes)
-# How much of the direct effect of `a3.h3` is repaired? Work it out from *direct* and *total*, and mind the sign.
+# Which **share** of the direct effect of `a3.h3` is repaired? (1: all of it; 0: nothing; below 0: the loss is larger
+# than what the head itself had written.) Work it out from *direct* and *total*; `table` has them.
 
 # %%
 table = repair.to_dataframe().set_index("head")

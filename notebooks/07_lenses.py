@@ -56,8 +56,9 @@ print(table)
 # </details>
 #
 # ### Exercise 7.1 (medium; about 10 minutes)
-# Do it by hand. Give the most probable word (as text) of the stream that enters **block 4**, at the last position:
-# `model.ln_final`, `model.unembed`, `argmax`. The recorded stream is below.
+# Do it by hand, at another position. Give the most probable next word (as text) after ` a` (position 12), read from
+# the stream that enters **block 4**: `model.ln_final`, `model.unembed`, `argmax`, and `model.tokenizer.decode` makes
+# text of a number. The recorded stream is below.
 
 # %%
 pairs = mw.PromptPairs.from_tokens(run_tokens, run_tokens.roll(1, dims=1), [1], [2])
@@ -105,7 +106,8 @@ print(evaluation)
 
 # %% [markdown]
 # *KL* is in bits: how far the reading is from the model's final answer. The column *logit lens* is the same for the
-# untrained reading.
+# untrained reading, *gain* the difference of the two. *CE* is how surprised the reading is by the true next word, in
+# bits, and *top-1* how often its first word is the model's; *its* stands for the logit lens each time.
 
 # %%
 tuned = read_lens(model, prompt, lens, target=" Mary")

@@ -122,7 +122,8 @@ for ablation in ("corrupt", "zero", "mean"):
 # ## Is it stable?
 #
 # If we had drawn other pairs, would the same edges have been chosen? Resampling the scores answers this without another
-# run of the model.
+# run of the model. (The *Jaccard index* of two circuits: edges in both, divided by edges in either; 1 if they are the
+# same. Once pairs are drawn again, once whole templates.)
 
 # %%
 print(scores.stability(60))

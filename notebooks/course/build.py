@@ -72,12 +72,35 @@ def judge_function(answer: Any, cases: Sequence[Case], tolerance: float = 2e-3) 
             except _TooSlowError:
                 return f"on {case.label} it ran for more than {SECONDS} seconds and was stopped."
             except Exception as error:  # noqa: BLE001 whatever a student's code raises is to be explained
-                message = (str(error).splitlines() or [""])[0]
-                return f"on {case.label} it raised {type(error).__name__}: {message}"
+                return f"on {case.label} it raised {_explained(error)}"
             wrong = changed() or _compare(got, case, tolerance)  # before the model is put back
         if wrong is not None:
             return wrong
     return None
+
+
+REMEDIES = (
+    ("name 'torch' is not defined", "Write `import torch` first."),
+    ("only for scalar outputs", "A gradient is asked of one number: sum the metric over pairs first."),
+    (
+        "does not require grad",
+        "Nothing on the way to the metric asks for gradients: make a tensor that does, let the hook *return* it.",
+    ),
+    ("positional argument", "Compare your parameters with those of the exercise."),
+    ("unexpected keyword argument 'hook'", "A hook takes two arguments: `def put(value, hook)`."),
+    ("must match the size", "Print the shapes of the two; a mean with keepdim=True keeps its axis."),
+    ("shapes cannot be multiplied", "Print the shapes of the two."),
+    ("out of bounds", "Print the shape of what is indexed: which axis is it?"),
+    ("out of range", "Print the shape of what is indexed: which axis is it?"),
+)
+"""What a message of Python or torch says, and what to do then."""
+
+
+def _explained(error: Exception) -> str:
+    """The first line of what was raised, and the remedy where it is a known one."""
+    message = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    remedy = next((remedy for part, remedy in REMEDIES if part in message), "")
+    return f"{message.rstrip('.')}. {remedy}".rstrip()
 
 
 def _copy(argument: Any) -> Any:
@@ -113,13 +136,44 @@ def _compare(got: Any, case: Case, tolerance: float) -> str | None:
     size = float(truth.abs().max())
     if float((numbers - truth).abs().max()) <= tolerance * max(size, 1e-6):
         return None
+    return _diagnosis(numbers, truth, case, tolerance)
+
+
+def _diagnosis(numbers: Any, truth: Any, case: Case, tolerance: float) -> str:
+    """Which mistake gives these numbers, which have the right shape: a known one of the case, or one of everybody."""
+    import torch
+
+    size = float(truth.abs().max())
     for sentence, value in case.mistakes:
         if _alike(numbers, torch.as_tensor(value).detach().double(), tolerance):
             return sentence
     if float((numbers + truth).abs().max()) <= tolerance * size:
         return "the sign is the wrong way round."
+    if not bool(numbers.any()):
+        return (
+            f"on {case.label} it is 0 everywhere: were two things compared that are the same, or does a hook not "
+            "return what it has made?"
+        )
+    for n, of in _sizes(case):
+        for factor, sentence in ((n, "too large: a sum over"), (1 / n, "too small: a mean over")):
+            if _alike(numbers, truth * factor, tolerance):
+                other = "mean" if factor > 1 else "sum"
+                return f"it is {n} times {sentence} the {n} {of}, where their {other} is asked for?"
     off = float((numbers - truth).abs().max())
     return f"on {case.label} the largest deviation is {off:.3g}, where the largest value is {size:.3g}."
+
+
+def _sizes(case: Case) -> list[tuple[int, str]]:
+    """Over how many of what a sum and a mean may be mixed up, as far as the arguments say."""
+    found = []
+    if case.model is not None:
+        found += [(case.model.cfg.d_model, "numbers of the stream"), (case.model.cfg.d_head, "numbers of a head")]
+    for argument in case.arguments:
+        if type(argument).__name__ == "Task":
+            positions = argument.pairs.clean_tokens.shape[1]
+            both = [(n * positions, f"{of} at all positions") for n, of in found]
+            found = [(len(argument), "pairs"), (positions, "positions"), *found, *both]
+    return [(n, of) for n, of in found if n > 1]
 
 
 def _alike(numbers: Any, other: Any, tolerance: float) -> bool:

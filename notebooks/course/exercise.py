@@ -22,7 +22,7 @@ Judge = Callable[..., "str | None"]
 @dataclass(frozen=True)
 class Exercise:
     """`solution` is code that gives the answer, run in the notebook before the check; `why` is said when it is
-    right.
+    right; `asks` is the kind of answer, said when another kind is given.
     """
 
     name: str
@@ -30,6 +30,7 @@ class Exercise:
     hint: str
     solution: str
     why: str
+    asks: str = "a number"
 
     def __post_init__(self) -> None:
         for part in ("name", "hint", "solution", "why"):
@@ -79,14 +80,38 @@ def check(name: str, answer: Any, *evidence: Any) -> None:
     record = _record(name)
     record.attempts += not record.passed
     try:
-        wrong = exercise.judge(answer, *evidence)
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError) as error:
-        wrong = f"this kind of answer could not be judged ({type(error).__name__}: {error})."
+        wrong = NOT_A_NUMBER if _is_nan(answer) else exercise.judge(answer, *evidence)
+    except Exception:  # noqa: BLE001 whatever a judge cannot read is to be explained
+        wrong = f"{_what(answer)} was given; {exercise.asks} is asked for."
     if wrong is not None:
         print(f"{name}  not yet: {wrong}\n     A hint: course.hint({name!r})")
         return
     _PASSED[name] = record.passed = True
     print(f"{name}  right. {exercise.why}")
+
+
+NOT_A_NUMBER = "this is NaN, not a number: look for a division by zero, or the mean of nothing."
+
+
+def _is_nan(answer: Any) -> bool:
+    """Whether it is one number, and none: NaN."""
+    try:
+        return math.isnan(answer)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return False
+
+
+def _what(answer: Any) -> str:
+    """An answer of the wrong kind, in words."""
+    if isinstance(answer, str):
+        return f"the text {answer!r}"
+    if (shape := getattr(answer, "shape", None)) is not None:
+        return f"a {type(answer).__name__} of shape {tuple(shape)}"
+    if isinstance(answer, (list, tuple, set, dict)):
+        return f"a {type(answer).__name__} of {len(answer)}"
+    if callable(answer):
+        return f"the function {getattr(answer, '__name__', '')} itself, not what it gives,"
+    return f"{answer!r}" if isinstance(answer, (int, float)) else f"a whole {type(answer).__name__}"
 
 
 def predict(lesson: str, prediction: Any) -> None:

@@ -54,6 +54,12 @@ def _induction_score() -> list[Case]:
             ("query and key are swapped: the first axis is the position that looks.",
              pattern[here - period + 1, here].mean()),
             ("this is the sum; the mean is asked for.", right.sum()),
+            ("one position too many: the first half ends at period - 1.",
+             pattern.diagonal(1 - period).mean()),
+            ("the last position of the second half is missing.", right[:-1].mean()),
+            ("the last position of the second half is missing.", right[:-1].sum() / period),
+            ("this is the mean of a whole block: each query has one key that it should look at.",
+             pattern[period:, 1:period + 1].mean()),
         )  # fmt: skip
         cases.append(Case(f"a period of {period}", None, (pattern, period), right.mean(), mistakes))
     return cases
@@ -80,6 +86,14 @@ def _write_of() -> list[Case]:
                 ("this is the other head of the layer.", embedding @ other @ model.W_U),
                 ("this takes W_K in place of W_V: keys say where to look, values what to take along.",
                  embedding @ model.W_K[layer, head] @ model.W_O[layer, head] @ model.W_U),
+                ("this takes W_Q in place of W_V: queries say what is looked for, values what to take along.",
+                 embedding @ model.W_Q[layer, head] @ model.W_O[layer, head] @ model.W_U),
+                ("layer and head are swapped: the first axis of W_V and W_O is the layer.",
+                 embedding @ model.W_V[head, layer] @ model.W_O[head, layer] @ model.W_U),
+                ("the embedding is still in it: what the head adds is asked for, not the stream afterwards.",
+                 embedding @ model.W_U + embedding @ values @ model.W_O[layer, head] @ model.W_U),
+                ("these are probabilities: logits are asked for, without a softmax.",
+                 (embedding @ values @ model.W_O[layer, head] @ model.W_U).softmax(-1)),
                 ("this is what is added to the stream; go on to the logits.", embedding @ values
                  @ model.W_O[layer, head]),
             )  # fmt: skip

@@ -73,6 +73,11 @@ def _gap() -> list[Case]:
             ),
             ("these are probabilities: no softmax here, logits as they are.", p_clean - p_corrupt),
             ("this is the right name alone. What about the wrong one?", float(runs[0][right] - runs[1][right])),
+            (
+                "this is the right name alone, and a log softmax. What about the wrong one?",
+                float(runs[0].log_softmax(-1)[right] - runs[1].log_softmax(-1)[right]),
+            ),
+            ("this divides the two metrics; how far apart they are is asked for.", clean / corrupt),
         )
         cases.append(Case(f"a pair in {name}", None, (*runs, right, wrong), clean - corrupt, mistakes))
     return cases
@@ -100,6 +105,7 @@ add(
         _where,
         hint="Find the row of layer 3 in the map, or its numbers in effect.values; `positions` names the columns.",
         solution='where = positions[int(effect.values[3].argmax())]  # "S2+"',
+        asks="the name of a position, as text,",
         why="The information leaves S2 and waits in the words between S2 and END before the last layers read it.",
     ),
     Exercise(

@@ -278,6 +278,7 @@ add(
     Exercise(
         "11.5",
         _good,
+        asks="a list of names",
         hint="Ask study.best for each method.",
         solution="good = [method for method in study.methods if study.best(method, max_kl=0.1) >= 0.8]",
         why="Which write is used matters more than which vector.",

@@ -11,7 +11,12 @@ GPT2_BYTES = 12 * 64 * 128 * 768 * 4
 
 
 def _rebuilt(answer: Any, run: Any) -> str | None:
-    truth = run["resid_post"][2]
+    import torch
+
+    truth, before, attention, mlp = (run[kind][2] for kind in ("resid_post", "resid_pre", "attn_out", "mlp_out"))
+    if isinstance(answer, torch.Tensor) and answer.data_ptr() in {truth.data_ptr(), run["resid_pre"][3].data_ptr()}:
+        return "this is the recorded stream itself. Build it again from what was there before and what was written."
+    answer = torch.as_tensor(answer)
     if tuple(answer.shape) != tuple(truth.shape):
         return f"the stream after one block has the shape {tuple(truth.shape)}; this has {tuple(answer.shape)}."
 
@@ -20,18 +25,27 @@ def _rebuilt(answer: Any, run: Any) -> str | None:
 
     if fits(truth):
         return None
-    if fits(run["resid_pre"][2] + run["attn_out"][2]):
-        return "this is the stream between attention and MLP: something is still to be added."
-    if fits(run["resid_post"][1]) or fits(run["resid_post"][3]):
-        return "this is the stream after another block. Counting starts at 0, so block 2 is the third."
-    return "this differs from the stream after block 2."
+    known = (
+        (before + attention, "this is the stream between attention and MLP: something is still to be added."),
+        (run["resid_post"][1], "this is the stream after another block. Counting starts at 0: block 2 is the third."),
+        (run["resid_post"][3], "this is the stream after another block. Counting starts at 0: block 2 is the third."),
+        (before + mlp, "what attention writes is missing."),
+        (attention + mlp, "this is what the block writes. To what does it add that?"),
+        (truth + attention + mlp, "resid_post has the writes of its block already: they are added twice here."),
+        (run["resid_pre"][0] + attention + mlp, "this starts with the stream that enters block 0."),
+    )
+    return next((said for tensor, said in known if fits(tensor)), "this differs from the stream after block 2.")
 
 
 def _share(answer: Any, task: Any, run: Any) -> str | None:
     values = task.measure(run.logits)
     truth = float((values > 0).double().mean())
-    if close(answer, truth, 1e-4):
+    if abs(float(answer) - truth) < 0.002:
         return None
+    if close(answer, 100 * truth):
+        return "this is in percent; a share lies between 0 and 1."
+    if close(answer, 1 - truth):
+        return "this is the share of pairs that the model gets wrong."
     if close(answer, values.mean()):
         return "this is the mean of the metric. Count the pairs in which it is positive."
     if close(answer, (values > 0).sum()):
@@ -51,8 +65,16 @@ def _shape(answer: Any, anatomy: Any) -> str | None:
 
 
 def _n_bytes(answer: Any) -> str | None:
-    if close(answer, GPT2_BYTES, 1e-6):
+    if close(answer, GPT2_BYTES, 1e-3):
         return None
+    if close(answer, GPT2_BYTES * 8, 1e-3):
+        return "these are bits: float32 has 32 of them, which are 4 bytes."
+    if close(answer, GPT2_BYTES * 2, 1e-3):
+        return "so many bytes has a number in float64; it is float32 here."
+    if close(answer, GPT2_BYTES / 64, 1e-3):
+        return "this is one prompt."
+    if close(answer, GPT2_BYTES / 128, 1e-3):
+        return "this is one token of each prompt."
     if close(answer, GPT2_BYTES / 4, 1e-6):
         return "these are numbers. How many bytes does each take?"
     if close(answer, GPT2_BYTES / 12, 1e-6):
@@ -75,6 +97,8 @@ def _head_write() -> list[Case]:
             ]
             out = model.W_O[layer]
             truth = z[:, :, head] @ out[head]
+            own = getattr(model.blocks[layer].attn, "b_O", None)
+            bias = torch.zeros(truth.shape[-1]) if own is None else own
             mistakes = (
                 ("this is z, in the head's own small space: W_O is still to come.", z[:, :, head]),
                 ("these are all heads together: one is asked for.", torch.einsum("bphe,hed->bpd", z, out)),
@@ -82,7 +106,11 @@ def _head_write() -> list[Case]:
                 ("this is head 0: the third axis of z is the head.", z[:, :, 0] @ out[head]),
                 ("the second axis of z is the position; the head is the third.", z[:, head] @ out[head]),
                 ("W_O has a layer and a head in front; this is layer 0.", z[:, :, head] @ model.W_O[0, head]),
-            )
+                ("the bias is in it: it belongs to no head.", truth + bias),
+                ("this is the first prompt alone; all are asked for.", truth[0]),
+                ("these are all heads, one beside the other: one is asked for.",
+                 torch.einsum("bphe,hed->bphd", z, out)),
+            )  # fmt: skip
         cases.append(Case(name, model, (model, tokens, layer, head), truth, mistakes))
     return cases
 
@@ -107,6 +135,7 @@ add(
     Exercise(
         "2.1",
         _rebuilt,
+        asks="a tensor",
         hint="A block writes twice, and both writes are recorded. The first axis of each kind is the block.",
         solution='rebuilt = run["resid_pre"][2] + run["attn_out"][2] + run["mlp_out"][2]',
         why="A block never overwrites the stream; it adds two things to it.",
@@ -122,6 +151,7 @@ add(
     Exercise(
         "2.3",
         _shape,
+        asks="a tuple of five numbers",
         hint="Only one of the five numbers differs from the shape of the queries.",
         solution="shape = (anatomy.n_layers, 8, 28, anatomy.n_kv_heads, anatomy.d_head)",
         why="With grouped attention, several query heads read the same keys and values.",

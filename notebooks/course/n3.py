@@ -55,7 +55,15 @@ def _metric(answer: Any, effect: Any) -> str | None:
         return "this is the share of the gap. The metric is in logits."
     if abs(float(answer) - (base.clean - value)) < 0.15:
         return "this would be a noised run. Here the clean value was put into the corrupt run."
-    return "start from the corrupt run and add the share of the gap that came back."
+    if abs(float(answer) - (base.corrupt - value)) < 0.15:
+        return "the sign: a positive effect raises the metric of the run that is patched."
+    if abs(float(answer) - (base.clean + value)) < 0.15:
+        return "this starts at the clean run. Which of the two is patched by denoising?"
+    if abs(float(answer) - (base.corrupt + value / base.gap)) < 0.15:
+        return "a share was added to logits. A share of what?"
+    if abs(float(answer) - base.clean) < 0.15 or abs(float(answer) - base.corrupt) < 0.15:
+        return "this is one of the two runs, without the patch."
+    return "ask which of the two runs was patched, and by how many logits its metric moved."
 
 
 PATCH = """
@@ -84,7 +92,7 @@ def _patch_stream() -> list[Case]:
 
     cases = []
     for name, model, task in trials():
-        for layer, position in ((1, place_of_change(task)), (4, -1)):
+        for layer, position in ((4, -1), (1, place_of_change(task))):
             effects = mw.patch(model, task, ["resid_pre"], positions="each")["resid_pre"]
             noised = mw.patch(model, task, ["resid_pre"], positions="each", direction="noise")["resid_pre"]
             truth, gap = float(effects.values[layer, position]), effects.baseline
@@ -96,7 +104,15 @@ def _patch_stream() -> list[Case]:
                 ),
                 ("this copies the corrupt value into the clean run.", float(noised.values[layer, position])),
                 ("all positions were copied: that brings everything back. Copy one.", gap.gap),
-                ("nothing was changed: does the hook *return* the new stream?", 0.0),
+                (
+                    "this is the stream that *leaves* the layer; the one that enters it is asked for.",
+                    float(effects.values[layer + 1, position]),
+                ),
+                ("this is one position further to the left.", float(effects.values[layer, position - 1])),
+                (
+                    "nothing was changed: does the hook *return* the new stream, and does it come from the clean run?",
+                    0.0,
+                ),
             )
             label = f"{name}, layer {layer}, position {position}"
             cases.append(Case(label, model, (model, task, layer, position), truth, mistakes))
@@ -114,6 +130,7 @@ add(
     Exercise(
         "3.2",
         _straight,
+        asks="the name of a metric, as text,",
         hint="Compare the two lines of each metric, head by head.",
         solution='straight = "logit_difference"',
         why="The logit difference is a straight ruler; probabilities are bent near 0 and 1.",
@@ -128,7 +145,8 @@ add(
     Exercise(
         "3.4",
         _metric,
-        hint="metric = corrupt + share x gap.",
+        hint="Which run is patched by denoising, and where does its metric stand before? What does the gap make of a "
+        "share?",
         solution="metric_there = base.corrupt + float(effect.normalized().values[4, column]) * base.gap",
         why="effect.metric holds it for every cell.",
     ),

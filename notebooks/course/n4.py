@@ -26,7 +26,11 @@ def _estimate(answer: Any) -> str | None:
         return "this is the slope in the middle. Attribution patching takes it at the corrupt run."
     if close(answer, _metric(0), 0.02):
         return "this is the metric at the start, not what the line adds on its way."
-    return "the line's effect is its slope at 0, times the way from 0 to 1."
+    if close(answer, _metric(0) + _slope(0), 0.02):
+        return "this is where the line stands at 1. By how much has it risen?"
+    if close(answer, -_slope(0), 0.02):
+        return "the sign: from corrupt to clean, this metric rises."
+    return "which slope does the formula take, and how long is the way from corrupt to clean here?"
 
 
 def _steps(answer: Any) -> str | None:
@@ -38,6 +42,8 @@ def _steps(answer: Any) -> str | None:
     truth = next(n for n in range(1, 50) if all(off(m) <= 0.05 for m in range(n, 50)))
     if int(answer) == truth:
         return None
+    if int(answer) < 1:
+        return "at least one step is taken."
     if int(answer) < truth:
         larger = next(m for m in range(int(answer), truth) if off(m) > 0.05)
         return f"with {larger} steps the estimate is off by {off(larger):.0%}."
@@ -61,6 +67,7 @@ def _passes(answer: Any) -> str | None:
         return None
     return {
         5: "these are the backward passes alone.",
+        7: "these are the forward passes alone.",
         10: "the two runs that are recorded first, clean and corrupt, are missing.",
         3: "this is one step.",
         15: "the two runs are recorded once, not once per step.",
@@ -103,6 +110,50 @@ def integrated_gradients(model, task, n_steps):
 """
 
 
+def _streams(model: Any, task: Any, layer: int) -> tuple[Any, Any]:
+    """The streams that enter `layer` in the clean and the corrupt run."""
+    import torch
+
+    name = f"blocks.{layer}.hook_resid_pre"
+    with torch.no_grad():
+        clean, corrupt = (
+            model.run_with_cache(tokens, names_filter=name)[1][name].clone()
+            for tokens in (task.pairs.clean_tokens, task.pairs.corrupt_tokens)
+        )
+    return clean, corrupt
+
+
+def _slope_at(model: Any, task: Any, layer: int, point: Any) -> Any:
+    """The slope of the metric, pair by pair, where the stream that enters `layer` is `point`."""
+    import torch
+
+    point = point.detach().requires_grad_()
+
+    def put(stream: Any, hook: Any) -> Any:
+        return point
+
+    hooks = [(f"blocks.{layer}.hook_resid_pre", put)]
+    values = task.measure(model.run_with_hooks(task.pairs.corrupt_tokens, fwd_hooks=hooks))
+    return torch.autograd.grad(values.sum(), point)[0]
+
+
+def _factors(model: Any, task: Any, layer: int) -> tuple[tuple[str, Any], ...]:
+    """What is left when one of the factors of an estimate is forgotten or another."""
+    clean, corrupt = _streams(model, task, layer)
+    slope = _slope_at(model, task, layer, corrupt)
+    factors = {
+        "this is the slope times the clean stream: take the difference of the two streams.": clean,
+        "this is the slope times the corrupt stream: take the difference of the two streams.": corrupt,
+        "this is the slope alone: times how far the stream moves.": clean / clean,
+    }
+    found = [(sentence, (factor * slope).sum(-1).mean(0)) for sentence, factor in factors.items()]
+    return (
+        *found,
+        ("signs are lost: absolute values were taken before the sum over the width.",
+         ((clean - corrupt) * slope).abs().sum(-1).mean(0)),
+    )  # fmt: skip
+
+
 @judges
 def _attribution() -> list[Case]:
     import mechwork as mw
@@ -113,6 +164,7 @@ def _attribution() -> list[Case]:
         at_clean = mw.attribute(model, task, ["resid_pre"], rules="gradient", positions="each", direction="noise")[
             "resid_pre"
         ]
+        exact = mw.patch(model, task, ["resid_pre"], positions="each")["resid_pre"]
         for layer in (0, 3):
             truth, n = estimates.values[layer], len(task)
             mistakes = (
@@ -123,9 +175,37 @@ def _attribution() -> list[Case]:
                     "this is the mean of the absolute values: signs are lost.",
                     estimates.per_example[:, layer].abs().mean(0),
                 ),
-            )
+                ("this is the stream that *leaves* the layer; the one that enters it is asked for.",
+                 estimates.values[layer + 1]),
+                ("this is layer 0, whichever is asked for.", estimates.values[0]),
+                ("this is the measured effect: the library's `patch`, not an estimate.", exact.values[layer]),
+                *_factors(model, task, layer),
+            )  # fmt: skip
             cases.append(Case(f"{name}, layer {layer}", model, (model, task, layer), truth, mistakes))
     return cases
+
+
+def _other_points(model: Any, task: Any, n: int) -> tuple[tuple[str, Any], ...]:
+    """Averages over other points of the way than the midpoints."""
+    clean, corrupt = _streams(model, task, 0)
+
+    def estimate(fractions: list[float], steps: int) -> Any:
+        total = sum(_slope_at(model, task, 0, corrupt + at * (clean - corrupt)) for at in fractions)
+        return ((clean - corrupt) * total / steps).sum(-1).mean(0)
+
+    middle = [(k + 0.5) / n for k in range(n)]
+    return (
+        ("these points start at the corrupt run and end before the clean one: take the middle of each step.",
+         estimate([k / n for k in range(n)], n)),
+        ("these points start behind the corrupt run and end at the clean one: take the middle of each step.",
+         estimate([(k + 1) / n for k in range(n)], n)),
+        ("every point is half a step or more too far: k starts at 0.", estimate([(k + 1.5) / n for k in range(n)], n)),
+        ("the last point is missing.", estimate(middle[:-1], n)),
+        ("only the last point counts: add the slopes up.", estimate(middle[-1:], n)),
+        ("only the last point counts: add the slopes up.", estimate(middle[-1:], 1)),
+        ("this is one step, whatever n_steps is.", estimate([0.5], 1)),
+        ("the way starts at the clean stream here and leads away from it.", estimate([1 + at for at in middle], n)),
+    )  # fmt: skip
 
 
 @judges
@@ -140,6 +220,7 @@ def _integrated() -> list[Case]:
             truth = mw.attribute(model, task, ["resid_pre"], ig_steps=n_steps, **settings)["resid_pre"].values[0]
             mistakes = (
                 ("the slope is the one at the start: exercise 4.5 again.", start),
+                *_other_points(model, task, n_steps),
                 ("the slopes are added up; their mean is asked for.", truth * n_steps),
                 ("this is summed over pairs; the mean is asked for.", truth * len(task)),
                 (AVERAGED_TWICE, truth / len(task)),
@@ -152,7 +233,7 @@ add(
     Exercise(
         "4.1",
         _estimate,
-        hint="slope(0) times the distance.",
+        hint="What are a_corrupt and a_clean in this toy? Put them into the formula above.",
         solution="estimate = slope(0) * (1 - 0)",
         why="About 0.03, where the truth is nearly 1: the line starts on the flat part and never learns of the step.",
     ),

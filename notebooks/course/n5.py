@@ -18,7 +18,9 @@ def _under_rule(answer: Any) -> str | None:
         return "the divisor is constant, but it is still there."
     if close(answer, 0.2) or close(answer, 1.4):
         return "times the activation, and only the first number counts in f."
-    return "with |x| = 5 held, f(x) = x[0] / 5. Its coefficients are (1/5, 0)."
+    if close(answer, 5):
+        return "f keeps the first number only: the second has no coefficient."
+    return "with |x| held at 5, what is f, and what is its slope along each of the two numbers?"
 
 
 def _missing(answer: Any, relevance: Any) -> str | None:
@@ -31,22 +33,23 @@ def _missing(answer: Any, relevance: Any) -> str | None:
         return "this is the whole metric."
     if close(answer, -truth):
         return "the sign: metric minus the words."
-    return "it is the metric minus the sum of the words' numbers."
+    return "what has to be added to the words' numbers to reach the metric?"
 
 
 def _best_rule(answer: Any, model: Any, task: Any, exact: Any) -> str | None:
     import mechwork as mw
 
     known = ("LN-rule", "Identity-rule", "AH-rule")
-    if answer not in known:
+    named = next((rule for rule in known if same(answer, rule) or same(answer, rule.removesuffix("-rule"))), None)
+    if named is None:
         return f"the rules are {', '.join(known)}."
 
     def fit(rule: str) -> float:
         return mw.attribute(model, task, ["resid_pre"], rules=[rule]).agreement(exact)["resid_pre"].pearson
 
-    if answer == max(known, key=fit):
+    if named == max(known, key=fit):
         return None
-    return f"alone it gives {fit(answer):+.3f} at resid_pre; another rule gives more."
+    return f"alone it gives {fit(named):+.3f} at resid_pre; another rule gives more."
 
 
 def _weakest(answer: Any, model: Any, task: Any, truth: Any) -> str | None:
@@ -89,6 +92,8 @@ def _derivative(function: Any, x: Any, *others: Any) -> tuple[Any, Any]:
 
     x = x.clone().requires_grad_()
     value = function(x, *others)
+    if value is not None and not isinstance(value, torch.Tensor):
+        raise TypeError(f"this is a {type(value).__name__}; a tensor is asked for")
     if value is None:
         return None, None
     weights = torch.linspace(-1, 2, value.numel(), dtype=value.dtype).view_as(value)
@@ -116,6 +121,11 @@ def _judge_rule(
     return judge_function(lambda *given: _derivative(answer, *given)[1], [case], 1e-5)
 
 
+def _normed(x: Any, centre: Any) -> Any:
+    """Around another centre, with the root of the mean square as divisor."""
+    return (x - centre) / ((x - centre).pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()
+
+
 def _layer_norm(answer: Any) -> str | None:
     import torch
     from torch.nn.functional import layer_norm
@@ -138,6 +148,10 @@ def _layer_norm(answer: Any) -> str | None:
         "nothing is held: this is the gradient. Detach the divisor.": plain,
         "the mean is held too: the LN-rule holds the divisor alone.": all_held,
         "everything is detached: nothing gets through.": lambda x, gain, bias: plain(x, gain, bias).detach(),
+        "1e-5 is missing under the root.": lambda x, gain, bias: (
+            right(x, gain, bias).detach()
+            + (x - x.mean(-1, keepdim=True)) / x.var(-1, keepdim=True, unbiased=False).sqrt().detach() * gain
+        ),
     }
     centred = x - x.mean(-1, keepdim=True)
     variance = centred.pow(2).mean(-1, keepdim=True)
@@ -150,6 +164,12 @@ def _layer_norm(answer: Any) -> str | None:
             centred / (unbiased.sqrt() + 1e-5) * gain + bias
         ),
         "the bias is missing.": centred / (variance + 1e-5).sqrt() * gain,
+        "nothing is centred: take the mean off first.": x / (variance + 1e-5).sqrt() * gain + bias,
+        "the root is missing: divide by the root of the variance.": centred / (variance + 1e-5) * gain + bias,
+        "the mean of everything was taken off: each row has its own.": _normed(x, x.mean()) * gain + bias,
+        "the mean over another axis was taken off: the last one is asked for.": (
+            _normed(x, x.mean(0, keepdim=True)) * gain + bias
+        ),
         "the gain is missing.": centred / (variance + 1e-5).sqrt() + bias,
     }
     return _judge_rule(answer, (x, gain, bias), right, plain, mistakes, other_values)
@@ -167,6 +187,7 @@ def _gelu(answer: Any) -> str | None:
 
     mistakes = {
         "nothing is held: this is GELU's own derivative.": gelu,
+        "everything is detached: nothing gets through.": lambda x: gelu(x).detach(),
         "the factor at x = 0 is 1/2, not 0.": lambda x: x * torch.where(x == 0, x, gelu(x) / (x + (x == 0))).detach(),
         "the factor at x = 0 is 1/2, not 1.": lambda x: (
             x * torch.where(x == 0, x + 1, gelu(x) / (x + (x == 0))).detach()

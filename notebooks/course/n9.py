@@ -162,6 +162,7 @@ add(
     Exercise(
         "9.3",
         _unfit,
+        asks="a list of names",
         hint="Compare each number with the rule; the rule is a choice that you make before you look.",
         solution="unfit = [name for name, share in accuracy.items() if share < 0.75]",
         why="A circuit of behaviour that is not there can be found too: the methods give numbers for anything.",

@@ -29,7 +29,7 @@ from .pairing import NOTEBOOKS, build, sources, to_json, with_outputs
 
 FRAME = re.compile(r'<iframe srcdoc="(.*?)" sandbox=', re.DOTALL)
 DRAWN = ".main-svg, .mw-nodes .mw-node, canvas, table, .mw-token"
-WIDTH, HEIGHT = 760, 620
+WIDTH, HEIGHT = 960, 700
 """Of a picture, at most, in pixels."""
 HIDDEN = re.compile(r"(?<![\w.])/(?:[\w.+-]+/)+(?=[\w.+-]+)")
 """Folders of this machine in an output; the name of the file stays."""

@@ -120,9 +120,10 @@ WRONG: dict[str, tuple[str, ...]] = {
         "interaction = both.effect - alone[0].effect",
     ),
     "6.3": (
-        'repaired = table.loc["a3.h3", "total"] - table.loc["a3.h3", "direct"]',
-        'repaired = table.loc["a3.h3", "direct"]',
-        'repaired = table.loc["a4.h1", "direct"] - table.loc["a4.h1", "total"]',
+        'repaired = table.loc["a3.h3", "direct"] - table.loc["a3.h3", "total"]',
+        'repaired = table.loc["a3.h3", "total"] / table.loc["a3.h3", "direct"]',
+        'repaired = table.loc["a3.h3", "total"] / table.loc["a3.h3", "direct"] - 1',
+        'repaired = 1 - table.loc["a4.h1", "total"] / table.loc["a4.h1", "direct"]',
     ),
     "6.4": ('previous = "a1.h0"', 'previous = "a0.h1"', 'previous = "a5.h1"'),
     "6.5": (
@@ -130,7 +131,7 @@ WRONG: dict[str, tuple[str, ...]] = {
         _wrong("6.5", "z[:, :, head].mean(dim=0)", "z[:, :, head].mean(dim=(0, 1))"),
         _wrong("6.5", "        return z\n", ""),
     ),
-    "7.1": ('word = " Mary"', 'word = " to"', "word = 921", 'word = " the"'),
+    "7.1": ('word = " necklace"', 'word = " John"', "word = 921", 'word = " bottle"'),
     "7.2": ('first = "resid_pre.4"', 'first = "resid_post.5"', 'first = "block 5"'),
     "7.3": ('gains_most = "resid_pre.5"', 'gains_most = "resid_pre.3"', 'gains_most = "the first"'),
     "7.4": (
