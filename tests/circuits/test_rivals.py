@@ -52,7 +52,7 @@ def test_a_rival_takes_the_other_way(tmp_path: Path) -> None:
 def test_it_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
     model, task = two_ways(), letters_task()
     given = Circuit.from_edges(EdgeSpace.of(read_anatomy(model)), ["input->a0.h0<v>", "a0.h0->logits"])
-    how = {"n": 2, "n_steps": 40, "batch_size": 3, "seed": 5}
+    how: dict[str, Any] = {"n": 2, "n_steps": 40, "batch_size": 3, "seed": 5}
     whole, seen = find_rivals(model, task, given, **how), list[int]()
 
     def stop(done: int, of: int, what: str) -> None:
@@ -69,8 +69,11 @@ def test_it_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
     )
     for name, circuit in whole.circuits.items():
         assert torch.equal(circuit.mask, again.circuits[name].mask)
+        learnt = again.circuits[name].scores
         if name != "given":
-            assert torch.equal(circuit.scores, again.circuits[name].scores)
+            assert circuit.scores is not None
+            assert learnt is not None
+            assert torch.equal(circuit.scores, learnt)
 
 
 def test_pairs_that_fit_a_budget() -> None:
