@@ -102,7 +102,7 @@ class DataCheck(Result):
 def check_data(model: TransformerBridge, task: Task, *, min_accuracy: float | None = None) -> DataCheck:
     """Look at the pairs, and at what the model answers to them. `min_accuracy` replaces chance + `MARGIN`."""
     first = task.splits.index("test") if "test" in task.splits else 0
-    clean, right, answered, logits = _run(model, task, first)
+    clean, right, answered, (row, logits) = _run(model, task, first)
     corrupt, _, _, _ = _run(model, task, first, corrupt=True)
     rate, chance = float(right.mean()), _chance(task)
     least = chance + MARGIN if min_accuracy is None else min_accuracy
@@ -110,7 +110,7 @@ def check_data(model: TransformerBridge, task: Task, *, min_accuracy: float | No
     rows = (_count(task), _alignment(task), _duplicates(task), answers, *_gap(task, clean, corrupt))
     provenance = build_provenance(method="data check", model=identify_model(model), task=task.provenance())
     return DataCheck(
-        rows, rate, chance, float(clean.mean()), float(corrupt.mean()), provenance, _example(task, first, logits)
+        rows, rate, chance, float(clean.mean()), float(corrupt.mean()), provenance, _example(task, row, logits)
     )
 
 
@@ -126,10 +126,12 @@ def _example(task: Task, row: int, logits: Tensor) -> AnswerShares | None:
 
 
 def _run(
-    model: TransformerBridge, task: Task, example: int, *, corrupt: bool = False
-) -> tuple[Tensor, Tensor, list[int], Tensor]:
-    """Metric and correctness per question, best (first) token per pair, in batches of 16; one pair's logits."""
-    metrics, right, best, shown = [], [], [], torch.zeros(0)
+    model: TransformerBridge, task: Task, first: int, *, corrupt: bool = False
+) -> tuple[Tensor, Tensor, list[int], tuple[int, Tensor]]:
+    """Metric and correctness per question, best (first) token per pair, in batches of 16; and the logits of one pair
+    from `first` on, the first that the model gets right, if any.
+    """
+    metrics, right, best, shown = [], [], [], dict[bool, tuple[int, Tensor]]()
     for rows in torch.arange(len(task)).split(task.pairs.whole(16)):
         part = task[rows.tolist()]
         pairs = part.pairs.to(device_of(model))  # as wide as the longest prompt of the batch
@@ -142,10 +144,16 @@ def _run(
         right.append(accuracy(logits, pairs).float().cpu())
         said = pairs.read(logits)[:, -1]  # an answer's first token
         best += said.argmax(dim=-1).tolist()
-        if example in rows:
-            shown = said[example - int(rows[0])].cpu()
+        for i, row in enumerate(rows.tolist()):
+            if row >= first:
+                shown.setdefault(bool(right[-1][i] == 1), (row, said[i].cpu()))
     per_question = task.pairs.per_question
-    return per_question(torch.cat(metrics).double()), per_question(torch.cat(right)), best, shown
+    return (
+        per_question(torch.cat(metrics).double()),
+        per_question(torch.cat(right)),
+        best,
+        shown.get(True) or shown[False],
+    )
 
 
 def _chance(task: Task) -> float:

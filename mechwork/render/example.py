@@ -41,8 +41,8 @@ class ShownPrompt:
 
 
 def find_example(findings: Findings) -> ShownPrompt:
-    """The first prompt that a lens read, else the first of the test pairs."""
-    task = findings.task.test
+    """The test pair that the data check shows, else the first."""
+    task = _shown_first(findings)
     # Of whole answers only the prompt itself: what follows it is the beginning of an answer.
     tokens = task.prompt_texts(0)[0][: int(task.pairs.read_columns[0].min()) + 1]
     if task.answer_texts:
@@ -55,6 +55,20 @@ def find_example(findings: Findings) -> ShownPrompt:
     effects, places, said = _effects(findings, task, len(tokens))
     p_answer, p_wrong = _probabilities(findings, task, answer, wrong)
     return ShownPrompt(tokens, effects, places, answer, wrong, p_answer, p_wrong, said)
+
+
+def _shown_first(findings: Findings) -> Task:
+    """The test pairs, from the one on that the data check shows."""
+    test = findings.task.test
+    for check in findings.of(DataCheck):
+        for row in range(len(test) if check.example is not None else 0):
+            if check.example is not None and _tokens(test, row) == list(check.example.tokens):
+                return test[row:]
+    return test
+
+
+def _tokens(task: Task, row: int) -> list[int]:
+    return task.pairs.clean_tokens[row, : int(task.pairs.lengths[row])].tolist()
 
 
 def _effects(findings: Findings, task: Task, n: int) -> tuple[tuple[float | None, ...], tuple[str, ...], str]:
@@ -92,7 +106,7 @@ def _places(effect: Effect, task: Task, n: int) -> list[int | None] | None:
 
 
 def _probabilities(findings: Findings, task: Task, answer: str, wrong: str) -> tuple[float | None, float | None]:
-    prompt = task.pairs.clean_tokens[0, : int(task.pairs.lengths[0])].tolist()
+    prompt = _tokens(task, 0)
     for check in findings.of(DataCheck):
         if check.example is not None and list(check.example.tokens) == prompt:
             return check.example.correct, check.example.incorrect

@@ -19,6 +19,8 @@ from mechwork.discovery.size import find_size
 from mechwork.discovery.stages import LEAST, STAGES
 from mechwork.errors import InputError
 from mechwork.render import render_report
+from mechwork.render.example import find_example
+from mechwork.render.findings import collect
 from mechwork.tasks.task import Task
 
 
@@ -172,6 +174,27 @@ def test_the_check_has_the_answers_probabilities_for_the_first_screen(model: Tra
     said = html.unescape(re.sub(r"<[^>]*>", "", page[page.index("data-mw-answer>") :].split("</p>")[0]))
     assert re.search(rf"→ {right.strip()} \d+\s%, not {wrong.strip()} [\d.]+\s%$", said), said
     assert "%" not in render_report(task, replace(check, example=None)).split("data-mw-answer>")[1].split("</p>")[0]
+
+
+def test_the_first_screen_shows_a_prompt_that_the_model_gets_right(model: TransformerBridge, task: Task) -> None:
+    """The first of the test pairs, where there is one; of none, the first."""
+    first = task.splits.index("test")
+    right = [i for i in range(first, len(task)) if task[i : i + 1].accuracy(model) == 1]
+    assert right[:2] == [first, first + 1]
+    # Where it is wrong, exchanged answers would be right.
+    task = task[[*range(first), *right]]
+    for wrong, shown in (([first], first + 1), ([*range(first, len(task))], first)):
+        correct, incorrect = task.pairs.correct.clone(), task.pairs.incorrect.clone()
+        correct[wrong], incorrect[wrong] = task.pairs.incorrect[wrong], task.pairs.correct[wrong]
+        answers = tuple(texts[::-1] if i in wrong else texts for i, texts in enumerate(task.answer_texts))
+        mixed = replace(task, pairs=replace(task.pairs, correct=correct, incorrect=incorrect), answer_texts=answers)
+        check = check_data(model, mixed)
+        assert check.example is not None
+        assert list(check.example.tokens) == mixed.pairs.prompt(shown)
+        assert (check.example.correct > check.example.incorrect) == (shown not in wrong)
+        found = find_example(collect(mixed, (check,)))
+        assert (found.answer, found.wrong) == mixed.answer_texts[shown]
+        assert (found.p_answer, found.p_wrong) == (check.example.correct, check.example.incorrect)
 
 
 def test_a_task_that_the_model_cannot_do_is_stopped_before_any_long_step(
