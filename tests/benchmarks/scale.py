@@ -1,7 +1,7 @@
 """Do workers pay? Forked workers and Ray against one process, on the same calls, with the same bits; and what the
 simulator said.
 
-    python -m tests.benchmarks.scale                        # an idle machine of two cores; under six minutes
+    python -m tests.benchmarks.scale                        # an idle machine of two cores; eight minutes
     python -m tests.benchmarks.scale --no-ray --calls patch ablations attribute edges curve leaderboard
     python -m tests.benchmarks.scale --model gpt2-12l --n-pairs 16 --workers 3
 
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--n-pairs", type=int, default=8)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--ray", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--calls", nargs="+", metavar="CALL", default=["patch", "edges", "leaderboard"])
+    parser.add_argument("--calls", nargs="+", metavar="CALL", default=["patch", "sweep", "edges", "leaderboard"])
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -76,6 +76,9 @@ def calls(model: Any, task: mw.Task) -> dict[str, Callable[[], Any]]:
     test = {"fractions": (0.002, 0.02, 0.1, 0.5), "n_random": 1, "across_tasks": True}
     found: dict[str, Callable[[], Any]] = {
         "patch": lambda: mw.patch(model, task, ["mlp_out"], positions="spans", memory_budget="1GB"),
+        "sweep": lambda: mw.patch(
+            model, task, ["resid_pre", "attn_out", "mlp_out"], positions="spans", memory_budget="1GB"
+        ),
         "ablations": lambda: sweep_ablations(model, task, ["heads"], kind="zero", memory_budget="1GB"),
         "attribute": lambda: mw.attribute(model, task, ["z", "mlp_out"], ig_steps=5, memory_budget="200MB"),
         "edges": lambda: mw.score_edges(model, task, preset="eap-ig", batch_size=2),
