@@ -33,6 +33,7 @@ from mechwork.patching.kept import Kept
 from mechwork.patching.result import Effect, agreement_of
 from mechwork.patching.screen import ScreenedEffects
 from mechwork.patching.study import _mean
+from mechwork.relevance.install import _leave, _stacks
 from mechwork.relevance.linear import _ratio
 from mechwork.runs.record import Baseline
 from mechwork.sites import Site
@@ -247,6 +248,17 @@ def test_the_largest_entries_of_all_batches_are_one_per_place() -> None:
     parts = [part(3, (0, 2, 5.0), (2, 0, -9.0)), part(2, (1, 2, -6.0), (0, 1, 1.0)), part(1, (0, 3, 2.0))]
     found = [(one.prompt, one.position, one.value) for one in _largest(parts, 0, 3)]
     assert found == [(2, 0, -9.0), (4, 2, -6.0), (5, 3, 2.0)]
+
+
+def test_rules_leave_their_stack_in_any_order_and_twice() -> None:
+    one, two, key = object(), object(), -1
+    _stacks[key] = [one, two]
+    for _ in range(2):
+        _leave(key, one)
+        assert _stacks[key] == [two]
+    _leave(key, two)
+    assert key not in _stacks
+    _leave(key, two)
 
 
 def test_shares_of_nothing_are_nothing() -> None:
