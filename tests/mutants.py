@@ -38,7 +38,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 CORE = ("patching", "circuits", "relevance", "interventions", "ablation", "lenses", "tasks")
-ALWAYS = ("tests/test_hard_task.py", "tests/test_bad_calls.py")
+ALWAYS = ("tests/test_numbers.py", "tests/test_hard_task.py", "tests/test_bad_calls.py")
 PLAIN = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "addopts=--import-mode=importlib", "-W", "ignore"]
 LONGEST, MOST_TESTS = 4.0, 60
 """A mutant may take this many times what its tests took; so many tests are tried."""

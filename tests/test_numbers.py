@@ -21,10 +21,11 @@ from mechwork.circuits.scoring.nodes import NodeScores
 from mechwork.circuits.scoring.positions import PositionScores
 from mechwork.circuits.scoring.query_key import QueryKeyAttribution
 from mechwork.circuits.scoring.sample import Streamed
-from mechwork.circuits.testing.curves import CircuitEvaluation
+from mechwork.circuits.testing.curves import CircuitEvaluation, FaithfulnessCurve
 from mechwork.circuits.testing.mechanisms import MechanismRow, Mechanisms
+from mechwork.circuits.testing.referee import N_LEAST, _why_not
 from mechwork.circuits.testing.rivals import RivalRow, Rivals
-from mechwork.errors import InputError, UnknownNameError, UnsupportedModelError
+from mechwork.errors import InputError, MetricError, UnknownNameError, UnsupportedModelError
 from mechwork.interventions.routing import check_router, choose_experts
 from mechwork.lenses.value_clusters import ValueClusters
 from mechwork.patching.grids import _neuron_sets
@@ -32,12 +33,14 @@ from mechwork.patching.kept import Kept
 from mechwork.patching.result import Effect, agreement_of
 from mechwork.patching.screen import ScreenedEffects
 from mechwork.patching.study import _mean
+from mechwork.relevance.install import _leave, _stacks
 from mechwork.relevance.linear import _ratio
 from mechwork.runs.record import Baseline
 from mechwork.sites import Site
 from mechwork.tasks import find_task
 from mechwork.tasks.answers import _following
 from mechwork.tasks.marks import SHIFT, is_marked, marks_of, plain_tokens
+from mechwork.tasks.metrics import Metric
 from mechwork.tasks.rows import _named
 
 SPACE = EdgeSpace(n_layers=1, n_heads=2, n_kv_heads=1)
@@ -128,6 +131,34 @@ def test_edges_nodes_and_positions_are_listed_by_size() -> None:
     assert (parts.by_query.tolist(), parts.by_key.tolist()) == ([3, -1], [-2, 4])
 
 
+def test_scores_know_their_task_and_how_stable_they_are() -> None:
+    scores = replace(edges(0), provenance={"task": {"name": "ioi"}})
+    scores.require_task("ioi", "logit_difference")
+    replace(scores, provenance={}).require_task("any", "logit_difference")  # old scores know no task
+    for name, metric in (("capitals", "logit_difference"), ("ioi", "probability")):
+        with pytest.raises(InputError, match="belong to task 'ioi'"):
+            scores.require_task(name, metric)
+    with pytest.raises(InputError, match="no resamples"):
+        streamed(scores).resampled_means(5, 0)
+    row = -torch.arange(1.0, SPACE.n_edges + 1)  # the same in every pair, and negative: the last are the strongest
+    values = torch.zeros(4, *SPACE.mask.shape)
+    values[:, SPACE.mask] = row
+    steady = replace(scores, per_example=values)
+    assert steady.stability(3, n_resamples=5).jaccards == (1,) * 5
+    halves = replace(scores, per_example=values * torch.tensor([1.0, 1.0, -1.0, -1.0])[:, None, None] + values / 2,
+                     templates=("a", "a", "b", "b"))  # fmt: skip
+    assert halves.stability(3, over="templates").jaccards == (1, 1)
+
+
+def test_the_area_between_random_circuits_and_the_model() -> None:
+    """Faithfulness of one random circuit 0.5 at an edge fraction of 0, 2 at 1: |1 - it| is 0.5 and 1."""
+    size, pair = torch.zeros(2, 1), torch.ones(1)
+    curve = FaithfulnessCurve((0.0, 1.0), (0, 5), (0, 5), size, size, torch.tensor([[[0.5], [2.0]]]), 0 * pair, pair,
+                              "corrupt", "m", {})  # fmt: skip
+    assert curve.random_cmd == pytest.approx(0.75)
+    assert curve.random_cpr == pytest.approx(1.25)
+
+
 def test_an_ensemble_weighs_each_score_by_its_size() -> None:
     one, two = edges(0), edges(1)
     sizes = [s.values[SPACE.mask].pow(2).mean().sqrt() for s in (one, two)]
@@ -145,15 +176,21 @@ def test_an_ensemble_weighs_each_score_by_its_size() -> None:
 def test_verdicts_on_circuits() -> None:
     circuit = Circuit(SPACE, SPACE.mask)
     per_pair = [torch.tensor(row) for row in ([2.0, 4.0], [1.0, 1.0], [5.0, 7.0])]
-    found = CircuitEvaluation(circuit, *per_pair, (), 1.0, 1.0, "corrupt", "m", {})
+    mine, empty, model = per_pair
+    found = CircuitEvaluation(circuit, mine, empty, model, (), 1.0, 1.0, "corrupt", "m", {})
     assert (found.metric, found.empty, found.faithfulness) == (3, 1, pytest.approx(0.4))
+    few = Circuit(SPACE, SPACE.mask & (torch.arange(SPACE.n_readers) < 2))
+    assert _why_not(few, N_LEAST) == ""
+    assert "no power" in _why_not(few, N_LEAST - 1)
+    assert "whole model" in _why_not(circuit, N_LEAST)
+    assert "empty" in _why_not(Circuit(SPACE, SPACE.mask & False), N_LEAST)
 
     def rival(name: str, value: float, ablation: str = "corrupt") -> RivalRow:
         return RivalRow(name, ablation, "all", 8, value, value, value)
 
-    values = {"given": 0.95, "near": 0.9, "beyond": 1.06, "edge": 0.84}
+    values: dict[str, float] = {"given": 0.95, "near": 0.9, "beyond": 1.06, "edge": 0.84}
     rows = (*(rival(name, value) for name, value in values.items()), rival("edge", 0.95, "mean"))
-    overlaps = dict.fromkeys(("near", "beyond", "edge"), 0.5)
+    overlaps: dict[str, float] = dict.fromkeys(["near", "beyond", "edge"], 0.5)
     rivals = Rivals(dict.fromkeys(values, circuit), overlaps, overlaps, rows, {})
     assert rivals.equal() == ("near", "beyond")
     assert rivals.equal(0.2) == ("near", "beyond", "edge")
@@ -213,6 +250,17 @@ def test_the_largest_entries_of_all_batches_are_one_per_place() -> None:
     assert found == [(2, 0, -9.0), (4, 2, -6.0), (5, 3, 2.0)]
 
 
+def test_rules_leave_their_stack_in_any_order_and_twice() -> None:
+    one, two, key = object(), object(), -1
+    _stacks[key] = [one, two]
+    for _ in range(2):
+        _leave(key, one)
+        assert _stacks[key] == [two]
+    _leave(key, two)
+    assert key not in _stacks
+    _leave(key, two)
+
+
 def test_shares_of_nothing_are_nothing() -> None:
     assert _ratio(torch.tensor([2.0, 3.0, 0.0]), torch.tensor([0.0, 1.0, 4.0])).tolist() == [0, 3, 0]
 
@@ -250,6 +298,9 @@ def test_tokens_spans_and_answers_of_tasks() -> None:
     task = mw.Task.from_tokens([[1]] * 4, [[2]] * 4, [5] * 4, [6] * 4)
     for splits, n in ((("train", "size", "test", "size"), 2), (("train", "test", "train", "train"), 3)):
         assert len(replace(task, splits=splits).sizing) == n
+    one_bad = Metric("one bad", lambda logits, pairs: torch.tensor([1.0, math.nan, 1.0, 1.0]))
+    with pytest.raises(MetricError, match="for pair 1"):
+        replace(task, metric=one_bad).measure(torch.zeros(4, 1, 9))
 
 
 def test_what_has_a_name_is_found_and_the_rest_refused(tmp_path: Path) -> None:

@@ -60,8 +60,8 @@ def test_heads_have_the_roles_that_their_scores_and_corrected_p_give_them() -> N
     assert table.roles_of("a1.h0") == ("induction",), "p of .016 is the second of four: .048"
     assert table.roles_of("a0.h2") == ()
     assert _heads(table) == {"previous token": "a0.h1", "control": "a0.h2", "induction": "a1.h0"}
-    alone = RoleTable(names[2:], *({role: rows[2:] for role, rows in part.items()} for part in
-                                   (scores, nothing, nothing, p)), {})  # fmt: skip
+    two, none, p_two = ({role: rows[2:] for role, rows in part.items()} for part in (scores, nothing, p))
+    alone = RoleTable(names[2:], two, none, none, p_two, {})
     with pytest.raises(InputError, match=r"a0\.h2 is alone in its own"):
         _heads(alone)
 

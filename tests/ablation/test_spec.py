@@ -227,6 +227,10 @@ def test_positions_beyond_a_table_are_an_error_not_a_silence(tiny_gpt2_64: Any) 
     limited = fit_ablation(tiny_gpt2_64, AblationSpec(["a0.h0"], "mean_by_position", [0, 1, 5]), task)
     with torch.no_grad(), limited.applied(tiny_gpt2_64):
         tiny_gpt2_64.generate(task.pairs.clean_tokens, max_new_tokens=2, do_sample=False, verbose=False)
+    spanned = build_task(n=8, n_pos=6, spans=[{"A": [3]}] * 8)
+    edge = fit_ablation(tiny_gpt2_64, AblationSpec(["a1.h2[END->A]"], "mean_by_position"), spanned)
+    with pytest.raises(InputError, match="names later ones"):
+        edge.bind(tiny_gpt2_64, build_task(n=3, spans=[{"A": [8]}] * 3).pairs)
     with pytest.raises(InputError, match="for 2 prompts"):
         ByPosition(torch.zeros(2, 5, 3)).place(torch.zeros(3, 5, 3), 0)
 
