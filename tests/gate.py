@@ -7,7 +7,7 @@ name | what runs:
 - ``quick`` | the same four checks; tests that are not slow, on three architecture families, without browser and
   notebooks
 - ``unit``, ``families``, ``browser``, ``pages`` | shards of the tests, which together are all of them (a test checks
-  that), on all fifteen families, with all cases
+  that), on all sixteen families, with all cases
 - ``lint types`` | single steps by name
 
 Steps run in order and the first failure stops. Tests come last, so that pytest's own summary is the last thing on the

@@ -42,6 +42,7 @@ CLAIMED = (
     "Olmo2ForCausalLM",
     "MixtralForCausalLM",
     "OlmoeForCausalLM",
+    "Qwen3MoeForCausalLM",
     "Phi3ForCausalLM",
     "OPTForCausalLM",
     "GPTJForCausalLM",
@@ -288,6 +289,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "parallel_attn": True,
         "multi_query": True,
     },
+    "Qwen3MoeForCausalLM": {"decoder_sparse_step": 1, "mlp_only_layers": []},
 }
 """Settings of an architecture under which it is claimed; its other variants have other blocks."""
 

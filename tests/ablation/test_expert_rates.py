@@ -15,7 +15,7 @@ from mechwork.interventions.routing import check_router
 from mechwork.tasks.task import Task
 from tests.families import borrowed, build_hard_task, build_model
 
-EXPERTS = ["mixtral", "olmoe"]
+EXPERTS = ["mixtral", "olmoe", "qwen3_moe"]
 
 
 @pytest.mark.parametrize("family", EXPERTS, indirect=True)

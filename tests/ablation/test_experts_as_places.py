@@ -15,7 +15,7 @@ from mechwork.tasks.task import Task
 from tests.families import borrowed, build_hard_task, build_model, build_task
 from tests.gate import fewer
 
-EXPERTS = fewer(["mixtral", "olmoe"], ["mixtral"])
+EXPERTS = fewer(["mixtral", "olmoe", "qwen3_moe"], ["mixtral"])
 
 
 @pytest.mark.parametrize("family", EXPERTS)

@@ -25,7 +25,7 @@ from tests.families import borrowed, build_hard_task, build_model, build_task
 from tests.gate import fewer
 from tests.reference import literal
 
-FAMILIES = ["mixtral", "olmoe"]
+FAMILIES = ["mixtral", "olmoe", "qwen3_moe"]
 
 
 @pytest.fixture(scope="module", params=fewer(FAMILIES, FAMILIES[:1]))
@@ -45,7 +45,8 @@ def expert_by_expert(model: Any, layer: int, x: Tensor) -> dict[str, Tensor]:
         token = x[b, p]
         share = (block.gate.weight @ token).float().softmax(dim=-1)  # in float32, as the routers have it
         chosen = share.argsort(descending=True)[:top].tolist()
-        total = share[chosen].sum() if "Mixtral" in type(block).__name__ else torch.ones(())
+        summed = "Mixtral" in type(block).__name__ or "Qwen3" in type(block).__name__  # as the families have it
+        total = share[chosen].sum() if summed else torch.ones(())
         for e in chosen:
             gate, up = (experts.gate_up_proj[e] @ token).chunk(2)
             rows[e][b, p] = experts.down_proj[e] @ (torch.nn.functional.silu(gate) * up) * (share[e] / total)

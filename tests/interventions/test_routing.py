@@ -13,7 +13,7 @@ from mechwork.interventions import Routing, intervene
 from mechwork.tasks.task import Task
 from tests.families import borrowed
 
-EXPERTS = ["mixtral", "olmoe"]
+EXPERTS = ["mixtral", "olmoe", "qwen3_moe"]
 CHANGES = {
     "off": Routing(1, off=(0, 2)),
     "on": Routing(1, on=(3,)),

@@ -91,7 +91,7 @@ def test_forward_is_unchanged_to_the_bit(family_model: Any, tiny_task: Task, nam
         assert torch.equal(model(tokens), plain)
 
 
-CONSERVING = {"llama", "mistral", "qwen3", "gemma2", "gemma3", "olmo2", "mixtral", "olmoe", "phi3"}
+CONSERVING = {"llama", "mistral", "qwen3", "gemma2", "gemma3", "olmo2", "mixtral", "olmoe", "qwen3_moe", "phi3"}
 
 
 def test_relevance_is_conserved_without_biases(family_model64: Any, family: str, tiny_task: Task) -> None:
