@@ -21,7 +21,7 @@ from mechwork.cli.entry import build_parser, main
 DOCS = Path(__file__).resolve().parents[2] / "notebooks" / "docs"
 MADE = re.compile(r"<!-- made by: mechwork (.+?) -->")
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d*\.\d+(?![\w.])")
-WITHOUT_COMMAND = 32
+WITHOUT_COMMAND = 29
 """Tables of measured numbers whose page does not say by which one command they were made; seven are times, or took an
 hour on a real model, and cannot be made again here.
 """
@@ -43,7 +43,8 @@ class Table:
 def tables_of(page: Path) -> list[Table]:
     """Tables with four numbers or more that have a decimal point."""
     found: list[Table] = []
-    command, lines = "", [*page.read_text(encoding="utf-8").splitlines(), ""]
+    text = page.read_text(encoding="utf-8").replace("−", "-")
+    command, lines = "", [*text.splitlines(), ""]
     rows: list[tuple[str, tuple[str, ...]]] = []
     for line in lines:
         if line.startswith("|"):
@@ -73,6 +74,12 @@ def not_printed(numbers: list[str], printed: str) -> list[str]:
     return missing
 
 
+def not_in_its_line(label: str, numbers: list[str], printed: str) -> list[str]:
+    """Numbers that are missing in the printed line which begins with `label`; in the best one, if several do."""
+    rows = [line for line in printed.splitlines() if f"{' '.join(line.split())} ".startswith(f"{label} ")]
+    return min((not_printed(numbers, row) for row in rows), key=len, default=numbers)
+
+
 def test_every_command_parses_and_debts_do_not_grow() -> None:
     for table in MADE_BY_COMMAND:
         build_parser().parse_args(shlex.split(table.command))
@@ -85,17 +92,26 @@ def test_numbers_are_compared_at_the_page_s_precision() -> None:
     assert not_printed([".27", "0.021"], "0.264 -0.021") == [".27", "0.021"]
 
 
+def test_a_row_is_sought_by_its_first_cell() -> None:
+    printed = "ioi / induction  0.140 0.010\nioi  0.985 0.060\nioily 0.5"
+    assert not_in_its_line("ioi", [".985"], printed) == []
+    assert not_in_its_line("ioi / induction", [".14", ".01"], printed) == []
+    assert not_in_its_line("ioi", [".5"], printed) == [".5"]
+    assert not_in_its_line("docstring", [".5"], printed) == [".5"]
+
+
 @pytest.mark.slow
 def test_todays_table_is_made_again(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     today = datetime.datetime.now(datetime.UTC).toordinal() % len(MADE_BY_COMMAND)
+    printed: dict[str, str] = {}
     for table in MADE_BY_COMMAND if os.environ.get("MECHWORK_ALL_CLAIMS") else [MADE_BY_COMMAND[today]]:
-        capsys.readouterr()
-        assert main(shlex.split(table.command)) == 0, table.command
-        printed = capsys.readouterr().out
+        if table.command not in printed:  # two tables may come from one command
+            capsys.readouterr()
+            assert main(shlex.split(table.command)) == 0, table.command
+            printed[table.command] = capsys.readouterr().out
         for label, cells in table.rows:
-            line = next((line for line in printed.splitlines() if line.split()[:1] == [label]), "")
             wanted = [number for cell in cells for number in NUMBER.findall(cell)]
-            assert not_printed(wanted, line) == [], (table.page, label, line)
+            assert not_in_its_line(label, wanted, printed[table.command]) == [], (table.page, label)
