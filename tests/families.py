@@ -58,7 +58,12 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "olmoe": lambda: hf.OlmoeForCausalLM(hf.OlmoeConfig(num_experts=4, num_experts_per_tok=2, **_LLAMA)),
     "qwen3_moe": lambda: hf.Qwen3MoeForCausalLM(
         hf.Qwen3MoeConfig(
-            num_experts=4, num_experts_per_tok=2, moe_intermediate_size=48, norm_topk_prob=True, head_dim=8, **_LLAMA
+            num_experts=4,
+            num_experts_per_tok=2,
+            moe_intermediate_size=48,
+            norm_topk_prob=True,
+            **_LLAMA,
+            **{"head_dim": 8},
         )
     ),
     "phi3": lambda: hf.Phi3ForCausalLM(hf.Phi3Config(**_NO_SPECIAL, **_LLAMA)),
