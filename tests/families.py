@@ -63,7 +63,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
             moe_intermediate_size=48,
             norm_topk_prob=True,
             **_LLAMA,
-            **{"head_dim": 8},
+            head_dim=8,  # pyright: ignore[reportCallIssue] - from its attributes
         )
     ),
     "phi3": lambda: hf.Phi3ForCausalLM(hf.Phi3Config(**_NO_SPECIAL, **_LLAMA)),
