@@ -321,7 +321,8 @@ def share_of(
     """Prints the table per folder. A test that fails without a mutant too has killed nothing."""
     there = {killers[mutant.name] for mutant in mutants if outcomes[mutant.name] == "killed"} & judge.items.keys()
     broken = {name for name in sorted(there) if in_child(lambda name=name: judge.run([name]))[0]}
-    print("\n".join(f"{name} fails without a mutant too" for name in sorted(broken)))
+    for name in sorted(broken):
+        print(f"{name} fails without a mutant too")
     found: dict[str, Counter[str]] = defaultdict(Counter)
     for mutant in mutants:
         outcome = outcomes[mutant.name]
