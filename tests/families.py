@@ -57,9 +57,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "mixtral": lambda: hf.MixtralForCausalLM(hf.MixtralConfig(num_local_experts=4, num_experts_per_tok=2, **_LLAMA)),
     "olmoe": lambda: hf.OlmoeForCausalLM(hf.OlmoeConfig(num_experts=4, num_experts_per_tok=2, **_LLAMA)),
     "qwen3_moe": lambda: hf.Qwen3MoeForCausalLM(
-        hf.Qwen3MoeConfig(
-            num_experts=4, num_experts_per_tok=2, moe_intermediate_size=48, norm_topk_prob=True, head_dim=8, **_LLAMA
-        )
+        hf.Qwen3MoeConfig(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=48, norm_topk_prob=True, **_LLAMA)
     ),
     "phi3": lambda: hf.Phi3ForCausalLM(hf.Phi3Config(**_NO_SPECIAL, **_LLAMA)),
     "opt": lambda: hf.OPTForCausalLM(hf.OPTConfig(**_OPT)),
