@@ -6,8 +6,9 @@
 states, r: mean retain state. This is GUARD-IT (inference-time unlearning via gated activation redirection, 2026) with
 its `orthogonal` vectors, lengths and rotation; two things differ and are said here: prompts are routed by the model's
 own states (its recommended route is by a sentence encoder), and T is set at a false-positive rate on retain prompts
-(it reads T off a plot). `caught` and `false_alarms` are shares of held-out prompts; `control` has both for gates fitted
-to labels by lot. Cost of fitting: 1 forward of all prompts.
+(it reads T off a plot). Where a model's first token is massive, prompts are read at their last token: the mean over all
+positions is that of the first, for every prompt alike. `caught` and `false_alarms` are shares of held-out prompts;
+`control` has both for gates fitted to labels by lot. Cost of fitting: 1 forward of all prompts.
 """
 
 from __future__ import annotations
