@@ -97,7 +97,7 @@ OTHERS = {
         hf.FalconConfig(num_hidden_layers=1, num_attention_heads=2, hidden_size=8, vocab_size=20, alibi=True)
     ),
     "qwen3 moe, dense layers": lambda: hf.Qwen3MoeForCausalLM(
-        hf.Qwen3MoeConfig(num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, hidden_size=8, head_dim=4,
+        hf.Qwen3MoeConfig(num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, hidden_size=8,
         moe_intermediate_size=8, intermediate_size=8, vocab_size=20, num_experts=2, num_experts_per_tok=1,
         mlp_only_layers=[0])
     ),
