@@ -214,7 +214,7 @@ def _record(
 
 
 def _means(
-    model: TransformerBridge, batches: Sequence[Int[Tensor, "batch pos"]], names: Sequence[str], n_sources: int
+    model: TransformerBridge, batches: Sequence[Int[Tensor, "_ pos"]], names: Sequence[str], n_sources: int
 ) -> list[_Means]:
     """Two passes over the text: base rates and writes, then copy suppression alone, which needs the base rates."""
     places = [parse_head(read_anatomy(model), name) for name in names]

@@ -16,6 +16,7 @@ import os
 import socket
 import time
 from collections import deque
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -248,7 +249,7 @@ class _Inside:
             if key != self._key or self._run is None:
                 self._run = build_operation(self._model, _work(content))  # pyright: ignore[reportArgumentType]
                 self._key = key
-            with borrow(self._model):  # pyright: ignore[reportArgumentType] - once, not by every hook within
+            with nullcontext() if self._model is None else borrow(self._model):  # once, not by every hook within
                 values: Tensors = self._run(unit)
             return True, pack(values), time.perf_counter() - begun
         except Exception as error:  # noqa: BLE001 - whatever it is, the driver decides

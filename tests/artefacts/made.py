@@ -24,11 +24,13 @@ from mechwork.circuits import CircuitComparison, CircuitReuse, EdgeSpace, Stabil
 from mechwork.circuits.graph.graph_file import AttributionGraph
 from mechwork.circuits.ground_truth import TruthComparison, TruthTable
 from mechwork.circuits.scoring.verify import Verification
+from mechwork.directions.momentum import DimensionRanking
 from mechwork.directions.probes import Probe
 from mechwork.discovery.stored_task import StoredTask
 from mechwork.edits import LowRankChange, WeightEdit
 from mechwork.encoding import hints_of
 from mechwork.features import FeatureEvaluation, FeatureScores
+from mechwork.features.reasoning import Implication, Proposition, Reasoner
 from mechwork.features.suppress import SuppressionStudy
 from mechwork.interventions import Curve
 from mechwork.lenses.evaluate import COLUMNS, LensEvaluation
@@ -168,6 +170,11 @@ SPECIAL: dict[str, Any] = {
         mean=torch.tensor([0.5, 1.0]), spread=torch.tensor([1.0, 2.0]),
     ),
     "HeadCircuits": lambda: make(HeadCircuits, d_vocab=10),
+    "DimensionRanking": lambda: make(DimensionRanking, widths=(1, 1)),
+    "Reasoner": lambda: make(
+        Reasoner, propositions=(make(Proposition, name="she"), make(Proposition, name="plural")),
+        rules=(Implication("not she", "other"),),
+    ),
     "FeatureScores": lambda: make(FeatureScores, varies=torch.tensor([True, True])),
 }  # fmt: skip
 """Classes whose fields depend on each other by more than the sizes of axes."""

@@ -97,11 +97,13 @@ def test_cleanup_that_fails_once_leaves_no_hook(tiny_gpt2: Any, monkeypatch: pyt
 def test_an_interrupt_at_any_line_of_a_loan_gives_the_model_back() -> None:
     """Between counting a context and entering its ``try``, one left the model lent for good: other threads refused."""
     from mechwork.models.borrow import _loans
+    from mechwork.models.hooks import _lists
 
     model: Any = torch.nn.Linear(1, 1)
 
     def lent(k: int | None) -> int:
         counter, error = Counter(k, KeyboardInterrupt("injected")), None
+        _lists.pop(model, None)  # as at the first loan
         try:
             with fault("line", counter), borrow(model), borrow(model):
                 pass
