@@ -105,9 +105,9 @@ def fit_input_gate(
     prompts to forget than clusters, a held-out part of one class only, or a rate that so few prompts cannot show;
     `MetricError` for states that are not finite.
 
-    >>> gate = fit_input_gate(model, Examples.of_task(task.train, "all"), Site("resid_post", 2))
-    >>> with intervene(model, [gate.write(prompts != padding)]):
-    ...     model.generate(prompts)
+    >>> gate = fit_input_gate(model, Examples.of_task(task, "all"), Site("resid_post", 2), rate=0.5)
+    >>> with intervene(model, [gate.write(torch.ones_like(prompt, dtype=torch.bool))]):
+    ...     logits = model(prompt)
     """
     x = record_examples(model, examples, [site])[0].double()
     if not bool(x.isfinite().all()):
@@ -209,7 +209,8 @@ def study_forgetting(
     `position`: where the gate reads, as its examples were read. Cost: 1 forward of all clean prompts, and 1 per way and
     strength. Raises `InputError` for nothing to retain or no strengths, `MetricError` for an overflow.
 
-    >>> study = study_forgetting(model, gate, she.test, [agreement.test])
+    >>> gate = fit_input_gate(model, Examples.of_task(task, "all"), Site("resid_post", 2), rate=0.5)
+    >>> study = study_forgetting(model, gate, task.test, [agreement.test], strengths=[1.0])
     """
     if not retain or not strengths:
         raise InputError("forgetting is judged on tasks to retain, at some strengths; got none of one of them")

@@ -63,11 +63,9 @@ def edit_into_subspace(
     clean prompts of `keep`. With `control_seed`, a random subspace as far away. Cost: 1 forward of all prompts. Raises
     `InputError` for another weight, or axes outside 0 to what the target's outputs span.
 
-    >>> fit = edit_into_subspace(
-    ...     model, "W_out.4", Examples.of_tokens(facts + refusals, is_fact), keep=[agreement.train]
-    ... )
+    >>> fit = edit_into_subspace(model, "W_out.4", Examples.of_task(task.train), 2, keep=[agreement.train])
     >>> with intervene(model, [fit.edit]):
-    ...     model.generate(prompt)
+    ...     logits = model(prompt)
     """
     W, site = _weight(model, weight)
     for task in keep:

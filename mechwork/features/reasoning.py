@@ -303,8 +303,9 @@ def fit_propositions(
     Fitted on 70 % of each concept's groups and judged on the others. Cost: 1 forward of all prompts. Raises
     `InputError` for no concepts or features, and what `Examples.split` raises.
 
-    >>> reasoner = fit_propositions(model, features, "resid_post.3", {"plural": plural, "she": she})
-    >>> reasoner = reasoner.with_rules("plural and not she -> other")
+    >>> concepts = {"plural": concept_of_answer(model, agreement, " are")}
+    >>> reasoner = fit_propositions(model, features, "resid_post.3", concepts)
+    >>> reasoner = reasoner.with_rules("not plural -> singular")
     """
     features.check(model)
     coder = features[place]
