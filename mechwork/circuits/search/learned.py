@@ -61,14 +61,14 @@ class _Training:
 
 
 def pairs_within(model: TransformerBridge, task: Task, memory_budget: MemoryBudget) -> int:
-    """Pairs of a step that fit a budget, at least one: the differences of all writers before each layer, which its
-    readers sum and the backward pass reads again, and what the pass itself keeps.
+    """Pairs of a step that fit a budget, at least one: what all writers wrote and its gradient, what every reader reads
+    (with its norm), and what the pass itself keeps.
     """
     anatomy, space = read_anatomy(model), edge_space(model, task)
     n_pos = task.pairs.clean_tokens.shape[1]
-    writes = space.n_layers * space.n_writers * n_pos * anatomy.d_model
+    edges = (2 * space.n_writers + 3 * space.n_readers) * n_pos * anatomy.d_model
     graph = anatomy.n_layers * n_pos * (40 * anatomy.d_model + 4 * anatomy.n_heads * n_pos)
-    one = 4 * (writes + graph + 3 * task.pairs.n_tail * anatomy.d_vocab)
+    one = 4 * (edges + graph + 3 * task.pairs.n_tail * anatomy.d_vocab)
     return items_that_fit(parse_budget(memory_budget), one, len(task))
 
 
