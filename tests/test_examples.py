@@ -52,6 +52,7 @@ SLOW = {
     "mechwork.circuits.testing.card.study_stability",
     "mechwork.circuits.ground_truth.planted.plant_circuit",
     "mechwork.circuits.testing.mechanisms.study_mechanisms",
+    "mechwork.circuits.testing.neuron_edges.score_neuron_edges",
     "mechwork.circuits.testing.neurons.study_neurons",
     "mechwork.circuits.testing.power.study_power",
     "mechwork.circuits.testing.referee.referee",

@@ -61,6 +61,8 @@ from .testing.leaderboard import Leaderboard as Leaderboard
 from .testing.leaderboard import run_leaderboard as run_leaderboard
 from .testing.mechanisms import Mechanisms as Mechanisms
 from .testing.mechanisms import study_mechanisms as study_mechanisms
+from .testing.neuron_edges import NeuronEdges as NeuronEdges
+from .testing.neuron_edges import score_neuron_edges as score_neuron_edges
 from .testing.neurons import NeuronStudy as NeuronStudy
 from .testing.neurons import study_neurons as study_neurons
 from .testing.null_task import null_task as null_task

@@ -24,6 +24,7 @@ from mechwork.circuits import CircuitComparison, CircuitReuse, EdgeSpace, Stabil
 from mechwork.circuits.graph.graph_file import AttributionGraph
 from mechwork.circuits.ground_truth import TruthComparison, TruthTable
 from mechwork.circuits.scoring.verify import Verification
+from mechwork.circuits.testing.neuron_edges import NeuronEdges
 from mechwork.directions.momentum import DimensionRanking
 from mechwork.directions.probes import Probe
 from mechwork.discovery.stored_task import StoredTask
@@ -141,6 +142,10 @@ SPECIAL: dict[str, Any] = {
     "WeightEdit": lambda: make(WeightEdit, changes={"W_out.0": make(LowRankChange)}),
     "AblationSpec": lambda: AblationSpec(["a1.h0", "resid_pre.1@x"], directions={"x": torch.ones(4)}),
     "Circuit": synthetic.circuit,
+    "NeuronEdges": lambda: make(
+        NeuronEdges, per_example=torch.arange(48.0).view(3, 4, 4) - 20, units=("m0.n3@a", "m1.n5@b"), cells=("a", "b"),
+        places=torch.tensor([[0, 0, 3], [1, 1, 5]]),
+    ),
     "EdgeScores": synthetic.scores,
     "Effects": _effects,
     "Effect": lambda: synthetic.effects()["resid_pre"],

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mechwork.sites import Site, hook_name
+
 from .literal import LiteralGraph, Metric, cached, hook
 
 
@@ -164,3 +166,35 @@ def grad_drop_scores(
 def _layer(name: str) -> int:
     """Layer of a writer or reader by name; -1 for the input and the logits."""
     return -1 if name in ("input", "logits") else int(name[1:].split(".", maxsplit=1)[0])
+
+
+def neuron_edge(
+    model: Any, pairs: Any, writer: tuple[int, int], reader: tuple[int, int], where: tuple[Tensor, Tensor], step: float
+) -> Tensor:
+    """(clean - corrupt) of the neuron `writer` (layer, index) at its positions, times the slope of `reader` in it, from
+    two runs of the corrupt prompts in which every other MLP keeps what it had; summed over the reader's positions
+    after weighting with `where`: the writer's positions and the reader's coefficients, ``[batch, pos]``.
+    """
+    acts = {side: mlp_posts(model, tokens) for side, tokens in enumerate((pairs.corrupt_tokens, pairs.clean_tokens))}
+    change = (acts[1][writer[0]] - acts[0][writer[0]])[..., writer[1]] * where[0]
+    found = []
+    for sign in (1, -1):
+        moved = [a.clone() for a in acts[0]]
+        moved[writer[0]][..., writer[1]] += sign * step * change
+        read = mlp_posts(model, pairs.corrupt_tokens, put=moved)[reader[0]][..., reader[1]]
+        found.append((read * where[1]).sum(dim=1))
+    return (found[0] - found[1]) / (2 * step)
+
+
+def mlp_posts(model: Any, tokens: Tensor, put: list[Tensor] | None = None) -> list[Tensor]:
+    """Every MLP's activation, before `put` takes its place."""
+    found: list[Tensor] = []
+
+    def hook(activation: Tensor, hook: Any) -> Tensor:
+        found.append(activation.detach().clone())
+        return activation if put is None else put[len(found) - 1]
+
+    with torch.no_grad():
+        names = [hook_name(Site("mlp_post", layer)) for layer in range(model.cfg.n_layers)]
+        model.run_with_hooks(tokens, fwd_hooks=[(name, hook) for name in names])
+    return found

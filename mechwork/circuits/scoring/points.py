@@ -7,8 +7,8 @@ scores cost one forward, and one forward with one backward. Only the columns tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +92,21 @@ class Passes:
         """The host's or the donor's own run. Cost: 1 forward."""
         return record_run(self.model, self.pairs, kinds, corrupt=donor, n_tail=self.n_tail, prefix=self.prefix)
 
+    @contextmanager
+    def graph(self, kinds: Sequence[str | Site], put: Sequence[Put], share: float) -> Iterator[tuple[Run, Binding]]:
+        """A run as in `point`, to be differentiated inside. Cost: 1 forward."""
+        with ExitStack() as stack:
+            binding = stack.enter_context(self.composite.context(self.model))
+            if self.drop is not None:
+                stack.enter_context(droppable_layers(self.model)).layer = self.drop
+            stack.enter_context(between_sides(self.model, self.pairs.corrupt_tokens, share))
+            stack.enter_context(hooked(self.model, list(put)))
+            stack.enter_context(remade_blocks(self.model, when=self.remade))
+            yield (
+                record_run(self.model, self.pairs, kinds, grad=True, n_tail=self.n_tail, prefix=self.prefix),
+                binding,
+            )
+
     def point(
         self,
         kinds: Sequence[str | Site],
@@ -104,14 +119,7 @@ class Passes:
         backward (and 1 forward where blocks are remade).
         """
         wanted = list(dict.fromkeys([*kinds, *also_record]))
-        with ExitStack() as stack:
-            binding = stack.enter_context(self.composite.context(self.model))
-            if self.drop is not None:
-                stack.enter_context(droppable_layers(self.model)).layer = self.drop
-            stack.enter_context(between_sides(self.model, self.pairs.corrupt_tokens, share))
-            stack.enter_context(hooked(self.model, list(put)))
-            stack.enter_context(remade_blocks(self.model, when=self.remade))
-            run = record_run(self.model, self.pairs, wanted, grad=True, n_tail=self.n_tail, prefix=self.prefix)
+        with self.graph(wanted, put, share) as (run, binding):
             values = self.measure(run)
             names = list(dict.fromkeys(kind.kind if isinstance(kind, Site) else kind for kind in kinds))
             coefficients = find_coefficients(run, values.sum(), names)

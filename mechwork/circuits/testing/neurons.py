@@ -82,10 +82,18 @@ class NeuronStudy(Result):
 
     def top(self, n: int = 10) -> list[tuple[str, float]]:
         """The `n` units of largest absolute score."""
+        return [(name, score) for name, score, _ in self.strongest(n)]
+
+    def strongest(self, n: int) -> list[tuple[str, float, tuple[int, int, int]]]:
+        """Name, score and (cell, layer, neuron) of the `n` units of largest absolute score."""
         flat, (_, layers, width) = self.scores.flatten(), self.scores.shape
         order = flat.abs().argsort(descending=True, stable=True)[:n].tolist()
+        places = [(i // (width * layers), i // width % layers, i % width) for i in order]
         where = [f"@{cell}" if len(self.cells) > 1 else "" for cell in self.cells]
-        return [(f"m{i // width % layers}.n{i % width}{where[i // (width * layers)]}", float(flat[i])) for i in order]
+        return [
+            (f"m{layer}.n{neuron}{where[cell]}", float(flat[i]), (cell, layer, neuron))
+            for i, (cell, layer, neuron) in zip(order, places, strict=True)
+        ]
 
     def needed(self, target: float = 0.8) -> int | None:
         """The smallest number of units that reaches a faithfulness, among those measured."""
@@ -142,7 +150,7 @@ def study_neurons(
     anatomy = check_task(model, task)
     anatomy.check_site(Site("mlp_post", 0))
     require_aligned(task)
-    size = _pairs_that_fit(model, task, memory_budget)
+    size = pairs_that_fit(model, task, memory_budget)
     names = task.train.pairs.cells(positions)[0]
     if names != task.test.pairs.cells(positions)[0]:
         raise InputError("training and held-out pairs have different spans; use positions='all'")
@@ -175,7 +183,7 @@ def study_neurons(
     return NeuronStudy(tuple(rows), names, scores, share, method.rules.name, task.metric.name, facts)
 
 
-def _pairs_that_fit(model: TransformerBridge, task: Task, memory_budget: MemoryBudget) -> int:
+def pairs_that_fit(model: TransformerBridge, task: Task, memory_budget: MemoryBudget) -> int:
     """Pairs per pass: activations of both runs, coefficients and what the backward pass keeps of every block."""
     anatomy, width = check_task(model, task), d_mlp_of(model)
     sizes = sizes_of(anatomy, width, task.pairs, task.pairs.n_tail, 4)

@@ -13,6 +13,7 @@ from ...circuits.graph.compare import CircuitComparison
 from ...circuits.graph.graph_file import AttributionGraph
 from ...circuits.scoring.attention_edges import AttentionEdges
 from ...circuits.scoring.positions import PositionScores
+from ...circuits.testing.neuron_edges import NeuronEdges
 from ...display import draws, draws_still
 from ...runs.attention import AttentionPatterns
 from ...tasks.task import Task
@@ -87,6 +88,12 @@ def positions_still(scores: PositionScores) -> str:
 def attribution_page(graph: AttributionGraph) -> str:
     """An attribution graph as it stands in its file: layers up, tokens across, its supernodes and pins kept."""
     return _graph_page(_attribution_payload(graph))
+
+
+@draws(NeuronEdges)
+def neuron_edges_page(edges: NeuronEdges) -> str:
+    """The strongest edges between neurons: layers up, spans across."""
+    return attribution_page(edges.to_graph())
 
 
 @draws_still(AttributionGraph)
