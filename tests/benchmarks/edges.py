@@ -4,6 +4,7 @@
     python -m tests.benchmarks.edges --no-peers # without TransformerLens
     python -m tests.benchmarks.edges --big      # all edges of a Llama-shaped model of 1.2 billion parameters, 2 GB
     budget
+    python -m tests.benchmarks.edges --neurons  # neurons at 8B widths (4 layers) and edges of the 30 strongest, 2 GB
 
 12 layers, 12 heads, d_model 768, vocabulary 50257, 8 pairs of 15 tokens, float32, one thread, process time, in units of
 one plain forward of the batch (all logits). TransformerLens takes one pair at a time: it runs on one pair and is scaled
@@ -27,7 +28,7 @@ import transformers as hf
 from transformer_lens.tools.analysis import attribution_patching as tl_attribution
 
 import mechwork as mw
-from mechwork.circuits import EdgeSpace
+from mechwork.circuits import EdgeSpace, score_neuron_edges, study_neurons
 from mechwork.circuits.graph.select import select_random
 from mechwork.circuits.scoring.positions import score_positions
 from mechwork.circuits.testing.evaluate import EvaluationSettings, measure_circuits
@@ -44,6 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--big", action="store_true")
+    parser.add_argument("--neurons", action="store_true")
     parser.add_argument("--peak", choices=sorted(WORK), help=argparse.SUPPRESS)
     args = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -53,6 +55,8 @@ def main() -> None:
         print(json.dumps(peak(args.peak)))
     elif args.big:
         big()
+    elif args.neurons:
+        neurons()
     else:
         compare(peers=not args.no_peers)
         growth()
@@ -188,12 +192,7 @@ def big() -> None:
     """All edges of 4 pairs x 16 tokens of a random Llama of 16 layers, d_model 2048, 32 query and 8 key/value heads, in
     2 GB.
     """
-    config = hf.LlamaConfig(
-        num_hidden_layers=16, hidden_size=2048, intermediate_size=8192, num_attention_heads=32, num_key_value_heads=8,
-        vocab_size=128_256, tie_word_embeddings=True,
-    )  # fmt: skip
-    model = mw.load_model(hf.LlamaForCausalLM(config).eval())
-    task = random_task(4, 16, 128_256)
+    model, task = llama(num_hidden_layers=16, hidden_size=2048, intermediate_size=8192), random_task(4, 16, 128_256)
     space = EdgeSpace.of(read_anatomy(model))
     forward = cpu(lambda: plain_forward(model, task), repeat=3)
     found: list[mw.EdgeScores] = []
@@ -205,6 +204,36 @@ def big() -> None:
     print(f"{seconds:.1f} CPU-s = {seconds / forward:.2f} forwards; +{added:.0f} MiB")
     print(f"per edge {1e6 * seconds / space.n_edges:.1f} microseconds and {added * 2**20 / space.n_edges:.0f} bytes")
     print("strongest:", found[0].top(3))
+
+
+def neurons() -> None:
+    """4 pairs x 16 tokens of a random Llama of 4 layers as wide as 8B: d_model 4096, d_mlp 14336; what a layer adds to
+    memory, it adds as often as there are layers.
+    """
+    model, task = llama(num_hidden_layers=4, hidden_size=4096, intermediate_size=14_336), random_task(4, 16, 128_256)
+    forward = cpu(lambda: plain_forward(model, task), repeat=3)
+    found: list[Any] = []
+    works: dict[str, Callable[[], Any]] = {
+        "study_neurons": lambda: study_neurons(model, task, positions="all", counts=(100, 1000), memory_budget="2GB"),
+        "score_neuron_edges": lambda: score_neuron_edges(
+            model, task, found[0], n=30, positions="all", memory_budget="2GB"
+        ),
+    }
+    n = sum(p.numel() for p in model.parameters())
+    print(f"{n / 1e9:.2f} billion parameters, 57,344 neurons, 4 pairs x 16 tokens, budget 2 GB")
+    for name, work in works.items():
+        begun = time.process_time()
+        added = added_peak(lambda work=work: found.append(work()))
+        seconds = time.process_time() - begun
+        print(f"{name:<20}{seconds:8.1f} CPU-s = {seconds / forward:.1f} forwards; +{added:.0f} MiB", flush=True)
+
+
+def llama(**sizes: int) -> Any:
+    """A random Llama of 32 query and 8 key/value heads."""
+    config = hf.LlamaConfig(
+        num_attention_heads=32, num_key_value_heads=8, vocab_size=128_256, tie_word_embeddings=True, **sizes
+    )
+    return mw.load_model(hf.LlamaForCausalLM(config).eval())
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def test_a_graph_and_a_table(tiny_gpt2: Any, tiny_task: Task) -> None:
     graph = edges.to_graph(10)
     assert isinstance(graph, AttributionGraph)
     assert [link["weight"] for link in graph.links] == pytest.approx([score for _, score in edges.top(10)])
-    assert {node["clerp"] for node in graph.nodes} <= {*edges.units, "input", "logits"}
+    assert {node["clerp"] for node in graph.nodes} <= {*(unit.split("@")[0] for unit in edges.units), "input", "logits"}
     assert edges.top(1)[0][0].split("->")[0] in edges._repr_html_()
     row = edges.to_dataframe().iloc[0]
     assert row["low"] <= row["score"] <= row["high"]

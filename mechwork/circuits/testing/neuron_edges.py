@@ -105,8 +105,8 @@ class NeuronEdges(Result):
         """
         edges = self._ranked(check_whole("n_edges", n_edges))
         n_layers = int(self.places[:, 1].max()) + 1
-        ids = {name: f"{layer}_{neuron}_{cell}" for name, (cell, layer, neuron) in self._placed()}
-        ids |= {INPUT: "E_0_0", LOGITS: f"{n_layers}_0_{len(self.cells) - 1}"}
+        ids = {name: f"{layer}_{neuron}_{cell + 1}" for name, (cell, layer, neuron) in self._placed()}
+        ids |= {INPUT: "E_0_0", LOGITS: f"{n_layers}_0_{len(self.cells)}"}
         kinds = {INPUT: "embedding", LOGITS: "logit"}
         links = [
             {"source": ids[self.writers[i]], "target": ids[self.readers[j]], "weight": float(f"{score:.9g}")}
@@ -116,15 +116,15 @@ class NeuronEdges(Result):
         nodes = [
             {
                 "node_id": identifier, "layer": identifier.split("_")[0], "feature": int(identifier.split("_")[1]),
-                "ctx_idx": int(identifier.split("_")[2]), "feature_type": kinds.get(name, "mlp neuron"), "clerp": name,
-                "is_target_logit": name == LOGITS,
+                "ctx_idx": int(identifier.split("_")[2]), "feature_type": kinds.get(name, "mlp neuron"),
+                "clerp": name.partition("@")[0], "is_target_logit": name == LOGITS,
             }
             for name, identifier in ids.items() if identifier in drawn
         ]  # fmt: skip
-        model = self.provenance["model"]
+        model, spans = self.provenance["model"], ["all", *self.cells]  # the input counts wherever the prompts differ
         metadata = {
             "slug": "neurons", "scan": str(model.get("name", "")), "transcoder_list": [],
-            "prompt_tokens": list(self.cells), "prompt": " ".join(self.cells), "schema_version": 1,
+            "prompt_tokens": spans, "prompt": " ".join(spans), "schema_version": 1,
         }  # fmt: skip
         return AttributionGraph(metadata, {"pinnedIds": [], "supernodes": []}, nodes, links)
 
@@ -204,8 +204,11 @@ def score_neuron_edges(
         method="neuron edges", **method.to_json(), positions=positions, model=identity, task=task.provenance()
     )
     per_example = task.pairs.per_question(torch.cat(found))
-    where = torch.tensor(places)
-    return NeuronEdges(per_example, tuple(names), study.cells, where, method.rules.name, task.metric.name, facts)
+    last = [int(cell.nonzero().max()) if bool(cell.any()) else 0 for cell in cells[:, 0]]
+    order = sorted(range(len(last)), key=last.__getitem__)  # spans across, as they stand in the first prompt
+    where = torch.tensor([(order.index(cell), layer, neuron) for cell, layer, neuron in places])
+    spans = tuple(study.cells[i] for i in order)
+    return NeuronEdges(per_example, tuple(names), spans, where, method.rules.name, task.metric.name, facts)
 
 
 def _score(
