@@ -30,8 +30,8 @@ from .pairing import NOTEBOOKS, build, sources, to_json, with_outputs
 
 FRAME = re.compile(r'<iframe srcdoc="(.*?)" sandbox=', re.DOTALL)
 DRAWN = ".main-svg, .mw-nodes .mw-node, canvas, table, .mw-token"
-WIDTH, HEIGHT = 960, 700
-"""Of a picture, at most, in pixels."""
+WIDTH, HEIGHT, TALLEST = 960, 700, 1000
+"""Of the window in pixels, and of a picture that is taller than the window."""
 HIDDEN = re.compile(r"(?<![\w.])/(?:[\w.+-]+/)+(?=[\w.+-]+)")
 """Folders of this machine in an output; the name of the file stays."""
 
@@ -147,8 +147,8 @@ def take_pictures(chromium: Any) -> Picture:
         tab.set_content(page, timeout=300_000)
         tab.locator(DRAWN).first.wait_for(state="attached", timeout=300_000)
         tab.wait_for_timeout(1_000)
-        height = min(HEIGHT, int(tab.evaluate("() => Math.ceil(document.body.getBoundingClientRect().height) + 16")))
-        taken = tab.screenshot(timeout=300_000, clip={"x": 0, "y": 0, "width": WIDTH, "height": height})
+        height = min(TALLEST, int(tab.evaluate("() => Math.ceil(document.body.getBoundingClientRect().height) + 16")))
+        taken = tab.screenshot(timeout=300_000, full_page=True, clip={"x": 0, "y": 0, "width": WIDTH, "height": height})
         width, height, data = tab.evaluate(PIXELS, base64.b64encode(taken).decode("ascii"))
         tab.close()
         pixels = np.frombuffer(base64.b64decode(data), np.uint8).reshape(height, width, 4)[..., :3]
