@@ -188,8 +188,9 @@ VALUES: dict[str, Asked] = {
          (1.4, "times the activation"), (5, "the second has no coefficient"), (9, "what is its slope")), (0.6, 3 / 5),
     ),
     "5.2": Asked(
-        ((4.0, "what the words have together"), (10.0, "the whole metric"), (-6.0, "the sign"),
-         (1.0, "has to be added")), (6.0, torch.tensor(6.0)),
+        ((6.0, "this is in logits"), (0.4, "the share that the words have"), (4.0, "have together, in logits"),
+         (10.0, "the whole metric"), (-0.6, "the sign"), (1.5, "a share of what the words have"), (60, "in percent"),
+         (0.99, "has to be added")), (0.6, torch.tensor(0.6)),
         (Made(remainder=6.0, value=10.0, values=torch.tensor([1.0, 3.0])),),
     ),
     "5.3": Asked(
