@@ -6,6 +6,7 @@ import pytest
 
 from notebooks.course import EXERCISES
 
+from .later_mistakes import LATER_MISTAKES
 from .mistakes import MISTAKES
 from .values import VALUES
 
@@ -23,7 +24,7 @@ def test_every_wrong_value_has_its_message_and_right_ones_pass(name: str, monkey
         assert judge(answer, *asked.evidence) is None, answer
 
 
-def test_every_exercise_of_lessons_0_to_8_is_here_or_with_the_functions() -> None:
-    early = {name for name in EXERCISES if int(name.partition(".")[0]) <= 8}
-    assert early <= set(VALUES) | set(MISTAKES)
-    assert not set(VALUES) & set(MISTAKES)
+def test_every_exercise_is_here_or_with_the_functions() -> None:
+    functions = MISTAKES | LATER_MISTAKES
+    assert set(EXERCISES) == set(VALUES) | set(functions)
+    assert not set(VALUES) & set(functions)
