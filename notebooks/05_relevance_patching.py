@@ -156,7 +156,8 @@ relevance
 
 # %% [markdown]
 # ### Exercise 5.2 (easy; about 5 minutes)
-# The words' numbers do not add up to the metric. What is missing? (A number, from `relevance`.)
+# The words' numbers do not add up to the metric. What share of the metric do they miss? (A number between 0 and 1, from
+# `relevance`.)
 
 # %%
 missing = ...

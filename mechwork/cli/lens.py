@@ -149,7 +149,8 @@ def _summary(measured: LensEvaluation) -> str:
     return (
         f"below the logit lens at {below} of {len(mine)} places; on average over the first half "
         f"{float(mine[:half].mean()):.3f} bits "
-        f"where the logit lens has {float(logit[:half].mean()):.3f}"
+        f"where the logit lens has {float(logit[:half].mean()):.3f}, over all {float(mine.mean()):.3f} and "
+        f"{float(logit.mean()):.3f}"
     )
 
 

@@ -221,10 +221,11 @@ def _random_control(answer: Any) -> str | None:
         return "two seeds gave the same vector."
     ones = torch.ones(400, dtype=torch.float64)
     for draw in draws:
-        if abs(float(torch.cosine_similarity(draw, ones, dim=0))) > 0.3:
-            return "its numbers lean to one side: draw them from a normal distribution (randn), not between 0 and 1."
-        if abs(float(torch.cosine_similarity(draw, vector.double(), dim=0))) > 0.3:
+        aside, along = (abs(float(torch.cosine_similarity(draw, other, dim=0))) for other in (ones, vector.double()))
+        if along > max(0.3, aside):
             return "it still points along the vector."
+        if aside > 0.3:
+            return "its numbers lean to one side: draw them from a normal distribution (randn), not between 0 and 1."
     return None
 
 

@@ -24,16 +24,24 @@ def _under_rule(answer: Any) -> str | None:
 
 
 def _missing(answer: Any, relevance: Any) -> str | None:
-    truth, total = relevance.remainder, float(relevance.values.sum())
-    if close(answer, truth):
+    lost, total, whole = relevance.remainder, float(relevance.values.sum()), relevance.value
+    if close(answer, lost / whole):
         return None
+    if close(answer, lost):
+        return "this is in logits; a share of the metric is asked for."
+    if close(answer, total / whole):
+        return "this is the share that the words have together. What is left of the metric?"
     if close(answer, total):
-        return "this is what the words have together. What is left of the metric?"
-    if close(answer, relevance.value):
+        return "this is what the words have together, in logits. What is left, and which share of the metric is it?"
+    if close(answer, whole):
         return "this is the whole metric."
-    if close(answer, -truth):
+    if close(answer, -lost / whole):
         return "the sign: metric minus the words."
-    return "what has to be added to the words' numbers to reach the metric?"
+    if close(answer, lost / total):
+        return "this is a share of what the words have; the whole is the metric."
+    if close(answer, 100 * lost / whole):
+        return "this is in percent; a share lies between 0 and 1."
+    return "what has to be added to the words' numbers to reach the metric, and which share of the metric is that?"
 
 
 def _best_rule(answer: Any, model: Any, task: Any, exact: Any) -> str | None:
@@ -207,8 +215,8 @@ add(
     Exercise(
         "5.2",
         _missing,
-        hint="relevance.value is the metric, relevance.values are the words' numbers.",
-        solution="missing = relevance.value - float(relevance.values.sum())  # or relevance.remainder",
+        hint="relevance.value is the metric, relevance.values are the words' numbers: what is left of the metric?",
+        solution="missing = (relevance.value - float(relevance.values.sum())) / relevance.value",
         why="Under relp_ah this is the share of the biases, which belong to no word.",
     ),
     Exercise(

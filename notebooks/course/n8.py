@@ -167,21 +167,41 @@ def _other_cuts(model: Any, task: Any, layer: int, head: int, whole: float) -> t
     """Metrics with something else put in than the corrupt write, or elsewhere."""
     import torch
 
-    clean, corrupt = _writes(model, task, layer)
-    estimate = _score(model, task, (clean - corrupt)[:, :, head] @ model.W_O[layer, head].detach(), "hook_resid_post")
-    clean, corrupt = (z[:, :, head] @ model.W_O[layer, head].detach() for z in (clean, corrupt))
+    z, z_corrupt = _writes(model, task, layer)
+    estimate = _score(model, task, (z - z_corrupt)[:, :, head] @ model.W_O[layer, head].detach(), "hook_resid_post")
+    clean, corrupt = (of[:, :, head] @ model.W_O[layer, head].detach() for of in (z, z_corrupt))
     last = model.cfg.n_layers - 1
+
+    def dropped(name: str, put: Any, tokens: Any = task.pairs.clean_tokens) -> float:
+        with torch.no_grad():
+            return whole - float(task.measure(model.run_with_hooks(tokens, fwd_hooks=[(name, put)])).mean())
 
     def drop(added: Any, block: int = last, tokens: Any = task.pairs.clean_tokens) -> float:
         def put(stream: Any, hook: Any) -> Any:
             return stream + added
 
-        with torch.no_grad():
-            logits = model.run_with_hooks(tokens, fwd_hooks=[(f"blocks.{block}.hook_resid_post", put)])
-            return whole - float(task.measure(logits).mean())
+        return dropped(f"blocks.{block}.hook_resid_post", put, tokens)
+
+    def replaced(of: Any, hook: Any) -> Any:
+        of = of.clone()
+        of[:, :, head] = z_corrupt[:, :, head]
+        return of
 
     other = task.pairs.corrupt_tokens
+    fixed = (
+        ()
+        if last <= 5
+        else (
+            (
+                f"this model has {last + 1} blocks: read their number from model.cfg.n_layers.",
+                drop(corrupt - clean, block=5),
+            ),
+        )
+    )
     return (
+        *fixed,
+        ("this is the effect of the whole head: later heads and MLPs read the change too.",
+         dropped(f"blocks.{layer}.attn.hook_z", replaced)),
         ("the clean write was added and the corrupt one taken off: the other way round.", drop(clean - corrupt)),
         ("the clean write is taken out, but the corrupt one is not put in.", drop(-clean)),
         ("the corrupt write is put in, but the clean one is not taken out.", drop(corrupt)),
@@ -244,9 +264,8 @@ def _cut_edge() -> list[Case]:
     import mechwork as mw
 
     cases = []
-    for name, model, task in trials(("gpt2-6l", "neox-6l")):
-        heads = mw.patch(model, task, ["z"], direction="noise")["z"].values
-        for layer, head in ((4, 1), (3, 0)):
+    for name, model, task in trials(("gpt2-6l", "neox-6l", "gpt2-12l")):
+        for layer, head in ((4, 1), (3, 0)) if name != "gpt2-12l" else ((7, 1),):  # the last block is not always 5
             place = f"a{layer}.h{head}"
             truth, denoised = (
                 float(mw.patching.patch_paths(model, task, [place], ["logits"], direction=way)["path"].values[0, 0])
@@ -254,8 +273,6 @@ def _cut_edge() -> list[Case]:
             )
             with_all = float(task.measure(model(task.pairs.clean_tokens)).mean())
             mistakes = (
-                ("this is the effect of the whole head: later heads and MLPs read the change too.",
-                 float(heads[layer, head])),
                 ("the clean write was put into the corrupt run.", denoised),
                 ("this is the metric with the edge cut. Take it off the clean one.", with_all - truth),
                 ("nothing was changed: does the hook *return* the new stream?", 0.0),

@@ -3,7 +3,8 @@
 Each notebook is run from top to bottom in a kernel of its own, unanswered, as a student finds it. Text stays as it is;
 every figure becomes a picture (PNG, at most 256 colours), taken by a browser without a network, because figures that
 live need megabytes of script. The notebook's metadata say of which code cells the outputs are (a hash): a test
-compares. Needs nbclient, playwright and chromium (the extra ``dev``). With MECHWORK_REAL_MODEL set, lesson 9 runs live
+compares. It prints the CPU seconds of each (one thread: OMP_NUM_THREADS=1), which are those of the teaching plan. Needs
+nbclient, playwright and chromium (the extra ``dev``). With MECHWORK_REAL_MODEL set, lesson 9 runs live
 and its numbers are stored too.
 """
 
@@ -29,16 +30,16 @@ from .pairing import NOTEBOOKS, build, sources, to_json, with_outputs
 
 FRAME = re.compile(r'<iframe srcdoc="(.*?)" sandbox=', re.DOTALL)
 DRAWN = ".main-svg, .mw-nodes .mw-node, canvas, table, .mw-token"
-WIDTH, HEIGHT = 960, 700
-"""Of a picture, at most, in pixels."""
+WIDTH, HEIGHT, TALLEST = 960, 700, 1000
+"""Of the window in pixels, and of a picture that is taller than the window."""
 HIDDEN = re.compile(r"(?<![\w.])/(?:[\w.+-]+/)+(?=[\w.+-]+)")
 """Folders of this machine in an output; the name of the file stays."""
 
 Picture = Callable[[str], bytes]
 
 
-def renew(source: Path, picture: Picture) -> Path:
-    """Run one notebook and write it with light outputs."""
+def renew(source: Path, picture: Picture) -> tuple[Path, float]:
+    """Run one notebook and write it with light outputs: the file, and the CPU seconds of all cells."""
     import nbformat
     from nbclient import NotebookClient
 
@@ -50,7 +51,9 @@ def renew(source: Path, picture: Picture) -> Path:
         paths = os.pathsep.join(filter(None, [str(NOTEBOOKS), str(NOTEBOOKS.parent), os.environ.get("PYTHONPATH", "")]))
         client = NotebookClient(notebook, timeout=900, resources={"metadata": {"path": folder}})
         whole = {"MECHWORK_WHOLE_FIGURES": "1"}  # each is photographed alone
+        before = _children()
         client.execute(env={**os.environ, "PYTHONPATH": paths, **whole})
+        seconds = _children() - before
     made = json.loads(nbformat.writes(notebook))
     cells = [cell for cell in made["cells"] if "storing" not in cell["metadata"].get("tags", ())]
     outputs = [
@@ -61,7 +64,15 @@ def renew(source: Path, picture: Picture) -> Path:
     target = source.with_suffix(".ipynb")
     made = with_outputs(build(source.read_text(encoding="utf-8")), outputs)
     target.write_text(to_json(made), encoding="utf-8")
-    return target
+    return target, seconds
+
+
+def _children() -> float:
+    """CPU seconds of all processes that this one has started and that have ended."""
+    import resource  # not on Windows
+
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def merged(outputs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -136,8 +147,8 @@ def take_pictures(chromium: Any) -> Picture:
         tab.set_content(page, timeout=300_000)
         tab.locator(DRAWN).first.wait_for(state="attached", timeout=300_000)
         tab.wait_for_timeout(1_000)
-        height = min(HEIGHT, int(tab.evaluate("() => Math.ceil(document.body.getBoundingClientRect().height) + 16")))
-        taken = tab.screenshot(timeout=300_000, clip={"x": 0, "y": 0, "width": WIDTH, "height": height})
+        height = min(TALLEST, int(tab.evaluate("() => Math.ceil(document.body.getBoundingClientRect().height) + 16")))
+        taken = tab.screenshot(timeout=300_000, full_page=True, clip={"x": 0, "y": 0, "width": WIDTH, "height": height})
         width, height, data = tab.evaluate(PIXELS, base64.b64encode(taken).decode("ascii"))
         tab.close()
         pixels = np.frombuffer(base64.b64decode(data), np.uint8).reshape(height, width, 4)[..., :3]
@@ -158,8 +169,8 @@ def main(wanted: Sequence[str]) -> None:
         chromium = play.chromium.launch(executable_path=found, args=["--no-sandbox"])
         for source in sources():
             if not wanted or source.name[:2] in wanted:
-                target = renew(source, take_pictures(chromium))
-                print(f"{target.name}: {target.stat().st_size / 1000:.0f} kB", flush=True)
+                target, seconds = renew(source, take_pictures(chromium))
+                print(f"{target.name}: {target.stat().st_size / 1000:.0f} kB, {seconds:.0f} s of CPU", flush=True)
         chromium.close()
 
 

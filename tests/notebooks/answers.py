@@ -99,7 +99,7 @@ WRONG: dict[str, tuple[str, ...]] = {
         _wrong("4.6", "(k + 0.5) / n_steps", "0.0"),
     ),
     "5.1": ("under_rule = 0.0", "under_rule = 3", "under_rule = 1 / 5"),
-    "5.2": ("missing = float(relevance.values.sum())", "missing = relevance.value", "missing = 0"),
+    "5.2": ("missing = float(relevance.values.sum())", "missing = relevance.remainder", "missing = 0"),
     "5.3": ('best_rule = "Identity-rule"', 'best_rule = "AH-rule"', 'best_rule = "relp"'),
     "5.4": ('weakest = "gradient"', 'weakest = "relp"', 'weakest = "gim"'),
     "5.5": (

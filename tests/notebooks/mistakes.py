@@ -13,6 +13,23 @@ import mechwork
 def attribution(model, task, layer):
     return mechwork.patch(model, task, ["resid_pre"], positions="each")["resid_pre"].values[layer]
 """
+WHOLE_HEAD = """
+import torch
+
+
+def cut_edge(model, task, layer, head):
+    z, clean = f"blocks.{layer}.attn.hook_z", task.pairs.clean_tokens
+    with torch.no_grad():
+        other = model.run_with_cache(task.pairs.corrupt_tokens, names_filter=z)[1][z].clone()
+
+        def put(value, hook):
+            value = value.clone()
+            value[:, :, head] = other[:, :, head]
+            return value
+
+        without = model.run_with_hooks(clean, fwd_hooks=[(z, put)])
+        return float((task.measure(model(clean)) - task.measure(without)).mean())
+"""
 LOOP = """
 def induction_score(pattern, period):
     return sum(float(pattern[q, q - period + 1]) for q in range(period, 2 * period)) / period
@@ -144,6 +161,8 @@ MISTAKES: dict[str, tuple[tuple[str, str], ...]] = {
         (_wrong("8.6", "- clean + corrupt", "- 2 * clean + 2 * corrupt"), "taken twice"),
         (_wrong("8.6", "hooks(task.pairs.clean", "hooks(task.pairs.corrupt"), "this is the corrupt run"),
         (_wrong("8.6", "{model.cfg.n_layers - 1}", "{layer}"), "later readers see it, too"),
+        (_wrong("8.6", "model.cfg.n_layers - 1", "5"), "this model has 12 blocks"),
+        (WHOLE_HEAD, "the effect of the whole head"),
     ),
 }  # fmt: skip
 

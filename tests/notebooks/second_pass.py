@@ -17,6 +17,8 @@ from notebooks.course.pairing import NOTEBOOKS, build, to_json
 from .answers import CLAIMS, WRONG
 
 TAG = "asked-by-the-tests"
+ASSIGNED = re.compile(r"\w+$")
+NUMBER = re.compile(r"(?<![\w.])[-+]?\d*\.?\d+(?![\w.])")
 CHECK = re.compile(r'^course\.check\("(\d+\.\d+)".*\)$', re.MULTILINE)
 
 
@@ -41,6 +43,8 @@ def with_answers(notebook: Any) -> list[Any]:
             lines += [wrong, check, f"assert not course.passed({name!r}), {wrong!r}"]
         lines += [f"course.hint({name!r})", f"course.solution({name!r})"]
         lines += [f"exec(course.EXERCISES[{name!r}].solution)", check, f"assert course.passed({name!r}), 'solution'"]
+        if value := ASSIGNED.match(check.partition(", ")[2].partition(",")[0].rstrip(")")):
+            lines.append(f"print('the answer is', {value[0]})")
         cells.append(nbformat.v4.new_code_cell("\n".join(lines), metadata={"tags": [TAG]}))
     return cells
 
@@ -58,6 +62,22 @@ def told(notebook: Any) -> list[str]:
         for cell in notebook.cells
         if TAG in cell.metadata.get("tags", ())
     ]
+
+
+def printed_answers(notebook: Any, told: list[str]) -> list[str]:
+    """Answers that are numbers of three digits or more and stand, so rounded, in what the lesson's own cells print."""
+    own = "\n".join(
+        str(output.get("text", "")) + str(output.get("data", {}).get("text/plain", ""))
+        for cell in notebook.cells
+        for output in cell.get("outputs", ())
+    )
+    printed = [(word, len(word.partition(".")[2])) for word in NUMBER.findall(own) if len(word.strip("+-0.")) >= 3]
+    found = []
+    for said in told:
+        answer = said.rpartition("the answer is ")[2].strip()
+        if NUMBER.fullmatch(answer) and len(answer.strip("+-0.")) >= 3:
+            found += [word for word, digits in printed if f"{float(answer):.{digits}f}" == f"{float(word):.{digits}f}"]
+    return found
 
 
 @dataclass(frozen=True)

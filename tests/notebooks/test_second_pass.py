@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace as Made
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from notebooks.course.pairing import sources
 from tests.browser import Tab
 from tests.gate import TWICE, fewer
 
-from .second_pass import execute, exercises_in, read, run, to_page
+from .second_pass import execute, exercises_in, printed_answers, read, run, to_page
 
 COUNT_COLOURS = """async (data) => {
     const image = await createImageBitmap(await (await fetch('data:image/png;base64,' + data)).blob());
@@ -41,8 +42,15 @@ def test_exercises_claims_and_page(source: Path, request: pytest.FixtureRequest,
         assert said.count("not yet: ") >= 2
         assert f"{name}  right. " in said
         assert "could not be judged" not in said.split("right. ")[-1]
+    assert printed_answers(done.notebook, done.told) == []
     assert list((tmp_path / "reports").iterdir()), "the notebook saves a report or a figure"
     look_at(source.stem, to_page(done.notebook), request)
+
+
+def test_an_answer_that_is_printed_is_found() -> None:
+    lesson = Made(cells=[{"outputs": [{"text": "biases +0.9304\na1 12, 1.50"}]}, {"source": "no output"}])
+    said = ["not yet: no.\nthe answer is 0.93041", "the answer is 12", "the answer is 0.934", "the answer is END"]
+    assert printed_answers(lesson, said) == ["+0.9304"]
 
 
 def look_at(name: str, page: str, request: pytest.FixtureRequest) -> None:
