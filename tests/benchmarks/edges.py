@@ -228,7 +228,7 @@ def neurons() -> None:
         print(f"{name:<20}{seconds:8.1f} CPU-s = {seconds / forward:.1f} forwards; +{added:.0f} MiB", flush=True)
 
 
-def llama(**sizes: int) -> Any:
+def llama(**sizes: Any) -> Any:
     """A random Llama of 32 query and 8 key/value heads."""
     config = hf.LlamaConfig(
         num_attention_heads=32, num_key_value_heads=8, vocab_size=128_256, tie_word_embeddings=True, **sizes
