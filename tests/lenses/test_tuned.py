@@ -464,6 +464,7 @@ def test_a_card_says_what_was_measured(tmp_path: Path) -> None:
 def test_the_start_reads_as_much_text_as_the_recipe_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mechwork.lenses.train.FORWARD_TOKENS", 64)
     model = build_model("gpt2", torch.float32)
+    assert open_text(model, ROWS).facts["packing"] == "concatenate"
     for ridge_tokens, tokens in ((128, 128), (129, 192)):
         recipe = LensRecipe(**{**QUICK.to_dict(), "steps": 0, "ridge_tokens": ridge_tokens})
         assert train_lens(model, ROWS, recipe).lens.provenance["tokens"] == tokens
