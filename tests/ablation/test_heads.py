@@ -90,3 +90,16 @@ def test_roles_follow_from_measurements(attention: dict[str, float], effect: flo
 def test_unknown_heads(tiny_gpt2_64: Any, tiny_task: Task) -> None:
     with pytest.raises(InputError, match="heads are written"):
         study_heads(tiny_gpt2_64, tiny_task, ["a7.h0"])
+
+
+def test_where_heads_look_is_the_mean_pattern_between_spans(tiny_gpt2_64: Any) -> None:
+    task = build_task(spans=[{"S1": [2], "S2": [5]}] * 3)
+    pattern = literal.cached(tiny_gpt2_64, task.pairs.clean_tokens)["blocks.1.attn.hook_pattern"][:, 2].mean(dim=0)
+    (row,) = study_heads(tiny_gpt2_64, task, ["a1.h2"]).rows
+    expected = {
+        "END→S1": pattern[9, 2], "END→S2": pattern[9, 5], "END→S2+": pattern[9, 6:9].sum(), "S2→S1": pattern[5, 2],
+        "S2+→S2": pattern[6:9, 5].mean(),
+    }  # fmt: skip
+    assert {name: share for name, share in row.attention.items() if name in expected} == pytest.approx(
+        {name: float(share) for name, share in expected.items()}
+    )

@@ -35,6 +35,7 @@ def test_removing_the_induction_head_breaks_what_random_heads_do_not(bundled_mod
     row = found.rows[0]
     one = ablate(bundled_model, prompts.task, AblationSpec(found.heads))
     assert row.removed == pytest.approx(float(one.ablated_per_example.mean()), abs=1e-4)
+    assert row.intact == pytest.approx(float(one.clean_per_example.mean()), abs=1e-4)
     assert row.intact - row.removed > max(row.intact - value for value in row.random)
     assert row.p == pytest.approx(1 / 11)
     assert "matched random" in str(found)

@@ -96,3 +96,17 @@ def test_contracts(tiny_gpt2: Any) -> None:
         study_stability(tiny_gpt2, task[:1])
     with pytest.raises(InputError, match="edges"):
         study_stability(tiny_gpt2, task, n_edges=10**6)
+    for name in ("n_resamples", "n_seeds", "n_edges"):
+        none: dict[str, Any] = {name: 0}
+        with pytest.raises(InputError, match=f"{name} is a whole number, at least 1"):
+            study_stability(tiny_gpt2, task, **none)
+
+
+def test_two_pairs_are_enough_and_progress_is_told(tiny_gpt2: Any) -> None:
+    steps: list[tuple[int, int]] = []
+    found = study_stability(
+        tiny_gpt2, build_task(n=2), n_edges=5, preset="eap", settings=("relp",), ablations=("zero",), n_resamples=2,
+        progress=lambda done, total, what: steps.append((done, total)),
+    )  # fmt: skip
+    assert found.axes == ("resamples", "corruptions", "settings")
+    assert [step for step in dict.fromkeys(steps) if step[0]] == [(1, 2), (2, 2)]

@@ -23,7 +23,7 @@ from mechwork.models.anatomy import read_anatomy
 from mechwork.runs import record_run
 from mechwork.tasks.task import Task
 from tests.circuits.test_edges import random_mask, tolerance
-from tests.families import borrowed, build_task, crossed
+from tests.families import borrowed, build_model, build_task, crossed
 from tests.reference.literal import LiteralGraph
 
 
@@ -314,3 +314,59 @@ def test_a_lens_sees_the_circuit(tiny_gpt2_64: Any) -> None:
         Circuit(EdgeSpace(1, 1, 1), EdgeSpace(1, 1, 1).mask).run(model, task),
     ):
         pass
+
+
+def test_constants_are_learnt_for_a_silent_writer_over_circuits_of_many_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head whose mean write is nothing has no spread to step by, and can be given a constant all the same."""
+    from mechwork.circuits.graph import ablated
+
+    model, task, sizes = build_model("gpt2"), build_task(n=8), []
+    with torch.no_grad():
+        model.blocks[1].attn.o.original_component.weight[8:16] = 0  # [head x d_head, d_model]
+    space = space_of(model)
+    real = ablated.select_random
+
+    def noted(space: EdgeSpace, n: int, seed: int) -> torch.Tensor:
+        sizes.append(n / space.n_edges)
+        return real(space, n, seed)
+
+    monkeypatch.setattr(ablated, "select_random", noted)
+    silent = space.writers.index("a1.h1")
+    assert float(mean_writes(model, task, space, by_position=False)[silent].abs().max()) == 0
+    learned = learn_constants(model, task, space, n_steps=8)
+    assert float(learned[silent].abs().max()) > 1e-6
+    assert all(0.19 < size < 0.98 for size in sizes)
+    assert max(sizes) - min(sizes) > 0.3
+
+
+@pytest.mark.parametrize("metric", ["probability_difference"])
+def test_a_learned_knockout_is_gradient_ascent_on_the_difference(tiny_gpt2_64: Any, metric: str) -> None:
+    """Against autograd of the whole |m(C - K) - m(M - K)| at once, under a metric whose differences stay below 1."""
+    model, task = tiny_gpt2_64, build_task(metric=metric)
+    space = space_of(model)
+    circuit = Circuit(space, random_mask(space, 0.5, 2))
+    pairs, n_steps = task.pairs, 8
+    ablated = record_writers(model, space, record_run(model, pairs, writer_kinds(space), corrupt=True))
+    member, whole = circuit.mask.double(), space.mask.double()
+
+    def difference(cut: torch.Tensor, *, grad: bool) -> torch.Tensor:
+        found = []
+        for base in (member, whole):
+            with as_circuit(model, space, base - cut, ablated, grad=grad):
+                found.append(task.metric(model(pairs.clean_tokens), pairs).mean())
+        return found[0] - found[1]
+
+    noise = torch.randn(member.shape, generator=torch.Generator().manual_seed(0))
+    logit = (0.1 * noise.double() - 1).requires_grad_(True)
+    optimiser, met = torch.optim.Adam([logit], lr=0.3, maximize=True), []
+    for _ in range(n_steps):
+        hard = circuit.mask & (logit.detach() > 0)
+        with torch.no_grad():
+            met.append((abs(float(difference(hard.double(), grad=False))), hard))
+        (logit.grad,) = torch.autograd.grad(difference(member * torch.sigmoid(logit), grad=True).abs(), logit)
+        optimiser.step()
+    expected = max(met, key=lambda row: row[0])[1]
+    assert 0 < int(expected.sum()) < circuit.n_edges
+    assert max(gap for gap, _ in met) < 1
+    with borrowed(model):
+        assert torch.equal(learn_knockout(model, task, circuit, n_steps=n_steps), expected)

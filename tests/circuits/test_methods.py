@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from mechwork.circuits import score_edges, verify_edges
+from mechwork.circuits import EdgeSpace, score_edges, verify_edges
 from mechwork.circuits.graph.writers import record_writers, writer_kinds
 from mechwork.circuits.scoring.methods import PRESETS, find_method
 from mechwork.errors import InputError, UnknownNameError
+from mechwork.models.anatomy import read_anatomy
 from mechwork.runs import record_run
 from mechwork.tasks.task import Task
 from tests.circuits.test_edges import tolerance
@@ -181,3 +182,41 @@ def test_verification_measures_what_exact_scores_are(tiny_gpt2_64: Any, tiny_tas
     assert same.relative_error < 1e-12
     with pytest.raises(InputError, match="2 to 262"):
         verify_edges(tiny_gpt2_64, tiny_task, scores, 1)
+
+
+def test_the_ends_of_exact_effects_are_measured_on_their_own_prompts(tiny_gpt2_64: Any, tiny_task: Task) -> None:
+    """A metric that reads the prompt's own tokens gets those of the run that it measures."""
+    from mechwork.circuits.scoring.exact import ExactEffects
+
+    def own_token(logits: torch.Tensor, pairs: Any) -> torch.Tensor:
+        return pairs.final(logits).gather(1, pairs.clean_tokens[:, -2:-1])[:, 0]
+
+    pairs = tiny_task.pairs
+    changed = pairs.corrupt_tokens.clone()
+    changed[:, -2] = (pairs.clean_tokens[:, -2] + 1) % 97
+    task = Task.from_tokens(pairs.clean_tokens, changed, [1, 2, 3], [4, 5, 6], metric=own_token)
+    space = EdgeSpace.of(read_anatomy(tiny_gpt2_64))
+    for direction in ("denoise", "noise"):
+        method = find_method(rules="gradient", direction=direction)
+        ends = ExactEffects(tiny_gpt2_64, task, space, method, mask=space.mask & False)(task).baseline
+        found = ends.clean_per_example, ends.corrupt_per_example
+        for tokens, value in zip((task.pairs.clean_tokens, changed), found, strict=True):
+            with torch.no_grad():
+                last = tiny_gpt2_64(tokens)[:, -1]
+            torch.testing.assert_close(value, last.gather(1, tokens[:, -2:-1])[:, 0], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("n_fit", [1, 2, 3, 4, 7, 10, 50])
+def test_batches_are_as_few_and_as_even_as_they_can_be(
+    tiny_gpt2: Any, n_fit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mechwork.circuits.graph.budget import Fit
+    from mechwork.circuits.scoring import score
+
+    monkeypatch.setattr(score, "fit", lambda *_, **__: Fit(n_fit, 4))
+    task, space = build_task(n=10), EdgeSpace.of(read_anatomy(tiny_gpt2))
+    plan = score.plan_batches(tiny_gpt2, task, space, find_method("eap"), "1GB", None)
+    passes = {n: len(range(0, 10, n)) for n in range(1, 11)}
+    least = min(passes[n] for n in passes if n <= n_fit)
+    assert plan.n_pairs == min(n for n in passes if passes[n] == least)
+    assert score.plan_batches(tiny_gpt2, task, space, find_method("eap"), "1GB", 3).n_pairs == 3

@@ -29,6 +29,10 @@ def test_spans_add_up_to_the_neuron_and_units_are_measured(tiny_gpt2: Any, tiny_
     whole = float(found[0].mean())
     for row, value in zip(together.rows, (few, many), strict=True):
         assert row.faithfulness == pytest.approx((value - none) / (whole - none), rel=1e-6)
+    none_, whole_, corrupt = (float(row.mean()) for row in (found[2], found[0], found[1]))
+    assert together.share_of_neurons == pytest.approx((whole_ - none_) / (whole_ - corrupt), rel=1e-6)
+    for row in study.rows:
+        assert row.n_neurons == len({name.split("@")[0] for name, _ in study.top(row.n)})
     everything = study_neurons(tiny_gpt2, tiny_task, positions="each", counts=(study.scores.numel(),))
     assert everything.rows[0].faithfulness == pytest.approx(1)
     assert "@" in study.top(1)[0][0]

@@ -166,3 +166,16 @@ def test_neurons_of_experts_are_refused(tiny_task: Task) -> None:
     with pytest.raises(InputError, match="no site"):
         score_neurons(model, tiny_task)
     assert tolerance(model) > 0
+
+
+def test_neurons_of_a_model_of_one_layer() -> None:
+    import transformers as hf
+
+    from mechwork.models.load import load_model
+    from tests.families import D_VOCAB
+
+    config = hf.GPT2Config(n_layer=1, n_head=2, n_embd=16, n_positions=16, vocab_size=D_VOCAB)
+    model = load_model(hf.GPT2LMHeadModel(config).eval(), dtype=torch.float64)
+    scores = score_neurons(model, build_task(n=2), rules="gradient")
+    assert scores.values.shape == (1, 64)
+    assert float(scores.values.abs().max()) > 0

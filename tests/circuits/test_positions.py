@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from mechwork.circuits import score_edges
+from mechwork.circuits import evaluate_spans, find_span_circuit, score_edges
 from mechwork.circuits.scoring.attention_edges import score_attention_edges
 from mechwork.circuits.scoring.positions import score_positions
 from mechwork.errors import InputError, UnsupportedModelError
@@ -105,3 +105,12 @@ def test_methods_without_positions(tiny_gpt2: Any, tiny_task: Task) -> None:
         score_positions(tiny_gpt2, tiny_task, preset="exact")
     with pytest.raises(InputError, match="no spans"):
         score_positions(tiny_gpt2, tiny_task, positions="spans")
+
+
+@pytest.mark.parametrize("positions", ["spans", "each"])
+def test_circuits_at_named_spans_and_at_numbered_positions(tiny_gpt2_64: Any, positions: str) -> None:
+    """Prompts of one length have both; a circuit of either runs, and that of every edge everywhere is the model."""
+    task = build_task(spans=[{"A": [1, 2], "B": [7]}] * 3)
+    scores = score_positions(tiny_gpt2_64, task, rules="gradient", positions=positions)
+    whole = find_span_circuit(scores, len(scores.labels) * scores.space.n_edges)
+    assert evaluate_spans(tiny_gpt2_64, task, whole, n_random=0).faithfulness == pytest.approx(1)

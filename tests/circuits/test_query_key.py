@@ -14,6 +14,7 @@ from mechwork.display import page
 from mechwork.errors import InputError, UnsupportedModelError
 from mechwork.models.anatomy import read_anatomy
 from mechwork.tasks.task import Task
+from tests.families import build_model
 from tests.reference import literal
 
 QUERY, KEY, LAYER, HEAD = 8, 5, 2, 3
@@ -79,3 +80,8 @@ def test_wrong_places(tiny_gpt2_64: Any, tiny_task: Task, tmp_path: Any) -> None
     assert torch.equal(again.values, found.values)
     assert "What makes a1.h0 look" in page(found)
     assert found.to_dataframe().shape == (len(found.writers) ** 2, 3)
+
+
+def test_a_norm_over_all_heads_together_scales_by_the_one_head_alone(tiny_task: Task) -> None:
+    """OLMo 2 norms the queries (and keys) of all heads as one vector."""
+    test_parts_add_up_and_a_writer_scales_its_own_parts(build_model("olmo2"), tiny_task)

@@ -21,7 +21,7 @@ from mechwork.circuits.graph.run import as_circuit
 from mechwork.circuits.ground_truth.cases import find_case
 from mechwork.circuits.testing.evaluate import EvaluationSettings, measure_circuits
 from mechwork.circuits.testing.null_task import draw_signs, shuffled_weights
-from mechwork.circuits.testing.referee import different_pairs, draw_masks, grow
+from mechwork.circuits.testing.referee import different_pairs, draw_masks, grow, null_sample
 from mechwork.circuits.testing.trials import (
     Bounds,
     Sample,
@@ -295,6 +295,48 @@ def test_the_null_task_shuffles_and_its_shortcut_is_exact(tiny_gpt2: Any, tiny_t
     assert not bool((other.pairs.corrupt_tokens == tiny_task.pairs.corrupt_tokens).all(dim=1).any())
     with pytest.raises(InputError, match="at least two pairs"):
         null_task(tiny_task[:1])
+
+
+@pytest.mark.parametrize(("kind", "metric"), [("corruption", "logit_difference"), ("answers", "log_probability")])
+def test_without_the_shortcut_the_null_is_measured(tiny_gpt2: Any, tiny_task: Task, kind: str, metric: str) -> None:
+    """Signs turn only where shuffled answers turn the sign; elsewhere the circuits run on the null task."""
+    task, settings = tiny_task.with_metric(metric), EvaluationSettings()
+    space = mw.score_edges(tiny_gpt2, task, rules="gradient").space
+    circuit = Circuit(space, grow(space, 20, torch.Generator().manual_seed(0)))
+    drawn = draw_masks(circuit, 1, 1, 1, 0)
+    sample = drawn.measure(tiny_gpt2, task, settings)
+    null = null_sample(tiny_gpt2, task, drawn, sample, settings, kind, 1)
+    masks = [space.mask, torch.zeros_like(space.mask), circuit.mask]
+    expected = measure_circuits(tiny_gpt2, null_task(task, kind, seed=1), space, masks, settings).metric
+    torch.testing.assert_close(torch.stack([null.model, null.empty, null.circuit]), expected)
+    assert float((null.empty - sample.empty).abs().max()) > 1e-4
+
+
+def test_shuffled_answers_of_a_logit_difference_cost_no_forward(tiny_gpt2: Any, tiny_task: Task) -> None:
+    space = mw.score_edges(tiny_gpt2, tiny_task, rules="gradient").space
+    drawn = draw_masks(Circuit(space, grow(space, 20, torch.Generator().manual_seed(0))), 1, 1, 1, 0)
+    sample, runs = drawn.measure(tiny_gpt2, tiny_task, EvaluationSettings()), list[int]()
+    handle = tiny_gpt2.blocks[0].register_forward_pre_hook(lambda *_: runs.append(1))
+    try:
+        null_sample(tiny_gpt2, tiny_task, drawn, sample, EvaluationSettings(), "answers", 1)
+    finally:
+        handle.remove()
+    assert not runs
+
+
+def test_a_test_of_one_side_keeps_its_verdict() -> None:
+    """Independence has no p-value for it, only the power to find what speaks against it."""
+    trial = next(t for t in judge(planted(128, 3), Bounds()) if t.name == "independence")
+    assert trial.p_for != trial.p_for
+    assert trial.p_against > 0.05
+    assert trial.verdict == "pass"
+
+
+@pytest.mark.parametrize("name", ["n_random", "n_random_edges", "max_edges"])
+def test_counts_are_at_least_one(tiny_gpt2: Any, tiny_task: Task, name: str) -> None:
+    space, none = EdgeSpace.of(read_anatomy(tiny_gpt2)), dict[str, Any]({name: 0})
+    with pytest.raises(InputError, match=f"{name} is a whole number, at least 1; got 0"):
+        mw.referee(tiny_gpt2, tiny_task, Circuit(space, space.mask), **none)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])

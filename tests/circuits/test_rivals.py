@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from mechwork.circuits import Circuit, EdgeSpace, Rivals, evaluate, find_rivals, learn_circuit
 from mechwork.circuits.ground_truth.weights import BlockWeights, Blueprint, HeadWeights, NamedStream
 from mechwork.circuits.search.learned import pairs_within
+from mechwork.circuits.testing.rivals import _parts
 from mechwork.errors import InputError, UnknownNameError
 from mechwork.models.anatomy import read_anatomy
 from mechwork.tasks.task import Task
@@ -94,3 +96,10 @@ def test_contracts() -> None:
     other = EdgeSpace(3, 2, 2)
     with pytest.raises(InputError, match="avoid"):
         learn_circuit(model, task, 2, avoid=[Circuit(other, torch.zeros_like(other.mask))])
+
+
+def test_templates_with_enough_pairs_are_parts() -> None:
+    task = letters_task()
+    named = replace(task, pairs=replace(task.pairs, templates=("a", "b", "a", "a", "c", "b", "a", "a")))
+    assert _parts(named) == {"all": list(range(8)), "a": [0, 2, 3, 6, 7]}
+    assert _parts(task) == {"all": list(range(8))}

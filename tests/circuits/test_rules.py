@@ -18,6 +18,8 @@ from mechwork.statistics import bootstrap_weights
 from tests.families import build_model, build_task
 from tests.reference.selection import best_connected
 
+STEPS: list[tuple[int, int]] = []
+"""What the leaderboard below told of its progress."""
 SPACES = {"grouped": EdgeSpace(1, 2, 1), "attention only": EdgeSpace(2, 1, 1, attn_only=True)}
 
 
@@ -77,7 +79,16 @@ def test_unsure_edges_come_last(tiny_gpt2: Any) -> None:
 def board() -> Leaderboard:
     task = build_task(n=12)
     split = replace(task, splits=("train",) * 6 + ("test",) * 6)
-    return run_leaderboard(build_model("gpt2"), split, presets=["eap", "eap-ig"], n_random=1)
+    return run_leaderboard(
+        build_model("gpt2"), split, presets=["eap", "eap-ig"], n_random=1,
+        progress=lambda done, total, what: STEPS.append((done, total)),
+    )  # fmt: skip
+
+
+def test_progress_counts_up_to_its_total(board: Leaderboard) -> None:
+    """Two scored, six tested."""
+    assert len(board.curves) == 6
+    assert [(i, 8) for i in range(1, 9)] == [s for s in dict.fromkeys(STEPS) if s[0]], "it may tell a step again"
 
 
 def test_rules_stand_beside_the_scores_they_choose_by(board: Leaderboard) -> None:

@@ -12,6 +12,7 @@ from mechwork.circuits import EdgeSpace, find_acdc, learn_circuit, score_edges
 from mechwork.circuits.graph.run import as_circuit
 from mechwork.circuits.graph.select import select_random
 from mechwork.circuits.graph.writers import record_writers, writer_kinds
+from mechwork.circuits.search.learned import _open_probability, _sample
 from mechwork.circuits.testing.evaluate import EvaluationSettings, measure_circuits
 from mechwork.errors import InputError
 from mechwork.models.anatomy import read_anatomy
@@ -130,3 +131,44 @@ def test_learning_goes_on_where_it_was_interrupted(tiny_gpt2: Any, tiny_task: Ta
         learn_circuit(tiny_gpt2, tiny_task, 61, checkpoint=file, **settings)
     with pytest.raises(InputError, match="size of a circuit"):
         learn_circuit(tiny_gpt2, tiny_task, 10_000)
+
+
+def test_gates_are_open_as_often_as_their_probability_says() -> None:
+    gates = torch.tensor([-2.0, 0.0, 1.0, 3.0]).repeat(5000, 1)
+    z = _sample(gates, 0, 3)
+    expected = _open_probability(gates[0])
+    spread = (expected * (1 - expected) / 5000).sqrt()
+    assert bool(((z > 0).double().mean(dim=0) - expected).abs().lt(4 * spread).all())
+    assert float(expected[-1] - expected[0]) > 0.5
+    assert 0 <= float(z.min()) < float(z.max()) <= 1
+
+
+def test_learning_is_adam_on_the_penalised_distance(tiny_gpt2: Any, tiny_task: Task) -> None:
+    """Three steps against torch's Adam: down for the gates, up for the multipliers of the size."""
+    n, space = 60, EdgeSpace.of(read_anatomy(tiny_gpt2))
+    pairs, gates = tiny_task.pairs, torch.full((space.n_writers, space.n_readers), 2.0, requires_grad=True)
+    multipliers = torch.zeros(2, requires_grad=True)
+    down, up = torch.optim.Adam([gates], lr=0.1), torch.optim.Adam([multipliers], lr=0.1, maximize=True)
+    ablated = record_writers(tiny_gpt2, space, record_run(tiny_gpt2, pairs, writer_kinds(space), corrupt=True))
+    with torch.no_grad():
+        reference = pairs.final(tiny_gpt2(pairs.clean_tokens)).log_softmax(dim=-1)
+    for step in range(3):
+        target = (1 - n / space.n_edges) * min(1.0, (step + 1) / 1.8)
+        with as_circuit(tiny_gpt2, space, _sample(gates, 0, step), ablated, grad=True):
+            found = pairs.final(tiny_gpt2(pairs.clean_tokens)).log_softmax(dim=-1)
+        distance = (reference.exp() * (reference - found)).sum(dim=-1).mean()
+        gap = target - (1 - _open_probability(gates)[space.mask].mean())
+        loss = distance + multipliers[0] * gap + multipliers[1] * gap**2
+        gates.grad, multipliers.grad = torch.autograd.grad(loss, [gates, multipliers])
+        down.step()
+        up.step()
+    learnt = learn_circuit(tiny_gpt2, tiny_task, n, n_steps=3).scores
+    assert learnt is not None
+    torch.testing.assert_close(learnt, (_open_probability(gates) * space.mask).detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_without_a_step_the_strongest_edges_of_the_start_are_open(tiny_gpt2: Any, tiny_task: Task) -> None:
+    start = score_edges(tiny_gpt2, tiny_task, rules="gradient")
+    assert float(start.values.min()) < 0 < float(start.values.max())
+    found = learn_circuit(tiny_gpt2, tiny_task, 60, start=start, n_steps=0)
+    assert torch.equal(found.mask, start.circuit(60).mask)

@@ -95,6 +95,20 @@ def test_a_small_budget_changes_nothing(tiny_gpt2_64: Any, seed: int) -> None:
         torch.testing.assert_close(value, vars(large)[name], rtol=1e-12, atol=1e-12)
 
 
+def test_no_more_logits_are_held_than_the_budget(tiny_gpt2_64: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, sizes = torch.randn(23, 32, dtype=torch.float64), list[int]()
+    real = Readout.logits
+
+    def counted(self: Readout, x: torch.Tensor) -> torch.Tensor:
+        found = real(self, x)
+        sizes.append(found.numel())
+        return found
+
+    monkeypatch.setattr(Readout, "logits", counted)
+    Readout.of(tiny_gpt2_64, 5 * D_VOCAB + 3).read(vectors)
+    assert sizes == [5 * D_VOCAB] * 4 + [3 * D_VOCAB]
+
+
 def test_places_between_attention_and_mlp(tiny_gpt2: Any) -> None:
     table = read_lens(tiny_gpt2, TOKENS, kinds=("resid_pre", "resid_mid", "resid_post"))
     assert table.places[:4] == ("resid_pre.0", "resid_mid.0", "resid_post.0", "resid_pre.1")

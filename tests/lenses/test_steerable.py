@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import mechwork as mw
-from mechwork.directions import Demonstrations, Direction, best_threshold, fit_function_vector
+from mechwork.directions import Demonstrations, Direction, Examples, best_threshold, fit_function_vector
 from mechwork.errors import ArtefactError, InputError, UnknownNameError
 from mechwork.lenses import LOGIT_LENS, compare_steering_and_decoding, join_tables, load_lens
-from mechwork.lenses.steerable import OUTCOMES, SteerableRow
+from mechwork.lenses.steerable import OUTCOMES, PROBES, SteerableRow, _by_probe
 from mechwork.sites import Site
 from tests.families import build_task
 
@@ -70,6 +70,19 @@ def test_a_lens_is_read_as_by_hand(tiny_gpt2_64: Any) -> None:
     assert len(join_tables([table, table]).rows) == 6
     assert len(table.to_dataframe()) == 9
     assert "two-layer probe" in str(table)
+
+
+@pytest.mark.parametrize("name", sorted(PROBES))
+def test_a_probe_that_tells_the_classes_apart_is_right_throughout(tiny_gpt2_64: Any, name: str) -> None:
+    """Half of the prompts end in one token, half in another: balanced accuracy 1, and .5 where they are mixed up."""
+    tokens = build_task(n=24).pairs.clean_tokens.repeat_interleave(2, 0)
+    labels, where = torch.arange(48) % 2 == 0, torch.zeros_like(tokens, dtype=torch.bool)
+    tokens[:, -1], where[:, -1] = torch.where(labels, 5, 60), True
+    examples = Examples(tokens, labels, where, torch.arange(48) // 2)
+    site = Site("resid_post", 0)
+    assert _by_probe(tiny_gpt2_64, PROBES[name], site, examples, examples, 0) == 1.0
+    turned = replace(examples, labels=torch.arange(48) % 4 < 2)
+    assert _by_probe(tiny_gpt2_64, PROBES[name], site, examples, turned, 0) == 0.5
 
 
 def test_the_function_vector_steers_before_it_can_be_read() -> None:

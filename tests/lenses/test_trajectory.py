@@ -49,6 +49,9 @@ def test_comparison_of_lenses_prompts_and_models(tiny_gpt2_64: Any) -> None:
     same = compare_trajectories(one, other)
     torch.testing.assert_close(same.difference["kl"], other.values["kl"] - one.values["kl"])
     assert float(same.difference["kl"][:-1].abs().max()) > 0.01
+    places = (other.values["rank"] + 1).log2() - (one.values["rank"] + 1).log2()
+    torch.testing.assert_close(same.difference["rank"], places)
+    assert float(places.abs().max()) > 0.1
     assert float(same.difference["kl"][-1].abs().max()) < 1e-9
     low, high = same.interval("kl")
     assert bool((low <= high).all())
@@ -163,4 +166,7 @@ def test_refusals(tiny_gpt2: Any, bundled_model: Any) -> None:
         Patchscope.of(tiny_gpt2, [1, 2], into=mw.Site("mlp_out", 1))
     with pytest.raises(mw.errors.InputError, match="needs decoders"):
         compare_decoders(tiny_gpt2, [], ROWS)
+    with pytest.raises(mw.errors.InputError, match="rows of more than 12 tokens"):
+        text = open_text(tiny_gpt2, ROWS, packing="documents")
+        compare_decoders(tiny_gpt2, [LensDecoder(tiny_gpt2, LOGIT_LENS)], text, ahead=11)
     assert identity_prompt(bundled_model, ["cat", "dog"]).endswith("dog -> dog; x")

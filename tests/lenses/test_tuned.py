@@ -24,6 +24,7 @@ from mechwork.lenses import (
     read_lens,
     train_lens,
 )
+from mechwork.lenses.card import export_lens
 from mechwork.lenses.distil import Teacher, descend
 from mechwork.lenses.fingerprint import fingerprint
 from mechwork.lenses.states import lens_sites, record_states
@@ -298,6 +299,10 @@ def test_what_text_is_refused(bundled_model: Any, tmp_path: Path) -> None:
     model = build_model("gpt2", torch.float32)
     with pytest.raises(mw.errors.InputError, match="too few to hold out"):
         train_lens(model, ROWS[:5], QUICK)
+    with pytest.raises(mw.errors.InputError, match=f"teacher has {D_VOCAB} tokens"):
+        train_lens(model, ROWS, LensRecipe(**{**QUICK.to_dict(), "top_k": D_VOCAB + 1}))
+    with pytest.raises(mw.errors.InputError, match="a document is a text or a list of token ids"):
+        open_text(model, [[1, 2, 3], tmp_path / "a.txt"]).rows(0, 2)
     with pytest.raises(mw.errors.InputError, match="no rows left"):
         next(open_text(model, [[1, 2, 3]], width=3).batches(1, 5, 1))
     with pytest.raises(mw.errors.InputError, match="text is empty"):
@@ -438,3 +443,40 @@ def test_evaluation_equals_the_lens_table() -> None:
     assert "logit lens" in str(measured)
     with pytest.raises(mw.errors.InputError, match="two rows"):
         evaluate_lens(model, lens, ROWS[:1])
+    two = open_text(model, ROWS[:2], packing="documents")
+    assert evaluate_lens(model, lens, two).n.tolist() == [16, 16]
+
+
+def test_a_card_says_what_was_measured(tmp_path: Path) -> None:
+    model = build_model("gpt2", torch.float32)
+    lens = random_lens(model)
+    measured = evaluate_lens(model, lens, open_text(model, ROWS[:4], packing="documents"))
+    card = (export_lens(lens, measured, tmp_path / "lens") / "card.md").read_text(encoding="utf-8")
+    low, high = measured.interval("kl")
+    for i, place in enumerate(measured.places):
+        kl = f"{float(measured.mean('kl')[i]):.3f} | [{float(low[i]):.3f}, {float(high[i]):.3f}]"
+        assert f"| {place} | {kl} |" in card
+    assert f"{4 * 16} positions of 4 rows" in card
+    assert f"sha256 `{lens.model['weights']}`" in card
+    assert card.splitlines()[-1].startswith("Limits")
+
+
+def test_the_start_reads_as_much_text_as_the_recipe_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mechwork.lenses.train.FORWARD_TOKENS", 64)
+    model = build_model("gpt2", torch.float32)
+    assert open_text(model, ROWS).facts["packing"] == "concatenate"
+    for ridge_tokens, tokens in ((128, 128), (129, 192)):
+        recipe = LensRecipe(**{**QUICK.to_dict(), "steps": 0, "ridge_tokens": ridge_tokens})
+        assert train_lens(model, ROWS, recipe).lens.provenance["tokens"] == tokens
+
+
+def test_progress_tells_the_loss_in_bits() -> None:
+    """Where all rows of a text are one row, what is trained on is what is held out."""
+    seen: list[Any] = []
+    still = {"learning_rate": 1e-12, "share": 1.0, "steps": 1, "top_k": D_VOCAB, "weight_decay": 0.0}
+    recipe = LensRecipe(**{**QUICK.to_dict(), **still})
+    model = build_model("gpt2", torch.float64)
+    text = open_text(model, ROWS[:1].repeat(20, 1), packing="documents")
+    training = train_lens(model, text, recipe, progress=seen.append)
+    assert seen[0].loss == pytest.approx(float(training.best.mean()), rel=1e-4)
+    assert seen[0].loss > 1e-6

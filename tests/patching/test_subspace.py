@@ -220,6 +220,13 @@ def test_fitted_directions(tiny_gpt2: Any, tiny_task: Task) -> None:
     assert effects[0] > effects[1]
 
 
+def test_the_first_and_the_last_neuron_are_neurons(tiny_gpt2: Any) -> None:
+    found = neurons(tiny_gpt2, [0, 127]).project(torch.ones(128))
+    assert found.nonzero().flatten().tolist() == [0, 127]
+    with pytest.raises(InputError, match="0 to 127"):
+        neurons(tiny_gpt2, [128])
+
+
 def test_refused(tiny_gpt2: Any, tiny_task: Task) -> None:
     good = Subspace.of(torch.ones(32))
     for vectors, message in (

@@ -20,7 +20,7 @@ from mechwork.patching.path import patch_paths
 from mechwork.sites import SQUARE_KINDS
 from mechwork.tasks.metrics import Metric
 from mechwork.tasks.task import Task
-from tests.families import UNLIKE, borrowed, build_module, build_task, crossed, kv_head, rounding
+from tests.families import UNLIKE, borrowed, build_model, build_module, build_task, crossed, kv_head, rounding
 from tests.reference.sweep import measure_cell
 
 NONE = Tricks(suffix=False, readout=False, unchanged=False)
@@ -321,3 +321,11 @@ def test_cells_behind_the_end_of_a_shorter_prompt_do_nothing_to_it(tiny_gpt2_64:
             for t in (late, late[[row]])
         )
         torch.testing.assert_close(whole[row], one[0], rtol=0, atol=1e-9)
+
+
+def test_answers_are_read_with_the_bias_of_the_unembedding(tiny_task: Task) -> None:
+    model = build_model("gptj")
+    assert float(model.b_U.std()) > 0.1
+    fast, whole = (patch(model, tiny_task, ["resid_pre"], tricks=tricks)["resid_pre"] for tricks in (Tricks(), NONE))
+    torch.testing.assert_close(fast.per_example, whole.per_example, rtol=0, atol=rounding(model))
+    assert float(whole.values.abs().max()) > 1e-3

@@ -11,6 +11,7 @@ from hypothesis import strategies
 from mechwork.errors import InputError
 from mechwork.tasks import from_file
 from mechwork.tasks.alignment import align
+from mechwork.tasks.task import Task
 from tests.tasks.test_from_file import ROWS, write
 
 PROMPTS = strategies.lists(strategies.integers(0, 4), min_size=1, max_size=12)
@@ -50,3 +51,12 @@ def test_a_file_with_different_lengths_is_aligned_and_shows_it(bundled_model: An
     clean, corrupt = task.prompt_texts(1)
     same = [i for i, at in enumerate(index.tolist()) if at >= 0 and clean[i] == corrupt[at]]
     assert len(same) >= len(clean) - 1
+
+
+def test_a_description_marks_what_differs_from_the_corresponding_token() -> None:
+    """The tokens after the longer subject stand at other columns, and are the same all the same."""
+    clean, corrupt = [3, 14, 15, 92, 65], [3, 14, 16, 17, 92, 65]
+    spans, others = align(clean, corrupt)
+    said = Task.from_tokens([clean], [corrupt], [1], [2], spans=[spans], corrupt_spans=[others]).describe()
+    assert "clean     3 14[ 15] 92 65" in said
+    assert "corrupt   3 14[ 16][ 17] 92 65" in said
