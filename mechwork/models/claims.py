@@ -13,7 +13,6 @@ from torch import nn
 from ..errors import UnsupportedModelError
 from .anatomy import CLAIMED
 
-
 _LATENT = (
     "the host's queries, keys and values there are [batch, head, pos, d_head] after rotation, of two widths, and come "
     "from a latent without a weight per head, so that positions would be taken for heads and edges into heads have no "
