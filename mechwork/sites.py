@@ -59,6 +59,12 @@ SITE_KINDS: dict[str, SiteKind] = {
         SiteKind("mlp_pre", "blocks.{layer}.mlp.hook_pre", _MLP, "MLP (gate) pre-activations"),
         SiteKind("mlp_pre_linear", "blocks.{layer}.mlp.hook_pre_linear", _MLP, "the linear half of a gated MLP"),
         SiteKind("mlp_post", "blocks.{layer}.mlp.hook_post", _MLP, "neurons: what W_out reads"),
+        SiteKind(
+            "router_logits",
+            "blocks.{layer}.mlp.hook_router_logits",
+            ("batch", "pos", "expert"),
+            "what the router of a mixture of experts says of each expert, before its choice",
+        ),
         SiteKind("logits", "hook_unembed", ("batch", "pos", "d_vocab"), "the unembedding's output"),
     )
 }
@@ -67,7 +73,7 @@ SITE_KINDS: dict[str, SiteKind] = {
 SQUARE_KINDS = tuple(name for name, kind in SITE_KINDS.items() if kind.axes == _SQUARE)
 """Kinds with a query and a key axis."""
 
-MLP_KINDS = ("resid_mid", "mlp_out", "mlp_in", "mlp_pre", "mlp_pre_linear", "mlp_post")
+MLP_KINDS = ("resid_mid", "mlp_out", "mlp_in", "mlp_pre", "mlp_pre_linear", "mlp_post", "router_logits")
 """Kinds that a model without MLPs does not have."""
 
 

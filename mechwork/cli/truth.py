@@ -5,7 +5,9 @@ mechwork truth hist induction
 mechwork truth --ablation zero
 mechwork truth --methods all
 mechwork truth --planted 3 --methods all
+mechwork truth lookup
 mechwork truth --retrain --out runs/equality
+mechwork truth lookup --retrain --out runs/lookup
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--plant-from", type=at_least(0), default=0, metavar="SEED", help="of the first planted model (default: 0)"
     )
     parser.add_argument(
-        "--retrain", action="store_true", help="train the case 'equality' again from its seed into --out, and stop"
+        "--retrain",
+        action="store_true",
+        help="train the case 'equality' (or 'lookup', when it is named) again from its seed into --out, and stop",
     )
     parser.add_argument(
         "--out", type=path, metavar="PATH",
@@ -108,14 +112,20 @@ def _direction(cases: list[Any], name: str, ablation: str) -> str:
 def _retrain(args: argparse.Namespace, console: Console) -> None:
     import torch
 
-    from ..circuits.ground_truth import equality
+    from ..circuits.ground_truth import equality, lookup
 
+    if args.cases not in ([], ["equality"], ["lookup"]):
+        raise InputError(f"trained cases are equality and lookup, one at a time; got {' '.join(args.cases)}")
+    name = args.cases[0] if args.cases else "equality"
     if args.out is None:
         raise InputError("--retrain writes into --out DIR; name the folder, e.g. --out runs/equality")
     check_training_folder(args.out, "", resume=False)
     torch.set_num_threads(1)
-    with console.step("training equality") as line:
-        card = equality.train_equality(args.out, equality.RECIPE, line)
+    with console.step(f"training {name}") as line:
+        if name == "lookup":
+            card = lookup.train_lookup(args.out, progress=line)
+        else:
+            card = equality.train_equality(args.out, equality.RECIPE, line)
     console.result(
         f"accuracy {card['accuracy on all prompts']:.3f}, effects inside the circuit at least "
         f"{card['smallest effect inside']:.3f}, outside at most {card['largest effect outside']:.3f}: {args.out}",

@@ -19,10 +19,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import InputError, UnsupportedModelError
+from ..errors import InputError
+from ..models.routers import check_router, choose_experts, find_router, router_block
 from .experts import check_experts
 from .positions import Columns
 
@@ -59,7 +60,7 @@ class Routing:
         """Raises `InputError` for experts that are not there, or when the block cannot choose as many as it must."""
         experts = [*self.offsets, *self.on, *self.off]
         check_experts(model, self.layer, experts or [0])
-        gate = _gate(model, self.layer)
+        gate = find_router(model, self.layer)
         n, k = int(gate.num_experts), int(gate.top_k)
         if n - len(set(self.off)) < k or len(set(self.on)) > k:
             raise InputError(
@@ -70,7 +71,7 @@ class Routing:
     @contextmanager
     def install(self, model: TransformerBridge, columns: Columns) -> Iterator[None]:
         """Inside, the layer's tokens go where this says."""
-        gate, block = _gate(model, self.layer), _block(model, self.layer)
+        gate, block = find_router(model, self.layer), router_block(model, self.layer)
         shape: list[tuple[int, int]] = []
 
         def note(module: Any, args: tuple[Any, ...]) -> None:
@@ -125,34 +126,12 @@ def change_routers(model: TransformerBridge, offsets: Float[Tensor, "layer exper
 
     try:
         for layer in range(len(offsets)):
-            gate = _gate(model, layer)
+            gate = find_router(model, layer)
             handles.append(gate.register_forward_hook(changed(layer, gate)))
         yield
     finally:
         for handle in handles:
             handle.remove()
-
-
-def choose_experts(
-    gate: Any, logits: Float[Tensor, "token expert"]
-) -> tuple[Float[Tensor, "token k"], Int[Tensor, "token k"]]:
-    """(weights, experts) of a router for some logits: softmax in float32 as the router does it, top k, scaled to sum 1
-    where it does so.
-    """
-    weights, index = torch.topk(logits.float().softmax(dim=-1), int(gate.top_k), dim=-1)
-    if getattr(gate, "norm_topk_prob", True):
-        weights = weights / weights.sum(dim=-1, keepdim=True)
-    return weights, index
-
-
-def check_router(gate: Any, logits: Tensor, scores: Tensor, index: Tensor) -> None:
-    """Raises `UnsupportedModelError` unless the router's own choice is `choose_experts` of its logits."""
-    again = choose_experts(gate, logits)
-    if not (torch.equal(again[1], index) and torch.allclose(again[0].to(scores), scores, rtol=1e-3, atol=1e-6)):
-        raise UnsupportedModelError(
-            f"{type(gate).__name__} does not route by softmax and top k of its logits; its choice is neither read nor "
-            "changed"
-        )
 
 
 def expert_writes(
@@ -161,9 +140,9 @@ def expert_writes(
     """What every expert of a layer adds to the block's output for some inputs: its output times the router's weight,
     zeros where a token is not routed to it. They add up to the block's output. Cost: the block once.
     """
-    gate, experts = _gate(model, layer), _block(model, layer).experts
+    gate, experts = find_router(model, layer), router_block(model, layer).experts
     x = mlp_in.reshape(-1, mlp_in.shape[-1])
-    _, weights, index = gate(x)
+    _, weights, index = gate(mlp_in)
     rows = []
     for expert in range(int(gate.num_experts)):
         mine = index == expert
@@ -177,7 +156,7 @@ def expert_writes(
 def read_router(model: TransformerBridge, layer: int, keep: Callable[[Tensor, Tensor], None]) -> Any:
     """A handle while which `keep` gets a layer's router logits ``[token, expert]`` and choice ``[token, k]``."""
     check_experts(model, layer, [0])
-    gate = _gate(model, layer)
+    gate = find_router(model, layer)
 
     def show(module: Any, args: tuple[Any, ...], output: Any) -> None:
         logits, scores, index = output
@@ -185,19 +164,3 @@ def read_router(model: TransformerBridge, layer: int, keep: Callable[[Tensor, Te
         keep(logits, index)
 
     return gate.register_forward_hook(show)
-
-
-def _block(model: TransformerBridge, layer: int) -> Any:
-    mlp: Any = model.blocks[layer].mlp
-    return mlp.original_component
-
-
-def _gate(model: TransformerBridge, layer: int) -> Any:
-    gate = _block(model, layer).gate
-    while not hasattr(gate, "top_k") and isinstance(getattr(gate, "original_component", None), torch.nn.Module):
-        gate = gate.original_component
-    if not hasattr(gate, "top_k"):
-        raise UnsupportedModelError(
-            f"the router of layer {layer}, a {type(gate).__name__}, does not say how many experts it picks"
-        )
-    return gate

@@ -105,6 +105,8 @@ class ModelAnatomy:
             return self.gated and self.n_experts is None
         if kind in ("mlp_pre", "mlp_post"):
             return self.n_experts is None
+        if kind == "router_logits":
+            return self.n_experts is not None
         return kind in SITE_KINDS
 
     def check_site(self, site: Site) -> None:
@@ -115,6 +117,8 @@ class ModelAnatomy:
                 if self.attn_only
                 else "its attention and MLP run in parallel"
                 if site.kind == "resid_mid"
+                else "it has no experts"
+                if site.kind == "router_logits"
                 else "its MLP has no such tensor"
             )
             raise InputError(

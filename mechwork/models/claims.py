@@ -13,12 +13,28 @@ from torch import nn
 from ..errors import UnsupportedModelError
 from .anatomy import CLAIMED
 
+_LATENT = (
+    "the host's queries, keys and values there are [batch, head, pos, d_head] after rotation, of two widths, and come "
+    "from a latent without a weight per head, so that positions would be taken for heads and edges into heads have no "
+    "weights; its router adds a bias and chooses among groups, and its first blocks have no experts"
+)
+_SHARED = "an expert that every token goes to stands beside the routed ones, and has no node among them"
+
+REASONS = {
+    "DeepseekV2ForCausalLM": _LATENT,
+    "DeepseekV3ForCausalLM": _LATENT,
+    "Qwen2MoeForCausalLM": _SHARED,
+    "Glm4MoeForCausalLM": f"{_SHARED}; its router adds a bias and its first blocks have no experts",
+}
+"""Architectures that the host runs with the right logits and that are refused all the same -> why."""
+
 
 def check_claimed(names: Iterable[str]) -> None:
     """Raises `UnsupportedModelError` when none of the architectures is claimed."""
     names = list(names)
     if names and not set(names) & set(CLAIMED):
-        raise UnsupportedModelError(f"mechwork claims {', '.join(CLAIMED)}; this model is {', '.join(names)}")
+        why = "".join(f". It is not claimed because {REASONS[name]}" for name in names if name in REASONS)
+        raise UnsupportedModelError(f"mechwork claims {', '.join(CLAIMED)}; this model is {', '.join(names)}{why}")
 
 
 def check_unpacked(quantization: Any, name: str) -> None:

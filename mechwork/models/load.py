@@ -22,6 +22,7 @@ from .changed import origin_of, read_changes
 from .folder import fetch_hub, load_folder
 from .identity import record_origin, remember_source
 from .placement import check_fits, find_device, find_dtype
+from .routers import open_routers
 from .split import split_key_values
 from .stores import STORES, find_in_store
 from .wrap import check_tokenizer, wrap_module
@@ -112,6 +113,7 @@ def load_model(
         if split_kv:
             raise InputError("a ready bridge is used as it is; give split_kv=True with its name or Hugging Face module")
         model = source
+        open_routers(model)
     elif isinstance(source, nn.Module):
         module = split_key_values(source) if split_kv else source
         model = wrap_module(module, tokenizer, type(source).__name__)

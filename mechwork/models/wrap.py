@@ -11,6 +11,7 @@ from torch import nn
 from ..errors import InputError, UnsupportedModelError
 from .bos import follow_tokenizer
 from .claims import check_claimed, check_plain, unpack_gguf_module
+from .routers import open_routers
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -36,6 +37,7 @@ def wrap_module(module: nn.Module, tokenizer: Any, name: str) -> TransformerBrid
             module, type(module).__name__, hf_config=config, tokenizer=tokenizer, model_name=name
         )
     follow_tokenizer(model, tokenizer)
+    open_routers(model)
     for block in model.blocks:
         attn: Any = block.attn
         attn.register_forward_hook(_forget_pattern)

@@ -8,6 +8,7 @@ columns alone, and enters the next one (entrance ``n_layers`` is the final strea
     q, k, v, pattern, attn_scores   the same with the attention of the block run again, edited
     attn_out, resid_mid             the same with the new mid given
     mlp_post        resid_post = mid + [post](W_out mlp_post')
+    router_logits   resid_post = mid + [post](mlp(mid), its experts chosen and weighted anew)
     mlp_out, resid_post             by addition
 """
 
@@ -29,6 +30,7 @@ from .sweep import Cell
 READS_LATER = ("k", "v")
 """Kinds that later queries of the same block read: all columns from the first changed one on come out different."""
 IN_ATTENTION = ("q", "k", "v", *SQUARE)
+IN_MLP = ("mlp_post", "router_logits")
 
 
 def entrance(kind: str, layer: int) -> int:
@@ -113,7 +115,7 @@ def _post(
     frame, n = sides.frame, len(cells)
     assert frame is not None
     pre = frame.resid_pre[layer][:, columns].repeat(n, 1, 1)
-    if kind == "mlp_post":
+    if kind in IN_MLP:
         attn_out = sides.host.layers["attn_out"][layer][:, columns].repeat(n, 1, 1)
         read = pre if frame.anatomy.parallel else pre + attn_out
         return pre + attn_out + frame.feed(layer, read, _edit(sides, kind, layer, cells, places, columns))
@@ -147,7 +149,7 @@ def _edit(
         value = value[:, :, columns, : columns.stop]
     else:
         mask = entries_of(cells, at, value.shape[2]).flatten(0, 1)
-        mask = mask if kind == "mlp_post" else mask[..., None]
+        mask = mask if kind in IN_MLP else mask[..., None]
         value = value[:, columns]
     replacement = Where(mask.to(value.device), value.repeat(n, *[1] * (value.ndim - 1)))
 

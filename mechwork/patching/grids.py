@@ -22,7 +22,9 @@ from .result import Direction, Effect
 from .sides import SQUARE, check_square
 from .sweep import Grid
 
-PATCHABLE = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "z", "mlp_post")
+PATCHABLE = (
+    "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "z", "mlp_post", "router_logits",
+)  # fmt: skip
 """Kinds with a position axis whose cells are (layer, position) or (layer, position, head): what can be estimated."""
 
 MEASURABLE = (*PATCHABLE, "pattern", "attn_scores", "result", "embed")

@@ -44,6 +44,8 @@ class Sizes:
         a = self.anatomy
         if kind in SQUARE_KINDS:
             return a.n_heads * self.n_pos**2
+        if kind == "router_logits":
+            return self.n_pos * (a.n_experts or 0)
         heads = {"q": a.n_heads, "z": a.n_heads, "result": a.n_heads, "k": a.n_kv_heads, "v": a.n_kv_heads}
         width = heads[kind] * a.d_head if kind in heads else self.d_mlp if kind == "mlp_post" else a.d_model
         return self.n_pos * width

@@ -1,7 +1,8 @@
 """Known circuits: small models whose circuit is known, so that a method can be tried where the answer is known.
 
-Linear and logic gates, induction by hand, three compiled RASP programs, and a model trained so that its circuit is
-known. Owns the cases and the comparison of scores with them. Imports the rest of `circuits` and below.
+Linear and logic gates, induction by hand, three compiled RASP programs, a model trained so that its circuit is known,
+and a mixture of experts trained likewise (`MIXTURES`). Owns the cases and the comparison of scores with them. Imports
+the rest of `circuits` and below.
 
     for model, task, circuit in all():
         print(compare(score_edges(model, task, rules="relp", direction="noise"), circuit))
@@ -13,6 +14,7 @@ known. Owns the cases and the comparison of scores with them. Imports the rest o
 
 from .case import KnownCircuit as KnownCircuit
 from .cases import CASES as CASES
+from .cases import MIXTURES as MIXTURES
 from .cases import Triple as Triple
 from .cases import all_cases as all_cases
 from .cases import find_case as find_case

@@ -35,7 +35,8 @@ class KnownCircuit(Readable):
 
     `reasons`: every true edge under any ablation -> why it is one. `edges`: ablation -> the true edges. `direction` is
     the direction of patching in which the edges show; `blind` are the true edges that the *other* direction misses
-    under ``"corrupt"``. `explanations`: a method of `METHODS` whose ranking is not perfect -> why.
+    under ``"corrupt"``. `explanations`: a method of `METHODS` whose ranking is not perfect -> why. `split_experts`: the
+    truth is stated with every expert of a mixture as a node.
     """
 
     name: str
@@ -48,6 +49,7 @@ class KnownCircuit(Readable):
     direction: Direction = "noise"
     blind: tuple[str, ...] = ()
     explanations: Mapping[str, str] = field(default_factory=dict)
+    split_experts: bool = False
 
     def __post_init__(self) -> None:
         if "corrupt" not in self.edges:
@@ -72,8 +74,13 @@ class KnownCircuit(Readable):
         """Its task, built once."""
         return self.build_task()
 
+    @property
+    def space(self) -> EdgeSpace:
+        """The graph in which the truth is stated."""
+        return EdgeSpace.of(read_anatomy(self.model), split_experts=self.split_experts)
+
     def truth(self, ablation: str = "corrupt") -> Circuit:
         """The true circuit under an ablation; raises `UnknownNameError` for one that this case does not list."""
         if ablation not in self.edges:
             raise UnknownNameError("ablation", ablation, self.edges)
-        return Circuit.from_edges(EdgeSpace.of(read_anatomy(self.model)), self.edges[ablation])
+        return Circuit.from_edges(self.space, self.edges[ablation])

@@ -11,6 +11,7 @@ from ..graph.circuit import Circuit
 from .case import KnownCircuit
 from .equality import EQUALITY
 from .induction import INDUCTION
+from .lookup import LOOKUP
 from .micro import AND, LINEAR, OR
 from .programs import FRAC_PREVS, HIST, REVERSE
 
@@ -21,6 +22,9 @@ CASES: dict[str, KnownCircuit] = {
     case.name: case for case in (LINEAR, AND, OR, INDUCTION, REVERSE, FRAC_PREVS, HIST, EQUALITY)
 }
 """From what can be solved on paper to what was trained."""
+
+MIXTURES: dict[str, KnownCircuit] = {LOOKUP.name: LOOKUP}
+"""Mixtures of experts, whose graph has a node per expert: by name only, since searches do not know that graph."""
 
 
 class Triple(NamedTuple):
@@ -46,6 +50,7 @@ def all_cases(ablation: str = "corrupt") -> Iterator[Triple]:
 
 def find_case(name: str) -> KnownCircuit:
     """The case of that name; raises `UnknownNameError` with the nearest names."""
-    if name not in CASES:
-        raise UnknownNameError("known circuit", name, CASES)
-    return CASES[name]
+    known = CASES | MIXTURES
+    if name not in known:
+        raise UnknownNameError("known circuit", name, known)
+    return known[name]

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...errors import UnknownNameError
+from ...errors import InputError, UnknownNameError
 from ...patching.result import Direction
 from ...shapes import EdgeMatrix
 from ..scoring.exact_edges import measure_edges
@@ -55,14 +55,17 @@ def rank_pairs(
 
     Beside it the numbers per pair whose mean it is (packed); None for searches, which have none.
 
-    Raises `UnknownNameError` for a method outside `ALL_METHODS`, `InputError` for one that the ablation excludes.
+    Raises `UnknownNameError` for a method outside `ALL_METHODS`, `InputError` for one that the ablation excludes or a
+    search in a graph with experts.
     """
     if method not in ALL_METHODS:
         raise UnknownNameError("method", method, ALL_METHODS)
     direction: Direction = case.direction if ablation == "corrupt" else "noise"
-    model, task = case.model, case.task
+    model, task, split = case.model, case.task, case.split_experts
+    if split and method in SEARCHES:
+        raise InputError(f"{method} knows MLPs as one node, and {case.name} has experts as nodes; leave {method} out")
     if method == "exact":
-        effects = measure_edges(model, task, ablation=ablation, direction=direction)
+        effects = measure_edges(model, task, ablation=ablation, direction=direction, split_experts=split)
         return effects.magnitude, effects.per_example.abs()[:, effects.space.mask]
     if method == "acdc":
         kept = [find_acdc(model, task, threshold, measure="metric", ablation=ablation).mask for threshold in THRESHOLDS]
@@ -72,5 +75,7 @@ def rank_pairs(
         assert found is not None
         return found, None
     preset = "eap" if method == "gradient" else method
-    scores = score_edges(model, task, preset=preset, direction=direction, ablation=ablation, keep="pairs")
+    scores = score_edges(
+        model, task, preset=preset, direction=direction, ablation=ablation, keep="pairs", split_experts=split
+    )
     return scores.values, scores.require_pairs()[:, scores.space.mask]
