@@ -2,7 +2,9 @@
 docstrings.
 
 A hook of mkdocs (see .mkdocs.yml): ``mkdocs build --strict -f .mkdocs.yml``. In the navigation, LESSONS, TOPICS and
-REFERENCE stand for all lessons, all pages at the top of the documentation, and all pages of the reference.
+REFERENCE stand for all lessons, all pages at the top of the documentation, and all pages of the reference. Where the
+environment variable MECHWORK_REPOSITORY names the repository on GitHub, ``owner/name`` or ``owner/name@branch``, every
+lesson has buttons that open it on Binder and Colab.
 """
 
 from __future__ import annotations
@@ -10,10 +12,13 @@ from __future__ import annotations
 import html
 import importlib
 import importlib.util
+import os
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.parse import quote
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (
@@ -34,8 +39,24 @@ def _pairing() -> ModuleType:
     return module
 
 
-def lessons() -> dict[str, str]:
+def launch_buttons(notebook: str, repository: str) -> str:
+    """Links that open a lesson on a hosted machine; raises `ValueError` for what names no repository."""
+    place, _, branch = repository.partition("@")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", place) or not re.fullmatch(r"[\w./-]*", branch):
+        raise ValueError(f"MECHWORK_REPOSITORY is owner/name or owner/name@branch on GitHub; got {repository!r}")
+    branch, name = branch or "main", place.partition("/")[2]
+    binder = f"https://mybinder.org/v2/gh/{place}/{quote(branch, safe='')}?urlpath=lab/tree/notebooks/{notebook}"
+    colab = f"https://colab.research.google.com/github/{place}/blob/{branch}/notebooks/{notebook}"
+    return (
+        f"[Open on Binder]({binder}) [Open on Colab]({colab})\n\n"
+        f"*On Colab, run this in a new first cell, which brings what stands beside the notebook:* "
+        f"`!git clone -q -b {branch} https://github.com/{place}` *and* `%cd {name}/notebooks`"
+    )
+
+
+def lessons(repository: str | None = None) -> dict[str, str]:
     """Path in the site -> Markdown of every notebook."""
+    repository = os.environ.get("MECHWORK_REPOSITORY", "") if repository is None else repository
     pairing = _pairing()
     pages = {}
     for source in pairing.sources():
@@ -45,7 +66,8 @@ def lessons() -> dict[str, str]:
             f"*This is the source of `notebooks/{source.stem}.ipynb`. Open it in Jupyter to run it and do the "
             "exercises.*"
         )
-        pages[f"lessons/{source.stem}.md"] = "\n\n".join([parts[0], note, *parts[1:]])
+        launch = [launch_buttons(f"{source.stem}.ipynb", repository)] if repository else []
+        pages[f"lessons/{source.stem}.md"] = "\n\n".join([parts[0], note, *launch, *parts[1:]])
     return pages
 
 

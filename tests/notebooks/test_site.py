@@ -18,7 +18,7 @@ import pytest
 
 import mechwork
 from notebooks.course.pairing import sources
-from notebooks.course.site import PACKAGES, lessons, public_names, reference
+from notebooks.course.site import PACKAGES, launch_buttons, lessons, public_names, reference
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -99,3 +99,17 @@ def test_the_site_builds_without_a_warning_and_asks_for_nothing(tmp_path: Path, 
     assert "reference/circuits.html" in (tab.page.locator(".md-search-result__link").first.get_attribute("href") or "")
     found = re.findall(r'(?:src|href)="(https?://[^"]+)"', (site / "index.html").read_text(encoding="utf-8"))
     assert all("squidfunk" in link or "github.com" in link for link in found), found
+
+
+def test_lessons_open_on_hosted_machines_where_the_repository_is_named() -> None:
+    assert not any("mybinder" in page for page in lessons("").values())
+    page = lessons("someone/mechwork@v1.0")["lessons/01_first_circuit.md"]
+    assert "https://mybinder.org/v2/gh/someone/mechwork/v1.0?urlpath=lab/tree/notebooks/01_first_circuit.ipynb" in page
+    assert (
+        "https://colab.research.google.com/github/someone/mechwork/blob/v1.0/notebooks/01_first_circuit.ipynb" in page
+    )
+    assert "git clone -q -b v1.0 https://github.com/someone/mechwork" in page
+    assert "blob/main/notebooks" in launch_buttons("x.ipynb", "someone/mechwork")
+    for wrong in ("mechwork", "https://example.org/a/b", "a/b@c)d"):
+        with pytest.raises(ValueError, match="owner/name"):
+            launch_buttons("x.ipynb", wrong)
