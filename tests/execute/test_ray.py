@@ -121,7 +121,7 @@ def nowhere(unit: Unit) -> Any:
 @pytest.mark.parametrize("how", ["raise", "die"])
 def test_a_poison_unit_is_given_up_and_named_at_the_end(how: str, tmp_path: Path) -> None:
     log, found = tmp_path / "log", []
-    work, units = actors.squares(17, log, poison=5, how=how, seconds=0.1)  # what came before has been heard of
+    work, units = actors.squares(17, log, poison=5, how=how)
     says = rf"1 units failed 3 times each.*{units[5].key[:12]}"
     with (
         executor("ray", workers=2),
