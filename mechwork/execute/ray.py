@@ -199,7 +199,9 @@ class RayPool:
         actor.alive = True
 
     def _bury(self, actor: _Actor, error: Exception) -> list[Outcome]:
-        """A lost actor: the unit it was at is blamed; a new one comes with the next unit."""
+        """A lost actor: the first unit not heard of is blamed (an answer on its way dies with the actor); a new actor comes
+        with the next unit.
+        """
         self._executor._actors.remove(actor)
         with contextlib.suppress(Exception):  # it is dead, or at least not to be trusted any more
             self._ray.kill(actor.handle, no_restart=True)
