@@ -199,8 +199,8 @@ class RayPool:
         actor.alive = True
 
     def _bury(self, actor: _Actor, error: Exception) -> list[Outcome]:
-        """A lost actor: the first unit not heard of is blamed (an answer on its way dies with the actor); a new actor comes
-        with the next unit.
+        """A lost actor: the first unit not heard of is blamed (an answer on its way dies with the actor); a new actor
+        comes with the next unit.
         """
         self._executor._actors.remove(actor)
         with contextlib.suppress(Exception):  # it is dead, or at least not to be trusted any more
