@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -165,3 +167,20 @@ def test_an_unknown_exercise_names_the_known_ones() -> None:
 def test_an_exercise_needs_all_its_parts() -> None:
     with pytest.raises(ValueError, match="needs a hint"):
         Exercise("9.1", lambda answer: None, hint=" ", solution="x = 1", why="so")
+
+
+INSTALLED = """
+import sys
+sys.modules["mechwork"] = None  # not there
+import course
+assert not hasattr(course, "check")
+course.start.subprocess.check_call = lambda command: sys.modules.pop("mechwork")
+course.begin("1")
+assert callable(course.check) and "1.1" in course.EXERCISES
+"""
+
+
+def test_after_an_installation_the_exercises_are_there() -> None:
+    """In a Python that had no mechwork when the course was imported, as on a hosted machine."""
+    hosted = os.environ | {"COLAB_RELEASE_TAG": "1", "PYTHONPATH": str(Path.cwd())}
+    subprocess.run([sys.executable, "-c", INSTALLED], cwd="notebooks", env=hosted, check=True)
