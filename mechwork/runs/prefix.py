@@ -16,7 +16,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from ..errors import UnsupportedModelError
 from ..models.anatomy import NATIVE, check_ready, device_of
+from ..provenance import package_version
 from ..shapes import Tokens
 from ..tasks.pairs import PromptPairs
 from ..tasks.task import Task
@@ -56,7 +58,7 @@ def count_shared(model: TransformerBridge, task: Task, pairs: PromptPairs) -> in
 
 def record_prefix(model: TransformerBridge, task: Task, pairs: PromptPairs) -> Prefix | None:
     """The columns that the two prompts of every pair share; None when there are none. Cost: a forward of those
-    columns.
+    columns. Raises `UnsupportedModelError` where the host's attention does not fill its cache.
     """
     n = count_shared(model, task, pairs)
     if n == 0:
@@ -70,5 +72,11 @@ def record_prefix(model: TransformerBridge, task: Task, pairs: PromptPairs) -> P
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+        )
+    if cache.get_seq_length() != n:
+        raise UnsupportedModelError(
+            f"the attention of {type(model.original_model).__name__} did not keep its keys and values: transformers "
+            f"{package_version('transformers')} and transformer-lens {package_version('transformer-lens')} do not fit "
+            "together, and whatever is cached would be wrong. Install transformers<5.24."
         )
     return Prefix(n, cache)

@@ -13,6 +13,8 @@ from mechwork.circuits.graph.circuit import prune
 from mechwork.circuits.graph.prune import effective
 from mechwork.circuits.graph.select import select_random
 from mechwork.circuits.testing.evaluate import measure_circuits
+from mechwork.errors import UnsupportedModelError
+from mechwork.runs.frame import CACHE_ARGUMENTS
 from mechwork.runs.prefix import count_shared, record_prefix
 from mechwork.runs.record import record_run
 from mechwork.tasks.task import Task
@@ -49,6 +51,23 @@ def test_columns_that_the_metric_reads_or_that_differ_are_not_shared(tiny_gpt2: 
     assert count_shared(tiny_gpt2, task, task.pairs.corrupt_as_host()) == 6
     first = Task.from_tokens([[1, 2, 3]], [[2, 2, 3]], [1], [2])
     assert record_prefix(tiny_gpt2, first, first.pairs) is None
+
+
+def test_a_host_that_does_not_fill_its_cache_is_refused(tiny_gpt2: Any) -> None:
+    """As transformers 5.24 under transformer-lens 4.3, which calls the argument by another name."""
+
+    def lose(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        return args, {name: value for name, value in kwargs.items() if name not in CACHE_ARGUMENTS}
+
+    hooks = [block.attn.register_forward_pre_hook(lose, with_kwargs=True) for block in tiny_gpt2.blocks]
+    try:
+        with pytest.raises(
+            UnsupportedModelError, match=r"whatever is cached would be wrong. Install transformers<5\.24"
+        ):
+            record_prefix(tiny_gpt2, late_task(), late_task().pairs)
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def literal_prune(space: EdgeSpace, mask: torch.Tensor) -> torch.Tensor:
