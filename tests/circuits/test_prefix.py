@@ -61,9 +61,7 @@ def test_a_host_that_does_not_fill_its_cache_is_refused(tiny_gpt2: Any) -> None:
 
     hooks = [block.attn.register_forward_pre_hook(lose, with_kwargs=True) for block in tiny_gpt2.blocks]
     try:
-        with pytest.raises(
-            UnsupportedModelError, match=r"would be wrong. Install transformers<5\.24"
-        ):
+        with pytest.raises(UnsupportedModelError, match=r"would be wrong. Install transformers<5\.24"):
             record_prefix(tiny_gpt2, late_task(), late_task().pairs)
     finally:
         for hook in hooks:
