@@ -101,7 +101,7 @@ class NeuronEdges(Result):
 
     def to_graph(self, n_edges: int = 100) -> AttributionGraph:
         """The strongest edges as an attribution graph, layers up and spans across: `save` writes it to a file,
-        `mw.render` draws it.
+        `show()` draws it.
         """
         edges = self._ranked(check_whole("n_edges", n_edges))
         n_layers = int(self.places[:, 1].max()) + 1
