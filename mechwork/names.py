@@ -8,7 +8,7 @@ text | place | site:
   ``mlp_out.3``
 - ``a3.h1<q>`` (``<k>``, ``<v>``: key/value head 1) | what a head reads | ``q.3.1``
 - ``a3.h1[END->S1]`` | what the queries of a span or position have of its keys | ``pattern.3.1``
-- ``m3.n17``, ``m3.n17+20``; ``m3.e1`` | a neuron, a set of them; an expert | ``mlp_post.3``; ``mlp_out.3``
+- ``m3.n17``, ``m3.n17+20``; ``m3.e1`` | a neuron, a set of them; an expert | ``mlp_post.3``; ``expert_out.3``
 - ``z``, ``z.3``, ``z.3.1``, ``resid_pre.5`` | a kind of site; of one layer; of one head | itself
 
 ``@END`` or ``@5`` behind a place narrows it to a span or a position (where directions are meant, to a named direction).
@@ -36,14 +36,21 @@ NODES = ("input", "embed", "pos_embed", "logits")
 """Places outside the blocks."""
 
 PARTS = {
-    "head": "z", "attn": "attn_out", "mlp": "mlp_out", "layer": "attn_out", "neurons": "mlp_post", "expert": "mlp_out",
+    "head": "z", "attn": "attn_out", "mlp": "mlp_out", "layer": "attn_out", "neurons": "mlp_post",
+    "expert": "expert_out",
 }  # fmt: skip
-"""Parts of a block -> the kind of site at which they are read and written."""
+"""Parts of a block -> the kind of site (or word, see `WORDS`) at which they are read and written."""
 
 SIDES = ("q", "k", "v")
 
 RESULT = "result"
 """What a head adds to the stream: z times its rows of W_O; measured at z, so a word and no kind of site."""
+
+EXPERT_OUT = "expert_out"
+"""What an expert adds to the stream: its output times the router's weight; a share of mlp_out, so a word too."""
+
+WORDS = (RESULT, EXPERT_OUT)
+"""Places that are measured at another kind of site."""
 
 FORMS = "a3.h1, a3.h1<q>, a3.h1@END, m3, m3.n17, m3.e1, resid_pre.5@END, z.3.1, input, logits"
 
@@ -75,9 +82,9 @@ class Place:
     at: str = ""
 
     def __post_init__(self) -> None:
-        known = self.what in NODES or self.what in PARTS or self.what in SITE_KINDS or self.what == RESULT
+        known = self.what in NODES or self.what in PARTS or self.what in (*SITE_KINDS, *WORDS)
         if not known:
-            raise UnknownNameError("place", self.what, (*NODES, *PARTS, *SITE_KINDS, RESULT))
+            raise UnknownNameError("place", self.what, (*NODES, *PARTS, *SITE_KINDS, *WORDS))
         numbers = (*(() if self.layer is None else (self.layer,)), *self.index)
         if any(isinstance(n, bool) or not isinstance(n, int) or not 0 <= n < 10**9 for n in numbers):
             raise InputError(f"layers, heads, neurons and experts count from 0; got {numbers}")
@@ -126,7 +133,7 @@ class Place:
 
     @property
     def kind(self) -> str:
-        """The kind of site (or `RESULT`) at which the place is read and written."""
+        """The kind of site (or one of `WORDS`) at which the place is read and written."""
         if self.what in ("input", "pos_embed"):
             return "resid_pre"
         if self.what == "head":
@@ -143,7 +150,7 @@ class Place:
         """The site of the place; raises `InputError` for a kind without a layer, which is many sites."""
         if self.what in ("input", "pos_embed"):
             return Site("resid_pre", 0)
-        return Site("z" if self.kind == RESULT else self.kind, self.layer, self.head)
+        return Site({RESULT: "z", EXPERT_OUT: "mlp_out"}.get(self.kind, self.kind), self.layer, self.head)
 
     def everywhere(self) -> Place:
         """The same place at every position."""
@@ -152,7 +159,7 @@ class Place:
 
 def per_head(kind: str) -> bool:
     """Whether places of a kind of site have a head."""
-    return kind == RESULT or SITE_KINDS[kind].per_head
+    return kind == RESULT or (kind != EXPERT_OUT and SITE_KINDS[kind].per_head)
 
 
 def parse_place(text: str) -> Place:
@@ -178,10 +185,10 @@ def parse_place(text: str) -> Place:
         return Place("neurons", int(match[1]), tuple(map(int, neurons)), at=at)
     if match := _SITE.fullmatch(where):
         kind, *numbers = match.groups()
-        if kind in SITE_KINDS or kind == RESULT:
+        if kind in SITE_KINDS or kind in WORDS:
             layer, head = (None if n is None else int(n) for n in numbers)
             return Place(kind, layer, () if head is None else (head,), at=at)
-        raise UnknownNameError("kind of site", kind, (*SITE_KINDS, RESULT))
+        raise UnknownNameError("kind of site", kind, (*SITE_KINDS, *WORDS))
     raise InputError(f"places are written like {FORMS}; got {text!r}")
 
 
@@ -242,11 +249,13 @@ def place_name(kind: str, labels: Mapping[str, str]) -> str:
 
     Axes that are no part of a place (``writer``, ``feature``) are said by their names.
     """
-    if not set(labels) <= {"layer", "head", "neuron", "pos", "query_pos"}:
+    if not set(labels) <= {"layer", "head", "neuron", "expert", "pos", "query_pos"}:
         return ", ".join((kind, *(f"{axis} {label}" for axis, label in labels.items())))
     layer, head = labels.get("layer"), labels.get("head")
     if "neuron" in labels:
         place = labels["neuron"]
+    elif "expert" in labels:
+        place = expert_name(layer or "0", labels["expert"])
     elif head is not None and kind in ("z", *SIDES):
         place = head_name(layer or "0", head, "" if kind == "z" else kind)
     else:
@@ -269,8 +278,10 @@ def by_kind(sites: Iterable[str | Site | Place]) -> dict[str, tuple[Place, ...]]
     seen: set[str] = set()
     for entry in sites:
         place = parse_place(str(entry))
-        if place.what in ("layer", "expert", "pos_embed") or place.query:
-            raise InputError(f"sites are kinds, heads, attentions, MLPs, neurons and positions of them; got {place}")
+        if place.what in ("layer", "pos_embed") or place.query:
+            raise InputError(
+                f"sites are kinds, heads, attentions, MLPs, neurons, experts and positions of them; got {place}"
+            )
         if str(place) in seen:
             raise InputError(f"every place is named once; got {entry} twice")
         seen.add(str(place))

@@ -131,7 +131,15 @@ def test_sites_are_grouped_by_kind() -> None:
     assert {kind: [str(place) for place in places] for kind, places in found.items()} == {
         "resid_pre": [], "z": ["a3.h1", "z.4"], "mlp_out": ["m2"],
     }  # fmt: skip
-    for bad in ("z", ["z", "z"], ["z", "a1.h1"], ["a1.h1", "a1.h2@END"], ["l3"], ["m3.e1"], ["a1.h1[END->S1]"]):
+    for bad in (
+        "z",
+        ["z", "z"],
+        ["z", "a1.h1"],
+        ["a1.h1", "a1.h2@END"],
+        ["l3"],
+        ["m3.e1", "expert_out"],
+        ["a1.h1[END->S1]"],
+    ):
         with pytest.raises(InputError):
             by_kind(bad)
 

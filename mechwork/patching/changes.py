@@ -9,7 +9,7 @@ columns alone, and enters the next one (entrance ``n_layers`` is the final strea
     attn_out, resid_mid             the same with the new mid given
     mlp_post        resid_post = mid + [post](W_out mlp_post')
     router_logits   resid_post = mid + [post](mlp(mid), its experts chosen and weighted anew)
-    mlp_out, resid_post             by addition
+    mlp_out, expert_out, resid_post by addition
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..interventions import Where
+from ..names import EXPERT_OUT
 from ..sites import Site, hook_name
 from .sides import SQUARE, Sides
 from .sweep import Cell
@@ -88,6 +89,8 @@ def stream_rows(
     if kind == "mlp_out":
         new = frame.resid_pre[layer] + sides.host.layers["attn_out"][layer] + sides.value(kind, layer)
         return _choose(places[:, :, start:, None], new[:, start:], base[:, start:])
+    if kind == EXPERT_OUT:
+        return (base[:, start:] + expert_change(sides, layer, cells, places)[:, :, start:]).flatten(0, 1)
     columns = _columns(kind, layer, places, start, ends, frame.n_layers)
     post = _post(sides, kind, layer, cells, places, columns)
     rows = base[:, start:].repeat(n, 1, 1)
@@ -157,6 +160,15 @@ def _edit(
         return replacement(activation)
 
     return [(hook_name(Site(kind, layer)), put)]
+
+
+def expert_change(
+    sides: Sides, layer: int, cells: Sequence[Cell], places: Bool[Tensor, "n batch pos"]
+) -> Float[Tensor, "n batch pos d_model"]:
+    """What each cell's expert adds to the MLP's output with the other run's write in place of its own."""
+    change = sides.value(EXPERT_OUT, layer) - sides.own(EXPERT_OUT, layer)
+    own = torch.stack([change[:, :, cell.head] for cell in cells])
+    return torch.where(places[..., None], own, torch.zeros_like(own))
 
 
 def entries_of(

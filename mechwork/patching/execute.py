@@ -27,13 +27,14 @@ from ..errors import UnsupportedModelError
 from ..interventions import Where, Write, intervene
 from ..models.anatomy import ModelAnatomy, device_of
 from ..models.borrow import hooked
+from ..names import EXPERT_OUT
 from ..runs.frame import take_columns
 from ..runs.restart import restart_at
 from ..runs.room import RECORDED_AS, Sizes, d_mlp_of, sizes_of
 from ..sites import SITE_KINDS, Site, hook_name
 from ..tasks.metrics import Metric
 from ..tasks.task import Task
-from .changes import effective_mask, entrance, entries_of, square_entries, stream_rows
+from .changes import effective_mask, entrance, entries_of, expert_change, square_entries, stream_rows
 from .memory import tail_of
 from .readout import MetricReadout, build_readout
 from .sides import SQUARE, Given, Share, Sides, record_sides
@@ -258,10 +259,14 @@ def _restart(
     """The chunk's metrics by whole forwards from the patched block on; its cells share kind and layer."""
     first, n, pairs = chunk.cells[0], len(chunk.cells), sides.pairs
     grid, layer, model = sweep.grids[first.grid], first.layer, sides.model
-    kind = RECORDED_AS.get(grid.kind, grid.kind)
+    kind = "mlp_out" if grid.kind == EXPERT_OUT else RECORDED_AS.get(grid.kind, grid.kind)
     where = torch.stack([masks[grid.positions][cell.place] for cell in chunk.cells])
-    value = sides.value(kind, layer)
-    put = Where(_activation_mask(kind, chunk.cells, where, value), value.repeat(n, *[1] * (value.ndim - 1)))
+    if grid.kind == EXPERT_OUT:
+        value = (sides.own(kind, layer) + expert_change(sides, layer, chunk.cells, where)).flatten(0, 1)
+    else:
+        value = sides.value(kind, layer)
+        value = value.repeat(n, *[1] * (value.ndim - 1))
+    put = Where(_activation_mask(kind, chunk.cells, where, value), value)
     site = Site(kind, layer) if SITE_KINDS[kind].per_layer else Site(kind)
     tokens = pairs.clean_tokens.repeat(n, 1)
     with ExitStack() as stack:

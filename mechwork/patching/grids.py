@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..models.anatomy import ModelAnatomy
+from ..names import EXPERT_OUT, WORDS
 from ..provenance import Provenance
 from ..runs.record import Baseline
 from ..runs.room import RECORDED_AS
@@ -27,7 +28,7 @@ PATCHABLE = (
 )  # fmt: skip
 """Kinds with a position axis whose cells are (layer, position) or (layer, position, head): what can be estimated."""
 
-MEASURABLE = (*PATCHABLE, "pattern", "attn_scores", "result", "embed")
+MEASURABLE = (*PATCHABLE, "pattern", "attn_scores", "result", "expert_out", "embed")
 """Kinds that an exact sweep can patch."""
 
 Masks = dict[str, Bool[Tensor, "_place batch pos"]]
@@ -69,15 +70,16 @@ def build_grid(
     chosen = positions or ("all" if _has_heads(kind) or sets else "each")
     names, mask = pairs.cells(chosen)
     places = () if chosen == "all" else (("pos", task.position_labels(names)),)
-    heads = range(anatomy.n_kv_heads if kind in ("k", "v") else anatomy.n_heads) if _has_heads(kind) else ()
-    layers = range(anatomy.n_layers if kind == "result" or SITE_KINDS[kind].per_layer else 1)
+    n_heads = anatomy.n_kv_heads if kind in ("k", "v") else anatomy.n_heads
+    heads = range((anatomy.n_experts or 0) if kind == EXPERT_OUT else n_heads) if _has_heads(kind) else ()
+    layers = range(anatomy.n_layers if kind in WORDS or SITE_KINDS[kind].per_layer else 1)
     if sets:
         first = (("neuron", tuple(_neuron_label(layer, group) for layer, group in sets)),)
     elif kind == "embed":
         first = () if places else (("layer", ("embed",)),)
     else:
         first = (("layer", tuple(str(layer) for layer in layers)),)
-    last = (("head", tuple(str(head) for head in heads)),) if heads else ()
+    last = (("expert" if kind == EXPERT_OUT else "head", tuple(str(head) for head in heads)),) if heads else ()
     rows = () if sets else tuple(layers)
     return Grid(kind, chosen, rows, len(names), tuple(heads), sets, (*first, *places, *last)), mask
 
@@ -111,6 +113,8 @@ def check_patchable(anatomy: ModelAnatomy, kinds: Sequence[str]) -> None:
     if not kinds or isinstance(kinds, str):
         raise InputError(f"sites is a list of site kinds, e.g. ['resid_pre', 'z']; got {kinds!r}")
     for kind in kinds:
+        if kind == EXPERT_OUT:
+            raise InputError("experts are patched, not estimated here: patch them, or score_nodes(split_experts=True)")
         site_kind(kind)
         anatomy.check_site(Site(kind, 0) if SITE_KINDS[kind].per_layer else Site(kind))
         if kind not in PATCHABLE:
@@ -129,13 +133,15 @@ def check_measurable(anatomy: ModelAnatomy, kinds: Sequence[str], pairs: PromptP
         if kind not in MEASURABLE:
             site_kind(kind)
             raise InputError(f"{kind!r} cannot be patched. Patchable: {', '.join(MEASURABLE)}")
+        if kind == EXPERT_OUT and anatomy.n_experts is None:
+            raise InputError(f"{anatomy.architecture} has no experts; its MLP is one block. Patch 'mlp_out'.")
         recorded = RECORDED_AS.get(kind, kind)
         anatomy.check_writable(Site(recorded, 0) if SITE_KINDS[recorded].per_layer else Site(recorded))
     check_square(kinds, pairs)
 
 
 def _has_heads(kind: str) -> bool:
-    return kind in SQUARE or SITE_KINDS[RECORDED_AS.get(kind, kind)].per_head
+    return kind in (*SQUARE, EXPERT_OUT) or SITE_KINDS[RECORDED_AS.get(kind, kind)].per_head
 
 
 def _neuron_sets(anatomy: ModelAnatomy, d_mlp: int, neurons: Neurons) -> NeuronSets:

@@ -8,11 +8,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..errors import InputError
+from ..interventions.routing import expert_writes
 from ..models.anatomy import ModelAnatomy, device_of, read_anatomy
+from ..names import EXPERT_OUT
 from ..runs.frame import Frame, build_frame, keep_attention_calls
 from ..runs.record import Run, align_donor, record_run
 from ..runs.room import RECORDED_AS
@@ -61,23 +64,38 @@ class Sides:
     def _index(self) -> Tensor:
         return self.pairs.alignment().to(device_of(self.model))
 
+    @cached_property
+    def _writes(self) -> dict[tuple[bool, int], Tensor]:
+        """Experts' writes that were worked out, of the donor or not, by layer."""
+        return {}
+
+    def _read(self, kind: str, layer: int, *, donor: bool) -> Tensor:
+        run = self.donor if donor else self.host
+        if kind != EXPERT_OUT:
+            return run.layers[RECORDED_AS.get(kind, kind)][layer]
+        if (donor, layer) not in self._writes:
+            with torch.no_grad():
+                writes = expert_writes(self.model, layer, run.layers["mlp_in"][layer])
+            self._writes[donor, layer] = rearrange(writes, "expert batch pos d_model -> batch pos expert d_model")
+        return self._writes[donor, layer]
+
     def own(self, kind: str, layer: int) -> Tensor:
         """The host's activation."""
-        return self.host.layers[RECORDED_AS.get(kind, kind)][layer]
+        return self._read(kind, layer, donor=False)
 
     def value(self, kind: str, layer: int) -> Tensor:
         """What is put in: the donor's activation (or the share of it), moved to the host's positions."""
-        kind = RECORDED_AS.get(kind, kind)
+        kind = EXPERT_OUT if kind == EXPERT_OUT else RECORDED_AS.get(kind, kind)
         if self.given is not None:
             return self.given(kind, layer, self.own(kind, layer))
         if kind in SQUARE:  # only for pairs of equal length, whose positions correspond one to one
             return self.donor.layers[kind][layer]
         own = self.own(kind, layer)
-        moved = align_donor(self.donor.layers[kind][layer], own, self._index)
+        moved = align_donor(self._read(kind, layer, donor=True), own, self._index)
         return moved if self.share is None else self.share(moved, own)
 
     def changed(self, kind: str, layer: int) -> Bool[Tensor, "batch pos ..."]:
-        """Where donor and host differ: ``[batch, pos]``, ``[batch, pos, head]`` or ``[batch, pos, d_mlp]``."""
+        """Where donor and host differ: ``[batch, pos]``, or with a last axis of heads, experts or neurons."""
         differs = self.value(kind, layer) != self.own(kind, layer)
         if kind in SQUARE:
             return differs.any(dim=-1).transpose(1, 2)
@@ -111,6 +129,7 @@ def record_sides(
         model, pairs, [k for k in needed if k != "resid_pre" or _reads_stream(kinds)], corrupt=True, n_tail=n_tail
     )
     if not stepping:
+        needed += ["mlp_out"] if EXPERT_OUT in kinds and "mlp_out" not in needed else []
         return Sides(model, read_anatomy(model), pairs, record_run(model, pairs, needed, n_tail=n_tail), donor, None)
     extra = [kind for kind in ("attn_out", "mlp_out", "resid_post") if read_anatomy(model).has_site(kind)]
     with keep_attention_calls(model) as calls:

@@ -119,7 +119,8 @@ def find_box(
     cells: list[dict[str, list[int]]] = []
     for place in places:
         wanted = {"layer": place.site.layer if place.layer is None and place.what == "input" else place.layer}
-        wanted |= {"head": place.head, "pos": place.at or None}
+        expert = place.index[0] if place.what == "expert" else None
+        wanted |= {"head": place.head, "expert": expert, "pos": place.at or None}
         cells.append({axis: _entries(kind, axis, names, wanted.get(axis), place) for axis, names in labels.items()})
     kept = {axis: sorted({i for cell in cells for i in cell[axis]}) for axis in labels}
     mask = torch.zeros(tuple(len(kept[axis]) for axis in labels), dtype=torch.bool)
@@ -156,7 +157,8 @@ def _narrow(grid: Grid, masks: Masks, kept: Mapping[str, list[int]]) -> tuple[Gr
     mask = masks[grid.positions]
     shown = grid.positions if len(rows) == len(mask) else f"{grid.positions} {','.join(map(str, rows))}"
     layers = tuple(grid.layers[i] for i in kept["layer"]) if "layer" in kept else grid.layers
-    heads = tuple(grid.heads[i] for i in kept["head"]) if "head" in kept else grid.heads
+    kept_heads = kept.get("head", kept.get("expert"))
+    heads = grid.heads if kept_heads is None else tuple(grid.heads[i] for i in kept_heads)
     narrowed = replace(grid, positions=shown, layers=layers, n_places=len(rows), heads=heads, labels=labels)
     assert narrowed.n_cells == prod(len(kept[axis]) for axis in kept)
     return narrowed, {shown: mask[rows]}

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 DEFAULT_BUDGET = 2**30
 N_KEPT = 4
 """Tables of logits that two runs and their comparison hold at a time."""
-RECORDED_AS = {"result": "z"}
-"""A head's write is linear in its z, so patching one is patching the other."""
+RECORDED_AS = {"result": "z", "expert_out": "mlp_in"}
+"""A head's write is linear in its z, so patching one is patching the other; an expert's write follows from what the
+MLP reads."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Sizes:
         a = self.anatomy
         if kind in SQUARE_KINDS:
             return a.n_heads * self.n_pos**2
+        if kind == "expert_out":
+            return self.n_pos * a.d_model * (a.n_experts or 0)
         if kind == "router_logits":
             return self.n_pos * (a.n_experts or 0)
         heads = {"q": a.n_heads, "z": a.n_heads, "result": a.n_heads, "k": a.n_kv_heads, "v": a.n_kv_heads}
@@ -82,7 +85,8 @@ class Sizes:
         writes = 2 * a.n_layers * self.n_pos * a.d_model
         kept = {RECORDED_AS.get(kind, kind) for kind in kinds}
         both = sum(2 * a.n_layers * self.activation(kind) for kind in kept)
-        moved = 4 * max(self.activation(kind) for kind in kept)
+        both += 2 * a.n_layers * self.activation("expert_out") if "expert_out" in kinds else 0
+        moved = 4 * max(self.activation(kind) for kind in (*kept, *kinds))
         return self.item * (stream + cache + writes + both + moved + 4 * self.n_tail * a.d_vocab)
 
 

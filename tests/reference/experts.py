@@ -13,8 +13,10 @@ def router_by_hand(block: Any, x: Tensor) -> Tensor:
     return torch.stack([x @ row for row in block.gate.weight.to(x)], dim=-1)
 
 
-def mixture_by_hand(block: Any, x: Tensor, logits: Tensor) -> Tensor:
-    """The block's output for its input `x` ``[batch, pos, d_model]``, in the autograd graph of `logits`."""
+def mixture_by_hand(block: Any, x: Tensor, logits: Tensor, only: int | None = None) -> Tensor:
+    """The block's output for its input `x` ``[batch, pos, d_model]``, in the autograd graph of `logits`; with `only`,
+    what that expert adds to it.
+    """
     rows = []
     for row in range(x.shape[0]):
         for position in range(x.shape[1]):
@@ -23,7 +25,7 @@ def mixture_by_hand(block: Any, x: Tensor, logits: Tensor) -> Tensor:
             chosen = order[: int(block.gate.top_k)]
             total: Any = sum(share[e] for e in chosen) if getattr(block.gate, "norm_topk_prob", True) else 1.0
             said: Any = torch.zeros_like(token)
-            for e in chosen:
+            for e in chosen if only is None else [e for e in chosen if e == only]:
                 gate, up = (block.experts.gate_up_proj[e] @ token).chunk(2)
                 said = said + share[e] / total * (block.experts.down_proj[e] @ (torch.nn.functional.silu(gate) * up))
             rows.append(said)

@@ -31,7 +31,8 @@ COLUMNS = 4
 MOST_NUMBERS = 130
 """Cells up to which a map carries its numbers."""
 AXIS_WORDS = {
-    "layer": "layer", "pos": "position", "head": "head", "neuron": "neuron", "writer": "writer", "reader": "reader",
+    "layer": "layer", "pos": "position", "head": "head", "neuron": "neuron", "expert": "expert", "writer": "writer",
+    "reader": "reader",
 }  # fmt: skip
 SITE_WORDS = {
     "resid_pre": "residual stream entering the block", "resid_mid": "residual stream between attention and MLP",
@@ -40,7 +41,7 @@ SITE_WORDS = {
     "path": "direct paths", "embed": "token embeddings", "attn_scores": "attention before the "
                                                                         "softmax", "mlp_post": "neurons",
     "q": "queries of heads", "k": "keys of heads", "v": "values of heads", "pattern": "attention patterns",
-    "result": "heads",
+    "result": "heads", "expert_out": "experts of a mixture", "router_logits": "what the router says",
 }  # fmt: skip
 
 
@@ -177,9 +178,10 @@ def _panels(effect: Effect) -> list[tuple[str, Tensor, Tensor]]:
     values, errors = effect.values, effect.standard_error() if len(effect.per_example) > 1 else effect.values * math.nan
     if len(effect.axes) == 2:
         return [("", values, errors)]
-    if effect.axes == ("layer", "pos", "head"):
-        return [(f"head {head}", values[:, :, i], errors[:, :, i]) for i, head in enumerate(effect.labels["head"])]
-    raise InputError(f"heat maps are drawn of one or two axes, or of layer, pos and head; got {effect.axes}")
+    last = effect.axes[-1]
+    if effect.axes == ("layer", "pos", last) and last in ("head", "expert"):
+        return [(f"{last} {one}", values[:, :, i], errors[:, :, i]) for i, one in enumerate(effect.labels[last])]
+    raise InputError(f"heat maps are drawn of one or two axes, or of layer, pos and head or expert; got {effect.axes}")
 
 
 def _cell_data(
