@@ -39,6 +39,8 @@ from .removal import remove_top_heads as remove_top_heads
 from .repair import Backup as Backup
 from .repair import SelfRepair as SelfRepair
 from .repair import study_self_repair as study_self_repair
+from .repair_by_prediction import PredictionRepair as PredictionRepair
+from .repair_by_prediction import explain_self_repair as explain_self_repair
 from .repeated import RepeatedTokens as RepeatedTokens
 from .repeated import repeated_tokens as repeated_tokens
 from .rewiring import Rewiring as Rewiring

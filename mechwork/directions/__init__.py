@@ -9,8 +9,10 @@ the study of steering: success against side effects. Imports `interventions` and
     study = study_steering(model, she_held_out, direction, others=[ioi, agreement])
 """
 
+from .attention_heads import AttentionRepair as AttentionRepair
 from .attention_heads import HeadGain as HeadGain
 from .attention_heads import rank_attention_heads as rank_attention_heads
+from .attention_heads import study_attention_repair as study_attention_repair
 from .axes import SignalAxes as SignalAxes
 from .axes import fit_axes as fit_axes
 from .bases import BASES as BASES

@@ -11,7 +11,9 @@ take them off again. Imports `runs` and below.
 """
 
 from .attention import Highlight as Highlight
+from .attention import LookOnly as LookOnly
 from .attention import OffsetScores as OffsetScores
+from .attention import aim_attention as aim_attention
 from .attention import reweigh_attention as reweigh_attention
 from .curve import Curve as Curve
 from .curve import Slide as Slide

@@ -3,12 +3,13 @@
 | write | at a query | site |
 |---|---|---|
 | `Highlight(keys, factor)` | a_k -> factor a_k at the keys, then the row scaled back to the sum it had | ``pattern`` |
+| `LookOnly(keys)` | the row's sum, shared evenly by the keys that the query may see | ``pattern`` |
 | `OffsetScores(keys, offset)` | s_k -> s_k + offset at the keys, before the softmax | ``attn_scores`` |
 
-The two are one: offset = ln(factor) (tested). PASTA (Zhang et al. 2024) leaves the keys and multiplies all others by
-alpha < 1 before it renormalises, which is `Highlight` with factor = 1 / alpha. Keys and queries are absolute columns,
-so that a span of the prompt stays highlighted while text is generated after it, with a key-value cache or without.
-Cost: nothing.
+`Highlight` and `OffsetScores` are one: offset = ln(factor) (tested). PASTA (Zhang et al. 2024) leaves the keys and
+multiplies all others by alpha < 1 before it renormalises, which is `Highlight` with factor = 1 / alpha. Keys and
+queries are absolute columns, so that a span of the prompt stays highlighted while text is generated after it, with a
+key-value cache or without. Cost: nothing.
 
     where = task.pairs.spans["NOUN"]
     with intervene(model, reweigh_attention(["a3.h1", "a4.h0"], where, factor=100.0)):
@@ -60,6 +61,24 @@ class Highlight(Readable):
 
 
 @dataclass(frozen=True, eq=False)
+class LookOnly(Readable):
+    """One head's pattern wholly on `keys`, evenly, whatever it was; a query that sees none of them keeps its row.
+
+    Keys and queries as in `Highlight`. What a row summed to it still sums to.
+    """
+
+    keys: PositionMask
+    queries: PositionMask | None = None
+
+    def place(self, activation: Float[Tensor, "batch pos ..."], start: int) -> Float[Tensor, "batch pos ..."]:
+        cells = _cells(self.keys, self.queries, activation, start)
+        cells = cells.tril(activation.shape[2] - activation.shape[1])  # the last query sees the last key
+        n = cells.sum(dim=-1, keepdim=True)
+        even = cells.to(activation) * activation.sum(dim=-1, keepdim=True) / n.clamp(min=1)
+        return torch.where(n > 0, even, activation)
+
+
+@dataclass(frozen=True, eq=False)
 class OffsetScores(Readable):
     """One head's scores plus `offset` at `keys`; what the mask hides stays hidden. Raises `InputError` for an infinite
     offset.
@@ -97,6 +116,11 @@ def reweigh_attention(
         raise InputError(f"before the softmax a factor is above 0 (its logarithm is added); got {factor}")
     made = OffsetScores(keys, math.log(factor), queries) if before_softmax else Highlight(keys, factor, queries)
     return [Write(Site("attn_scores" if before_softmax else "pattern", *parse_head(name)), made) for name in heads]
+
+
+def aim_attention(heads: Sequence[str], keys: PositionMask, *, queries: PositionMask | None = None) -> list[Write]:
+    """One `LookOnly` per head (``"a3.h1"``). Raises `InputError` for names that are no heads."""
+    return [Write(Site("pattern", *parse_head(name)), LookOnly(keys, queries)) for name in heads]
 
 
 def _cells(

@@ -25,6 +25,7 @@ from mechwork.circuits.graph.graph_file import AttributionGraph
 from mechwork.circuits.ground_truth import TruthComparison, TruthTable
 from mechwork.circuits.scoring.verify import Verification
 from mechwork.circuits.testing.neuron_edges import NeuronEdges
+from mechwork.directions.attention_heads import AttentionRepair
 from mechwork.directions.momentum import DimensionRanking
 from mechwork.directions.probes import Probe
 from mechwork.discovery.stored_task import StoredTask
@@ -175,6 +176,13 @@ SPECIAL: dict[str, Any] = {
         mean=torch.tensor([0.5, 1.0]), spread=torch.tensor([1.0, 2.0]),
     ),
     "HeadCircuits": lambda: make(HeadCircuits, d_vocab=10),
+    "AttentionRepair": lambda: make(
+        AttentionRepair, heads=("a0.h1", "a1.h0"), accuracies={
+            way: i / 8 for i, way in enumerate(
+                ("plain", "repaired", "a0.h1 alone", "a1.h0 alone", "other heads", "other keys")
+            )
+        },
+    ),
     "DimensionRanking": lambda: make(DimensionRanking, widths=(1, 1)),
     "Reasoner": lambda: make(
         Reasoner, propositions=(make(Proposition, name="she"), make(Proposition, name="plural")),

@@ -22,6 +22,7 @@ from mechwork.directions import (
     rank_attention_heads,
     record_examples,
     separating_dimensions,
+    study_attention_repair,
     study_steering,
     train_controller,
     transport_write,
@@ -246,6 +247,52 @@ def test_heads_are_ranked_by_what_looking_gains(tiny_gpt2_64: Any) -> None:
         assert abs(best.gain) > 1e-3
         with pytest.raises(InputError, match="has the spans"):
             rank_attention_heads(model, task, "VERB")
+
+
+def test_heads_that_look_elsewhere_are_repaired_beside_their_controls(tiny_gpt2_64: Any) -> None:
+    tokens = torch.randint(97, (3, 6), generator=torch.Generator().manual_seed(1))
+    tokens[:, 2] = torch.tensor([5, 6, 7])
+    corrupt = tokens.clone()
+    corrupt[:, 1] = (corrupt[:, 1] + 3) % 97
+    spans = [{"NOUN": (2,)}] * 3
+    task = Task.from_tokens(tokens, corrupt, [5, 6, 7], [98 % 97, 9, 10], spans=spans, corrupt_spans=spans)
+    heads = ["a0.h1", "a1.h2"]
+
+    def look(x: Tensor, hook: Any) -> Tensor:
+        new = x.clone()
+        head = 1 if hook.name.startswith("blocks.0") else 2
+        new[:, head, -1] = 0
+        new[:, head, -1, 2] = 1
+        return new
+
+    with borrowed(tiny_gpt2_64) as model, torch.no_grad():
+        found = study_attention_repair(model, task, heads, "NOUN", n_random=3)
+        same = study_attention_repair(model, task, heads, "correct", n_random=3)
+        given = study_attention_repair(model, task, heads, task.pairs.spans["NOUN"], n_random=3)
+        names = [literal.hook("pattern", layer) for layer in (0, 1)]
+        for values, hooks in ((found.repaired, names), (found.alone[0], names[:1]), (found.alone[1], names[1:])):
+            moved = model.run_with_hooks(task.pairs.clean_tokens, fwd_hooks=[(name, look) for name in hooks])
+            torch.testing.assert_close(values, task.measure(moved), rtol=0, atol=1e-6)
+        torch.testing.assert_close(found.plain, task.measure(model(task.pairs.clean_tokens)), rtol=0, atol=1e-6)
+        for other in (same, given):
+            assert torch.equal(other.repaired, found.repaired)
+            assert torch.equal(other.other_keys, found.other_keys)
+        best = rank_attention_heads(model, task, "NOUN", factor=None, corrupt=False, heads=heads)
+        gains = dict(zip(heads, (found.alone - found.plain).mean(dim=1).tolist(), strict=True))
+        assert [row.gain for row in best] == pytest.approx([gains[row.head] for row in best], abs=1e-6)
+    assert float((found.repaired - found.plain).abs().max()) > 1e-3
+    assert float((found.other_heads - found.plain).abs().max()) > 1e-3
+    assert not torch.allclose(found.other_keys, found.repaired.expand(3, -1))
+    frame = found.to_dataframe()
+    assert list(frame["way"])[:2] == ["plain", "repaired"]
+    assert frame["accuracy"].between(0, 1).all()
+    for wrong, message in (
+        ({"heads": []}, "every one once"), ({"heads": ["a9.h9"]}, "every one once"), ({"keys": "VERB"}, "has the keys"),
+        ({"keys": torch.zeros(3, 6, dtype=torch.bool)}, "some of every prompt"), ({"n_random": 0}, "at least 1"),
+        ({"keys": torch.ones(2, 2, dtype=torch.bool)}, "its shape"), ({"keys": "incorrect"}, "some of every prompt"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=message):
+            study_attention_repair(tiny_gpt2_64, task, **{"heads": heads, "keys": "NOUN", **wrong})
 
 
 def test_contracts(tiny_gpt2_64: Any, tiny_gpt2: Any, tiny_task: Task) -> None:

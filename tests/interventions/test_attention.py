@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mechwork.errors import InputError
-from mechwork.interventions import Highlight, OffsetScores, Write, intervene, reweigh_attention
+from mechwork.interventions import Highlight, LookOnly, OffsetScores, Write, aim_attention, intervene, reweigh_attention
 from mechwork.sites import Site
 from mechwork.tasks.task import Task
 from tests.families import borrowed
@@ -49,6 +49,31 @@ def test_highlighting_is_pasta_and_an_offset_of_the_scores(family_model64: Any, 
         torch.testing.assert_close(mine, before, rtol=0, atol=1e-5)
         assert float((mine - plain).abs().max()) > 1e-3
         assert torch.equal(model(tokens), plain)
+
+
+@pytest.mark.parametrize("family", FIVE[:4], indirect=True)
+def test_a_head_looks_at_nothing_but_the_keys_it_may_see(family_model64: Any, tiny_task: Task) -> None:
+    tokens = tiny_task.pairs.clean_tokens
+    queries = torch.zeros(1, tokens.shape[1], dtype=torch.bool)
+    queries[:, [0, 4, 9]] = True  # the first sees no key and keeps its row
+
+    def put(pattern: Tensor, hook: Any) -> Tensor:
+        new = pattern.clone()
+        for query in (4, 9):
+            seen = [key for key in range(query + 1) if KEYS[0, key]]
+            new[:, 2, query] = 0
+            new[:, 2, query, seen] = 1 / len(seen)
+        return new
+
+    with borrowed(family_model64) as model, torch.no_grad():
+        with intervene(model, aim_attention(["a1.h2"], KEYS, queries=queries)):
+            mine = model(tokens)
+        theirs = model.run_with_hooks(tokens, fwd_hooks=[("blocks.1.attn.hook_pattern", put)])
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5)  # the host's softmax is in float32
+        assert float((mine - model(tokens)).abs().max()) > 1e-3
+    late = torch.tensor([[0.2, 0.3, 0.5]], dtype=torch.float64)[None]  # one query behind a cache of two keys
+    found = LookOnly(torch.tensor([[True, False, True]])).place(late, 2)
+    torch.testing.assert_close(found, torch.tensor([[[0.5, 0.0, 0.5]]], dtype=torch.float64))
 
 
 def test_rows_keep_their_sum_and_nothing_else_changes() -> None:
