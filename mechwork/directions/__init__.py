@@ -30,6 +30,9 @@ from .clusters import fit_clusters as fit_clusters
 from .controller import Controller as Controller
 from .controller import train_controller as train_controller
 from .demonstrations import Demonstrations as Demonstrations
+from .detection import DetectionRow as DetectionRow
+from .detection import DetectionStudy as DetectionStudy
+from .detection import study_detection as study_detection
 from .dimensions import dimension_write as dimension_write
 from .dimensions import separating_dimensions as separating_dimensions
 from .direction import Direction as Direction
