@@ -22,6 +22,9 @@ from .circuit import measure_feature_circuits as measure_feature_circuits
 from .circuit import record_ablated as record_ablated
 from .coder import Coder as Coder
 from .coder import SparseCoder as SparseCoder
+from .concept_trees import ConceptTree as ConceptTree
+from .concept_trees import ConceptTrees as ConceptTrees
+from .concept_trees import fit_concept_trees as fit_concept_trees
 from .concepts import Separability as Separability
 from .concepts import concept_of_answer as concept_of_answer
 from .concepts import measure_separability as measure_separability

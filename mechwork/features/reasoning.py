@@ -7,9 +7,10 @@
     h(t) -> h(t) + |h(t)| sum_c s_c d_c    for every conclusion c that holds, d_c = unit of sum_j w_j W_dec[j]
 
 (Helff et al. 2025: concepts of one or several features, thresholds by balanced accuracy, rules by forward chaining,
-shifts in units of the state's length. Its decision-tree concepts and fuzzy order matching are not here.) Bodies are
-written with and, or, not and brackets; what no rule and no feature says is false, so a name is never derived from its
-own negation. Concepts that have no features of their own are composed by rules, and can be steered by none.
+shifts in units of the state's length. Concepts as decision trees are in `concept_trees`; its fuzzy order matching is
+not here.) Bodies are written with and, or, not and brackets; what no rule and no feature says is false, so a name is
+never derived from its own negation. Concepts that have no features of their own are composed by rules, and can be
+steered by none.
 """
 
 from __future__ import annotations

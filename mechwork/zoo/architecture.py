@@ -4,7 +4,8 @@
 ``attn-only``: a Llama with every MLP held at zero (its parameters are zero and never trained), so that attention alone
 does the work; rotary positions, because learned ones let it find "the next position" without a previous-token head.
 ``neox``: attention and MLP side by side, partly rotary. ``gemma2``: norms after each block as well, soft caps, and a
-sliding window in every second layer. All tie the unembedding to the embedding, but for ``neox``, whose class has its
+sliding window in every second layer. ``mixtral``: a Llama whose MLPs are mixtures of four experts, two for each token.
+All tie the unembedding to the embedding, but for ``neox``, whose class has its
 own habit and is told to.
 
 The Hugging Face classes are used as they are; a finished model loads with ``AutoModelForCausalLM``.
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 WINDOW = 16
 """Tokens that a sliding layer of ``gemma2`` sees, its own included."""
+
+N_EXPERTS, N_CHOSEN = 4, 2
+"""Experts of a layer of ``mixtral``, and how many each token goes to."""
 
 
 @dataclass(frozen=True)
@@ -109,12 +113,24 @@ def _gemma2(recipe: Recipe, vocabulary: int) -> PreTrainedModel:
     return hf.Gemma2ForCausalLM(config)
 
 
+def _mixtral(recipe: Recipe, vocabulary: int) -> PreTrainedModel:
+    config = hf.MixtralConfig(
+        **_sizes(recipe, vocabulary),
+        num_key_value_heads=recipe.n_kv_heads or recipe.n_heads,
+        num_local_experts=N_EXPERTS,
+        num_experts_per_tok=N_CHOSEN,
+        sliding_window=None,
+    )
+    return hf.MixtralForCausalLM(config)
+
+
 ARCHITECTURES: Mapping[str, Architecture] = {
     "gpt2": Architecture(_gpt2, "transformer.h", "attn", "attn.c_proj"),
     "attn-only": Architecture(_attention_only, "model.layers", "self_attn", "self_attn.o_proj"),
     "llama": Architecture(_llama, "model.layers", "self_attn", "self_attn.o_proj"),
     "neox": Architecture(_neox, "gpt_neox.layers", "attention", "attention.dense"),
     "gemma2": Architecture(_gemma2, "model.layers", "post_attention_layernorm", "self_attn.o_proj"),
+    "mixtral": Architecture(_mixtral, "model.layers", "self_attn", "self_attn.o_proj"),
 }
 
 
@@ -126,8 +142,8 @@ def build_model(recipe: Recipe, vocabulary: int) -> PreTrainedModel:
 
 
 def _below_layers(model: PreTrainedModel, choose: Callable[[Architecture], str]) -> list[nn.Module]:
-    kind = {"gpt2": "gpt2", "llama": "llama", "gpt_neox": "neox", "gemma2": "gemma2"}[str(model.config.model_type)]
-    shape = ARCHITECTURES[kind]
+    kind = str(model.config.model_type)
+    shape = ARCHITECTURES[{"gpt_neox": "neox"}.get(kind, kind)]
     return [layer.get_submodule(choose(shape)) for _, layer in model.get_submodule(shape.layers).named_children()]
 
 

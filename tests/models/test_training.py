@@ -11,9 +11,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mechwork import bundled
+from mechwork.ablation.expert_rates import record_routers
 from mechwork.artefact import read_artefact
 from mechwork.checkpoint import FILE, WHAT
 from mechwork.errors import ArtefactError, InputError, NotFoundError, UnknownNameError
+from mechwork.models.anatomy import read_anatomy
+from mechwork.models.load import load_model
 from mechwork.tasks.sampling.examples import SAMPLERS, templates
 from mechwork.zoo.architecture import build_model
 from mechwork.zoo.export import export, remeasure, rewrite_card
@@ -81,6 +84,17 @@ def test_stopped_and_resumed_equals_uninterrupted(finished, tmp_path, stop):
     assert_same_bits(resumed, finished)
     assert resumed.history == finished.history
     assert resumed.tokens == finished.tokens
+
+
+def test_a_mixture_is_trained_and_loads(tmp_path):
+    phase = Phase(2, {"ioi": 0.5, "filler": 0.5})
+    mixture = dataclasses.replace(TINY, architecture="mixtral", phases=(phase,), tasks=("ioi",), validate_every=2)
+    export(train(mixture, tmp_path / "run"), tmp_path / "model")
+    model = load_model(tmp_path / "model")
+    assert read_anatomy(model).n_experts == 4
+    tokens = torch.randint(200, (2, 9), generator=torch.Generator().manual_seed(0))
+    used = record_routers(model, tokens).rates(torch.ones_like(tokens, dtype=torch.bool))
+    torch.testing.assert_close(used.sum(dim=-1), torch.full_like(used[..., 0], 2.0), rtol=0, atol=1e-6)
 
 
 def test_keyboard_interrupt_saves_and_resumes(finished, tmp_path):
