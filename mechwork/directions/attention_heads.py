@@ -150,7 +150,7 @@ def study_attention_repair(
     chosen = tuple(heads)
     if not chosen or len(set(chosen)) != len(chosen) or not set(chosen) <= set(every):
         raise InputError(f"heads are some of {every[0]} to {every[-1]}, every one once; got {list(chosen)}")
-    anatomy.check_writable(Site("pattern", 0))
+    anatomy.check_writable(Site("attn_scores", 0))
     pairs = task.pairs.to(device_of(model))
     name = keys if isinstance(keys, str) else "the given keys"
     look = _keys_of(task, pairs, keys)

@@ -3,7 +3,7 @@
 | write | at a query | site |
 |---|---|---|
 | `Highlight(keys, factor)` | a_k -> factor a_k at the keys, then the row scaled back to the sum it had | ``pattern`` |
-| `LookOnly(keys)` | the row's sum, shared evenly by the keys that the query may see | ``pattern`` |
+| `LookOnly(keys)` | s_k -> 0 at the keys it may see, all others hidden: it looks at them evenly | ``attn_scores`` |
 | `OffsetScores(keys, offset)` | s_k -> s_k + offset at the keys, before the softmax | ``attn_scores`` |
 
 `Highlight` and `OffsetScores` are one: offset = ln(factor) (tested). PASTA (Zhang et al. 2024) leaves the keys and
@@ -62,20 +62,17 @@ class Highlight(Readable):
 
 @dataclass(frozen=True, eq=False)
 class LookOnly(Readable):
-    """One head's pattern wholly on `keys`, evenly, whatever it was; a query that sees none of them keeps its row.
-
-    Keys and queries as in `Highlight`. What a row summed to it still sums to.
+    """One head's scores so that it looks at `keys` alone, evenly, whatever they were; a query that may see none of them
+    (they come later, or lie outside its window) keeps its row. Keys and queries as in `Highlight`.
     """
 
     keys: PositionMask
     queries: PositionMask | None = None
 
     def place(self, activation: Float[Tensor, "batch pos ..."], start: int) -> Float[Tensor, "batch pos ..."]:
-        cells = _cells(self.keys, self.queries, activation, start)
-        cells = cells.tril(activation.shape[2] - activation.shape[1])  # the last query sees the last key
-        n = cells.sum(dim=-1, keepdim=True)
-        even = cells.to(activation) * activation.sum(dim=-1, keepdim=True) / n.clamp(min=1)
-        return torch.where(n > 0, even, activation)
+        cells = _cells(self.keys, self.queries, activation, start) & ~_hidden(activation)
+        only = torch.zeros_like(activation).masked_fill(~cells, torch.finfo(activation.dtype).min)
+        return torch.where(cells.any(dim=-1, keepdim=True), only, activation)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,8 +93,7 @@ class OffsetScores(Readable):
 
     def place(self, activation: Float[Tensor, "batch pos ..."], start: int) -> Float[Tensor, "batch pos ..."]:
         cells = _cells(self.keys, self.queries, activation, start)
-        hidden = activation <= torch.finfo(activation.dtype).min / 2
-        return torch.where(cells & ~hidden, activation + self.offset, activation)
+        return torch.where(cells & ~_hidden(activation), activation + self.offset, activation)
 
 
 def reweigh_attention(
@@ -120,7 +116,12 @@ def reweigh_attention(
 
 def aim_attention(heads: Sequence[str], keys: PositionMask, *, queries: PositionMask | None = None) -> list[Write]:
     """One `LookOnly` per head (``"a3.h1"``). Raises `InputError` for names that are no heads."""
-    return [Write(Site("pattern", *parse_head(name)), LookOnly(keys, queries)) for name in heads]
+    return [Write(Site("attn_scores", *parse_head(name)), LookOnly(keys, queries)) for name in heads]
+
+
+def _hidden(scores: Float[Tensor, "batch query key"]) -> Bool[Tensor, "batch query key"]:
+    """What the mask hides."""
+    return scores <= torch.finfo(scores.dtype).min / 2
 
 
 def _cells(

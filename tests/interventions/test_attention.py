@@ -71,9 +71,11 @@ def test_a_head_looks_at_nothing_but_the_keys_it_may_see(family_model64: Any, ti
         theirs = model.run_with_hooks(tokens, fwd_hooks=[("blocks.1.attn.hook_pattern", put)])
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5)  # the host's softmax is in float32
         assert float((mine - model(tokens)).abs().max()) > 1e-3
-    late = torch.tensor([[0.2, 0.3, 0.5]], dtype=torch.float64)[None]  # one query behind a cache of two keys
+    late = torch.tensor([[2.0, 3.0, 5.0]], dtype=torch.float64)[None]  # one query behind a cache of two keys
     found = LookOnly(torch.tensor([[True, False, True]])).place(late, 2)
-    torch.testing.assert_close(found, torch.tensor([[[0.5, 0.0, 0.5]]], dtype=torch.float64))
+    torch.testing.assert_close(found.softmax(-1), torch.tensor([[[0.5, 0.0, 0.5]]], dtype=torch.float64))
+    hidden = torch.tensor([[-torch.inf, 3.0, 5.0]], dtype=torch.float64)[None]
+    assert torch.equal(LookOnly(torch.tensor([[True, False, False]])).place(hidden, 2), hidden)
 
 
 def test_rows_keep_their_sum_and_nothing_else_changes() -> None:
@@ -96,15 +98,16 @@ def test_rows_keep_their_sum_and_nothing_else_changes() -> None:
 
 
 @pytest.mark.parametrize("family", ["gpt2", "mistral"], indirect=True)
-@pytest.mark.parametrize("before_softmax", [False, True])
-def test_generation_with_a_cache_equals_generation_without(family_model64: Any, before_softmax: bool) -> None:
+@pytest.mark.parametrize("how", ["after", "before", "only"])
+def test_generation_with_a_cache_equals_generation_without(family_model64: Any, how: str) -> None:
     prompt = torch.tensor([[3, 1, 4, 1, 5], [2, 7, 1, 8, 2]])
     keys = torch.tensor([[False, False, True, False, False], [False, True, False, False, False]])
     settings: dict[str, Any] = {"max_new_tokens": 5, "do_sample": False, "verbose": False, "stop_at_eos": False}
     heads = [f"a{layer}.h{head}" for layer in range(3) for head in range(4)]
 
     def made(rows: Tensor, where: Tensor, *, cached: bool) -> Tensor:
-        with intervene(model, reweigh_attention(heads, where, factor=1000.0, before_softmax=before_softmax)):
+        weighed = reweigh_attention(heads, where, factor=1000.0, before_softmax=how == "before")
+        with intervene(model, aim_attention(heads, where) if how == "only" else weighed):
             return model.generate(rows, use_past_kv_cache=cached, **settings)
 
     with borrowed(family_model64) as model, torch.no_grad():

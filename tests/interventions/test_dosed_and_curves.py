@@ -233,7 +233,7 @@ def everything() -> list[Intervention]:
         Write(READ, Gated(Blend(Along(u, Constant(2.0)), 0.5), Boundary(u[0], 0.1, "above"))),
         Write(Site("z", 1, 2), Stretch(draw(8), draw(8)), torch.tensor([[True] * 5 + [False] * 5] * 3)),
         Write(Site("pattern", 1, 0), Highlight(torch.tensor([[True, False, True]]), 4.0)),
-        Write(Site("pattern", 1, 1), LookOnly(torch.tensor([[True, False, True]]))),
+        Write(Site("attn_scores", 1, 1), LookOnly(torch.tensor([[True, False, True]]))),
         Write(Site("resid_pre", 2), From(Along(plane(), Turn(0.3)), 2, 6)),
         Write(READ, Slide(curve(), by=1.0)),
         Dosed(READ, doses(1), (Write(Site("mlp_out", 1), Add(draw(WIDTH), 3.0)),), 0.5),
