@@ -85,7 +85,7 @@ class Sides:
 
     def value(self, kind: str, layer: int) -> Tensor:
         """What is put in: the donor's activation (or the share of it), moved to the host's positions."""
-        kind = EXPERT_OUT if kind == EXPERT_OUT else RECORDED_AS.get(kind, kind)
+        kind = kind if kind == EXPERT_OUT else RECORDED_AS.get(kind, kind)
         if self.given is not None:
             return self.given(kind, layer, self.own(kind, layer))
         if kind in SQUARE:  # only for pairs of equal length, whose positions correspond one to one
