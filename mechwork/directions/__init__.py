@@ -18,6 +18,9 @@ from .axes import fit_axes as fit_axes
 from .bases import BASES as BASES
 from .bases import ActivationBasis as ActivationBasis
 from .bases import fit_basis as fit_basis
+from .behaviour import BehaviourRow as BehaviourRow
+from .behaviour import BehaviourStudy as BehaviourStudy
+from .behaviour import study_behaviour as study_behaviour
 from .classes import ClassFit as ClassFit
 from .classes import ClassProbe as ClassProbe
 from .classes import ClassStudy as ClassStudy
@@ -49,6 +52,8 @@ from .function_vector import FunctionVector as FunctionVector
 from .function_vector import FunctionVectorTest as FunctionVectorTest
 from .function_vector import check_function_vector as check_function_vector
 from .function_vector import fit_function_vector as fit_function_vector
+from .graph_manifold import GraphFit as GraphFit
+from .graph_manifold import fit_graph as fit_graph
 from .input_gate import ForgettingRow as ForgettingRow
 from .input_gate import ForgettingStudy as ForgettingStudy
 from .input_gate import InputGate as InputGate
@@ -58,10 +63,15 @@ from .joint_transport import JointTransport as JointTransport
 from .joint_transport import fit_joint_transport as fit_joint_transport
 from .joint_transport import wasserstein as wasserstein
 from .labelled import Labelled as Labelled
+from .languages import LANGUAGES as LANGUAGES
+from .languages import language_task as language_task
+from .languages import parallel_prompts as parallel_prompts
 from .manifold import CurveFit as CurveFit
 from .manifold import fit_curve as fit_curve
 from .momentum import DimensionRanking as DimensionRanking
 from .momentum import rank_dimensions as rank_dimensions
+from .online import OnlineProbe as OnlineProbe
+from .online import train_online as train_online
 from .probes import KINDS as KINDS
 from .probes import Probe as Probe
 from .probes import ProbeStudy as ProbeStudy
@@ -75,6 +85,9 @@ from .ridge import fit_ridge as fit_ridge
 from .select import CRITERIA as CRITERIA
 from .select import LayerChoice as LayerChoice
 from .select import choose_layer as choose_layer
+from .separability import SeparabilityRow as SeparabilityRow
+from .separability import SeparabilityStudy as SeparabilityStudy
+from .separability import study_separability as study_separability
 from .shift import Cascade as Cascade
 from .shift import ShiftStudy as ShiftStudy
 from .shift import lengthen as lengthen

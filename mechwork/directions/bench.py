@@ -3,8 +3,8 @@
 Side effects, each beside what the unsteered model does:
 
     KL           KL(plain || steered) of the next token in nats, at the last token of other tasks' clean prompts and at
-    every
-                 position of a text; the mean over tasks and text
+                 every position of a text; the mean over tasks and text
+    entropy      of the next token in nats, at the same positions, a mean in the same way
     accuracy     on the other tasks
     perplexity   of the text
     repetition   of greedy continuations of the text's first `OPENING` tokens: 1 - distinct trigrams / trigrams
@@ -14,7 +14,7 @@ Side effects, each beside what the unsteered model does:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -47,6 +47,7 @@ class SideEffects:
     perplexity: float | None
     repetition: float | None
     oddness: float | None
+    entropy: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +154,9 @@ def _elsewhere(
     if text is not None:
         found.append(model(text).log_softmax(dim=-1))
         perplexity = _perplexity(found[-1], text)
-    return found, SideEffects(sum(right) / len(right) if right else float("nan"), perplexity, None, None)
+    spread = [float(-(one.exp() * one).nan_to_num(0.0).sum(dim=-1).mean()) for one in found]
+    entropy = sum(spread) / len(spread) if spread else float("nan")
+    return found, SideEffects(sum(right) / len(right) if right else float("nan"), perplexity, None, None, entropy)
 
 
 def _continue(model: TransformerBridge, text: Int[Tensor, "batch pos"], n: int) -> Int[Tensor, "batch grown"]:
@@ -168,9 +171,7 @@ def _judged(model: TransformerBridge, effects: SideEffects, continued: Tokens) -
     """The side effects with what the continuations are like, read by the model as it now runs."""
     new = continued[:, OPENING:]
     log_p = model(continued).log_softmax(dim=-1)[:, OPENING - 1 :]
-    return SideEffects(
-        effects.other_accuracy, effects.perplexity, repetition(new), _perplexity(log_p, continued[:, OPENING - 1 :])
-    )
+    return replace(effects, repetition=repetition(new), oddness=_perplexity(log_p, continued[:, OPENING - 1 :]))
 
 
 def repetition(tokens: Int[Tensor, "row pos"], n: int = 3) -> float:

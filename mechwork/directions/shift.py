@@ -91,9 +91,13 @@ class ShiftStudy(Result, what="probes under shift"):
 
 def study_shift(
     model: TransformerBridge, examples: Examples, others: Mapping[str, Examples], site: Site, *,
-    kinds: Sequence[str] = tuple(KINDS), rate: float | None = None, n_controls: int = 2, seed: int = 0,
+    kinds: Sequence[str] = tuple(KINDS), rate: float | None = None, parallel: bool = False, n_controls: int = 2,
+    seed: int = 0,
 ) -> ShiftStudy:  # fmt: skip
     """Train on `examples`, test on its held-out groups and on `others`. Cost: 1 forward of every set.
+
+    `parallel`: the groups of the other sets are those of `examples` (the same words in another language), and only
+    those that were held out are tested.
 
     Raises `UnknownNameError` for an unknown kind, `InputError` for a set called "held out", a rate that so few
     negatives cannot show, or a part with one class only.
@@ -112,7 +116,12 @@ def study_shift(
     controls = [by_lot(examples, generator).labels for _ in range(n_controls)]
     tested = parts[2].nonzero().flatten()
     sets = {HELD_OUT: (x[tested], examples[tested])}
-    sets |= {name: (record_positions(model, other, site), other) for name, other in others.items()}
+    for name, other in others.items():
+        kept = torch.isin(other.groups, examples.groups[tested]) if parallel else torch.ones_like(other.labels)
+        if not bool(kept.any()):
+            raise InputError(f"parallel sets share their groups; {name!r} has none of those that were held out")
+        part = other[kept.nonzero().flatten()]
+        sets[name] = (record_positions(model, part, site), part)
     rows = []
     for kind in kinds:
         probe = _trained(x, examples.where, examples.labels, parts, kind, rate, seed)

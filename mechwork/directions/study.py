@@ -6,8 +6,9 @@ The corrupt prompts of a task are steered towards the clean ones' answers:
     prompt were clean
 
 Side effects, on prompts that have nothing to do with it, are those of `bench`. A method is good when success comes
-before side effects do. Two controls say what any push does: a random direction as long as the fitted one, put through
-the same method (``random``); and every state moved as far as the method moves it, in one random direction (``as far``).
+before side effects do; beside KL, `entropy_shift` says whether the outputs became surer or less sure. Two controls say
+what any push does: a random direction as long as the fitted one, put through the same method (``random``); and every
+state moved as far as the method moves it, in one random direction (``as far``).
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ STRENGTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 @dataclass(frozen=True)
 class SteeringRow:
     """One method at one strength. `control` is empty, or names the control in the fitted direction's place: ``random
-    0``, ``as far 0``.
+    0``, ``as far 0``. `entropy_shift`: steered - unsteered entropy where KL is measured, in nats (None in old files).
     """
 
     method: str
@@ -54,6 +55,7 @@ class SteeringRow:
     perplexity: float | None
     repetition: float | None = None
     oddness: float | None = None
+    entropy_shift: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +104,7 @@ class SteeringStudy(Result):
         text = "".join(f", {name} {value:.2f}" for name, value in seen.items())
         head = (
             f"{'method':<28}{'strength':>9}{'success':>9}  {'95 % interval':<16}{'accuracy':>9}{'others':>8}{'KL':>8}"
+            f"{'entropy':>9}"
         )
         lines = [
             (
@@ -113,10 +116,12 @@ class SteeringStudy(Result):
         ]
         for row in self.rows:
             name = f"{row.method} ({row.control})" if row.control else row.method
+            shift = "-" if row.entropy_shift is None else f"{row.entropy_shift:+.3f}"
             low, high = row.success_interval
             lines.append(
                 f"{name:<28}{row.strength:9.2f}{row.success:9.3f}  [{low:6.3f}, {high:6.3f}]{row.accuracy:9.3f}"
-                f"{row.other_accuracy:8.3f}{row.kl:8.3f}" + "".join(f"{getattr(row, key):12.2f}" for key in seen)
+                f"{row.other_accuracy:8.3f}{row.kl:8.3f}{shift:>9}"
+                + "".join(f"{getattr(row, key):12.2f}" for key in seen)
             )
         return "\n".join(lines)
 
@@ -179,7 +184,7 @@ def study_steering(
             rows.append(
                 SteeringRow(
                     name, strength, control, success, interval, right, effects.other_accuracy, kl, effects.perplexity,
-                    effects.repetition, effects.oddness,
+                    effects.repetition, effects.oddness, effects.entropy - bench.side_effects.entropy,
                 )
             )  # fmt: skip
             if progress is not None:

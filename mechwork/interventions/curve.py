@@ -5,7 +5,8 @@
 
 What of x lies beside the curve and outside the span stays (manifold steering; the curve through class means in a space
 of principal components). Before its first knot and after its last one the curve has ended: t is kept between them.
-Cost: the distance of every state to `GRID` points per piece.
+With a `period` the curve is closed: after the last knot comes the first again, the spline is the periodic one (value,
+slope and bend agree where it closes), and t goes round. Cost: the distance of every state to `GRID` points per piece.
 """
 
 from __future__ import annotations
@@ -30,14 +31,17 @@ REFINEMENTS = 6
 class Curve(Readable):
     """`knots` rise; `points` are their places in coordinates along the orthonormal rows of `basis`, from `centre`.
 
-    Raises `InputError` for fewer than two knots, knots that do not rise, numbers that are not finite, or a basis that
-    is not orthonormal.
+    `period`: t and t + period are one place (None: the curve is open).
+
+    Raises `InputError` for fewer than two knots (three of a closed curve), knots that do not rise or span a period,
+    numbers that are not finite, or a basis that is not orthonormal.
     """
 
     knots: Float[Tensor, " knot"]
     points: Float[Tensor, "knot k"]
     basis: Float[Tensor, "k d"]
     centre: Float[Tensor, " d"]
+    period: float | None = None
 
     def __post_init__(self) -> None:
         if len(self.knots) < 2 or not bool((self.knots.diff() > 0).all()):
@@ -48,21 +52,44 @@ class Curve(Readable):
         if not torch.allclose(gram, torch.eye(len(gram), dtype=gram.dtype, device=gram.device), atol=1e-4):
             raise InputError("a curve's basis has orthonormal rows")
 
+        span = float(self.knots[-1] - self.knots[0])
+        if self.period is not None and (len(self.knots) < 3 or not span < self.period < float("inf")):
+            raise InputError(
+                f"a closed curve has three knots or more within one period; got {len(self.knots)} over {span:g} with "
+                f"period={self.period}"
+            )
+
     @cached_property
-    def _bends(self) -> Float[Tensor, "knot k"]:
-        """Second derivatives at the knots, 0 at both ends (the natural spline)."""
-        t, y = self.knots.double(), self.points.double()
-        n, h, slope = len(t), t.diff(), y.diff(dim=0) / t.diff()[:, None]
-        system = torch.eye(n, dtype=t.dtype, device=t.device)
-        right = torch.zeros_like(y)
-        for i in range(1, n - 1):
-            system[i, i - 1], system[i, i], system[i, i + 1] = h[i - 1] / 6, (h[i - 1] + h[i]) / 3, h[i] / 6
+    def _ends(self) -> tuple[Float[Tensor, " end"], Float[Tensor, "end k"]]:
+        """Where the pieces begin and end: the knots, of a closed curve with the first one again, a period later."""
+        if self.period is None:
+            return self.knots, self.points
+        return torch.cat([self.knots, self.knots[:1] + self.period]), torch.cat([self.points, self.points[:1]])
+
+    @cached_property
+    def _bends(self) -> Float[Tensor, "end k"]:
+        """Second derivatives at the ends of the pieces: 0 at both ends of an open curve (the natural spline)."""
+        t, y = (part.double() for part in self._ends)
+        h, slope = t.diff(), y.diff(dim=0) / t.diff()[:, None]
+        closed = self.period is not None
+        n = len(h) if closed else len(t)
+        system = torch.zeros(n, n, dtype=t.dtype, device=t.device)
+        right = torch.zeros(n, y.shape[1], dtype=t.dtype, device=t.device)
+        for i in range(n):
+            if not closed and i in (0, n - 1):
+                system[i, i] = 1
+                continue
+            for j, weight in ((i - 1, h[i - 1] / 6), (i, (h[i - 1] + h[i]) / 3), ((i + 1) % n, h[i] / 6)):
+                system[i, j] += weight
             right[i] = slope[i] - slope[i - 1]
-        return torch.linalg.solve(system, right)
+        bends = torch.linalg.solve(system, right)
+        return torch.cat([bends, bends[:1]]) if closed else bends
 
     def coordinates(self, t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch k"]:
-        """s(t); the ends of the curve for t beyond them."""
-        knots, points, bends = (part.to(t) for part in (self.knots, self.points, self._bends))
+        """s(t); the ends of an open curve for t beyond them."""
+        knots, points, bends = (part.to(t) for part in (*self._ends, self._bends))
+        if self.period is not None:
+            t = knots[0] + (t - knots[0]).remainder(self.period)
         t = t.clamp(knots[0], knots[-1])
         piece = torch.searchsorted(knots, t.contiguous(), right=True).clamp(1, len(knots) - 1)
         h = knots[piece] - knots[piece - 1]
@@ -80,7 +107,8 @@ class Curve(Readable):
         taken.
         """
         y = ((x - self.centre.to(x)) @ self.basis.to(x).T)[..., None, :]
-        low, high = self.knots.to(x)[:-1], self.knots.to(x)[1:]
+        ends = self._ends[0].to(x)
+        low, high = ends[:-1], ends[1:]
         width = (high - low) / GRID
         steps = torch.linspace(0, 1, GRID + 1, dtype=x.dtype, device=x.device)
         best, far = self._closest(y, (low[:, None] + steps * (high - low)[:, None]).expand(*y.shape[:-2], -1, -1))
@@ -89,7 +117,8 @@ class Curve(Readable):
             around = best[..., None] + steps * width[:, None]
             best, far = self._closest(y, torch.minimum(torch.maximum(around, low[:, None]), high[:, None]))
             width = width / 8
-        return best.gather(-1, far.argmin(dim=-1, keepdim=True))[..., 0]
+        found = best.gather(-1, far.argmin(dim=-1, keepdim=True))[..., 0]
+        return found if self.period is None else ends[0] + (found - ends[0]).remainder(self.period)
 
     def distance(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
         """How far states lie beside the curve, inside the span of the basis."""
@@ -108,6 +137,7 @@ class Curve(Readable):
 @dataclass(frozen=True, eq=False)
 class Slide(Readable):
     """The activation moved along `curve`: `to` the place t' = to, or `by` a step from where it is; `share` of the way.
+    On a closed curve a step goes round.
 
     `within`: only states no further than this from the curve (in the whole space) are moved; None moves all. Raises
     `InputError` unless one of `to` and `by` is given.

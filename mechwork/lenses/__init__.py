@@ -63,6 +63,10 @@ from .trajectory import Trajectory as Trajectory
 from .trajectory import TrajectoryComparison as TrajectoryComparison
 from .trajectory import compare_trajectories as compare_trajectories
 from .trajectory import trajectory as trajectory
+from .transfer_table import Explained as Explained
+from .transfer_table import LensDelta as LensDelta
+from .transfer_table import TransferRow as TransferRow
+from .transfer_table import VectorTransfer as VectorTransfer
 from .translators import BiasOnly as BiasOnly
 from .translators import Diagonal as Diagonal
 from .translators import Form as Form
@@ -72,3 +76,4 @@ from .tuned import TunedLens as TunedLens
 from .tuned import load_lens as load_lens
 from .value_clusters import ValueClusters as ValueClusters
 from .value_clusters import cluster_values as cluster_values
+from .vector_transfer import study_vector_transfer as study_vector_transfer

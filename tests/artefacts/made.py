@@ -139,7 +139,7 @@ SPECIAL: dict[str, Any] = {
     "SteeringIllusion": lambda: make(
         SteeringIllusion, added={"whole": 1.0, "row part": 0.9, "null part": 0.1, "random 0": 0.2}
     ),
-    "Curve": lambda: make(Curve, knots=torch.tensor([1.0, 2.0]), basis=torch.eye(2)),
+    "Curve": lambda: make(Curve, knots=torch.tensor([1.0, 2.0]), basis=torch.eye(2), period=None),
     "WeightEdit": lambda: make(WeightEdit, changes={"W_out.0": make(LowRankChange)}),
     "AblationSpec": lambda: AblationSpec(["a1.h0", "resid_pre.1@x"], directions={"x": torch.ones(4)}),
     "Circuit": synthetic.circuit,

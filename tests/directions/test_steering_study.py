@@ -103,6 +103,10 @@ def test_a_study_says_what_a_hook_gives(fitted: tuple[Any, Task, Direction]) -> 
     divergences = [(p.exp() * (p - q)).sum(-1) for p, q in zip(plain, moved, strict=True)]
     expected = (divergences[0][:, -1].mean() + divergences[1].mean()) / 2
     assert row.kl == pytest.approx(float(expected))
+    spread = [-(q.exp() * q).sum(-1) + (p.exp() * p).sum(-1) for p, q in zip(plain, moved, strict=True)]
+    assert row.entropy_shift == pytest.approx(float((spread[0][:, -1].mean() + spread[1].mean()) / 2))
+    assert row.entropy_shift != 0
+    assert study.of("add", "random 0")[1].entropy_shift != row.entropy_shift
     surprisal = -moved[1][:, :-1].gather(-1, text[:, 1:, None]).mean()
     assert row.perplexity == pytest.approx(float(surprisal.exp()))
     assert abs(row.success) > 1e-3
