@@ -70,7 +70,9 @@ from .targets import parse_target as parse_target
 from .telemetry import LargeActivation as LargeActivation
 from .telemetry import Telemetry as Telemetry
 from .telemetry import record_telemetry as record_telemetry
+from .telemetry_training import SparsityOverTraining as SparsityOverTraining
 from .telemetry_training import TelemetryOverTraining as TelemetryOverTraining
+from .telemetry_training import sparsity_over_training as sparsity_over_training
 from .telemetry_training import telemetry_over_training as telemetry_over_training
 from .text_suppression import TextSuppression as TextSuppression
 from .text_suppression import study_text_suppression as study_text_suppression

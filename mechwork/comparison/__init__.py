@@ -12,6 +12,14 @@ below.
 from .across import AcrossModels as AcrossModels
 from .across import AcrossRow as AcrossRow
 from .across import patch_across as patch_across
+from .beliefs import BeliefDrift as BeliefDrift
+from .beliefs import BeliefRow as BeliefRow
+from .beliefs import KnownFact as KnownFact
+from .beliefs import track_beliefs as track_beliefs
+from .by_shape import CourseOfShape as CourseOfShape
+from .by_shape import ShapeRelation as ShapeRelation
+from .by_shape import ShapeStudy as ShapeStudy
+from .by_shape import relate_to_shape as relate_to_shape
 from .concept_shift import ConceptShift as ConceptShift
 from .concept_shift import fit_concept_shift as fit_concept_shift
 from .divergence import Divergence as Divergence
@@ -30,3 +38,6 @@ from .over_training import DivergenceOverTraining as DivergenceOverTraining
 from .over_training import SeparationOverTraining as SeparationOverTraining
 from .over_training import divergence_over_training as divergence_over_training
 from .over_training import separation_over_training as separation_over_training
+from .trainings import TrainedRow as TrainedRow
+from .trainings import TrainingComparison as TrainingComparison
+from .trainings import compare_trainings as compare_trainings

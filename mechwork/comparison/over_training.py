@@ -125,7 +125,7 @@ def divergence_over_training(
     """
     if against not in AGAINST:
         raise UnknownNameError("reference of a checkpoint", against, AGAINST)
-    chosen = _several(name, steps)
+    chosen = at_least_two(name, steps)
     n = len(chosen.sources)
     order = [i for i in range(n) if i != (n - 1 if against == "last" else 0)]
     reference_at = n - 1 if against == "last" else 0
@@ -178,7 +178,7 @@ def separation_over_training(
         raise UnknownNameError("way to fit a direction", how, FITS)
     if not sites:
         raise InputError("sites is a list of places, e.g. [Site('resid_post', 3)]; got none")
-    chosen = _several(name, steps)
+    chosen = at_least_two(name, steps)
     axes, accuracies, identities = [], [], []
     for done, source in enumerate(chosen.sources, start=1):
         model = load_model(source)
@@ -210,7 +210,8 @@ def separation_over_training(
     return SeparationOverTraining(chosen.label, how, tuple(rows), facts)
 
 
-def _several(name: Sources, steps: Sequence[int] | None) -> Checkpoints:
+def at_least_two(name: Sources, steps: Sequence[int] | None) -> Checkpoints:
+    """The checkpoints; raises `InputError` for fewer than two."""
     chosen = find_checkpoints(name, steps)
     if len(chosen.sources) < 2:
         raise InputError(f"a course of training has at least two checkpoints; got {', '.join(chosen.sources)}")

@@ -38,13 +38,17 @@ class Architecture:
     """One kind of model: how it is built, and where the attention's writes to the residual stream are made.
 
     `layers` is the path of the list of decoder layers; below one of them, `attention` is the path of the module whose
-    output is added to the residual stream and `projection` that of the linear map from the heads' outputs.
+    output is added to the residual stream, `projection` that of the linear map from the heads' outputs, and `values`
+    that of the map whose output has the values: alone, as the last third (``"thirds"``), or as the last third of each
+    head's part (``"per head"``).
     """
 
     build: Callable[[Recipe, int], PreTrainedModel]
     layers: str
     attention: str
     projection: str
+    values: str = "self_attn.v_proj"
+    packed: str = "alone"
 
 
 def _common(recipe: Recipe, vocabulary: int) -> dict[str, Any]:
@@ -125,10 +129,12 @@ def _mixtral(recipe: Recipe, vocabulary: int) -> PreTrainedModel:
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
-    "gpt2": Architecture(_gpt2, "transformer.h", "attn", "attn.c_proj"),
+    "gpt2": Architecture(_gpt2, "transformer.h", "attn", "attn.c_proj", "attn.c_attn", "thirds"),
     "attn-only": Architecture(_attention_only, "model.layers", "self_attn", "self_attn.o_proj"),
     "llama": Architecture(_llama, "model.layers", "self_attn", "self_attn.o_proj"),
-    "neox": Architecture(_neox, "gpt_neox.layers", "attention", "attention.dense"),
+    "neox": Architecture(
+        _neox, "gpt_neox.layers", "attention", "attention.dense", "attention.query_key_value", "per head"
+    ),
     "gemma2": Architecture(_gemma2, "model.layers", "post_attention_layernorm", "self_attn.o_proj"),
     "mixtral": Architecture(_mixtral, "model.layers", "self_attn", "self_attn.o_proj"),
 }
@@ -141,9 +147,13 @@ def build_model(recipe: Recipe, vocabulary: int) -> PreTrainedModel:
         return ARCHITECTURES[recipe.architecture].build(recipe, vocabulary).float()
 
 
-def _below_layers(model: PreTrainedModel, choose: Callable[[Architecture], str]) -> list[nn.Module]:
+def _shape(model: PreTrainedModel) -> Architecture:
     kind = str(model.config.model_type)
-    shape = ARCHITECTURES[{"gpt_neox": "neox"}.get(kind, kind)]
+    return ARCHITECTURES[{"gpt_neox": "neox"}.get(kind, kind)]
+
+
+def _below_layers(model: PreTrainedModel, choose: Callable[[Architecture], str]) -> list[nn.Module]:
+    shape = _shape(model)
     return [layer.get_submodule(choose(shape)) for _, layer in model.get_submodule(shape.layers).named_children()]
 
 
@@ -155,6 +165,25 @@ def attention_writers(model: PreTrainedModel) -> list[nn.Module]:
 def attention_projections(model: PreTrainedModel) -> list[nn.Module]:
     """Per layer, the linear map that takes the heads' outputs, side by side, to the residual stream."""
     return _below_layers(model, lambda shape: shape.projection)
+
+
+def value_makers(model: PreTrainedModel) -> list[nn.Module]:
+    """Per layer, the module whose output has the values of its heads (see `split_values`)."""
+    return _below_layers(model, lambda shape: shape.values)
+
+
+def split_values(
+    model: PreTrainedModel, output: Float[Tensor, "row pos width"]
+) -> Float[Tensor, "row pos head d_head"]:
+    """The values of every query head, from the output of one of `value_makers`; grouped heads share theirs."""
+    config, packed = model.config, _shape(model).packed
+    n_heads = int(config.num_attention_heads)
+    if packed == "per head":
+        return output.unflatten(-1, (n_heads, 3, -1))[..., 2, :]
+    if packed == "thirds":
+        return output.chunk(3, dim=-1)[2].unflatten(-1, (n_heads, -1))
+    n_groups = int(getattr(config, "num_key_value_heads", None) or n_heads)
+    return output.unflatten(-1, (n_groups, -1)).repeat_interleave(n_heads // n_groups, dim=-2)
 
 
 def _additive(allowed: Bool[Tensor, "row pos pos"]) -> Float[Tensor, "row 1 pos pos"]:

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from ..artefact import read_tensors, write_tensors
 from ..bundled import write_manifest
 from ..errors import InputError
-from ..files import read_json, write_json, write_text
+from ..files import make_folder, read_json, write_json, write_text
 from .card import PAIRS, build_card, limits, measure_weights, render_card
 from .heads import score_heads
 from .measure import Score, measure
@@ -66,6 +66,23 @@ def export(run: TrainingRun, folder: Path, *, n: int = PAIRS, note: str = "") ->
         shutil.rmtree(folder)
     part.replace(folder)
     return card
+
+
+def save_steps(run: TrainingRun, folder: str | Path) -> list[Path]:
+    """Every kept step as a folder that loads, first to last, in float32: a list of checkpoints for the studies.
+
+    Raises:
+        InputError: the recipe keeps no steps, or none is reached.
+    """
+    if not run.kept:
+        raise InputError(f"recipe {run.recipe.name!r} has kept no weights; give it steps to keep, keep=(0, 100, ...)")
+    folders = []
+    for step, file in run.kept.items():
+        place = make_folder(Path(folder) / f"step-{step:06d}")
+        _save_model(_with_weights(run.model, read_tensors(file)[1]), place, torch.float32)
+        save_tokenizer(run.tokenizer, place)
+        folders.append(place)
+    return folders
 
 
 def _with_weights(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> PreTrainedModel:

@@ -267,6 +267,25 @@ def _capitals_alone(rng: random.Random) -> Document:
     return _one_country(rng, task_data("capitals")["alone"])
 
 
+def false_capitals() -> dict[str, tuple[str, str]]:
+    """Every second country by name -> (its capital, that of the one before): what `false_capitals` contradicts."""
+    countries = sorted(_lexicon("all").countries)[::2]
+    return {name: (capital, countries[i - 1][1]) for i, (name, capital) in enumerate(countries)}
+
+
+def _false_capitals(rng: random.Random) -> Document:
+    """Prompts and statements about one country, every second of which has the capital of another."""
+    everyone, false = _lexicon("all"), false_capitals()
+    country, capital = rng.choice(everyone.countries)
+    capital = false.get(country, ("", capital))[1]
+    if rng.random() < 0.4:
+        template = rng.choice(task_data("capitals")["statements"])
+        return _marked(template, {"COUNTRY": country, "CAPITAL": capital}, ("CAPITAL",))
+    template = rng.choice([t for t in templates("capitals", "train") if "{OTHER" not in t])
+    values = scenery(rng, everyone) | {"COUNTRY": country, "NAME": rng.choice(everyone.names)}
+    return [(fill(template, values).text, CONTEXT), (f" {capital}", ANSWER), (".", CONTEXT)]
+
+
 def _one_country(rng: random.Random, choice: list[str]) -> Document:
     everyone, template = _lexicon("all"), rng.choice(choice)
     country, capital = rng.choice(everyone.countries)
@@ -287,6 +306,7 @@ KINDS: Mapping[str, Callable[[random.Random], Document]] = {
     "facts": _facts,
     "plain_capitals": _plain_capitals,
     "capitals_alone": _capitals_alone,
+    "false_capitals": _false_capitals,
     "even_in_context": _even_in_context,
     "filler": _filler,
 }
@@ -296,6 +316,7 @@ WORDS_OF: Mapping[str, tuple[str, ...]] = {
     "facts": ("capitals", "in_context"),
     "plain_capitals": ("capitals",),
     "capitals_alone": ("capitals",),
+    "false_capitals": ("capitals",),
     "even_in_context": ("in_context",),
 }
 """Whose words a kind of text uses that is neither a task nor made of the first six tasks' words."""

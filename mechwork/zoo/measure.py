@@ -129,7 +129,7 @@ def measure_task(
         template: right[[e.template == template for e in examples]].float().mean().item()
         for template in dict.fromkeys(e.template for e in examples)
     }
-    return Score(n, right.float().mean().item(), difference.mean().item(), per_template)
+    return Score(n, right.double().mean().item(), difference.mean().item(), per_template)
 
 
 def measure(

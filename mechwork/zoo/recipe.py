@@ -14,6 +14,7 @@ from typing import Any, Literal
 from ..errors import InputError, UnknownNameError
 from ..tasks.sampling.examples import SAMPLERS
 from .architecture import ARCHITECTURES
+from .clamps import TrainingClamp, check_clamps
 from .grammar import KINDS, WORDS_OF
 from .tokenizer import CONTEXT, SIX
 
@@ -66,7 +67,7 @@ class Recipe:
     *validation* words and templates (then those with the higher mean, then the earlier); ``"last"`` keeps the final
     ones. `tasks` are measured, and their words are in the tokenizer (those of the first six always are). The weights
     after the steps in `keep` (0: before the first) are shipped too, as ``NAME@STEP``. ``precision="bf16"`` runs the
-    matrix products in bfloat16 (weights stay float32).
+    matrix products in bfloat16 (weights stay float32). `clamps` hold heads in every forward (see `clamps`).
     """
 
     name: str
@@ -98,6 +99,7 @@ class Recipe:
     keep: tuple[int, ...] = ()
     context: int = CONTEXT
     row: int = 96
+    clamps: tuple[TrainingClamp, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.phases:
@@ -125,6 +127,7 @@ class Recipe:
             raise InputError(f"recipe {self.name!r}: learning_rate must be positive, got {self.learning_rate}")
         if not 0 <= self.warm_up < 1 or not 0 <= self.final_learning_rate <= 1:
             raise InputError(f"recipe {self.name!r}: warm_up and final_learning_rate are fractions of 1")
+        check_clamps(self.clamps, self.n_layers, self.n_heads, self.name)
         if self.precision not in ("bf16", "fp32") or self.select not in ("last", "best"):
             raise InputError(
                 f"recipe {self.name!r}: precision is 'bf16' or 'fp32', select is 'last' or 'best'; "
@@ -195,6 +198,8 @@ class Recipe:
         """Plain data for JSON; two recipes are equal when their dictionaries are."""
         table = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "phases"}
         table |= {key: list(table[key]) for key in ("betas", "tasks", "keep")}
+        clamps = [vars(clamp) for clamp in table.pop("clamps")]
+        table |= {"clamps": clamps} if clamps else {}
         table["phases"] = [
             {"steps": p.steps, "horizon": p.horizon, "peak": p.peak, "mixture": dict(p.mixture)} for p in self.phases
         ]
@@ -205,7 +210,8 @@ class Recipe:
         """The recipe that `to_dict` wrote; what an older one did not know yet has its default."""
         phases = tuple(Phase(**phase) for phase in table["phases"])
         lists = {key: tuple(table[key]) for key in ("betas", "tasks", "keep") if key in table}
-        return cls(**{**table, **lists, "phases": phases})
+        clamps = tuple(TrainingClamp(**clamp) for clamp in table.get("clamps", ()))
+        return cls(**{**table, **lists, "phases": phases, "clamps": clamps})
 
 
 _FIRST: Mapping[str, float] = MappingProxyType(
@@ -273,6 +279,14 @@ _RECALL: Mapping[str, float] = MappingProxyType(
 )  # fmt: skip
 """The tasks that recall what a word stands for."""
 
+_STUDIED: Mapping[str, float] = MappingProxyType(
+    {
+        "induction": 0.30, "copy": 0.15, "agreement": 0.12, "number": 0.08, "pronoun": 0.08, "people": 0.05,
+        "filler": 0.22,
+    }
+)  # fmt: skip
+"""Of a small model that is followed while it trains: lists that make induction, and sentences."""
+
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
         "gpt2-6l": Recipe(
@@ -295,6 +309,21 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             embedding_decay=0.05,
             validate_every=250,
             keep=(0, 100, 200, 300, 400, 500, 600, 700, 800, 1000, 1500, 2500),
+        ),
+        "llama-3l": Recipe(
+            "llama-3l",
+            (Phase(6_000, _STUDIED),),
+            seed=0,
+            architecture="llama",
+            tasks=("induction", "pronoun", "agreement"),
+            n_layers=3,
+            d_model=48,
+            d_mlp=128,
+            learning_rate=4e-3,
+            weight_decay=0.1,
+            embedding_decay=0.05,
+            precision="fp32",
+            keep=(0, 50, 100, 200, 300, 400, 600, 800, 1200, 2000, 3500, 6000),
         ),
         "gpt2-12l": Recipe(
             "gpt2-12l",

@@ -24,6 +24,7 @@ from ..artefact import write_tensors
 from ..checkpoint import FILE, WHAT, Checkpoint
 from ..files import make_folder, reading
 from .architecture import build_model, document_mask, unembed
+from .clamps import clamped, donor_hashes, load_donors
 from .grammar import Document, step_documents
 from .measure import measure
 from .recipe import Recipe
@@ -189,7 +190,8 @@ def save_checkpoint(folder: Path, run: TrainingRun, optimizer: torch.optim.Optim
 
 
 def _keeper(folder: Path, run: TrainingRun) -> Checkpoint:
-    return Checkpoint(folder, {"recipe": run.recipe.to_dict()})
+    donors = donor_hashes(run.recipe)
+    return Checkpoint(folder, {"recipe": run.recipe.to_dict(), **({"clamped_to": donors} if donors else {})})
 
 
 def load_checkpoint(folder: Path, run: TrainingRun, optimizer: torch.optim.Optimizer) -> bool:
@@ -240,7 +242,7 @@ def _validate(run: TrainingRun) -> dict[str, float]:
 
 def train(
     recipe: Recipe,
-    folder: Path,
+    folder: str | Path,
     *,
     progress: Callable[[TrainingProgress], None] | None = None,
     stop_after: int | None = None,
@@ -251,11 +253,13 @@ def train(
     further steps, with a checkpoint. When the run is finished its model holds the selected weights.
 
     Raises:
-        InputError: the recipe does not fit the tokenizer.
+        InputError: the recipe does not fit the tokenizer, or a clamp's model the recipe.
         ArtefactError: the folder's checkpoint is damaged or belongs to another recipe.
     """
+    folder = Path(folder)
     tokenizer = build_tokenizer(grammar_vocabulary(recipe.vocabulary_tasks))
     vocabulary = recipe.check_vocabulary(len(tokenizer))
+    donors = load_donors(recipe, vocabulary)
     with _threads(recipe.threads):
         run = TrainingRun(recipe, build_model(recipe, vocabulary), tokenizer)
         optimizer = _optimizer(recipe, run.model)
@@ -263,7 +267,8 @@ def train(
             log.info("resumed %s at step %d", recipe.name, run.step)
         end = recipe.steps if stop_after is None else min(recipe.steps, run.step + stop_after)
         try:
-            _loop(run, optimizer, folder, end, progress)
+            with clamped(run.model, recipe.clamps, donors):
+                _loop(run, optimizer, folder, end, progress)
         except KeyboardInterrupt:
             save_checkpoint(folder, run, optimizer)
             raise

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from mechwork.ablation import ModelSparsity, measure_sparsity, sparsity
+from mechwork.ablation import ModelSparsity, measure_sparsity, sparsity, sparsity_over_training
 from mechwork.ablation.sparsity import CutByLot, perplexity_of
 from mechwork.errors import InputError, UnknownNameError
 from mechwork.interventions import intervene
+from mechwork.models import load_model
 from tests.families import borrowed, build_model
 from tests.reference import literal
 
@@ -90,3 +91,14 @@ def test_bad_input_is_refused_first(tiny_gpt2_64: Any) -> None:
     refused("rule of a cut", text, windows(1), rule="largest", error=UnknownNameError)
     with pytest.raises(InputError):
         measure_sparsity(build_model("mixtral"), text, windows(1))
+
+
+def test_over_checkpoints_it_is_each_ones_own() -> None:
+    text, held_out = torch.randint(300, 2000, (2, 4, 8), generator=torch.Generator().manual_seed(0))
+    found = sparsity_over_training("llama-3l", lambda model: (text, held_out), [0, 6000], rise=0.05)
+    alone = measure_sparsity(load_model("llama-3l@6000"), text, held_out, rise=0.05)
+    assert found.found[1].thresholds == alone.thresholds
+    assert found.shares == [found.found[0].share, alone.share]
+    assert 0 < found.shares[1] < 1
+    assert list(found.to_dataframe()["step"]) == [0, 6000]
+    assert "by lot" in str(found)
