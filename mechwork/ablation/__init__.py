@@ -33,6 +33,10 @@ from .interactions import Interactions as Interactions
 from .interactions import KnockOutIn as KnockOutIn
 from .interactions import study_interactions as study_interactions
 from .interactions import study_knock_out_in as study_knock_out_in
+from .mask_graphs import MaskCentre as MaskCentre
+from .mask_graphs import MaskRow as MaskRow
+from .mask_graphs import MaskStudy as MaskStudy
+from .mask_graphs import study_masks as study_masks
 from .removal import Removal as Removal
 from .removal import RemovalRow as RemovalRow
 from .removal import remove_top_heads as remove_top_heads
