@@ -68,6 +68,14 @@ SLOW = {
     "mechwork.ablation.expert_effects.sweep_experts",
     "mechwork.ablation.rewiring.rewire_experts",
     "mechwork.directions.axes.fit_axes",
+    "mechwork.ablation.telemetry_training.sparsity_over_training",
+    "mechwork.comparison.beliefs.track_beliefs",
+    "mechwork.comparison.trainings.compare_trainings",
+    "mechwork.comparison.by_shape.relate_to_shape",
+    "mechwork.directions.graph_manifold.fit_graph",
+    "mechwork.directions.separability.study_separability",
+    "mechwork.directions.behaviour.study_behaviour",
+    "mechwork.lenses.vector_transfer.study_vector_transfer",
 }
 """Examples of more than a second at the size at which they are of use, or of a model or data that is not here; pages
 call these functions at a smaller one.

@@ -142,7 +142,7 @@ def study_attention_repair(
     Raises `InputError` for heads that are not there or named twice, a span that the task does not have, prompts without
     such a position, or a model whose attention cannot be written.
 
-    >>> print(study_attention_repair(model, task.test, ["a1.h0", "a1.h3"], "COLOR"))
+    >>> print(study_attention_repair(model, task.test, ["a1.h0", "a1.h3"], "IO", n_random=2))
     """
     anatomy = check_task(model, task)
     check_whole("n_random", n_random, least=1)

@@ -99,7 +99,7 @@ def study_detection(
 
     Raises `InputError` for fewer than four prompts, strengths that are 0, or phrases without a tokenizer.
 
-    >>> print(study_detection(model, questions, direction, strengths=[2.0]))
+    >>> print(study_detection(model, she, direction, strengths=[2.0], n_random=1))
     """
     check_task(model, task)
     direction.check(model)

@@ -78,8 +78,8 @@ def fit_concept_trees(
     Cost: 1 forward of all prompts. Raises `InputError` for no concepts, a depth that is not 1 to 4, or without
     scikit-learn (``mechwork[trees]``), and what `Examples.split` raises.
 
-    >>> trees = fit_concept_trees(model, features, "resid_post.4", {"she": concept_of_answer(model, task, " she")})
-    >>> trees.reasoner.detect(model, features, task.pairs.clean_tokens)
+    >>> trees = fit_concept_trees(model, features, "resid_post.4", {"she": concept_of_answer(model, she, " she")})
+    >>> trees.reasoner.detect(model, features, she.pairs.clean_tokens)
     """
     features.check(model)
     coder = features[place]

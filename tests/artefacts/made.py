@@ -25,6 +25,7 @@ from mechwork.circuits.graph.graph_file import AttributionGraph
 from mechwork.circuits.ground_truth import TruthComparison, TruthTable
 from mechwork.circuits.scoring.verify import Verification
 from mechwork.circuits.testing.neuron_edges import NeuronEdges
+from mechwork.comparison.trainings import TrainedRow, TrainingComparison
 from mechwork.directions.attention_heads import AttentionRepair
 from mechwork.directions.momentum import DimensionRanking
 from mechwork.directions.probes import Probe
@@ -130,6 +131,15 @@ def _suppression() -> SuppressionStudy:
     return make(SuppressionStudy, plain=dict.fromkeys(names, 0.5))
 
 
+def _trainings() -> TrainingComparison:
+    names, seeds, steps = ("as it is", "changed"), (0, 1), (0, 2)
+    rows = [make(TrainedRow, variant=name, seed=seed, step=step) for name in names for seed in seeds for step in steps]
+    return make(
+        TrainingComparison, variants=names, seeds=seeds, steps=steps, rows=tuple(rows),
+        tokens={name: i * 8.0 for i, name in enumerate(names)},
+    )  # fmt: skip
+
+
 SPECIAL: dict[str, Any] = {
     "EdgeSpace": lambda: SPACE,
     "PromptPairs": lambda: synthetic.task().pairs,
@@ -176,6 +186,7 @@ SPECIAL: dict[str, Any] = {
         mean=torch.tensor([0.5, 1.0]), spread=torch.tensor([1.0, 2.0]),
     ),
     "HeadCircuits": lambda: make(HeadCircuits, d_vocab=10),
+    "TrainingComparison": _trainings,
     "AttentionRepair": lambda: make(
         AttentionRepair, heads=("a0.h1", "a1.h0"), accuracies={
             way: i / 8 for i, way in enumerate(
