@@ -18,6 +18,7 @@ import torch
 from ..errors import InputError
 from ..interventions import intervene, reweigh_attention
 from ..models.anatomy import device_of
+from ..models.borrow import borrows
 from ..names import head_name
 from ..runs.record import check_task, metric_of
 from ..tasks.task import Task
@@ -34,6 +35,7 @@ class HeadGain:
     gain: float
 
 
+@borrows
 def rank_attention_heads(
     model: TransformerBridge,
     task: Task,
