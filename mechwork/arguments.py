@@ -5,8 +5,10 @@
 
     search(task, ["x"])      InputError: threshold of search is float; got ['x']
 
-Nothing is looked at while a call works, and what functions check themselves comes first, with better words. Hints that
-cannot be read, or that say more than a type, are taken to fit. Bottom layer: imports only `errors`.
+Before a call only its plain numbers are looked at (hints ``int`` and ``float``, also with ``| None``): 1.5 or infinity
+is no count, and NaN no number. The rest is looked at when a call has failed, and what functions check themselves comes
+first, with better words. Hints that cannot be read, or that say more than a type, are taken to fit. Bottom layer:
+imports only `errors`.
 """
 
 from __future__ import annotations
@@ -33,13 +35,29 @@ MOST = 1000
 """Entries of a sequence that are looked at."""
 LATE = {"TransformerBridge": "transformer_lens.model_bridge"}
 """Names in hints that only type checkers import, and where they are once something else has loaded that."""
+PLAIN = {"int": int, "int | None": int, "float": float, "float | None": float}
+"""Hints of parameters that are looked at before a call."""
+LEAST = dict.fromkeys(("batch_size", "checkpoint_every", "stop_after", "n_copies", "n_tail"), 1) | {
+    "n_knockouts": 0, "n_neurons": 0, "seed": 0,
+}  # fmt: skip
+"""The least value of parameters that mean the same wherever they are taken; of the others functions say more."""
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
-    """The function; an error of `RAW` in it is an `InputError` where an argument does not have its hint's type."""
+    """The function; raises `InputError` for plain numbers that are none (see above), and in place of an error of `RAW`
+    where an argument does not have its hint's type.
+    """
+    code = inspect.unwrap(function).__code__
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    hints = [(i, name, PLAIN.get(str(function.__annotations__.get(name)))) for i, name in enumerate(names)]
+    plain = [(i if i < code.co_argcount else sys.maxsize, name, hint) for i, name, hint in hints if hint is not None]
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        for i, name, hint in plain:
+            value = kwargs[name] if name in kwargs else args[i] if i < len(args) else None
+            if value is not None and (said := no_number(value, hint, name)):
+                raise InputError(f"{name} of {function.__name__} is {said}; got {value!r:.80}")
         try:
             return function(*args, **kwargs)
         except MechworkError:
@@ -54,6 +72,16 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
             raise
 
     return call
+
+
+def no_number(value: Any, hint: type, name: str) -> str:
+    """What a parameter of the hint ``int`` or ``float`` is, where the value cannot be it; nothing where it can."""
+    if hint is float:
+        return "a number, not NaN" if isinstance(value, float) and value != value else ""
+    beyond = isinstance(value, int) and not LEAST.get(name, 1 - 2**63) <= value < 2**63
+    if hint is int and (beyond or isinstance(value, float)):
+        return f"a whole number from {LEAST[name]} to 2**63 - 1" if name in LEAST else "a whole number below 2**63"
+    return ""
 
 
 def misfit(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
@@ -72,8 +100,6 @@ def misfit(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[
             hint = eval(text, plain.__globals__, late) if isinstance(text, str) else text  # noqa: S307 - our own source
         except Exception:  # noqa: BLE001, S112 - names that only type checkers import
             continue
-        if name == "seed" and type(value) is int and not 0 <= value < 2**63:
-            return f"seed of {plain.__name__} is a whole number from 0 to 2**63 - 1; got {value}"
         if not fits(value, hint):
             return f"{name} of {plain.__name__} is {text if isinstance(text, str) else hint}; got {value!r:.80}"
     return ""
@@ -141,5 +167,8 @@ def check_fields(value: Any) -> None:
             hint = eval(field.type, there) if isinstance(field.type, str) else field.type  # noqa: S307 - our own source
         except Exception:  # noqa: BLE001, S112 - names that only type checkers import
             continue
-        if not fits(found := getattr(value, field.name), hint, deep=False):
+        found = getattr(value, field.name)
+        if said := no_number(found, PLAIN.get(str(field.type), object), field.name):
+            raise InputError(f"{field.name} of {cls.__name__} is {said}; got {found!r:.80}")
+        if not fits(found, hint, deep=False):
             raise InputError(f"{field.name} of {cls.__name__} is {field.type}; got {found!r:.80}")

@@ -85,13 +85,17 @@ def nearest(name: str, options: Iterable[str], n: int = 3) -> str:
 
 
 def check_whole(what: str, value: object, *, least: int | None = None) -> int:
-    """`value` as an int. Raises `InputError`, naming `what`, for one that is no whole number or is below `least`."""
+    """`value` as an int. Raises `InputError`, naming `what`, for one that is no whole number, is below `least` or
+    has more than 63 bits.
+    """
     wanted = "a whole number" + ("" if least is None else f", at least {least}")
     try:
         number = operator.index(value)  # type: ignore[arg-type] - numpy's and torch's whole numbers pass too
     except TypeError:
         number = None
-    if number is None or isinstance(value, bool) or (least is not None and number < least):
+    if number is not None and number >= 2**63:
+        wanted += ", below 2**63"
+    if number is None or isinstance(value, bool) or not (-(2**63) if least is None else least) <= number < 2**63:
         raise InputError(f"{what} is {wanted}; got {value!r}")
     return number
 

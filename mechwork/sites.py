@@ -92,8 +92,8 @@ class Site:
                 f"site kind {self.kind!r} {'needs a' if kind.per_layer else 'has no'} layer; got {self.layer}"
             )
         for what, number in (("layer", self.layer), ("head", self.head)):
-            if number is not None and type(number) is not int:
-                check_whole(f"{what} of a site", number)
+            if number is not None and (type(number) is not int or not 0 <= number < 2**63):
+                check_whole(f"{what} of a site", number, least=0)
         if self.head is not None and not kind.per_head:
             raise InputError(f"site kind {self.kind!r} has no head axis; got head={self.head}. Leave head out.")
 

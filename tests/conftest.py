@@ -28,7 +28,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["OMP_NUM_THREADS"] = "1"  # also for the processes that tests start
 
-import hypothesis
+import hypothesis.core
 import pytest
 import torch
 
@@ -38,13 +38,23 @@ from tests import gate
 from tests.browser import artefacts, browser, open_page  # noqa: F401 - fixtures, once for all folders
 from tests.families import CHOSEN, borrowed, build_model, build_task
 
-hypothesis.settings.register_profile("mechwork", deadline=None, derandomize=True, max_examples=50, database=None)
+SEED = os.environ.get("MECHWORK_SEED", "")
+"""What draws begin with; where it is not set, each test has a seed of its own that never changes."""
+
+hypothesis.settings.register_profile("mechwork", deadline=None, derandomize=not SEED, max_examples=50, database=None)
 hypothesis.settings.load_profile("mechwork")
+if SEED:
+    hypothesis.core.global_force_seed = int(SEED)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """One torch thread: tiny models gain nothing from more, and lose a hundredfold when a core is busy elsewhere."""
     torch.set_num_threads(1)
+
+
+def pytest_report_header() -> str:
+    """So that a run of a shard, whose seed varies, can be repeated."""
+    return f"MECHWORK_SEED={SEED}" if SEED else "MECHWORK_SEED is not set: the seeds of every run"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -78,7 +88,7 @@ def _offline() -> Iterator[None]:
 @pytest.fixture
 def seed(request: pytest.FixtureRequest) -> int:
     """A seed that differs between tests, is the same in every run, and is reported when the test fails."""
-    value = int(os.environ.get("MECHWORK_SEED", zlib.crc32(request.node.nodeid.encode()) % 10_000))
+    value = int(SEED or zlib.crc32(request.node.nodeid.encode()) % 10_000)
     torch.manual_seed(value)
     print(f"seed {value}; repeat with MECHWORK_SEED={value}")  # pytest shows what a failing test printed
     return value

@@ -8,7 +8,8 @@ process that has everything loaded and collected: the function's code is exchang
 again. Survivors are printed with their line, to be killed or explained: `tests/survivors.txt` names those that change
 nothing that can be seen (``equivalent``, not counted) and those that are let live (``left``, counted), each with the
 reason. With ``--keep FILE`` a run that was stopped goes on where it was, and ``--again survived`` tries survivors anew,
-after tests were added or without ``--quick``; ``--seconds SECONDS`` gives each mutant tests of so many seconds.
+after tests were added or without ``--quick``; ``--seconds SECONDS`` gives each mutant tests of so many seconds. The
+score is printed per folder; the exit status is 1 when less than ``--floor`` per cent of all are killed.
 
 Not mutated: module constants, default values, annotations, texts, messages, ``__repr__`` and ``__str__``.
 """
@@ -262,7 +263,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tests", action="append", help="files or folders of tests (default: those of the folders)")
     parser.add_argument("--n", type=int, default=40, help="mutants to try, spread over the files (0: all)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--floor", type=float, default=0.0, help="least share killed")
+    parser.add_argument("--floor", type=float, default=0.0, help="least share killed, in per cent")
     parser.add_argument("--quick", action="store_true", help="only the tests that the quick gate runs")
     parser.add_argument("--seconds", type=float, default=40.0, help="seconds of tests that a mutant gets, at most")
     parser.add_argument("--map", type=Path, default=None, help="where to keep which test calls what")
@@ -288,7 +289,17 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{len(chosen)} of {len(every)} mutants, tests: {' '.join(tests)}", flush=True)
     share: list[float] = []
     pytest_run(["-s", *tests], Judge(lambda judge: share.append(score(judge, chosen, kept, args))))
-    return int(not share or share[0] < args.floor)
+    return status(share, args.floor)
+
+
+def status(shares: Sequence[float], floor: float) -> int:
+    """The exit status: 1 below the floor (per cent), and where nothing was judged."""
+    if not shares:
+        print("no mutant was judged")
+        return 1
+    low = 100 * shares[0] < floor
+    print(f"{'below' if low else 'not below'} the floor for the core: {100 * shares[0]:.1f}% of {floor:g}%")
+    return int(low)
 
 
 COLUMNS = ("killed", "survived", "not called", "doubtful", "equivalent", "no code")

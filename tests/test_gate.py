@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
+import hypothesis.core
 import pytest
+import yaml
 
-from tests import gate
+from tests import gate, mutants
 from tests.families import FAMILIES
+from tests.mutations import Mutant
 
 WORKFLOWS = Path(__file__).resolve().parents[1] / ".github" / "workflows"
 
@@ -48,6 +52,50 @@ def test_workflows_run_the_gate() -> None:
     listed = re.search(r"shard: \[(.*)\]", whole)
     assert listed
     assert tuple(listed[1].split(", ")) == ("checks", *gate.SHARDS)
+
+
+def test_the_attack_runs_every_week_with_another_seed_and_a_floor() -> None:
+    weekly = (WORKFLOWS / "faults.yml").read_text(encoding="utf-8")
+    install = re.search(r"- run: (pip install .* -e)", (WORKFLOWS / "whole.yml").read_text(encoding="utf-8"))
+    assert install
+    assert weekly.count(install[1]) == weekly.count("runs-on:") == 3
+    assert '-e ".[dev,ray]"' in weekly, "the part `workers` needs Ray"
+    assert "schedule:" in weekly
+    assert "workflow_dispatch:" in weekly
+    assert "MECHWORK_SEED: ${{ inputs.seed || github.run_number }}" in weekly
+    assert 'python -m tests.faults --seed "$MECHWORK_SEED"' in weekly
+    assert "python -m tests.mutants --n 426 --seed 28 --floor 95" in weekly
+    listed = re.search(r"shard: \[(.*)\]", weekly)
+    assert listed
+    assert set(listed[1].split(", ")) <= set(gate.SHARDS)
+    assert "upload" not in weekly
+    assert set(yaml.safe_load(weekly)["jobs"]) == {"faults", "shard", "mutants"}
+
+
+def test_mutants_have_a_score_per_folder_and_a_floor(capsys: pytest.CaptureFixture[str]) -> None:
+    def made(folder: str, number: int) -> Mutant:
+        return Mutant(f"mechwork/{folder}/it.py", "it", 1, "Add -> Sub", number)
+
+    tried = [made("tasks", n) for n in range(4)] + [made("lenses", n) for n in range(3)]
+    found = ["killed"] * 3 + ["survived", "killed", "equivalent", "not called"]
+    outcomes = {mutant.name: outcome for mutant, outcome in zip(tried, found, strict=True)}
+    share = mutants.share_of(mutants.Judge(lambda judge: None), tried, outcomes, dict.fromkeys(outcomes, ""), 3)
+    rows = {line.split()[0]: line.split()[-1] for line in capsys.readouterr().out.splitlines()}
+    assert (rows["tasks"], rows["lenses"], rows["all"]) == ("75.0%", "50.0%", "66.7%")
+    assert share == 4 / 6
+    assert [mutants.status([share], floor) for floor in (0, 66, 66.7, 95)] == [0, 0, 1, 1]
+    assert mutants.status([], 0) == 1
+
+
+def test_the_seed_is_told_and_draws_begin_with_it(pytestconfig: pytest.Config, seed: int) -> None:
+    said = pytestconfig.hook.pytest_report_header(config=pytestconfig, start_path=pytestconfig.rootpath)
+    lines = [line for part in said for line in ([part] if isinstance(part, str) else part)]
+    given = os.environ.get("MECHWORK_SEED", "")
+    assert (f"MECHWORK_SEED={given}" if given else "MECHWORK_SEED is not set: the seeds of every run") in lines
+    assert hypothesis.core.global_force_seed == (int(given) if given else None)
+    assert hypothesis.settings.default is not None
+    assert hypothesis.settings.default.derandomize is not bool(given)
+    assert not given or seed == int(given)
 
 
 def test_what_is_measured_as_slow_exists_and_is_left_out_of_quick_alone() -> None:

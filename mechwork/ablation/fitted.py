@@ -27,6 +27,7 @@ from ..execute.memory import MemoryBudget
 from ..files import reading
 from ..interventions import other_prompts, require_examples, require_spans
 from ..models.anatomy import check_ready
+from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..provenance import Provenance
 from ..runs.room import DEFAULT_BUDGET, d_mlp_of
@@ -133,6 +134,7 @@ class Ablation(Readable):
             return cls(spec, tables, found.facts["model"], found.facts["reference"])
 
 
+@borrows
 def fit_ablation(
     model: TransformerBridge, spec: AblationSpec, reference: Task | None = None, *,
     memory_budget: MemoryBudget = DEFAULT_BUDGET,

@@ -19,6 +19,7 @@ from torch import Tensor
 from ..display import Readable
 from ..errors import InputError
 from ..models.anatomy import read_anatomy
+from ..models.borrow import borrows
 from ..shapes import Logits, PerExample
 from ..tasks.metrics import Metric
 from ..tasks.pairs import PromptPairs
@@ -51,6 +52,7 @@ class RepeatedTokens(Readable):
         return self.task.pairs.clean_tokens
 
 
+@borrows
 def repeated_tokens(
     model: TransformerBridge,
     n: int = 32,

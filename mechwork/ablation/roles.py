@@ -29,6 +29,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..models.anatomy import check_ready, device_of
+from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
@@ -119,6 +120,7 @@ class RoleTable(Result):
         return "\n".join([*lines, *self.notes])
 
 
+@borrows
 def measure_roles(
     model: TransformerBridge, prompts: RepeatedTokens | None = None, *, n_null: int | None = None, seed: int = 0
 ) -> RoleTable:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..models.anatomy import device_of
+from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..provenance import build_provenance
 from ..runs.record import check_task, record_run
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 N_MOVERS = 3
 
 
+@borrows
 def measure_span_roles(
     model: TransformerBridge, task: Task, *, n_movers: int = N_MOVERS, n_null: int | None = None, seed: int = 0
 ) -> RoleTable:

@@ -202,6 +202,8 @@ def directions_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _orthonormal(name: str, rows: Tensor) -> Tensor:
     """An orthonormal basis of the rows' span, as rows; orthonormal rows are kept as they are."""
+    if not isinstance(rows, Tensor):
+        raise InputError(f"direction {name!r} is a tensor, a finite vector [d] or basis [k, d]; got {rows!r:.80}")
     rows = rows.detach().cpu()
     rows = rows[None] if rows.ndim == 1 else rows
     if rows.ndim != 2 or not rows.is_floating_point() or not bool(rows.isfinite().all()):

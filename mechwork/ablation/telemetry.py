@@ -30,6 +30,7 @@ from ..errors import InputError
 from ..execute.memory import MemoryBudget
 from ..interventions import Write, intervene
 from ..models.anatomy import check_ready, device_of
+from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
@@ -136,6 +137,7 @@ class Telemetry(Result):
         return "\n".join([*lines, *self.notes])
 
 
+@borrows
 def record_telemetry(
     model: TransformerBridge,
     task: Task,

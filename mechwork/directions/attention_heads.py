@@ -49,6 +49,7 @@ class HeadGain:
     gain: float
 
 
+@borrows
 def rank_attention_heads(
     model: TransformerBridge,
     task: Task,

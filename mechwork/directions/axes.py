@@ -25,6 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import InputError, MetricError, UnknownNameError, check_whole
+from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance, hash_tensors
 from ..result import Result, Table
@@ -88,6 +89,7 @@ class SignalAxes(Result, what="axes against signals", strongest="held_out"):
         )
 
 
+@borrows
 def fit_axes(
     model: TransformerBridge, data: Labelled, signals: Float[Tensor, "batch signal"], site: Site, how: str = "cca", *,
     names: tuple[str, ...] = (), n_components: int = 8, n_axes: int | None = None, ridge: float = 1e-3,

@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import InputError, MetricError, UnknownNameError
+from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
@@ -92,6 +93,7 @@ class ActivationBasis(Result):
         )
 
 
+@borrows
 def fit_basis(
     model: TransformerBridge,
     examples: Examples,

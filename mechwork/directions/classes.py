@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import InputError, MetricError, UnknownNameError
+from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table, table_rows
@@ -146,6 +147,7 @@ class ClassFit(Result, what="classes at a site"):
         return "\n".join(lines)
 
 
+@borrows
 def fit_classes(
     model: TransformerBridge, data: Labelled, site: Site, *, n_controls: int = 3, seed: int = 0,
     penalty: float = PENALTY,
@@ -227,6 +229,7 @@ class FlipStudy(Result, what="flipped judgements"):
         return "\n".join([*lines, *(f"  {r.third_class:<50}{r.flipped:9.3f}{r.accuracy:10.3f}" for r in self.rows)])
 
 
+@borrows
 def study_flips(
     model: TransformerBridge, data: Labelled, site: Site, positive: str, negative: str, neither: str, *,
     n_controls: int = 3, seed: int = 0, penalty: float = PENALTY,
@@ -298,6 +301,7 @@ class ClassStudy(Result, what="classes by site", strongest="accuracy"):
         return table_rows(self.rows)
 
 
+@borrows
 def study_classes(
     model: TransformerBridge, data: Labelled, sites: Sequence[Site], *, n_controls: int = 3, seed: int = 0
 ) -> ClassStudy:

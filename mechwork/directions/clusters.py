@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..errors import InputError, MetricError, check_whole
 from ..interventions import Choice, Write
+from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
@@ -88,6 +89,7 @@ class ClusteredVectors(Result, what="clustered vectors"):
         )
 
 
+@borrows
 def fit_clusters(
     model: TransformerBridge, examples: Examples, site: Site, n_clusters: int = 3, *, online: bool = False,
     n_controls: int = 3, seed: int = 0,

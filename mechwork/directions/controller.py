@@ -25,7 +25,7 @@ from ..display import Readable
 from ..errors import InputError, MetricError
 from ..interventions import Add, Dosed, Doses, Write, intervene
 from ..models.anatomy import check_ready, device_of
-from ..models.borrow import hooked
+from ..models.borrow import borrows, hooked
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..runs.record import check_task
@@ -65,6 +65,7 @@ class Controller(Readable):
         )
 
 
+@borrows
 def train_controller(
     model: TransformerBridge,
     task: Task,

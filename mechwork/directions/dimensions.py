@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..interventions import Stretch
+from ..models.borrow import borrows
 from ..sites import Site
 from .examples import Examples, record_examples
 from .steer import Strengths
@@ -35,6 +36,7 @@ def separating_dimensions(x: Float[Tensor, "batch d"], labels: Bool[Tensor, " ba
     return t.argsort(descending=True, stable=True)[:n]
 
 
+@borrows
 def dimension_write(
     model: TransformerBridge, examples: Examples, site: Site, n: int, *, control_seed: int | None = None
 ) -> Strengths:

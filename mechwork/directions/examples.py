@@ -19,7 +19,7 @@ from ..display import Readable
 from ..errors import InputError
 from ..execute.memory import cut
 from ..models.anatomy import check_ready, device_of
-from ..models.borrow import hooked, run_tail
+from ..models.borrow import borrows, hooked, run_tail
 from ..provenance import hash_tensors
 from ..runs.room import rows_that_fit
 from ..shapes import PositionMask, Tokens
@@ -191,6 +191,7 @@ def _types(task: Task, span: str) -> Int[Tensor, " batch"]:
     return torch.cat(sides)[:, 0]
 
 
+@borrows
 def record_positions(model: TransformerBridge, examples: ReadPrompts, site: Site) -> Float[Tensor, "batch pos d"]:
     """The vectors of every prompt at every position of one site; zeros where `where` is False. Cost: 1 forward of all
     prompts.
@@ -208,6 +209,7 @@ def record_positions(model: TransformerBridge, examples: ReadPrompts, site: Site
     return torch.cat(rows) * examples.where[..., None]
 
 
+@borrows
 def record_examples(
     model: TransformerBridge, examples: ReadPrompts, sites: Sequence[Site]
 ) -> Float[Tensor, "site batch d"]:

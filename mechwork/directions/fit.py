@@ -27,6 +27,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..errors import InputError, MetricError, UnknownNameError
+from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..sites import Site
@@ -45,6 +46,7 @@ mean variance.
 """
 
 
+@borrows
 def fit_direction(
     model: TransformerBridge,
     examples: Examples,
@@ -61,6 +63,7 @@ def fit_direction(
     return fit_directions(model, examples, [site], how)[0]
 
 
+@borrows
 def fit_directions(
     model: TransformerBridge, examples: Examples, sites: Sequence[Site], how: str = "mean_difference"
 ) -> list[Direction]:
@@ -198,6 +201,7 @@ class Separation:
         return self.accuracy - self.control
 
 
+@borrows
 def measure_separation(
     model: TransformerBridge,
     examples: Examples,

@@ -29,7 +29,7 @@ from torch import Tensor
 from ..errors import InputError, MetricError
 from ..interventions import Add, Replacement, Value, Write, intervene
 from ..models.anatomy import check_ready, device_of
-from ..models.borrow import hooked
+from ..models.borrow import borrows, hooked
 from ..models.identity import identify_model
 from ..names import head_name
 from ..provenance import build_provenance
@@ -111,6 +111,7 @@ class FunctionVector(Result, strongest="effect"):
         )
 
 
+@borrows
 @torch.no_grad()
 def fit_function_vector(
     model: TransformerBridge,
@@ -263,6 +264,7 @@ class FunctionVectorTest(Result):
         return self.to_dataframe().to_string(index=False, float_format="%.3f".__mod__)
 
 
+@borrows
 @torch.no_grad()
 def check_function_vector(
     model: TransformerBridge,

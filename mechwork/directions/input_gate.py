@@ -89,6 +89,7 @@ class InputGate(Result, what="gate per input"):
         )
 
 
+@borrows
 def fit_input_gate(
     model: TransformerBridge,
     examples: Examples,

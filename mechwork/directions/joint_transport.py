@@ -26,7 +26,7 @@ from torch import Tensor
 from ..errors import InputError, MetricError
 from ..interventions import Blend, Stretch, Write
 from ..models.anatomy import device_of
-from ..models.borrow import hooked, run_tail
+from ..models.borrow import borrows, hooked, run_tail
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
@@ -81,6 +81,7 @@ def changed_dimensions(stretch: Stretch) -> int:
     return int(((stretch.scale != 1) | (stretch.shift != 0)).sum())
 
 
+@borrows
 def fit_joint_transport(
     model: TransformerBridge,
     examples: Examples,

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..errors import InputError, MetricError
 from ..interventions import Curve
+from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance, hash_tensors
 from ..result import Result, Table
@@ -75,6 +76,7 @@ class CurveFit(Result):
         )
 
 
+@borrows
 def fit_curve(
     model: TransformerBridge,
     tokens: Tokens,

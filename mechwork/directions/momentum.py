@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..errors import InputError, MetricError, check_whole
 from ..interventions import Stretch, Write
+from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
@@ -102,6 +103,7 @@ class DimensionRanking(Result, what="ranking of dimensions"):
         )
 
 
+@borrows
 def rank_dimensions(
     model: TransformerBridge, examples: Examples, sites: Sequence[Site], *, n_controls: int = 5, seed: int = 0
 ) -> DimensionRanking:

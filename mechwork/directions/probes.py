@@ -31,6 +31,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..errors import InputError, MetricError, UnknownNameError
+from ..models.borrow import borrows
 from ..result import Result, Table, table_rows
 from ..sites import Site
 from .examples import Examples, record_positions
@@ -293,6 +294,7 @@ class ProbeStudy(Result):
         return f"{head}\n{self.to_dataframe().to_string(index=False, float_format='%.3f'.__mod__)}"
 
 
+@borrows
 def study_probes(
     model: TransformerBridge,
     examples: Examples,
@@ -354,6 +356,7 @@ def balanced_accuracy(said: Bool[Tensor, " n"], truth: Bool[Tensor, " n"]) -> fl
     return float(torch.stack(sides).mean())
 
 
+@borrows
 def sweep_sparse_probe(
     model: TransformerBridge,
     examples: Examples,

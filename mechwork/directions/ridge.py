@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import InputError, MetricError
+from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
@@ -90,6 +91,7 @@ class RidgeFit(Result, what="ridge direction"):
         )
 
 
+@borrows
 def fit_ridge(
     model: TransformerBridge, data: Labelled, site: Site, *, penalty: float = PENALTY, n_controls: int = 3,
     seed: int = 0,

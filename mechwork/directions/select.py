@@ -25,6 +25,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..errors import InputError, UnknownNameError
+from ..models.borrow import borrows
 from ..result import Result, Table
 from ..sites import Site
 from .examples import Examples, record_examples
@@ -91,6 +92,7 @@ class LayerChoice(Result):
         return f"{self.criterion}: {cells}; chosen {self.site}"
 
 
+@borrows
 def choose_layer(
     model: TransformerBridge,
     examples: Examples,

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ..errors import InputError, UnknownNameError
 from ..models.anatomy import check_ready
+from ..models.borrow import borrows
 from ..result import Result, Table, table_rows
 from ..sites import Site
 from ..statistics import area_under_roc
@@ -89,6 +90,7 @@ class ShiftStudy(Result, what="probes under shift"):
         return f"{head}\n{self.to_dataframe().to_string(index=False, float_format='%.3f'.__mod__)}"
 
 
+@borrows
 def study_shift(
     model: TransformerBridge, examples: Examples, others: Mapping[str, Examples], site: Site, *,
     kinds: Sequence[str] = tuple(KINDS), rate: float | None = None, parallel: bool = False, n_controls: int = 2,
@@ -219,6 +221,7 @@ class Cascade(Result, what="cascade of probes"):
         return f"{head}\n{self.to_dataframe().to_string(index=False, float_format='%.3f'.__mod__)}"
 
 
+@borrows
 def study_cascade(
     model: TransformerBridge, examples: Examples, cheap: Cell, dear: Cell, *, asked: Sequence[float] = ASKED,
     costs: tuple[float, float] | None = None, n_random: int = 20, seed: int = 0,

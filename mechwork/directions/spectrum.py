@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import InputError, MetricError, check_whole
+from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..result import Result
@@ -93,6 +94,7 @@ class SpectrumStudy(Result, what="spectrum of differences"):
         return "\n".join([f"differences of {self.n_pairs} pairs; window {', '.join(map(str, self.window()))}", *lines])
 
 
+@borrows
 def study_spectrum(
     model: TransformerBridge,
     examples: Examples,

@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import InputError, UnknownNameError
+from ..models.borrow import borrows
 from ..result import Result
 from ..sites import Site
 from ..tasks.task import Task
@@ -83,6 +84,7 @@ class DirectionStability(Result, what="direction stability"):
         return "\n".join(lines)
 
 
+@borrows
 def study_stability(
     model: TransformerBridge,
     examples: Examples,

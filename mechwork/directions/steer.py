@@ -49,6 +49,7 @@ from ..interventions import (
     Zero,
     replace_at,
 )
+from ..models.borrow import borrows
 from ..sites import Site
 from .direction import Direction
 from .examples import Examples, record_examples
@@ -144,6 +145,7 @@ def steering_write(direction: Direction, method: str, strength: float = 1.0) -> 
     return METHODS[method](direction, strength)
 
 
+@borrows
 def transport_write(model: TransformerBridge, examples: Examples, site: Site) -> Strengths:
     """Per dimension, (x - mean of the negatives) * spread ratio + mean of the positives, blended in by the strength.
 

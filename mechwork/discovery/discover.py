@@ -68,6 +68,7 @@ class Silent:
         yield None
 
 
+@checked
 def discover(
     model: TransformerBridge,
     task: Task,

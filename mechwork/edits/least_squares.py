@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..errors import InputError, MetricError
 from ..models.anatomy import check_ready, device_of
+from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
@@ -100,6 +101,7 @@ def least_squares(
     return LowRankChange(change @ right.T, right)
 
 
+@borrows
 def fit_layer_edit(
     model: TransformerBridge,
     weight: str,
@@ -139,6 +141,7 @@ def fit_layer_edit(
     )
 
 
+@borrows
 def edit_from_pairs(
     model: TransformerBridge,
     task: Task,

@@ -35,6 +35,7 @@ from torch import Tensor
 from ..directions import Direction, Examples, record_examples
 from ..errors import InputError, MetricError
 from ..models.anatomy import check_ready
+from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..names import head_name
 from ..provenance import build_provenance
@@ -94,6 +95,7 @@ class _Candidate:
     per_unit: float
 
 
+@borrows
 def share_out(
     model: TransformerBridge,
     direction: Direction,

@@ -30,6 +30,7 @@ from ..directions.examples import record_positions
 from ..errors import InputError
 from ..interventions import Add, Write, intervene
 from ..models.anatomy import check_ready, device_of
+from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..result import Result
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 
+@borrows
 def edit_into_subspace(
     model: TransformerBridge,
     weight: str,
@@ -92,6 +94,7 @@ def edit_into_subspace(
     )  # fmt: skip
 
 
+@borrows
 def edit_like_patch(
     model: TransformerBridge,
     task: Task,
@@ -158,6 +161,7 @@ class EditBesidePatch(Result):
         return "\n".join(lines)
 
 
+@borrows
 def compare_with_patch(
     model: TransformerBridge,
     task: Task,
@@ -176,6 +180,7 @@ def compare_with_patch(
     kept as they are, on their clean prompts. Cost: 6 forwards of the pairs and 2 of the others, per vector. Raises as
     `edit_like_patch`.
     """
+    _check_along(model, direction)
     W, _ = _weight(model, f"W_out.{direction.site.layer}")
     check_task(model, test)
     plain = [_measured(model, one, one.pairs.corrupt_as_host())[0] for one in (task, test)]
@@ -216,13 +221,18 @@ def _weight(model: TransformerBridge, weight: str) -> tuple[Float[Tensor, "d_mlp
     return find_weight(model, weight).read().cpu().double(), Site("mlp_post", layer)
 
 
+def _check_along(model: TransformerBridge, direction: Direction) -> None:
+    """Raises `InputError` for a direction that is not among this model's neurons."""
+    if direction.site.kind != "mlp_post":
+        raise InputError(f"a rank-1 edit like a patch is along neurons, Site('mlp_post', layer); got {direction.site}")
+    direction.check(model)
+
+
 def _along(
     model: TransformerBridge, task: Task, direction: Direction, position: str
 ) -> tuple[Bool[Tensor, "batch pos"], Float[Tensor, "n d"], Float[Tensor, " n"], Float[Tensor, "m d"]]:
     """Where corrupt prompts are read, what is read there, how far clean is along the direction, and clean inputs."""
-    if direction.site.kind != "mlp_post":
-        raise InputError(f"a rank-1 edit like a patch is along neurons, Site('mlp_post', layer); got {direction.site}")
-    direction.check(model)
+    _check_along(model, direction)
     check_task(model, task)
     host = task.pairs.corrupt_as_host()
     chosen, clean = ends(host, position), ends(task.pairs, position)

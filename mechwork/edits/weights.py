@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from ..display import Readable
 from ..errors import InputError, UnsupportedModelError
 from ..models.anatomy import Norm, block_norm, check_ready
+from ..models.borrow import borrows
 from ..sites import Site
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def parse_weight(name: str) -> tuple[str, int]:
     return match[1], int(match[2])
 
 
+@borrows
 def find_weight(model: TransformerBridge, name: str) -> Weight:
     """The live parameter called ``"W_O.2"`` or ``"W_out.2"``.
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from ..errors import InputError, UnknownNameError
 from ..interventions import require_examples
 from ..models.anatomy import device_of
-from ..models.borrow import hooked
+from ..models.borrow import borrows, hooked
 from ..runs.record import run_to_metric
 from ..sites import hook_name
 from ..tasks.pairs import PromptPairs
@@ -53,6 +53,7 @@ class Ablated:
     error: Float[Tensor, "batch pos d"]
 
 
+@borrows
 def record_ablated(
     model: TransformerBridge, features: FeatureSet, pairs: PromptPairs, ablation: str, source: Task
 ) -> list[Ablated]:
@@ -132,6 +133,7 @@ def _mix(coder: Coder, kept: Bool[Tensor, " feature"], keeps_error: bool, values
     return hook
 
 
+@borrows
 def measure_feature_circuits(
     model: TransformerBridge,
     task: Task,

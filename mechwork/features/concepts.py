@@ -27,6 +27,7 @@ from ..directions import Examples
 from ..errors import InputError
 from ..execute.memory import cut
 from ..models.anatomy import device_of
+from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table, table_rows
@@ -107,6 +108,7 @@ class Separability(Result):
         return "\n".join(lines)
 
 
+@borrows
 def concept_of_answer(
     model: TransformerBridge, task: Task, answer: str, position: str = END, name: str = ""
 ) -> Examples:
@@ -126,6 +128,7 @@ def concept_of_answer(
     return Examples(both.tokens, labels, both.where, both.groups, name or f"{task.name}: {answer.strip()}")
 
 
+@borrows
 def record_concept(
     model: TransformerBridge, features: FeatureSet, examples: Examples
 ) -> tuple[list[Float[Tensor, "prompt feature"]], list[Float[Tensor, "prompt d"]]]:
@@ -147,6 +150,7 @@ def record_concept(
     return [torch.cat(parts) for parts in coded], [torch.cat(parts) for parts in plain]
 
 
+@borrows
 def measure_separability(
     model: TransformerBridge,
     features: FeatureSet,

@@ -22,6 +22,7 @@ from torch import Tensor
 from ..circuits.graph.writers import require_aligned
 from ..circuits.testing.curves import bootstrap_faithfulness, faithfulness, resampled_faithfulness
 from ..errors import InputError, MetricError
+from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
@@ -152,6 +153,7 @@ class FeatureCurves(Result):
         return torch.trapezoid(heights.double(), x, dim=1) / (x[-1] - x[0])
 
 
+@borrows
 def evaluate_feature_circuits(
     model: TransformerBridge,
     task: Task,

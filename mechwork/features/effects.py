@@ -21,6 +21,7 @@ from ..circuits.graph.writers import require_aligned
 from ..errors import InputError
 from ..interventions import Add, Write, intervene
 from ..models.anatomy import device_of
+from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..patching.result import check_direction
 from ..provenance import Provenance, build_provenance
@@ -73,6 +74,7 @@ class FeatureEffects(Result):
         )
 
 
+@borrows
 def patch_features(
     model: TransformerBridge,
     task: Task,

@@ -30,7 +30,7 @@ from ..execute.unit import Run, Tensors
 from ..lenses.readout import BITS
 from ..lenses.text import TextStream, open_text, pad, row_batches
 from ..models.anatomy import device_of
-from ..models.borrow import hooked
+from ..models.borrow import borrows, hooked
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
@@ -135,6 +135,7 @@ class FeatureEvaluation(Result):
         return ((flat - spliced) / (flat - plain)).tolist()
 
 
+@borrows
 def evaluate_features(
     model: TransformerBridge,
     features: FeatureSet,

@@ -31,6 +31,7 @@ from torch import Tensor
 from ..artefact import read_tensors as read_tensors_of
 from ..errors import ArtefactError, InputError, NotFoundError
 from ..files import read_json
+from ..models.borrow import borrows
 from ..provenance import build_provenance
 from ..sites import Site, block_module, find_site
 from .activations import Activation, GatedRelu, JumpRelu, Relu, TopK
@@ -61,6 +62,7 @@ class FileLayout:
         return self.needs <= names <= self.needs | self.may
 
 
+@borrows
 def import_features(
     model: TransformerBridge,
     path: str | Path,

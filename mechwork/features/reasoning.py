@@ -30,6 +30,7 @@ from ..display import Readable
 from ..errors import InputError
 from ..interventions import Columns
 from ..models.anatomy import check_ready
+from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
@@ -290,6 +291,7 @@ class Reasoning(Readable):
         return [(hook_name(self.coder.writes), put)]
 
 
+@borrows
 def fit_propositions(
     model: TransformerBridge,
     features: FeatureSet,

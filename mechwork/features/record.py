@@ -13,7 +13,7 @@ from torch import Tensor
 from ..display import Readable
 from ..lenses.states import run_to_the_end
 from ..models.anatomy import device_of
-from ..models.borrow import hooked
+from ..models.borrow import borrows, hooked
 from ..shapes import Tokens
 from ..sites import Site, hook_name
 from .coder import Coder, as_vectors, working
@@ -50,6 +50,7 @@ def record_sites(
     return found
 
 
+@borrows
 def record_features(model: TransformerBridge, tokens: Tokens, coders: Sequence[Coder]) -> list[Coded]:
     """What every coder makes of the prompts, in the given order. Cost: 1 forward.
 

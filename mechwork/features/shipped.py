@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from .. import bundled
 from ..errors import NotFoundError
+from ..models.borrow import borrows
 from ..sites import Site
 from .feature_set import FACTS, FeatureSet
 from .layouts import import_features
@@ -25,6 +26,7 @@ def feature_names() -> list[str]:
     )
 
 
+@borrows
 def load_features(
     model: TransformerBridge,
     source: str | Path | None = None,

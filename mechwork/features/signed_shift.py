@@ -29,6 +29,7 @@ from ..display import Readable
 from ..errors import InputError, MetricError, check_whole
 from ..interventions import Add, Entries, Scale, Write, intervene
 from ..models.anatomy import block_norm, device_of
+from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..names import place_name
 from ..provenance import Provenance, build_provenance
@@ -112,6 +113,7 @@ class ShiftFit(Result, what="signed shift of features", strongest="joint"):
         )
 
 
+@borrows
 def fit_signed_shift(
     model: TransformerBridge,
     features: FeatureSet,
@@ -229,6 +231,7 @@ class FeatureTrace(Result, what="trace of a feature to neurons", strongest="shar
         )
 
 
+@borrows
 def trace_feature(
     model: TransformerBridge, features: FeatureSet, place: str, feature: int, examples: Examples, n: int = 10,
     *, seed: int = 0,

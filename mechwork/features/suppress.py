@@ -31,6 +31,7 @@ from ..display import Readable
 from ..errors import InputError, UnknownNameError
 from ..interventions import Replacement
 from ..models.anatomy import device_of
+from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..result import Result
@@ -165,6 +166,7 @@ class SuppressionStudy(Result):
         return "\n".join(lines)
 
 
+@borrows
 def study_suppression(
     model: TransformerBridge,
     features: FeatureSet,

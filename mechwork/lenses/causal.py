@@ -27,6 +27,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..interventions import Write, intervene
 from ..models.anatomy import ModelAnatomy, final_norm, read_anatomy
+from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..names import parse_place
 from ..provenance import Provenance, build_provenance
@@ -116,6 +117,7 @@ class _ToMean:
         return activation + ((mean - activation) @ v)[..., None] * v
 
 
+@borrows
 def extract_causal_basis(
     model: TransformerBridge,
     lens: Lens,
@@ -201,6 +203,7 @@ def _start(model: TransformerBridge, lens: Lens, site: Site, d: int) -> Float[Te
     return torch.linalg.eigh(gram).eigenvectors.flip(1)
 
 
+@borrows
 @torch.no_grad()
 def align_stimulus_response(
     model: TransformerBridge, lens: Lens, basis: CausalBasis, text: Any, *, n_rows: int = 32, seed: int = 0

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..errors import InputError, UnknownNameError
 from ..models.anatomy import block_norm, final_norm, mlp_norm_name, read_anatomy
+from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
@@ -81,6 +82,7 @@ class DirectionReading(Result):
         return "\n".join([*lines, *(["..."] if len(self.names) > 12 else [])])
 
 
+@borrows
 @torch.no_grad()
 def token_effects(
     model: TransformerBridge,
@@ -101,6 +103,7 @@ def token_effects(
     return effects - effects.mean(dim=-1, keepdim=True)
 
 
+@borrows
 def read_directions(
     model: TransformerBridge,
     vectors: Float[Tensor, "*n d_model"],
@@ -148,6 +151,7 @@ def read_directions(
     return DirectionReading(names, raised_ids, raised, lowered_ids, lowered, texts, lens.name, provenance)
 
 
+@borrows
 def value_vectors(model: TransformerBridge, layer: int) -> Float[Tensor, "d_mlp d_model"]:
     """What each neuron of a layer writes per unit of its activation (behind a post-norm: its direction through that
     norm's gain).
@@ -161,6 +165,7 @@ def value_vectors(model: TransformerBridge, layer: int) -> Float[Tensor, "d_mlp 
     return rows if norm is None else norm.gain * norm.centre(rows)
 
 
+@borrows
 def read_neurons(
     model: TransformerBridge, layer: int, neurons: Sequence[int] | None = None, lens: Lens = LOGIT_LENS, *, k: int = 10
 ) -> DirectionReading:
@@ -184,6 +189,7 @@ def place_after(model: TransformerBridge, lens: Lens, layer: int) -> Site | None
     return Site("resid_post", layer) if "resid_post" in lens.kinds else Site(lens.kinds[0], layer + 1)
 
 
+@borrows
 def find_neurons(
     model: TransformerBridge, targets: Sequence[str | int], k: int = 20, lens: Lens = LOGIT_LENS
 ) -> list[tuple[str, float]]:
@@ -205,6 +211,7 @@ def find_neurons(
     return [(names[i], v) for i, v in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
 
 
+@borrows
 def singular_directions(
     model: TransformerBridge, weight: str, layer: int, head: int | None = None, n: int = 5
 ) -> tuple[Float[Tensor, "n d_model"], Float[Tensor, " n"]]:
@@ -249,6 +256,7 @@ def _gained(weight: Tensor, norm: object) -> Tensor:
     return weight if gain is None else gain[:, None] * weight
 
 
+@borrows
 def read_singular(
     model: TransformerBridge,
     weight: str,

@@ -27,6 +27,7 @@ from ..execute import ModelRef, Unit, Work
 from ..execute.drive import run_units
 from ..execute.unit import Run, Tensors
 from ..models.anatomy import read_anatomy
+from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
@@ -120,6 +121,7 @@ class LensEvaluation(Result):
         return "\n".join(lines)
 
 
+@borrows
 def evaluate_lens(
     model: TransformerBridge, lens: Lens, text: Any, *, n_rows: int = 256, start: int = 0, transfer: bool = False
 ) -> LensEvaluation:

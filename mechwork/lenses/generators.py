@@ -27,6 +27,7 @@ from ..display import Readable
 from ..errors import InputError
 from ..interventions import Value, Write, intervene
 from ..models.anatomy import device_of, final_norm, read_anatomy
+from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
@@ -124,6 +125,7 @@ class Patchscope(Readable):
             return run_to_the_end(self.model, tokens)
 
 
+@borrows
 def identity_prompt(model: TransformerBridge, words: Sequence[str], arrow: str = " ->", end: str = ";") -> str:
     """Examples of saying a word again, and an open place: ``"cat -> cat; dog -> dog; x"``; patch at the last
     position.
@@ -179,6 +181,7 @@ class FutureLens(Readable):
         return {name: part[index].to(like.device, dtype) for name, part in self.parts.items()}
 
 
+@borrows
 def fit_future_lens(
     model: TransformerBridge, text: Any, ahead: int = 1, *, n_tokens: int = 50_000, ridge: float = 1e-3
 ) -> FutureLens:
@@ -260,6 +263,7 @@ class DecoderComparison(Result):
         return "\n".join(lines)
 
 
+@borrows
 @torch.no_grad()
 def compare_decoders(
     model: TransformerBridge,

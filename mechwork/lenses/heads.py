@@ -32,6 +32,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..models.anatomy import Norm, block_norm, device_of, final_norm, read_anatomy, read_norm
+from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..names import head_name
 from ..provenance import Provenance, build_provenance
@@ -101,6 +102,7 @@ class HeadCircuits(Result):
         return "\n".join(lines)
 
 
+@borrows
 @torch.no_grad()
 def read_head(
     model: TransformerBridge, layer: int, head: int, tokens: Sequence[str | int] = (), *, k: int = 10
@@ -145,6 +147,7 @@ def read_head(
     )  # fmt: skip
 
 
+@borrows
 @torch.no_grad()
 def token_states(model: TransformerBridge, layer: int) -> Float[Tensor, "d_vocab d_model"]:
     """Every token's state as a head of `layer` meets it: the stream entering block ``min(layer, 1)`` for the token

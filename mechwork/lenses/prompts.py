@@ -12,6 +12,7 @@ from torch import Tensor
 from ..display import Readable
 from ..errors import InputError
 from ..models.anatomy import check_ready
+from ..models.borrow import borrows
 from ..shapes import PositionMask, Tokens
 from ..tasks.encode import answer_token, tokenise
 from ..tasks.marks import check_marks, plain_tokens
@@ -39,6 +40,7 @@ class Prompts(Readable):
         return self.mask.sum(dim=1) - 1
 
 
+@borrows
 def as_prompts(
     model: TransformerBridge, prompts: str | Tensor | Prompts | Sequence[Prompt] | Sequence[int] | Mapping[str, Any]
 ) -> Prompts:
@@ -53,6 +55,8 @@ def as_prompts(
     elif isinstance(prompts, Mapping):
         rows = token_rows(prompts)
     elif isinstance(prompts, Tensor):
+        if not prompts.ndim:
+            raise InputError(f"prompts are token ids [pos] or [batch, pos]; got one number, {prompts.item()}")
         rows = token_rows(prompts.reshape(-1, prompts.shape[-1])) if prompts.numel() else []
     else:
         given: list[Any] = [prompts] if isinstance(prompts, str) else _listed(prompts)

@@ -19,6 +19,7 @@ from ..artefact import read_tensors
 from ..errors import ArtefactError, NotFoundError
 from ..files import read_object
 from ..models.anatomy import read_anatomy
+from ..models.borrow import borrows
 from ..provenance import build_provenance
 from .archive import read_archive
 from .fingerprint import fingerprint
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 
+@borrows
 def import_lens(model: TransformerBridge, folder: str | Path, *, check_unembedding: bool = True) -> TunedLens:
     """A published lens as a `TunedLens` of `model`. No pickle is ever executed: see `lenses.archive`.
 

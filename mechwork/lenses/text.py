@@ -31,6 +31,7 @@ from ..artefact import read_tensors
 from ..display import Readable
 from ..errors import InputError, NotFoundError, UnknownNameError
 from ..models.anatomy import read_anatomy
+from ..models.borrow import borrows
 from ..provenance import Provenance, hash_json, hash_tensors
 from ..tasks.encode import prepends_bos, require_tokenizer
 from .prompts import Prompts
@@ -107,6 +108,7 @@ def row_batches(rows: Sequence[Row], n_tokens: int) -> Iterator[list[Row]]:
         yield batch
 
 
+@borrows
 def open_text(
     model: TransformerBridge, source: Any, *, packing: str = "", width: int = 0, column: str = "text", seed: int = 0
 ) -> TextStream:
@@ -210,6 +212,8 @@ def _documents(source: Any, column: str) -> tuple[Callable[[], Iterator[Any]], P
         facts = {"files": [{"name": f.name, "bytes": f.stat().st_size} for f in files]}
         return lambda: (document for file in files for document in _read_file(file, column)), facts
     if isinstance(source, Tensor):
+        if not source.ndim:
+            raise InputError(f"text as a tensor is token ids [row, pos]; got one number, {source.item()}")
         return lambda: iter(source.reshape(-1, source.shape[-1]).tolist()), {
             "tokens": list(source.shape),
             "sha256": hash_tensors({"tokens": source}),

@@ -21,6 +21,7 @@ from ..artefact import FolderKind, read_folder, wide, write_folder
 from ..display import Readable
 from ..errors import InputError, NotFoundError
 from ..files import reading
+from ..models.borrow import borrows
 from ..provenance import Provenance, stable
 from ..sites import Site
 from .fingerprint import fingerprint, require_same
@@ -124,6 +125,7 @@ def n_places(kind: str, n_layers: int) -> int:
     return n_layers - 1 if kind == "resid_post" else n_layers
 
 
+@borrows
 def load_lens(model: TransformerBridge, source: str | Path | None = None) -> TunedLens:
     """The lens shipped with a bundled model, or the one in the folder `source`.
 

@@ -23,6 +23,7 @@ from ..directions.clusters import find_clusters
 from ..errors import InputError, check_whole
 from ..interventions import Constant, Entries, Write
 from ..models.anatomy import check_ready
+from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..names import place_name
 from ..provenance import Provenance, build_provenance
@@ -101,6 +102,7 @@ class ValueClusters(Result, what="clusters of value vectors", strongest="tightne
         return "\n".join(lines)
 
 
+@borrows
 @torch.no_grad()
 def cluster_values(
     model: TransformerBridge, layers: Sequence[int] | None = None, n_clusters: int = 8, *, seed: int = 0

@@ -15,6 +15,7 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+from ..arguments import checked
 from ..circuits import Circuit, EdgeScores
 from ..discovery.found import Discovery
 from ..errors import InputError, MechworkError
@@ -146,6 +147,7 @@ def hear(worker: TakesRequests, content: Any, send: Any) -> None:
         send({"id": number, "client": client, "what": "error", "message": str(error)})
 
 
+@checked
 def explore(
     model: TransformerBridge | Discovery,
     task: Task | TransformerBridge | None = None,

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..models.anatomy import block_norm
+from ..models.borrow import borrows
 from ..provenance import Provenance
 from ..result import Result, Table
 from ..runs.record import Baseline, check_task
@@ -124,6 +125,7 @@ class IllusionCheck(Result):
         return f"{self.verdict}\n{self.to_dataframe().to_string(index=False, float_format='%+.4g'.__mod__)}"
 
 
+@borrows
 def check_illusion(
     model: TransformerBridge,
     task: Task,

@@ -24,6 +24,7 @@ from ..directions import Direction
 from ..errors import InputError
 from ..interventions import Add, Write, intervene
 from ..models.anatomy import device_of
+from ..models.borrow import borrows
 from ..result import Result, Table
 from ..runs.record import run_to_metric
 from ..tasks.task import Task
@@ -72,6 +73,7 @@ class SteeringIllusion(Result):
         return self.verdict
 
 
+@borrows
 def check_steering(
     model: TransformerBridge,
     task: Task,

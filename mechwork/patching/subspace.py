@@ -200,6 +200,7 @@ def vector_size(model: TransformerBridge, anatomy: ModelAnatomy, kind: str) -> i
     return width[SITE_KINDS[kind].axes[-1]]
 
 
+@borrows
 def neurons(model: TransformerBridge, indices: Sequence[int]) -> Subspace:
     """The span of single neurons, for ``mlp_post``."""
     size = d_mlp_of(model)
@@ -236,6 +237,7 @@ def site_differences(model: TransformerBridge, task: Task, site: Site, position:
     return found[: len(task)] - found[len(task) :]
 
 
+@borrows
 def fit_das(
     model: TransformerBridge,
     task: Task,

@@ -101,6 +101,7 @@ def parse_head(anatomy: ModelAnatomy, name: str) -> tuple[int, int]:
     return layer, head
 
 
+@borrows
 def attention_between(
     model: TransformerBridge, task: Task, spans: Sequence[tuple[str, str]]
 ) -> dict[tuple[str, str], Float[Tensor, "layer head"]]:

@@ -189,6 +189,7 @@ def align_donor(
     return torch.where(present, donor.gather(1, places), host.to(donor.device))
 
 
+@borrows
 def check_task(model: TransformerBridge, task: Task) -> ModelAnatomy:
     """Everything that can be refused before the first forward pass: readiness, token ids, context length."""
     anatomy = check_ready(model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..arguments import checked
 from .classic import classic_task
 from .sampling.examples import agreement_example
 from .task import Task
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 
+@checked
 def agreement(model: TransformerBridge, n: int = 64, seed: int = 0, *, template: str | None = None) -> Task:
     """Prompts like "The keys near the cabinet" -> " are", " were", " have" rather than " is", " was", " has".
 

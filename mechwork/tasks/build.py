@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..arguments import checked
 from ..errors import InputError
 from ..models.anatomy import device_of
 from ..models.borrow import run_tail
@@ -120,6 +121,7 @@ def build_task(
     )
 
 
+@checked
 def from_file(
     model: TransformerBridge,
     path: str | Path,
@@ -145,6 +147,7 @@ def from_file(
     return _from_rows(model, rows, name or path.stem, metric, f"pairs from {path.name}", chat=chat)
 
 
+@checked
 def from_chat(
     model: TransformerBridge,
     pairs: Sequence[Mapping[str, Any]],
@@ -165,6 +168,7 @@ def from_chat(
     return _from_rows(model, list(pairs), name, metric, "a chat", chat=True, system=system)
 
 
+@checked
 def from_text(
     model: TransformerBridge,
     clean: str,
@@ -188,6 +192,7 @@ def from_text(
     return build_task(model, name, text_pairs([row]), metric=metric, description="one pair of prompts")
 
 
+@checked
 def from_prompt(
     model: TransformerBridge,
     prompt: str,

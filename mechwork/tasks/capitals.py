@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Literal
 
+from ..arguments import checked
 from ..errors import InputError
 from .classic import classic_task
 from .sampling.examples import Example, capitals_example, templates
@@ -24,6 +25,7 @@ its own.
 """
 
 
+@checked
 def capitals(
     model: TransformerBridge,
     n: int = 64,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
+from ..arguments import checked
 from ..errors import InputError
 from .classic import classic_task
 from .sampling.examples import Example, colored_objects_example
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 
+@checked
 def colored_objects(
     model: TransformerBridge, n: int = 64, seed: int = 0, *, n_objects: int = 3, template: str | None = None
 ) -> Task:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..arguments import checked
 from .classic import classic_task
 from .metrics import Metric, MetricFunction
 from .sampling.examples import greater_than_example
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 
+@checked
 def greater_than(
     model: TransformerBridge,
     n: int = 64,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Literal
 
+from ..arguments import checked
 from ..errors import InputError
 from .classic import classic_task
 from .sampling.examples import Example, in_context_example
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 Relation = Literal["antonym", "french", "spanish"]
 
 
+@checked
 def in_context(
     model: TransformerBridge,
     n: int = 64,

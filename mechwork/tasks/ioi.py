@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Literal
 
+from ..arguments import checked
 from ..errors import InputError
 from .classic import classic_task
 from .sampling.examples import Example, ioi_example
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 
+@checked
 def ioi(
     model: TransformerBridge,
     n: int = 64,

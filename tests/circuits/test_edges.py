@@ -166,7 +166,7 @@ def test_pruning_changes_no_metric(family_model64: Any, tiny_task: Task) -> None
     anatomy = read_anatomy(model)
     widest = max((read_norm(m).gain.numel() for name, m in norm_modules(model) if name.endswith("_norm")), default=0)
     if anatomy.norm_place != "pre" or widest > anatomy.d_head:
-        return
+        pytest.skip("a norm that heads share")
     space = EdgeSpace.of(read_anatomy(model))
     circuit = Circuit(space, random_mask(space, 0.4, 3))
     pruned = circuit.pruned()

@@ -226,6 +226,7 @@ def test_a_screen_measures_the_weakest_nodes_and_some_others_as_without_it(tiny_
     sizes = (circuit.scores * circuit.mask).abs().sum(dim=1).tolist()
     strength = {node: sizes[circuit.space.writers.index(node)] for node in known}
     weakest = sorted(known, key=lambda node: strength[node])[:6]
+    assert len(weakest) == 6
     assert set(weakest) <= set(found.nodes)
     assert f"of {len(whole.nodes)})" in repr(found)
     assert measure_minimality(tiny_gpt2, task, circuit, n_knockouts=0, screen=99).scores == whole.scores

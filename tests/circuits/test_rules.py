@@ -4,6 +4,7 @@ leaderboard says of them.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -97,7 +98,7 @@ def test_rules_stand_beside_the_scores_they_choose_by(board: Leaderboard) -> Non
     best = min(board.standings, key=lambda s: s.cmd_log)
     for row in board.standings:
         assert 0 <= row.accuracy <= 1
-        assert row.kl >= 0
+        assert 0 < row.kl < math.inf
         if row is not best:
             assert row.behind == pytest.approx(row.cmd_log - best.cmd_log)
             assert row.behind_interval[0] <= row.behind_interval[1]

@@ -124,6 +124,7 @@ def test_a_clear_direction_stays_and_a_chance_one_does_not(bundled_model: Any) -
     assert max(abs(row.shift) for row in found.of("resample")) < 0.1
     little, much = (sum(row.cosine for row in found.of("relabel") if row.amount == amount) for amount in ("10%", "40%"))
     assert little > much
+    assert found.of("paraphrase")
     assert {row.amount for row in found.of("paraphrase")} <= set(task.pairs.templates)
     assert all(row.accuracy > 0.9 for row in found.of("paraphrase"))
     assert "relabel 10%" in str(found)

@@ -21,6 +21,7 @@ PARTS = {
     "state": "1,000 faults one after another on the same models: state at the end against the beginning",
     "gim": "the same under gim, whose rules replace forwards and softmaxes, on every family",
     "kills": "SIGKILL, SIGTERM and SIGINT at every rename and at random times, then resume",
+    "workers": "Ray: workers killed, drivers killed and stopped, then taken up again (where Ray is installed)",
     "disk": "no space, no right, I/O errors at any write",
     "together": "two threads on one model, threads and processes on one file or folder",
     "loaders": "damaged, hostile and foreign files of every kind",

@@ -1,7 +1,8 @@
 """Wrong arguments to the public functions: each parameter of each, by its signature, gets values of all sorts.
 
 A call works, or is refused by one of mechwork's own errors; afterwards the model is as it was. Python's own complaint
-about a keyword that does not exist or is missing counts as a refusal: it says everything.
+about a keyword that does not exist or is missing counts as a refusal: it says everything. That 1.5, NaN, infinity or
+10**30 works as a whole number, or NaN as a number, is a failure.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 
 import mechwork as mw
 from mechwork.ablation import AblationSpec, study_self_repair, sweep_ablations
+from mechwork.arguments import PLAIN, no_number
 from mechwork.circuits import find_acdc, learn_circuit, measure_completeness, score_neurons, score_nodes
 from mechwork.directions import Direction, Examples
 from mechwork.patching import leading_differences, patch_subspace
@@ -26,12 +28,17 @@ from mechwork.sites import Site
 from mechwork.tasks.task import Task
 from tests.faults.core import Tally, changes, forget, model_of, small_task, whole_state
 from tests.faults.kills import LENS, ROWS
+from tests.faults.operations import MORE, recorded
 
 Calls = dict[str, tuple[Callable[..., Any], dict[str, Any]]]
 CLEAR = ("unexpected keyword", "missing", "required positional", "positional argument", "Type-check error")
 """The last: under pytest the tests' own check of hints comes before a constructor's."""
 SLOW = {"n", "n_random", "n_same_degree", "ig_steps", "n_steps", "steps", "n_resamples", "width", "n_copies"}
 """Counts for which a huge value is honest work and not a mistake."""
+
+
+SOME = 9
+"""Values that a parameter of the operations in `MORE` gets."""
 
 
 class Odd:
@@ -53,7 +60,7 @@ def calls() -> Calls:
     model, task = model_of("gpt2"), small_task()
     scores = mw.score_edges(model, task)
     pairs = {"model": model, "task": task}
-    return {
+    return recorded(model, task) | {
         "patch": (mw.patch, {**pairs, "sites": ["z"]}),
         "attribute": (mw.attribute, {**pairs, "sites": ["z"]}),
         "score_edges": (mw.score_edges, pairs),
@@ -116,14 +123,24 @@ def one(tally: Tally, name: str, parameter: str, bad: Any) -> None:
     except Exception as error:  # noqa: BLE001 - counted
         tally.check(False, f"{what}: {type(error).__name__}: {str(error)[:140]}")
     else:
-        tally.check(True, what)
+        silent = no_number(bad, PLAIN.get(hint_of(function, parameter), object), parameter)
+        tally.check(not silent, f"{what}: accepted, which is {silent}")
+
+
+def hint_of(function: Callable[..., Any], parameter: str) -> str:
+    return str(inspect.signature(function).parameters[parameter].annotation)
 
 
 def run(tally: Tally) -> None:
-    """Every function, parameter and value at scale 1."""
+    """Every function and parameter at scale 1, with every value; those of `MORE` with `SOME` of them."""
     model = model_of("gpt2")
     before = whole_state(model)
-    cases = [(n, p, i) for n, (function, _) in calls().items() for p in parameters(function) for i in range(len(BAD))]
+    cases = [
+        (name, parameter, i)
+        for name, (function, _) in calls().items()
+        for parameter in parameters(function)
+        for i in (tally.draw.sample(range(len(BAD)), SOME) if name in MORE else range(len(BAD)))
+    ]
     with tempfile.TemporaryDirectory() as place, _at(Path(place)):
         for name, parameter, i in tally.draw.sample(cases, min(len(cases), tally.times(len(cases)))):
             one(tally, name, parameter, BAD[i])

@@ -23,6 +23,7 @@ from mechwork.errors import MechworkError
 from mechwork.patching.path import patch_paths
 from mechwork.relevance import PRESETS
 from tests.faults.core import InjectedError, Tally, changes, forget, model_of, small_task, whole_state
+from tests.faults.operations import MORE, scores_of
 
 ROOT = str(Path(mw.__file__).parent)
 FAMILIES = ("gpt2", "llama", "gemma2", "mixtral", "opt", "neox")
@@ -39,7 +40,7 @@ PLAIN: dict[str, Operation] = {
     "evaluate": lambda m, t: mw.evaluate(m, t, scores_of(m, t), fractions=(0.1, 0.5), n_random=1),
     "ablate": lambda m, t: mw.ablate(m, t, AblationSpec(["a1.h0", "m0"], "zero")),
     "sweep_ablations": lambda m, t: sweep_ablations(m, t, ["heads"], kind="zero"),
-    "self-repair": lambda m, t: study_self_repair(m, t, ["a0.h1"], kind="zero"),
+    "study_self_repair": lambda m, t: study_self_repair(m, t, ["a0.h1"], kind="zero"),
     "record_run": lambda m, t: mw.record_run(m, t.pairs, ["z", "pattern", "resid_pre"]),
     "record_attention": mw.record_attention,
     "attribute_tokens": lambda m, t: mw.attribute_tokens(m, t.pairs.prompt(0), 3),
@@ -48,23 +49,17 @@ PLAIN: dict[str, Operation] = {
     "find_acdc": lambda m, t: find_acdc(m, t, 0.5),
     "learn_circuit": lambda m, t: learn_circuit(m, t, 5, n_steps=2),
     "read_lens": lambda m, t: mw.read_lens(m, t.pairs.clean_tokens[:1], lens="logit"),
-    "conservation": lambda m, t: mw.check_conservation(m, t.pairs.clean_tokens, lambda run: run[:, -1, 3].sum()),
+    "check_conservation": lambda m, t: mw.check_conservation(m, t.pairs.clean_tokens, lambda run: run[:, -1, 3].sum()),
     "accuracy": lambda m, t: t.accuracy(m),
     "study_heads": mw.study_heads,
 }
 OPERATIONS: dict[str, Operation] = {
     **PLAIN,
+    **MORE,
     **{f"attribute {name}": lambda m, t, name=name: mw.attribute(m, t, ["z"], rules=name) for name in PRESETS},
     **{f"edges {name}": lambda m, t, name=name: mw.score_edges(m, t, preset=name) for name in EDGE_PRESETS},
 }
 KINDS = ("before a module", "after a module", "line", "cpu time")
-_scores: dict[int, Any] = {}
-
-
-def scores_of(model: Any, task: Any) -> Any:
-    if id(model) not in _scores:
-        _scores[id(model)] = mw.score_edges(model, task)
-    return _scores[id(model)]
 
 
 class Counter:
@@ -169,7 +164,6 @@ def one(tally: Tally, family: str, name: str, kind: str) -> None:
     tally.check(not said, f"{what}: {said}")
     if said:
         forget()
-        _scores.clear()
 
 
 def interrupted(operation: Operation, model: Any, task: Any, delay: float) -> None:

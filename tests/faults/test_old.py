@@ -274,7 +274,7 @@ NAMED: dict[str, tuple[Callable[[Any, Task, Any], object], tuple[Any, ...]]] = {
     "an answer that is none": (lambda m, t, bad: mw.attribute_tokens(m, [1, 2], bad), ([-1], [None], torch.ones(2))),
     "prompts of floats": (lambda m, t, bad: mw.attribute_logits(m, bad), (torch.ones(2), [[1.7, 2]], [None], b"x")),
     "a kind that is none": (lambda m, t, bad: Site(bad, 1), ({}, [None], "x")),
-    "a layer that is none": (lambda m, t, bad: Site("resid_pre", bad), ("x", 1.5, True)),
+    "a layer that is none": (lambda m, t, bad: Site("resid_pre", bad), ("x", 1.5, True, -1, 10**30)),
     "a revision that is none": (lambda m, t, bad: mw.load_model("no/such", revision=bad), (math.nan, b"x", len)),
     "a device that is none": (lambda m, t, bad: mw.load_model("no/such", bad), (10**30,)),
     "a folder that is none": (lambda m, t, bad: mw.load_discovery(bad), ([None], True)),
@@ -284,6 +284,13 @@ NAMED: dict[str, tuple[Callable[[Any, Task, Any], object], tuple[Any, ...]]] = {
     "targets that are none": (lambda m, t, bad: mw.ablate(m, t, AblationSpec(bad, "zero")), (torch.ones(2),)),
     "fractions that are none": (lambda m, t, bad: evaluation(m, t, fractions=bad), (torch.ones(2),)),
     "a flag that is none": (lambda m, t, bad: mw.score_edges(m, t).circuit(9, prune=bad), (torch.ones(2),)),
+    "no whole number": (lambda m, t, bad: mw_learn(m, t, n_steps=bad), (math.inf, math.nan, 1.5, 10**30)),
+    "knock-outs without end": (lambda m, t, bad: completeness(m, t, n_knockouts=bad), (-1, 10**30, 1.5)),
+    "a batch that is none": (lambda m, t, bad: mw.score_edges(m, t, batch_size=bad), (0, -1, 1.5, math.inf)),
+    "a penalty that is none": (lambda m, t, bad: mw_learn(m, t, penalty=bad), (math.nan, math.inf, -1.0)),
+    "prompts of one number": (lambda m, t, bad: mw.read_lens(m, bad), (torch.tensor(1.0), torch.tensor(3))),
+    "text of one number": (lambda m, t, bad: open_text(m, bad), (torch.tensor(3),)),
+    "a direction of one number": (lambda m, t, bad: AblationSpec(["d@0"], "zero", directions=bad), ({"x": 1},)),
     "a seed of 100 bits": (lambda m, t, bad: completeness(m, t, seed=bad), (2**100,)),
     "documents that are none": (lambda m, t, bad: open_text(m, bad), ([None], [[1.5, 2]], [b"x"], lambda: None)),
 }  # fmt: skip
@@ -294,9 +301,7 @@ def test_arguments_of_a_wrong_type_are_named_not_met_inside(name: str, tiny_gpt2
     """Each ended in an AttributeError, a ValueError or an OverflowError, or, as [[1.7, 2]], in other prompts."""
     call, values = NAMED[name]
     here = (
-        (InputError, TypeError)
-        if name in ("a kind that is none", "a layer that is none", "targets that are none")
-        else InputError
+        (InputError, TypeError) if name.startswith(("a kind", "a layer", "targets", "a direction")) else InputError
     )  # the tests' check of hints
     for bad in values:
         with pytest.raises(here) as refusal:

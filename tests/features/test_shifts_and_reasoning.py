@@ -129,6 +129,7 @@ def test_the_spectrum_against_its_definitions(bundled_model: Any, tmp_path: Any)
     task = mw.tasks.pronoun(bundled_model, n=64).train
     found = study_spectrum(bundled_model, Examples.of_task(task))
     assert max(row.mass for row in found.rows) > 0.5
+    assert 2 <= len(found.window(2, 3)) <= 3
     assert set(found.window(2, 3)) <= {row.site for row in found.rows}
     best = max(found.rows, key=lambda row: row.score)
     assert found.window(1, 1) == (best.site,)

@@ -288,6 +288,7 @@ def test_measuring_pads_without_consequence(finished):
     assert tokens.shape == (6, int(last.max()) + 1)
     score = measure_task(finished.model, finished.tokenizer, "greater_than", n=20)
     assert 0 <= score.accuracy <= 1
+    assert score.per_template
     assert set(score.per_template) <= set(templates("greater_than", "test"))
 
 

@@ -20,7 +20,17 @@ from mechwork.patching.path import patch_paths
 from mechwork.sites import SQUARE_KINDS
 from mechwork.tasks.metrics import Metric
 from mechwork.tasks.task import Task
-from tests.families import UNLIKE, borrowed, build_model, build_module, build_task, crossed, kv_head, rounding
+from tests.families import (
+    CHOSEN,
+    UNLIKE,
+    borrowed,
+    build_model,
+    build_module,
+    build_task,
+    crossed,
+    kv_head,
+    rounding,
+)
 from tests.reference.sweep import measure_cell
 
 NONE = Tricks(suffix=False, readout=False, unchanged=False)
@@ -44,15 +54,13 @@ def kinds_of(model: Any) -> list[str]:
     return kinds if model.cfg.num_experts else [*kinds, "mlp_post"]
 
 
+WITHOUT = [(Tricks(readout=False), "denoise"), (Tricks(suffix=False), "denoise"), (NONE, "noise")]
+
+
 @pytest.mark.parametrize(
-    ("tricks", "direction"),
-    [
-        (Tricks(), "denoise"),
-        (Tricks(), "noise"),
-        (Tricks(readout=False), "denoise"),
-        (Tricks(suffix=False), "denoise"),
-        (NONE, "noise"),
-    ],
+    ("family", "tricks", "direction"),
+    [(family, Tricks(), direction) for family in CHOSEN for direction in ("denoise", "noise")]
+    + [(family, *case) for family in THREE if family in CHOSEN for case in WITHOUT],
     ids=str,
 )
 def test_every_site_equals_one_forward_per_cell(
@@ -61,8 +69,6 @@ def test_every_site_equals_one_forward_per_cell(
     """By position; a few cells of each kind, the ends among them. Fewer tricks on three families, all of them on every
     one.
     """
-    if tricks != Tricks() and family not in THREE:
-        return
     model = family_model64
     kinds = kinds_of(model)
     with borrowed(model):

@@ -112,7 +112,7 @@ def test_rules_follow_interventions(family_model64: Any, family: str, tiny_task:
     run.
     """
     if family in ("mixtral", "olmoe", "qwen3_moe"):
-        return
+        pytest.skip("experts have no neurons before their activation")
     model, tokens = family_model64, tiny_task.pairs.clean_tokens
     kept: list[torch.Tensor] = []
     hooks = [

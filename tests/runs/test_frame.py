@@ -41,7 +41,7 @@ def test_steps_give_the_recorded_run(family_model64: Any, family: str, tiny_task
 
 def test_one_column_of_a_step(family_model64: Any, family: str, tiny_task: Task) -> None:
     if family == "opt":
-        return
+        pytest.skip("its blocks do not run alone: test_steps_give_the_recorded_run")
     with torch.no_grad():
         frame = frame_of(family_model64, tiny_task)
         columns = torch.tensor([[5, 2], [0, 1], [3, 4]])

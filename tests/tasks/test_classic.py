@@ -90,6 +90,8 @@ def test_pairs_depend_on_the_seed_only(model, name):
 def test_train_and_test_share_no_template(model, name):
     task = TASKS[name](model, n=40)
     held_out = set(templates(name, "test"))
+    assert task.test.pairs.templates
+    assert task.train.pairs.templates
     assert set(task.test.pairs.templates) <= held_out
     assert not set(task.train.pairs.templates) & held_out
 

@@ -108,6 +108,8 @@ def learn_circuit(
         raise InputError(
             f"n_steps is at least 0, batch_size at least 1 and rate above 0; got {n_steps}, {batch_size} and {rate}"
         )
+    if not 0 <= penalty < 1e9:
+        raise InputError(f"penalty is a finite weight of at least 0; got {penalty}")
     if start is not None:
         if start.space != space:
             raise InputError(

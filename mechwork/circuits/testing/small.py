@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError
 from ...execute.progress import Progress
+from ...models.borrow import borrows
 from ...models.identity import identify_model
 from ...patching.kept import Kept
 from ...provenance import Provenance, build_provenance, hash_json, stable
@@ -67,6 +68,7 @@ class EdgeStudy(Result):
         ]
 
 
+@borrows
 def study_edges(
     model: TransformerBridge,
     tasks: Sequence[Task],
