@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..errors import InputError, MetricError, UnknownNameError
 from ..interventions import Add
+from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
@@ -98,6 +99,7 @@ class GraphFit(Result, what="graph of class means"):
         )
 
 
+@borrows
 def fit_graph(
     model: TransformerBridge, data: Labelled, edges: Sequence[tuple[str, str]], site: Site, *, seed: int = 0
 ) -> GraphFit:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from .. import bundled
+from ..arguments import checked
 from ..errors import InputError, UnknownNameError
 from ..tasks.encode import single_token, tokenise
 from ..tasks.task import Task
@@ -42,6 +43,7 @@ def statements(language: str) -> list[tuple[str, bool, int]]:
     return found
 
 
+@checked
 def parallel_prompts(
     model: TransformerBridge, languages: Sequence[str] = LANGUAGES, *, everywhere: bool = False
 ) -> dict[str, Examples]:
@@ -62,6 +64,7 @@ def parallel_prompts(
     return found
 
 
+@checked
 def language_task(
     model: TransformerBridge,
     language: str,

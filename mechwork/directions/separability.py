@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..errors import InputError, MetricError, check_whole
 from ..models.anatomy import check_ready
+from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table, table_rows
@@ -98,6 +99,7 @@ class SeparabilityStudy(Result, what="separability of neurons"):
         return f"{head}\n{self.to_dataframe().to_string(index=False, float_format='%.3f'.__mod__)}"
 
 
+@borrows
 def study_separability(
     model: TransformerBridge, data: Labelled, sites: Sequence[Site] | None = None, *, n_controls: int = 5, seed: int = 0
 ) -> SeparabilityStudy:

@@ -21,6 +21,7 @@ from torch import Tensor
 from ..directions import Examples
 from ..directions.fit import by_lot
 from ..errors import InputError, check_whole
+from ..models.borrow import borrows
 from ..models.identity import identify_model
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
@@ -63,6 +64,7 @@ class ConceptTrees(Result, what="concepts as trees"):
         )
 
 
+@borrows
 def fit_concept_trees(
     model: TransformerBridge,
     features: FeatureSet,

@@ -144,6 +144,7 @@ MORE: dict[str, Operation] = {
     "sweep_experts": ablation.sweep_experts,
     "contrast_experts": lambda m, t: ablation.contrast_experts(m, t, n_random=1),
     "study_position_bias": ablation.study_position_bias,
+    "explain_self_repair": lambda m, t: ablation.explain_self_repair(m, t, ["a0.h1"], kind="zero", n_random=1),
     # circuits
     "measure_completeness": lambda m, t: circuits.measure_completeness(m, t, circuit_of(m, t), n_steps=1),
     "measure_minimality": lambda m, t: circuits.measure_minimality(m, t, circuit_of(m, t), n_knockouts=0),
@@ -168,6 +169,12 @@ MORE: dict[str, Operation] = {
     "study_probes": lambda m, t: directions.study_probes(m, examples_of(m, t), [STREAM], ["linear"], n_controls=1),
     "study_steering": lambda m, t: mw.study_steering(
         m, t, direction_of(m, t), text=ROWS[:4], methods=["add"], n_random=1
+    ),
+    "study_detection": lambda m, t: directions.study_detection(
+        m, eight(m, t), direction_of(m, t), strengths=[1.0], n_random=1
+    ),
+    "study_attention_repair": lambda m, t: directions.study_attention_repair(
+        m, t, ["a0.h1"], torch.arange(t.pairs.mask.shape[1]).expand_as(t.pairs.mask) < 2, n_random=1
     ),
     "transport_write": lambda m, t: directions.transport_write(m, examples_of(m, t), STREAM),
     # writes
@@ -224,7 +231,8 @@ LACKING: dict[str, str] = {
     ),
     **dict.fromkeys(
         ("choose_layer", "dimension_write", "fit_axes", "fit_classes", "fit_clusters", "fit_curve", "fit_input_gate",
-         "fit_joint_transport", "fit_ridge", "rank_dimensions", "record_positions", "study_cascade", "study_classes",
+         "fit_joint_transport", "fit_ridge", "fit_concept_trees", "fit_graph",
+         "study_separability", "rank_dimensions", "record_positions", "study_cascade", "study_classes",
          "study_flips", "study_shift", "study_spectrum", "sweep_sparse_probe", "train_controller", "study_forgetting",
          "edit_into_subspace", "fit_layer_edit", "share_out"), FITS,
     ),
@@ -235,7 +243,8 @@ LACKING: dict[str, str] = {
     ),
     **dict.fromkeys(
         ("agreement", "capitals", "colored_objects", "docstring", "from_chat", "from_file", "from_generation",
-         "from_prompt", "from_text", "greater_than", "in_context", "induction", "ioi", "pronoun"), WORDS,
+         "from_prompt", "from_text", "greater_than", "in_context", "induction", "ioi", "pronoun", "language_task",
+         "parallel_prompts", "study_behaviour", "study_vector_transfer"), WORDS,
     ),
     "measure_sparsity": ALIKE + "`learn_circuit`", "run_sets": ALIKE + "`study_interactions`",
     "evaluate_spans": ALIKE + "`evaluate`", "run_leaderboard": ALIKE + "`score_edges` and `evaluate`",
