@@ -61,7 +61,7 @@ def find_checkpoints(name: str | Path | Sequence[str | Path], steps: Sequence[in
 
 
 def read_shape(source: str) -> str | None:
-    """Architecture, layers, width and heads of a source, without its weights; None for the hub, which is not asked here."""
+    """Architecture, layers, width and heads of a source, without its weights; None for the hub, which is not asked."""
     base = source.partition("@")[0]
     store, separator, rest = source.partition(":")
     if base in bundled.model_names():
