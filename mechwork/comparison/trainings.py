@@ -1,8 +1,8 @@
 """Trainings of the same compute that differ in one thing: a clamp, the text, a rate. What does it change, and when?
 
 A recipe is trained from several seeds, and again from the same seeds with one thing changed. Steps, texts per step and
-shape stay, and so does compute; other text may be longer or shorter, and `tokens` says so. After each step that the recipe
-keeps, with its clamps held as in training:
+shape stay, and so does compute; other text may be longer or shorter, and `tokens` says so. After each step that the
+recipe keeps, with its clamps held as in training:
 
     loss          weighted cross-entropy on fresh text of the recipe's last mixture, the same for all runs
     accuracy      of induction, on held-out words and templates
