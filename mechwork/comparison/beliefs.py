@@ -11,7 +11,7 @@ every checkpoint and layer:
 
 each for facts that are changed and for untouched ones that the probe was not fitted on, and `by_lot` with the probe's
 labels drawn by lot, mean over `n_controls`. A probe that judges no better than by lot in the first checkpoint holds no
-belief that could drift. Source: drift of beliefs under training on false text (Layer of Truth). Cost: 2 forwards of the
+belief that could drift. Source: Layer of Truth (arXiv:2510.26829). Cost: 2 forwards of the
 facts per checkpoint.
 """
 

@@ -100,12 +100,14 @@ class ShapeStudy(Result):
 
     def __str__(self) -> str:
         names = list(self.courses[0].properties)
-        lines = [f"{'course':<24}" + "".join(f"{part:>11}" for part in (*SHAPE, *names))]
+        wide = {name: max(11, len(name) + 2) for name in (*SHAPE, *names)}
+        lines = [f"{'course':<24}" + "".join(f"{name:>{wide[name]}}" for name in wide)]
         lines += [
-            f"{c.name[-24:]:<24}" + "".join(f"{getattr(c, part):>11}" for part in SHAPE)
-            + "".join(f"{c.properties[name]:>11.4g}" for name in names)
+            f"{c.name[-24:]:<24}"
+            + "".join(f"{getattr(c, part):>{wide[part]}}" for part in SHAPE)
+            + "".join(f"{c.properties[name]:>{wide[name]}.4g}" for name in names)
             for c in self.courses
-        ]  # fmt: skip
+        ]
         for one in self.relations:
             said = ", ".join(f"{part} {rho:+.2f} (p {one.p[part]:.2f})" for part, rho in one.spearman.items())
             lines.append(f"{one.property}: {said}; held-out R^2 {one.r2:.2f} (by lot {one.r2_by_lot:.2f})")

@@ -1,7 +1,8 @@
 """Trainings of the same compute that differ in one thing: a clamp, the text, a rate. What does it change, and when?
 
-A recipe is trained from several seeds, and again from the same seeds with one thing changed (steps, texts per step and
-shape stay, so that compute does). After each step that the recipe keeps, with its clamps held as in training:
+A recipe is trained from several seeds, and again from the same seeds with one thing changed. Steps, texts per step and
+shape stay, and so does compute; other text may be longer or shorter, and `tokens` says so. After each step that the
+recipe keeps, with its clamps held as in training:
 
     loss          weighted cross-entropy on fresh text of the recipe's last mixture, the same for all runs
     accuracy      of induction, on held-out words and templates
@@ -10,8 +11,8 @@ shape stay, so that compute does). After each step that the recipe keeps, with i
 
 Differences are paired by seed (changed minus as it is), their intervals percentiles over resampled seeds; with few
 seeds they are rough, and with one there is none. Sources: clamps while training, Singh et al. 2024; whether induction
-scores say what induction is worth, at matched compute, Sabry and Belz 2025. Cost: one training per recipe and seed,
-each in a folder of its own, from which it goes on when it was stopped.
+scores say what induction is worth, at matched compute, Sabry and Belz 2025 (arXiv:2509.22947). Cost: one training per
+recipe and seed, each in a folder of its own, from which it goes on when it was stopped.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ def find_checkpoints(name: str | Path | Sequence[str | Path], steps: Sequence[in
 
 
 def read_shape(source: str) -> str | None:
-    """Architecture, layers and width of a source, without its weights; None for the hub, which is not asked here."""
+    """Architecture, layers, width and heads of a source, without its weights; None for the hub, which is not asked."""
     base = source.partition("@")[0]
     store, separator, rest = source.partition(":")
     if base in bundled.model_names():
@@ -82,7 +82,8 @@ def _of_config(file: Path) -> str:
     config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     layers = config.get("num_hidden_layers", config.get("n_layer", config.get("num_layers")))
     width = config.get("hidden_size", config.get("n_embd"))
-    return f"{(config.get('architectures') or ['?'])[0]} with {layers} layers of width {width}"
+    heads = config.get("num_attention_heads", config.get("n_head"))
+    return f"{(config.get('architectures') or ['?'])[0]} with {layers} layers of width {width} and {heads} heads"
 
 
 def _of_gguf(path: Path) -> str:
@@ -90,4 +91,5 @@ def _of_gguf(path: Path) -> str:
     from .gguf.config import build_config
 
     config = build_config(read_header(path))
-    return f"{config.architectures[0]} with {config.num_hidden_layers} layers of width {config.hidden_size}"
+    shape = f"{config.num_hidden_layers} layers of width {config.hidden_size} and {config.num_attention_heads} heads"
+    return f"{config.architectures[0]} with {shape}"

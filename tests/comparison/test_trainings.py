@@ -149,6 +149,10 @@ def test_what_a_shape_decides_is_related_to_it(tmp_path: Path) -> None:
     assert "by lot" in str(found)
     with pytest.raises(InputError, match="one architecture"):
         relate_to_shape({**courses, "mixed": [courses["8 x 1"][0], courses["16 x 1"][0]]}, lambda model: 1.0)
+    heads = train(dataclasses.replace(SMALL, keep=(3,), d_model=8, n_heads=1, n_layers=1), tmp_path / "heads")
+    other = save_steps(heads, tmp_path / "heads" / "steps")
+    with pytest.raises(InputError, match="width 8 and 1 heads"):
+        relate_to_shape({**courses, "mixed": [courses["8 x 1"][0], other[0]]}, lambda model: 1.0)
     with pytest.raises(InputError, match="4 courses or more"):
         relate_to_shape(dict(list(courses.items())[:3]), lambda model: 1.0)
     with pytest.raises(InputError, match="is not finite"):

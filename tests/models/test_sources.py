@@ -121,7 +121,7 @@ def test_lists_that_are_refused_before_anything_is_loaded(tmp_path: Path, monkey
 def test_what_does_not_fit_together(tmp_path: Path) -> None:
     gguf_files.write(gguf_files.build("llama"), tmp_path / "a.gguf")
     build_module("gpt2").save_pretrained(tmp_path / "b")
-    assert read_shape(str(tmp_path / "b")) == "GPT2LMHeadModel with 3 layers of width 32"
+    assert read_shape(str(tmp_path / "b")) == "GPT2LMHeadModel with 3 layers of width 32 and 4 heads"
     with pytest.raises(InputError, match=r"LlamaForCausalLM with 3 layers of width 64.*GPT2LMHeadModel"):
         find_checkpoints([tmp_path / "a.gguf", tmp_path / "b"], None)
     with pytest.raises(NotFoundError, match="no model at"):
