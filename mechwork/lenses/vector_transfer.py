@@ -20,6 +20,7 @@ and to choose, T k (1 + r) (T - 1 + k) to apply, and 5 per template for the lens
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -96,7 +97,8 @@ def study_vector_transfer(
     `lenses`: name -> lens (default: the logit lens; ``{}``: none).
 
     Raises:
-        InputError: no tasks, a task with fewer than two templates of four pairs, sites that are not ``resid_post``.
+        InputError: no tasks, a task with fewer than two templates of four pairs, sites that are not ``resid_post``, a
+            strength of 0, a `fit` that gives vectors of other sites or models.
         MetricError: clean and corrupt test pairs of a template have the same mean metric.
         ArtefactError: another model's lens.
 
@@ -110,6 +112,8 @@ def study_vector_transfer(
         raise InputError(f"vectors of one task or more are added after blocks (resid_post); got {list(tasks)}, {sites}")
     if check_whole("n_templates", n_templates) < 2 or check_whole("n_random", n_random) < 1:
         raise InputError(f"two templates and one random vector at least; got {n_templates} and {n_random}")
+    if not math.isfinite(strength) or strength == 0:
+        raise InputError(f"a strength is a finite number other than 0; got {strength}")
     for site in sites:
         anatomy.check_site(site)
     for lens in lenses.values():
@@ -138,8 +142,8 @@ def study_vector_transfer(
                 kept = len(others) if target == name else 1
                 for there, theirs in zip(others[:kept], vectors[target], strict=False):
                     rows.append(_row(model, one, vector, there, theirs, ends[id(there)], strength, n_random, seed))
-        for label, lens in lenses.items():
-            deltas += _deltas(model, name, templates, vectors[name], label, lens, strength, seed)
+        if lenses:
+            deltas += _deltas(model, name, templates, vectors[name], lenses, strength, seed)
         if progress is not None:
             progress(done, 2 * len(parts), f"transfer of {name}")
     facts = build_provenance(
@@ -178,6 +182,11 @@ def _fit_task(
         else [fit(one.fitted, s) for s in sites]
         for one in templates
     ]
+    for vectors in found:
+        for vector, site in zip(vectors, sites, strict=True):
+            vector.check(model)
+            if vector.site != site:
+                raise InputError(f"`fit` makes the vector of a site; asked for {site}, it gave one of {vector.site}")
     if len(sites) == 1:
         return [vectors[0] for vectors in found]
     reached = torch.zeros(len(sites), dtype=torch.float64)
@@ -227,8 +236,8 @@ def _lots(vector: Direction, n: int, seed: int) -> list[Direction]:
 
 @torch.no_grad()
 def _deltas(
-    model: TransformerBridge, name: str, templates: Sequence[_Template], vectors: Sequence[Direction], label: str,
-    lens: Lens, strength: float, seed: int,
+    model: TransformerBridge, name: str, templates: Sequence[_Template], vectors: Sequence[Direction],
+    lenses: Mapping[str, Lens], strength: float, seed: int,
 ) -> list[LensDelta]:  # fmt: skip
     start = int(vectors[0].site.layer or 0)
     sites = [Site("resid_post", i) for i in range(start, int(model.cfg.n_layers))]
@@ -241,33 +250,35 @@ def _deltas(
         ]  # fmt: skip
         answers = one.tested.pairs.correct
         for kept, (pairs, vector) in zip(found, sides, strict=True):
-            kept.append(read_ranks(model, lens, pairs, answers, sites, vector, strength))
-    means = [torch.cat(kept, dim=1).add(1).log2().mean(dim=1) for kept in found]
+            kept.append(read_ranks(model, list(lenses.values()), pairs, answers, sites, vector, strength))
+    means = torch.stack([torch.cat(kept, dim=2).add(1).log2().mean(dim=2) for kept in found], dim=-1)
     return [
-        LensDelta(name, label, site, *(float(value) for value in values))
-        for site, *values in zip(sites, *means, strict=True)
+        LensDelta(name, label, site, *values)
+        for label, by_site in zip(lenses, means.tolist(), strict=True)
+        for site, values in zip(sites, by_site, strict=True)
     ]
 
 
 @torch.no_grad()
 def read_ranks(
-    model: TransformerBridge, lens: Lens, pairs: PromptPairs, answers: Tensor, sites: Sequence[Site],
+    model: TransformerBridge, lenses: Sequence[Lens], pairs: PromptPairs, answers: Tensor, sites: Sequence[Site],
     vector: Direction | None = None, strength: float = 1.0,
-) -> Float[Tensor, "site batch"]:  # fmt: skip
-    """Rank (0: the first) of the best of each prompt's `answers`, read by a lens at its last token after some blocks,
-    with a vector added there.
+) -> Float[Tensor, "lens site batch"]:  # fmt: skip
+    """Rank (0: the first) of the best of each prompt's `answers`, read by every lens at its last token after some
+    blocks, with a vector added there. Cost: 1 forward.
     """
     tokens, readout = pairs.clean_tokens.to(device_of(model)), Readout.of(model)
     writes = [] if vector is None else [write_at_end(pairs, vector, strength)]
     with intervene(model, writes):
         states = record_states(model, tokens, sites)
     rows, ends = torch.arange(len(tokens)), pairs.lengths - 1
-    found = []
-    for site, state in zip(sites, states, strict=True):
-        place = place_after(model, lens, int(site.layer or 0))
-        last = site.layer == int(model.cfg.n_layers) - 1
+    found = torch.zeros(len(lenses), len(sites), len(tokens), dtype=torch.float64)
+    for j, (site, state) in enumerate(zip(sites, states, strict=True)):
         x = state[rows.to(state.device), ends.to(state.device)]
-        logits = readout.logits(x if last or place is None else lens.translate(x, place)).double().cpu()
-        own = logits.gather(-1, answers.clamp(min=0)).masked_fill(answers < 0, -torch.inf).amax(dim=-1, keepdim=True)
-        found.append((logits > own).sum(dim=-1).double())
-    return torch.stack(found)
+        last = site.layer == int(model.cfg.n_layers) - 1
+        for i, lens in enumerate(lenses):
+            place = place_after(model, lens, int(site.layer or 0))
+            logits = readout.logits(x if last or place is None else lens.translate(x, place)).double().cpu()
+            right = logits.gather(-1, answers.clamp(min=0)).masked_fill(answers < 0, -torch.inf)
+            found[i, j] = (logits > right.amax(dim=-1, keepdim=True)).sum(dim=-1)
+    return found

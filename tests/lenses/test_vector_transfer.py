@@ -178,5 +178,10 @@ def test_contracts(tiny_gpt2_64: Any) -> None:
         study_vector_transfer(tiny_gpt2_64, {"a": task}, sites=[Site("mlp_out", 1)])
     with pytest.raises(InputError, match="one random vector"):
         study_vector_transfer(tiny_gpt2_64, {"a": task}, n_random=0)
+    with pytest.raises(InputError, match="other than 0"):
+        study_vector_transfer(tiny_gpt2_64, {"a": task}, strength=0.0)
+    elsewhere = Direction(torch.ones(32, dtype=torch.float64), Site("resid_post", 0))
+    with pytest.raises(InputError, match="it gave one of resid_post"):
+        study_vector_transfer(tiny_gpt2_64, {"a": task}, sites=[SITE], fit=lambda part, site: elsewhere)
     with pytest.raises(InputError, match="six pairs"):
         study_vector_transfer(tiny_gpt2_64, {"a": task}, sites=[SITE], lenses={}).explained()
