@@ -29,16 +29,18 @@ from .errors import InputError, MechworkError
 
 P = ParamSpec("P")
 R = TypeVar("R")
-RAW = (TypeError, AttributeError, ValueError, LookupError, ArithmeticError, RuntimeError, AssertionError)
+RAW = (TypeError, AttributeError, ValueError, LookupError, ArithmeticError, RuntimeError, AssertionError, StopIteration)
 """What a wrong argument causes somewhere inside."""
 MOST = 1000
 """Entries of a sequence that are looked at."""
 LATE = {"TransformerBridge": "transformer_lens.model_bridge"}
 """Names in hints that only type checkers import, and where they are once something else has loaded that."""
+MOST_FLOAT = 1e18
+"""A number that makes a call fail and is as large as this is the cause."""
 PLAIN = {"int": int, "int | None": int, "float": float, "float | None": float}
 """Hints of parameters that are looked at before a call."""
 LEAST = dict.fromkeys(("batch_size", "checkpoint_every", "stop_after", "n_copies", "n_tail"), 1) | {
-    "n_knockouts": 0, "n_neurons": 0, "seed": 0,
+    "n_knockouts": 0, "n_neurons": 0, "n_rows": 0, "n_generated": 0, "seed": 0,
 }  # fmt: skip
 """The least value of parameters that mean the same wherever they are taken; of the others functions say more."""
 
@@ -78,9 +80,10 @@ def no_number(value: Any, hint: type, name: str) -> str:
     """What a parameter of the hint ``int`` or ``float`` is, where the value cannot be it; nothing where it can."""
     if hint is float:
         return "a number, not NaN" if isinstance(value, float) and value != value else ""
-    beyond = isinstance(value, int) and not LEAST.get(name, 1 - 2**63) <= value < 2**63
+    least = LEAST.get(name)
+    beyond = isinstance(value, int) and not (-(2**63) if least is None else least) <= value < 2**63
     if hint is int and (beyond or isinstance(value, float)):
-        return f"a whole number from {LEAST[name]} to 2**63 - 1" if name in LEAST else "a whole number below 2**63"
+        return "a whole number below 2**63" if least is None else f"a whole number from {least} to 2**63 - 1"
     return ""
 
 
@@ -100,6 +103,8 @@ def misfit(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[
             hint = eval(text, plain.__globals__, late) if isinstance(text, str) else text  # noqa: S307 - our own source
         except Exception:  # noqa: BLE001, S112 - names that only type checkers import
             continue
+        if hint is float and fits(value, hint) and not abs(float(value)) < MOST_FLOAT:
+            return f"{name} of {plain.__name__} is a finite number; got {value!r:.80}"
         if not fits(value, hint):
             return f"{name} of {plain.__name__} is {text if isinstance(text, str) else hint}; got {value!r:.80}"
     return ""
@@ -128,7 +133,8 @@ def fits(value: Any, hint: Any, *, deep: bool = True) -> bool:
         named = {name for cls in container.__mro__ if getattr(cls, "_is_protocol", False) for name in _members(cls)}
         return all(hasattr(value, name) for name in named)
     if isinstance(container, type) and issubclass(container, Mapping):
-        return isinstance(value, Mapping)
+        held = value.values() if deep and isinstance(value, Mapping) and len(inner) == 2 else ()
+        return isinstance(value, Mapping) and all(fits(one, inner[1]) for one in held)
     if container in (Sequence, Iterable, list, tuple):
         if isinstance(value, str | bytes | Mapping) or not hasattr(value, "__iter__") or getattr(value, "ndim", 1) == 0:
             return False

@@ -80,6 +80,8 @@ class SteeringBench:
         `MetricError` when clean and corrupt prompts have the same mean metric.
         """
         anatomy = check_ready(model)
+        if text is not None and (text.ndim != 2 or text.is_floating_point()):
+            raise InputError(f"text is token ids [row, pos]; got {text.dtype} {tuple(text.shape)}")
         if n_generated and (text is None or text.shape[1] < OPENING or OPENING + n_generated > anatomy.n_ctx):
             raise InputError(
                 f"continuations need rows of text of at least {OPENING} tokens, and {OPENING} + n_generated tokens in "

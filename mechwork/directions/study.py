@@ -164,6 +164,8 @@ def study_steering(
     direction.check(model)
     if not others and text is None:
         raise InputError("side effects are seen on something else: pass other tasks (`others`) or token ids (`text`)")
+    if not len(strengths):
+        raise InputError("a direction is written at one strength or more; got none")
     names = tuple(METHODS) if methods is None else tuple(methods)
     chosen: dict[tuple[str, str], Ways] = {}
     own: dict[str, Ways] = {**{name: _strengths(direction, name) for name in names}, **(writes or {})}

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..display import Readable
+from ..errors import InputError
 from ..lenses.states import run_to_the_end
 from ..models.anatomy import device_of
 from ..models.borrow import borrows, hooked
@@ -56,6 +57,8 @@ def record_features(model: TransformerBridge, tokens: Tokens, coders: Sequence[C
 
     >>> active = record_features(model, tokens, list(features))[0].features[0, -1].nonzero()
     """
+    if tokens.ndim != 2 or tokens.is_floating_point():
+        raise InputError(f"features are recorded of token ids [batch, pos]; got {tokens.dtype} {tuple(tokens.shape)}")
     found = record_sites(model, tokens, [site for coder in coders for site in (coder.reads, coder.writes)])
     return [code(coder, found[coder.reads], found[coder.writes]) for coder in coders]
 

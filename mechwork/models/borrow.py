@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -224,10 +225,15 @@ def borrows(function: Callable[P, R]) -> Callable[P, R]:
         if not hasattr(model, "register_forward_pre_hook"):
             return function(*args, **kwargs)  # no model: the function itself says so
         told = kwargs.get("progress") if tells else None
-        with borrow(model), pulsing(model, told, function.__name__.replace("_", " ")) as progress:
-            if progress is not None:
-                kwargs["progress"] = progress
-            return function(*args, **kwargs)
+        gradients = torch.is_grad_enabled()
+        try:
+            with borrow(model), pulsing(model, told, function.__name__.replace("_", " ")) as progress:
+                if progress is not None:
+                    kwargs["progress"] = progress
+                return function(*args, **kwargs)
+        except BaseException:
+            torch.set_grad_enabled(gradients)  # an interrupt inside `no_grad.__enter__` leaves them off
+            raise
 
     return held
 

@@ -187,10 +187,10 @@ def study_agreement(
     """
     estimators = [find_estimator(r) for r in rules]
     names = [task.name for task in tasks]
-    if not tasks or len(set(names)) < len(names) or not estimators:
+    if not tasks or len(set(names)) < len(names) or not estimators or not sites:
         raise InputError(
-            f"tasks of different names and at least one composite are needed; got {names} and {len(estimators)} "
-            "composites"
+            f"tasks of different names, at least one composite and one kind of site are needed; got {names}, "
+            f"{len(estimators)} composites and {len(sites)} kinds"
         )
     settings = {
         "direction": direction, "positions": positions, "n_places": n_places, "screen": screen,

@@ -260,7 +260,9 @@ def fit_das(
     anatomy.check_site(site)
     if SITE_KINDS[site.kind].axes not in (("batch", "pos", "d_model"), ("batch", "pos", "d_mlp")):
         raise InputError(f"the host's search runs at sites without heads; got {site}")
-    pairs = task.pairs
+    pairs, width = task.pairs, d_mlp_of(model) if "d_mlp" in SITE_KINDS[site.kind].axes else int(model.cfg.d_model)
+    if not 1 <= rank <= width:
+        raise InputError(f"rank is 1 to {width} at {site}; got {rank}")
     require_one_token(pairs.continuations, "the host's search")
     if not pairs.one_length or not 0 <= position < int(pairs.lengths[0]):
         raise InputError(f"the search needs prompts of one length and a position in them; got position {position}")

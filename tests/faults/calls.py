@@ -37,7 +37,7 @@ SLOW = {"n", "n_random", "n_same_degree", "ig_steps", "n_steps", "steps", "n_res
 """Counts for which a huge value is honest work and not a mistake."""
 
 
-SOME = 9
+SOME = 6
 """Values that a parameter of the operations in `MORE` gets."""
 
 

@@ -119,7 +119,7 @@ def inside(context: Callable[[Any, Any], Any]) -> Operation:
     """Two forwards within a context of writes."""
 
     def run(model: Any, task: Any) -> None:
-        with context(model, task), torch.no_grad():
+        with context(model, task):
             model(task.pairs.clean_tokens)
             model(task.pairs.clean_tokens[:1])
 

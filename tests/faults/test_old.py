@@ -6,7 +6,7 @@ import errno
 import math
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +15,26 @@ import torch
 
 import mechwork as mw
 from mechwork.ablation import AblationSpec
-from mechwork.arguments import checked, fits, misfit
+from mechwork.arguments import checked, fits, misfit, no_number
 from mechwork.artefact import write_artefact
 from mechwork.checkpoint import Checkpoint
 from mechwork.circuits import measure_completeness
 from mechwork.directions import Direction, Examples
+from mechwork.edits import compare_with_patch
 from mechwork.errors import BusyError, InputError, MetricError, StorageError
+from mechwork.features import record_features
 from mechwork.files import read_json, write_json
 from mechwork.lenses import open_text
-from mechwork.models.borrow import borrow
+from mechwork.models.borrow import borrow, borrows
+from mechwork.patching import fit_das, study_agreement
 from mechwork.relevance.install import install
 from mechwork.sites import Site
 from mechwork.tasks.task import Task
 from tests.families import build_model, build_task
 from tests.faults.core import changes, softmax_slope, thread_state
 from tests.faults.interrupts import Counter, fault
+
+STREAM = Site("resid_post", 1)
 
 
 def test_1_a_checkpoint_is_one_file(tmp_path: Path) -> None:
@@ -118,6 +123,23 @@ def test_an_interrupt_at_any_line_of_a_loan_gives_the_model_back() -> None:
         lent(k)
         assert model not in _loans, k
         assert not model._forward_pre_hooks, k
+
+
+def test_an_interrupt_at_the_door_of_no_grad_gives_gradients_back(tiny_gpt2: Any) -> None:
+    """Between switching them off and entering the block, one left them off for the whole thread."""
+
+    @borrows
+    def interrupted(model: Any) -> None:
+        torch.set_grad_enabled(False)
+        raise KeyboardInterrupt("injected")
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(tiny_gpt2)
+    assert torch.is_grad_enabled()
+    with torch.no_grad():
+        with pytest.raises(KeyboardInterrupt):
+            interrupted(tiny_gpt2)
+        assert not torch.is_grad_enabled()
 
 
 def test_an_interrupt_between_putting_a_hook_on_and_noting_it_leaves_none(
@@ -262,10 +284,52 @@ def test_wrong_types_are_named_and_right_ones_are_not() -> None:
     for value, hint, expected in (
         (1, int, True), (True, int, False), (1.5, int, False), (torch.tensor(2), int, True), (1, float, True),
         ("x", float, False), (None, int | None, True), ([1, "x"], list[int], False), ((1, 2), tuple[int, int], True),
-        ("ab", list[str], False), (len, Callable[..., int], True), (3, Callable[..., int], False), (3, "unknown", True),
+        ("ab", list[str], False),
+        ({"a": 1}, dict[str, str], False), ({"a": 1}, Mapping[str, int], True),
+        (len, Callable[..., int], True), (3, Callable[..., int], False), (3, "unknown", True),
     ):  # fmt: skip
         assert fits(value, hint) is expected, (value, hint)
     assert misfit(search, (task,), {"nonsense": 3}) == ""
+    for bad in (math.inf, 10**30, torch.tensor(math.nan)):
+        assert "threshold of search is a finite number" in misfit(search, (task, bad), {})
+    with pytest.raises(InputError, match="threshold of search is a number, not NaN; got nan"):
+        search(task, math.nan)
+    for name, hint, value, held in (
+        ("n_rows", int, -1, False), ("n_rows", int, 0, True), ("layer", int, -1, True), ("layer", int, 2**63, False),
+        ("batch_size", int, 0, False), ("k", int, 2.0, False), ("x", float, math.inf, True), ("x", float, "y", True),
+    ):  # fmt: skip
+        assert (no_number(value, hint, name) == "") is held, (name, value)
+
+
+def test_text_that_is_no_rows_of_ids_is_refused_before_any_steering(tiny_gpt2: Any, tiny_task: Task) -> None:
+    direction = Direction(torch.ones(32), Site("resid_post", 1))
+    for text in (torch.tensor(math.nan), torch.tensor([1, 2]), torch.ones(2, 3)):
+        with pytest.raises((InputError, TypeError), match=r"token ids|Type-check"):
+            mw.study_steering(tiny_gpt2, tiny_task, direction, methods=["add"], text=text)
+
+
+EMPTY: dict[str, Callable[[Any, Task], object]] = {
+    "no kinds": lambda m, t: study_agreement(m, [t], sites=[]),
+    "no strengths": lambda m, t: mw.study_steering(m, t, Direction(torch.ones(32), STREAM), text=t.pairs.clean_tokens,
+                                                   strengths=[]),
+    "no rank": lambda m, t: fit_das(m, t, STREAM, position=8, rank=0),
+    "too large a rank": lambda m, t: fit_das(m, t, STREAM, position=8, rank=33),
+    "no direction among neurons": lambda m, t: compare_with_patch(m, t, Direction(torch.ones(32), STREAM), t),
+    "no rows": lambda m, t: record_features(m, torch.tensor([1, 2]), []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_what_is_empty_or_of_no_shape_is_refused_before_any_forward(name: str, tiny_gpt2: Any, tiny_task: Task) -> None:
+    runs: list[int] = []
+    handle = tiny_gpt2.register_forward_pre_hook(lambda *_: runs.append(1))
+    try:
+        with pytest.raises((InputError, TypeError)) as refusal:
+            EMPTY[name](tiny_gpt2, tiny_task)
+    finally:
+        handle.remove()
+    assert len(str(refusal.value)) > 15
+    assert not runs
 
 
 NAMED: dict[str, tuple[Callable[[Any, Task, Any], object], tuple[Any, ...]]] = {
