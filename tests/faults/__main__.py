@@ -1,7 +1,7 @@
 """``python -m tests.faults [--part NAME ...] [--seed N] [--scale X]``: attack, and print tried / held / failures.
 
-``--scale 1`` (default) takes about 20 minutes of one core, ``.05`` what the gate runs. Exit status 1 when something did
-not hold. ``--list`` names the parts.
+``--scale 1`` (default) takes about 25 minutes of one core (CONTRIBUTING has the seconds of each part), ``.05`` what the
+gate runs. Exit status 1 when something did not hold. ``--list`` names the parts.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def calls() -> Calls:
     model, task = model_of("gpt2"), small_task()
     scores = mw.score_edges(model, task)
     pairs = {"model": model, "task": task}
-    return recorded(model, task) | {
+    return {
         "patch": (mw.patch, {**pairs, "sites": ["z"]}),
         "attribute": (mw.attribute, {**pairs, "sites": ["z"]}),
         "score_edges": (mw.score_edges, pairs),
@@ -99,6 +99,12 @@ def calls() -> Calls:
     }  # fmt: skip
 
 
+@cache
+def every() -> Calls:
+    """Those and the operations of `MORE`."""
+    return recorded(model_of("gpt2"), small_task()) | calls()
+
+
 def parameters(function: Callable[..., Any]) -> list[str]:
     kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
     return [p.name for p in inspect.signature(function).parameters.values() if p.kind not in kinds and p.name != "self"]
@@ -106,7 +112,7 @@ def parameters(function: Callable[..., Any]) -> list[str]:
 
 def one(tally: Tally, name: str, parameter: str, bad: Any) -> None:
     """One wrong argument."""
-    function, arguments = calls()[name]
+    function, arguments = calls()[name] if name in calls() else every()[name]
     given = {**arguments, parameter: bad}
     if parameter in ("checkpoint", "folder", "out") and isinstance(bad, str | bytes | Path):
         return  # what may be written where is the part `disk`
@@ -137,7 +143,7 @@ def run(tally: Tally) -> None:
     before = whole_state(model)
     cases = [
         (name, parameter, i)
-        for name, (function, _) in calls().items()
+        for name, (function, _) in (calls() if tally.scale < 0.5 else every()).items()
         for parameter in parameters(function)
         for i in (tally.draw.sample(range(len(BAD)), SOME) if name in MORE else range(len(BAD)))
     ]

@@ -14,7 +14,7 @@ from tests.faults.operations import LACKING, MORE, public
 
 HELD = set(MORE) | {name.split()[0] for name in PLAIN}
 SCALES = {
-    "interrupts": 0.04, "disk": 0.1, "together": 0.05, "loaders": 0.02, "commands": 0.03,
+    "interrupts": 0.03, "disk": 0.1, "together": 0.05, "loaders": 0.02, "commands": 0.03,
     "state": 0.03, "gim": 0.03, "calls": 0.01, "strings": 0.05, "halves": 0.02, "kills": 0.05, "tampering": 0.1,
 }  # fmt: skip
 
