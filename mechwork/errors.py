@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import difflib
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class MechworkError(Exception):
@@ -98,6 +98,17 @@ def check_whole(what: str, value: object, *, least: int | None = None) -> int:
     if number is None or isinstance(value, bool) or not (-(2**63) if least is None else least) <= number < 2**63:
         raise InputError(f"{what} is {wanted}; got {value!r}")
     return number
+
+
+def some_or_all(what: str, given: Sequence[str] | None, every: Sequence[str]) -> tuple[str, ...]:
+    """The names that were given, or every one where None was. Raises `InputError`, naming `what`, for a text or none at
+    all.
+    """
+    if given is None:
+        return tuple(every)
+    if isinstance(given, str) or not len(given):
+        raise InputError(f"{what} is a list, e.g. [{every[0]!r}], or None for all; got {given!r}")
+    return tuple(given)
 
 
 def check_seed(seed: object) -> int:

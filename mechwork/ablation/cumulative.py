@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, some_or_all
 from ..models.anatomy import read_anatomy
 from ..models.borrow import borrows
 from ..models.identity import identify_model
@@ -109,7 +109,7 @@ def study_cumulative(
     Importance is measured on ``task.train``, curves on ``task.test`` (the same pairs where a task has no splits).
     """
     anatomy = read_anatomy(model)
-    chosen = tuple(targets or (*all_heads(anatomy), *all_mlps(anatomy)))
+    chosen = some_or_all("targets", targets, (*all_heads(anatomy), *all_mlps(anatomy)))
     grid = tuple(sizes or _grid(len(chosen)))
     if any(not 1 <= n <= len(chosen) for n in grid) or list(grid) != sorted(set(grid)):
         raise InputError(f"sizes are increasing numbers from 1 to {len(chosen)}; got {grid}")

@@ -18,11 +18,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..errors import some_or_all
 from ..execute import MemoryBudget, Progress
 from ..models.anatomy import device_of, final_norm
 from ..models.borrow import borrows
 from ..models.identity import identify_model
-from ..names import head_name
 from ..patching.exact import plan_sweep
 from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
@@ -32,6 +32,7 @@ from ..runs.writes import answer_directions
 from ..sites import Site
 from ..tasks.pairs import END
 from ..tasks.task import Task
+from .targets import all_heads
 from .units import STUDY, given_means
 
 if TYPE_CHECKING:
@@ -134,9 +135,7 @@ def study_heads(
     Raises `InputError` for heads that the model does not have, and for a budget too small for one patched run.
     """
     anatomy = check_task(model, task)
-    names = list(
-        heads or [head_name(layer, head) for layer in range(anatomy.n_layers) for head in range(anatomy.n_heads)]
-    )
+    names = list(some_or_all("heads", heads, all_heads(anatomy)))
     places = [parse_head(anatomy, name) for name in names]
     job = plan_sweep(model, task, ["z"], direction="noise", positions="all", memory_budget=memory_budget)
     pairs = task.pairs.to(device_of(model))

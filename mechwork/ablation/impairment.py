@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, some_or_all
 from ..models.anatomy import read_anatomy
 from ..models.borrow import borrows
 from ..models.identity import identify_model
@@ -146,7 +146,7 @@ def study_impairment(
     if len(tasks) < 2 or len(set(names)) != len(names):
         raise InputError(f"impairment compares at least two tasks of different names; got {', '.join(names) or 'none'}")
     anatomy = read_anatomy(model)
-    chosen = tuple(components or (*all_heads(anatomy), *all_mlps(anatomy)))
+    chosen = some_or_all("components", components, (*all_heads(anatomy), *all_mlps(anatomy)))
     if not 1 <= n_chosen <= len(chosen):
         raise InputError(f"n_chosen is between 1 and {len(chosen)}; got {n_chosen}")
     spec = AblationSpec(chosen, kind, seed=seed)

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, some_or_all
 from ..models.anatomy import read_anatomy
 from ..models.borrow import borrows
 from ..models.identity import identify_model
@@ -170,7 +170,7 @@ def study_knock_out_in(
     target.
     """
     anatomy = read_anatomy(model)
-    names = tuple(targets or (*all_heads(anatomy), *all_mlps(anatomy)))
+    names = some_or_all("targets", targets, (*all_heads(anatomy), *all_mlps(anatomy)))
     fitted = ensure_fitted(model, task, AblationSpec(names, kind, seed=seed), reference)
     others = [tuple(other for other in names if other != name) for name in names]
     found = run_sets(

@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, some_or_all
 from ..execute.memory import MemoryBudget
 from ..models.anatomy import ModelAnatomy, device_of
 from ..models.borrow import borrows
@@ -161,7 +161,7 @@ def study_self_repair(
             "direct effects add up only for a metric that is linear in uncapped logits (logit_difference); "
             f"got {task.metric.name} with a soft cap of {anatomy.final_soft_cap}"
         )
-    names = tuple(heads or all_heads(anatomy))
+    names = some_or_all("heads", heads, all_heads(anatomy))
     places = [parse_head(anatomy, name) for name in names]
     streams = [Site("resid_post", layer) for layer in range(anatomy.n_layers)]
     size = prompts_that_fit(model, task.pairs, memory_budget, sites=streams * 4)

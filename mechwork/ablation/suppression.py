@@ -30,7 +30,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, some_or_all
 from ..interventions import Add, Chosen, Write, intervene
 from ..models.anatomy import device_of, final_norm
 from ..models.borrow import borrows
@@ -145,6 +145,8 @@ def study_copy_suppression(
             "norm after attention; "
             f"got {task.metric.name}, {anatomy.architecture}"
         )
+    if heads is not None:
+        heads = some_or_all("heads", heads, all_heads(anatomy))
     for head in heads or ():
         parse_head(anatomy, head)
     pairs = task.pairs.to(device_of(model))

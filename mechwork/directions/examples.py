@@ -219,6 +219,8 @@ def record_examples(
     Raises `InputError` for sites without a vector per position, or without a head where the kind has heads.
     """
     anatomy = check_ready(model)
+    if not len(sites):
+        raise InputError("states are read at one site or more, e.g. [Site('resid_post', 3)]; got none")
     for site in sites:
         check_vector_site(site)
         anatomy.check_site(site)

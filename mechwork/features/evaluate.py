@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, check_whole
 from ..execute import ModelRef, Unit, Work
 from ..execute.drive import run_units
 from ..execute.unit import Run, Tensors
@@ -156,6 +156,7 @@ def evaluate_features(
     """
     features.check(model)
     stream = text if isinstance(text, TextStream) else open_text(model, text)
+    check_whole("start", start, least=0)
     rows = [row for row in stream.rows(start, n_rows) if len(row) > skip + 1]
     if len(rows) < 2:
         raise InputError(

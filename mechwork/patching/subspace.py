@@ -9,6 +9,7 @@ singular directions. An effect along a direction does not yet show that the mode
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -263,6 +264,8 @@ def fit_das(
     pairs, width = task.pairs, d_mlp_of(model) if "d_mlp" in SITE_KINDS[site.kind].axes else int(model.cfg.d_model)
     if not 1 <= rank <= width:
         raise InputError(f"rank is 1 to {width} at {site}; got {rank}")
+    if not 0 < lr < math.inf:
+        raise InputError(f"a learning rate is a finite number above 0; got lr={lr}")
     require_one_token(pairs.continuations, "the host's search")
     if not pairs.one_length or not 0 <= position < int(pairs.lengths[0]):
         raise InputError(f"the search needs prompts of one length and a position in them; got position {position}")

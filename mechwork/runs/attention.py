@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .. import names
-from ..errors import InputError
+from ..errors import InputError, some_or_all
 from ..models.anatomy import ModelAnatomy, read_anatomy
 from ..models.borrow import borrows
 from ..provenance import Provenance, build_provenance
@@ -62,13 +62,8 @@ def record_attention(
     Raises `InputError` for heads that the model does not have or that are not written like ``"a3.h1"``.
     """
     anatomy = read_anatomy(model) if isinstance(task, str) else check_task(model, task)
-    if isinstance(heads, str):
-        raise InputError(f"heads is a list, e.g. ['a3.h1']; got {heads!r}")
-    if heads is not None and not len(heads):
-        raise InputError("heads is a list of heads, e.g. ['a3.h1'], or None for all; got an empty one")
-    heads = tuple(heads or ()) or tuple(
-        names.head_name(i, j) for i in range(anatomy.n_layers) for j in range(anatomy.n_heads)
-    )
+    every = [names.head_name(i, j) for i in range(anatomy.n_layers) for j in range(anatomy.n_heads)]
+    heads = some_or_all("heads", heads, every)
     places = [parse_head(anatomy, head) for head in heads]
     layers = sorted({layer for layer, _ in places})
     sites = [Site("pattern", layer) for layer in layers]
@@ -113,6 +108,8 @@ def attention_between(
     """
     anatomy = check_task(model, task)
     masks = task.pairs.spans
+    if not len(spans):
+        raise InputError("attention is measured between pairs of spans, e.g. [('END', 'S1')]; got none")
     for name in {name for pair in spans for name in pair}:
         if name not in masks:
             raise InputError(f"task {task.name!r} has the spans {', '.join(masks) or 'none'}; got {name!r}")
