@@ -53,7 +53,7 @@ def test_what_now_works(bundled_model: Any) -> None:
         (lambda m, t: unchecked(mw.record_attention)(m, t, "a0.h1"), "heads is a list"),
         (lambda m, t: mw.attribute(m, t, ["z"]).top(0), "at least 1"),
         (lambda m, t: t.describe(0), "pairs to show"),
-        (lambda m, t: unchecked(mw.record_attention)(m, t, []), "got an empty one"),
+        (lambda m, t: unchecked(mw.record_attention)(m, t, []), r"None for all; got \[\]"),
         (lambda m, t: unchecked(check_whole)("n_edges", 3.5, least=1), "n_edges is a whole number, at least 1"),
         (lambda m, t: unchecked(check_whole)("n", True), "n is a whole number; got True"),
         (lambda m, t: unchecked(check_whole)("seed", "x"), "seed is a whole number; got 'x'"),
