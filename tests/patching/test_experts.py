@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mechwork.errors import InputError
 from mechwork.patching import Tricks, attribute, patch
+from mechwork.render.panels.heatmap import heatmap_figure
 from mechwork.tasks.task import Task
 from tests.families import borrowed, build_hard_task, build_model, build_task
 from tests.gate import fewer
@@ -97,3 +98,11 @@ def test_refused_where_there_are_none_and_drawn_where_there_are(tiny_gpt2_64: An
     assert found["expert_out"].axes == ("layer", "expert")
     assert int(found["expert_out"].values.isnan().sum()) == 2
     assert "m1.e0" in found["expert_out"]._repr_html_()
+    alone, spans = (_cells(patch(model, task, ["expert_out"], positions=how)["expert_out"]) for how in ("all", "each"))
+    assert {"m2.e3"} <= {node for _, _, node in alone} == {place for place, _, _ in alone}
+    assert {node for _, _, node in spans} == {node for _, _, node in alone}
+
+
+def _cells(effect: Any) -> list[list[str]]:
+    """What every cell of the drawing says: place, effect, the node that it selects."""
+    return [cell for trace in heatmap_figure(effect).data for row in trace.customdata for cell in row]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...display import draws
 from ...errors import InputError
+from ...names import EXPERT_OUT, expert_name, head_name, mlp_name
 from ...patching.result import Effect, Effects
 from ..page.figure import MUTED, NEGATIVE, POSITIVE, figure_fragment, figures_page, plotly_text, titled
 from ..page.page import Fragment
@@ -155,8 +156,10 @@ def heading(effect: Effect) -> str:
 def node_of(kind: str, layer: str, head: str | None) -> str:
     """The node of the circuit graph that a cell is about; empty where there is none."""
     if kind == "mlp_out":
-        return f"m{layer}"
-    return f"a{layer}.h{head}" if head is not None and kind in ("z", "result", "q", "pattern") else ""
+        return mlp_name(layer)
+    if kind == EXPERT_OUT:
+        return expert_name(layer, head) if head is not None else ""
+    return head_name(layer, head) if head is not None and kind in ("z", "result", "q", "pattern") else ""
 
 
 def _page_title(effect: Effect) -> str:
@@ -188,13 +191,14 @@ def _cell_data(
     effect: Effect, panel: str, cells: Tensor, errors: Tensor, labels: tuple[str, ...], layers: tuple[str, ...]
 ) -> list[list[list[str]]]:
     """Per cell: where, how much, and the node it selects."""
-    by_head = effect.axes == ("layer", "head")
+    alone = effect.axes in (("layer", "head"), ("layer", "expert"))
     rows = []
     for y, layer in enumerate(layers):
         row = []
         for x, label in enumerate(labels):
-            head = label if by_head else panel.removeprefix("head ") or None
-            place = f"a{layer}.h{label}" if by_head else _place(effect, layer, label, panel)
+            head = label if alone else panel.removeprefix("head ").removeprefix("expert ") or None
+            named = head_name if effect.axes[-1] == "head" else expert_name
+            place = named(layer, label) if alone else _place(effect, layer, label, panel)
             error = float(errors[y, x])
             spread = "" if math.isnan(error) else f" ± {signed(error).lstrip('+')} (SE)"
             row.append([place, f"{signed(float(cells[y, x]))}{spread}", node_of(effect.kind, layer, head)])
