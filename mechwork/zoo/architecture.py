@@ -125,7 +125,9 @@ def _mixtral(recipe: Recipe, vocabulary: int) -> PreTrainedModel:
         num_experts_per_tok=N_CHOSEN,
         sliding_window=None,
     )
-    return hf.MixtralForCausalLM(config)
+    model = hf.MixtralForCausalLM(config)
+    model.set_experts_implementation("eager")  # the grouped kernels know no float64
+    return model
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
