@@ -105,4 +105,5 @@ def test_refused_where_there_are_none_and_drawn_where_there_are(tiny_gpt2_64: An
 
 def _cells(effect: Any) -> list[list[str]]:
     """What every cell of the drawing says: place, effect, the node that it selects."""
-    return [cell for trace in heatmap_figure(effect).data for row in trace.customdata for cell in row]
+    traces: Any = heatmap_figure(effect).data
+    return [cell for trace in traces for row in trace.customdata for cell in row]
