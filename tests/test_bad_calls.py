@@ -114,3 +114,15 @@ def test_counts_and_seeds_are_whole_numbers() -> None:
     """In a process of its own, without the type checks that the tests add inside the package too."""
     done = subprocess.run([sys.executable, "-c", PLAIN], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True"] * 8
+
+
+def test_half_of_a_surrogate_pair_is_no_text(bundled_model: Any) -> None:
+    half = "\udcff"
+    for call in (
+        lambda: mw.read_lens(bundled_model, half, "logit"),
+        lambda: mw.tasks.from_text(bundled_model, "The cat", "The dog", half, " a"),
+        lambda: mw.lenses.open_text(bundled_model, [half]).rows(0, 1),
+        lambda: mw.attribute_tokens(bundled_model, half, 3),
+    ):
+        with pytest.raises(InputError, match=r"half of a surrogate pair is no character; got '.udcff'"):
+            call()

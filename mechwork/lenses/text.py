@@ -33,7 +33,7 @@ from ..errors import InputError, NotFoundError, UnknownNameError
 from ..models.anatomy import read_anatomy
 from ..models.borrow import borrows
 from ..provenance import Provenance, hash_json, hash_tensors
-from ..tasks.encode import prepends_bos, require_tokenizer
+from ..tasks.encode import plain_ids, prepends_bos, require_tokenizer
 from .prompts import Prompts
 
 if TYPE_CHECKING:
@@ -130,11 +130,7 @@ def open_text(
     begin = [model.tokenizer.bos_token_id] if model.tokenizer is not None and prepends_bos(model) else []
 
     def encode(document: Any) -> Row:
-        ids = (
-            require_tokenizer(model)(document, add_special_tokens=False)["input_ids"]
-            if isinstance(document, str)
-            else _ids(document)
-        )
+        ids = plain_ids(model, document) if isinstance(document, str) else _ids(document)
         if ids and not 0 <= min(ids) <= max(ids) < anatomy.d_vocab:
             raise InputError(
                 f"token ids of this model are 0 to {anatomy.d_vocab - 1}; the text has {min(ids)} to {max(ids)}"

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from .continuations import Continuations, beginnings, pad_questions, tabulate
-from .encode import answer_token, require_tokenizer
+from .encode import answer_token, plain_ids
 from .metrics import Metric
 from .padding import token_id
 from .pairs import END, Spans
@@ -129,13 +129,10 @@ def nested_ids(correct: Any, incorrect: Any, n: int) -> list[AnswerIds]:
 
 def answer_ids(model: TransformerBridge, texts: AnswerTexts, metric: Metric, row: int) -> AnswerIds:
     """The token ids of a question's answers; raises `InputError` for several tokens under a metric of one."""
-    tokenizer = require_tokenizer(model)
     if metric.takes == "one":
         for text in (*texts[0], *texts[1]):
             answer_token(model, text, f" of pair {row}", SEVERAL)
-    correct, incorrect = (
-        [tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in side] for side in texts
-    )
+    correct, incorrect = ([tuple(plain_ids(model, text)) for text in side] for side in texts)
     return correct, incorrect
 
 

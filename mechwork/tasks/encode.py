@@ -25,17 +25,27 @@ def prepends_bos(model: TransformerBridge) -> bool:
     return bool(model.cfg.default_prepend_bos) and require_tokenizer(model).bos_token_id is not None
 
 
+def plain_ids(model: TransformerBridge, text: str) -> list[int]:
+    """Token ids of a text alone; raises `InputError` for half of a surrogate pair, which no tokenizer takes."""
+    tokenizer = require_tokenizer(model)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"half of a surrogate pair is no character; got {text!r:.80}") from None
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
 def tokenise(model: TransformerBridge, text: str, *, complete: bool = False) -> list[int]:
     """Token ids of a prompt, with the model's own habit about the beginning-of-sequence token (`complete`: none is put
     before it).
     """
-    ids = require_tokenizer(model)(text, add_special_tokens=False)["input_ids"]
-    return [model.tokenizer.bos_token_id, *ids] if prepends_bos(model) and not complete else list(ids)
+    ids = plain_ids(model, text)
+    return [model.tokenizer.bos_token_id, *ids] if prepends_bos(model) and not complete else ids
 
 
 def single_token(model: TransformerBridge, word: str) -> int | None:
     """The id of `word` (with its leading space, if it has one) when the tokenizer knows it as one token."""
-    ids = require_tokenizer(model)(word, add_special_tokens=False)["input_ids"]
+    ids = plain_ids(model, word)
     return ids[0] if len(ids) == 1 else None
 
 
@@ -46,7 +56,7 @@ def answer_token(
     remedy: str = "Use a shorter word, or check the leading space.",
 ) -> int:
     """The id of an answer; raises `InputError`, with its pieces, for text that is not a single token."""
-    ids = require_tokenizer(model)(text, add_special_tokens=False)["input_ids"]
+    ids = plain_ids(model, text)
     if len(ids) != 1:
         pieces = [model.tokenizer.decode([i]) for i in ids]
         raise InputError(f"an answer must be a single token; {text!r}{where} is {len(pieces)}: {pieces}. {remedy}")
