@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from ..arguments import checked
 from ..errors import InputError
 from ..provenance import Provenance, build_provenance
 from ..result import Result
@@ -81,6 +82,7 @@ class MaskStudy(Result, what="graphs of masks"):
         return "\n".join(lines)
 
 
+@checked
 def study_masks(n: int, n_layers: int, masks: Mapping[str, Mask] | None = None) -> MaskStudy:
     """Follow uniform attention under each mask (default: `default_masks`) over `n_layers` layers of `n` tokens.
 

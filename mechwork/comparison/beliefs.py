@@ -34,6 +34,8 @@ from ..models.load import load_model
 from ..provenance import Provenance, build_provenance
 from ..result import Result
 from ..runs.record import record_run
+from ..runs.room import prompts_that_fit
+from ..sites import Site
 from ..tasks.encode import single_token, tokenise
 from ..tasks.pairs import PromptPairs
 from .over_training import Sources, at_least_two
@@ -41,8 +43,6 @@ from .over_training import Sources, at_least_two
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-BATCH = 64
-"""Facts per forward."""
 LEAST = 4
 """Subjects of either kind, at least."""
 
@@ -210,7 +210,8 @@ def _record(model: TransformerBridge, pairs: PromptPairs) -> tuple[list[Float[Te
     n_layers, readout = read_anatomy(model).n_layers, Readout.of(model)
     differences: list[list[Tensor]] = [[] for _ in range(n_layers)]
     ranked: list[list[Tensor]] = [[] for _ in range(n_layers)]
-    for part in pairs.batches(BATCH):
+    sites = [Site("resid_post", layer) for layer in range(n_layers)]
+    for part in pairs.batches(prompts_that_fit(model, pairs, sites=sites * 2)):
         true, false = (record_run(model, part, ["resid_post"], corrupt=side, n_tail=1) for side in (False, True))
         each, end = torch.arange(len(part)), part.lengths - 1
         for layer in range(n_layers):

@@ -27,7 +27,7 @@ from ..provenance import Provenance, build_provenance
 from ..result import Result, Table
 from .concepts import record_concept
 from .feature_set import FeatureSet
-from .reasoning import Implication, Proposition, Reasoner
+from .reasoning import Implication, Proposition, Reasoner, tell_apart
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -118,14 +118,9 @@ def _fit(
         from sklearn.tree import DecisionTreeClassifier
     except ImportError as error:
         raise InputError("trees need scikit-learn: pip install 'mechwork[trees]'") from error
-    fitted = torch.isin(examples.groups, examples.split(seed=seed)[0].groups.unique())
     labels = examples.labels
-    sides = [f[fitted & side] for side in (labels, ~labels)]
-    if not all(len(side) for side in (*sides, f[~fitted & labels], f[~fitted & ~labels])):
-        raise InputError(f"{name} needs prompts of both classes among those fitted and those held out; give more")
-    spread = sides[0].std(dim=0, unbiased=False) + sides[1].std(dim=0, unbiased=False) + 1e-6
-    apart = (sides[0].mean(dim=0) - sides[1].mean(dim=0)).abs() / spread
-    chosen = apart.argsort(descending=True, stable=True)[:n]
+    fitted, difference, spread = tell_apart(name, f, examples, seed)
+    chosen = (difference.abs() / spread).argsort(descending=True, stable=True)[:n]
     made: Any = DecisionTreeClassifier(max_depth=depth, class_weight="balanced", random_state=seed)
     made.fit(f[fitted][:, chosen].numpy(), labels[fitted].numpy())
     asked, paths = _read(name, made.tree_, chosen.tolist())

@@ -328,19 +328,29 @@ def fit_propositions(
 
 
 def _proposition(name: str, f: Float[Tensor, "prompt feature"], examples: Examples, n: int, seed: int) -> Proposition:
-    fitted = torch.isin(examples.groups, examples.split(seed=seed)[0].groups.unique())
     labels = examples.labels
-    sides = [f[fitted & side] for side in (labels, ~labels)]
-    if not all(len(side) for side in (*sides, f[~fitted & labels], f[~fitted & ~labels])):
-        raise InputError(f"{name} needs prompts of both classes among those fitted and those held out; give more")
-    difference = sides[0].mean(dim=0) - sides[1].mean(dim=0)
-    spread = sides[0].std(dim=0, unbiased=False) + sides[1].std(dim=0, unbiased=False) + 1e-6
+    fitted, difference, spread = tell_apart(name, f, examples, seed)
     chosen = (difference / spread).argsort(descending=True, stable=True)[:n]
     scores = f[:, chosen] @ difference[chosen]
     threshold = best_threshold(scores[fitted], labels[fitted])
     right = (scores > threshold) == labels
     accuracy = sum(float(right[~fitted & side].double().mean()) for side in (labels, ~labels)) / 2
     return Proposition(name, tuple(chosen.tolist()), tuple(difference[chosen].tolist()), threshold, accuracy)
+
+
+def tell_apart(
+    name: str, f: Float[Tensor, "prompt feature"], examples: Examples, seed: int
+) -> tuple[Bool[Tensor, " prompt"], Float[Tensor, " feature"], Float[Tensor, " feature"]]:
+    """Which prompts are fitted, and of those the difference of the classes' means and their summed spreads. Raises
+    `InputError` where a part has one class only.
+    """
+    fitted = torch.isin(examples.groups, examples.split(seed=seed)[0].groups.unique())
+    labels = examples.labels
+    sides = [f[fitted & side] for side in (labels, ~labels)]
+    if not all(len(side) for side in (*sides, f[~fitted & labels], f[~fitted & ~labels])):
+        raise InputError(f"{name} needs prompts of both classes among those fitted and those held out; give more")
+    spread = sides[0].std(dim=0, unbiased=False) + sides[1].std(dim=0, unbiased=False) + 1e-6
+    return fitted, sides[0].mean(dim=0) - sides[1].mean(dim=0), spread
 
 
 def _check_scope(scope: str) -> str:

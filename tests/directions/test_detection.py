@@ -39,7 +39,8 @@ def test_rates_are_those_of_runs_with_a_hook(family: str) -> None:
         assert found.rows[0].said == pytest.approx(float((plain > 0).double().mean()))
         assert [(row.direction, row.strength) for row in found.rows[1:3]] == [("drawn", 1.0), ("drawn", 4.0)]
         assert [row.direction for row in found.rows[3:]] == ["random 0, as long as drawn"] * 2
-        for row, vector in zip(found.rows[1:], [direction.vector] * 2 + [direction.random_control(0).vector] * 2):  # noqa: B905
+        vectors = [direction.vector] * 2 + [direction.random_control(0).vector] * 2
+        for row, vector in zip(found.rows[1:], vectors, strict=True):
 
             def put(x: Tensor, hook: Any, change: Tensor = row.strength * vector) -> Tensor:
                 return x + change
